@@ -1,0 +1,1 @@
+"""From a store to batches: decoding, tokenising, ordering. One room above `data_tools`."""
