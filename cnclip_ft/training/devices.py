@@ -1,0 +1,74 @@
+"""Collectives the objectives need, written so that gloo and nccl give the same numbers."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+class _GatherRows(torch.autograd.Function):
+    """All ranks' rows, in rank order; backward sums what every rank says about each row and keeps the own ones."""
+
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:
+        ctx.rows = len(rows)
+        return gather_rows_detached(rows)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+        grad = grad.contiguous()
+        if dist.get_backend() == "gloo":  # gloo has no reduce-scatter
+            dist.all_reduce(grad)
+            return grad[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+        own = torch.empty((ctx.rows, *grad.shape[1:]), dtype=grad.dtype, device=grad.device)
+        dist.reduce_scatter_tensor(own, grad)
+        return own
+
+
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """``[n, …]`` on each of W ranks → ``[W·n, …]`` on all, with gradient. Every rank must bring the same n."""
+    return rows if world_size() == 1 else _GatherRows.apply(rows)
+
+
+def gather_rows_detached(rows: torch.Tensor) -> torch.Tensor:
+    """As `gather_rows`, without gradient (ids, features for statistics)."""
+    if world_size() == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(world_size())]
+    dist.all_gather(parts, rows.detach().contiguous())
+    return torch.cat(parts)
+
+
+def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
+    """In-place sum over ranks (a no-op in one process)."""
+    if world_size() > 1:
+        dist.all_reduce(value)
+    return value
+
+
+def mean_gradients(parameters: list[torch.nn.Parameter]) -> None:
+    """Average the gradients of a few small parameters that no wrapper synchronises (temperature, bias)."""
+    if world_size() > 1:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= world_size()
+
+
+def log_sum_exp_over_ranks(maximum: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+    """Combine running (maximum, sum of exp(z − maximum)) of every rank into one log-sum-exp per entry."""
+    if world_size() > 1:
+        common = maximum.clone()
+        dist.all_reduce(common, op=dist.ReduceOp.MAX)
+        total = total * torch.exp(maximum - common)
+        dist.all_reduce(total)
+        maximum = common
+    return maximum + total.log()

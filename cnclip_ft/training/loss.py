@@ -1,0 +1,302 @@
+"""Contrastive objectives, computed in row tiles, with ids that say what is not a negative.
+
+x, y are unit features ``[n, dim]`` of n pairs, z = s·x·yᵀ with s = exp(logit_scale). The logits are never
+held as a whole: a tile of rows is computed, folded into running log-sum-exps and dropped, and computed again in
+backward. Extra memory is O(n · tile) instead of O(n²).
+
+On W devices each brings its own n pairs. A rank computes its image rows against all texts; the log-sum-exps of
+the columns are combined over ranks, and the gather carries gradient, so the result is that of one process
+holding all W·n pairs. The value returned is the global loss, the same on every rank; its gradient is W times
+the share of this rank, because DDP and FSDP average gradients.
+
+Two pairs with the same image or the same text are not negatives of each other (`positives`):
+
+* ``exclude``: they are left out of each other's denominator;
+* ``soft``: they share the target evenly;
+* ``ignore``: ids are not looked at (the official code).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from cnclip_ft.training.devices import (
+    gather_rows,
+    gather_rows_detached,
+    log_sum_exp_over_ranks,
+    rank,
+    sum_over_ranks,
+    world_size,
+)
+from data_tools.errors import RequestError, UserError
+
+Positives = Literal["exclude", "soft", "ignore"]
+
+
+class LossOutput(NamedTuple):
+    """`loss`: scalar with gradient; `accuracy`: share of images and texts whose own partner scores highest."""
+
+    loss: torch.Tensor
+    accuracy: torch.Tensor
+
+
+@dataclass
+class Batch:
+    """What a tile needs to know: local rows, all columns, and which column is a row's own."""
+
+    image_keys: torch.Tensor | None  # [n] local, or None where ids are ignored
+    text_keys: torch.Tensor | None
+    all_image_keys: torch.Tensor | None  # [N] global
+    all_text_keys: torch.Tensor | None
+    offset: int  # column of the first local row's partner
+    tile: int
+
+
+def choose_tile(columns: int, device: torch.device) -> int:
+    """Rows per tile: what a few tile-sized buffers may cost, a CPU's cache or a small part of a GPU's memory."""
+    budget = 16 * 2**20 if device.type == "cpu" else 256 * 2**20
+    return max(16, min(4096, budget // (4 * max(columns, 1))))
+
+
+def _same(batch: Batch, rows: slice) -> torch.Tensor | None:
+    """bool ``[t, N]``: shares the image or the text with the row (its own partner included); None without ids."""
+    if batch.image_keys is None or batch.text_keys is None:
+        return None
+    same = batch.image_keys[rows, None] == batch.all_image_keys[None]
+    return same.logical_or_(batch.text_keys[rows, None] == batch.all_text_keys[None])
+
+
+def _own(batch: Batch, rows: slice, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices (row in tile, column) of each row's own partner."""
+    inside = torch.arange(rows.stop - rows.start, device=device)
+    return inside, inside + rows.start + batch.offset
+
+
+def _tiles(count: int, tile: int) -> list[slice]:
+    return [slice(start, min(start + tile, count)) for start in range(0, count, tile)]
+
+
+class _TiledInfoNCE(torch.autograd.Function):
+    """Symmetric cross-entropy over tiles; saves the features and the two log-sum-exp vectors only."""
+
+    @staticmethod
+    def forward(ctx, images, texts, scale, batch: Batch, soft: bool, smoothing: float):
+        count, columns = len(images), len(texts)
+        total = count * world_size()
+        new = images.new_zeros
+        row_lse, row_hit = new(count), 0.0
+        column_max, column_sum = new(columns).fill_(-torch.inf), new(columns)
+        # Sums of the logits of all positives, and of all allowed pairs, per row and column: the targets' share.
+        row_counts, column_counts = new(count, 2), new(columns, 2)
+        row_sums, column_sums = new(count, 2), new(columns, 2)
+        own_logit = new(count)
+        for rows in _tiles(count, batch.tile):
+            z = images[rows] @ texts.T
+            z *= scale
+            own = _own(batch, rows, z.device)
+            own_logit[rows] = z[own]
+            same = _same(batch, rows)
+            if soft:
+                _add_sums(z, same, own, rows, 0, row_counts, column_counts, row_sums, column_sums)
+            elif same is not None:
+                same[own] = False
+                z.masked_fill_(same, -torch.inf)
+            if smoothing:
+                allowed = None if soft or same is None else ~same
+                _add_sums(z, allowed, None, rows, 1, row_counts, column_counts, row_sums, column_sums)
+            row_max = z.amax(1)
+            row_hit += (own_logit[rows] >= row_max).sum()
+            tile_max = z.amax(0)
+            new_max = torch.maximum(column_max, tile_max)
+            column_sum *= torch.exp(column_max - new_max)
+            column_sum += torch.exp(z - new_max).sum(0)
+            column_max = new_max
+            row_lse[rows] = row_max + torch.exp_(z.sub_(row_max[:, None])).sum(1).log_()
+        local_columns = slice(batch.offset, batch.offset + count)
+        column_lse = log_sum_exp_over_ranks(column_max, column_sum)
+        sum_over_ranks(column_counts), sum_over_ranks(column_sums)
+
+        def target(counts, sums, own):
+            main = sums[:, 0] / counts[:, 0] if soft else own
+            return (1 - smoothing) * main + smoothing * sums[:, 1] / counts[:, 1] if smoothing else main
+
+        own_counts, own_sums = column_counts[local_columns], column_sums[local_columns]
+        value = row_lse.sum() + column_lse[local_columns].sum()
+        value -= target(row_counts, row_sums, own_logit).sum() + target(own_counts, own_sums, own_logit).sum()
+        column_best = column_max.clone()
+        if world_size() > 1:
+            torch.distributed.all_reduce(column_best, op=torch.distributed.ReduceOp.MAX)
+        hits = row_hit + (own_logit >= column_best[local_columns]).sum()
+        numbers = sum_over_ranks(torch.stack([value, hits.to(value.dtype)]))
+        ctx.save_for_backward(images, texts, scale, row_lse, column_lse, row_counts, column_counts)
+        ctx.batch, ctx.soft, ctx.smoothing, ctx.total = batch, soft, smoothing, total
+        return numbers[0] / (2 * total), numbers[1] / (2 * total)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_loss, _grad_accuracy):
+        images, texts, scale, row_lse, column_lse, row_counts, column_counts = ctx.saved_tensors
+        batch, soft, smoothing = ctx.batch, ctx.soft, ctx.smoothing
+        grad_images, grad_texts = torch.empty_like(images), torch.zeros_like(texts)
+        grad_scale = torch.zeros_like(scale)
+        for rows in _tiles(len(images), batch.tile):
+            z = images[rows] @ texts.T  # cosines; scaled below, unscaled again for the temperature
+            logits = z * scale
+            own = _own(batch, rows, z.device)
+            same = _same(batch, rows)
+            if same is not None and not soft:
+                same[own] = False
+                logits.masked_fill_(same, -torch.inf)
+            weight = torch.exp(logits - column_lse)
+            weight += torch.exp_(logits.sub_(row_lse[rows, None]))
+            if soft:
+                positive = same.to(z.dtype) if same is not None else torch.zeros_like(z).index_put_(own, z.new_ones(()))
+                share = 1 / row_counts[rows, :1] + 1 / column_counts[:, 0]
+                weight -= positive * share * (1 - smoothing)
+            else:
+                weight[own] -= 2 * (1 - smoothing)
+            if smoothing:
+                spread = smoothing * (1 / row_counts[rows, 1:] + 1 / column_counts[:, 1])
+                weight -= spread if soft or same is None else spread.masked_fill(same, 0.0)
+            grad_scale += torch.vdot(weight.flatten(), z.flatten())
+            grad_images[rows] = weight @ texts
+            grad_texts.addmm_(weight.T, images[rows])
+        factor = grad_loss * world_size() / (2 * ctx.total)
+        return grad_images * (factor * scale), grad_texts * (factor * scale), grad_scale * factor, None, None, None
+
+
+def _add_sums(z, chosen, own, rows, kind, row_counts, column_counts, row_sums, column_sums) -> None:
+    """Count the chosen pairs of a tile and add up their logits, per row and per column.
+
+    `chosen` None means every pair, or, where `own` is given, each row's own partner alone.
+    """
+    if chosen is None and own is not None:
+        chosen = torch.zeros_like(z, dtype=torch.bool).index_put_(own, torch.ones((), dtype=torch.bool, device=z.device))
+    picked = z if chosen is None else z.masked_fill(~chosen, 0.0)
+    ones = torch.ones_like(z) if chosen is None else chosen.to(z.dtype)
+    row_counts[rows, kind], row_sums[rows, kind] = ones.sum(1), picked.sum(1)
+    column_counts[:, kind] += ones.sum(0)
+    column_sums[:, kind] += picked.sum(0)
+
+
+def _prepare(images, texts, image_keys, text_keys, positives: Positives, tile: int | None):
+    """Promote to fp32, gather texts (with gradient) and ids, and describe the batch."""
+    if images.shape != texts.shape or images.ndim != 2:
+        raise ValueError(f"features must be two [n, dim] tensors of one shape, got {images.shape} and {texts.shape}")
+    dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
+    images, texts = images.to(dtype), gather_rows(texts.to(dtype))
+    keys = [None] * 4
+    if positives != "ignore":
+        if image_keys is None or text_keys is None:
+            raise ValueError(f"positives={positives!r} needs the image and text keys of the batch")
+        image_keys, text_keys = image_keys.to(images.device), text_keys.to(images.device)
+        keys = [image_keys, text_keys, gather_rows_detached(image_keys), gather_rows_detached(text_keys)]
+        if positives == "exclude" and any(bool((k == k[0]).all()) for k in keys[2:]):
+            raise UserError(
+                f"all {len(keys[2])} pairs of the batch show the same image or carry the same text, so there is nothing "
+                "to tell apart. Use a larger batch, or `cnclip-ft data check` to find the repetition."
+            )
+    tile = tile or choose_tile(len(texts), images.device)
+    return images, texts, Batch(*keys, offset=rank() * len(images), tile=tile)
+
+
+class ContrastiveObjective(nn.Module):
+    """Symmetric InfoNCE (CLIP, arXiv 2103.00020), the mean of both softmax cross-entropies.
+
+    Args:
+        positives: what becomes of other pairs with the same image or text (module docstring).
+        label_smoothing: share of the target spread over all allowed pairs of a row or column.
+        tile: rows per tile; None chooses from the batch.
+
+    Inputs: `images`, `texts`: unit ``[n, dim]``; `logit_scale`: scalar, log space; `image_keys`, `text_keys`: int64 ``[n]``.
+
+    Example: ``loss, accuracy = ContrastiveObjective()(x, y, model.logit_scale, image_keys, text_keys)``
+    """
+
+    initial_logit_scale: float | None = None  # keep the model's
+
+    def __init__(self, positives: Positives = "exclude", label_smoothing: float = 0.0, tile: int | None = None) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise RequestError(f"label_smoothing is {label_smoothing}; it must be at least 0 and below 1")
+        self.positives, self.label_smoothing, self.tile = positives, label_smoothing, tile
+
+    def forward(self, images, texts, logit_scale, image_keys=None, text_keys=None) -> LossOutput:
+        with torch.autocast(images.device.type, enabled=False):
+            images, texts, batch = _prepare(images, texts, image_keys, text_keys, self.positives, self.tile)
+            scale = logit_scale.to(images.dtype).exp()
+            soft = self.positives == "soft"
+            return LossOutput(*_TiledInfoNCE.apply(images, texts, scale, batch, soft, self.label_smoothing))
+
+
+class _TiledSigmoid(torch.autograd.Function):
+    """Σ −log σ(ζ·(z + b)) / N over tiles; only the features are saved."""
+
+    @staticmethod
+    def forward(ctx, images, texts, scale, bias, batch: Batch, soft: bool):
+        total = len(images) * world_size()
+        value, hits = images.new_zeros(()), 0.0
+        for rows in _tiles(len(images), batch.tile):
+            z = images[rows] @ texts.T
+            own = _own(batch, rows, z.device)
+            hits += (z[own] >= z.amax(1)).sum()
+            logits, sign = _TiledSigmoid._signed(z, own, scale, bias, batch, rows, soft)
+            value -= (torch.nn.functional.logsigmoid(sign * logits) * sign.abs()).sum()
+        numbers = sum_over_ranks(torch.stack([value, hits.to(value.dtype)]))
+        ctx.save_for_backward(images, texts, scale, bias)
+        ctx.batch, ctx.soft, ctx.total = batch, soft, total
+        return numbers[0] / total, numbers[1] / total
+
+    @staticmethod
+    def _signed(z, own, scale, bias, batch: Batch, rows: slice, soft: bool):
+        """Logits and ζ: +1 positive, −1 negative, 0 left out."""
+        sign = torch.full_like(z, -1.0)
+        same = _same(batch, rows)
+        if same is not None:
+            sign.masked_fill_(same, 1.0 if soft else 0.0)
+        sign[own] = 1.0
+        return z * scale + bias, sign
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_loss, _grad_accuracy):
+        images, texts, scale, bias = ctx.saved_tensors
+        grad_images, grad_texts = torch.empty_like(images), torch.zeros_like(texts)
+        grad_scale, grad_bias = torch.zeros_like(scale), torch.zeros_like(bias)
+        for rows in _tiles(len(images), ctx.batch.tile):
+            z = images[rows] @ texts.T
+            own = _own(ctx.batch, rows, z.device)
+            logits, sign = _TiledSigmoid._signed(z, own, scale, bias, ctx.batch, rows, ctx.soft)
+            weight = -sign * torch.sigmoid(-sign * logits)
+            grad_scale += torch.vdot(weight.flatten(), z.flatten())
+            grad_bias += weight.sum()
+            grad_images[rows] = weight @ texts
+            grad_texts.addmm_(weight.T, images[rows])
+        factor = grad_loss * world_size() / ctx.total
+        return grad_images * (factor * scale), grad_texts * (factor * scale), grad_scale * factor, grad_bias * factor, None, None
+
+
+class SigmoidObjective(nn.Module):
+    """Pairwise sigmoid loss (SigLIP, arXiv 2303.15343): mean over pairs of Σ −log σ(ζ·(s·x·y + b)).
+
+    Better than the softmax below a batch of about 16,000; for a pretrained image tower its authors lower the image
+    tower's rate tenfold and drop its weight decay. The temperature starts at 10, the learnable `bias` at −10.
+    Inputs as `ContrastiveObjective`.
+    """
+
+    initial_logit_scale: float | None = 2.302585092994046  # ln 10
+
+    def __init__(self, positives: Positives = "exclude", initial_bias: float = -10.0, tile: int | None = None) -> None:
+        super().__init__()
+        self.positives, self.tile = positives, tile
+        self.bias = nn.Parameter(torch.tensor(float(initial_bias)))
+
+    def forward(self, images, texts, logit_scale, image_keys=None, text_keys=None) -> LossOutput:
+        with torch.autocast(images.device.type, enabled=False):
+            images, texts, batch = _prepare(images, texts, image_keys, text_keys, self.positives, self.tile)
+            scale, bias = logit_scale.to(images.dtype).exp(), self.bias.to(images.dtype)
+            return LossOutput(*_TiledSigmoid.apply(images, texts, scale, bias, batch, self.positives == "soft"))
