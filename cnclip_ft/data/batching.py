@@ -1,0 +1,144 @@
+"""The order of the pairs: random, without repeated images or texts in a batch where that can be had, and
+known for every step in advance, so that a run can be continued at any step without replaying the ones before.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from cnclip_ft.data.pairs import Collate, PairDataset, PairTable
+from data_tools.errors import RequestError
+
+
+class BatchOrder:
+    """Global batches of every epoch as a pure function of (seed, epoch).
+
+    An epoch visits a random permutation; a pair whose image or text already stands in the batch waits for the next
+    one. The last incomplete batch of an epoch is left out (another one each epoch), since a smaller batch would have
+    fewer negatives. With `length_window` w > 1, w batches at a time are sorted by caption length before they are cut:
+    batches then hold captions of like length, less is padded, and batches are drawn in random order again.
+
+    Raises:
+        RequestError: the batch is larger than the split.
+    """
+
+    def __init__(self, table: PairTable, batch_size: int, *, seed: int, length_window: int = 1, name: str = "split") -> None:
+        if batch_size > len(table):
+            raise RequestError(
+                f"the batch size ({batch_size}) is larger than {name} ({len(table)} pairs). "
+                f"Set batch_size to at most {len(table)}, or add data."
+            )
+        self.table, self.batch_size, self.seed, self.length_window = table, batch_size, seed, length_window
+        self.steps_per_epoch = len(table) // batch_size
+        # Without repetition there is nothing to keep apart, and the permutation can be cut as it is.
+        self._repeats = any(len(np.unique(keys)) < len(keys) for keys in (table.image_keys, table.text_keys))
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        """Pair indices int64 ``[steps_per_epoch, batch_size]``; in each row captions run from long to short."""
+        random = np.random.default_rng([self.seed, epoch])
+        order = random.permutation(len(self.table))
+        lengths = self.table.lengths
+        window = self.length_window * self.batch_size
+        if self.length_window > 1:
+            order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in _cut(order, window)])
+        batches = self._apart(order) if self._repeats else order
+        batches = batches[: self.steps_per_epoch * self.batch_size].reshape(self.steps_per_epoch, self.batch_size)
+        if self.length_window > 1:
+            batches = batches[random.permutation(self.steps_per_epoch)]
+        # Sorted inside the batch: shares of it (per device, per micro-batch) pad to their own longest only.
+        return np.take_along_axis(batches, np.argsort(-lengths[batches], axis=1, kind="stable"), axis=1)
+
+    def _apart(self, order: np.ndarray) -> np.ndarray:
+        """Cut into batches without repeated keys, moving a pair to a later batch where its key is taken."""
+        images, texts = self.table.image_keys[order].tolist(), self.table.text_keys[order].tolist()
+        coming, waiting = iter(range(len(order))), deque()
+        placed: list[int] = []
+        for _ in range(self.steps_per_epoch):
+            seen_images: set[int] = set()
+            seen_texts: set[int] = set()
+            size, again = 0, len(waiting)
+            while size < self.batch_size:
+                if again > 0:
+                    again -= 1
+                    position = waiting.popleft()
+                else:
+                    position = next(coming, -1)
+                    if position < 0:
+                        break
+                if images[position] in seen_images or texts[position] in seen_texts:
+                    waiting.append(position)
+                    continue
+                seen_images.add(images[position])
+                seen_texts.add(texts[position])
+                placed.append(position)
+                size += 1
+            for _ in range(self.batch_size - size):  # nothing apart is left: repeat rather than lose pairs
+                placed.append(waiting.popleft())
+        return order[placed]
+
+    def repeats_per_batch(self) -> float:
+        """Mean count of pairs in a batch that share image or text with an earlier one, over the first epoch."""
+        count = 0
+        for batch in self.epoch(0):
+            images, texts = self.table.image_keys[batch], self.table.text_keys[batch]
+            count += max(2 * len(batch) - len(np.unique(images)) - len(np.unique(texts)), 0)
+        return count / self.steps_per_epoch
+
+    def expected_repeats(self) -> float:
+        """Mean number of other pairs per pair that would share its image or text in a purely random batch."""
+        n = len(self.table)
+        keys = (self.table.image_keys, self.table.text_keys)
+        same = sum(float((np.unique(k, return_counts=True)[1] ** 2.0).sum()) - n for k in keys)
+        return same / n * (self.batch_size - 1) / max(n - 1, 1)
+
+
+def _cut(order: np.ndarray, size: int) -> list[np.ndarray]:
+    return np.split(order, range(size, len(order), size))
+
+
+class StageSampler(Sampler[list[int]]):
+    """This device's share of every global batch from `start` to `stop` (steps of the stage)."""
+
+    def __init__(self, order: BatchOrder, start: int, stop: int, rank: int, world: int) -> None:
+        if order.batch_size % world:
+            raise RequestError(
+                f"the batch size ({order.batch_size}) cannot be shared evenly by {world} devices. "
+                f"Use a multiple of {world}; batch_size is the global batch."
+            )
+        self.order, self.start, self.stop, self.rank, self.world = order, start, stop, rank, world
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        steps, epoch, batches = self.order.steps_per_epoch, -1, np.empty(0)
+        for step in range(self.start, self.stop):
+            if step // steps != epoch:
+                epoch = step // steps
+                batches = self.order.epoch(epoch)
+            # Every W-th pair of the batch: each device gets captions of every length.
+            yield batches[step % steps][self.rank :: self.world].tolist()
+
+
+def make_loader(dataset: PairDataset, sampler: StageSampler, collate: Collate, workers: int, pin: bool) -> DataLoader:
+    """Batches of one device, decoded ahead in `workers` processes (0: in this one)."""
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=pin,
+        prefetch_factor=4 if workers else None,
+        persistent_workers=False,
+        worker_init_fn=_one_thread if workers else None,
+    )
+
+
+def _one_thread(_worker: int) -> None:
+    # Resizing would otherwise start a thread pool per worker and fight the training for cores.
+    torch.set_num_threads(1)

@@ -1,0 +1,177 @@
+"""A store's pairs as a torch data set: pictures decoded on demand, texts tokenised once per run."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from cnclip_ft.data.images import decode
+from cnclip_ft.data.texts import TextTokenizer, prepare
+from data_tools.errors import DataFault
+from data_tools.store import PairStore
+
+_TEXTS_AT_ONCE = 8192
+
+
+@dataclass
+class PairTable:
+    """All pairs of a store without their pictures, about 60 bytes a pair.
+
+    `image_keys` and `text_keys` are int64 ``[pairs]``. Pairs with equal image keys show the same image, pairs
+    with equal text keys carry the same text id or the same prepared text: they are not negatives of each other.
+    An image key is the image's position in `store.image_ids`. `tokens` holds all token ids behind one another,
+    those of pair i at ``starts[i]:starts[i + 1]``.
+    """
+
+    image_keys: np.ndarray
+    text_keys: np.ndarray
+    tokens: np.ndarray
+    starts: np.ndarray
+    cut: int  # texts longer than the context length
+
+    def __len__(self) -> int:
+        return len(self.image_keys)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.starts)
+
+    def token_ids(self, index: int) -> np.ndarray:
+        return self.tokens[self.starts[index] : self.starts[index + 1]]
+
+
+class _TextKeys:
+    """Union of two equalities: the same text id, or the same prepared text (union-find over first sightings)."""
+
+    def __init__(self) -> None:
+        self.by_id: dict[int | str, int] = {}
+        self.by_text: dict[str, int] = {}
+        self.parent = array("q")
+
+    def _root(self, key: int) -> int:
+        while self.parent[key] != key:
+            self.parent[key] = self.parent[self.parent[key]]
+            key = self.parent[key]
+        return key
+
+    def key(self, text_id: int | str, text: str) -> int:
+        by_id, by_text = self.by_id.get(text_id), self.by_text.get(text)
+        found = by_id if by_id is not None else by_text
+        if found is None:
+            found = len(self.parent)
+            self.parent.append(found)
+        elif by_id is not None and by_text is not None:
+            self.parent[self._root(by_text)] = self._root(by_id)
+        self.by_id[text_id] = self.by_text[text] = found
+        return found
+
+    def resolve(self, keys: np.ndarray) -> np.ndarray:
+        roots = np.array([self._root(key) for key in range(len(self.parent))], dtype=np.int64)
+        return roots[keys] if len(keys) else keys
+
+
+def build_table(store: PairStore, tokenizer: TextTokenizer) -> PairTable:
+    """Read every pair once: number images and texts, tokenise all captions in batches."""
+    image_numbers = {image_id: number for number, image_id in enumerate(store.image_ids)}
+    image_keys, text_keys, keys = array("q"), array("q"), _TextKeys()
+    tokens, starts, cut = array("i"), array("q", [0]), 0
+    for pairs in _in_batches(store.pairs(), _TEXTS_AT_ONCE):
+        texts = [prepare(pair.text) for pair in pairs]
+        for pair, text in zip(pairs, texts, strict=True):
+            if pair.image_id not in image_numbers:
+                raise DataFault(
+                    f"text {pair.text_id!r} names image {pair.image_id!r}, which the store does not hold",
+                    mend="Build the store again from complete source files.", kind="missing-image",
+                    file=store.path, item_id=pair.text_id,
+                )  # fmt: skip
+            image_keys.append(image_numbers[pair.image_id])
+            text_keys.append(keys.key(pair.text_id, text))
+        for ids in tokenizer.encode(texts):
+            # As long as allowed means cut, or exactly fitting; the report of `data check` tells the two apart.
+            cut += len(ids) == tokenizer.context_length
+            tokens.extend(ids)
+            starts.append(len(tokens))
+    return PairTable(
+        image_keys=np.frombuffer(image_keys, dtype=np.int64),
+        text_keys=keys.resolve(np.frombuffer(text_keys, dtype=np.int64)),
+        tokens=np.frombuffer(tokens, dtype=np.intc),
+        starts=np.frombuffer(starts, dtype=np.int64),
+        cut=cut,
+    )
+
+
+def _in_batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    batch: list[Any] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+class PairDataset(Dataset):
+    """Index of a pair → its picture (uint8 ``[3, size, size]``), token ids and keys.
+
+    With `image_size` None no picture is read (its features come from a cache). A picture that cannot be read is
+    replaced by the next pair's and reported under ``fault``: the run counts these and stops above its limit.
+    """
+
+    def __init__(self, store: PairStore, table: PairTable, image_size: int | None) -> None:
+        self.store, self.table, self.image_size = store, table, image_size
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample, fault = self._sample(index), None
+        if self.image_size is not None:
+            for attempt in range(len(self)):
+                candidate = (index + attempt) % len(self)
+                image_id = self.store[candidate].image_id
+                try:
+                    pixels = decode(self.store.image(image_id), self.image_size, reduced=True)
+                except (DataFault, KeyError) as error:
+                    fault = fault or f"{self.store.path}: image {image_id!r}: {error}"
+                    continue
+                sample = self._sample(candidate) | {"pixels": pixels}
+                break
+            else:
+                raise DataFault("no image of the split can be decoded", mend="Run `cnclip-ft data check` on it.",
+                                kind="undecodable-image", file=self.store.path)  # fmt: skip
+        return sample | {"fault": fault}
+
+    def _sample(self, index: int) -> dict[str, Any]:
+        table = self.table
+        return {
+            "token_ids": table.token_ids(index),
+            "image_key": int(table.image_keys[index]),
+            "text_key": int(table.text_keys[index]),
+        }
+
+
+class Collate:
+    """Samples → one batch; texts are padded to the longest of the batch (module `texts`)."""
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        input_ids, attention_mask = self.tokenizer.pad([sample["token_ids"] for sample in samples])
+        batch: dict[str, Any] = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "image_keys": torch.tensor([sample["image_key"] for sample in samples]),
+            "text_keys": torch.tensor([sample["text_key"] for sample in samples]),
+            "faults": [sample["fault"] for sample in samples if sample["fault"]],
+        }
+        if "pixels" in samples[0]:
+            batch["pixels"] = torch.stack([sample["pixels"] for sample in samples])
+        return batch

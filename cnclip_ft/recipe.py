@@ -1,0 +1,234 @@
+"""A recipe: everything a run needs to know, in one typed YAML file.
+
+Unknown keys are refused, so a misspelt setting never trains silently with its default. Settings that contradict
+each other are refused here, with both names and the way out, before anything is loaded. ``key.path=value`` on the
+command line overrides a single setting.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from data_tools.errors import RequestError
+
+SHIPPED = Path(__file__).with_name("recipes")
+TrainName = Literal["text", "image", "both"]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class ModelSection(Section):
+    """Where every weight comes from."""
+
+    start: str | dict[str, Any]  # published name, checkpoint, or {image: …, text: …}
+    image_size: int | None = Field(None, ge=8)  # None: the start's own
+    source: Literal["huggingface", "modelscope"] = "huggingface"
+
+
+class DataSection(Section):
+    """Stores (`cnclip-ft data build` or `data import` makes them) and how they are read."""
+
+    train: str
+    valid: str | dict[str, str]  # one split, or {name: split}; the first one decides what is best
+    context_length: int = Field(52, ge=3, le=512)
+    workers: int | Literal["auto"] = "auto"  # decoding processes per device
+    length_window: int = Field(1, ge=1)  # batches sorted together by length; 1 keeps the order fully random
+    max_damaged_images: int = Field(10, ge=0)  # replaced by another pair; one more stops the run
+
+    def valid_sets(self) -> dict[str, str]:
+        return self.valid if isinstance(self.valid, dict) else {"valid": self.valid}
+
+
+class TrainRule(Section):
+    """One line of the table that says what trains and how fast."""
+
+    tower: Literal["image", "text", "temperature"]
+    part: str = "all"  # all | trunk | projection | last N | first N | rest  (blocks, counted from the output or the input)
+    rate: float = Field(1.0, ge=0)  # factor on the stage's learning rate; 0 freezes
+    layer_decay: float = Field(1.0, gt=0, le=1)  # factor per block, going down from the output
+
+    @field_validator("part")
+    @classmethod
+    def _known_part(cls, part: str) -> str:
+        words = part.split()
+        ranged = len(words) == 2 and words[0] in ("last", "first") and words[1].isdigit() and int(words[1]) > 0
+        if part not in ("all", "trunk", "projection", "rest") and not ranged:
+            raise ValueError(f"'{part}' is not a part; use all, trunk, projection, rest, 'last N' or 'first N'")
+        return part
+
+
+class Objective(Section):
+    kind: Literal["contrastive", "sigmoid"] = "contrastive"
+    positives: Literal["exclude", "soft", "ignore"] = "exclude"
+    label_smoothing: Share = 0.0
+    tile: int | None = Field(None, ge=1)
+
+
+class Augmentation(Section):
+    """Random crop and colour on the device. Mirroring is off: it would mirror the text in pictures."""
+
+    crop: Annotated[float, Field(gt=0, le=1)] = 1.0  # smallest share of the area kept; 1 = no crop
+    colour: float = Field(0.0, ge=0, le=1)  # strength of brightness, contrast and saturation changes
+    mirror: bool = False
+
+
+class Stage(Section):
+    """One stage: what trains, for how long, how fast. `batch_size` is global, over all devices."""
+
+    train: TrainName | list[TrainRule]
+    epochs: float | None = Field(None, gt=0)
+    steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(ge=2)
+    micro_batch_size: int | Literal["auto"] | None = None  # per device; splits a batch that does not fit, same gradient
+    learning_rate: float = Field(gt=0)
+    warmup_steps: int | None = Field(None, ge=0)  # None: a tenth of the stage, at most 100
+    schedule: Literal["cosine", "constant"] = "cosine"
+    final_rate: float = Field(0.0, ge=0, le=1)  # share of the rate that is left at the end of the cosine
+    weight_decay: float = Field(1e-3, ge=0)
+    betas: tuple[Share, Share] = (0.9, 0.98)
+    eps: float = Field(1e-6, gt=0)
+    gradient_clip: float | None = Field(None, gt=0)
+    objective: Objective = Objective()
+    augment: Augmentation = Augmentation()
+    feature_cache: bool = True  # where the image trunk is frozen: compute its features once
+    views: int = Field(1, ge=1)  # augmented views per image in the cache, rotated by epoch
+    batch_norm: Literal["train", "frozen"] = "train"  # statistics of a tower that trains; a frozen tower's never move
+    gradient_checkpointing: Literal["none", "image", "text", "both"] = "none"
+    patch_dropout: Share = 0.0
+    unmasked_steps: int = Field(0, ge=0)  # last steps of the stage without patch dropping
+    validate_every: int | None = Field(None, ge=1)  # steps; None: at every epoch's end
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights, judged and kept instead
+
+    @model_validator(mode="after")
+    def _agree(self) -> Stage:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either epochs or steps (one of them, not both)")
+        if self.steps is not None and self.warmup_steps is not None and self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be shorter than the stage ({self.steps} steps)")
+        if isinstance(self.micro_batch_size, int) and self.micro_batch_size < 1:
+            raise ValueError("micro_batch_size must be at least 1")
+        if self.views > 1 and not self.feature_cache:
+            raise ValueError("views is for the feature cache: set feature_cache: true, or views: 1")
+        if self.views > 1 and self.augment.crop == 1 and self.augment.colour == 0 and not self.augment.mirror:
+            raise ValueError("views above 1 without augmentation would be equal: set augment.crop or augment.colour")
+        if isinstance(self.train, list) and all(rule.rate == 0 for rule in self.train):
+            raise ValueError("the table freezes everything, so the stage trains nothing: give a rule a rate above 0")
+        return self
+
+
+class Recipe(Section):
+    """A whole run. Relative paths are taken from the folder the command is started in."""
+
+    model: ModelSection
+    data: DataSection
+    stages: dict[str, Stage] = Field(min_length=1)
+    output: str = "runs/last"
+    feature_cache: str | None = None  # folder of cached features; None: feature_cache beside the run folder
+    seed: int = 0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = False
+    log_every: int = Field(10, ge=1)
+
+    @field_validator("stages")
+    @classmethod
+    def _plain_names(cls, stages: dict[str, Stage]) -> dict[str, Stage]:
+        for name in stages:
+            if not name.replace("_", "").replace("-", "").isalnum() or name in ("report", "state", "tensorboard"):
+                raise ValueError(f"'{name}' cannot name a stage (it becomes a folder of the run)")
+        return stages
+
+
+def shipped_recipes() -> list[str]:
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def find_recipe(name: str | Path) -> Path:
+    """A path as it is, or the name of a shipped recipe with or without ``.yaml``."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = SHIPPED / f"{path.name.removesuffix('.yaml')}.yaml"
+    if len(path.parts) == 1 and shipped.is_file():
+        return shipped
+    raise RequestError(f"{name}: no such recipe file. Shipped recipes: {', '.join(shipped_recipes())}")
+
+
+def load_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read, override and validate a recipe.
+
+    Raises:
+        RequestError: naming the file, the key, what was found and what is expected.
+    """
+    path = find_recipe(name)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RequestError(f"{path}: not readable as YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise RequestError(f"{path}: a recipe is a mapping with model, data and stages; found {type(content).__name__}")
+    for override in overrides or []:
+        _override(content, override)
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise RequestError(_explain(path, error)) from None
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, sign, value = override.partition("=")
+    if not sign or not key:
+        raise RequestError(f"'{override}' is not key.path=value, e.g. stages.align.batch_size=256")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RequestError(f"'{override}': the value is not YAML: {error}") from None
+    if isinstance(parsed, str):
+        # YAML 1.1 reads 1e-4 as text; people write it.
+        try:
+            parsed = float(parsed)
+        except ValueError:
+            pass
+    *parents, last = key.split(".")
+    place = content
+    for parent in parents:
+        inner = place.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise RequestError(f"'{override}': {parent} is not a section, it holds {inner!r}")
+        place = inner
+    place[last] = parsed
+
+
+def _explain(path: Path, error: ValidationError) -> str:
+    lines = []
+    for fault in error.errors(include_url=False):
+        where = [str(part) for part in fault["loc"] if not str(part).startswith(("literal[", "list[", "function-"))]
+        key = ".".join(where) or "the recipe"
+        if fault["type"] == "extra_forbidden":
+            section = _section_at(where[:-1])
+            known = f"; known here: {', '.join(section.model_fields)}" if section else ""
+            lines.append(f"  {key}: unknown key{known}")
+        elif fault["type"] == "missing":
+            lines.append(f"  {key}: missing")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            lines.append(f"  {key}: {message}" + (f" (found {fault['input']!r})" if not isinstance(fault["input"], dict) else ""))
+    return f"{path}: this recipe cannot be run:\n" + "\n".join(dict.fromkeys(lines))
+
+
+def _section_at(where: list[str]) -> type[Section] | None:
+    names = {"": Recipe, "model": ModelSection, "data": DataSection, "objective": Objective, "augment": Augmentation}
+    if len(where) == 2 and where[0] == "stages":
+        return Stage
+    return names.get(where[-1] if where else "")
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe with every setting spelt out, as ``recipe.yaml`` of the run folder."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
