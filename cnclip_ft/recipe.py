@@ -78,6 +78,10 @@ class Augmentation(Section):
     colour: float = Field(0.0, ge=0, le=1)  # strength of brightness, contrast and saturation changes
     mirror: bool = False
 
+    @property
+    def changes(self) -> bool:
+        return self.crop < 1 or self.colour > 0 or self.mirror
+
 
 class Stage(Section):
     """One stage: what trains, for how long, how fast. `batch_size` is global, over all devices."""
@@ -116,7 +120,7 @@ class Stage(Section):
             raise ValueError("micro_batch_size must be at least 1")
         if self.views > 1 and not self.feature_cache:
             raise ValueError("views is for the feature cache: set feature_cache: true, or views: 1")
-        if self.views > 1 and self.augment.crop == 1 and self.augment.colour == 0 and not self.augment.mirror:
+        if self.views > 1 and not self.augment.changes:
             raise ValueError("views above 1 without augmentation would be equal: set augment.crop or augment.colour")
         if isinstance(self.train, list) and all(rule.rate == 0 for rule in self.train):
             raise ValueError("the table freezes everything, so the stage trains nothing: give a rule a rate above 0")

@@ -1,0 +1,1 @@
+"""Subcommands. Functions import their rooms when called, so that ``--help`` stays quick."""

@@ -23,25 +23,31 @@ class BatchOrder:
     fewer negatives. With `length_window` w > 1, w batches at a time are sorted by caption length before they are cut:
     batches then hold captions of like length, less is padded, and batches are drawn in random order again.
 
+    Pairs of `without_images` (image keys) are passed over.
+
     Raises:
         RequestError: the batch is larger than the split.
     """
 
-    def __init__(self, table: PairTable, batch_size: int, *, seed: int, length_window: int = 1, name: str = "split") -> None:
-        if batch_size > len(table):
+    def __init__(self, table: PairTable, batch_size: int, *, seed: int, length_window: int = 1, name: str = "split",
+                 without_images: set[int] = frozenset()) -> None:  # fmt: skip
+        self.pairs = np.arange(len(table))
+        if without_images:
+            self.pairs = self.pairs[~np.isin(table.image_keys, list(without_images))]
+        if batch_size > len(self.pairs):
             raise RequestError(
-                f"the batch size ({batch_size}) is larger than {name} ({len(table)} pairs). "
-                f"Set batch_size to at most {len(table)}, or add data."
+                f"the batch size ({batch_size}) is larger than {name} ({len(self.pairs)} pairs). "
+                f"Set batch_size to at most {len(self.pairs)}, or add data."
             )
         self.table, self.batch_size, self.seed, self.length_window = table, batch_size, seed, length_window
-        self.steps_per_epoch = len(table) // batch_size
+        self.steps_per_epoch = len(self.pairs) // batch_size
         # Without repetition there is nothing to keep apart, and the permutation can be cut as it is.
         self._repeats = any(len(np.unique(keys)) < len(keys) for keys in (table.image_keys, table.text_keys))
 
     def epoch(self, epoch: int) -> np.ndarray:
         """Pair indices int64 ``[steps_per_epoch, batch_size]``; in each row captions run from long to short."""
         random = np.random.default_rng([self.seed, epoch])
-        order = random.permutation(len(self.table))
+        order = random.permutation(self.pairs)
         lengths = self.table.lengths
         window = self.length_window * self.batch_size
         if self.length_window > 1:

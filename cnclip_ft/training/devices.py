@@ -54,6 +54,13 @@ def sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
+def sum_numbers(value: float, device: torch.device) -> float:
+    """Sum of a plain number over ranks, in double precision."""
+    if world_size() == 1:
+        return value
+    return sum_over_ranks(torch.tensor(value, dtype=torch.float64, device=device)).item()
+
+
 def mean_gradients(parameters: list[torch.nn.Parameter]) -> None:
     """Average the gradients of a few small parameters that no wrapper synchronises (temperature, bias)."""
     if world_size() > 1:

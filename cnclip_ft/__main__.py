@@ -1,0 +1,3 @@
+from cnclip_ft.cli import main
+
+main()

@@ -1,0 +1,163 @@
+"""A frozen image trunk's features, computed once and kept as a memory-mapped array.
+
+What is kept is the trunk's output before the visual projection, so that the projection may still train. The folder
+is named by a key over everything the numbers depend on (trunk weights, transform, augmentation, precision, data), so
+a later run with the same trunk and data reads it, and a changed one never does. Building goes on where it was
+interrupted: finished blocks are marked one by one, after their features reached the disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from cnclip_ft.data.augment import augment
+from cnclip_ft.data.images import decode
+from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.recipe import Augmentation
+from data_tools.errors import DataFault, UserError
+from data_tools.store import PairStore
+
+BLOCK = 256  # images computed between two marks
+
+
+class _Images(Dataset):
+    """Blocks of decoded images of a store, uint8 ``[≤ BLOCK, 3, size, size]``."""
+
+    def __init__(self, store: PairStore, size: int, blocks: list[tuple[int, int]]) -> None:
+        self.store, self.size, self.blocks = store, size, blocks
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, number: int) -> tuple[int, int, torch.Tensor, dict[int, str]]:
+        view, block = self.blocks[number]
+        ids = self.store.image_ids[block * BLOCK : (block + 1) * BLOCK]
+        pixels, faults = torch.zeros(len(ids), 3, self.size, self.size, dtype=torch.uint8), {}
+        for row, image_id in enumerate(ids):
+            try:
+                pixels[row] = decode(self.store.image(image_id), self.size, reduced=True)
+            except DataFault as fault:
+                faults[block * BLOCK + row] = f"{self.store.path}: image {image_id!r}: {fault}"
+        return view, block, pixels, faults
+
+
+def cache_key(model: DualEncoder, store: PairStore, views: int, setting: Augmentation, precision: str, seed: int) -> str:
+    """Hex digest over all that decides the features."""
+    tower = model.image_tower
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tower.state_dict().items()):
+        if not name.startswith("visual_projection"):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    drawn = [setting.model_dump(), views, seed] if setting.changes else None
+    transform = [tower.image_size, list(tower.mean), list(tower.std), tower.input, "squash-bicubic-reduced", precision]
+    digest.update(json.dumps([1, transform, drawn, store.checksum()]).encode())
+    return digest.hexdigest()[:24]
+
+
+class FeatureCache:
+    """Features float32 ``[views, images, width]``; `rows(image_keys, epoch)` gives a batch's.
+
+    Args:
+        folder: where caches lie; this one goes to ``folder/<key>``.
+    """
+
+    def __init__(self, folder: Path, model: DualEncoder, store: PairStore, *, views: int, augment: Augmentation,
+                 precision: str, seed: int) -> None:  # fmt: skip
+        self.model, self.store, self.views, self.augment, self.seed = model, store, views, augment, seed
+        self.folder = folder / cache_key(model, store, views, augment, precision, seed)
+        self.count = len(store.image_ids)
+        self.blocks = -(-self.count // BLOCK)
+        self._features: np.memmap | None = None
+
+    @property
+    def complete(self) -> bool:
+        return (self.folder / "complete.json").is_file()
+
+    def build(self, accelerator, *, images_at_once: int = 64, workers: int = 0, max_damaged: int = 0) -> None:
+        """Compute what is missing, shared over all devices."""
+        if not self.complete:
+            self._prepare(accelerator)
+            self._fill(accelerator, images_at_once, workers, max_damaged)
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                note = {"images": self.count, "views": self.views, "store": str(self.store.path)}
+                (self.folder / "complete.json").write_text(json.dumps(note), encoding="utf-8")
+            accelerator.wait_for_everyone()
+        self._features = np.load(self.folder / "features.npy", mmap_mode="r")
+
+    @property
+    def damaged(self) -> set[int]:
+        """Keys of the images that could not be decoded: their rows are worth nothing."""
+        files = sorted(self.folder.glob("damaged-*.jsonl"))
+        return {int(line) for file in files for line in file.read_text(encoding="utf-8").split()}
+
+    def _prepare(self, accelerator) -> None:
+        if accelerator.is_main_process and not (self.folder / "done.npy").is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with torch.inference_mode():
+                size = self.model.image_size
+                blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.model.device)
+                width = self.model.image_trunk(blank).shape[1]
+            shape = (self.views, self.count, width)
+            _new_array(self.folder / "features.npy", shape, np.float32)
+            # Written last: its presence says that both arrays have their full size.
+            _new_array(self.folder / "done.npy", (self.views, self.blocks), np.uint8)
+        accelerator.wait_for_everyone()
+
+    def _fill(self, accelerator, images_at_once: int, workers: int, max_damaged: int) -> None:
+        features = np.load(self.folder / "features.npy", mmap_mode="r+")
+        done = np.load(self.folder / "done.npy", mmap_mode="r+")
+        missing = [(int(v), int(b)) for v, b in zip(*np.nonzero(done == 0), strict=True)]
+        mine = missing[accelerator.process_index :: accelerator.num_processes]
+        loader = DataLoader(_Images(self.store, self.model.image_size, mine), batch_size=None, num_workers=workers)
+        damaged: dict[int, str] = {}
+        hidden = None if accelerator.is_main_process else True
+        bar = tqdm(total=len(mine) * BLOCK, unit="image", desc="frozen image features", disable=hidden)
+        for view, block, pixels, faults in loader:
+            damaged |= faults
+            if len(damaged) > max_damaged:
+                raise UserError(
+                    f"{len(damaged)} images cannot be decoded, the last: {list(damaged.values())[-1]}\n"
+                    "Mend the data (`cnclip-ft data check`) or raise data.max_damaged_images."
+                )
+            computed = self._compute(accelerator, view, block, pixels, images_at_once)
+            features[view, block * BLOCK : block * BLOCK + len(pixels)] = computed
+            features.flush()
+            if faults:
+                with open(self.folder / f"damaged-{accelerator.process_index}.jsonl", "a", encoding="utf-8") as notes:
+                    notes.writelines(json.dumps(key) + "\n" for key in faults)
+            done[view, block] = 1
+            bar.update(len(pixels))
+        done.flush()
+        bar.close()
+
+    @torch.inference_mode()
+    def _compute(self, accelerator, view: int, block: int, pixels: torch.Tensor, at_once: int) -> np.ndarray:
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + view) * 1_000_003 + block)
+        parts = []
+        for part in pixels.split(at_once):
+            part = augment(part.to(self.model.device), self.augment, generator)
+            with accelerator.autocast():
+                parts.append(self.model.image_trunk(part).float().cpu())
+        return torch.cat(parts).numpy()
+
+    def rows(self, image_keys: torch.Tensor, epoch: int) -> torch.Tensor:
+        """Float32 ``[n, width]`` of these images, in the view of this epoch."""
+        return torch.from_numpy(self._features[epoch % self.views, image_keys.numpy()])
+
+
+def _new_array(path: Path, shape: tuple[int, ...], dtype: type) -> None:
+    beside = path.with_suffix(".new")
+    array = np.lib.format.open_memmap(beside, mode="w+", dtype=dtype, shape=shape)
+    array.flush()
+    del array
+    os.replace(beside, path)

@@ -1,0 +1,99 @@
+"""What a run says while it goes: a line on the terminal, ``journal.jsonl`` and TensorBoard, one call for all three."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class Journal:
+    """Records of a run. On any rank but the first it says and writes nothing, so callers never ask who they are."""
+
+    def __init__(self, folder: Path, *, active: bool = True) -> None:
+        self.active, self.folder, self._board = active, folder, None
+        if active:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = open(folder / "journal.jsonl", "a", encoding="utf-8")
+
+    def say(self, text: str = "") -> None:
+        """Text for the reader alone."""
+        if self.active:
+            print(text, flush=True)
+
+    def write(self, kind: str, line: str | None = None, **values: Any) -> None:
+        """One record: into the journal as it is, numbers to TensorBoard under `kind`, `line` to the terminal."""
+        if not self.active:
+            return
+        record = {"time": round(time.time(), 3), "kind": kind, **values}
+        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._file.flush()
+        if line is not None:
+            print(line, flush=True)
+        if "step" in values:
+            stage = values.get("stage", "run")
+            for name, value in values.items():
+                if name != "step" and isinstance(value, (int, float)) and not isinstance(value, bool):
+                    self._scalar(f"{stage}/{kind}/{name}", value, values["step"])
+
+    def _scalar(self, name: str, value: float, step: int) -> None:
+        if self._board is None:
+            # Imported late: it takes longer than everything else here, and the tests of other parts do without.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self.folder / "tensorboard"))
+        self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self.active:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+class Meter:
+    """Averages between two lines, with the time spent waiting for data kept apart from the time spent computing."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.reset()
+
+    def reset(self) -> None:
+        self.steps = self.pairs = 0
+        self.waited = 0.0
+        self.started = time.perf_counter()
+        self.losses: list[torch.Tensor] = []
+        self.accuracies: list[torch.Tensor] = []
+
+    def add(self, loss: torch.Tensor, accuracy: torch.Tensor, pairs: int, waited: float) -> None:
+        # Kept as tensors: reading a number back every step would stop the device.
+        self.losses.append(loss)
+        self.accuracies.append(accuracy)
+        self.steps, self.pairs, self.waited = self.steps + 1, self.pairs + pairs, self.waited + waited
+
+    def pause(self, seconds: float) -> None:
+        """Leave out what was neither data nor training (validation, saving)."""
+        self.started += seconds
+
+    def summary(self) -> dict[str, float]:
+        passed = max(time.perf_counter() - self.started, 1e-9)
+        summary = {
+            "loss": torch.stack(self.losses).mean().item(),
+            "accuracy": torch.stack(self.accuracies).mean().item(),
+            "pairs_per_second": self.pairs / passed,
+            "data_wait": self.waited / passed,
+            "seconds_per_step": passed / self.steps,
+        }
+        if self.device.type == "cuda":
+            summary["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        return summary
+
+
+def duration(seconds: float) -> str:
+    """90061 → ``25:01:01``; 59 → ``0:59``."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

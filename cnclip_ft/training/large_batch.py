@@ -1,0 +1,122 @@
+"""One step's gradient, for a batch of any size on a device of any size.
+
+A batch that fits is one forward and one backward. One that does not is split into micro-batches (GradCache, arXiv
+2101.06983): features of all chunks without gradient, the loss once on all features, then every chunk again with
+its random state restored, backward through ⟨features, ∂loss/∂features⟩. The temperature gets its gradient in the
+loss, once. The result is the gradient of the undivided batch, dropout and patch dropping included; only batch
+normalisation in training mode, whose statistics belong to the batch, cannot be split.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from cnclip_ft.training.devices import mean_gradients
+from cnclip_ft.training.loss import LossOutput
+from data_tools.errors import RequestError
+
+_TENSORS = ("pixels", "trunk", "input_ids", "attention_mask")
+
+
+class GradientStep:
+    """Puts the gradient of one global batch into the parameters.
+
+    Args:
+        model: the DualEncoder, wrapped for many devices or not. Called with `pixels` or `trunk`, `input_ids` and
+            `attention_mask`; returns both unit features.
+        objective: an objective of `training.loss`.
+        plain: the same model without its wrapper. Its temperature and the objective's bias stand outside the wrapped
+            forward and are synchronised here.
+        micro_batch_size: pairs per forward on this device; None takes the batch as one.
+        autocast: makes the context the towers compute in.
+        backward: takes a scalar loss; scales it where fp16 needs it.
+        augment: uint8 pixels → uint8 pixels on the device, drawn from torch's own generator and so replayed.
+
+    Raises:
+        RequestError: batch normalisation would use the statistics of a chunk.
+    """
+
+    def __init__(self, model, plain, objective, *, micro_batch_size, autocast, backward, augment=None) -> None:
+        self.model, self.plain, self.objective = model, plain, objective
+        self.micro_batch_size, self.autocast, self.backward = micro_batch_size, autocast, backward
+        self.augment = augment or (lambda pixels: pixels)
+        self.scalars = [plain.logit_scale, *objective.parameters()]
+        if micro_batch_size is not None:
+            refuse_batch_norm(plain)
+
+    def __call__(self, batch: dict[str, Any]) -> LossOutput:
+        size = len(batch["image_keys"])
+        if self.micro_batch_size is None or self.micro_batch_size >= size:
+            images, texts = self._features(batch)
+            out = self._loss(images, texts, batch)
+            self.backward(out.loss)
+        else:
+            out = self._divided(batch, size)
+        mean_gradients(self.scalars)
+        return LossOutput(out.loss.detach(), out.accuracy)
+
+    def _loss(self, images, texts, batch) -> LossOutput:
+        return self.objective(images, texts, self.plain.logit_scale, batch["image_keys"], batch["text_keys"])
+
+    def _features(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        device = self.plain.logit_scale.device
+        tensors = {name: batch[name].to(device, non_blocking=True) for name in _TENSORS if name in batch}
+        if "pixels" in tensors:
+            tensors["pixels"] = self.augment(tensors["pixels"])
+        with self.autocast():
+            return self.model(**tensors)
+
+    def _divided(self, batch: dict[str, Any], size: int) -> LossOutput:
+        chunks = [_chunk(batch, slice(start, start + self.micro_batch_size)) for start in range(0, size, self.micro_batch_size)]
+        states, parts = [], []
+        with torch.no_grad():
+            for chunk in chunks:
+                states.append(_random_state(self.plain.logit_scale.device))
+                parts.append(self._features(chunk))
+        after = _random_state(self.plain.logit_scale.device)
+        images = torch.cat([image for image, _ in parts]).requires_grad_()
+        texts = torch.cat([text for _, text in parts]).requires_grad_()
+        out = self._loss(images, texts, batch)
+        self.backward(out.loss)
+        for number, chunk in enumerate(chunks):
+            rows = slice(number * self.micro_batch_size, (number + 1) * self.micro_batch_size)
+            _restore(states[number], self.plain.logit_scale.device)
+            last = number == len(chunks) - 1
+            # Devices exchange gradients once, in the last chunk's backward.
+            with nullcontext() if last or not hasattr(self.model, "no_sync") else self.model.no_sync():
+                image, text = self._features(chunk)
+                sides = [(f, g) for f, g in ((image, images.grad[rows]), (text, texts.grad[rows])) if f.requires_grad]
+                torch.autograd.backward([f for f, _ in sides], [g.to(f.dtype) for f, g in sides])
+        _restore(after, self.plain.logit_scale.device)
+        return out
+
+
+def _chunk(batch: dict[str, Any], rows: slice) -> dict[str, Any]:
+    chunk = {name: batch[name][rows] for name in _TENSORS if name in batch}
+    longest = int(chunk["attention_mask"].sum(1).max())
+    return chunk | {name: chunk[name][:, :longest] for name in ("input_ids", "attention_mask")}
+
+
+def _random_state(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def _restore(state: tuple[torch.Tensor, torch.Tensor | None], device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)
+
+
+def refuse_batch_norm(model: nn.Module) -> None:
+    """Raise where a batch-norm layer in training mode would see micro-batches instead of the batch."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            raise RequestError(
+                f"micro_batch_size with batch normalisation in training mode ({name}): its statistics would be those of "
+                "the micro-batch, and the gradient another one. Set batch_norm: frozen in the stage, or leave "
+                "micro_batch_size out."
+            )

@@ -1,0 +1,169 @@
+"""One table says what trains and how fast; the optimizer is built from it, and the rate follows a curve.
+
+Every parameter of the model and of the objective is covered by exactly one rule, or the recipe is refused.
+Biases, norms, embeddings and the temperature get no weight decay.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.recipe import Stage, TrainRule
+from data_tools.errors import RequestError
+
+PROJECTIONS = ("visual_projection", "text_projection")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One parameter's line of the table; `rate` 0 is frozen."""
+
+    name: str
+    parameter: nn.Parameter
+    tower: str
+    rate: float
+    decays: bool
+
+
+def rules_for(stage: Stage, new_parts: list[str]) -> list[TrainRule]:
+    """The stage's table; the names text, image and both are tables too.
+
+    `new_parts` are module paths without pretrained weights. A new projection on a frozen trunk trains along:
+    frozen at random it would only throw information away.
+    """
+    if isinstance(stage.train, list):
+        return stage.train
+    rules = [TrainRule(tower="temperature")]
+    for tower, projection in zip(("image", "text"), PROJECTIONS, strict=True):
+        if stage.train in (tower, "both"):
+            rules.append(TrainRule(tower=tower))
+        elif any(part.startswith(f"{tower}_tower.{projection}") for part in new_parts):
+            rules += [TrainRule(tower=tower, part="projection"), TrainRule(tower=tower, part="trunk", rate=0)]
+        else:
+            rules.append(TrainRule(tower=tower, rate=0))
+    return rules
+
+
+def build_table(model: DualEncoder, objective: nn.Module, rules: list[TrainRule]) -> list[Entry]:
+    """Cover every parameter with exactly one rule.
+
+    Raises:
+        RequestError: a parameter that no rule or that two rules cover, or a rule that covers nothing.
+    """
+    entries: list[Entry] = []
+    used: set[int] = set()
+    for tower_name, tower in (("image", model.image_tower), ("text", model.text_tower)):
+        depth = _depths(tower)
+        top = max(depth.values(), default=0)
+        for name, parameter in tower.named_parameters():
+            full = f"{tower_name}_tower.{name}"
+            place = depth.get(id(parameter), top)
+            rule = _one_rule(full, tower_name, name, place, top, rules, used)
+            rate = rule.rate * rule.layer_decay ** (top - place)
+            entries.append(Entry(full, parameter, tower_name, rate, _decays(name, parameter)))
+    scalars = [("logit_scale", model.logit_scale)]
+    scalars += [(f"objective.{name}", parameter) for name, parameter in objective.named_parameters()]
+    for name, parameter in scalars:
+        rule = _one_rule(name, "temperature", name, 0, 0, rules, used)
+        entries.append(Entry(name, parameter, "temperature", rule.rate, False))
+    for number, rule in enumerate(rules):
+        if number not in used and rule.part != "rest":
+            raise RequestError(f"the train table's rule ({rule.tower}, {rule.part}) covers no parameter; leave it out")
+    if not any(entry.rate for entry in entries if entry.tower != "temperature"):
+        raise RequestError("the stage trains nothing: every tower is frozen. Give a tower a rate above 0")
+    return entries
+
+
+def _depths(tower: nn.Module) -> dict[int, int]:
+    """Parameter → number of its block, counted from the input; the projection is the last."""
+    return {id(p): number for number, block in enumerate(tower.blocks()) for p in block.parameters()}
+
+
+def _one_rule(full: str, tower: str, name: str, place: int, top: int, rules: list[TrainRule], used: set[int]) -> TrainRule:
+    matches, rest = [], []
+    for number, rule in enumerate(rules):
+        if rule.tower != tower:
+            continue
+        if rule.part == "rest":
+            rest.append(number)
+        elif _covers(rule.part, name, place, top):
+            matches.append(number)
+    matches = matches or rest
+    if len(matches) != 1:
+        said = "no rule covers" if not matches else f"{len(matches)} rules cover"
+        raise RequestError(
+            f"{said} {full} in the train table; every parameter needs exactly one. "
+            + ("Add {tower: " + tower + ", part: rest, rate: 0} to freeze what is left." if not matches else "")
+        )
+    used.add(matches[0])
+    return rules[matches[0]]
+
+
+def _covers(part: str, name: str, place: int, top: int) -> bool:
+    projection = name.startswith(PROJECTIONS)
+    if part in ("all", "trunk", "projection"):
+        return part == "all" or (part == "projection") == projection
+    word, count = part.split()
+    # Blocks are stem, layers, projection: "last N" counts layers, "first N" the stem too; neither the projection.
+    return not projection and (place >= top - int(count) if word == "last" else place < int(count))
+
+
+def _decays(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim >= 2 and "embedding" not in name
+
+
+def apply_table(model: DualEncoder, table: list[Entry]) -> None:
+    for entry in table:
+        entry.parameter.requires_grad_(entry.rate > 0)
+
+
+def build_optimizer(table: list[Entry], stage: Stage, device: torch.device) -> torch.optim.AdamW:
+    """AdamW with one group per (rate factor, decay). `peak` in each group is the rate the curve is multiplied with."""
+    groups: dict[tuple[float, bool], dict] = {}
+    for entry in table:
+        if entry.rate:
+            group = groups.setdefault(
+                (entry.rate, entry.decays),
+                {"params": [], "names": [], "peak": stage.learning_rate * entry.rate,
+                 "weight_decay": stage.weight_decay if entry.decays else 0.0},
+            )  # fmt: skip
+            group["params"].append(entry.parameter)
+            group["names"].append(entry.name)
+    for group in groups.values():
+        group.pop("names")
+    fused = device.type in ("cuda", "cpu")
+    return torch.optim.AdamW(list(groups.values()), lr=stage.learning_rate, betas=stage.betas, eps=stage.eps, fused=fused)
+
+
+class RateCurve:
+    """Linear warm-up, then cosine (or constant): a factor on every group's peak rate, for steps 0 … total − 1."""
+
+    def __init__(self, stage: Stage, total_steps: int) -> None:
+        self.total = total_steps
+        self.warmup = stage.warmup_steps if stage.warmup_steps is not None else min(100, total_steps // 10)
+        if self.warmup >= total_steps:
+            raise RequestError(
+                f"warmup_steps is {self.warmup}, but the stage has only {total_steps} steps: the full rate would never "
+                f"be reached. Set warmup_steps to {max(total_steps // 10, 0)} or train longer."
+            )
+        self.kind, self.final = stage.schedule, stage.final_rate
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        if self.kind == "constant":
+            return 1.0
+        progress = (step - self.warmup) / (self.total - self.warmup)
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def set(self, optimizer: torch.optim.Optimizer, step: int) -> float:
+        """Set the rates for `step`; returns the factor."""
+        factor = self(step)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        return factor

@@ -1,0 +1,135 @@
+"""What will happen, said before it does: weights, what trains, steps, rates, duplicates, precision, warnings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from data_tools.errors import RequestError
+
+if TYPE_CHECKING:
+    from cnclip_ft.training.run import Run
+    from cnclip_ft.training.stage import StageRun
+
+BARS = "▁▂▃▄▅▆▇█"
+# Peak rates the paper and its repository pair with a global batch for fine-tuning all weights (arXiv 2211.01335,
+# appendix; the smallest pair is the maintainers' advice after 2e-5 at batch 96 ended below zero-shot).
+PUBLISHED_RATES = ((96, 2e-6), (1024, 5e-5), (4096, 3e-5), (7680, 5e-5), (12800, 5e-5), (20480, 2e-5))
+
+
+def describe(run: Run) -> str:
+    """The whole plan as text, warnings last."""
+    lines = ["Plan", f"  run folder   {run.folder}", f"  device       {_device(run)}"]
+    lines.append(f"  precision    {run.precision} ({run.precision_reason})")
+    lines.append("  attention    PyTorch scaled_dot_product_attention (picks its kernel by device; nothing to install)")
+    lines += ["  weights"] + [f"    {line}" for line in run.load_report.lines()]
+    table = run.table
+    lines.append(
+        f"  training     {len(table):,} pairs, {len(set(table.image_keys.tolist())):,} images ({run.train_store.path}); "
+        f"captions {table.lengths.mean():.1f} tokens on average, {100 * table.cut / len(table):.1f}% reach the context length "
+        f"of {run.tokenizer.context_length}"
+    )
+    for name, store in run.valid_stores.items():
+        lines.append(f"  validation   {name}: {len(store):,} pairs, {len(store.image_ids):,} images ({store.path})")
+    for stage in run.stages:
+        lines += _stage(run, stage)
+    lines += [f"  WARNING      {warning}" for warning in warnings(run)]
+    return "\n".join(lines)
+
+
+def _device(run: Run) -> str:
+    count = run.accelerator.num_processes
+    name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else run.device.type
+    return f"{count} × {name}" if count > 1 else name
+
+
+def _stage(run: Run, stage: StageRun) -> list[str]:
+    setting, order = stage.stage, stage.order
+    lines = [f"  stage {stage.name}"]
+    for tower in ("image", "text", "temperature"):
+        entries = [entry for entry in stage.table if entry.tower == tower]
+        trained = sum(entry.parameter.numel() for entry in entries if entry.rate)
+        every = sum(entry.parameter.numel() for entry in entries)
+        rates = sorted({setting.learning_rate * entry.rate for entry in entries if entry.rate})
+        said = "frozen" if not rates else "rate " + " … ".join(f"{rate:.3g}" for rate in dict.fromkeys((rates[0], rates[-1])))
+        lines.append(f"    {tower:<12} {trained:,} of {every:,} parameters train ({100 * trained / every:.0f}%), {said}")
+    lines.append(
+        f"    {stage.total} steps = {stage.total / order.steps_per_epoch:.1f} epochs of {order.steps_per_epoch}, "
+        f"global batch {setting.batch_size}"
+        + (f" in micro-batches of {setting.micro_batch_size}" if setting.micro_batch_size else "")
+        + f", validation every {stage.validate_every} steps"
+    )
+    lines.append(f"    rate {curve(stage)}  warm-up {stage.curve.warmup} steps, then {setting.schedule}")
+    lines.append(
+        f"    {setting.objective.kind} objective; other pairs with the same image or text: {setting.objective.positives} "
+        f"({order.expected_repeats():.2f} expected per pair in a random batch, {order.repeats_per_batch():.2f} left per ordered batch)"
+    )
+    if stage.image_frozen:
+        said = f"computed once ({setting.views} view{'s' * (setting.views > 1)})" if stage.cached else "computed every step"
+        lines.append(f"    image tower frozen: its features are {said}")
+    lines.append(f"    memory for weights, gradients and optimizer: {_memory(run, stage):.2f} GiB per device, activations on top")
+    return lines
+
+
+def curve(stage: StageRun, width: int = 32) -> str:
+    """The rate over the stage as one line of bars."""
+    steps = [int(column * (stage.total - 1) / max(width - 1, 1)) for column in range(min(width, stage.total))]
+    return "".join(BARS[min(7, int(stage.curve(step) * 7.999))] for step in steps)
+
+
+def _memory(run: Run, stage: StageRun) -> float:
+    weights = sum(p.numel() * p.element_size() for p in run.model.parameters())
+    trained = sum(e.parameter.numel() * 4 for e in stage.table if e.rate)
+    return (weights + 3 * trained) / 2**30  # gradient and two Adam moments
+
+
+def suggested_rate(batch_size: int) -> float:
+    """Highest published rate for a batch of this size, interpolated in the logarithm of both below 1,024."""
+    smallest, first = PUBLISHED_RATES[0], PUBLISHED_RATES[1]
+    if batch_size >= first[0]:
+        return max(rate for batch, rate in PUBLISHED_RATES if batch <= batch_size and batch >= first[0])
+    share = torch.log(torch.tensor(batch_size / smallest[0])) / torch.log(torch.tensor(first[0] / smallest[0]))
+    return smallest[1] * (first[1] / smallest[1]) ** max(share.item(), 0.0)
+
+
+def warnings(run: Run) -> list[str]:
+    """What is likely to go wrong, each with a suggestion."""
+    found = []
+    for stage in run.stages:
+        setting, name = stage.stage, stage.name
+        pretrained_image = not stage.image_frozen and not any(part == "image_tower" for part in run.new_parts)
+        advised = suggested_rate(setting.batch_size)
+        if pretrained_image and setting.learning_rate > 2 * advised:
+            found.append(
+                f"{name}: rate {setting.learning_rate:g} is high for a global batch of {setting.batch_size} and may destroy what "
+                f"the model knows; published pairs of batch and rate suggest about {advised:.1e}"
+            )
+        if setting.batch_size < 16:
+            found.append(f"{name}: batch {setting.batch_size} leaves few negatives; use 16 or more (micro_batch_size splits it if it does not fit)")
+        if stage.total < 50:
+            found.append(f"{name}: only {stage.total} steps; train more epochs or use a smaller batch")
+    leak = _leak(run)
+    if leak:
+        found.append(leak)
+    return found
+
+
+def _leak(run: Run) -> str | None:
+    """Images of the validation split that are in the training split too, by id and by content."""
+    train = set(run.train_store.image_ids)
+    for name, store in run.valid_stores.items():
+        if store.path.resolve() == run.train_store.path.resolve():
+            return f"{name} is the training split itself: recall will look far better than it is"
+        shared = [image_id for image_id in store.image_ids if image_id in train]
+        same = [i for i in shared[:500] if store.image(i) == run.train_store.image(i)]
+        if same:
+            return f"{name} shares images with the training split (e.g. id {same[0]!r}): recall will look better than it is"
+    return None
+
+
+def refuse_warnings(run: Run) -> None:
+    """With --strict a warning is an error."""
+    found = warnings(run)
+    if found:
+        raise RequestError("--strict: the plan has warnings:\n  " + "\n  ".join(found))

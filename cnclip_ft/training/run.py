@@ -1,0 +1,241 @@
+"""A run from recipe to report, read straight down: devices → model → data → stages → table.
+
+The run folder holds ``recipe.yaml`` (every setting), ``journal.jsonl``, ``tensorboard/``, ``<stage>/{best,last}``,
+``state/`` (to continue), and ``report/``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+import cnclip_ft
+from cnclip_ft.data.pairs import build_table
+from cnclip_ft.models.start import LoadReport, build_start
+from cnclip_ft.recipe import Recipe, dump_recipe
+from cnclip_ft.training import plan
+from cnclip_ft.training.devices import sum_numbers
+from cnclip_ft.training.journal import Journal
+from cnclip_ft.training.precision import choose_precision
+from cnclip_ft.training.run_state import StopRequest, clear_states, load_state
+from cnclip_ft.training.stage import StageRun, Stopped
+from cnclip_ft.training.validation import Judge, table
+from data_tools.errors import RequestError
+from data_tools.store import PairStore, open_store
+
+
+class Run:
+    """What all stages of a run share. `execute` trains; `show_plan` only says what would happen."""
+
+    def __init__(self, recipe: Recipe, *, write: bool = True) -> None:
+        self.recipe, self.folder = recipe, Path(recipe.output)
+        self.accelerator = Accelerator()
+        self.device = self.accelerator.device
+        self.precision, self.precision_reason = choose_precision(recipe.precision, self.device)
+        self.journal = Journal(self.folder, active=self.accelerator.is_main_process and write)
+        self.stop, self.damaged = StopRequest(), 0
+        self.start_score: float | None = None
+        self.rows: list[tuple[str, dict[str, float | None]]] = []
+
+        self.train_store = open_split(recipe.data.train, "data.train")
+        self.valid_stores = {name: open_split(path, "data.valid") for name, path in recipe.data.valid_sets().items()}
+        self.workers = _workers(recipe, self.accelerator.num_processes)
+        self.model, self.load_report = build_start(
+            recipe.model.start, context_length=recipe.data.context_length, image_size=recipe.model.image_size,
+            source=recipe.model.source, seed=recipe.seed,
+        )  # fmt: skip
+        self.model.to(self.device)
+        if recipe.compile:
+            self.model.image_tower.compile()
+            self.model.text_tower.compile()
+        self.tokenizer = self.model.tokenizer
+        self.table = build_table(self.train_store, self.tokenizer)
+        self.cache_folder = Path(recipe.feature_cache) if recipe.feature_cache else self.folder.parent / "feature_cache"
+        self.judge = Judge(self.valid_stores, self.device, self.workers, self.autocast)
+        # Made once here so that a setting that cannot work is refused before anything is trained.
+        self.stages = [StageRun(self, number, name, stage) for number, (name, stage) in enumerate(recipe.stages.items())]
+
+    @property
+    def new_parts(self) -> list[str]:
+        return _new_parts(self.load_report)
+
+    def autocast(self):
+        """The number format the towers compute in."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[self.precision])
+
+    # ---- executing --------------------------------------------------------------------------------------------
+
+    def execute(self, state: dict[str, Any] | None = None) -> bool:
+        """Train all stages, from `state` on. True when done, False when stopped on request."""
+        with self.stop:
+            try:
+                self._execute(state)
+            except Stopped:
+                self.journal.say(f"Stopped. Continue with: {self.continue_line()}")
+                return False
+            finally:
+                self.journal.close()
+        return True
+
+    def _execute(self, state: dict[str, Any] | None) -> None:
+        if self.accelerator.is_main_process and state is None:
+            (self.folder / "recipe.yaml").write_text(dump_recipe(self.recipe), encoding="utf-8")
+        self.journal.say(plan.describe(self))
+        first = 0
+        if state is not None:
+            first, self.start_score, self.rows, self.damaged = state["stage"], state["start_score"], state["rows"], state["damaged"]
+            self.rows = [(name, row) for name, row in self.rows]
+            self.journal.write("continue", f"Continuing stage {self.stages[first].name} at step {state['step']}",
+                               step=state["step"], stage=self.stages[first].name)  # fmt: skip
+        else:
+            self._judge_start()
+        for stage in self.stages[first:]:
+            if state is not None and stage.number == first:
+                # The weights first: the feature cache is keyed by them.
+                self.model.load_state_dict(state["model"])
+                stage.step = state["step"]
+                stage.prepare()
+                stage.restore(state)
+            else:
+                stage.prepare()
+            stage.train(after_validation=lambda: None)
+            stage.keep_best()
+            self.rows.append((f"after {stage.name}", stage.best_row))
+        self._report()
+
+    def _judge_start(self) -> None:
+        """Score the model before its first step: what it must not sink below."""
+        score = 0.0
+        if self.accelerator.is_main_process:
+            judgement = self.judge(self.model)
+            score = judgement.mean_recall
+            self.rows = [("chance", self.judge.chance), ("start", judgement.row())]
+            self.journal.write(
+                "validation", f"before the first step | mean recall {judgement.mean_recall:.2f} "
+                f"(chance {self.judge.chance['mean_recall']:.2f})", stage="start", step=0,
+                mean_recall=judgement.mean_recall, chance=self.judge.chance, scores=judgement.as_dict(),
+            )  # fmt: skip
+        self.start_score = sum_numbers(score, self.device)
+
+    def _report(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        report = self.folder / "report"
+        report.mkdir(exist_ok=True)
+        text = table(self.rows)
+        (report / "recall.txt").write_text(text + "\n", encoding="utf-8")
+        (report / "recall.json").write_text(json.dumps(dict(self.rows), indent=2) + "\n", encoding="utf-8")
+        last = self.stages[-1]
+        self.journal.write("done", rows=dict(self.rows))
+        self.journal.say(f"\n{text}\n\nBest checkpoint: {self.folder / last.name / 'best'}\nReport: {report}")
+        clear_states(self.folder / "state")
+
+    # ---- what checkpoints and states carry --------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "format": 1, "recipe": dump_recipe(self.recipe), "start_score": self.start_score,
+            "rows": [[name, row] for name, row in self.rows], "damaged": self.damaged,
+        }  # fmt: skip
+
+    def checkpoint_info(self, stage: StageRun, judgement) -> dict[str, Any]:
+        return {
+            "stage": stage.name, "step": stage.step, "steps": stage.total, "scores": judgement.as_dict(),
+            "mean_recall": judgement.mean_recall, "recipe": self.recipe.model_dump(mode="json"),
+            "data": {"train": self.train_store.checksum(), **{n: s.checksum() for n, s in self.valid_stores.items()}},
+            "start": self.load_report.lines(), "precision": self.precision,
+            "versions": {"cnclip_ft": cnclip_ft.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        }  # fmt: skip
+
+    def continue_line(self) -> str:
+        return f"cnclip-ft train {self.folder / 'recipe.yaml'} --continue"
+
+
+def _new_parts(report: LoadReport) -> list[str]:
+    return [str(part[0] if isinstance(part, tuple) else part) for part in report.new]
+
+
+def _workers(recipe: Recipe, processes: int) -> int:
+    if recipe.data.workers != "auto":
+        return recipe.data.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # On a CPU run the towers want the cores; on a GPU run decoding does.
+    return min(8, cores // processes) if torch.cuda.is_available() else min(2, max(cores // processes - 1, 0))
+
+
+def open_split(path: str, key: str) -> PairStore:
+    """Open a store of the recipe; an empty one is refused."""
+    try:
+        store = open_store(path)
+    except RequestError as error:
+        raise RequestError(f"{key}: {error}") from None
+    if len(store) == 0:
+        raise RequestError(f"{key}: {path} has no pairs. Check the build's summary, or name another split.")
+    return store
+
+
+def train(recipe: Recipe, *, proceed: bool = False, overwrite: bool = False, strict: bool = False) -> bool:
+    """Run a recipe; `proceed` continues the run in its folder at the very step.
+
+    Returns:
+        True when the last stage is done, False when it was stopped on request (and can be continued).
+
+    Raises:
+        RequestError: the folder holds another run, there is nothing to continue, or a setting cannot work.
+    """
+    folder = Path(recipe.output)
+    state = None
+    if proceed:
+        state = load_state(folder / "state", print)
+        if state is None:
+            done = " The run there is finished." if (folder / "report" / "recall.json").is_file() else ""
+            raise RequestError(f"{folder}: no state to continue from.{done} Start it without --continue.")
+        _refuse_other_recipe(recipe, state["recipe"])
+    elif (folder / "recipe.yaml").exists() and not overwrite:
+        raise RequestError(
+            f"{folder} holds a run already. Continue it with --continue, replace it with --overwrite, "
+            "or choose another folder with output=FOLDER."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RequestError(f"output: {folder} cannot be written ({error.strerror}). Choose another with output=FOLDER.") from None
+    if overwrite and not proceed:
+        clear_states(folder / "state")
+        (folder / "journal.jsonl").unlink(missing_ok=True)
+    run = Run(recipe)
+    if strict:
+        plan.refuse_warnings(run)
+    return run.execute(state)
+
+
+def _refuse_other_recipe(recipe: Recipe, stored: str) -> None:
+    import yaml
+
+    ours, theirs = recipe.model_dump(mode="json"), yaml.safe_load(stored)
+    free = ("output", "log_every", "feature_cache")  # these do not change what is computed
+    changed = [line for line in _differences(theirs, ours) if line.split(":")[0] not in free and "workers" not in line.split(":")[0]]
+    if changed:
+        raise RequestError(
+            "--continue goes on with the very same recipe, but these settings differ (stored → now):\n  "
+            + "\n  ".join(changed) + "\nTo train on from its weights instead, set model.start to its checkpoint."
+        )  # fmt: skip
+
+
+def _differences(before: Any, now: Any, path: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = dict.fromkeys([*before, *now])
+        return [line for key in keys for line in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)]
+    return [] if before == now else [f"{path}: {before!r} → {now!r}"]

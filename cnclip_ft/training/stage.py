@@ -1,0 +1,306 @@
+"""One stage: freeze what the table says, then step, log, judge and keep the best."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from cnclip_ft.data.augment import augment
+from cnclip_ft.data.batching import BatchOrder, StageSampler, make_loader
+from cnclip_ft.data.pairs import Collate, PairDataset
+from cnclip_ft.models.checkpoints import load, save_checkpoint
+from cnclip_ft.recipe import Stage
+from cnclip_ft.training.averaging import MovingAverage
+from cnclip_ft.training.devices import sum_numbers
+from cnclip_ft.training.feature_cache import FeatureCache
+from cnclip_ft.training.journal import Meter, duration
+from cnclip_ft.training.large_batch import GradientStep
+from cnclip_ft.training.loss import ContrastiveObjective, SigmoidObjective
+from cnclip_ft.training.optimizer import RateCurve, apply_table, build_optimizer, build_table, rules_for
+from cnclip_ft.training.run_state import save_state, seed_step
+from data_tools.errors import UserError
+
+if TYPE_CHECKING:
+    from cnclip_ft.training.run import Run
+
+
+class Stopped(Exception):
+    """The run was asked to stop; its state is written."""
+
+
+def make_objective(stage: Stage) -> nn.Module:
+    setting = stage.objective
+    if setting.kind == "sigmoid":
+        return SigmoidObjective(setting.positives, tile=setting.tile)
+    return ContrastiveObjective(setting.positives, setting.label_smoothing, setting.tile)
+
+
+class StageRun:
+    """A stage of a run: made (and its settings checked) when it begins, then `train` until its last step.
+
+    Reads straight down: what trains → objective, optimizer, rate curve → data → the loop.
+    """
+
+    def __init__(self, run: Run, number: int, name: str, stage: Stage) -> None:
+        self.run, self.number, self.name, self.stage = run, number, name, stage
+        self.model, device = run.model, run.device
+        self.objective = make_objective(stage).to(device)
+        self.table = build_table(self.model, self.objective, rules_for(stage, run.new_parts))
+        self.order = self._order()
+        self.total = stage.steps or max(1, round(stage.epochs * self.order.steps_per_epoch))
+        self.curve = RateCurve(stage, self.total)
+        self.validate_every = stage.validate_every or self.order.steps_per_epoch
+        self.step, self.best, self.best_step = 0, float("-inf"), 0
+        self.best_row: dict[str, float | None] = {}
+        self.image_frozen = not any(e.rate for e in self.table if e.tower == "image" and "visual_projection" not in e.name)
+        self.cached = self.image_frozen and stage.feature_cache and (stage.views > 1 or not stage.augment.changes)
+
+    def _order(self, without_images: set[int] = frozenset()) -> BatchOrder:
+        run = self.run
+        return BatchOrder(
+            run.table, self.stage.batch_size, seed=run.recipe.seed * 1000 + self.number,
+            length_window=run.recipe.data.length_window, name=f"the training split {run.train_store.path}",
+            without_images=without_images,
+        )  # fmt: skip
+
+    # ---- before the first step -------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Freeze, wrap for many devices, build the optimizer and the cache."""
+        run, stage, device = self.run, self.stage, self.run.device
+        apply_table(self.model, self.table)
+        if self.objective.initial_logit_scale is not None and self.step == 0:
+            with torch.no_grad():
+                self.model.logit_scale.fill_(self.objective.initial_logit_scale)
+        self.model.set_gradient_checkpointing(
+            image=stage.gradient_checkpointing in ("image", "both") and not self.image_frozen,
+            text=stage.gradient_checkpointing in ("text", "both"),
+        )
+        self._set_mode()
+        self.optimizer = build_optimizer(self.table, stage, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=run.precision == "fp16")
+        self.average = MovingAverage(self.table, stage.ema) if stage.ema else None
+        self.cache = self._build_cache() if self.cached else None
+        self.gradient = GradientStep(
+            self._wrap(), self.model, self.objective,
+            micro_batch_size=self._micro_batch_size(), autocast=run.autocast,
+            backward=lambda loss: self.scaler.scale(loss).backward(),
+            augment=lambda pixels: augment(pixels, stage.augment),
+        )  # fmt: skip
+
+    def _set_mode(self) -> None:
+        self.model.train()
+        for name, tower in (("image", self.model.image_tower), ("text", self.model.text_tower)):
+            if not any(e.rate for e in self.table if e.tower == name and "_projection" not in e.name):
+                tower.eval()  # no dropout, and batch-norm statistics stay
+            elif self.stage.batch_norm == "frozen":
+                for module in tower.modules():
+                    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                        module.eval()
+
+    def _set_patch_dropout(self) -> None:
+        tower = self.model.image_tower
+        wanted = self.stage.patch_dropout if self.step < self.total - self.stage.unmasked_steps else 0.0
+        if hasattr(tower, "patch_dropout"):
+            tower.patch_dropout = wanted
+        elif wanted:
+            raise UserError("patch_dropout is set, but this image tower has no patches to drop; leave it out")
+
+    def _wrap(self) -> nn.Module:
+        run = self.run
+        if run.accelerator.num_processes == 1:
+            return self.model
+        if run.device.type == "cuda" and not self.image_frozen:
+            # Statistics over all devices, as one device with the whole batch would have.
+            self.model.image_tower = nn.SyncBatchNorm.convert_sync_batchnorm(self.model.image_tower)
+        # The temperature stands outside forward: GradientStep synchronises it.
+        self.model._ddp_params_and_buffers_to_ignore = ["logit_scale"]
+        devices = [run.device] if run.device.type == "cuda" else None
+        # A tower from elsewhere may hold parameters its forward never uses.
+        foreign = self.model.architecture is None
+        return nn.parallel.DistributedDataParallel(self.model, device_ids=devices, find_unused_parameters=foreign)
+
+    def _micro_batch_size(self) -> int | None:
+        wanted = self.stage.micro_batch_size
+        if wanted == "auto":
+            from cnclip_ft.training.fit import largest_that_fits
+
+            return largest_that_fits(self)
+        share = self.stage.batch_size // self.run.accelerator.num_processes
+        return None if wanted is None or wanted >= share else wanted
+
+    def _build_cache(self) -> FeatureCache:
+        run = self.run
+        cache = FeatureCache(
+            run.cache_folder, self.model, run.train_store, views=self.stage.views, augment=self.stage.augment,
+            precision=run.precision, seed=run.recipe.seed,
+        )  # fmt: skip
+        run.journal.say(f"Image features of the frozen tower: {'read from' if cache.complete else 'computed once into'} {cache.folder}")
+        cache.build(run.accelerator, workers=run.workers, max_damaged=run.recipe.data.max_damaged_images)
+        if cache.damaged:
+            run.journal.say(f"{len(cache.damaged)} images cannot be decoded; their pairs are passed over")
+            self.order = self._order(cache.damaged)
+        return cache
+
+    # ---- the loop ---------------------------------------------------------------------------------------------
+
+    def train(self, after_validation: Callable[[], None]) -> None:
+        """Steps `self.step` … `self.total`; raises `Stopped` when asked to stop."""
+        run, meter = self.run, Meter(self.run.device)
+        batches = iter(self._loader())
+        while self.step < self.total:
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited = time.perf_counter() - asked
+            self._count_faults(batch)
+            out = self._one_step(batch)
+            self.step += 1
+            meter.add(out.loss, out.accuracy, self.stage.batch_size, waited)
+            if self.step % run.recipe.log_every == 0 or self.step == self.total:
+                self._log(meter)
+            if self.step % self.validate_every == 0 or self.step == self.total:
+                began = time.perf_counter()
+                self.judge()
+                after_validation()
+                meter.pause(time.perf_counter() - began)
+            if run.stop.asked(run.device) and self.step < self.total:
+                self.save()
+                raise Stopped
+
+    def _one_step(self, batch: dict[str, Any]):
+        run = self.run
+        seed_step(run.recipe.seed, self.number, self.step, run.accelerator.process_index)
+        self._set_patch_dropout()
+        self.curve.set(self.optimizer, self.step)
+        if self.cache is not None:
+            batch["trunk"] = self.cache.rows(batch["image_keys"], self.step // self.order.steps_per_epoch)
+        out = self.gradient(batch)
+        self._refuse_bad_number(out.loss, "loss")
+        self.scaler.unscale_(self.optimizer)
+        trained = [e.parameter for e in self.table if e.rate]
+        norm = nn.utils.clip_grad_norm_(trained, self.stage.gradient_clip or float("inf"), foreach=True)
+        if not self.scaler.is_enabled():  # with loss scaling an overflow is expected now and then, and the step skipped
+            self._refuse_bad_number(norm, "gradient")
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.clamp_logit_scale_()
+        if self.average is not None:
+            self.average.update()
+        return out
+
+    def _refuse_bad_number(self, value: torch.Tensor, what: str) -> None:
+        if torch.isfinite(value):
+            return
+        self.optimizer.zero_grad(set_to_none=True)
+        raise UserError(
+            f"stage {self.name}, step {self.step + 1}: the {what} is {value.item()}. Training stopped before it reached the "
+            f"weights; {self.run.folder / self.name / 'last'} and the state are good. Lower the learning rate "
+            f"(now {self.stage.learning_rate:g}), lengthen the warm-up, set gradient_clip: 1.0, or use precision: fp32."
+        )
+
+    def _loader(self):
+        run = self.run
+        dataset = PairDataset(run.train_store, run.table, None if self.cache is not None else self.model.image_size)
+        sampler = StageSampler(self.order, self.step, self.total, run.accelerator.process_index, run.accelerator.num_processes)
+        # Without pictures to decode, worker processes would cost more than they bring.
+        workers = 0 if self.cache is not None else run.workers
+        return make_loader(dataset, sampler, Collate(run.tokenizer), workers, pin=run.device.type == "cuda")
+
+    def _count_faults(self, batch: dict[str, Any]) -> None:
+        run = self.run
+        for fault in batch["faults"]:
+            run.damaged += 1
+            run.journal.write("damaged", f"damaged image, replaced by another pair: {fault}", stage=self.name, fault=fault)
+        if run.damaged > run.recipe.data.max_damaged_images:
+            raise UserError(
+                f"{run.damaged} damaged images, more than data.max_damaged_images allows "
+                f"({run.recipe.data.max_damaged_images}). Run `cnclip-ft data check {run.train_store.path}`, or raise the limit."
+            )
+
+    def _log(self, meter: Meter) -> None:
+        summary, run = meter.summary(), self.run
+        scale = self.model.logit_scale.exp().item()
+        rate = max(group["lr"] for group in self.optimizer.param_groups)
+        left = (self.total - self.step) * summary["seconds_per_step"]
+        memory = f" | {summary['memory_gib']:.1f} GiB" if "memory_gib" in summary else ""
+        run.journal.write(
+            "train",
+            f"{self.name} {self.step}/{self.total} | loss {summary['loss']:.4f} | in-batch {100 * summary['accuracy']:.1f}% | "
+            f"scale {scale:.1f} | rate {rate:.2e} | {summary['pairs_per_second']:.0f} pairs/s | "
+            f"data wait {100 * summary['data_wait']:.0f}%{memory} | {duration(left)} left",
+            stage=self.name, step=self.step, logit_scale=scale, rate=rate, seconds_left=left, **summary,
+        )  # fmt: skip
+        meter.reset()
+
+    # ---- judging and keeping ----------------------------------------------------------------------------------
+
+    @contextmanager
+    def judged_weights(self):
+        """The weights that are judged and kept: the averaged ones where there are any."""
+        with self.average.in_place() if self.average is not None else nullcontext():
+            yield
+
+    def judge(self) -> None:
+        """Recall on the validation splits; keep `last`, and `best` when it is."""
+        run = self.run
+        accelerator = run.accelerator
+        with self.judged_weights():
+            if accelerator.is_main_process:
+                judgement = run.judge(self.model)
+                note = self._compare(judgement.mean_recall)
+                run.journal.write(
+                    "validation", f"{self.name} {self.step}/{self.total} | mean recall {judgement.mean_recall:.2f} "
+                    f"({duration(judgement.seconds)}){note}", stage=self.name, step=self.step,
+                    mean_recall=judgement.mean_recall, scores=judgement.as_dict(),
+                )  # fmt: skip
+                info = run.checkpoint_info(self, judgement)
+                save_checkpoint(self.model, run.folder / self.name / "last", info=info)
+                if judgement.mean_recall > self.best:
+                    self.best_row = judgement.row()
+                    save_checkpoint(self.model, run.folder / self.name / "best", info=info)
+        # The first device says, the others bring nothing.
+        score = sum_numbers(judgement.mean_recall if accelerator.is_main_process else 0.0, run.device)
+        if score > self.best:
+            self.best, self.best_step = score, self.step
+        self.save()
+
+    def _compare(self, score: float) -> str:
+        start = self.run.start_score
+        if start is not None and score < start:
+            return f"  BELOW THE START ({start:.2f}): lower the learning rate, or train longer if this is the first epoch"
+        return "  best so far" if score > self.best else f"  (best {self.best:.2f} at step {self.best_step})"
+
+    def keep_best(self) -> None:
+        """Go on from the best weights of this stage."""
+        best = load(self.run.folder / self.name / "best")
+        self.model.load_state_dict(best.state_dict())
+
+    # ---- state ------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        run = self.run
+        if run.accelerator.is_main_process:
+            save_state(run.folder / "state", self.number * 10**7 + self.step, run.state() | {
+                "stage": self.number, "step": self.step, "best": self.best, "best_step": self.best_step,
+                "best_row": self.best_row,
+                "model": self.model.state_dict(), "objective": self.objective.state_dict(),
+                "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+                "average": self.average.state_dict() if self.average is not None else None,
+            })  # fmt: skip
+        run.accelerator.wait_for_everyone()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was written; called after `prepare`."""
+        self.model.load_state_dict(state["model"])
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.best, self.best_step, self.best_row = state["best"], state["best_step"], state["best_row"]
