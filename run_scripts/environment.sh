@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts beside it: makes or reuses the virtual environment and defines `cnclip_ft`.
 # PYTHON= names the interpreter, VENV= the environment's folder. Works from any folder.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +14,9 @@ from torch.utils.data import Dataset
 from cnclip_ft.data.images import decode
 from cnclip_ft.data.texts import TextTokenizer, prepare
 from data_tools.errors import DataFault
-from data_tools.store import PairStore
+
+if TYPE_CHECKING:
+    from data_tools.store import PairStore
 
 _TEXTS_AT_ONCE = 8192
 

@@ -128,7 +128,8 @@ class TextTokenizer:
         (folder / "vocab.txt").write_bytes(self.vocab_file.read_bytes())
         self._tokenizer.save(str(folder / "tokenizer.json"))
         config = {
-            "tokenizer_class": "BertTokenizer",
+            # Not BertTokenizer: transformers would rebuild its rules from the vocabulary and lose the quotation marks.
+            "tokenizer_class": "PreTrainedTokenizerFast",
             "do_lower_case": True,
             "model_max_length": self.context_length,
             "pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]",

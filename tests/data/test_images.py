@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cnclip_ft.data.images import OPENAI_MEAN, OPENAI_STD, decode, normalise
+from data_tools.errors import DataFault
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    # Hard edges on purpose: they overshoot between the two resampling passes.
+    noise = np.random.default_rng(seed).integers(0, 2, (height // 4 + 1, width // 4 + 1, 3)) * 255
+    return Image.fromarray(np.kron(noise, np.ones((4, 4, 1)))[:height, :width].astype(np.uint8))
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("size", [(500, 375), (333, 500), (206, 294), (100, 60), (224, 224), (224, 500), (900, 224), (61, 640)])
+def test_squash_is_within_one_of_pillow(size):
+    image = picture(*size)
+    theirs = torch.from_numpy(np.array(image.resize((224, 224), Image.Resampling.BICUBIC))).permute(2, 0, 1)
+    ours = decode(encoded(image), 224)
+    assert ours.shape == (3, 224, 224) and ours.dtype == torch.uint8
+    assert (ours.int() - theirs.int()).abs().max() <= 1
+
+
+def test_all_sources_agree(tmp_path):
+    image = picture(80, 60)
+    (tmp_path / "a.png").write_bytes(encoded(image))
+    for source in (tmp_path / "a.png", str(tmp_path / "a.png"), image):
+        assert torch.equal(decode(source, 32), decode(encoded(image), 32))
+
+
+def test_modes_become_rgb():
+    red = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    assert decode(encoded(red), 8)[:, 0, 0].tolist() == [255, 255, 255]  # transparent is white
+    assert decode(encoded(Image.new("L", (8, 8), 7)), 8)[:, 0, 0].tolist() == [7, 7, 7]
+    grey16 = Image.fromarray(np.full((8, 8), 51400, dtype=np.uint16))
+    assert decode(encoded(grey16), 8)[:, 0, 0].tolist() == [200, 200, 200]
+    for mode in ("P", "1", "LA", "CMYK"):
+        kind = "TIFF" if mode == "CMYK" else "PNG"
+        assert decode(encoded(Image.new("RGB", (8, 8), "blue").convert(mode), kind), 8).shape == (3, 8, 8)
+
+
+def test_exif_orientation_is_applied():
+    image = Image.new("RGB", (40, 20), "red")
+    image.paste("blue", (0, 0, 40, 5))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    pixels = decode(encoded(image, "PNG", exif=exif), 20)
+    assert pixels[2, 0, 10] < 60 < 200 < pixels[2, 19, 10]
+
+
+def test_reduced_decoding_never_goes_below_the_target():
+    image = Image.fromarray(np.tile(np.linspace(0, 255, 1000, dtype=np.uint8)[None, :, None], (800, 1, 3)))
+    data = encoded(image, "JPEG", quality=95)
+    full, reduced = decode(data, 224), decode(data, 224, reduced=True)
+    assert (full.int() - reduced.int()).abs().max() <= 3
+    small = encoded(picture(300, 300), "JPEG")
+    assert torch.equal(decode(small, 224), decode(small, 224, reduced=True))
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", encoded(picture(50, 50), "JPEG")[:400]])
+def test_broken_bytes_are_a_fault(data):
+    with pytest.raises(DataFault, match="cannot be decoded"):
+        decode(data, 32)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(DataFault, match="gone.jpg"):
+        decode(tmp_path / "gone.jpg", 32)
+
+
+def test_bombs_are_refused(monkeypatch):
+    monkeypatch.setattr("cnclip_ft.data.images.PIXEL_LIMIT", 99)
+    with pytest.raises(DataFault, match="10×10 pixels"):
+        decode(encoded(picture(10, 10)), 32)
+
+
+def test_normalise_equals_the_plain_formula():
+    pixels = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (OPENAI_MEAN, OPENAI_STD))
+    torch.testing.assert_close(normalise(pixels, OPENAI_MEAN, OPENAI_STD), (pixels / 255 - mean) / std, atol=1e-6, rtol=0)
+    assert normalise(pixels, OPENAI_MEAN, OPENAI_STD, torch.bfloat16).dtype == torch.bfloat16
