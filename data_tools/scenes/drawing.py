@@ -1,0 +1,91 @@
+"""Scene → picture. Everything is drawn three times as large and averaged down, so that edges are smooth."""
+
+from __future__ import annotations
+
+import math
+from random import Random
+
+from PIL import Image, ImageDraw
+
+from data_tools.scenes.backgrounds import BACKGROUND_PAINTERS
+from data_tools.scenes.shapes import SHAPE_PAINTERS
+from data_tools.scenes.vocabulary import COLOURS, CORNERS, RGB, SIZES, Group, Scene
+
+SUPERSAMPLING = 3
+Place = tuple[float, float]
+
+
+def draw(scene: Scene, size: int = 96) -> Image.Image:
+    """The picture of a scene, RGB, `size` × `size` pixels; the same pixels every time."""
+    random = Random(f"{scene.seed}/picture")
+    side = size * SUPERSAMPLING
+    image = Image.new("RGB", (side, side))
+    canvas = ImageDraw.Draw(image)
+    BACKGROUND_PAINTERS[scene.background](canvas, side, random)
+    for group, places, radius in _layout(scene, random):
+        colour = _shade(COLOURS[group.colour], random)
+        for x, y in places:
+            SHAPE_PAINTERS[group.shape](canvas, x * side, y * side, radius * side * random.uniform(0.95, 1.05), colour)
+    return image.reduce(SUPERSAMPLING)
+
+
+def _shade(colour: RGB, random: Random) -> RGB:
+    lighter = random.randint(-9, 9)
+    red, green, blue = (min(255, max(0, channel + lighter + random.randint(-4, 4))) for channel in colour)
+    return red, green, blue
+
+
+def _layout(scene: Scene, random: Random) -> list[tuple[Group, list[Place], float]]:
+    """Every group with the places of its things and their radius, all as shares of the side; the last lies on top."""
+    first, second, radius = scene.first, scene.second, SIZES[scene.first.size]
+
+    def near(x: float, y: float, by: float = 0.035) -> Place:
+        return x + random.uniform(-by, by), y + random.uniform(-by, by)
+
+    if second is None:
+        if scene.layout in CORNERS:
+            return [(first, [near(*CORNERS[scene.layout])], radius)]
+        return [(first, [near(x, y, 0.012) for x, y in _arrange(scene.layout, first.count, random)], min(radius, 0.1))]
+
+    outer = SIZES[second.size]
+    if scene.layout == "inside":
+        x, y = near(0.5, 0.5, 0.09)
+        return [(second, [(x, y)], 0.36), (first, [(x, y)], radius * 1.1)]
+    if scene.layout == "between":
+        x, y = near(0.5, 0.5)
+        return [(second, [near(0.17, y), near(0.83, y)], outer), (first, [(x, y)], min(radius, 0.16))]
+    if scene.layout == "around":
+        x, y = near(0.5, 0.5, 0.02)
+        return [(second, _ring(second.count, x, y, 0.36, random), outer), (first, [(x, y)], min(radius, 0.18))]
+    low, high = (0.26, 0.74)
+    ends = [(low, random.uniform(0.42, 0.58)), (high, random.uniform(0.42, 0.58))]
+    placed = []
+    for group, (along, across), reach in zip((first, second), ends, (radius, outer), strict=True):
+        # Several things of a group stand side by side across the direction of the relation.
+        offsets = [(k - (group.count - 1) / 2) * (2 * reach + 0.05) for k in range(group.count)]
+        centre = across if group.count < 3 else 0.5
+        places = [near(along, centre + offset, 0.02) for offset in offsets]
+        placed.append((group, places if scene.layout == "left" else [(y, x) for x, y in places], reach))
+    return placed
+
+
+def _arrange(arrangement: str, count: int, random: Random) -> list[Place]:
+    if arrangement == "ring":
+        return _ring(count, 0.5, 0.5, 0.31, random)
+    if arrangement in ("row", "column"):
+        step, across = min(0.27, 0.8 / (count - 1)) if count > 2 else 0.32, random.uniform(0.3, 0.7)
+        along = [0.5 + (k - (count - 1) / 2) * min(step, 0.195 if count > 4 else step) for k in range(count)]
+        return [(a, across) if arrangement == "row" else (across, a) for a in along]
+    # Scattered: apart from each other and neither in a row nor in a column.
+    while True:
+        places = [(random.uniform(0.14, 0.86), random.uniform(0.14, 0.86)) for _ in range(count)]
+        apart = all(math.dist(p, q) > 0.27 for i, p in enumerate(places) for q in places[:i])
+        spread = all(max(p[axis] for p in places) - min(p[axis] for p in places) > 0.25 for axis in (0, 1))
+        if apart and spread:
+            return places
+
+
+def _ring(count: int, x: float, y: float, radius: float, random: Random) -> list[Place]:
+    turn = random.uniform(0, 2 * math.pi)
+    angles = [turn + 2 * math.pi * k / count for k in range(count)]
+    return [(x + radius * math.cos(a), y + radius * math.sin(a)) for a in angles]

@@ -1,0 +1,95 @@
+"""What scenes are made of: shapes, colours, backgrounds, sizes, layouts, and which colour-shape combinations are held out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+RGB = tuple[int, int, int]
+
+SHAPES = ("circle", "square", "triangle", "star", "heart", "moon", "flower", "fish", "house", "umbrella")
+HOLLOW_ENOUGH = ("circle", "square", "heart", "flower")  # shapes that another thing fits into
+
+COLOURS: dict[str, RGB] = {
+    "red": (220, 38, 42),
+    "orange": (247, 138, 28),
+    "yellow": (250, 216, 40),
+    "green": (38, 156, 66),
+    "blue": (36, 98, 222),
+    "purple": (136, 54, 184),
+    "white": (250, 250, 250),
+    "black": (34, 34, 38),
+}
+
+# Background → colours that would drown in it.
+BACKGROUNDS: dict[str, tuple[str, ...]] = {
+    "grass": ("green",),
+    "night": ("black",),
+    "snow": ("white",),
+    "sea": ("blue",),
+    "beach": ("yellow",),
+    "wall": ("red", "orange"),
+    "paper": ("white",),
+    "floor": ("orange",),
+}
+
+# Size → half the width of the thing, as a share of the picture's side.
+SIZES = {"small": 0.074, "medium": 0.115, "large": 0.18}
+
+CORNERS = {
+    "centre": (0.5, 0.5),
+    "top left": (0.24, 0.24),
+    "top right": (0.76, 0.24),
+    "bottom left": (0.24, 0.76),
+    "bottom right": (0.76, 0.76),
+}
+ARRANGEMENTS = ("row", "column", "ring", "scattered")  # of several equal things
+RELATIONS = ("left", "above", "inside", "between", "around")  # of the first group to the second
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """`count` equal things."""
+
+    shape: str
+    colour: str
+    size: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """All there is to say about one picture.
+
+    `layout` is a corner of `CORNERS` (one thing), one of `ARRANGEMENTS` (several equal things) or one of `RELATIONS`:
+    `first` is left of / above / inside / between / encircled by `second`. `seed` settles what is not said, such as
+    exact places and shades, and the wording of the captions.
+    """
+
+    background: str
+    layout: str
+    first: Group
+    second: Group | None
+    seed: str
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        return (self.first,) if self.second is None else (self.first, self.second)
+
+    @property
+    def combinations(self) -> set[tuple[str, str]]:
+        """(colour, shape) of everything in the picture."""
+        return {(group.colour, group.shape) for group in self.groups}
+
+
+def _held_out() -> frozenset[tuple[str, str]]:
+    # A slanted lattice over the table: one or two shapes of every colour, one or two colours of every shape.
+    return frozenset(
+        (colour, shape)
+        for i, colour in enumerate(COLOURS)
+        for j, shape in enumerate(SHAPES)
+        if (3 * i + j) % 7 == 0
+    )  # fmt: skip
+
+
+HELD_OUT = _held_out()
+"""(colour, shape) never seen in training; every validation scene shows at least one of them."""
