@@ -1,0 +1,1 @@
+"""Towers, the two of them as one model, checkpoints, and where a run's weights come from."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from data_tools.store import PairStore
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -23,7 +24,6 @@ from cnclip_ft.data.images import decode
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import Augmentation
 from data_tools.errors import DataFault, UserError
-from data_tools.store import PairStore
 
 BLOCK = 256  # images computed between two marks
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from data_tools.store import PairStore, open_store
 
 import cnclip_ft
 from cnclip_ft.data.pairs import build_table
@@ -28,7 +29,6 @@ from cnclip_ft.training.run_state import StopRequest, clear_states, load_state
 from cnclip_ft.training.stage import StageRun, Stopped
 from cnclip_ft.training.validation import Judge, table
 from data_tools.errors import RequestError
-from data_tools.store import PairStore, open_store
 
 
 class Run:

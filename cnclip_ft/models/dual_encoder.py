@@ -1,0 +1,145 @@
+"""Image tower, text tower and temperature as one model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cnclip_ft.data.images import decode, normalise
+from cnclip_ft.data.texts import TextTokenizer
+from cnclip_ft.models.catalog import Architecture
+from cnclip_ft.models.towers import ImageTower
+
+LOGIT_SCALE_START = math.log(1 / 0.07)
+LOGIT_SCALE_LIMIT = math.log(100)
+
+
+class DualEncoder(nn.Module):
+    """Two towers that meet in one space (CLIP, arXiv 2103.00020).
+
+    Args:
+        image_tower, text_tower: modules of `models.towers`.
+        tokenizer: carries vocabulary and context length.
+        architecture: the catalogue's entry, or None for towers that are not in it.
+    """
+
+    def __init__(
+        self, image_tower: ImageTower, text_tower: nn.Module, tokenizer: TextTokenizer, architecture: Architecture | None
+    ) -> None:
+        super().__init__()
+        self.image_tower, self.text_tower = image_tower, text_tower
+        self.logit_scale = nn.Parameter(torch.tensor(LOGIT_SCALE_START))
+        self.tokenizer, self.architecture = tokenizer, architecture
+
+    @property
+    def context_length(self) -> int:
+        return self.tokenizer.context_length
+
+    @property
+    def image_size(self) -> int:
+        return self.image_tower.image_size
+
+    @property
+    def device(self) -> torch.device:
+        return self.logit_scale.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.image_tower.parameters()).dtype
+
+    # ---- features ---------------------------------------------------------------------------------------------
+
+    def image_trunk(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 ``[n, 3, s, s]`` → ``[n, width]``, before the projection: what a feature cache keeps."""
+        tower = self.image_tower
+        if tower.input == "normalised":
+            pixels = normalise(pixels, tower.mean, tower.std, self.dtype)
+        return tower.trunk(pixels)
+
+    def image_features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 ``[n, 3, s, s]`` on the model's device → unit ``[n, dim]`` fp32."""
+        return F.normalize(self.image_tower.project(self.image_trunk(pixels)).float(), dim=1)
+
+    def text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """int64 ``[n, tokens]`` twice → unit ``[n, dim]`` fp32."""
+        return F.normalize(self.text_tower(input_ids, attention_mask).float(), dim=1)
+
+    def forward(
+        self,
+        pixels: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        trunk: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Unit features of whatever is given; `trunk` (``[n, width]``) stands for pixels already walked once."""
+        images = texts = None
+        if trunk is not None:
+            images = F.normalize(self.image_tower.project(trunk.to(self.dtype)).float(), dim=1)
+        elif pixels is not None:
+            images = self.image_features(pixels)
+        if input_ids is not None:
+            texts = self.text_features(input_ids, attention_mask)
+        return images, texts
+
+    @torch.no_grad()
+    def clamp_logit_scale_(self) -> None:
+        """Keep the temperature in [0, ln 100], as the official code does after every step."""
+        self.logit_scale.clamp_(0, LOGIT_SCALE_LIMIT)
+
+    def set_gradient_checkpointing(self, image: bool, text: bool) -> None:
+        self.image_tower.set_gradient_checkpointing(image)
+        self.text_tower.set_gradient_checkpointing(text)
+
+    # ---- for callers outside training -------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def encode_images(self, images: Sequence[Any], batch_size: int = 64) -> torch.Tensor:
+        """Paths, encoded bytes or Pillow images → unit float32 ``[n, dim]`` on the CPU.
+
+        Raises:
+            DataFault: an image cannot be decoded.
+        """
+        if isinstance(images, (str, bytes, Path)):
+            raise TypeError("encode_images takes a list of images; put a single one into [ ]")
+        parts = [torch.empty(0, self.image_tower.output_dim)]
+        with _Eval(self):
+            for start in range(0, len(images), batch_size):
+                pixels = torch.stack([decode(image, self.image_size) for image in images[start : start + batch_size]])
+                parts.append(self.image_features(pixels.to(self.device)).float().cpu())
+        return torch.cat(parts)
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
+        """Texts → unit float32 ``[n, dim]`` on the CPU, in the order given; texts of like length share a batch."""
+        if isinstance(texts, str):
+            raise TypeError("encode_texts takes a list of texts; put a single one into [ ]")
+        out = torch.empty(len(texts), self.image_tower.output_dim)
+        ids = self.tokenizer.encode(texts) if len(texts) else []
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        with _Eval(self):
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                input_ids, mask = self.tokenizer.pad([ids[row] for row in rows])
+                out[rows] = self.text_features(input_ids.to(self.device), mask.to(self.device)).float().cpu()
+        return out
+
+
+class _Eval:
+    """Evaluation mode inside, the former mode of every module after."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __enter__(self) -> None:
+        self.modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+
+    def __exit__(self, *_: object) -> None:
+        for module, training in self.modes:
+            module.training = training
