@@ -78,25 +78,6 @@ def topk(
                     score, order = _look_again(q, g, rest, k, columns, scale[rest])
                     values[rest.cpu()], indices[rest.cpu()] = score.float().cpu(), order.cpu()
     return values, indices
-        keep = min(k + _MARGIN, len(g))
-        rows, columns = tile_shape(len(q), len(g), size, where)
-        bound, scale = error_bound(q, g), q.norms * g.largest
-        for start, tile in q.tiles(rows):
-            stop = start + len(tile)
-            lowest, found = _candidates(tile, g, keep, columns)
-            score, order = _settle(q, g, torch.arange(start, stop, device=where), found, scale[start:stop])
-            values[start:stop], indices[start:stop] = score[:, :k].float().cpu(), order[:, :k].cpu()
-            if keep < len(g):
-                open_rows = lowest.double() + bound[start:stop] >= score[:, k - 1] - TIE * scale[start:stop]
-                for row in open_rows.nonzero()[:, 0].tolist():
-                    at = start + row
-                    floor = score[row, k - 1] - bound[at] - 2 * TIE * scale[at]
-                    wide = torch.cat([
-                        (part @ tile[row] >= floor.float() - floor.abs().float() * 2**-22).nonzero()[:, 0] + first
-                        for first, part in g.tiles(columns)
-                    ])  # fmt: skip
-                    score_row, order_row = _settle(q, g, at, wide[None], scale[at : at + 1])
-                    values[at], indices[at] = score_row[0, :k].float().cpu(), order_row[0, :k].cpu()
     return values, indices
 
 
