@@ -226,5 +226,5 @@ def _checkpoint(model: Any, wanted: bool) -> None:
     if wanted:
         # Not re-entrant: works with frozen inputs and under DistributedDataParallel.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    else:
+    elif model.is_gradient_checkpointing:
         model.gradient_checkpointing_disable()

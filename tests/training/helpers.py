@@ -1,0 +1,71 @@
+"""A small store and a tiny recipe, shared by the tests of the training room."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.models.start import build_start
+from cnclip_ft.recipe import Recipe
+from data_tools.store import StoreWriter
+
+WORDS = "红黄蓝绿黑白大小圆方三角星月山水火木金土猫狗鸟鱼马牛羊"
+
+
+def write_store(folder: Path, images: int, captions: int, seed: int) -> Path:
+    """A store of small noise pictures, `captions` texts each (some Chinese, some English)."""
+    random = np.random.default_rng(seed)
+    with StoreWriter(folder) as writer:
+        for image_id in range(images):
+            file = io.BytesIO()
+            Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((40, 32)).save(file, "PNG")
+            writer.add_image(image_id, file.getvalue())
+        for number in range(images * captions):
+            text = "".join(random.choice(list(WORDS), random.integers(3, 12)))
+            writer.add_pair(number % images, number, text if number % 2 else f"{text} dog {number}", "zh" if number % 2 else "mixed")
+        writer.finish()
+    return folder
+
+
+def tiny_recipe(folder: Path, **changes) -> Recipe:
+    """Two short stages on the stores `folder`/train and `folder`/valid; `changes` per stage: align={…}, contrast={…}."""
+    stage = {"steps": 6, "batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 1, "validate_every": 3}
+    content = {
+        "model": {"start": {"architecture": "tiny"}},
+        "data": {"train": str(folder / "train"), "valid": str(folder / "valid"), "workers": 0},
+        "stages": {
+            "align": {"train": "text", **stage, **changes.pop("align", {})},
+            "contrast": {"train": "both", **stage, **changes.pop("contrast", {})},
+        },
+        "output": str(folder / "run"),
+        "log_every": 1,
+        **changes,
+    }
+    return Recipe.model_validate(content)
+
+
+def tiny_model(dropout: float = 0.1, seed: int = 0, **parts) -> DualEncoder:
+    spec = {
+        "image": {"kind": "vit", "hidden": 32, "layers": 2, "heads": 2, "patch": 8, "image_size": 32},
+        "text": {"hidden": 32, "layers": 2, "heads": 2, "vocabulary": 21128, "dropout": dropout},
+        "projection": 16,
+    }
+    return build_start(spec | parts, seed=seed)[0]
+
+
+def random_batch(model: DualEncoder, size: int, seed: int = 0) -> dict:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(4, 12, (size,), generator=generator).sort(descending=True).values
+    ids = torch.randint(1000, 9000, (size, 12), generator=generator)
+    mask = (torch.arange(12) < lengths[:, None]).long()
+    side = model.image_size
+    return {
+        "pixels": torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8, generator=generator),
+        "input_ids": ids * mask, "attention_mask": mask,
+        "image_keys": torch.arange(size) // 2, "text_keys": torch.arange(size), "faults": [],
+    }  # fmt: skip
