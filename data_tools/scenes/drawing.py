@@ -45,24 +45,25 @@ def _layout(scene: Scene, random: Random) -> list[tuple[Group, list[Place], floa
     if second is None:
         if scene.layout in CORNERS:
             return [(first, [near(*CORNERS[scene.layout])], radius)]
-        return [(first, [near(x, y, 0.012) for x, y in _arrange(scene.layout, first.count, random)], min(radius, 0.1))]
+        places = [near(x, y, 0.012) for x, y in _arrange(scene.layout, first.count, random)]
+        return [(first, places, min(radius, 0.125 if first.count < 5 else 0.105))]
 
     outer = SIZES[second.size]
     if scene.layout == "inside":
         x, y = near(0.5, 0.5, 0.09)
-        return [(second, [(x, y)], 0.36), (first, [(x, y)], radius * 1.1)]
+        return [(second, [(x, y)], 0.38), (first, [(x, y)], radius * 1.1)]
     if scene.layout == "between":
         x, y = near(0.5, 0.5)
-        return [(second, [near(0.17, y), near(0.83, y)], outer), (first, [(x, y)], min(radius, 0.16))]
+        return [(second, [near(0.16, y, 0.02), near(0.84, y, 0.02)], outer), (first, [(x, y)], min(radius, 0.175))]
     if scene.layout == "around":
         x, y = near(0.5, 0.5, 0.02)
-        return [(second, _ring(second.count, x, y, 0.36, random), outer), (first, [(x, y)], min(radius, 0.18))]
+        return [(second, _ring(second.count, x, y, 0.37, random), outer), (first, [(x, y)], min(radius, 0.2))]
     low, high = (0.26, 0.74)
     ends = [(low, random.uniform(0.42, 0.58)), (high, random.uniform(0.42, 0.58))]
     placed = []
     for group, (along, across), reach in zip((first, second), ends, (radius, outer), strict=True):
         # Several things of a group stand side by side across the direction of the relation.
-        offsets = [(k - (group.count - 1) / 2) * (2 * reach + 0.05) for k in range(group.count)]
+        offsets = [(k - (group.count - 1) / 2) * (2 * reach + 0.03) for k in range(group.count)]
         centre = across if group.count < 3 else 0.5
         places = [near(along, centre + offset, 0.02) for offset in offsets]
         placed.append((group, places if scene.layout == "left" else [(y, x) for x, y in places], reach))
@@ -73,13 +74,13 @@ def _arrange(arrangement: str, count: int, random: Random) -> list[Place]:
     if arrangement == "ring":
         return _ring(count, 0.5, 0.5, 0.31, random)
     if arrangement in ("row", "column"):
-        step, across = min(0.27, 0.8 / (count - 1)) if count > 2 else 0.32, random.uniform(0.3, 0.7)
-        along = [0.5 + (k - (count - 1) / 2) * min(step, 0.195 if count > 4 else step) for k in range(count)]
+        step, across = min(0.28, 0.74 / (count - 1)), random.uniform(0.3, 0.7)
+        along = [0.5 + (k - (count - 1) / 2) * step for k in range(count)]
         return [(a, across) if arrangement == "row" else (across, a) for a in along]
     # Scattered: apart from each other and neither in a row nor in a column.
     while True:
         places = [(random.uniform(0.14, 0.86), random.uniform(0.14, 0.86)) for _ in range(count)]
-        apart = all(math.dist(p, q) > 0.27 for i, p in enumerate(places) for q in places[:i])
+        apart = all(math.dist(p, q) > 0.29 for i, p in enumerate(places) for q in places[:i])
         spread = all(max(p[axis] for p in places) - min(p[axis] for p in places) > 0.25 for axis in (0, 1))
         if apart and spread:
             return places

@@ -33,7 +33,7 @@ BACKGROUNDS: dict[str, tuple[str, ...]] = {
 }
 
 # Size → half the width of the thing, as a share of the picture's side.
-SIZES = {"small": 0.074, "medium": 0.115, "large": 0.18}
+SIZES = {"small": 0.095, "medium": 0.145, "large": 0.21}
 
 CORNERS = {
     "centre": (0.5, 0.5),
