@@ -86,6 +86,10 @@ class ModifiedResNet(nn.Module):
         side = image_size // (4 * 2 ** (len(layers) - 1))
         self.attnpool = AttentionPool(side, channels, heads, outputs)
         for name, parameter in self.named_parameters():
+            if parameter.ndim == 4:
+                # Keeps the scale of the signal through a new tower, so that its features tell pictures apart (torch's
+                # own default shrinks it until position embeddings are all that is left).
+                nn.init.kaiming_normal_(parameter, nonlinearity="relu")
             if name.endswith("bn3.weight") and name.startswith("layer"):
                 nn.init.zeros_(parameter)  # a block starts as its shortcut
 

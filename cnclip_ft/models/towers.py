@@ -205,7 +205,12 @@ class RobertaTower(nn.Module):
             max_position_embeddings=numbers.positions, hidden_dropout_prob=numbers.dropout,
             attention_probs_dropout_prob=numbers.dropout,
         )  # fmt: skip
-        return RobertaTower(config, output_dim)
+        tower = RobertaTower(config, output_dim)
+        for layer in tower.text_model.encoder.modules():
+            if isinstance(layer, nn.Linear):
+                # BERT's 0.02 suits a width of a thousand; in a small tower [CLS] would hardly see the other tokens.
+                nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+        return tower
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         hidden = self.text_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
@@ -226,5 +231,8 @@ def _checkpoint(model: Any, wanted: bool) -> None:
     if wanted:
         # Not re-entrant: works with frozen inputs and under DistributedDataParallel.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    elif model.is_gradient_checkpointing:
-        model.gradient_checkpointing_disable()
+    else:
+        # What transformers' own call does; that one warns of its coming name from version 5.20 on.
+        for module in model.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = False
