@@ -122,17 +122,32 @@ def encode_split(
     Raises:
         DataFault: an image cannot be decoded, or the store contradicts itself.
     """
-    split = read_texts(store)
-    seconds: dict[str, float] = {}
+    return encode_source(
+        model, read_texts(store), store.image, batch_size=batch_size, workers=workers, device=device, dtype=dtype,
+        progress=progress,
+    )  # fmt: skip
+
+
+def encode_source(
+    model: DualEncoder,
+    split: SplitTexts,
+    read: Callable[[Any], Any],
+    *,
+    batch_size: int = 128,
+    workers: int = 0,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    progress: bool = True,
+) -> SplitFeatures:
+    """`encode_split` of a split that has been read already; `read` gives an image's bytes or path."""
     with evaluating(model, device, dtype):
-        began = time.perf_counter()
-        images = encode_images(
-            model, split.image_ids, store.image, batch_size=batch_size, workers=workers, progress=progress
-        )
-        seconds["images"] = time.perf_counter() - began
-        began = time.perf_counter()
-        texts = encode_texts(model, split.texts, batch_size=2 * batch_size, progress=progress)
-        seconds["texts"] = time.perf_counter() - began
+        meter = Meter(len(split.image_ids), "images", progress)
+        images = encode_images(model, split.image_ids, read, batch_size=batch_size, workers=workers, meter=meter)
+        meter.close()
+        text_meter = Meter(len(split.texts), "texts", progress)
+        texts = encode_texts(model, split.texts, batch_size=2 * batch_size, meter=text_meter)
+        text_meter.close()
+    seconds = {"images": meter.seconds, "texts": text_meter.seconds}
     return SplitFeatures(**vars(split), image_features=images, text_features=texts, seconds=seconds)
 
 
@@ -178,16 +193,19 @@ def _collate(samples: list[tuple[torch.Tensor | None, str | None]]) -> tuple[tor
     return (None if faults else torch.stack([pixels for pixels, _ in samples])), faults
 
 
-def encode_images(
+def iterate_images(
     model: DualEncoder,
     image_ids: Sequence[Any],
     read: Callable[[Any], Any],
     *,
     batch_size: int = 128,
     workers: int = 0,
-    progress: bool = True,
-) -> torch.Tensor:
-    """Unit float32 ``[n, dim]`` on the CPU. `read` gives bytes or a path for an id; call inside `evaluating`.
+    meter: Meter | None = None,
+) -> Iterator[torch.Tensor]:
+    """Unit float32 ``[<= batch_size, dim]`` on the CPU, in the order of the ids; call inside `evaluating`.
+
+    Args:
+        read: gives an image's encoded bytes, or its path, for an id.
 
     Raises:
         DataFault: an image cannot be read or decoded; the message names it.
@@ -197,42 +215,86 @@ def encode_images(
         pictures, batch_size=batch_size, num_workers=min(workers, len(image_ids)), collate_fn=_collate,
         pin_memory=model.device.type == "cuda",
     )  # fmt: skip
+    for pixels, faults in loader:
+        if faults:
+            raise DataFault(
+                faults[0],
+                mend="Replace it or leave it out (`cnclip-ft data check` lists all).",
+                kind="undecodable-image",
+            )
+        part = model.image_features(pixels.to(model.device, non_blocking=True)).float().cpu()
+        if meter is not None:
+            meter.add(len(part))
+        yield part
+
+
+def encode_images(
+    model: DualEncoder, image_ids: Sequence[Any], read: Callable[[Any], Any], **options: Any
+) -> torch.Tensor:
+    """All of `iterate_images` in one tensor ``[n, dim]``."""
     features, filled = torch.empty(len(image_ids), model.image_tower.output_dim), 0
-    with bar(len(image_ids), "images", progress) as shown:
-        for pixels, faults in loader:
-            if faults:
-                raise DataFault(
-                    faults[0],
-                    mend="Replace it or leave it out (`cnclip-ft data check` lists all).",
-                    kind="undecodable-image",
-                )
-            part = model.image_features(pixels.to(model.device, non_blocking=True)).float()
-            features[filled : filled + len(part)] = part.cpu()
-            filled += len(part)
-            shown.update(len(part))
+    for part in iterate_images(model, image_ids, read, **options):
+        features[filled : filled + len(part)] = part
+        filled += len(part)
     return features
 
 
 def encode_texts(
-    model: DualEncoder, texts: Sequence[str], *, batch_size: int = 256, progress: bool = True
+    model: DualEncoder, texts: Sequence[str], *, batch_size: int = 256, meter: Meter | None = None
 ) -> torch.Tensor:
-    """Unit float32 ``[n, dim]`` on the CPU, in the order given; texts of like length share a batch."""
+    """Unit float32 ``[n, dim]`` on the CPU, in the order given; texts of like length share a batch.
+
+    Call inside `evaluating`.
+    """
     features = torch.empty(len(texts), model.image_tower.output_dim)
-    with bar(len(texts), "texts", progress) as shown:
-        for first in range(0, len(texts), _TEXTS_AT_ONCE):
-            ids = model.tokenizer.encode(texts[first : first + _TEXTS_AT_ONCE])
-            order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
-                input_ids, mask = model.tokenizer.pad([ids[row] for row in rows])
-                part = model.text_features(input_ids.to(model.device), mask.to(model.device)).float().cpu()
-                features[torch.tensor(rows) + first] = part
-                shown.update(len(rows))
+    for first in range(0, len(texts), _TEXTS_AT_ONCE):
+        ids = model.tokenizer.encode(texts[first : first + _TEXTS_AT_ONCE])
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            input_ids, mask = model.tokenizer.pad([ids[row] for row in rows])
+            part = model.text_features(input_ids.to(model.device), mask.to(model.device)).float().cpu()
+            features[torch.tensor(rows) + first] = part
+            if meter is not None:
+                meter.add(len(rows))
     return features
 
 
-def bar(total: int, name: str, wanted: bool = True) -> Any:
-    """A progress bar on stderr, on a terminal only."""
-    from tqdm import tqdm
+class Meter:
+    """A progress bar on stderr (on a terminal only) that keeps the first batch, the warm-up, apart."""
 
-    return tqdm(total=total, desc=name, unit="", disable=not (wanted and sys.stderr.isatty()), leave=False)
+    def __init__(self, total: int, name: str, wanted: bool = True) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=total, desc=name, unit="", disable=not (wanted and sys.stderr.isatty()), leave=False)
+        self.count = self.first_count = 0
+        self.began = self.last = time.perf_counter()
+        self.first_seconds = 0.0
+
+    def add(self, count: int) -> None:
+        self.last = time.perf_counter()
+        if not self.count:
+            self.first_count, self.first_seconds = count, self.last - self.began
+        self.count += count
+        self._bar.update(count)
+
+    def close(self) -> None:
+        self._bar.close()
+
+    @property
+    def seconds(self) -> float:
+        return self.last - self.began
+
+    @property
+    def rate(self) -> float | None:
+        """Items a second after the first batch; None when there was only one."""
+        rest = self.seconds - self.first_seconds
+        return (self.count - self.first_count) / rest if self.count > self.first_count and rest > 0 else None
+
+    def line(self, name: str) -> str:
+        rate = (
+            ""
+            if self.rate is None
+            else f", {self.rate:,.0f} a second after the first batch ({self.first_seconds:.2f} s)"
+        )
+        return f"{name}: {self.count:,} in {self.seconds:.1f} s{rate}"

@@ -1,0 +1,127 @@
+"""`cnclip-ft encode`: features of a store, an image folder or a text file into files; continues where it stopped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cnclip_ft.evaluation import record
+from cnclip_ft.evaluation.encode import Meter, encode_texts, evaluating, iterate_images
+from cnclip_ft.evaluation.feature_folder import FeatureWriter, fill_parts, read_info
+from cnclip_ft.evaluation.official import IdFeatures, write_features
+from cnclip_ft.evaluation.scorecard import Options, open_model
+from cnclip_ft.evaluation.sources import open_source
+from data_tools.errors import RequestError
+
+FORMATS = ("npy", "jsonl")
+
+
+class Processes:
+    """This process among those started by `torchrun` or `accelerate launch`; alone without them."""
+
+    def __init__(self, device: str | None) -> None:
+        self.state: Any = None
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from accelerate import PartialState
+
+            self.state = PartialState(cpu=device == "cpu")
+        self.index = self.state.process_index if self.state else 0
+        self.count = self.state.num_processes if self.state else 1
+        self.device = str(self.state.device) if self.state else device
+
+    def wait(self) -> None:
+        if self.state:
+            self.state.wait_for_everyone()
+
+
+def encode_to_folder(
+    checkpoint: str | Path,
+    what: str | Path,
+    output: str | Path,
+    options: Options,
+    *,
+    file_format: str = "npy",
+    half: bool = False,
+    overwrite: bool = False,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Write unit features with their ids to `output` (layout: module `feature_folder`).
+
+    Every process started by a launcher takes its share of the parts; the first one joins them.
+
+    Args:
+        file_format: ``npy``, or ``jsonl`` for the official feature files beside it.
+        half: store float16.
+
+    Raises:
+        RequestError: something in the request cannot be used, or `output` holds something else.
+        DataFault: an image or a line is broken; the parts already written stay.
+    """
+    options.check()
+    if file_format not in FORMATS:
+        raise RequestError(f"--format is {file_format!r}; use {' or '.join(FORMATS)}")
+    source = open_source(what)
+    processes = Processes(options.device)
+    options.device = processes.device
+    model, device, dtype = open_model(checkpoint, options)
+    settings = {
+        "checkpoint": record.describe_checkpoint(model, checkpoint),
+        "settings": record.describe_settings(model, dtype, device),
+        "source": {"name": source.name, "path": str(source.path), "kind": source.kind, "checksum": source.checksum},
+    }
+    first = processes.index == 0
+    writer = FeatureWriter(output, source.split, settings, half=half, overwrite=overwrite, main=first)
+    processes.wait()  # until the first has prepared the folder
+    workers = record.default_workers(device) if options.workers is None else options.workers
+    meters = {}
+    with evaluating(model, dtype=dtype):
+        for kind in ("image", "text"):
+            parts = writer.missing(kind, processes.index, processes.count)
+            meters[kind] = Meter(sum(p.stop - p.start for p in parts), f"{kind}s", wanted=first)
+            if kind == "image":
+                ids, read = source.split.image_ids, source.read
+                take: Callable[[Sequence[int]], Iterator[torch.Tensor]] = partial(
+                    _images, model, ids, read, batch_size=options.batch_size, workers=workers, meter=meters[kind]
+                )
+                fill_parts(writer, parts, take)
+            else:
+                for part in parts:
+                    texts = source.split.texts[part.start : part.stop]
+                    writer.write(
+                        part, encode_texts(model, texts, batch_size=2 * options.batch_size, meter=meters[kind])
+                    )
+            meters[kind].close()
+    processes.wait()
+    if first:
+        speed = {f"{kind}s": {"count": m.count, "seconds": m.seconds, "first_batch_seconds": m.first_seconds,
+                              "per_second_after_it": m.rate} for kind, m in meters.items() if m.count}  # fmt: skip
+        writer.finish({"speed": speed, "versions": record.versions(), "processes": processes.count})
+        for kind, meter in meters.items():
+            if meter.count:
+                say(meter.line(f"{kind}s" + (" (of this process)" if processes.count > 1 else "")))
+        if file_format == "jsonl":
+            _official_files(Path(output), source.name)
+        info = read_info(output)
+        say(
+            f"{info['images']:,} images and {info['texts']:,} texts, {info['dim']} values each ({info['dtype']}), in {output}"
+        )
+    processes.wait()
+
+
+def _images(model: Any, ids: Sequence[Any], read: Any, wanted: Sequence[int], **options: Any) -> Iterator[torch.Tensor]:
+    return iterate_images(model, [ids[index] for index in wanted], read, **options)
+
+
+def _official_files(folder: Path, name: str) -> None:
+    """``<name>_imgs.img_feat.jsonl`` and ``<name>_texts.txt_feat.jsonl``: the names the official scripts give."""
+    from cnclip_ft.evaluation.feature_folder import read_set
+
+    for kind, file in (("image", f"{name}_imgs.img_feat.jsonl"), ("text", f"{name}_texts.txt_feat.jsonl")):
+        if (folder / f"{kind}_features.npy").is_file():
+            items = read_set(folder, kind)
+            write_features(folder / file, IdFeatures(kind, items.ids, items.features))

@@ -1,0 +1,280 @@
+"""A folder of features: written in parts that survive an interruption, read memory-mapped.
+
+::
+
+    features.json            format, dim, dtype, counts, and every setting they were made with
+    image_features.npy       [images, dim]      image_ids.jsonl   an id a line, in the same order
+    text_features.npy        [texts, dim]       texts.jsonl       {"text_id", "text", "image_ids"[, "language"]} a line
+
+While it is being written, finished parts lie in ``parts/`` beside a plan that says what they belong to. Several
+processes share the parts; whoever comes back takes up those that are missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic_core import from_json
+
+from cnclip_ft.evaluation.encode import SplitFeatures, SplitTexts
+from cnclip_ft.evaluation.official import IdFeatures, write_json, write_text
+from data_tools.errors import RequestError, UserError
+
+FORMAT = 1
+INFO = "features.json"
+PART = {"image": 4096, "text": 16384}  # items a part: what an interruption can cost
+_IDS = {"image_features.npy": ("image", "image_ids.jsonl"), "text_features.npy": ("text", "texts.jsonl")}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Items `start` … `stop` of one kind, and the file they go to."""
+
+    kind: str
+    start: int
+    stop: int
+    file: Path
+
+
+class FeatureWriter:
+    """Parts in, a finished folder out (module docstring).
+
+    Args:
+        settings: what the features depend on. Parts of other settings are never mixed in.
+
+    Raises:
+        RequestError: the folder holds finished features, or parts of another request, and `overwrite` is off.
+    """
+
+    def __init__(
+        self, folder: str | Path, split: SplitTexts, settings: dict[str, Any], *, half: bool, overwrite: bool = False,
+        main: bool = True,
+    ) -> None:  # fmt: skip
+        self.folder, self.split, self.settings = Path(folder), split, settings
+        self.dtype = np.dtype(np.float16 if half else np.float32)
+        self.parts_folder = self.folder / "parts"
+        if main:
+            self._prepare(overwrite)
+
+    def _prepare(self, overwrite: bool) -> None:
+        plan = self._plan()
+        if overwrite and ((self.folder / INFO).exists() or (self.parts_folder / "plan.json").exists()):
+            for name in (INFO, *_IDS, *(ids for _, ids in _IDS.values())):
+                (self.folder / name).unlink(missing_ok=True)
+            shutil.rmtree(self.parts_folder, ignore_errors=True)
+        if (self.folder / INFO).exists():
+            raise RequestError(f"{self.folder} holds finished features; choose another --output or say --overwrite")
+        if (self.parts_folder / "plan.json").exists():
+            if from_json((self.parts_folder / "plan.json").read_bytes()) != plan:
+                raise RequestError(
+                    f"{self.folder} holds the beginning of another request (other weights, data or settings); "
+                    "choose another --output or say --overwrite"
+                )
+            return
+        try:
+            self.parts_folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RequestError(f"{self.folder} cannot be written ({error.strerror}); choose another --output") from None
+        write_json(self.parts_folder / "plan.json", plan)
+
+    def _plan(self) -> dict[str, Any]:
+        plan = {
+            "format": FORMAT, "dtype": self.dtype.name, "images": len(self.split.image_ids),
+            "texts": len(self.split.text_ids), "part": PART, "settings": self.settings,
+        }  # fmt: skip
+        return from_json(json.dumps(plan))  # as it will be read again: tuples become lists
+
+    def missing(self, kind: str, share: int = 0, of: int = 1) -> list[Part]:
+        """Parts not yet written; with several processes only those this one is to write."""
+        count, size = len(self.split.image_ids if kind == "image" else self.split.text_ids), PART[kind]
+        parts = [
+            Part(kind, start, min(start + size, count), self.parts_folder / f"{kind}-{number:06d}.npy")
+            for number, start in enumerate(range(0, count, size))
+            if number % of == share
+        ]
+        return [part for part in parts if not part.file.exists()]
+
+    def write(self, part: Part, features: torch.Tensor) -> None:
+        beside = part.file.with_suffix(f".{os.getpid()}.writing")
+        try:
+            with open(beside, "wb") as file:
+                np.save(file, features.numpy().astype(self.dtype))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, part.file)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise UserError(
+                f"{part.file} cannot be written ({error.strerror or error}). The parts before it are kept: free some "
+                "space and give the same command again"
+            ) from None
+
+    def finish(self, extra: dict[str, Any]) -> None:
+        """Join the parts; the folder counts as finished from the moment `features.json` is there."""
+        sizes = {"image": len(self.split.image_ids), "text": len(self.split.text_ids)}
+        dim = 0
+        for name, (kind, _) in _IDS.items():
+            files = sorted(self.parts_folder.glob(f"{kind}-*.npy"))
+            if not files:
+                continue
+            dim = np.load(files[0], mmap_mode="r").shape[1]
+            beside = self.folder / f"{name}.writing"
+            joined = np.lib.format.open_memmap(beside, "w+", self.dtype, (sizes[kind], dim))
+            filled = 0
+            for file in files:
+                rows = np.load(file, mmap_mode="r")
+                joined[filled : filled + len(rows)] = rows
+                filled += len(rows)
+            joined.flush()
+            del joined
+            if filled != sizes[kind]:
+                raise UserError(
+                    f"{self.parts_folder} holds {filled:,} of {sizes[kind]:,} {kind} features; give the same command again"
+                )
+            os.replace(beside, self.folder / name)
+        if self.split.image_ids:
+            write_text(
+                self.folder / "image_ids.jsonl", (json.dumps(i, ensure_ascii=False) for i in self.split.image_ids)
+            )
+        if self.split.text_ids:
+            write_text(self.folder / "texts.jsonl", text_lines(self.split))
+        write_json(self.folder / INFO, self._plan() | {"dim": dim} | extra)
+        shutil.rmtree(self.parts_folder, ignore_errors=True)
+
+
+def text_lines(split: SplitTexts) -> Iterator[str]:
+    """The split's texts in the official answers format, with their languages where known."""
+    images: list[list[Any]] = [[] for _ in split.text_ids]
+    for image, text in split.positives.tolist():
+        images[text].append(split.image_ids[image])
+    for text_id, text, language, ids in zip(split.text_ids, split.texts, split.languages, images, strict=True):
+        line = {"text_id": text_id, "text": text, "image_ids": ids}
+        yield json.dumps(line | ({"language": language} if language else {}), ensure_ascii=False)
+
+
+def is_feature_folder(path: str | Path) -> bool:
+    return (Path(path) / INFO).is_file()
+
+
+def read_info(folder: str | Path) -> dict[str, Any]:
+    """`features.json`.
+
+    Raises:
+        RequestError: the folder holds no finished features.
+    """
+    path = Path(folder) / INFO
+    try:
+        info = from_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        unfinished = (Path(folder) / "parts" / "plan.json").exists()
+        hint = "they are unfinished: give the `encode` command again" if unfinished else f"{error}"
+        raise RequestError(f"{folder} holds no finished features ({hint})") from None
+    if info.get("format") != FORMAT:
+        raise RequestError(
+            f"{path}: format {info.get('format')!r} is not known here (known: {FORMAT}); use a newer cnclip-ft"
+        )
+    return info
+
+
+def _map(path: Path) -> torch.Tensor:
+    # Copy on write: torch wants memory it may write to; nothing here does.
+    return torch.from_numpy(np.load(path, mmap_mode="c"))
+
+
+def read_split(folder: str | Path) -> SplitFeatures:
+    """The folder as a split; features stay on disk until they are used.
+
+    Raises:
+        RequestError: not finished, or without images or texts.
+    """
+    folder = Path(folder)
+    read_info(folder)
+    missing = [name for name in _IDS if not (folder / name).is_file()]
+    if missing:
+        raise RequestError(
+            f"{folder} has no {missing[0]}: recall needs images and texts. Encode a store, which has both"
+        )
+    image_ids = [from_json(line) for line in _read(folder / "image_ids.jsonl")]
+    lines = [from_json(line) for line in _read(folder / "texts.jsonl")]
+    at = {image_id: number for number, image_id in enumerate(image_ids)}
+    pairs = [
+        (at[image_id], number) for number, line in enumerate(lines) for image_id in line["image_ids"] if image_id in at
+    ]
+    return SplitFeatures(
+        image_ids=image_ids,
+        text_ids=[line["text_id"] for line in lines],
+        texts=[line["text"] for line in lines],
+        languages=[line.get("language") for line in lines],
+        positives=torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2),
+        image_features=_map(folder / "image_features.npy"),
+        text_features=_map(folder / "text_features.npy"),
+    )
+
+
+def _read(path: Path) -> list[bytes]:
+    return [line for line in path.read_bytes().split(b"\n") if line]
+
+
+def read_set(path: str | Path, kind: str) -> IdFeatures:
+    """One set of features for a search: an official JSONL, one of the folder's ``.npy``, or any ``.npy`` ``[n, dim]``.
+
+    Ids of a foreign ``x.npy`` stand in ``x.ids.jsonl`` (an id a line); without it rows are numbered from 0 and
+    `kind` says what they are.
+
+    Raises:
+        RequestError: not such a file, or ids and rows differ in number.
+        DataFault: a broken line of a JSONL.
+    """
+    from cnclip_ft.evaluation.official import read_features
+
+    path = Path(path)
+    if path.is_dir() and (path / f"{kind}_features.npy").is_file():
+        path = path / f"{kind}_features.npy"
+    if not path.is_file():
+        raise RequestError(
+            f"{path}: no such file; give a .npy, a .jsonl of features, or a folder written by `cnclip-ft encode`"
+        )
+    if path.suffix != ".npy":
+        return read_features(path)
+    try:
+        features = _map(path)
+    except (ValueError, TypeError, OSError) as error:
+        raise RequestError(f"{path} is not a readable .npy of numbers ({error})") from None
+    if features.ndim != 2 or not features.is_floating_point():
+        raise RequestError(f"{path} is {features.dtype} {list(features.shape)}; expected floats [n, dim]")
+    own_kind, ids_name = _IDS.get(path.name, (kind, f"{path.stem}.ids.jsonl"))
+    ids: Sequence[Any] = range(len(features))
+    ids_file = path.with_name(ids_name)
+    if ids_file.is_file():
+        values = [from_json(line) for line in _read(ids_file)]
+        ids = [value["text_id"] if isinstance(value, dict) else value for value in values]
+    if len(ids) != len(features):
+        raise RequestError(f"{ids_file} names {len(ids):,} ids for {len(features):,} rows of {path.name}")
+    return IdFeatures(own_kind, list(ids), features)
+
+
+def fill_parts(
+    writer: FeatureWriter, parts: Sequence[Part], batches: Callable[[Sequence[int]], Iterator[torch.Tensor]]
+) -> int:
+    """Take batches of rows for the parts' items, in order, and write each part when it is full; items written."""
+    wanted = [index for part in parts for index in range(part.start, part.stop)]
+    if not wanted:
+        return 0
+    queue = list(reversed(parts))
+    rows: list[torch.Tensor] = []
+    for batch in batches(wanted):
+        rows.append(batch)
+        while queue and sum(map(len, rows)) >= queue[-1].stop - queue[-1].start:
+            part, joined = queue.pop(), torch.cat(rows)
+            size = part.stop - part.start
+            writer.write(part, joined[:size])
+            rows = [joined[size:]]
+    return len(wanted)

@@ -1,0 +1,88 @@
+"""Pictures of results. matplotlib is an extra: everything else works without it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_tools.errors import RequestError
+
+_FONTS = [
+    "Noto Sans CJK SC",
+    "Source Han Sans SC",
+    "Microsoft YaHei",
+    "PingFang SC",
+    "WenQuanYi Zen Hei",
+    "SimHei",
+    "Arial Unicode MS",
+]
+
+
+def require_matplotlib() -> Any:
+    """`matplotlib.figure.Figure`, which draws to files without a display.
+
+    Raises:
+        RequestError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+        from matplotlib import font_manager
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise RequestError(
+            "pictures need matplotlib: pip install 'cnclip-ft[plots]' (or leave --picture out)"
+        ) from None
+    there = {font.name for font in font_manager.fontManager.ttflist}
+    # Class names may be Chinese; without such a font matplotlib draws boxes.
+    matplotlib.rcParams["font.sans-serif"] = [name for name in _FONTS if name in there] + ["DejaVu Sans"]
+    matplotlib.rcParams["axes.unicode_minus"] = False
+    return Figure
+
+
+def _save(figure: Any, path: str | Path) -> None:
+    import warnings
+
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing")
+            figure.savefig(path, dpi=120, bbox_inches="tight")
+    except (OSError, ValueError) as error:
+        raise RequestError(
+            f"{path}: the picture cannot be written ({error}); use a name ending in .png, .svg or .pdf"
+        ) from None
+
+
+def confusion_picture(confusion: torch.Tensor, names: Sequence[str], path: str | Path) -> None:
+    """Rows are true classes, columns predicted ones; shares of the row."""
+    figure = require_matplotlib()(figsize=(2 + 0.32 * min(len(names), 60), 2 + 0.32 * min(len(names), 60)))
+    axes = figure.add_subplot()
+    shares = confusion.double() / confusion.sum(1, keepdim=True).clamp_min(1)
+    image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+    if len(names) <= 60:
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+    if len(names) <= 15:
+        for row, column in confusion.nonzero().tolist():
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(int(confusion[row, column])), ha="center", va="center", color=colour, fontsize=8)
+    axes.set(xlabel="predicted", ylabel="true")
+    figure.colorbar(image, label="share of the true class", shrink=0.8)
+    _save(figure, path)
+
+
+def precision_recall_picture(
+    recall: torch.Tensor, precision: torch.Tensor, chosen: tuple[float, float], label: str, path: str | Path
+) -> None:
+    """The curve, and the chosen threshold as a point (recall, precision)."""
+    figure = require_matplotlib()(figsize=(5, 4))
+    axes = figure.add_subplot()
+    axes.step(recall.tolist(), precision.tolist(), where="post")
+    axes.plot(*chosen, "o", label=label)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower left")
+    _save(figure, path)

@@ -1,0 +1,195 @@
+"""`cnclip-ft evaluate`: scores of a checkpoint, a feature folder or a prediction file, with everything they depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cnclip_ft.evaluation import feature_folder, official, published, record
+from cnclip_ft.evaluation.encode import SplitFeatures, SplitTexts, encode_source
+from cnclip_ft.evaluation.report import recall_table
+from cnclip_ft.evaluation.retrieval import RetrievalScores, recall
+from cnclip_ft.evaluation.sources import store_source
+from cnclip_ft.models.checkpoints import load
+from cnclip_ft.models.dual_encoder import DualEncoder
+from data_tools.errors import RequestError
+
+
+@dataclass
+class Options:
+    """How to encode and score; `dataset` overrides what the path says ("none" shows no published rows)."""
+
+    batch_size: int = 128
+    workers: int | None = None
+    device: str | None = None
+    dtype: str = "float32"
+    image_size: int | None = None
+    memory: str = "2GiB"
+    dataset: str | None = None
+    source: str = "huggingface"
+
+    def check(self) -> None:
+        """Raises:
+        RequestError: a value that cannot be used, before anything heavy starts.
+        """
+        if self.batch_size < 1:
+            raise RequestError(f"--batch-size is {self.batch_size}; it must be at least 1")
+        if self.dataset not in (None, "none", *published.SPLITS):
+            raise RequestError(f"--dataset is {self.dataset!r}; use one of {', '.join(published.SPLITS)}, none")
+        record.parse_dtype(self.dtype)
+
+
+@dataclass
+class Scorecard:
+    """Scores by split name, published rows beside them, and the record that goes into the JSON."""
+
+    scores: dict[str, RetrievalScores]
+    record: dict[str, Any]
+    published: list[published.PublishedRow] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def table(self, *, markdown: bool = False) -> str:
+        text = recall_table(self.scores, markdown=markdown, extra=[row.cells() for row in self.published])
+        mark = "* " if markdown else "note: "
+        notes = "\n".join(mark + note for note in self.notes)
+        return f"{text}\n\n{notes}" if notes else text
+
+    def as_dict(self) -> dict[str, Any]:
+        return self.record
+
+
+def open_model(checkpoint: str | Path, options: Options) -> tuple[DualEncoder, torch.device, torch.dtype]:
+    """The model on the wished device, and the precision to run it in."""
+    device, dtype = record.parse_device(options.device), record.parse_dtype(options.dtype)
+    model = load(checkpoint, device=device, image_size=options.image_size, source=options.source)
+    return model, device, dtype
+
+
+def score_checkpoint(checkpoint: str | Path, splits: Sequence[str | Path], options: Options) -> Scorecard:
+    """Encode every split and score it both ways.
+
+    Raises:
+        RequestError: checkpoint, split or option cannot be used; nothing has been encoded.
+        DataFault: an image or a pair is broken.
+    """
+    options.check()
+    if not splits:
+        raise RequestError("name at least one split (a store, e.g. DATA/valid) to evaluate on")
+    sources = [store_source(split) for split in splits]
+    model, device, dtype = open_model(checkpoint, options)
+    workers = record.default_workers(device) if options.workers is None else options.workers
+    card = _card({"checkpoint": record.describe_checkpoint(model, checkpoint),
+                  "settings": record.describe_settings(model, dtype, device) | {"batch_size": options.batch_size}})  # fmt: skip
+    for source in sources:
+        features = encode_source(
+            model, source.split, source.read, batch_size=options.batch_size, workers=workers, dtype=dtype
+        )
+        scores = recall(features, memory=options.memory, device=device)
+        about = {
+            "path": str(source.path),
+            "checksum": source.checksum,
+            "truncated_texts": _truncated(model, source.split),
+        }
+        size = record.size_name(model)
+        _add(card, _unique(card, source.name), features, scores, about, size, source.path, options)
+    return card
+
+
+def score_features(folder: str | Path, options: Options) -> Scorecard:
+    """Score a folder that `cnclip-ft encode` wrote from a store."""
+    options.check()
+    info = feature_folder.read_info(folder)
+    features = feature_folder.read_split(folder)
+    scores = recall(features, memory=options.memory, device=record.parse_device(options.device))
+    settings = info["settings"]
+    card = _card(
+        {"checkpoint": settings.get("checkpoint"), "settings": settings.get("settings"), "features": str(folder)}
+    )
+    source = settings.get("source", {})
+    size = (settings.get("checkpoint") or {}).get("architecture")
+    _add(
+        card,
+        source.get("name") or Path(folder).name,
+        features,
+        scores,
+        source,
+        size,
+        Path(source.get("path", folder)),
+        options,
+    )
+    return card
+
+
+def score_predictions(predictions: str | Path, answers: Sequence[str | Path]) -> tuple[str, dict[str, Any]]:
+    """Score an official prediction file against official answers: a line to print, and the official score file.
+
+    Text→image answers serve image→text predictions too: they are turned around.
+
+    Raises:
+        RequestError: not exactly one answers file, or it does not fit the predictions.
+        DataFault: a broken line.
+    """
+    if len(answers) != 1:
+        raise RequestError("a prediction file is scored against one answers file: PREDICTIONS.jsonl TEXTS.jsonl")
+    if Path(answers[0]).is_dir():
+        raise RequestError(
+            f"{answers[0]} is a folder; a prediction file is scored against answers (…_texts.jsonl or ….tr.jsonl)"
+        )
+    predicted, right = official.read_predictions(predictions), official.read_answers(answers[0])
+    if predicted.query_kind != right.query_kind:
+        right = official.turn_answers(right)
+    scores = official.score_predictions(predicted, right)
+    arrow = "text→image" if predicted.query_kind == "text" else "image→text"
+    line = (
+        f"{arrow}: R@1 {scores['r1']:.2f}  R@5 {scores['r5']:.2f}  R@10 {scores['r10']:.2f}  "
+        f"mean recall {scores['mean_recall']:.2f}  ({scores['queries']:,} queries)"
+    )
+    if scores["without_answer"]:
+        line += f"\nnote: {scores['without_answer']:,} queries have no known answer and are left out"
+    return line, official.score_file(scores)
+
+
+def _card(head: dict[str, Any]) -> Scorecard:
+    return Scorecard({}, {"format": record.FORMAT, **head, "versions": record.versions(), "splits": {}})
+
+
+def _unique(card: Scorecard, name: str) -> str:
+    if name not in card.scores:
+        return name
+    return next(f"{name} ({n})" for n in range(2, len(card.scores) + 3) if f"{name} ({n})" not in card.scores)
+
+
+def _truncated(model: DualEncoder, split: SplitTexts) -> int:
+    return sum(length > model.context_length for length in model.tokenizer.lengths(split.texts)) if split.texts else 0
+
+
+def _add(
+    card: Scorecard, name: str, features: SplitFeatures, scores: RetrievalScores, about: dict[str, Any], size: str | None,
+    path: Path, options: Options,
+) -> None:  # fmt: skip
+    card.scores[name] = scores
+    entry = about | {
+        "images": len(features.image_ids), "texts": len(features.text_ids), "pairs": len(features.positives),
+        "seconds": features.seconds, **scores.as_dict(),
+    }  # fmt: skip
+    card.notes += [f"{name}: {note}" for note in scores.notes]
+    if about.get("truncated_texts"):
+        card.notes.append(f"{name}: {about['truncated_texts']:,} texts were cut to the context length")
+    dataset = options.dataset or published.recognise(path)
+    if dataset not in (None, "none"):
+        rows = published.rows_for(dataset, size or "")
+        entry["published"] = [row.as_dict() for row in rows]
+        card.published += [row for row in rows if row not in card.published]
+        warning = published.size_warning(dataset, len(features.image_ids), len(features.text_ids))
+        if rows and warning:
+            card.notes.append(f"{name}: {warning}")
+            entry["published_note"] = warning
+        if not rows:
+            card.notes.append(
+                f"{name}: nothing is published for {published.SPLITS[dataset].title} and the size {size or 'of this model'}"
+            )
+    card.record["splits"][name] = entry

@@ -1,0 +1,125 @@
+"""What can be encoded: a store, a folder of images, a file of texts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cnclip_ft.evaluation.encode import SplitTexts, read_texts
+from data_tools.errors import DataFault, RequestError
+from data_tools.store import open_store
+
+IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+@dataclass
+class Source:
+    """Images and texts to encode. `read` gives an image's bytes or path; `checksum` tells this content from another."""
+
+    name: str
+    path: Path
+    kind: str  # "store" | "images" | "texts"
+    split: SplitTexts
+    read: Callable[[Any], Any] | None
+    checksum: str
+
+
+class FolderReader:
+    """Image id (path below the folder, with forward slashes) → path. A class, so that workers can be sent it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, image_id: str) -> Path:
+        return self.folder / image_id
+
+
+def is_store(path: Path) -> bool:
+    return any((path / part).exists() for part in ("pairs", "imgs", "shards")) or any(path.glob("*/pairs/data.mdb"))
+
+
+def open_source(path: str | Path) -> Source:
+    """A SPLIT argument → what to encode.
+
+    Raises:
+        RequestError: nothing there can be encoded.
+        DataFault: a line of the text file is broken.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if is_store(path):
+            return store_source(path)
+        images = list_images(path)
+        if images:
+            listing = "\n".join(f"{name}\t{(path / name).stat().st_size}" for name in images)
+            return Source(
+                path.resolve().name, path, "images", SplitTexts(list(images), [], [], [], torch.empty(0, 2, dtype=torch.int64)),
+                FolderReader(path), hashlib.sha256(listing.encode()).hexdigest(),
+            )  # fmt: skip
+        raise RequestError(f"{path} is neither a store (see `cnclip-ft data build`) nor a folder with images")
+    if path.is_file():
+        split = SplitTexts([], *_read_text_file(path), torch.empty(0, 2, dtype=torch.int64))
+        return Source(path.stem, path, "texts", split, None, hashlib.sha256(path.read_bytes()).hexdigest())
+    raise RequestError(f"{path}: no such store, folder or file")
+
+
+def store_source(path: str | Path) -> Source:
+    """A store and nothing else.
+
+    Raises:
+        RequestError: it is not a store.
+    """
+    store = open_store(path)
+    return Source(store.name, Path(path), "store", read_texts(store), store.image, store.checksum())
+
+
+def list_images(folder: Path) -> list[str]:
+    """Paths of all images below the folder, sorted, with forward slashes."""
+    return sorted(
+        p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS and p.is_file()
+    )
+
+
+def _read_text_file(path: Path) -> tuple[list[Any], list[str], list[str | None]]:
+    """``.jsonl``: `text` and, where there, `text_id` and `language`; anything else: one text a line, numbered from 0."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    ids, texts, languages = [], [], []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        if path.suffix.lower() != ".jsonl":
+            ids.append(len(ids))
+            texts.append(line.strip())
+            languages.append(None)
+            continue
+        try:
+            value = json.loads(line)
+            text = value["text"]
+        except (ValueError, KeyError, TypeError):
+            raise DataFault(
+                "the line is not a JSON object with a 'text'", mend='Write {"text_id": …, "text": "…"} on each line.',
+                kind="bad-json", file=path, line=number,
+            ) from None  # fmt: skip
+        ids.append(value.get("text_id", len(ids)))
+        texts.append(str(text))
+        languages.append(value.get("language"))
+    if not texts:
+        raise RequestError(f"{path} holds no texts")
+    if len(set(ids)) != len(ids):
+        repeated = next(i for i in ids if ids.count(i) > 1)
+        raise DataFault(
+            f"text id {repeated!r} stands on several lines",
+            mend="Give each text its own id.",
+            kind="duplicate-id",
+            file=path,
+        )
+    return ids, texts, languages
