@@ -1,0 +1,252 @@
+"""Whole runs on a tiny model: golden losses, exact continuation, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cnclip_ft.recipe import dump_recipe
+from cnclip_ft.training.run import Run, train
+from cnclip_ft.training.run_state import load_state, save_state
+from cnclip_ft.training.stage import StageRun
+from data_tools.errors import RequestError, UserError
+from tests.training.helpers import tiny_recipe, write_store
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stores")
+    write_store(folder / "train", images=20, captions=2, seed=0)
+    write_store(folder / "valid", images=10, captions=2, seed=1)
+    return folder
+
+
+def records(folder, kind="train"):
+    lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def losses(folder):
+    return {(r["stage"], r["step"]): r["loss"] for r in records(folder)}
+
+
+@pytest.fixture(scope="module")
+def finished(stores):
+    recipe = tiny_recipe(stores, output=str(stores / "plain"), feature_cache=str(stores / "cache"))
+    assert train(recipe)
+    return stores / "plain"
+
+
+# Losses of this run on torch 2.13 (CPU). They change only when the mathematics does.
+GOLDEN = {}
+
+
+def test_golden_losses(finished):
+    found = losses(finished)
+    assert len(found) == 12
+    for key, value in GOLDEN.items():
+        assert found[key] == pytest.approx(value, abs=1e-4), key
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    for name in ("recipe.yaml", "align/best/model.safetensors", "align/last/config.json", "contrast/best/cnclip_ft.json",
+                 "report/recall.txt", "report/recall.json"):  # fmt: skip
+        assert (finished / name).is_file(), name
+    assert list((finished / "tensorboard").glob("events*"))
+    rows = json.loads((finished / "report" / "recall.json").read_text(encoding="utf-8"))
+    assert list(rows) == ["chance", "start", "after align", "after contrast"]
+    info = json.loads((finished / "contrast" / "best" / "cnclip_ft.json").read_text(encoding="utf-8"))
+    assert info["stage"] == "contrast" and info["recipe"]["seed"] == 0 and set(info["data"]) == {"train", "valid"}
+    validations = records(finished, "validation")
+    assert [(v["stage"], v["step"]) for v in validations] == [("start", 0)] + [(s, n) for s in ("align", "contrast") for n in (3, 6)]
+    assert {"text_to_image", "image_to_text"} <= set(validations[0]["scores"]["valid"])
+
+
+def test_stage_one_leaves_the_image_tower_alone_and_stage_two_does_not(finished):
+    start, _ = __import__("cnclip_ft.models.start", fromlist=["build_start"]).build_start({"architecture": "tiny"}, seed=0)
+    before = {name.removeprefix("image_tower."): t for name, t in start.state_dict().items() if name.startswith("image_tower.")}
+    align, contrast = (load_file(finished / stage / "last" / "model.safetensors") for stage in ("align", "contrast"))
+    assert all(torch.equal(tensor, align[name]) for name, tensor in before.items())
+    assert any(not torch.equal(tensor, contrast[name]) for name, tensor in before.items())
+
+
+def test_the_cached_stage_equals_the_uncached_one(stores, finished):
+    recipe = tiny_recipe(stores, output=str(stores / "uncached"), align={"feature_cache": False})
+    assert train(recipe)
+    ours, theirs = losses(stores / "uncached"), losses(finished)
+    assert max(abs(ours[key] - theirs[key]) for key in ours if key[0] == "align") < 1e-5
+
+
+def stop_after(monkeypatch, stage_name, step):
+    """Ask for a stop when this step is done, as SIGTERM would."""
+    original = StageRun._one_step
+
+    def wrapped(self, batch):
+        out = original(self, batch)
+        if (self.name, self.step + 1) == (stage_name, step):
+            self.run.stop._receive(signal.SIGTERM, None)
+        return out
+
+    monkeypatch.setattr(StageRun, "_one_step", wrapped)
+
+
+@pytest.mark.parametrize("stage,step", [("align", 1), ("align", 4), ("contrast", 2), ("contrast", 5)])
+def test_stopped_and_continued_equals_uninterrupted(stores, finished, monkeypatch, capsys, stage, step):
+    recipe = tiny_recipe(stores, output=str(stores / f"stopped-{stage}-{step}"), feature_cache=str(stores / "cache"))
+    folder = stores / f"stopped-{stage}-{step}"
+    stop_after(monkeypatch, stage, step)
+    assert train(recipe) is False
+    assert "--continue" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert train(recipe, proceed=True)
+    assert losses(folder) == losses(finished)
+    for name in ("align/best", "contrast/best", "contrast/last"):
+        ours, theirs = (load_file(where / name / "model.safetensors") for where in (folder, finished))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
+    assert (folder / "report" / "recall.txt").read_text() == (finished / "report" / "recall.txt").read_text()
+
+
+@pytest.mark.parametrize("changes", [{"micro_batch_size": 4}, {"ema": 0.9}, {"gradient_checkpointing": "both"}, {"patch_dropout": 0.5}])
+def test_stopped_and_continued_with_other_settings(stores, monkeypatch, changes):
+    name = next(iter(changes))
+    whole = tiny_recipe(stores, output=str(stores / f"whole-{name}"), contrast=changes, feature_cache=str(stores / "cache"))
+    parts = tiny_recipe(stores, output=str(stores / f"parts-{name}"), contrast=changes, feature_cache=str(stores / "cache"))
+    assert train(whole)
+    stop_after(monkeypatch, "contrast", 4)
+    assert train(parts) is False
+    monkeypatch.undo()
+    assert train(parts, proceed=True)
+    assert losses(stores / f"whole-{name}") == losses(stores / f"parts-{name}")
+    ours, theirs = (load_file(stores / f"{kind}-{name}" / "contrast" / "last" / "model.safetensors") for kind in ("parts", "whole"))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_two_processes_equal_one(stores):
+    """torchrun with gloo: same losses and weights as one process with the same global batch (no dropout)."""
+    model = {"start": {
+        "image": {"kind": "vit", "hidden": 32, "layers": 1, "heads": 2, "patch": 8, "image_size": 32},
+        "text": {"hidden": 32, "layers": 1, "heads": 2, "dropout": 0.0}, "projection": 16,
+    }}  # fmt: skip
+    for processes, micro in ((1, None), (2, None), (2, 2)):
+        name = f"processes-{processes}-{micro}"
+        recipe = tiny_recipe(stores, output=str(stores / name), model=model, feature_cache=str(stores / name / "cache"),
+                             contrast={"micro_batch_size": micro})  # fmt: skip
+        path = stores / f"{name}.yaml"
+        path.write_text(dump_recipe(recipe), encoding="utf-8")
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
+        code = f"from cnclip_ft.recipe import load_recipe; from cnclip_ft.training.run import train; train(load_recipe({str(path)!r}))"
+        script = stores / f"{name}.py"
+        script.write_text(code, encoding="utf-8")
+        environment = dict(os.environ, PYTHONPATH=ROOT, OMP_NUM_THREADS="1")
+        done = subprocess.run([*command, str(script)], env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    one = losses(stores / "processes-1-None")
+    for name in ("processes-2-None", "processes-2-2"):
+        assert max(abs(value - one[key]) for key, value in losses(stores / name).items()) < 1e-5
+        ours, theirs = (load_file(stores / n / "contrast" / "last" / "model.safetensors") for n in (name, "processes-1-None"))
+        assert max((ours[key] - theirs[key]).abs().max().item() for key in theirs) < 1e-4
+
+
+def test_a_bad_number_stops_with_advice_and_keeps_the_last_good_checkpoint(stores, monkeypatch):
+    recipe = tiny_recipe(stores, output=str(stores / "nan"), feature_cache=str(stores / "cache"))
+    original = StageRun._one_step
+
+    def poisoned(self, batch):
+        if (self.name, self.step) == ("contrast", 4):
+            self.model.logit_scale.data.fill_(float("nan"))
+        return original(self, batch)
+
+    monkeypatch.setattr(StageRun, "_one_step", poisoned)
+    with pytest.raises(UserError, match="stage contrast, step 5: the loss is nan.*Lower the learning rate"):
+        train(recipe)
+    kept = load_file(stores / "nan" / "contrast" / "last" / "model.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in kept.values())
+
+
+def test_a_folder_with_a_run_is_not_overwritten(stores, finished):
+    recipe = tiny_recipe(stores, output=str(finished), feature_cache=str(stores / "cache"))
+    with pytest.raises(RequestError, match="holds a run already.*--continue.*--overwrite"):
+        train(recipe)
+    with pytest.raises(RequestError, match="no state to continue from. The run there is finished"):
+        train(recipe, proceed=True)
+
+
+def test_continuing_with_another_recipe_is_refused(stores, monkeypatch):
+    recipe = tiny_recipe(stores, output=str(stores / "other"), feature_cache=str(stores / "cache"))
+    stop_after(monkeypatch, "align", 2)
+    assert train(recipe) is False
+    changed = tiny_recipe(stores, output=str(stores / "other"), align={"learning_rate": 5e-4}, log_every=2)
+    with pytest.raises(RequestError, match=r"stages.align.learning_rate: 0.001 → 0.0005"):
+        train(changed, proceed=True)
+
+
+@pytest.mark.parametrize(
+    "changes,expected",
+    [
+        ({"align": {"batch_size": 100}}, r"batch size \(100\) is larger than the training split"),
+        ({"data": {"train": "nowhere", "valid": "nowhere"}}, "data.train: nowhere is not a store"),
+        ({"model": {"start": {"architecture": "huge"}}}, "'huge' is not known"),
+        ({"model": {"start": "no/such/checkpoint"}}, "no/such/checkpoint"),
+        ({"align": {"warmup_steps": None, "steps": None, "epochs": 0.2, "train": [{"tower": "text"}]}}, "no rule covers"),
+        ({"precision": "fp16"}, "fp16 needs a CUDA device"),
+        ({"output": "/proc/run"}, "cannot be written"),
+    ],
+)
+def test_refusals(stores, changes, expected):
+    recipe = tiny_recipe(stores, **{"output": str(stores / "refused"), **changes})
+    with pytest.raises(RequestError, match=expected):
+        train(recipe)
+
+
+def test_the_plan_says_what_will_happen_and_warns(stores):
+    from cnclip_ft.training.plan import describe, refuse_warnings
+
+    recipe = tiny_recipe(stores, data={"train": str(stores / "train"), "valid": str(stores / "train"), "workers": 0})
+    run = Run(recipe, write=False)
+    text = describe(run)
+    for part in ("stage align", "frozen", "rate 0.001", "6 steps", "computed once", "fp32", "WARNING", "leaves few negatives",
+                 "is the training split itself", "new      text_tower"):  # fmt: skip
+        assert part in text, part
+    with pytest.raises(RequestError, match="--strict"):
+        refuse_warnings(run)
+    assert not (stores / "run").exists()
+
+
+def test_a_broken_newest_state_falls_back(tmp_path):
+    for number in range(4):
+        save_state(tmp_path, number, {"step": number})
+    assert len(list(tmp_path.glob("state-*.pt"))) == 2
+    newest = max(tmp_path.glob("state-*.pt"))
+    newest.write_bytes(newest.read_bytes()[:100])
+    said = []
+    assert load_state(tmp_path, said.append) == {"step": 2}
+    assert "broken" in said[0]
+
+
+def test_a_damaged_image_is_replaced_up_to_the_limit(stores, tmp_path):
+    from data_tools.store import StoreWriter, open_store
+
+    source = open_store(stores / "train")
+    with StoreWriter(tmp_path / "train") as writer:
+        for image_id in source.image_ids:
+            writer.add_image(image_id, b"broken" if image_id == 3 else source.image(image_id))
+        for pair in source.pairs():
+            writer.add_pair(pair.image_id, pair.text_id, pair.text, pair.language)
+        writer.finish()
+    data = {"train": str(tmp_path / "train"), "valid": str(stores / "valid"), "workers": 0}
+    for cached in (True, False):
+        recipe = tiny_recipe(tmp_path, data=data, output=str(tmp_path / f"run{cached}"), align={"feature_cache": cached})
+        assert train(recipe)
+        strict = tiny_recipe(tmp_path, data=data | {"max_damaged_images": 0}, output=str(tmp_path / f"strict{cached}"),
+                             feature_cache=str(tmp_path / f"c{cached}"), align={"feature_cache": cached, "epochs": 2, "steps": None})  # fmt: skip
+        with pytest.raises(UserError, match="image 3|damaged images"):
+            train(strict)
