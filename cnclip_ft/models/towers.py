@@ -21,6 +21,7 @@ from transformers import (
 
 from cnclip_ft.data.images import OPENAI_MEAN, OPENAI_STD
 from cnclip_ft.models.catalog import ResNet, TextTransformer, VisionTransformer
+from cnclip_ft.models.fresh import keep_scale_, sine_positions_
 from cnclip_ft.models.resnet import ModifiedResNet
 from data_tools.errors import RequestError
 
@@ -73,7 +74,10 @@ class ViTTower(ImageTower):
             num_hidden_layers=numbers.layers, num_attention_heads=numbers.heads, image_size=numbers.image_size,
             patch_size=numbers.patch, projection_dim=output_dim, hidden_act="quick_gelu",
         )  # fmt: skip
-        return ViTTower(config, output_dim)
+        tower = ViTTower(config, output_dim)
+        keep_scale_(tower.vision_model.encoder)
+        sine_positions_(tower.vision_model.embeddings.position_embedding)
+        return tower
 
     def trunk(self, pixels: torch.Tensor) -> torch.Tensor:
         model = self.vision_model
@@ -206,10 +210,7 @@ class RobertaTower(nn.Module):
             attention_probs_dropout_prob=numbers.dropout,
         )  # fmt: skip
         tower = RobertaTower(config, output_dim)
-        for layer in tower.text_model.encoder.modules():
-            if isinstance(layer, nn.Linear):
-                # BERT's 0.02 suits a width of a thousand; in a small tower [CLS] would hardly see the other tokens.
-                nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+        keep_scale_(tower.text_model.encoder)
         return tower
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
