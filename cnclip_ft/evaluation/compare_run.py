@@ -43,7 +43,7 @@ def compare_models(
     tables, described, shape = [], [], None
     for checkpoint in checkpoints:
         features, about, name = _features(checkpoint, source, options)
-        asked = (features.image_ids, features.text_ids, features.positives.tolist())
+        asked = (features.image_ids, features.text_ids, sorted(features.positives.tolist()))
         if shape is not None and asked != shape:
             raise RequestError(f"{checkpoint} was scored on another split than {checkpoints[0]}")
         shape = asked

@@ -283,7 +283,7 @@ def summarise(found: torch.Tensor, gallery: int, ks: Sequence[int] = KS) -> Dire
     """Ranks (1 is best) → recalls and median; None when there are none."""
     if len(found) == 0:
         return None
-    recalls = {k: 100 * int((found <= k).sum()) / len(found) for k in ks}
+    recalls = {k: int((found <= k).sum()) / len(found) * 100 for k in ks}
     return Direction(recalls, float(statistics.median(found.tolist())), len(found), gallery)
 
 

@@ -149,7 +149,7 @@ def score_predictions(predictions: str | Path, answers: Sequence[str | Path]) ->
         f"mean recall {scores['mean_recall']:.2f}  ({scores['queries']:,} queries)"
     )
     if scores["without_answer"]:
-        line += f"\nnote: {scores['without_answer']:,} queries have no known answer and are left out"
+        line += f"\nnote: queries without a known answer, left out: {scores['without_answer']:,}"
     return line, official.score_file(scores)
 
 
