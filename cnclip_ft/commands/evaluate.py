@@ -59,7 +59,7 @@ def evaluate(
 
     Example: cnclip-ft evaluate runs/mine/contrast/best data/valid data/test --json scores.json
     """
-    from cnclip_ft.evaluation import feature_folder, official, scorecard
+    from cnclip_ft.evaluation import feature_folder, official_files, scorecard
     from data_tools.errors import RequestError
 
     options = scorecard.Options(batch_size, workers, device, dtype, image_size, memory, dataset, source)
@@ -68,7 +68,7 @@ def evaluate(
         line, score = scorecard.score_predictions(path, splits or [])
         typer.echo(line)
         if json_file:
-            official.write_json(json_file, score)
+            official_files.write_json(json_file, score)
         return
     if feature_folder.is_feature_folder(path):
         if splits:
@@ -78,9 +78,9 @@ def evaluate(
         card = scorecard.score_checkpoint(checkpoint, splits or [], options)
     typer.echo(card.table())
     if json_file:
-        official.write_json(json_file, card.as_dict())
+        official_files.write_json(json_file, card.as_dict())
     if markdown:
-        official.write_text(markdown, card.table(markdown=True).split("\n"))
+        official_files.write_text(markdown, card.table(markdown=True).split("\n"))
 
 
 def encode(

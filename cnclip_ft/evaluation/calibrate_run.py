@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cnclip_ft.evaluation import feature_folder, official, plots, record
+from cnclip_ft.evaluation import feature_folder, official_files, plots, record
 from cnclip_ft.evaluation.calibration import choose, curve, in_words, read_pairs, sampled_scores
 from cnclip_ft.evaluation.encode import encode_images, encode_source, encode_texts, evaluating
 from cnclip_ft.evaluation.scorecard import Options, open_model
@@ -98,7 +98,7 @@ def calibrate_model(
             "threshold": asdict(found), "average_precision": points.average_precision,
             "curve": {name: getattr(points, name)[::step].tolist() for name in ("thresholds", "precision", "recall")},
         }  # fmt: skip
-        official.write_json(json_file, content)
+        official_files.write_json(json_file, content)
     if picture:
         plots.precision_recall_picture(
             points.recall, points.precision, (found.recall, found.precision), f"cosine >= {found.cosine:.3f}", picture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from cnclip_ft.evaluation import official, plots, record
+from cnclip_ft.evaluation import official_files, plots, record
 from cnclip_ft.evaluation.encode import Meter, encode_images, evaluating
 from cnclip_ft.evaluation.report import number, plain_table
 from cnclip_ft.evaluation.scorecard import Options, open_model
@@ -78,7 +78,7 @@ def classify_images(
         say(_table(report))
     if output:
         best = cosines.topk(min(5, len(classes)), dim=1).indices
-        official.write_text(output, _lines(ids, labels, [c.key for c in classes], best, cosines, shares))
+        official_files.write_text(output, _lines(ids, labels, [c.key for c in classes], best, cosines, shares))
     if json_file:
         content = {
             "format": record.FORMAT, "checkpoint": about, "settings": settings, "versions": record.versions(),
@@ -86,7 +86,7 @@ def classify_images(
             "classes": {c.key: list(c.names) for c in classes}, "templates": templates,
             "scores": report.as_dict() if report else None,
         }  # fmt: skip
-        official.write_json(json_file, content)
+        official_files.write_json(json_file, content)
     if picture and report:
         plots.confusion_picture(report.confusion, [c.key for c in classes], picture)
 

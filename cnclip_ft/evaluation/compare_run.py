@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cnclip_ft.evaluation import feature_folder, official, record
+from cnclip_ft.evaluation import feature_folder, official_files, record
 from cnclip_ft.evaluation.comparison import HitTable, compare, hit_table
 from cnclip_ft.evaluation.encode import SplitFeatures, encode_source
 from cnclip_ft.evaluation.report import plain_table
@@ -69,7 +69,7 @@ def compare_models(
             "draws": draws, "seed": seed, "confidence": confidence, "drawn": "images, with their texts",
             "results": results, "versions": record.versions(),
         }  # fmt: skip
-        official.write_json(json_file, content)
+        official_files.write_json(json_file, content)
 
 
 def _images(table: HitTable) -> str:

@@ -13,7 +13,7 @@ import torch
 from cnclip_ft.evaluation import record
 from cnclip_ft.evaluation.encode import Meter, encode_texts, evaluating, iterate_images
 from cnclip_ft.evaluation.feature_folder import FeatureWriter, fill_parts, read_info
-from cnclip_ft.evaluation.official import IdFeatures, write_features
+from cnclip_ft.evaluation.official_files import IdFeatures, write_features
 from cnclip_ft.evaluation.scorecard import Options, open_model
 from cnclip_ft.evaluation.sources import open_source
 from data_tools.errors import RequestError

@@ -25,7 +25,7 @@ import torch
 from pydantic_core import from_json
 
 from cnclip_ft.evaluation.encode import SplitFeatures, SplitTexts
-from cnclip_ft.evaluation.official import IdFeatures, write_json, write_text
+from cnclip_ft.evaluation.official_files import IdFeatures, write_json, write_text
 from data_tools.errors import RequestError, UserError
 
 FORMAT = 1
@@ -233,7 +233,7 @@ def read_set(path: str | Path, kind: str) -> IdFeatures:
         RequestError: not such a file, or ids and rows differ in number.
         DataFault: a broken line of a JSONL.
     """
-    from cnclip_ft.evaluation.official import read_features
+    from cnclip_ft.evaluation.official_files import read_features
 
     path = Path(path)
     if path.is_dir() and (path / f"{kind}_features.npy").is_file():

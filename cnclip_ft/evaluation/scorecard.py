@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cnclip_ft.evaluation import feature_folder, official, published, record
+from cnclip_ft.evaluation import feature_folder, official_files, published, record
 from cnclip_ft.evaluation.encode import SplitFeatures, SplitTexts, encode_source
 from cnclip_ft.evaluation.report import recall_table
 from cnclip_ft.evaluation.retrieval import RetrievalScores, recall
@@ -139,10 +139,10 @@ def score_predictions(predictions: str | Path, answers: Sequence[str | Path]) ->
         raise RequestError(
             f"{answers[0]} is a folder; a prediction file is scored against answers (…_texts.jsonl or ….tr.jsonl)"
         )
-    predicted, right = official.read_predictions(predictions), official.read_answers(answers[0])
+    predicted, right = official_files.read_predictions(predictions), official_files.read_answers(answers[0])
     if predicted.query_kind != right.query_kind:
-        right = official.turn_answers(right)
-    scores = official.score_predictions(predicted, right)
+        right = official_files.turn_answers(right)
+    scores = official_files.score_predictions(predicted, right)
     arrow = "text→image" if predicted.query_kind == "text" else "image→text"
     line = (
         f"{arrow}: R@1 {scores['r1']:.2f}  R@5 {scores['r5']:.2f}  R@10 {scores['r10']:.2f}  "
@@ -150,7 +150,7 @@ def score_predictions(predictions: str | Path, answers: Sequence[str | Path]) ->
     )
     if scores["without_answer"]:
         line += f"\nnote: queries without a known answer, left out: {scores['without_answer']:,}"
-    return line, official.score_file(scores)
+    return line, official_files.score_file(scores)
 
 
 def _card(head: dict[str, Any]) -> Scorecard:

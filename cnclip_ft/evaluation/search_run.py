@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cnclip_ft.evaluation import official, record
+from cnclip_ft.evaluation import official_files, record
 from cnclip_ft.evaluation.feature_folder import read_set
 from cnclip_ft.evaluation.retrieval import topk
 from cnclip_ft.evaluation.scorecard import score_predictions
@@ -53,11 +53,11 @@ def search_files(
     began = time.perf_counter()
     values, indices = topk(q.features, g.features, k, memory=memory, device=where)
     seconds = time.perf_counter() - began
-    lines = official.prediction_lines(q.kind, q.ids, g.kind, g.ids, indices, values if with_scores else None)
-    official.write_text(output, lines)
+    lines = official_files.prediction_lines(q.kind, q.ids, g.kind, g.ids, indices, values if with_scores else None)
+    official_files.write_text(output, lines)
     say(f"{len(q.ids):,} {q.kind}s × {len(g.ids):,} {g.kind}s: top {indices.shape[1]} in {seconds:.2f} s, in {output}")
     if answers:
         line, content = score_predictions(output, [answers])
         say(line)
         if score:
-            official.write_json(score, content)
+            official_files.write_json(score, content)
