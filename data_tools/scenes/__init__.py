@@ -12,5 +12,6 @@ from data_tools.scenes.captions import captions
 from data_tools.scenes.drawing import draw
 from data_tools.scenes.sampling import sample_scenes
 from data_tools.scenes.vocabulary import HELD_OUT, Group, Scene
+from data_tools.scenes.writing import draw_demo
 
-__all__ = ["HELD_OUT", "Group", "Scene", "captions", "draw", "sample_scenes"]
+__all__ = ["HELD_OUT", "Group", "Scene", "captions", "draw", "draw_demo", "sample_scenes"]

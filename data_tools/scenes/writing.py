@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data_tools.build import build_split
 from data_tools.errors import RequestError, UserError
 from data_tools.scenes.captions import captions
 from data_tools.scenes.drawing import draw
@@ -43,6 +44,7 @@ def draw_demo(
     for split, count in (("train", train), ("valid", valid)):
         scenes = sample_scenes(count, seed=seed, held_out=split == "valid")
         write_sources(folder, split, scenes, size=size, progress=progress)
+        build_split(folder, split, progress=progress)
 
 
 def write_sources(folder: Path, split: str, scenes: list[Scene], *, size: int = SIZE, progress: bool = True) -> None:
@@ -75,7 +77,8 @@ def write_sources(folder: Path, split: str, scenes: list[Scene], *, size: int = 
         raise UserError(f"{folder}: the demonstration set cannot be written ({error}). Choose another folder.") from None
     finally:
         for part in beside:
-            part.unlink(missing_ok=True)
+            if folder.is_dir():
+                part.unlink(missing_ok=True)
 
 
 def _encoded(scene: Scene, size: int) -> bytes:

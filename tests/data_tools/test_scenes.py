@@ -203,7 +203,7 @@ def test_source_files_and_stores_hold_the_same(tmp_path) -> None:
         assert told == [(k, *caption) for k, scene in enumerate(scenes, start=1) for caption in captions(scene)]
 
         store = open_store(tmp_path / split)
-        assert (store.name, len(store), list(store.image_ids)) == (split, 5 * count, list(range(1, count + 1)))
+        assert (store.name, len(store), sorted(store.image_ids)) == (split, 5 * count, list(range(1, count + 1)))
         assert [(p.image_id, p.language, p.text) for p in store.pairs()] == told
         for image_id, encoded in images:
             assert store.image(int(image_id)) == base64.b64decode(encoded)
