@@ -36,7 +36,8 @@ class Run:
 
     def __init__(self, recipe: Recipe, *, write: bool = True) -> None:
         self.recipe, self.folder = recipe, Path(recipe.output)
-        self.accelerator = Accelerator()
+        # accelerate launches on CPUs only when told that there is nothing else.
+        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         self.device = self.accelerator.device
         self.precision, self.precision_reason = choose_precision(recipe.precision, self.device)
         self.journal = Journal(self.folder, active=self.accelerator.is_main_process and write)

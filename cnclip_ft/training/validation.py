@@ -55,14 +55,13 @@ class Judge:
         self.stores, self.device, self.workers, self.autocast = stores, device, workers, autocast
         self.chance: dict[str, float | None] | None = None
 
-    @torch.inference_mode()
     def __call__(self, model: DualEncoder) -> Judgement:
         began, modes = time.perf_counter(), {name: module.training for name, module in model.named_modules()}
         model.eval()
         scores = {}
         for store in self.stores.values():
             with self.autocast():
-                features = encode_split(model, store, device=self.device, workers=self.workers)
+                features = encode_split(model, store, workers=self.workers)
             if self.chance is None:
                 self.chance = chance_row(features)
             scores[store.name if store.name not in scores else str(store.path)] = recall(features, ks=KS)

@@ -142,12 +142,12 @@ def test_two_processes_equal_one(stores):
                              contrast={"micro_batch_size": micro})  # fmt: skip
         path = stores / f"{name}.yaml"
         path.write_text(dump_recipe(recipe), encoding="utf-8")
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         code = f"from cnclip_ft.recipe import load_recipe; from cnclip_ft.training.run import train; train(load_recipe({str(path)!r}))"
         script = stores / f"{name}.py"
         script.write_text(code, encoding="utf-8")
         environment = dict(os.environ, PYTHONPATH=ROOT, OMP_NUM_THREADS="1")
-        done = subprocess.run([*command, str(script)], env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run([*command, str(script)], env=environment, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
     one = losses(stores / "processes-1-None")
     for name in ("processes-2-None", "processes-2-2"):
@@ -193,7 +193,7 @@ def test_continuing_with_another_recipe_is_refused(stores, monkeypatch):
     "changes,expected",
     [
         ({"align": {"batch_size": 100}}, r"batch size \(100\) is larger than the training split"),
-        ({"data": {"train": "nowhere", "valid": "nowhere"}}, "data.train: nowhere is not a store"),
+        ({"data": {"train": "nowhere", "valid": "nowhere"}}, "data.train: nowhere: no such folder"),
         ({"model": {"start": {"architecture": "huge"}}}, "'huge' is not known"),
         ({"model": {"start": "no/such/checkpoint"}}, "no/such/checkpoint"),
         ({"align": {"warmup_steps": None, "steps": None, "epochs": 0.2, "train": [{"tower": "text"}]}}, "no rule covers"),

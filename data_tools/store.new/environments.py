@@ -1,0 +1,124 @@
+"""LMDB environments: reading ones shared inside a process and never across a fork, writing ones that grow."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import lmdb
+
+from data_tools.errors import RequestError, UserError
+
+_open: dict[tuple[int, int], tuple[int, lmdb.Environment]] = {}  # (device, inode) → (process, environment)
+_FIRST_MAP, _LARGEST_STEP = 16 * 2**20, 2**30
+_BATCH_BYTES, _BATCH_ITEMS = 32 * 2**20, 16384
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = (folder / "data.mdb").stat()
+    return status.st_dev, status.st_ino
+
+
+def open_readonly(folder: Path) -> lmdb.Environment:
+    """The environment of this process for `folder`.
+
+    LMDB allows one per process and file, and none that came through a fork. A folder that was replaced holds another
+    file and is opened anew.
+
+    Raises:
+        RequestError: not a readable LMDB file.
+    """
+    try:
+        key = _identity(folder)
+    except OSError as error:
+        raise RequestError(f"{folder / 'data.mdb'} cannot be read ({error.strerror}). Build the store again.") from None
+    process, environment = _open.get(key, (None, None))
+    if process == os.getpid():
+        return environment
+    if environment is not None:
+        environment.close()  # the parent's; closing our copy does not touch it, and LMDB opens no file twice in one process
+    try:
+        # No lock file: a store never changes once it is there, and may lie on a read-only disk.
+        environment = lmdb.open(str(folder), readonly=True, create=False, lock=False, readahead=False, max_spare_txns=4)
+    except lmdb.Error as error:
+        raise RequestError(f"{folder / 'data.mdb'} is not a readable LMDB file ({error}). Build the store again.") from None
+    _open[key] = (os.getpid(), environment)
+    return environment
+
+
+def close_readonly(folder: Path) -> None:
+    """Close this process's environment for `folder`: Windows renames no open file."""
+    process, environment = _open.pop(_identity(folder), (None, None))
+    if process == os.getpid():
+        environment.close()
+
+
+class GrowingWriter:
+    """Key-value pairs into LMDB, in batches; the map doubles when it is full, so no size is asked for or reserved.
+
+    A batch is one synchronous transaction: whatever happens, the file holds whole batches. `put` only collects;
+    `flush` writes, together with a record of how far the work has come.
+
+    Raises:
+        UserError: the disk is full or not writable.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        try:
+            self.environment = lmdb.open(str(folder), map_size=_FIRST_MAP, lock=False, readahead=False)
+        except lmdb.Error as error:
+            raise write_error(folder, error) from None
+        self._batch: list[tuple[bytes, bytes]] = []
+        self.waiting = 0  # bytes
+
+    @property
+    def large(self) -> bool:
+        """Enough is waiting to be worth a transaction."""
+        return self.waiting > _BATCH_BYTES or len(self._batch) >= _BATCH_ITEMS
+
+    def put(self, key: bytes, value: bytes) -> None:
+        self._batch.append((key, value))
+        self.waiting += len(value)
+
+    def get(self, key: bytes) -> bytes | None:
+        """What was flushed under `key`."""
+        with self.environment.begin() as transaction:
+            return transaction.get(key)
+
+    def flush(self, progress: tuple[bytes, bytes] | None = None, *, drop: bytes | None = None) -> None:
+        """Write what waits, and `progress`, in one transaction; remove the key `drop`."""
+        extra = [progress] if progress else []
+        while self._batch or extra or drop:
+            try:
+                with self.environment.begin(write=True) as transaction:
+                    for key, value in self._batch:
+                        transaction.put(key, value)
+                    for key, value in extra:
+                        transaction.put(key, value)
+                    if drop:
+                        transaction.delete(drop)
+                break
+            except lmdb.MapFullError:
+                size = self.environment.info()["map_size"]
+                self.environment.set_mapsize(size + max(min(size, _LARGEST_STEP), 2 * self.waiting))
+            except (lmdb.Error, OSError) as error:
+                raise write_error(self.folder, error) from None
+        self._batch, self.waiting = [], 0
+
+    def close(self) -> None:
+        """Close the file and give back what the map reserved (Windows extends the file to the map)."""
+        information, page = self.environment.info(), self.environment.stat()["psize"]
+        self.environment.close()
+        file, used = self.folder / "data.mdb", (information["last_pgno"] + 1) * page
+        if file.stat().st_size > used:
+            os.truncate(file, used)
+
+
+def write_error(folder: Path, error: Exception) -> UserError:
+    """A full disk or a folder without rights, in words."""
+    return UserError(
+        f"{folder}: the store could not be written ({error}). A store that was there before is untouched. "
+        "Free some space or choose another place; an interrupted build goes on with --continue."
+    )

@@ -1,0 +1,199 @@
+"""The two ways a pair and a picture lie in LMDB: our layout and the official one (docs/store-format.md).
+
+Both keep a ``meta`` record among the pairs. The official readers fetch pairs by number and never list them, so it is
+invisible there; among the images they list every key, so nothing is added.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+import pickle
+import struct
+from pathlib import Path
+from typing import Any, Protocol
+
+from data_tools.errors import DataFault, UserError
+
+FORMAT, VERSION = "cnclip-ft-store", 1
+META, LONE, PROGRESS = b"meta", b"lone", b"progress"
+LONGEST_ID = 500  # bytes; LMDB's keys end at 511
+Id = int | str
+_INT64 = 2**63
+
+
+def is_id(value: object) -> bool:
+    """Whole numbers of 64 bits and non-empty strings that are text (no half characters) are ids."""
+    if isinstance(value, bool):
+        return False
+    if isinstance(value, int):
+        return -_INT64 <= value < _INT64
+    return isinstance(value, str) and 0 < len(value) and 0 < len(value.encode("utf-8", "replace")) <= LONGEST_ID and is_text(value)
+
+
+def is_text(value: str) -> bool:
+    """Whether `value` can be written as UTF-8: a lone surrogate (half an emoji) cannot."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def id_key(item_id: Id) -> bytes:
+    """``i`` + 8 bytes for a number (in numeric order), ``s`` + UTF-8 for a string: 7 and ``"7"`` differ."""
+    if isinstance(item_id, int):
+        return b"i" + struct.pack(">Q", item_id + _INT64)
+    return b"s" + item_id.encode("utf-8")
+
+
+def key_id(key: bytes) -> Id:
+    """The id a key was made of."""
+    return struct.unpack(">Q", key[1:])[0] - _INT64 if key[:1] == b"i" else bytes(key[1:]).decode("utf-8")
+
+
+class Layout(Protocol):
+    """How keys and values look; chosen once, in `layout_of` or by the writer's user."""
+
+    name: str
+    pair_count_key: bytes | None
+    image_count_key: bytes | None
+
+    def pair_key(self, index: int) -> bytes: ...
+
+    def image_key(self, image_id: Id) -> bytes: ...
+
+    def image_id(self, key: bytes) -> Id: ...
+
+    def write_pair(self, image_id: Id, text_id: Id, text: str, language: str | None) -> bytes: ...
+
+    def read_pair(self, value: bytes, key: bytes, file: Path) -> list[Any] | tuple[Any, ...]: ...
+
+    def write_image(self, data: bytes) -> bytes: ...
+
+    def read_image(self, value: bytes, image_id: Id, file: Path) -> bytes: ...
+
+
+class PlainLayout:
+    """Ours: pairs as JSON arrays under 8-byte numbers, pictures as they came under their typed ids."""
+
+    name = "plain"
+    pair_count_key = image_count_key = None
+    pair_key = staticmethod(struct.Struct(">Q").pack)
+    image_key = staticmethod(id_key)
+    image_id = staticmethod(key_id)
+
+    def write_pair(self, image_id: Id, text_id: Id, text: str, language: str | None) -> bytes:
+        return json.dumps([image_id, text_id, text, language], ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+
+    def read_pair(self, value: bytes, key: bytes, file: Path) -> list[Any]:
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise _damaged(f"pair {key.hex()} is not JSON", file) from None
+
+    def write_image(self, data: bytes) -> bytes:
+        return data
+
+    def read_image(self, value: bytes, image_id: Id, file: Path) -> bytes:
+        return value
+
+
+class OfficialLayout:
+    """That of cn_clip 1.6.0: pickled (image_id, text_id, text) under decimal numbers, base64 pictures under decimal ids."""
+
+    name = "official"
+    pair_count_key, image_count_key = b"num_samples", b"num_images"
+
+    def pair_key(self, index: int) -> bytes:
+        return b"%d" % index
+
+    def image_key(self, image_id: Id) -> bytes:
+        return str(image_id).encode("utf-8", "replace")
+
+    def image_id(self, key: bytes) -> Id:
+        name = bytes(key).decode("utf-8", "replace")
+        return canonical_id(name)
+
+    def write_pair(self, image_id: Id, text_id: Id, text: str, language: str | None) -> bytes:
+        return pickle.dumps((image_id, text_id, text), protocol=4)
+
+    def read_pair(self, value: bytes, key: bytes, file: Path) -> tuple[Any, ...]:
+        return unpickle_pair(value, bytes(key).decode(), file)
+
+    def write_image(self, data: bytes) -> bytes:
+        return base64.urlsafe_b64encode(data)
+
+    def read_image(self, value: bytes, image_id: Id, file: Path) -> bytes:
+        try:
+            return decode_base64(value)
+        except binascii.Error as error:
+            raise _damaged(f"image {image_id!r} is not base64 ({error})", file) from None
+
+
+PLAIN, OFFICIAL = PlainLayout(), OfficialLayout()
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (PLAIN, OFFICIAL)}
+
+
+def canonical_id(name: str) -> Id:
+    """``"7"`` is the number 7, as in the official files; ``"007"``, ``"7a"`` and beyond 64 bits stay words."""
+    if name.isascii() and len(name) < 20 and name.removeprefix("-").isdigit():
+        number = int(name)
+        if str(number) == name and is_id(number):
+            return number
+    return name
+
+
+def decode_base64(data: bytes) -> bytes:
+    """Both alphabets, the ordinary and the URL-safe one, as the official readers take them.
+
+    Raises:
+        binascii.Error: a character of neither, or a wrong length.
+    """
+    data = bytes(data)
+    if b"-" in data or b"_" in data:
+        data = data.translate(_URL_SAFE)
+    decoded = binascii.a2b_base64(data)
+    # The decoder drops foreign characters silently; the length tells. (Its strict mode is younger than Python 3.10.)
+    if len(decoded) != len(data) // 4 * 3 - data[-2:].count(b"=") or len(data) % 4:
+        raise binascii.Error("characters that base64 does not have, or a part is missing")
+    return decoded
+
+
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Tuples of int and str need no import at all: every attempt at one is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it wants to import {module}.{name}")
+
+    def persistent_load(self, _id: Any) -> Any:
+        raise pickle.UnpicklingError("it refers to something outside")
+
+
+def unpickle_pair(value: bytes, key: str, file: Path) -> tuple[Id, Id, str]:
+    """A pickled pair as (image_id, text_id, text).
+
+    Raises:
+        DataFault: it holds anything but a tuple of int and str; nothing of it was executed.
+    """
+    try:
+        found = _PlainUnpickler(io.BytesIO(value)).load()
+    except Exception as error:  # noqa: BLE001 - damaged pickles fail in many ways
+        problem = f"the pickle under key {key} is refused: {error}"
+    else:
+        if (
+            isinstance(found, tuple) and len(found) == 3 and isinstance(found[2], str)
+            and all(isinstance(part, (int, str)) and not isinstance(part, bool) for part in found[:2])
+        ):  # fmt: skip
+            return found
+        problem = f"the pickle under key {key} is refused: it holds {type(found).__name__}, not (image_id, text_id, text)"
+    raise DataFault(problem, mend="Build the store again from files you trust.", kind="refused-pickle", file=file, item_id=key)
+
+
+def _damaged(problem: str, file: Path) -> UserError:
+    return DataFault(problem, mend="The store is damaged: build it again.", kind="damaged-store", file=file)

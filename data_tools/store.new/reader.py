@@ -1,0 +1,321 @@
+"""Reading a store: pairs by number, pictures by id. Both layouts, one folder or several shards as one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from data_tools.errors import RequestError
+from data_tools.store.environments import close_readonly, open_readonly
+from data_tools.store.layouts import FORMAT, LAYOUTS, LONE, META, OFFICIAL, VERSION, Id, id_key
+from data_tools.store.swap import replaced_store
+
+SHARD = "shard-{:05d}"
+_AT_ONCE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One text on one image; a text on two images makes two pairs."""
+
+    image_id: Id
+    text_id: Id
+    text: str
+    language: str | None = None  # "zh" | "en" | "mixed", where known
+
+
+def shard_folders(path: Path) -> list[Path]:
+    """The folders holding ``pairs/`` and ``imgs/``: `path` itself, or its shards in order."""
+    return sorted(path.glob("shard-*")) or [path]
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """The record of format, version, layout, counts and checksums of one shard.
+
+    Raises:
+        RequestError: not a store, or of a format this version does not know.
+    """
+    transaction = open_readonly(folder / "pairs").begin()
+    value = transaction.get(META)
+    if value is None:
+        count = transaction.get(OFFICIAL.pair_count_key)
+        images = open_readonly(folder / "imgs").begin().get(OFFICIAL.image_count_key)
+        if count is None or images is None:
+            raise RequestError(f"{folder}: neither a store of cnclip-ft nor of the official code (no meta, no num_samples)")
+        return {"layout": "official", "pairs": int(count), "images": int(images), "lone_texts": 0, "foreign": True}
+    try:
+        meta = json.loads(value)
+        known = (meta.get("format"), meta.get("version")) == (FORMAT, VERSION) and meta.get("layout") in LAYOUTS
+    except (ValueError, AttributeError):
+        raise RequestError(f"{folder}: the store's meta record is damaged; build the store again") from None
+    if not known:
+        raise RequestError(
+            f"{folder}: store format {meta.get('format')!r} version {meta.get('version')!r} ({meta.get('layout')}) is not known "
+            f"here (known: {FORMAT} {VERSION}). Use a newer cnclip-ft, or build the store again."
+        )
+    return meta
+
+
+class _Shard:
+    """One pair of LMDB files, opened in this process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.meta = folder, read_meta(folder)
+        self.layout = LAYOUTS[self.meta["layout"]]
+        self.pairs = open_readonly(folder / "pairs").begin()
+        self.images = open_readonly(folder / "imgs").begin()
+
+    def pair_values(self, start: int) -> Iterator[bytes]:
+        """Values in order of number; with our keys that is the order on the disk."""
+        count = self.meta["pairs"]
+        if self.layout is OFFICIAL:
+            for index in range(start, count):
+                yield self._value(index)
+            return
+        if start < count:
+            cursor = self.pairs.cursor()
+            if cursor.set_key(self.layout.pair_key(start)):
+                for _, value in zip(range(start, count), cursor.iternext(keys=False, values=True), strict=False):
+                    yield value
+
+    def _value(self, index: int) -> bytes:
+        value = self.pairs.get(self.layout.pair_key(index))
+        if value is None:
+            raise RequestError(f"{self.folder}: pair {index} of {self.meta['pairs']} is missing; the store is damaged, build it again")
+        return value
+
+    def pair(self, index: int) -> Pair:
+        value = self._value(index)
+        return Pair(*self.layout.read_pair(value, self.layout.pair_key(index), self.folder / "pairs"))
+
+    def image_ids(self) -> Iterator[Id]:
+        for key in self.images.cursor().iternext(keys=True, values=False):
+            if key != self.layout.image_count_key:
+                yield self.layout.image_id(key)
+
+    def lone_texts(self) -> Iterator[tuple[Id, str, str | None]]:
+        cursor = self.pairs.cursor()
+        if self.meta["lone_texts"] and cursor.set_range(LONE):
+            for key, value in cursor:
+                if not (key.startswith(LONE) and len(key) == 12):
+                    break
+                yield tuple(json.loads(value))
+
+
+class PairStore:
+    """Read access to one split; opened on first use in each process, so it may be sent to workers or held across a fork.
+
+    Raises (on use):
+        RequestError: not a store, or of an unknown format.
+        DataFault: the official layout holds a pickle that is not a plain pair.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = Path(path), Path(path).name
+        self._pid = -1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "name": self.name}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _pid=-1)
+
+    def _open(self) -> list[_Shard]:
+        if self._pid != os.getpid():
+            self._shards = [_Shard(folder) for folder in shard_folders(self.path)]
+            self._starts, total = [], 0
+            for shard in self._shards:
+                self._starts.append(total)
+                total += shard.meta["pairs"]
+            self._count, self._last, self._pid = total, self._shards[0], os.getpid()
+        return self._shards
+
+    @property
+    def layout(self) -> str:
+        """``plain`` or ``official``."""
+        return self._open()[0].layout.name
+
+    @property
+    def shards(self) -> int:
+        return len(self._open())
+
+    @cached_property
+    def image_count(self) -> int:
+        """Images as the store says; `image_ids` counts them."""
+        return sum(shard.meta["images"] for shard in self._open())
+
+    def __len__(self) -> int:
+        self._open()
+        return self._count
+
+    def __getitem__(self, index: int) -> Pair:
+        if self._pid != os.getpid():
+            self._open()
+        if not 0 <= index < self._count:
+            raise IndexError(f"{self.path} has {self._count} pairs, no number {index}")
+        if len(self._shards) == 1:
+            return self._last.pair(index)
+        number = bisect_right(self._starts, index) - 1
+        self._last = self._shards[number]
+        return self._last.pair(index - self._starts[number])
+
+    def pairs(self) -> Iterator[Pair]:
+        """All pairs in order, read in one sweep."""
+        for shard in self._open():
+            if shard.layout is OFFICIAL:
+                for index in range(shard.meta["pairs"]):
+                    yield shard.pair(index)
+                continue
+            count = 0
+            for values in _in_batches(shard.pair_values(0)):
+                count += len(values)
+                for fields in json.loads(b"[" + b",".join(values) + b"]"):
+                    yield Pair(*fields)
+            if count != shard.meta["pairs"]:
+                raise RequestError(f"{shard.folder}: {count} of {shard.meta['pairs']} pairs are there; build the store again")
+
+    def image(self, image_id: Id) -> bytes:
+        """The encoded image file.
+
+        Raises:
+            KeyError: no image of this id.
+        """
+        if self._pid != os.getpid():
+            self._open()
+        # A pair's picture lies in the pair's shard, so the last one used is the likeliest.
+        shard = self._last
+        value = shard.images.get(shard.layout.image_key(image_id))
+        if value is None:
+            for shard in self._shards:
+                value = shard.images.get(shard.layout.image_key(image_id))
+                if value is not None:
+                    self._last = shard
+                    break
+            else:
+                raise KeyError(image_id)
+        return shard.layout.read_image(value, image_id, shard.folder / "imgs")
+
+    def __contains__(self, image_id: Id) -> bool:
+        return any(shard.images.get(shard.layout.image_key(image_id)) is not None for shard in self._open())
+
+    @cached_property
+    def image_ids(self) -> list[Id]:
+        """Every image in stored order (numbers first, ascending), also those no text speaks of."""
+        return [image_id for shard in self._open() for image_id in shard.image_ids()]
+
+    @cached_property
+    def lone_texts(self) -> list[tuple[Id, str, str | None]]:
+        """Texts no image is known for: (text_id, text, language)."""
+        return [text for shard in self._open() for text in shard.lone_texts()]
+
+    @cached_property
+    def _checksum(self) -> str:
+        total = Checksum()
+        metas = [shard.meta for shard in self._open()]
+        if all("sums" in meta for meta in metas):
+            for meta in metas:
+                total.add(meta["sums"])
+        else:
+            for image_id in self.image_ids:
+                total.image(image_id, self.image(image_id))
+            for pair in self.pairs():
+                total.pair(pair.image_id, pair.text_id, pair.text)
+            for text_id, text, _ in self.lone_texts:
+                total.pair(None, text_id, text)
+        return total.hexdigest()
+
+    def checksum(self) -> str:
+        """sha256 over all images and pairs, hex. Kept in the store; computed where the official code wrote it.
+
+        The same images and pairs give the same sum in any layout, order or number of shards.
+        """
+        return self._checksum
+
+    def close(self) -> None:
+        """Close this process's files."""
+        for folder in shard_folders(self.path) if self._pid == os.getpid() else []:
+            for part in ("pairs", "imgs"):
+                close_readonly(folder / part)
+        self._pid = -1
+
+
+class Checksum:
+    """Sums of sha256 values, so that neither order nor sharding shows, and a sum can be saved and gone on with."""
+
+    def __init__(self, sums: tuple[str, str] = ("0", "0")) -> None:
+        self._images, self._pairs = (int(value, 16) for value in sums)
+
+    @property
+    def sums(self) -> tuple[str, str]:
+        return f"{self._images:064x}", f"{self._pairs:064x}"
+
+    def add(self, sums: tuple[str, str]) -> None:
+        self._images = (self._images + int(sums[0], 16)) % 2**256
+        self._pairs = (self._pairs + int(sums[1], 16)) % 2**256
+
+    def image(self, image_id: Id, data: bytes) -> bytes:
+        """Add an image; returns the 32 bytes added."""
+        sha = hashlib.sha256(id_key(image_id) + b"\0")
+        sha.update(data)
+        digest = sha.digest()
+        self._images = (self._images + int.from_bytes(digest, "big")) % 2**256
+        return digest
+
+    def pair(self, image_id: Id | None, text_id: Id, text: str) -> None:
+        value = json.dumps([image_id, text_id, text], ensure_ascii=False, separators=(",", ":"))
+        digest = hashlib.sha256(value.encode("utf-8", "replace")).digest()
+        self._pairs = (self._pairs + int.from_bytes(digest, "big")) % 2**256
+
+    def hexdigest(self) -> str:
+        return hashlib.sha256("".join(self.sums).encode()).hexdigest()
+
+
+def _in_batches(values: Iterator[bytes]) -> Iterator[list[bytes]]:
+    batch: list[bytes] = []
+    for value in values:
+        batch.append(value)
+        if len(batch) == _AT_ONCE:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def open_store(path: str | Path) -> PairStore:
+    """Open ``<dir>/<split>``, our layout or the official one, in one piece or in shards.
+
+    Raises:
+        RequestError: it is not a store, or of an unknown format.
+    """
+    path = Path(path)
+    place = path if path.exists() else replaced_store(path)
+    if not place.exists():
+        raise RequestError(f"{path}: no such folder. Build a store with `cnclip-ft data build` or `cnclip-ft data import`.")
+    for folder in shard_folders(place):
+        for part in ("pairs", "imgs"):
+            if not (folder / part / "data.mdb").is_file():
+                raise RequestError(
+                    f"{path} is not a store: {(folder / part / 'data.mdb').relative_to(place)} is missing{_splits_inside(place)}. "
+                    "Build one with `cnclip-ft data build`."
+                )
+    store = PairStore(place)
+    store.name = path.name
+    shards = store._open()
+    stated = shards[0].meta.get("shards", 1)
+    if stated != len(shards):
+        raise RequestError(f"{path}: {len(shards)} shards are there, the store has {stated}. Bring the missing ones back.")
+    return store
+
+
+def _splits_inside(path: Path) -> str:
+    if not path.is_dir():
+        return ""
+    inside = sorted(p for p in path.iterdir() if (p / "pairs" / "data.mdb").is_file() or (p / SHARD.format(0)).is_dir())
+    return f"; name a split: {', '.join(map(str, inside))}" if inside else ""
