@@ -166,6 +166,12 @@ class PairStore:
         self._last = self._shards[number]
         return self._last.pair(index - self._starts[number])
 
+    def count_entries(self) -> tuple[int, int]:
+        """(pairs, texts without image) really there, from the number of entries in the files."""
+        extra = sum(1 + (shard.layout.pair_count_key is not None) for shard in self._open())
+        lone = sum(shard.meta["lone_texts"] for shard in self._shards)
+        return sum(shard.pairs.stat()["entries"] for shard in self._shards) - extra - lone, lone
+
     def pairs(self) -> Iterator[Pair]:
         """All pairs in order, read in one sweep."""
         for shard in self._open():

@@ -1,0 +1,105 @@
+"""Which ids a build has met: a scratch LMDB beside the store, so that millions of ids need no memory and survive a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_tools.store.environments import GrowingWriter
+from data_tools.store.layouts import Id, id_key, key_id
+
+_IMAGE, _TEXT, _SAFE = b"\x01", b"\x02", b"\x00safe"
+_IMAGE_RECORD, _TEXT_RECORD = struct.Struct(">QIq8s8s"), struct.Struct(">Q8s")
+REFUSED = 2**32 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SeenImage:
+    """An image of the build: which item of the source it was, where it lies, under which number, and what it holds."""
+
+    item: int
+    shard: int
+    number: int
+    digest: bytes
+    origin: bytes
+
+    @property
+    def refused(self) -> bool:
+        """The image was faulty; texts that name it are told so."""
+        return self.shard == REFUSED
+
+
+def short_hash(value: str | bytes | None) -> bytes:
+    """8 bytes of sha256; zeros for None."""
+    if value is None:
+        return bytes(8)
+    return hashlib.sha256(value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value).digest()[:8]
+
+
+class Seen:
+    """Ids met so far. What waits for the next flush is found as well."""
+
+    def __init__(self, folder: Path) -> None:
+        self._writer = GrowingWriter(folder)
+        self._fresh: dict[bytes, bytes] = {}
+        self._transaction = self._writer.environment.begin()
+        safe = self._transaction.get(_SAFE)
+        self.safe: dict[str, int] = json.loads(safe) if safe else {"items": 0, "faults": 0}
+
+    @property
+    def large(self) -> bool:
+        return self._writer.large
+
+    def _put(self, key: bytes, value: bytes) -> None:
+        self._fresh[key] = value
+        self._writer.put(key, value)
+
+    def _get(self, key: bytes) -> bytes | None:
+        return self._fresh.get(key) or self._transaction.get(key)
+
+    def image(self, image_id: Id) -> SeenImage | None:
+        value = self._get(_IMAGE + id_key(image_id))
+        return SeenImage(*_IMAGE_RECORD.unpack(value)) if value else None
+
+    def add_image(self, image_id: Id, seen: SeenImage) -> None:
+        value = _IMAGE_RECORD.pack(seen.item, seen.shard, seen.number, seen.digest, seen.origin)
+        self._put(_IMAGE + id_key(image_id), value)
+
+    def text(self, text_id: Id) -> tuple[int, bytes] | None:
+        """(item, hash of the text) where `text_id` was met first."""
+        value = self._get(_TEXT + id_key(text_id))
+        return _TEXT_RECORD.unpack(value) if value else None
+
+    def add_text(self, text_id: Id, item: int, digest: bytes) -> None:
+        self._put(_TEXT + id_key(text_id), _TEXT_RECORD.pack(item, digest))
+
+    def flush(self) -> None:
+        """Write what is new; `safe` says up to where everything else was written before."""
+        self._transaction.abort()
+        self._writer.flush((_SAFE, json.dumps(self.safe).encode()))
+        self._fresh.clear()
+        self._transaction = self._writer.environment.begin()
+
+    def images(self) -> Iterator[tuple[Id, SeenImage]]:
+        """All flushed images."""
+        for key, value in self._range(_IMAGE):
+            yield key_id(key), SeenImage(*_IMAGE_RECORD.unpack(value))
+
+    def count_texts(self) -> int:
+        return sum(1 for _ in self._range(_TEXT))
+
+    def _range(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        cursor = self._transaction.cursor()
+        if cursor.set_range(prefix):
+            for key, value in cursor:
+                if not key.startswith(prefix):
+                    return
+                yield key[1:], value
+
+    def close(self) -> None:
+        self._transaction.abort()
+        self._writer.close()

@@ -1,0 +1,351 @@
+"""Writing a store: built beside its place, verified by reading back, and put there in one step.
+
+    <target>.building/       lock, request.json, seen/ (ids met), faults.jsonl, store/ → becomes <target>
+
+Every batch is one synchronous transaction that also says how far it goes, so a killed build loses a batch at most.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data_tools.errors import DataFault, RequestError, UserError
+from data_tools.store import swap
+from data_tools.store.environments import write_error
+from data_tools.store.layouts import LAYOUTS, OFFICIAL, Id, is_id, is_text
+from data_tools.store.lock import BuildLock
+from data_tools.store.parts import Parts
+from data_tools.store.reader import PairStore, open_store
+from data_tools.store.seen import REFUSED, Seen, SeenImage, short_hash
+from data_tools.store.verify import verify
+
+NUMBERS_FILE = "image_ids.tsv"
+
+
+class StoreWriter:
+    """Builds a store at `target`. Use as a context manager and call `finish`; else nothing is left behind.
+
+    Args:
+        layout: ``plain`` (ours) or ``official`` (cn_clip's, where images with string ids are numbered from 1).
+        shard_size: images a shard; None keeps everything in one piece.
+        request: what is built from what, as JSON. Given, an interrupted build is kept and can be continued.
+        resume: go on with an interrupted build of the same request; its first `done` items need not come again.
+
+    Raises:
+        RequestError: another process builds here, or the interrupted build was of something else.
+        UserError: the disk is full or not writable. What was at `target` before is untouched.
+    """
+
+    def __init__(
+        self, target: str | Path, *, layout: str = "plain", shard_size: int | None = None,
+        request: dict[str, Any] | None = None, resume: bool = False,
+    ) -> None:  # fmt: skip
+        if shard_size is not None and shard_size < 1:
+            raise RequestError(f"shard size {shard_size}: a shard holds at least one image")
+        self.target = Path(target)
+        self.building = swap.building_folder(self.target)
+        self._folder, self._closed = self.building / "store", False
+        self._request = json.loads(json.dumps(request))  # as it will be read back
+        self._layout, self._shard_size = LAYOUTS[layout], shard_size
+        self._numbering: bool | None = None  # official layout: whether images have words for ids, and are numbered
+        try:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            self.building.mkdir(exist_ok=True)
+            self._lock = BuildLock(self.building / "lock")
+        except OSError as error:
+            raise UserError(f"{self.target} cannot be written ({error.strerror}). Choose another place.") from None
+        try:
+            swap.mend_interrupted_swap(self.target)
+            self.resumed, self.in_place = self._prepare(resume)
+            if not self.in_place:
+                self._seen, self._parts = self._open()
+        except (OSError, UserError) as error:
+            self._closed = True
+            self._lock.release()
+            raise error if isinstance(error, UserError) else write_error(self.building, error) from None
+        if self.in_place:
+            self._closed = True
+            self._lock.release()
+            return
+        self.done = self._seen.safe["items"]  # items that are written and need not come again
+        self.faults_bytes = self._seen.safe["faults"]  # length of the list of faults at that point; kept by its owner
+        self._item = self.done
+
+    def _prepare(self, resume: bool) -> tuple[bool, bool]:
+        """(an interrupted build is there to go on with, it was even put in its place); else the folder is cleared."""
+        note = self.building / "request.json"
+        if resume and note.exists():
+            left = json.loads(note.read_text(encoding="utf-8"))
+            if left["request"] != self._request:
+                differing = [key for key in left["request"] if left["request"].get(key) != (self._request or {}).get(key)]
+                raise RequestError(
+                    f"{self.building} holds an interrupted build of other files or settings (different: {', '.join(differing)}). "
+                    "Repeat it as it was, or start anew without --continue."
+                )
+            if left["finished"] is None:
+                return True, False
+            if self._folder.exists() and self._folder.stat().st_ino == left["finished"]:
+                self._seen, self._parts = self._open()
+                self._take_place()
+            else:  # the new one is in its place; what lies here is the store before it
+                self._clear()
+            return True, True
+        self._clear()
+        if self._request is not None:
+            self._note(None)
+        return False, False
+
+    def _open(self) -> tuple[Seen, Parts]:
+        return Seen(self.building / "seen"), Parts(self._folder, self._layout, self._shard_size)
+
+    def _clear(self) -> None:
+        entries = sorted(self.building.iterdir(), key=lambda entry: entry.name != "request.json")
+        for entry in entries:
+            if entry.name != "lock":
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    def _note(self, finished: int | None) -> None:
+        note, beside = self.building / "request.json", self.building / "request.new"
+        with beside.open("w", encoding="utf-8") as file:
+            json.dump({"request": self._request, "finished": finished}, file, ensure_ascii=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, note)
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if self._closed:
+            return
+        keep = self._request is not None and kind is not None and not issubclass(kind, DataFault)
+        # What waits is not written: the item at hand may be half done. It comes again.
+        self._close()
+        if not keep:
+            shutil.rmtree(self.building, ignore_errors=True)
+
+    def _close(self) -> None:
+        self._closed = True
+        try:
+            self._parts.close()
+            self._seen.close()
+        finally:
+            self._lock.release()
+
+    @property
+    def images(self) -> int:
+        return self._parts.images
+
+    @property
+    def pairs(self) -> int:
+        return self._parts.pairs
+
+    @property
+    def lone(self) -> int:
+        return self._parts.lone
+
+    def _next_item(self, item: int | None) -> int:
+        return self._item if item is None else item
+
+    def knows_image(self, image_id: Id) -> bool:
+        """Whether `image_id` was written or refused before."""
+        return self._seen.image(image_id) is not None
+
+    def wants_image(self, image_id: Id, item: int, origin: str | None = None) -> bool:
+        """Whether the image of this item is still to be written: False if an interrupted build did, or for a repetition.
+
+        Raises:
+            DataFault: another image has this id. Images of equal `origin` (their file) are the same image.
+        """
+        known = self._seen.image(image_id)
+        if known is None:
+            return True
+        if known.item == item:
+            return not (known.refused or self._parts.has_image(item))
+        if origin is not None and known.origin == short_hash(origin):
+            return False
+        raise DataFault(
+            f"image id {image_id!r} stands for two images", mend="Give every image an id of its own.",
+            kind="duplicate-image-id", item_id=image_id,
+        )  # fmt: skip
+
+    def refuse_image(self, image_id: Id, item: int, origin: str | None = None) -> None:
+        """Remember a faulty image, so that the texts on it are not reported as lacking one."""
+        if is_id(image_id) and self._seen.image(image_id) is None:
+            self._seen.add_image(image_id, SeenImage(item, REFUSED, 0, bytes(8), short_hash(origin)))
+
+    def add_image(self, image_id: Id, data: bytes, *, item: int | None = None, origin: str | None = None) -> None:
+        """Add an encoded image file. `item` is its position in the source, ascending over all calls.
+
+        Raises:
+            DataFault: an id that is none, or that another image has.
+        """
+        item = self._next_item(item)
+        _check_id(image_id, "image")
+        if self.wants_image(image_id, item, origin):
+            number = self._number_for(image_id)
+            shard = self._parts.next_shard(item)
+            digest = self._parts.add_image(number or image_id, data)
+            self._seen.add_image(image_id, SeenImage(item, shard, number, digest[:8], short_hash(origin)))
+        self._advance(item)
+
+    def _number_for(self, image_id: Id) -> int:
+        """The official readers take whole numbers only: words are numbered, and the list laid beside the store."""
+        if self._layout is not OFFICIAL:
+            return 0
+        words = isinstance(image_id, str)
+        if self._numbering is None:
+            first = next(self._seen.images(), None)
+            self._numbering = words if first is None else isinstance(first[0], str)
+        if words != self._numbering:
+            raise DataFault(
+                f"image id {image_id!r} is a {'word' if words else 'number'}, others are not; the official layout needs numbers",
+                mend="Give all images whole numbers, or all of them words (they are then numbered).",
+                kind="mixed-ids", item_id=image_id,
+            )  # fmt: skip
+        return self._parts.images + 1 if words else 0
+
+    def add_text(
+        self, text_id: Id, text: str, image_ids: Sequence[Id], language: str | None = None, *, item: int | None = None
+    ) -> list[DataFault]:
+        """Add a text on several images (one pair each) or on none (searched with, never trained on).
+
+        Returns:
+            One fault for each image that is not there; the pairs with the others are written.
+
+        Raises:
+            DataFault: not a text, not an id, or an id that another text has.
+        """
+        item = self._next_item(item)
+        _check_id(text_id, "text")
+        if not text.strip() or not is_text(text):
+            raise DataFault("the text is empty or no valid text", mend="Write a caption or drop it.", kind="bad-text", item_id=text_id)
+        digest = short_hash(text)
+        known = self._seen.text(text_id)
+        if known is not None and known[1] != digest:
+            raise DataFault(
+                f"text id {text_id!r} stands for two different texts", mend="Give every text an id of its own.",
+                kind="duplicate-text-id", item_id=text_id,
+            )  # fmt: skip
+        places, faults = [], []
+        for image_id in image_ids:
+            seen = self._find_image(image_id)
+            if isinstance(seen, DataFault):
+                seen.item_id = text_id
+                faults.append(seen)
+            else:
+                places.append(seen)
+        if places or not image_ids:
+            if known is None:
+                self._seen.add_text(text_id, item, digest)
+            for image_id, seen in places:
+                self._parts.add_pair(item, seen.shard, seen.number or image_id, text_id, text, language)
+            if not image_ids and (known is None or known[0] == item):
+                self._parts.add_lone(item, text_id, text, language)
+        self._advance(item)
+        return faults
+
+    def _find_image(self, image_id: Id) -> tuple[Id, SeenImage] | DataFault:
+        _check_id(image_id, "image")
+        seen = self._seen.image(image_id)
+        if seen is None:
+            # The official files hold the same id once as text (TSV) and once as number (JSONL).
+            other = str(image_id) if isinstance(image_id, int) else _number_of(image_id)
+            seen = None if other is None else self._seen.image(other)
+            image_id = other if seen is not None else image_id
+        if seen is None:
+            return DataFault(
+                f"it names image {image_id!r}, which is not there", mend="Add the image or drop its id.", kind="missing-image"
+            )
+        if seen.refused:
+            return DataFault(
+                f"it names image {image_id!r}, which was refused", mend="Mend the image (its own fault is listed).",
+                kind="refused-image",
+            )  # fmt: skip
+        return image_id, seen
+
+    def add_pair(self, image_id: Id, text_id: Id, text: str, language: str | None = None) -> None:
+        """Add one text on one image that was added before.
+
+        Raises:
+            DataFault: as `add_text`, or the image is not there.
+        """
+        for fault in self.add_text(text_id, text, [image_id], language):
+            raise fault
+
+    def add_lone_text(self, text_id: Id, text: str, language: str | None = None) -> None:
+        """A text no image is known for: searched with, never trained on."""
+        self.add_text(text_id, text, [], language)
+
+    def _advance(self, item: int) -> None:
+        self._item = item + 1
+        if self._parts.large or self._seen.large:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._seen.flush()  # first: ids that are known too early are harmless, pictures that are not known would be lost
+        self._parts.flush(self._item)
+        self._seen.safe = {"items": self._item, "faults": self.faults_bytes}
+
+    def finish(self, extra: Sequence[Path] = ()) -> PairStore:
+        """Write counts, verify by reading back, bring it to the disk, and put it in its place.
+
+        Args:
+            extra: files in the building folder that move into the store.
+
+        Raises:
+            UserError: it reads back differently, or cannot take its place (on Windows: a program has the old one open).
+        """
+        self._flush()
+        self._parts.finish()
+        self._seen.flush()
+        try:
+            for file in extra:
+                os.replace(file, self._folder / file.name)
+            if self._request is not None:
+                self._note(self._folder.stat().st_ino)  # from here on an interrupted build is finished, not gone on with
+            self._take_place()
+        except OSError as error:
+            raise write_error(self.building, error) from None
+        finally:
+            self._closed = True
+            self._lock.release()
+        shutil.rmtree(self.building, ignore_errors=True)
+        return open_store(self.target)
+
+    def _take_place(self) -> None:
+        self._parts.seal()
+        try:
+            self._write_numbers()
+            self.texts = self._seen.count_texts()
+            verify(self._folder, self._seen)
+        finally:
+            self._seen.close()
+        try:
+            swap.swap_in(self._folder, self.target)
+        except PermissionError as error:
+            raise UserError(f"{self.target} cannot be replaced ({error}). Close the programs that have it open.") from None
+
+    def _write_numbers(self) -> None:
+        numbered = ((seen.number, image_id) for image_id, seen in self._seen.images() if seen.number)
+        first = next(numbered, None)
+        if first is not None:
+            with (self._folder / NUMBERS_FILE).open("w", encoding="utf-8", newline="\n") as file:
+                for number, image_id in (first, *numbered):
+                    file.write(f"{number}\t{image_id}\n")
+
+def _number_of(word: str) -> int | None:
+    return int(word) if word.isascii() and word.isdigit() and len(word) < 19 and str(int(word)) == word else None
+
+
+def _check_id(item_id: object, what: str) -> None:
+    if not is_id(item_id):
+        raise DataFault(
+            f"{what} id {str(item_id)[:60]!r} is neither a 64-bit whole number nor a text of 1 to 500 bytes",
+            mend="Give it a shorter or whole-numbered id.", kind="bad-id",
+        )  # fmt: skip
