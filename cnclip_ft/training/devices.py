@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
+_BUCKET_BYTES = 64 * 2**20
+
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -62,12 +64,32 @@ def sum_numbers(value: float, device: torch.device) -> float:
 
 
 def mean_gradients(parameters: list[torch.nn.Parameter]) -> None:
-    """Average the gradients of a few small parameters that no wrapper synchronises (temperature, bias)."""
-    if world_size() > 1:
-        for parameter in parameters:
-            if parameter.grad is not None:
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= world_size()
+    """Average gradients over ranks, in buckets, after all backwards of a step are done.
+
+    One exchange a step whatever the number of micro-batches, and no rule about which parameters took part: frozen and
+    unused ones have no gradient on any rank. The price is that it does not overlap with the backward.
+    """
+    if world_size() == 1:
+        return
+    for bucket in _buckets([p.grad for p in parameters if p.grad is not None]):
+        flat = torch.cat([grad.flatten() for grad in bucket])
+        dist.all_reduce(flat)
+        flat /= world_size()
+        for grad, part in zip(bucket, flat.split([grad.numel() for grad in bucket]), strict=True):
+            grad.copy_(part.view_as(grad))
+
+
+def _buckets(grads: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """Runs of gradients of one type, about 64 MiB each."""
+    buckets: list[list[torch.Tensor]] = []
+    size = 0
+    for grad in grads:
+        if not buckets or size > _BUCKET_BYTES or buckets[-1][0].dtype != grad.dtype:
+            buckets.append([])
+            size = 0
+        buckets[-1].append(grad)
+        size += grad.numel() * grad.element_size()
+    return buckets
 
 
 def log_sum_exp_over_ranks(maximum: torch.Tensor, total: torch.Tensor) -> torch.Tensor:

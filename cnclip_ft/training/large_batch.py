@@ -9,7 +9,6 @@ normalisation in training mode, whose statistics belong to the batch, cannot be 
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -26,11 +25,9 @@ class GradientStep:
     """Puts the gradient of one global batch into the parameters.
 
     Args:
-        model: the DualEncoder, wrapped for many devices or not. Called with `pixels` or `trunk`, `input_ids` and
-            `attention_mask`; returns both unit features.
+        model: the DualEncoder, compiled or not. Called with `pixels` or `trunk`, `input_ids` and `attention_mask`;
+            returns both unit features.
         objective: an objective of `training.loss`.
-        plain: the same model without its wrapper. Its temperature and the objective's bias stand outside the wrapped
-            forward and are synchronised here.
         micro_batch_size: pairs per forward on this device; None takes the batch as one.
         autocast: makes the context the towers compute in.
         backward: takes a scalar loss; scales it where fp16 needs it.
@@ -40,13 +37,12 @@ class GradientStep:
         RequestError: batch normalisation would use the statistics of a chunk.
     """
 
-    def __init__(self, model, plain, objective, *, micro_batch_size, autocast, backward, augment=None) -> None:
-        self.model, self.plain, self.objective = model, plain, objective
+    def __init__(self, model, objective, *, micro_batch_size, autocast, backward, augment=None) -> None:
+        self.model, self.objective = model, objective
         self.micro_batch_size, self.autocast, self.backward = micro_batch_size, autocast, backward
         self.augment = augment or (lambda pixels: pixels)
-        self.scalars = [plain.logit_scale, *objective.parameters()]
         if micro_batch_size is not None:
-            refuse_batch_norm(plain)
+            refuse_batch_norm(model)
 
     def __call__(self, batch: dict[str, Any]) -> LossOutput:
         size = len(batch["image_keys"])
@@ -56,14 +52,14 @@ class GradientStep:
             self.backward(out.loss)
         else:
             out = self._divided(batch, size)
-        mean_gradients(self.scalars)
+        mean_gradients([*self.model.parameters(), *self.objective.parameters()])
         return LossOutput(out.loss.detach(), out.accuracy)
 
     def _loss(self, images, texts, batch) -> LossOutput:
-        return self.objective(images, texts, self.plain.logit_scale, batch["image_keys"], batch["text_keys"])
+        return self.objective(images, texts, self.model.logit_scale, batch["image_keys"], batch["text_keys"])
 
     def _features(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        device = self.plain.logit_scale.device
+        device = self.model.logit_scale.device
         tensors = {name: batch[name].to(device, non_blocking=True) for name in _TENSORS if name in batch}
         if "pixels" in tensors:
             tensors["pixels"] = self.augment(tensors["pixels"])
@@ -75,23 +71,20 @@ class GradientStep:
         states, parts = [], []
         with torch.no_grad():
             for chunk in chunks:
-                states.append(_random_state(self.plain.logit_scale.device))
+                states.append(_random_state(self.model.logit_scale.device))
                 parts.append(self._features(chunk))
-        after = _random_state(self.plain.logit_scale.device)
+        after = _random_state(self.model.logit_scale.device)
         images = torch.cat([image for image, _ in parts]).requires_grad_()
         texts = torch.cat([text for _, text in parts]).requires_grad_()
         out = self._loss(images, texts, batch)
         self.backward(out.loss)
         for number, chunk in enumerate(chunks):
             rows = slice(number * self.micro_batch_size, (number + 1) * self.micro_batch_size)
-            _restore(states[number], self.plain.logit_scale.device)
-            last = number == len(chunks) - 1
-            # Devices exchange gradients once, in the last chunk's backward.
-            with nullcontext() if last or not hasattr(self.model, "no_sync") else self.model.no_sync():
-                image, text = self._features(chunk)
-                sides = [(f, g) for f, g in ((image, images.grad[rows]), (text, texts.grad[rows])) if f.requires_grad]
-                torch.autograd.backward([f for f, _ in sides], [g.to(f.dtype) for f, g in sides])
-        _restore(after, self.plain.logit_scale.device)
+            _restore(states[number], self.model.logit_scale.device)
+            image, text = self._features(chunk)
+            sides = [(f, g) for f, g in ((image, images.grad[rows]), (text, texts.grad[rows])) if f.requires_grad]
+            torch.autograd.backward([f for f, _ in sides], [g.to(f.dtype) for f, g in sides])
+        _restore(after, self.model.logit_scale.device)
         return out
 
 

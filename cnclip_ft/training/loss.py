@@ -7,7 +7,7 @@ backward. Extra memory is O(n · tile) instead of O(n²).
 On W devices each brings its own n pairs. A rank computes its image rows against all texts; the log-sum-exps of
 the columns are combined over ranks, and the gather carries gradient, so the result is that of one process
 holding all W·n pairs. The value returned is the global loss, the same on every rank; its gradient is W times
-the share of this rank, because DDP and FSDP average gradients.
+the share of this rank, because gradients are averaged over devices.
 
 Two pairs with the same image or the same text are not negatives of each other (`positives`):
 

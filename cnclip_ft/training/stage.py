@@ -71,7 +71,7 @@ class StageRun:
     # ---- before the first step -------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Freeze, wrap for many devices, build the optimizer and the cache."""
+        """Freeze, build the optimizer and the cache."""
         run, stage, device = self.run, self.stage, self.run.device
         apply_table(self.model, self.table)
         if self.objective.initial_logit_scale is not None and self.step == 0:
@@ -81,13 +81,14 @@ class StageRun:
             image=stage.gradient_checkpointing in ("image", "both") and not self.image_frozen,
             text=stage.gradient_checkpointing in ("text", "both"),
         )
+        self._share_statistics()
         self._set_mode()
         self.optimizer = build_optimizer(self.table, stage, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=run.precision == "fp16")
         self.average = MovingAverage(self.table, stage.ema) if stage.ema else None
         self.cache = self._build_cache() if self.cached else None
         self.gradient = GradientStep(
-            self._wrap(), self.model, self.objective,
+            self.model, self.objective,
             micro_batch_size=self._micro_batch_size(), autocast=run.autocast,
             backward=lambda loss: self.scaler.scale(loss).backward(),
             augment=lambda pixels: augment(pixels, stage.augment),
@@ -111,19 +112,11 @@ class StageRun:
         elif wanted:
             raise UserError("patch_dropout is set, but this image tower has no patches to drop; leave it out")
 
-    def _wrap(self) -> nn.Module:
+    def _share_statistics(self) -> None:
+        """Batch-norm statistics over all devices, as one device with the whole batch would have (CUDA only)."""
         run = self.run
-        if run.accelerator.num_processes == 1:
-            return self.model
-        if run.device.type == "cuda" and not self.image_frozen:
-            # Statistics over all devices, as one device with the whole batch would have.
+        if run.accelerator.num_processes > 1 and run.device.type == "cuda" and not self.image_frozen:
             self.model.image_tower = nn.SyncBatchNorm.convert_sync_batchnorm(self.model.image_tower)
-        # The temperature stands outside forward: GradientStep synchronises it.
-        self.model._ddp_params_and_buffers_to_ignore = ["logit_scale"]
-        devices = [run.device] if run.device.type == "cuda" else None
-        # A tower from elsewhere may hold parameters its forward never uses.
-        foreign = self.model.architecture is None
-        return nn.parallel.DistributedDataParallel(self.model, device_ids=devices, find_unused_parameters=foreign)
 
     def _micro_batch_size(self) -> int | None:
         wanted = self.stage.micro_batch_size

@@ -14,7 +14,7 @@ from tests.training.helpers import random_batch, tiny_model
 
 
 def step(model, objective, micro):
-    return GradientStep(model, model, objective, micro_batch_size=micro, autocast=nullcontext, backward=lambda loss: loss.backward())
+    return GradientStep(model, objective, micro_batch_size=micro, autocast=nullcontext, backward=lambda loss: loss.backward())
 
 
 def gradients(model):

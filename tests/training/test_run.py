@@ -153,7 +153,9 @@ def test_two_processes_equal_one(stores):
     for name in ("processes-2-None", "processes-2-2"):
         assert max(abs(value - one[key]) for key, value in losses(stores / name).items()) < 1e-5
         ours, theirs = (load_file(stores / n / "contrast" / "last" / "model.safetensors") for n in (name, "processes-1-None"))
-        assert max((ours[key] - theirs[key]).abs().max().item() for key in theirs) < 1e-4
+        # A key's bias has no gradient but rounding (softmax does not see a shift), and Adam blows that up.
+        seen = [key for key in theirs if not key.endswith(("key.bias", "k_proj.bias"))]
+        assert max((ours[key] - theirs[key]).abs().max().item() for key in seen) < 1e-4
 
 
 def test_a_bad_number_stops_with_advice_and_keeps_the_last_good_checkpoint(stores, monkeypatch):
