@@ -1,0 +1,1 @@
+"""A checkpoint in other formats, checked against its source."""
