@@ -99,6 +99,42 @@ def _floor(canvas: ImageDraw.ImageDraw, side: int, random: Random) -> None:
         canvas.line((joint, top, joint, top + height), fill=(140, 98, 60), width=3)
 
 
+def _sunset(canvas: ImageDraw.ImageDraw, side: int, random: Random) -> None:
+    _gradient(canvas, side, (250, 176, 120), (206, 112, 150), random)
+    for _ in range(7):
+        x, y, w = random.uniform(-0.1, 0.9) * side, random.uniform(0, side), side * random.uniform(0.15, 0.35)
+        canvas.ellipse((x, y, x + w, y + 0.09 * w + 4), fill=(255, 206, 160))
+
+
+def _pavement(canvas: ImageDraw.ImageDraw, side: int, random: Random) -> None:
+    canvas.rectangle((0, 0, side, side), fill=(118, 120, 124))
+    stones, gap = 4, max(2, side // 110)
+    length, start = side / stones, random.uniform(0, side / stones)
+    for row in range(stones):
+        for column in range(-1, stones + 1):
+            x, y, tint = column * length + start * (row % 2), row * length, random.randint(-9, 9)
+            box = (x + gap, y + gap, x + length - gap, y + length - gap)
+            canvas.rounded_rectangle(box, radius=side // 40, fill=(166 + tint, 168 + tint, 172 + tint))
+
+
+def _wallpaper(canvas: ImageDraw.ImageDraw, side: int, random: Random) -> None:
+    canvas.rectangle((0, 0, side, side), fill=(250, 204, 218))
+    step, r = side / 7, side * 0.016
+    x0, y0 = random.uniform(0, step), random.uniform(0, step)
+    for row in range(-1, 8):
+        for column in range(-1, 8):
+            x, y = x0 + (column + 0.5 * (row % 2)) * step, y0 + row * step
+            canvas.ellipse((x - r, y - r, x + r, y + r), fill=(255, 240, 244))
+
+
+def _blackboard(canvas: ImageDraw.ImageDraw, side: int, random: Random) -> None:
+    canvas.rectangle((0, 0, side, side), fill=(44, 78, 68))
+    for _ in range(12):  # wiped chalk
+        x, y, w = random.uniform(-0.1, 0.9) * side, random.uniform(0, side), side * random.uniform(0.15, 0.4)
+        canvas.line((x, y, x + w, y - 0.25 * w), fill=(56, 92, 82), width=max(3, side // 40))
+    canvas.rectangle((0, 0, side - 1, side - 1), outline=(150, 106, 66), width=max(3, side // 36))
+
+
 BACKGROUND_PAINTERS: dict[str, Painter] = {
     "grass": _grass,
     "night": _night,
@@ -108,4 +144,8 @@ BACKGROUND_PAINTERS: dict[str, Painter] = {
     "wall": _wall,
     "paper": _paper,
     "floor": _floor,
+    "sunset": _sunset,
+    "pavement": _pavement,
+    "wallpaper": _wallpaper,
+    "blackboard": _blackboard,
 }

@@ -58,16 +58,25 @@ def _layout(scene: Scene, random: Random) -> list[tuple[Group, list[Place], floa
     if scene.layout == "around":
         x, y = near(0.5, 0.5, 0.02)
         return [(second, _ring(second.count, x, y, 0.37, random), outer), (first, [(x, y)], min(radius, 0.2))]
-    low, high = (0.26, 0.74)
-    ends = [(low, random.uniform(0.42, 0.58)), (high, random.uniform(0.42, 0.58))]
     placed = []
-    for group, (along, across), reach in zip((first, second), ends, (radius, outer), strict=True):
-        # Several things of a group stand side by side across the direction of the relation.
-        offsets = [(k - (group.count - 1) / 2) * (2 * reach + 0.03) for k in range(group.count)]
-        centre = across if group.count < 3 else 0.5
-        places = [near(along, centre + offset, 0.02) for offset in offsets]
-        placed.append((group, places if scene.layout == "left" else [(y, x) for x, y in places], reach))
+    for group, along in ((first, 0.26), (second, 0.74)):
+        if scene.layout in ("left", "above"):
+            # Several things of a group stand side by side across the direction of the relation.
+            reach, across = SIZES[group.size], random.uniform(0.42, 0.58) if group.count < 3 else 0.5
+            places = [near(along, across + offset, 0.02) for offset in _abreast(group.count, reach)]
+            places = places if scene.layout == "left" else [(y, x) for x, y in places]
+        else:
+            # One above the other in opposite corners; each group is a row that keeps to its half.
+            reach = min(SIZES[group.size], 0.19 if group.count == 1 else 0.115)
+            x, y = near(along if scene.layout == "upper left" else 1 - along, along, 0.015)
+            places = [(x + offset, y) for offset in _abreast(group.count, reach)]
+        placed.append((group, places, reach))
     return placed
+
+
+def _abreast(count: int, radius: float) -> list[float]:
+    """Offsets of the centres of `count` things next to each other."""
+    return [(k - (count - 1) / 2) * (2 * radius + 0.03) for k in range(count)]
 
 
 def _arrange(arrangement: str, count: int, random: Random) -> list[Place]:

@@ -36,6 +36,10 @@ BACKGROUND_WORDS = {
     "wall": ("on a brick wall", "in front of a brick wall"),
     "paper": ("on squared paper", "on graph paper"),
     "floor": ("on a wooden floor", "on wooden boards"),
+    "sunset": ("at sunset", "in the evening sky", "against a sunset sky"),
+    "pavement": ("on the pavement", "on paving stones"),
+    "wallpaper": ("on pink wallpaper", "on dotted wallpaper"),
+    "blackboard": ("on a blackboard", "on the chalkboard"),
 }
 CORNER_WORDS = {
     "centre": ("in the middle", "in the centre", "at the center of the picture"),
@@ -58,6 +62,14 @@ CLAUSES = {
     "above": (
         "{a} above {b}", "{a} over {b}", "{b} below {a}", "{b} under {a}", "{a} at the top and {b} at the bottom",
         "at the top {a}, at the bottom {b}", "{b} beneath {a}",
+    ),
+    "upper left": (
+        "{a} at the upper left of {b}", "{b} at the lower right of {a}", "{a} above and to the left of {b}",
+        "{a} in the top left corner and {b} in the bottom right corner", "at the upper left {a}, at the lower right {b}",
+    ),
+    "upper right": (
+        "{a} at the upper right of {b}", "{b} at the lower left of {a}", "{a} above and to the right of {b}",
+        "{a} in the top right corner and {b} in the bottom left corner", "at the upper right {a}, at the lower left {b}",
     ),
     "inside": ("{a} inside {b}", "{a} in {b}", "{b} with {a} inside", "{b} containing {a}"),
     "between": ("{a} between {b}", "{b} with {a} in between", "{b} on either side of {a}"),

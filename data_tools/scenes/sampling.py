@@ -11,6 +11,7 @@ from data_tools.scenes.vocabulary import (
     CORNERS,
     HELD_OUT,
     HOLLOW_ENOUGH,
+    RELATIONS,
     SHAPES,
     Group,
     Scene,
@@ -42,7 +43,7 @@ def _sample(seed: str) -> Scene:
     random = Random(seed)  # from text: the same on every platform and in every run, unlike hash()
     background = random.choice(tuple(BACKGROUNDS))
     layout = random.choices(
-        ("one", "several", "left", "above", "inside", "between", "around"), weights=(10, 13, 26, 26, 9, 8, 8)
+        ("one", "several", *RELATIONS), weights=(10, 13, 17, 17, 8, 8, 9, 9, 9)
     )[0]
     if layout == "one":
         first = _group(random, background, count=1)
@@ -59,6 +60,8 @@ def _sample(seed: str) -> Scene:
     counts = {"between": (1, 2), "around": (1, random.randint(4, 6))}.get(layout)
     if counts is None:
         counts = random.choice(((1, 1), (1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (2, 2), (2, 3), (3, 2)))
+        if layout.startswith("upper"):
+            counts = (min(counts[0], 2), min(counts[1], 2))
     first = _group(random, background, count=counts[0], sizes=("medium", "large") if layout == "around" else None)
     second = first
     while (second.shape, second.colour) == (first.shape, first.colour):

@@ -30,6 +30,10 @@ BACKGROUNDS: dict[str, tuple[str, ...]] = {
     "wall": ("red", "orange"),
     "paper": ("white",),
     "floor": ("orange",),
+    "sunset": ("orange", "red"),
+    "pavement": (),
+    "wallpaper": (),
+    "blackboard": ("black", "green"),
 }
 
 # Size → half the width of the thing, as a share of the picture's side.
@@ -43,7 +47,7 @@ CORNERS = {
     "bottom right": (0.76, 0.76),
 }
 ARRANGEMENTS = ("row", "column", "ring", "scattered")  # of several equal things
-RELATIONS = ("left", "above", "inside", "between", "around")  # of the first group to the second
+RELATIONS = ("left", "above", "upper left", "upper right", "inside", "between", "around")  # of the first group to the second
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,7 @@ class Scene:
     """All there is to say about one picture.
 
     `layout` is a corner of `CORNERS` (one thing), one of `ARRANGEMENTS` (several equal things) or one of `RELATIONS`:
-    `first` is left of / above / inside / between / encircled by `second`. `seed` settles what is not said, such as
+    `first` is left of / above / at the upper left or right of / inside / between / encircled by `second`. `seed` settles what is not said, such as
     exact places and shades, and the wording of the captions.
     """
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_tools.build import build_split
 from data_tools.errors import RequestError, UserError
 from data_tools.scenes.captions import captions
 from data_tools.scenes.drawing import draw
@@ -37,6 +36,8 @@ def draw_demo(
         RequestError: a count below 1, or a size outside 16…1024.
         UserError: the folder cannot be written.
     """
+    from data_tools.build import build_split  # scenes can be drawn without a store
+
     for name, number, low, high in (("train", train, 1, None), ("valid", valid, 1, None), ("size", size, _SMALLEST, _LARGEST)):
         if number < low or (high is not None and number > high):
             raise RequestError(f"{name} is {number}; it must be at least {low}" + (f" and at most {high}" if high else ""))
