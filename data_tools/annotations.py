@@ -1,131 +1,184 @@
-"""Text lines in, records out: every line is either accepted or a fault with file, line, problem and mend.
+"""The official source files, line by line: `{split}_imgs.tsv` and `{split}_texts.jsonl`. A bad line becomes a fault.
 
-Formats of the official code: ``{split}_imgs.tsv`` (image id, tab, base64 of the file) and ``{split}_texts.jsonl``
-(``{"text_id", "text", "image_ids"}``, ``image_ids`` empty where unknown; an optional ``"language"`` is ours).
+Every non-blank line gives exactly one item, an image, a text or a fault: nothing is lost in silence.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from data_tools.errors import DataFault, RequestError
+from data_tools.errors import DataFault
+from data_tools.items import Base64, ImageItem, TextItem, located
+from data_tools.language import read_language
+from data_tools.store import Id
+from data_tools.store.layouts import LONGEST_ID, canonical_id, is_id, is_text
 
-Id = int | str
-_LARGEST = 2**63
-
-
-@dataclass(frozen=True, slots=True)
-class TextRecord:
-    """One text and the images it is known to fit."""
-
-    text_id: Id
-    text: str
-    image_ids: tuple[Id, ...]
-    language: str | None
-    line: int
+LONGEST_LINE = 256 * 2**20  # bytes; a picture of 190 MiB
+_BOM = b"\xef\xbb\xbf"
+_SHOWN = 60
 
 
-def detect_language(text: str) -> str | None:
-    """``zh``, ``en`` or ``mixed`` by script; None where there is neither a Han character nor a Latin letter."""
-    han = any("\u3400" <= c <= "\u9fff" or "\U00020000" <= c <= "\U0003ffff" for c in text)
-    latin = any(c.isascii() and c.isalpha() for c in text)
-    return "mixed" if han and latin else "zh" if han else "en" if latin else None
+def read_lines(handle: BinaryIO, file: Path, longest: int = LONGEST_LINE) -> Iterator[tuple[int, bytes | DataFault]]:
+    """(line number, line without its end) of every non-blank line; LF or CRLF, a byte order mark is skipped."""
+    number = 0
+    while line := handle.readline(longest):
+        number += 1
+        if number == 1 and line.startswith(_BOM):
+            line = line[len(_BOM) :]
+        if len(line) >= longest and not line.endswith(b"\n"):
+            while (rest := handle.readline(longest)) and not rest.endswith(b"\n"):
+                pass
+            yield number, DataFault(
+                f"the line is longer than {longest >> 20} MiB", mend="Is it the right file? Lines end with a newline.",
+                kind="line-too-long", file=file, line=number,
+            )  # fmt: skip
+        elif line := line.rstrip(b"\r\n"):
+            if not line.isspace():
+                yield number, line
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str | DataFault]]:
-    """(number, line) of a UTF-8 text file, BOM and CRLF taken off; a line that is not UTF-8 is a fault.
+def decode_line(line: bytes) -> str:
+    """UTF-8 text.
 
     Raises:
-        RequestError: the file is not there or cannot be read.
+        DataFault: other bytes; says so when they read as GBK.
     """
     try:
-        file = open(path, "rb")  # noqa: SIM115 - closed below; opening apart keeps its errors apart
-    except OSError as error:
-        raise RequestError(f"{path}: {error.strerror}. Check the path.") from None
-    with file:
-        for number, raw in enumerate(file, start=1):
-            if number == 1:
-                raw = raw.removeprefix(b"\xef\xbb\xbf")
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if b"\0" in line:
+            kind = "it looks like UTF-16"
+        else:
             try:
-                yield number, raw.rstrip(b"\r\n").decode("utf-8")
-            except UnicodeDecodeError as error:
-                yield number, DataFault(
-                    f"the line is not UTF-8 (byte {error.start + 1})", kind="not-utf8", file=path, line=number,
-                    mend="Convert the file to UTF-8; Windows tools often write GBK.",
-                )  # fmt: skip
+                kind = f"it reads as GBK: {line.decode('gb18030')[:_SHOWN]!r}"
+            except UnicodeDecodeError:
+                kind = f"byte {error.start} is {line[error.start]:#04x}"
+        raise DataFault(f"the line is not UTF-8 ({kind})", mend="Save the file as UTF-8.", kind="not-utf8") from None
 
 
-def as_id(value: Any) -> Id | None:
-    """An id as given; None where it is none (a float, a bool, an empty text, a number beyond 63 bits)."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int):
-        return value if -_LARGEST <= value < _LARGEST else None
-    return value if isinstance(value, str) and value and value.isprintable() else None
-
-
-def parse_text_line(line: str, path: Path, number: int) -> TextRecord:
-    """One line of a texts file.
+def parse_json(line: bytes) -> Any:
+    """One line of JSON.
 
     Raises:
-        DataFault: naming file, line and field.
+        DataFault: not UTF-8, not JSON, or nested or numbered beyond reason.
     """
-
-    def fault(problem: str, mend: str, kind: str) -> DataFault:
-        return DataFault(problem, mend=mend, kind=kind, file=path, line=number)
-
+    text = decode_line(line)
     try:
-        record = json.loads(line)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
-        said = str(error).split(":")[0]
-        raise fault(f"not valid JSON ({said})", "Write one JSON object a line.", "bad-json") from None
-    if not isinstance(record, dict):
-        raise fault(f"a {type(record).__name__} instead of an object", 'Write {"text_id", "text", "image_ids"}.', "bad-json")
-    for field in ("text_id", "text", "image_ids"):
-        if field not in record:
-            found = ", ".join(map(str, list(record)[:5])) or "nothing"
-            raise fault(f"field {field!r} is missing (found: {found})", f"Add {field!r} to the line.", "missing-field")
-    text_id, text, image_ids = as_id(record["text_id"]), record["text"], record["image_ids"]
-    if text_id is None:
-        raise fault(f"text_id is {record['text_id']!r}", "Use a whole number or a text.", "bad-id")
-    if not isinstance(text, str) or not text.strip():
-        raise fault(f"text is {text!r}", "Write a text that is not empty.", "bad-text")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise fault("the text holds half a character (a lone surrogate)", "Export it again as UTF-8.", "bad-text") from None
-    if not isinstance(image_ids, list):
-        raise fault(f"image_ids is {image_ids!r}", "Write a list, empty where unknown.", "bad-id")
-    ids = tuple(as_id(image_id) for image_id in image_ids)
-    if None in ids:
-        raise fault(f"image_ids holds {image_ids[ids.index(None)]!r}", "Use whole numbers or texts.", "bad-id")
-    language = record.get("language")
-    if language is not None and not isinstance(language, str):
-        raise fault(f"language is {language!r}", 'Write "zh", "en" or "mixed", or leave it out.', "bad-text")
-    return TextRecord(text_id, text, tuple(dict.fromkeys(ids)), language or detect_language(text), number)
+        where = f"column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else str(error).split(";")[0]
+        raise DataFault(
+            f"broken JSON ({where}): {text[:_SHOWN]!r}", mend='A line is one object, like {"text_id": 1, …}.', kind="bad-json"
+        ) from None
 
 
-def parse_image_line(line: str, path: Path, number: int) -> tuple[Id, bytes]:
-    """One line of an images file → (image id, encoded image file).
+def check_id(value: object, name: str) -> Id:
+    """A 64-bit whole number or a word of at most 500 bytes.
 
     Raises:
-        DataFault: naming file, line and id.
+        DataFault: anything else.
     """
-    name, tab, encoded = line.partition("\t")
-    if not tab or not name.strip():
-        raise DataFault("no id, tab, base64", mend="Write the image id, a tab, and the file in base64.", kind="bad-line",
-                        file=path, line=number)  # fmt: skip
-    image_id: Id = int(name) if name.isascii() and name.isdecimal() and len(name) < 19 else name.strip()
+    if not is_id(value):
+        shown = f"{str(value)[:_SHOWN]!r} ({type(value).__name__})" if not isinstance(value, int) else "beyond 64 bits"
+        raise DataFault(
+            f"{name} is {shown}", mend=f"An id is a whole number of 64 bits or a text of 1 to {LONGEST_ID} bytes.", kind="bad-id"
+        )
+    return value
+
+
+def check_text(value: object) -> str:
+    """A caption: not empty, whole characters, no NUL.
+
+    Raises:
+        DataFault: anything else.
+    """
+    if not isinstance(value, str):
+        raise DataFault(f"text is {type(value).__name__}, not a string", mend='Write "text": "…".', kind="bad-text")
+    if not value.strip():
+        raise DataFault("the text is empty", mend="Write a caption or drop the line.", kind="empty-text")
+    if not is_text(value):
+        raise DataFault("the text holds half a character (a lone surrogate)", mend="Export the file again as UTF-8.", kind="bad-text")
+    if "\0" in value:
+        raise DataFault("the text holds a NUL character", mend="Export the file again as UTF-8.", kind="bad-text")
+    return value
+
+
+def parse_image(line: bytes) -> tuple[Id, Base64]:
+    """``image_id<TAB>base64``.
+
+    Raises:
+        DataFault: no tab, no id, no image.
+    """
+    name, tab, data = line.partition(b"\t")
+    if not tab:
+        raise DataFault(
+            f"no tab between image id and base64: {line[:_SHOWN]!r}", mend="A line is image_id<TAB>base64.", kind="bad-tsv"
+        )
+    image_id = check_id(canonical_id(decode_line(name).strip()), "image id")
+    data = data.strip()
+    if not data:
+        raise DataFault("no image behind the tab", mend="Put the base64 of the image file there.", kind="bad-base64", item_id=image_id)
+    return image_id, Base64(data)
+
+
+def parse_text(line: bytes) -> TextItem:
+    """``{"text_id": …, "text": …, "image_ids": […]}``, optionally ``"language"``.
+
+    Raises:
+        DataFault: broken JSON, a missing or wrong field.
+    """
+    row = parse_json(line)
+    if not isinstance(row, dict):
+        raise DataFault(f"the line is {type(row).__name__}, not an object", mend='Write {"text_id": …}.', kind="bad-json")
+    for name in ("text_id", "text", "image_ids"):
+        if name not in row:
+            raise DataFault(
+                f"field {name!r} is missing (found: {', '.join(map(repr, list(row)[:8])) or 'none'})",
+                mend='A line has "text_id", "text" and "image_ids" ([] where unknown).', kind="missing-field",
+            )  # fmt: skip
+    text_id = check_id(row["text_id"], "text_id")
     try:
-        # The URL-safe alphabet, which the official scripts use, and the ordinary one.
-        data = base64.b64decode(encoded.strip().replace("-", "+").replace("_", "/"), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise DataFault(f"image {image_id!r} is not base64 ({error})", mend="Encode the image file again.",
-                        kind="bad-base64", file=path, line=number, item_id=image_id) from None  # fmt: skip
-    return image_id, data
+        text, image_ids = check_text(row["text"]), row["image_ids"]
+        if not isinstance(image_ids, list):
+            raise DataFault(
+                f"image_ids is {type(image_ids).__name__}, not a list", mend='Write "image_ids": [1, 2], or [].', kind="bad-field"
+            )
+        image_ids = [check_id(image_id, "an image id") for image_id in image_ids]
+        if len(set(image_ids)) < len(image_ids):
+            raise DataFault("image_ids names an image twice", mend="Name each once.", kind="bad-field")
+        return TextItem(text_id, text, image_ids, read_language(row.get("language")))
+    except DataFault as fault:
+        fault.item_id = text_id
+        raise
+
+
+def read_images(handle: BinaryIO, file: Path) -> Iterator[ImageItem | DataFault]:
+    """The images of an opened `{split}_imgs.tsv`."""
+    for number, line in read_lines(handle, file):
+        if isinstance(line, DataFault):
+            yield line
+            continue
+        try:
+            image_id, content = parse_image(line)
+        except DataFault as fault:
+            yield located(fault, file, number)
+        else:
+            yield ImageItem(image_id, content, file, number)
+
+
+def read_texts(handle: BinaryIO, file: Path) -> Iterator[TextItem | DataFault]:
+    """The texts of an opened `{split}_texts.jsonl`."""
+    for number, line in read_lines(handle, file):
+        if isinstance(line, DataFault):
+            yield line
+            continue
+        try:
+            item = parse_text(line)
+        except DataFault as fault:
+            yield located(fault, file, number)
+        else:
+            item.file, item.line = file, number
+            yield item

@@ -1,196 +1,232 @@
-"""Records → store: every fault named, the store put in its place only when it is whole."""
+"""A source → a store: every image looked at, every fault named, whole or not there, to be continued after any stop."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
+import contextlib
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from tqdm import tqdm
 
-from data_tools.annotations import Id, TextRecord, parse_image_line, parse_text_line, read_lines
-from data_tools.errors import DataFault, RequestError, UserError
-from data_tools.pictures import check_picture, shrink
-from data_tools.store import Layout, StoreWriter
+from data_tools.errors import DataFault
+from data_tools.faults import FILE_NAME, FaultList, OnError
+from data_tools.items import ImageItem, Item, Source, Stream, located
+from data_tools.language import detect_language
+from data_tools.pictures import PIXEL_LIMIT, Reencoding, read_header, reencode
+from data_tools.sources.official import OfficialSource
+from data_tools.store import Id, PairStore, StoreWriter, open_store
 
-OnError = Literal["fail", "skip"]
+_PROGRESS_EVERY = 16  # items
 
 
 @dataclass
-class BuildSummary:
-    """What went in and what did not."""
+class BuildReport:
+    """What a build did."""
 
-    target: Path
-    images: int = 0
-    pairs: int = 0
-    texts: int = 0
-    lone_texts: int = 0
-    images_without_text: int = 0
-    faults: Counter[str] = field(default_factory=Counter)
+    store: PairStore
+    images: int
+    pairs: int
+    texts: int
+    lone_texts: int
+    faults: dict[str, int] = field(default_factory=dict)
+    differences: list[str] = field(default_factory=list)  # from the published counts
+    continued: int = 0  # items an interrupted build had written
 
     def lines(self) -> list[str]:
-        lines = [f"{self.target}: {self.images:,} images, {self.texts:,} texts, {self.pairs:,} pairs"]
-        if self.lone_texts:
-            lines.append(f"  {self.lone_texts:,} texts name no image: kept as queries without known answer")
-        if self.images_without_text:
-            lines.append(f"  {self.images_without_text:,} images have no text: they stand in the pool, but do not train")
-        for kind, count in self.faults.most_common():
-            lines.append(f"  {count:,} left out: {kind} (see faults.jsonl)")
-        return lines
-
-
-class FaultLog:
-    """What to do with a fault: stop at the first, or note it beside the target and go on up to a limit."""
-
-    def __init__(self, target: Path, on_error: OnError, max_faults: int | None, counts: Counter[str]) -> None:
-        self.path = target.with_name(f"{target.name}.faults.jsonl")
-        self.on_error, self.max_faults, self.counts = on_error, max_faults, counts
-        self.path.unlink(missing_ok=True)
-
-    def take(self, fault: DataFault) -> None:
-        if self.on_error == "fail":
-            raise fault
-        self.counts[fault.kind] += 1
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(fault.as_dict(), ensure_ascii=False) + "\n")
-        if self.max_faults is not None and self.counts.total() > self.max_faults:
-            raise UserError(f"{self.counts.total()} faults, more than --max-faults {self.max_faults}; the last: {fault}\nAll: {self.path}")
-
-
-@dataclass(frozen=True)
-class ImageRecord:
-    """One encoded image and where it stands, for messages."""
-
-    image_id: Id
-    data: bytes
-    file: str
-    line: int | None = None
+        """For people."""
+        lone = f", {self.lone_texts:,} texts without a known image" if self.lone_texts else ""
+        lines = [f"{self.store.path}: {self.images:,} images, {self.texts:,} texts, {self.pairs:,} pairs{lone}"]
+        if self.continued:
+            lines.append(f"  went on behind {self.continued:,} items of the interrupted build")
+        if self.faults:
+            listed = ", ".join(f"{count:,} {kind}" for kind, count in self.faults.items())
+            lines.append(f"  left out: {listed} (each in {self.store.path / FILE_NAME})")
+        return lines + [f"  {difference}" for difference in self.differences]
 
 
 def build_store(
-    images: Iterable[ImageRecord | DataFault],
-    texts: Iterable[TextRecord | DataFault],
-    target: Path,
+    source: Source,
+    target: str | Path,
     *,
-    texts_file: Path,
-    layout: Layout = "plain",
+    layout: str = "plain",
+    shard_size: int | None = None,
+    reencoding: Reencoding | None = None,
+    pixel_limit: int = PIXEL_LIMIT,
+    language: str = "detect",
     on_error: OnError = "fail",
-    max_faults: int | None = None,
-    max_side: int | None = None,
-    quality: int = 90,
+    max_faults: int = 1000,
+    resume: bool = False,
+    workers: int = 0,
     progress: bool = True,
-) -> BuildSummary:
-    """Write one split.
+) -> BuildReport:
+    """Build the store `target` from `source`.
 
     Args:
-        images, texts: records, or the faults of lines that gave none. Images come first, so that a text naming an
-            image that is not there is found where it stands.
-        max_side: re-encode pictures to JPEG of at most this many pixels a side.
+        layout: ``plain`` or ``official`` (what cn_clip reads).
+        shard_size: images a shard; None: one piece.
+        reencoding: None keeps the image bytes as they come.
+        language: of texts that do not say: ``zh``, ``en``, ``mixed``, or ``detect``.
+        on_error: ``fail`` stops at the first fault; ``skip`` lists it in the store's ``faults.jsonl``.
+        resume: go on with an interrupted build of the same source and settings.
+        workers: threads that read, check and re-encode images; 0 does it in the main one.
 
     Raises:
-        DataFault: the first fault, with ``on_error="fail"``.
-        UserError: too many faults, an empty split, a full disk. What was at `target` before is untouched.
+        RequestError: a file of the source is missing, or the interrupted build was of something else.
+        DataFault: a fault, with ``fail``.
+        UserError: too many faults, nothing to store, or the disk is full. The old store is untouched.
     """
+    settings = {
+        "layout": layout, "shard_size": shard_size, "pixel_limit": pixel_limit, "language": language, "on_error": on_error,
+        "reencoding": reencoding.as_dict() if reencoding else None,
+    }  # fmt: skip
+    stream = source.open()
+    request: dict[str, Any] = {"source": source.kind, **source.fingerprint(), **settings}
     target = Path(target)
-    summary = BuildSummary(target)
-    target.parent.mkdir(parents=True, exist_ok=True) if not target.parent.exists() else None
-    log = FaultLog(target, on_error, max_faults, summary.faults)
-    hidden = None if progress else True
-    with StoreWriter(target, layout=layout) as writer:
-        known: dict[Id, bool] = {}  # image id → has a text
-        for record in tqdm(images, desc=f"{target.name}: images", unit="image", disable=hidden):
+    with StoreWriter(target, layout=layout, shard_size=shard_size, request=request, resume=resume) as writer:
+        if writer.in_place:
+            return _report(source, open_store(target), {}, 0, None)
+        continued = writer.done
+        with contextlib.closing(FaultList(writer.building / FILE_NAME, on_error, max_faults, writer.faults_bytes)) as faults:
+            build = _Build(writer, faults, language, _Preparation(reencoding, pixel_limit))
+            build.run(stream, workers, progress=progress, name=target.name)
+            if not writer.pairs and not writer.lone:
+                problem = faults.summary() or "the source is empty"
+                raise DataFault(f"nothing to store: no usable text ({problem})", mend="Look at the source files.",
+                                kind="empty-split", file=target)  # fmt: skip
+        kept = [faults.file] if faults.total else []
+        store = writer.finish(kept)
+        return _report(source, store, dict(faults.kinds.most_common()), continued, writer.texts)
+
+
+def _report(source: Source, store: PairStore, faults: dict[str, int], continued: int, texts: int | None) -> BuildReport:
+    if texts is None:
+        texts = len({pair.text_id for pair in store.pairs()}) + len(store.lone_texts)
+    report = BuildReport(store, store.image_count, len(store), texts, len(store.lone_texts), faults, continued=continued)
+    found = {"images": report.images, "texts": report.texts}
+    for what, count in source.expected().items():
+        if found[what] != count:
+            report.differences.append(f"differs from the published split: {count:,} {what} expected, {found[what]:,} found")
+    return report
+
+
+def build_split(folder: str | Path, split: str, target: str | Path | None = None, **options: Any) -> BuildReport:
+    """Build `target` (``folder/split``) from ``{split}_imgs.tsv`` and ``{split}_texts.jsonl``; options as `build_store`."""
+    return build_store(OfficialSource(Path(folder), split), target or Path(folder) / split, **options)
+
+
+@dataclass(frozen=True)
+class _Preparation:
+    """An image item → the bytes to store. Runs in threads: Pillow frees the interpreter while it works."""
+
+    reencoding: Reencoding | None
+    pixel_limit: int
+
+    def __call__(self, item: ImageItem) -> bytes | DataFault:
+        try:
+            data = item.read()
+            if self.reencoding is not None:
+                return reencode(data, self.reencoding, pixel_limit=self.pixel_limit)
+            read_header(data, pixel_limit=self.pixel_limit)
+            return data
+        except DataFault as fault:
+            return located(fault, item.file, item.line, item.image_id)
+
+
+class _Build:
+    def __init__(self, writer: StoreWriter, faults: FaultList, language: str, prepare: _Preparation) -> None:
+        self.writer, self.faults, self.language, self.prepare = writer, faults, language, prepare
+
+    def run(self, stream: Stream, workers: int, *, progress: bool, name: str) -> None:
+        bar = tqdm(
+            total=stream.total, unit=stream.unit, unit_scale=stream.unit == "B", unit_divisor=1024, desc=name,
+            disable=None if progress else True, delay=1.0, smoothing=0.05,
+        )  # fmt: skip
+        with bar, contextlib.closing(self._prepared(stream.items, workers)) as items:
+            for position, item, data in items:
+                try:
+                    self._take(position, item, data)
+                except DataFault as fault:
+                    self._fault(located(fault, getattr(item, "file", None), getattr(item, "line", None)))
+                if position % _PROGRESS_EVERY == 0:
+                    bar.update(stream.tell() - bar.n)
+            bar.update(stream.tell() - bar.n)
+
+    def _fault(self, fault: DataFault) -> None:
+        self.faults.add(fault)
+        self.writer.faults_bytes = self.faults.bytes
+
+    def _take(self, position: int, item: Item, data: bytes | DataFault | None) -> None:
+        if isinstance(item, DataFault):
+            raise item
+        if isinstance(item, ImageItem):
+            if isinstance(data, DataFault):
+                self.writer.refuse_image(item.image_id, position, item.origin)
+                raise data
+            if data is not None:
+                self.writer.add_image(item.image_id, data, item=position, origin=item.origin)
+            return
+        language = item.language
+        if language is None:
+            language = detect_language(item.text) if self.language == "detect" else self.language
+        for fault in self.writer.add_text(item.text_id, item.text, item.image_ids, language, item=position):
+            self._fault(located(fault, item.file, item.line))
+
+    def _prepared(self, items: Iterable[Item], workers: int) -> Iterator[tuple[int, Item, bytes | DataFault | None]]:
+        """Every item with its position and, for an image that is still to be written, its bytes; in order."""
+        numbered = enumerate(items)
+        next(islice(numbered, self.writer.done, self.writer.done), None)  # written before the interruption
+        if workers <= 0:
+            for position, item in numbered:
+                yield position, item, self._now(position, item)
+            return
+        with ThreadPoolExecutor(workers, thread_name_prefix="images") as pool:
             try:
-                _add_image(writer, record, known, max_side, quality)
-            except DataFault as fault:
-                log.take(fault)
-        seen: dict[Id, int] = {}
-        for record in tqdm(texts, desc=f"{target.name}: texts", unit="text", disable=hidden):
-            try:
-                _add_text(writer, record, known, seen, summary, texts_file)
-            except DataFault as fault:
-                log.take(fault)
-        if writer.pairs == 0 and summary.lone_texts == 0:
-            raise UserError(f"{texts_file}: no usable text in it, so {target} would be empty. Nothing was written.")
-        summary.images, summary.pairs = writer.images, writer.pairs
-        summary.images_without_text = sum(not used for used in known.values())
-        writer.finish()
-    return summary
+                yield from self._in_threads(numbered, pool, 4 * workers)
+            finally:
+                pool.shutdown(cancel_futures=True)
 
+    def _now(self, position: int, item: Item) -> bytes | DataFault | None:
+        if not isinstance(item, ImageItem):
+            return None
+        wanted = self._wanted(position, item)
+        return self.prepare(item) if wanted is True else wanted or None
 
-def _add_image(writer: StoreWriter, record: ImageRecord | DataFault, known: dict[Id, bool], max_side, quality) -> None:
-    if isinstance(record, DataFault):
-        raise record
-    where = {"file": record.file, "line": record.line, "item_id": record.image_id}
-    if record.image_id in known:
-        raise DataFault(f"image id {record.image_id!r} stands twice", mend="Give every image an id of its own.",
-                        kind="duplicate-image-id", **where)  # fmt: skip
-    check_picture(record.data, decode=max_side is not None, **where)
-    writer.add_image(record.image_id, shrink(record.data, max_side, quality) if max_side else record.data)
-    known[record.image_id] = False
+    def _wanted(self, position: int, item: ImageItem) -> bool | DataFault:
+        try:
+            return self.writer.wants_image(item.image_id, position, item.origin)
+        except DataFault as fault:
+            return located(fault, item.file, item.line)
 
+    def _in_threads(
+        self, numbered: Iterator[tuple[int, Item]], pool: ThreadPoolExecutor, window: int
+    ) -> Iterator[tuple[int, Item, bytes | DataFault | None]]:
+        waiting: deque[tuple[int, Item, Future[bytes | DataFault] | None]] = deque()
+        on_the_way: set[Id] = set()
+        for position, item in numbered:
+            future = None
+            # A repetition is not read again; what it is worth shows when its turn has come, behind the first one.
+            if isinstance(item, ImageItem) and item.image_id not in on_the_way and self._wanted(position, item) is True:
+                on_the_way.add(item.image_id)
+                future = pool.submit(self.prepare, item)
+            waiting.append((position, item, future))
+            if len(waiting) > window:
+                yield self._turn(*waiting[0])
+                _, done, _ = waiting.popleft()
+                if isinstance(done, ImageItem):
+                    on_the_way.discard(done.image_id)
+        while waiting:
+            yield self._turn(*waiting.popleft())
 
-def _add_text(writer, record: TextRecord | DataFault, known, seen, summary: BuildSummary, file: Path) -> None:
-    if isinstance(record, DataFault):
-        raise record
-    if record.text_id in seen:
-        raise DataFault(f"text id {record.text_id!r} stands in line {seen[record.text_id]} already", kind="duplicate-text-id",
-                        mend="Give every text an id of its own.", file=file, line=record.line, item_id=record.text_id)  # fmt: skip
-    missing = [image_id for image_id in record.image_ids if image_id not in known]
-    if missing:
-        raise DataFault(f"text {record.text_id!r} names image {missing[0]!r}, which is not among the images", kind="missing-image",
-                        mend="Add the image, or take its id out of the line.", file=file, line=record.line,
-                        item_id=record.text_id)  # fmt: skip
-    seen[record.text_id] = record.line
-    summary.texts += 1
-    if not record.image_ids:
-        writer.add_lone_text(record.text_id, record.text, record.language)
-        summary.lone_texts += 1
-    for image_id in record.image_ids:
-        writer.add_pair(image_id, record.text_id, record.text, record.language)
-        known[image_id] = True
-
-
-def official_images(path: Path) -> Iterator[ImageRecord | DataFault]:
-    """Records of a ``{split}_imgs.tsv``."""
-    for number, line in read_lines(path):
-        if isinstance(line, DataFault):
-            yield line
-        elif line.strip():
-            try:
-                image_id, data = parse_image_line(line, path, number)
-                yield ImageRecord(image_id, data, str(path), number)
-            except DataFault as fault:
-                yield fault
-
-
-def official_texts(path: Path) -> Iterator[TextRecord | DataFault]:
-    """Records of a ``{split}_texts.jsonl``."""
-    for number, line in read_lines(path):
-        if isinstance(line, DataFault):
-            yield line
-        elif line.strip():
-            try:
-                yield parse_text_line(line, path, number)
-            except DataFault as fault:
-                yield fault
-
-
-def build_split(folder: str | Path, split: str, *, output: str | Path | None = None, **options) -> BuildSummary:
-    """``folder/{split}_imgs.tsv`` + ``folder/{split}_texts.jsonl`` → ``output/{split}`` (default: in `folder`).
-
-    Raises:
-        RequestError: a source file is missing.
-        As `build_store`.
-    """
-    folder = Path(folder)
-    images, texts = folder / f"{split}_imgs.tsv", folder / f"{split}_texts.jsonl"
-    for path in (images, texts):
-        if not path.is_file():
-            there = sorted(p.name.removesuffix("_texts.jsonl") for p in folder.glob("*_texts.jsonl")) if folder.is_dir() else []
-            hint = f" Splits found there: {', '.join(there)}." if there else ""
-            raise RequestError(f"{path}: no such file; a split needs {split}_imgs.tsv and {split}_texts.jsonl.{hint}")
-    target = Path(output or folder) / split
-    return build_store(official_images(images), official_texts(texts), target, texts_file=texts, **options)
+    def _turn(
+        self, position: int, item: Item, future: Future[bytes | DataFault] | None
+    ) -> tuple[int, Item, bytes | DataFault | None]:
+        if not isinstance(item, ImageItem):
+            return position, item, None
+        if future is None:
+            return position, item, self._now(position, item)
+        return position, item, future.result()

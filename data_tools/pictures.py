@@ -1,62 +1,147 @@
-"""Checking and re-encoding pictures while a store is built."""
+"""What an encoded picture is (header only), and how it is made smaller for fast training."""
 
 from __future__ import annotations
 
 import io
-from typing import NamedTuple
+import warnings
+from dataclasses import dataclass
 
 from PIL import Image, ImageOps
 
-from data_tools.errors import DataFault
+from data_tools.errors import DataFault, RequestError
 
-PIXEL_LIMIT = 178_956_970
-# A header that Pillow reads may stand before a torn body; a JPEG or PNG that ends as it should is taken as whole.
-_ENDINGS = {"JPEG": (b"\xff\xd9",), "PNG": (b"IEND\xaeB`\x82",)}
+PIXEL_LIMIT = 178_956_970  # Pillow's own bound for a decompression bomb: half a GiB of RGB
+# What cameras, browsers and phones write. Others are refused: some of Pillow's readers start programs (EPS).
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "AVIF")
+_ORIENTATION = 0x0112
+_JPEG_END, _TAIL = b"\xff\xd9", 4096
 
 
-class Header(NamedTuple):
-    kind: str
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the first bytes of a picture say."""
+
+    format: str
     width: int
     height: int
+    mode: str
 
 
-def check_picture(data: bytes, *, decode: bool = False, **where) -> Header:
-    """Format and size from the header; `decode` reads every pixel too.
+@dataclass(frozen=True, slots=True)
+class Reencoding:
+    """Pictures for fast training: the longer side at most `max_side` pixels, `quality` 1 to 100.
+
+    Turned upright by the EXIF tag, transparency on white, RGB. A picture that already is all that stays as it came,
+    unless a quality is asked for.
+    """
+
+    max_side: int | None = None
+    quality: int | None = None
+    format: str = "jpeg"
+
+    def __post_init__(self) -> None:
+        if self.max_side is not None and self.max_side < 16:
+            raise RequestError(f"--max-side {self.max_side}: at least 16 pixels are needed")
+        if self.quality is not None and not 1 <= self.quality <= 100:
+            raise RequestError(f"--quality {self.quality}: it lies between 1 and 100")
+        if self.format not in ("jpeg", "webp"):
+            raise RequestError(f"--image-format {self.format!r}: jpeg and webp are known")
+
+    def as_dict(self) -> dict[str, int | str | None]:
+        return {"max_side": self.max_side, "quality": self.quality, "format": self.format}
+
+
+def _fault(problem: str, mend: str, kind: str) -> DataFault:
+    return DataFault(problem, mend=mend, kind=kind)
+
+
+def _opened(data: bytes, pixel_limit: int) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of large pictures; here they are refused
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise _too_large(str(error), pixel_limit) from None
+    except Exception as error:  # noqa: BLE001 - damaged headers fail in many ways
+        what = f"it begins with {data[:12]!r}" if "cannot identify" in str(error) else str(error)
+        if not data:
+            what = "it is empty"
+        raise _fault(f"no readable image: {what}", f"Use {', '.join(FORMATS)}.", "undecodable-image") from None
+    if image.width * image.height > pixel_limit:
+        raise _too_large(f"{image.width}×{image.height} pixels", pixel_limit)
+    return image
+
+
+def _too_large(what: str, limit: int) -> DataFault:
+    return _fault(f"the image is too large ({what}; limit {limit:,})", "Shrink it or leave it out.", "image-too-large")
+
+
+def _decoded(image: Image.Image) -> None:
+    try:
+        image.load()
+    except Exception as error:  # noqa: BLE001 - damaged data fails in many ways
+        raise _fault(f"the image cannot be decoded ({error})", "Replace it or leave it out.", "undecodable-image") from None
+
+
+def read_header(data: bytes, *, pixel_limit: int = PIXEL_LIMIT) -> Header:
+    """Format, size and mode, without decoding.
+
+    A picture without its proper end is decoded nevertheless: it may be cut off.
 
     Raises:
-        DataFault: it is no image, is torn, or has more pixels than fit (`where` names file, line and id).
+        DataFault: no picture, cut off, or of more than `pixel_limit` pixels.
     """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            header = Header(image.format or "?", image.width, image.height)
-            if header.width * header.height > PIXEL_LIMIT:
-                raise DataFault(f"the image has {header.width}×{header.height} pixels", kind="image-too-large",
-                                mend=f"Shrink it below {PIXEL_LIMIT:,} pixels or leave it out.", **where)  # fmt: skip
-            endings = _ENDINGS.get(header.kind)
-            if decode or (endings and not data.rstrip(b"\0").endswith(endings)):
-                image.load()
-            return header
-    except DataFault:
-        raise
-    except Image.DecompressionBombError as error:
-        raise DataFault(str(error), kind="image-too-large", mend="Shrink it or leave it out.", **where) from None
-    except Exception as error:  # noqa: BLE001 - decoders fail in many ways, each means the same to the user
-        said = "it is empty" if not data else str(error).split(" <")[0]
-        raise DataFault(f"not a readable image ({said})", kind="undecodable-image",
-                        mend="Replace the picture or leave it out.", **where) from None  # fmt: skip
+    image = _opened(data, pixel_limit)
+    ends = image.format in ("JPEG", "MPO") and _JPEG_END not in data[-_TAIL:]
+    if ends or (image.format == "PNG" and b"IEND" not in data[-_TAIL:]):
+        _decoded(image)
+    return Header(image.format or "?", image.width, image.height, image.mode)
 
 
-def shrink(data: bytes, max_side: int, quality: int = 90) -> bytes:
-    """JPEG of at most `max_side` pixels a side: upright by its EXIF tag, transparency on white. Never enlarged."""
-    with Image.open(io.BytesIO(data)) as image:
-        if image.format == "JPEG":
-            image.draft("RGB", (max_side, max_side))
+def decode_check(data: bytes, *, pixel_limit: int = PIXEL_LIMIT) -> Header:
+    """As `read_header`, having decoded everything."""
+    image = _opened(data, pixel_limit)
+    header = Header(image.format or "?", image.width, image.height, image.mode)
+    _decoded(image)
+    return header
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Upright by its EXIF tag, transparency on white, 16-bit grey to 8, CMYK and palette to RGB."""
+    if image.getexif().get(_ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
-        image = image.convert("RGB")
-        image.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
-        out = io.BytesIO()
-        image.save(out, "JPEG", quality=quality)
-        return out.getvalue()
+    if image.mode == "RGB":
+        return image
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(ground, image).convert("RGB")
+    if image.mode.startswith("I;16"):
+        return image.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
+    return image.convert("RGB")
+
+
+def reencode(data: bytes, how: Reencoding, *, pixel_limit: int = PIXEL_LIMIT) -> bytes:
+    """The picture as `how` says, encoded.
+
+    Raises:
+        DataFault: it cannot be decoded, or has more than `pixel_limit` pixels.
+    """
+    image = _opened(data, pixel_limit)
+    longest = max(image.size)
+    small = how.max_side is None or longest <= how.max_side
+    if small and how.quality is None and image.format == how.format.upper() and image.mode == "RGB":
+        if image.getexif().get(_ORIENTATION, 1) == 1:
+            _decoded(image)
+            return data
+    if not small and image.format == "JPEG":
+        image.draft("RGB", (how.max_side * 2, how.max_side * 2))  # decodes at 1/2, 1/4, 1/8: never below twice the target
+    _decoded(image)
+    image = to_rgb(image)
+    if how.max_side is not None and max(image.size) > how.max_side:
+        scale = how.max_side / max(image.size)
+        size = tuple(max(1, round(side * scale)) for side in image.size)
+        image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+    buffer = io.BytesIO()
+    image.save(buffer, how.format.upper(), quality=85 if how.quality is None else how.quality)
+    return buffer.getvalue()

@@ -71,6 +71,7 @@ class StoreWriter:
         if self.in_place:
             self._closed = True
             self._lock.release()
+            shutil.rmtree(self.building, ignore_errors=True)
             return
         self.done = self._seen.safe["items"]  # items that are written and need not come again
         self.faults_bytes = self._seen.safe["faults"]  # length of the list of faults at that point; kept by its owner
@@ -157,7 +158,7 @@ class StoreWriter:
         return self._seen.image(image_id) is not None
 
     def wants_image(self, image_id: Id, item: int, origin: str | None = None) -> bool:
-        """Whether the image of this item is still to be written: False if an interrupted build did, or for a repetition.
+        """Whether the image of this item is still to be looked at: not if an interrupted build wrote it, or for a repetition.
 
         Raises:
             DataFault: another image has this id. Images of equal `origin` (their file) are the same image.
@@ -166,7 +167,7 @@ class StoreWriter:
         if known is None:
             return True
         if known.item == item:
-            return not (known.refused or self._parts.has_image(item))
+            return known.refused or not self._parts.has_image(item)
         if origin is not None and known.origin == short_hash(origin):
             return False
         raise DataFault(

@@ -1,0 +1,71 @@
+"""What happens to a fault: the work stops, or it is listed, counted and passed over."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+from data_tools.errors import DataFault, RequestError, UserError
+
+FILE_NAME = "faults.jsonl"
+OnError = Literal["fail", "skip"]
+
+
+class FaultList:
+    """Faults of one build, a line each in `file`.
+
+    Args:
+        on_error: ``fail`` raises the first fault; ``skip`` lists it.
+        max_faults: more of them stop the work.
+        keep_bytes: going on with an interrupted build: what is listed behind this length comes again.
+    """
+
+    def __init__(self, file: Path, on_error: OnError = "fail", max_faults: int = 1000, keep_bytes: int = 0) -> None:
+        if on_error not in ("fail", "skip"):
+            raise RequestError(f"--on-error {on_error!r}: fail or skip")
+        if max_faults < 0:
+            raise RequestError(f"--max-faults {max_faults}: it cannot be negative")
+        self.file, self.on_error, self.max_faults = file, on_error, max_faults
+        self.kinds: Counter[str] = Counter()
+        self._handle = file.open("a+b")
+        if self._handle.tell() < keep_bytes:
+            raise UserError(f"{file} is shorter than the interrupted build left it; start anew without --continue.")
+        self._handle.truncate(keep_bytes)
+        self._handle.seek(0)
+        self.kinds.update(json.loads(line)["kind"] for line in self._handle)
+
+    @property
+    def total(self) -> int:
+        return self.kinds.total()
+
+    @property
+    def bytes(self) -> int:
+        """Length of the list, as it is on the disk."""
+        return self._handle.tell()
+
+    def add(self, fault: DataFault) -> None:
+        """List `fault`, or raise it.
+
+        Raises:
+            DataFault: with ``fail``.
+            UserError: there are more than `max_faults`.
+        """
+        if self.on_error == "fail":
+            raise fault
+        self.kinds[fault.kind] += 1
+        self._handle.write(json.dumps(fault.as_dict(), ensure_ascii=True).encode() + b"\n")
+        self._handle.flush()
+        if self.total > self.max_faults:
+            raise UserError(
+                f"more than {self.max_faults} faults ({self.summary()}); the last one: {fault} "
+                "Mend the source, or raise --max-faults."
+            )
+
+    def summary(self) -> str:
+        """``12 bad-json, 3 missing-image``."""
+        return ", ".join(f"{count:,} {kind}" for kind, count in self.kinds.most_common())
+
+    def close(self) -> None:
+        self._handle.close()

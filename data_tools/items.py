@@ -1,0 +1,122 @@
+"""What a source yields: images, texts and faults, in one stream."""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from data_tools.errors import DataFault
+from data_tools.store import Id
+from data_tools.store.layouts import decode_base64
+
+_LARGEST_FILE = 2**30
+
+
+@dataclass(slots=True)
+class Base64:
+    """An image as base64 text; decoded when it is needed."""
+
+    text: bytes
+
+
+@dataclass(slots=True)
+class ImageItem:
+    """An image of the source: its id, where its bytes are, and where it was named.
+
+    `origin` names its file where a source may name the same image several times (a table with a row per caption).
+    """
+
+    image_id: Id
+    content: bytes | Base64 | Path
+    file: Path | str | None = None
+    line: int | None = None
+    origin: str | None = None
+
+    def read(self) -> bytes:
+        """The encoded image file.
+
+        Raises:
+            DataFault: the file is not there, or its base64 is damaged.
+        """
+        content = self.content
+        if isinstance(content, bytes):
+            return content
+        if isinstance(content, Base64):
+            try:
+                return decode_base64(content.text)
+            except binascii.Error as error:
+                raise self.fault(f"the image is not base64 ({error})", "bad-base64", "Encode the image file again.") from None
+        try:
+            if content.stat().st_size > _LARGEST_FILE:
+                raise self.fault(f"image {content} has more than {_LARGEST_FILE >> 20} MiB", "file-too-large", "Shrink it.")
+            return content.read_bytes()
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise self.fault(f"image file {str(content)!r} cannot be read ({reason})", "missing-file",
+                             "Put it there, or correct the path.") from None  # fmt: skip
+
+    def fault(self, problem: str, kind: str, mend: str) -> DataFault:
+        return DataFault(problem, mend=mend, kind=kind, file=self.file, line=self.line, item_id=self.image_id)
+
+
+@dataclass(slots=True)
+class TextItem:
+    """A text of the source and the images it stands on (none: they are unknown)."""
+
+    text_id: Id
+    text: str
+    image_ids: Sequence[Id]
+    language: str | None = None
+    file: Path | str | None = None
+    line: int | None = None
+
+
+Item = ImageItem | TextItem | DataFault
+
+
+def located(fault: DataFault, file: Path | str | None, line: int | None = None, item_id: Id | None = None) -> DataFault:
+    """The fault with its place, where it does not know one itself."""
+    return DataFault(
+        fault.problem, mend=fault.mend, kind=fault.kind, file=fault.file or file, line=fault.line or line,
+        item_id=item_id if fault.item_id is None else fault.item_id,
+    )  # fmt: skip
+
+
+@dataclass
+class Stream:
+    """Items with what a progress bar needs: `tell` counts up to `total` in `unit`."""
+
+    items: Iterator[Item]
+    total: int | None = None
+    unit: str = "item"
+    tell: Callable[[], int] = field(default=lambda: 0)
+
+
+class Source(Protocol):
+    """Where pairs come from. Images come before the texts that name them; the order is the same every time."""
+
+    kind: str
+
+    def open(self) -> Stream:
+        """The items, from the beginning.
+
+        Raises:
+            RequestError: a file of the source is missing.
+        """
+        ...
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the source is, so that an interrupted build can tell whether it is still the same."""
+        ...
+
+    def expected(self) -> dict[str, int]:
+        """Published counts of `images` and `texts`; empty where there are none."""
+        ...
+
+
+def fingerprint_of(*files: Path) -> list[list[Any]]:
+    """Name, size and time of change of every file."""
+    return [[str(file.resolve()), (status := file.stat()).st_size, status.st_mtime_ns] for file in files]
