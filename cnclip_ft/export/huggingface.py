@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from cnclip_ft.models.checkpoints import describe_model, read_info, save_checkpoint
+from cnclip_ft.models.checkpoints import INFO, describe_model, read_info, save_checkpoint
 from cnclip_ft.models.dual_encoder import DualEncoder
 from data_tools.errors import RequestError
 
@@ -24,7 +24,9 @@ def export_huggingface(model: DualEncoder, output: Path, source: Path) -> float:
             f"{description['image']['kind']} and {description['text']['pooling']}-pooled. The checkpoint itself can be "
             "used with cnclip_ft.load."
         )
-    info = {key: value for key, value in read_info(source).items() if key not in ("format", "model")}
+    # What our checkpoint knows of itself goes along; other kinds know nothing.
+    known = read_info(source) if (source / INFO).is_file() else {}
+    info = {key: value for key, value in known.items() if key not in ("format", "model")}
     save_checkpoint(model, output, info=info | {"exported_from": source.name})
     return _difference(model, output)
 

@@ -24,6 +24,8 @@ from cnclip_ft.data.images import OPENAI_MEAN, OPENAI_STD
 from cnclip_ft.data.texts import TextTokenizer
 from cnclip_ft.models.catalog import Architecture, ResNet
 from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.models.files import find, read_tensors
+from cnclip_ft.models.official import is_official, recognise, to_ours
 from cnclip_ft.models.towers import ForeignTower, ResNetTower, RobertaTower, ViTTower
 from data_tools.errors import RequestError, UserError
 
@@ -199,15 +201,87 @@ def load(
     path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None,
     image_size: int | None = None, source: str = "huggingface",
 ) -> DualEncoder:  # fmt: skip
-    """A model from a checkpoint, in evaluation mode on `device`.
+    """A model from a checkpoint of any kind, in evaluation mode on `device`.
+
+    Args:
+        path: our folder, a Hugging Face ChineseCLIPModel folder, an official ``.pt``, or a published name.
+        image_size: another resolution for a ViT; its position embeddings are resized.
 
     Raises:
-        RequestError: nothing readable is there.
+        RequestError: nothing readable is there, or it is no Chinese CLIP.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise RequestError(f"{path}: no such checkpoint folder")
-    return load_folder(folder).to(device=device, dtype=dtype)
+    found = find(str(path), source)
+    if (found / INFO).is_file():
+        model = load_folder(found)
+    elif found.is_dir():
+        model = _load_huggingface(found)
+    else:
+        model = _load_official(found)
+    if image_size is not None and image_size != model.image_size:
+        _resize(model, image_size)
+    return model.eval().to(device=device, dtype=dtype)
+
+
+def _load_huggingface(folder: Path) -> DualEncoder:
+    names = [name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()]
+    if not names:
+        raise RequestError(f"{folder}: neither {INFO} nor model.safetensors nor pytorch_model.bin in it; not a checkpoint")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{folder / 'config.json'} cannot be read ({error})") from None
+    if config.get("model_type") != "chinese_clip":
+        raise RequestError(f"{folder}: a {config.get('model_type')!r} model, not chinese_clip. As one tower: model.start={{image: …, text: …}}")
+    tensors = {n: t for n, t in read_tensors(folder / names[0]).items() if not n.endswith("position_ids") and ".pooler." not in n}
+    description = _description(recognise(tensors))
+    # The configuration knows what shapes do not say.
+    description["text"] |= {k: v for k, v in (config.get("text_config") or {}).items() if k in _TEXT_KEYS}
+    description["image"] |= {k: v for k, v in (config.get("vision_config") or {}).items() if k in _VISION_KEYS}
+    model = build_model(description, folder / "vocab.txt" if (folder / "vocab.txt").is_file() else None)
+    fill(model, tensors, str(folder))
+    return model
+
+
+def _load_official(path: Path) -> DualEncoder:
+    tensors = read_tensors(path)
+    if not is_official(tensors):
+        raise RequestError(f"{path}: not a Chinese CLIP checkpoint (no text_projection and bert.embeddings in it)")
+    try:
+        tensors = to_ours(tensors)
+        architecture = recognise(tensors)
+    except (KeyError, RequestError) as error:
+        raise RequestError(f"{path}: the checkpoint is incomplete or of another model ({error})") from None
+    model = build_model(_description(architecture), None)
+    fill(model, tensors, str(path))
+    return model
+
+
+def _description(architecture: Architecture) -> dict[str, Any]:
+    """What `build_model` needs, for an architecture of the catalogue or one recognised from shapes."""
+    make = ResNetTower if isinstance(architecture.image, ResNet) else ViTTower.make
+    with torch.device("meta"):
+        image, text = make(architecture.image, architecture.projection), RobertaTower.make(architecture.text, architecture.projection)
+        return describe_model(DualEncoder(image, text, TextTokenizer(), architecture))
+
+
+def _resize(model: DualEncoder, image_size: int) -> None:
+    """Another resolution: position embeddings are interpolated bicubically, aligned at the corners, as the official code does."""
+    tower = model.image_tower
+    if not isinstance(tower, ViTTower) or image_size % tower.vision_model.config.patch_size:
+        raise RequestError(f"image_size {image_size} does not fit this image tower (a ViT, and a multiple of its patch size)")
+    vision = tower.vision_model
+    old = vision.embeddings.position_embedding.weight.data
+    side, new = round((len(old) - 1) ** 0.5), image_size // vision.config.patch_size
+    grid = old[1:].T.reshape(1, -1, side, side)
+    grid = torch.nn.functional.interpolate(grid, size=(new, new), mode="bicubic", align_corners=True)
+    vision.config.image_size = image_size
+    fresh = ViTTower(vision.config, tower.output_dim)
+    weights = tower.state_dict() | {
+        "vision_model.embeddings.position_embedding.weight": torch.cat([old[:1], grid.flatten(2)[0].T])
+    }
+    fresh.load_state_dict(weights)
+    model.image_tower, model.architecture = fresh, None
+    print(f"image size {side * vision.config.patch_size} → {image_size}: position embeddings resized (bicubic, corners aligned)")
 
 
 def checkpoint_checksum(path: str | Path) -> str:
