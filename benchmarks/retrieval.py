@@ -110,7 +110,7 @@ def small(threads: int, repeats: int) -> None:
     """Official: JSONL → top-10 → score, both ways. Ours: from the tensors, and from the same JSONL to the same files."""
     from cnclip_ft.evaluation import official_files as files
     from cnclip_ft.evaluation.encode import SplitFeatures
-    from cnclip_ft.evaluation.retrieval import recall, topk
+    from cnclip_ft.evaluation.retrieval import ranks_and_topk, summarise, topk
 
     torch.manual_seed(0)
     images = F.normalize(torch.randn(1000, 512), dim=1)
@@ -140,9 +140,9 @@ def small(threads: int, repeats: int) -> None:
             return total
 
         def from_tensors() -> None:
-            topk(texts, images, 10)
-            topk(images, texts, 10)
-            recall(split)
+            found, _, _ = ranks_and_topk(split, 10)
+            summarise(found.text_ranks, 1000)
+            summarise(found.image_ranks, 5000)
 
         def from_jsonl() -> None:
             asking, pool, right = files.read_features(txt), files.read_features(img), files.read_answers(truth)
@@ -199,7 +199,7 @@ def large(threads: int, size: int, memory: str) -> None:
     answers = size * 10 * 12
     print(f"{size:,} × {size:,}, dim 512, {threads} thread(s), --memory {memory}: exact top-10 both ways in {seconds:.1f} s")
     print(f"arithmetic {rate / 1e9:.1f} GFLOP/s of {best / 1e9:.1f} measured: {100 * rate / best:.0f} % (target 50)")
-    print(f"peak memory over the features {(resident("VmHWM") - before) / 2**30:.2f} GiB, answers ({answers / 2**30:.2f}) included (target 1.3)")
+    print(f"peak memory over the features {(resident('VmHWM') - before) / 2**30:.2f} GiB, answers ({answers / 2**30:.2f}) included (target 1.3)")
 
 
 def texts(threads: int, repeats: int, count: int) -> None:

@@ -1,4 +1,4 @@
-"""Exact top-k and recall both ways over the whole pool, in bounded memory (module `tiles`).
+"""Exact top-k and recall both ways over the whole pool, in bounded memory (modules `tiles`, `sweep`).
 
 The rank of a query is 1 + the number of gallery items that are not its positives and score at least as high as
 its best positive: a tie counts against the model, so a model that gives everything the same feature does not
@@ -15,21 +15,10 @@ from typing import Any
 import torch
 
 from cnclip_ft.evaluation.encode import SplitFeatures
-from cnclip_ft.evaluation.tiles import (
-    DEFAULT_MEMORY,
-    TIE,
-    Side,
-    error_bound,
-    exact,
-    full_precision,
-    parse_memory,
-    settle_device,
-    tile_shape,
-)
+from cnclip_ft.evaluation.sweep import RankLooker, TopLooker, sweep
+from cnclip_ft.evaluation.tiles import DEFAULT_MEMORY, Side, full_precision, parse_memory, settle_device
 
 KS = (1, 5, 10)
-_MARGIN = 8  # candidates kept beyond k, so that rounding seldom asks for a second look
-_BLOCK = 64  # columns whose maximum is looked at before the columns themselves
 UNLABELLED = "unlabelled"
 
 
@@ -58,89 +47,9 @@ def topk(
     size, where = parse_memory(memory), settle_device(device, queries)
     with full_precision():
         q, g = Side(queries, where, size, "query"), Side(gallery, where, size, "gallery")
-        k = min(k, len(g))
-        values = torch.empty(len(q), k)
-        indices = torch.empty(len(q), k, dtype=torch.int64)
-        if k == 0 or len(q) == 0:
-            return values, indices
-        keep = min(k + _MARGIN, len(g))
-        rows, columns = tile_shape(len(q), len(g), size, where)
-        bound, scale = error_bound(q, g), q.norms * g.largest
-        for start, tile in q.tiles(rows):
-            stop = start + len(tile)
-            lowest, found = _candidates(tile, g, keep, columns)
-            score, order = _settle(q, g, torch.arange(start, stop, device=where), found, scale[start:stop])
-            values[start:stop], indices[start:stop] = score[:, :k].float().cpu(), order[:, :k].cpu()
-            if keep < len(g):
-                open_rows = lowest.double() + bound[start:stop] >= score[:, k - 1] - TIE * scale[start:stop]
-                again = open_rows.nonzero()[:, 0] + start
-                for rest in again.split(max(1, size // (32 * len(g)))):
-                    score, order = _look_again(q, g, rest, k, columns, scale[rest])
-                    values[rest.cpu()], indices[rest.cpu()] = score.float().cpu(), order.cpu()
-    return values, indices
-    return values, indices
-
-
-def _candidates(tile: torch.Tensor, gallery: Side, keep: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `keep` best by float32 score, unordered: the lowest of their scores ``[rows]``, indices ``[rows, keep]``."""
-    best = torch.full((len(tile), 0), 0.0, device=tile.device)
-    where = torch.empty((len(tile), 0), dtype=torch.int64, device=tile.device)
-    for first, part in gallery.tiles(columns):
-        scores = tile @ part.T
-        width = scores.shape[1]
-        blocks = width // _BLOCK
-        if blocks > 2 * keep:
-            # The best `keep` lie in the `keep` blocks with the highest maxima, or in the ragged end.
-            body = scores[:, : blocks * _BLOCK].unflatten(1, (blocks, _BLOCK))
-            chosen = body.amax(2).topk(keep, dim=1, sorted=False).indices
-            values = body.gather(1, chosen[:, :, None].expand(-1, -1, _BLOCK)).flatten(1)
-            index = (chosen[:, :, None] * _BLOCK + torch.arange(_BLOCK, device=tile.device)).flatten(1)
-            if width > blocks * _BLOCK:
-                values = torch.cat([values, scores[:, blocks * _BLOCK :]], 1)
-                rest = torch.arange(blocks * _BLOCK, width, device=tile.device).expand(len(tile), -1)
-                index = torch.cat([index, rest], 1)
-        else:
-            values, index = scores, torch.arange(width, device=tile.device).expand(len(tile), -1)
-        del scores
-        top = values.topk(min(keep, values.shape[1]), dim=1, sorted=False)
-        best = torch.cat([best, top.values], 1)
-        where = torch.cat([where, index.gather(1, top.indices) + first], 1)
-        if best.shape[1] > keep:
-            top = best.topk(keep, dim=1, sorted=False)
-            best, where = top.values, where.gather(1, top.indices)
-    return best.amin(1), where
-
-
-def _look_again(
-    queries: Side, gallery: Side, rest: torch.Tensor, k: int, columns: int, scale: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Top-k of the queries `rest` from all their float64 scores: for rows whose k-th place float32 cannot decide."""
-    wide = queries.rows(rest)
-    scores = torch.cat([wide @ part.double().T for _, part in gallery.tiles(columns)], 1)
-    scores = (scores / _grid(scale)[:, None]).round_()
-    last = scores.topk(k, dim=1).values[:, -1:]
-    tied = scores == last
-    # Of those that tie for the last places, the first in the gallery's order are taken.
-    room = k - (scores > last).sum(1, keepdim=True)
-    chosen = (scores > last) | (tied & (tied.cumsum(1, dtype=torch.int32) <= room))
-    found = chosen.nonzero()[:, 1].view(len(rest), k)
-    return _settle(queries, gallery, rest, found, scale)
-
-
-def _grid(scale: torch.Tensor) -> torch.Tensor:
-    """float64 scores are rounded to multiples of this before they are put in order, so that equal ones are equal."""
-    return (TIE * scale).clamp_min(torch.finfo(torch.float64).tiny)
-
-
-def _settle(
-    queries: Side, gallery: Side, asking: torch.Tensor, found: torch.Tensor, scale: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """float64 scores and indices of the candidates ``[rows, n]``: highest first, equal ones by index."""
-    order = found.sort(dim=1).values
-    rows = asking.repeat_interleave(found.shape[1])
-    score = exact(queries, gallery, rows, order.flatten()).view(order.shape)
-    ranked = (score / _grid(scale)[:, None]).round().sort(dim=1, descending=True, stable=True).indices
-    return score.gather(1, ranked), order.gather(1, ranked)
+        top = TopLooker(q, g, k, size)
+        sweep(q, g, [top], [], size)
+    return top.values, top.indices
 
 
 def ranks(
@@ -161,52 +70,12 @@ def ranks(
         int64 ``[q]`` on the CPU, 1 is best; 0 where a query has no positive.
     """
     size, where = parse_memory(memory), settle_device(device, queries)
-    answer = torch.zeros(len(queries), dtype=torch.int64)
-    if len(positives) == 0:
-        return answer
     with full_precision():
-        pairs = positives.unique(dim=0)
-        asked, row = pairs[:, 0].unique(return_inverse=True)
-        q = Side(queries if len(asked) == len(queries) else queries[asked.to(queries.device)], where, size, "query")
-        g = Side(gallery, where, size, "gallery")
-        row, item = row.to(where), pairs[:, 1].to(where)
-        scale = q.norms * g.largest
-        score = exact(q, g, row, item)
-        best = torch.full((len(q),), -torch.inf, dtype=torch.float64, device=where)
-        best = best.scatter_reduce(0, row, score, "amax") - TIE * scale  # from here on "at least as high" means this
-        own = torch.zeros(len(q), dtype=torch.int64, device=where)
-        own.index_add_(0, row, (score >= best[row]).long())
-        # 2⁻²²·|best| covers the rounding of the two limits themselves to float32.
-        bound = error_bound(q, g) + 2.0**-22 * best.abs() + TIE * scale
-        rows, columns = tile_shape(len(q), len(g), size, where)
-        above = torch.zeros(len(q), dtype=torch.int64, device=where)
-        for start, tile in q.tiles(rows):
-            part = slice(start, start + len(tile))
-            high, low = (best + bound)[part].float()[:, None], (best - bound)[part].float()[:, None]
-            for first, other in g.tiles(columns):
-                scores = tile @ other.T
-                surely, maybe = scores > high, scores >= low
-                above[part] += surely.sum(1)
-                at, column = maybe.logical_xor_(surely).nonzero(as_tuple=True)
-                if len(at) * 16 > scores.numel() and scores.numel() > 2**16:
-                    # Nearly equal scores everywhere (a collapsed model): a float64 product is cheaper than pairs.
-                    again = _float64_hits(tile, other, best[part])
-                    above[part] += (again & maybe).sum(1)
-                else:
-                    hits = exact(q, g, at + start, column + first) >= best[at + start]
-                    above.index_add_(0, at + start, hits.long())
-        answer[asked.cpu()] = (1 + above - own).cpu()
-    return answer
-
-
-def _float64_hits(tile: torch.Tensor, other: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
-    """bool ``[rows, columns]``: scores at least as high as `best`; in slices, as float64 takes twice the room."""
-    hits = torch.empty(len(tile), len(other), dtype=torch.bool, device=tile.device)
-    wide = tile.double()
-    for start in range(0, len(other), 4096):
-        piece = slice(start, start + 4096)
-        hits[:, piece] = wide @ other[piece].double().T >= best[:, None]
-    return hits
+        q, g = Side(queries, where, size, "query"), Side(gallery, where, size, "gallery")
+        looker = RankLooker(q, g, positives)
+        if len(positives):
+            sweep(q, g, [looker], [], size)
+        return looker.ranks()
 
 
 @dataclass
@@ -271,12 +140,37 @@ class SplitRanks:
 def split_ranks(
     features: SplitFeatures, *, memory: str | int = DEFAULT_MEMORY, device: torch.device | str | None = None
 ) -> SplitRanks:
-    """Ranks both ways over the whole pool."""
-    images, texts, positives = features.image_features, features.text_features, features.positives
-    by_text = ranks(texts, images, positives.flip(1), memory=memory, device=device)
-    by_image = ranks(images, texts, positives, memory=memory, device=device)
+    """Ranks both ways over the whole pool, from one walk over the scores."""
+    return _both_ways(features, None, memory, device)[0]
+
+
+def ranks_and_topk(
+    features: SplitFeatures,
+    k: int = 10,
+    *,
+    memory: str | int = DEFAULT_MEMORY,
+    device: torch.device | str | None = None,
+) -> tuple[SplitRanks, tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """`split_ranks`, and `topk` text→image and image→text, all from one walk over the scores."""
+    found, by_text, by_image = _both_ways(features, k, memory, device)
+    return found, (by_text.values, by_text.indices), (by_image.values, by_image.indices)
+
+
+def _both_ways(
+    features: SplitFeatures, k: int | None, memory: str | int, device: torch.device | str | None
+) -> tuple[SplitRanks, TopLooker | None, TopLooker | None]:
+    size, where = parse_memory(memory), settle_device(device, features.text_features)
+    with full_precision():
+        texts = Side(features.text_features, where, size, "text")
+        images = Side(features.image_features, where, size, "image")
+        rows = [RankLooker(texts, images, features.positives.flip(1))]
+        columns = [RankLooker(images, texts, features.positives)]
+        tops = [TopLooker(texts, images, k, size), TopLooker(images, texts, k, size)] if k else [None, None]
+        if len(features.positives) or k:
+            sweep(texts, images, [*rows, *filter(None, tops[:1])], [*columns, *filter(None, tops[1:])], size)
+        by_text, by_image = rows[0].ranks(), columns[0].ranks()
     text_index, image_index = by_text.nonzero()[:, 0], by_image.nonzero()[:, 0]
-    return SplitRanks(text_index, by_text[text_index], image_index, by_image[image_index])
+    return SplitRanks(text_index, by_text[text_index], image_index, by_image[image_index]), tops[0], tops[1]
 
 
 def summarise(found: torch.Tensor, gallery: int, ks: Sequence[int] = KS) -> Direction | None:

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnclip_ft.evaluation import retrieval
-from cnclip_ft.evaluation.retrieval import ranks, recall, summarise, topk
+from cnclip_ft.evaluation import sweep
+from cnclip_ft.evaluation.retrieval import ranks, ranks_and_topk, recall, split_ranks, summarise, topk
 from data_tools.errors import UserError
 from tests.evaluation.tiny import random_split
 
@@ -78,10 +78,23 @@ def test_the_size_of_the_tiles_changes_nothing(split, monkeypatch):
     expected = recall(split).as_dict()
     top = topk(split.text_features, split.image_features, 10)
     for shape in ((1, 64), (7, 64), (300, 128)):
-        monkeypatch.setattr(retrieval, "tile_shape", lambda *_, shape=shape, **__: shape)
+        monkeypatch.setattr(sweep, "tile_shape", lambda *_, shape=shape, **__: shape)
         assert recall(split).as_dict() == expected
         again = topk(split.text_features, split.image_features, 10)
-        assert torch.equal(again[0], top[0]) and torch.equal(again[1], top[1])
+        assert torch.allclose(again[0], top[0], atol=1e-6) and torch.equal(again[1], top[1])
+
+
+def test_one_walk_gives_what_four_give(split, monkeypatch):
+    for shape in (None, (7, 64)):
+        if shape:
+            monkeypatch.setattr(sweep, "tile_shape", lambda *_, **__: (7, 64))
+        found, by_text, by_image = ranks_and_topk(split, 10)
+        alone = split_ranks(split)
+        assert torch.equal(found.text_ranks, alone.text_ranks) and torch.equal(found.image_ranks, alone.image_ranks)
+        assert torch.equal(found.text_ranks, ranks(split.text_features, split.image_features, split.positives.flip(1)))
+        assert torch.equal(found.image_ranks, ranks(split.image_features, split.text_features, split.positives)[found.image_index])
+        assert torch.equal(by_text[1], topk(split.text_features, split.image_features, 10)[1])
+        assert torch.equal(by_image[1], topk(split.image_features, split.text_features, 10)[1])
 
 
 def test_topk_over_many_blocks_equals_a_full_sort():
@@ -121,8 +134,8 @@ def test_a_collapsed_model_takes_the_dense_path_and_agrees(monkeypatch):
     features.image_features = base + 1e-7 * torch.randn(300, 32)
     features.text_features = base + 1e-7 * torch.randn(600, 32)
     calls = []
-    dense = retrieval._float64_hits
-    monkeypatch.setattr(retrieval, "_float64_hits", lambda *a: calls.append(1) or dense(*a))
+    dense = sweep.RankLooker._float64_hits
+    monkeypatch.setattr(sweep.RankLooker, "_float64_hits", lambda *a: calls.append(1) or dense(*a))
     found = ranks(features.text_features, features.image_features, features.positives.flip(1))
     full = features.text_features.double() @ features.image_features.double().T
     best = full.gather(1, features.positives[:, :1])
