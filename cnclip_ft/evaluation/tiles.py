@@ -19,7 +19,7 @@ TIE = 1e-12  # float64 scores of unit features closer than this are a tie; float
 DEFAULT_MEMORY = "2GiB"
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _CPU_TILE = 64 * 2**20  # bytes; larger tiles leave the cache and gain nothing
-_ROWS = 512
+_ROWS = 1024
 
 
 def parse_memory(memory: str | int) -> int:
