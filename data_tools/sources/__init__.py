@@ -1,1 +1,105 @@
-"""Whatever people have → records. One file a source; each ends in `data_tools.build.build_store`."""
+"""Where pairs come from: one small file a source, each a stream of images, texts and faults (`data_tools.items`).
+
+`open_source` is the one place that knows their names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_tools.errors import RequestError
+from data_tools.items import Source
+from data_tools.sources.table import Columns
+
+KINDS = {
+    "official": "{split}_imgs.tsv + {split}_texts.jsonl in a folder",
+    "folder": "images with captions.csv/.tsv/.jsonl/.parquet/.txt, or a .txt beside each",
+    "table": "a CSV, TSV, JSONL or Parquet file with image paths or bytes",
+    "imagefolder": "a Hugging Face imagefolder with metadata.*",
+    "webdataset": "tars with images beside .txt or .json",
+    "flickr8k-cn": "caption files + photos of Flickr8k",
+    "flickr30k-cn": "the distributed TSV + JSONL, or the authors' caption folders + photos",
+    "coco-cn": "the authors' caption files + photos of MS-COCO 2014",
+    "muge": "the distributed TSV + JSONL",
+}
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What a source may be told beyond its place; None and empty mean: find it yourself."""
+
+    captions: Path | None = None
+    images: Path | None = None
+    captions_from: tuple[str, ...] = ()
+    columns: Columns = field(default_factory=Columns)
+    encoding: str = "utf-8"
+
+
+# Which options mean something to which kind; any other is refused rather than ignored.
+_TAKES = {
+    "official": (),
+    "folder": ("captions", "columns", "encoding"),
+    "table": ("images", "columns", "encoding"),
+    "imagefolder": ("columns",),
+    "webdataset": ("columns",),
+    "flickr8k-cn": ("images", "captions_from"),
+    "flickr30k-cn": ("images",),
+    "coco-cn": ("images", "captions_from"),
+    "muge": (),
+}
+
+
+def open_source(kind: str, place: str, options: SourceOptions | None = None) -> dict[str, Source]:
+    """The splits of a source by name; a source without splits has one, named ``""``.
+
+    Raises:
+        RequestError: an unknown kind, an option it does not take, or a place that is not such a source.
+    """
+    options = options or SourceOptions()
+    if kind not in KINDS:
+        raise RequestError(f"source {kind!r} is not known; there are {', '.join(KINDS)}")
+    default = SourceOptions()
+    for name in ("captions", "images", "captions_from", "columns", "encoding"):
+        if getattr(options, name) != getattr(default, name) and name not in _TAKES[kind]:
+            flag = "--…-column" if name == "columns" else f"--{name.replace('_', '-')}"
+            raise RequestError(f"{flag} means nothing to source {kind!r}; leave it out")
+    path = Path(place)
+    if kind == "webdataset":
+        from data_tools.sources.webdataset import WebDatasetSource
+
+        return {"": WebDatasetSource(place, options.columns.text)}
+    if kind == "table":
+        from data_tools.sources.table import TableSource
+
+        return {"": TableSource(path, root=options.images, columns=options.columns, encoding=options.encoding)}
+    if not path.is_dir():
+        hint = "; unpack it first" if path.suffix == ".zip" else ""
+        raise RequestError(f"{path}: no such folder{hint}")
+    if kind == "folder":
+        from data_tools.sources.folder import open_folder
+
+        return {"": open_folder(path, captions=options.captions, columns=options.columns, encoding=options.encoding)}
+    if kind == "imagefolder":
+        from data_tools.sources.imagefolder import imagefolder
+
+        return imagefolder(path, options.columns)
+    if kind == "flickr8k-cn":
+        from data_tools.sources.flickr8k_cn import flickr8k_cn
+
+        return flickr8k_cn(path, options.images, options.captions_from or ("zhc",))
+    if kind == "flickr30k-cn":
+        from data_tools.sources.flickr30k_cn import flickr30k_cn
+
+        return flickr30k_cn(path, options.images)
+    if kind == "coco-cn":
+        from data_tools.sources.coco_cn import coco_cn
+
+        return coco_cn(path, options.images, options.captions_from or ("written",))
+    if kind == "muge":
+        from data_tools.sources.muge import muge
+
+        return muge(path)
+    from data_tools.sources.official import OfficialSource
+
+    return {file.name.removesuffix("_imgs.tsv"): OfficialSource(path, file.name.removesuffix("_imgs.tsv")) for file in sorted(path.glob("*_imgs.tsv"))}

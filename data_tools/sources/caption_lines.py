@@ -1,0 +1,79 @@
+"""Caption files with a line per sentence, ``1000268201_693b08cb0e.jpg#zhc#0 句子`` or ``COCO_val2014_…#0<TAB>句子``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_tools.annotations import check_text, decode_line, read_lines
+from data_tools.errors import DataFault, RequestError
+from data_tools.items import located
+
+# name, optionally #source, #number, then a tab or spaces, then the sentence; names may hold spaces if a tab follows
+_LINE = re.compile(r"(?:(?P<tabbed>[^\t]*?)|(?P<name>\S*?))(?:#(?P<source>[A-Za-z]\w*))?(?:#(?P<number>\d+))?(?(tabbed)\t|[ \t]+)(?P<text>.*)")
+_TAG = re.compile(r":[A-Za-z]+$")
+_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionLine:
+    """One sentence: the image's name without ending, the mark before the sentence (its id), the sentence."""
+
+    image: str
+    mark: str
+    text: str
+    line: int
+
+
+def without_ending(name: str) -> str:
+    """``a.jpg`` → ``a``."""
+    stem, dot, ending = name.rpartition(".")
+    return stem if dot and f".{ending.lower()}" in _ENDINGS else name
+
+
+def join_segmented(text: str) -> str:
+    """``两:m 只:q 狗:n`` → ``两只狗``: words cut and tagged by a segmenter; two spaces stood for a comma."""
+    parts = (part.split() for part in re.split(r"\s{2,}", text.strip()))
+    return "，".join("".join(_TAG.sub("", word) for word in words) for words in parts if words)
+
+
+def read_captions(file: Path, clean: Callable[[str], str] = str.strip) -> Iterator[CaptionLine | DataFault]:
+    """Every line of a caption file as a sentence or a fault."""
+    try:
+        handle = file.open("rb")
+    except OSError as error:
+        raise RequestError(f"{file} cannot be read ({error.strerror})") from None
+    with handle:
+        for number, line in read_lines(handle, file):
+            try:
+                if isinstance(line, DataFault):
+                    raise line
+                found = _LINE.fullmatch(decode_line(line))
+                name = found and (found["tabbed"] or found["name"])
+                if not found or not name:
+                    raise DataFault(
+                        f"not a caption line: {line[:60]!r}", mend="A line is image#number<TAB>sentence.", kind="bad-caption-line"
+                    )
+                image = without_ending(name.strip())
+                mark = "#".join(part for part in (image, found["source"], found["number"] or str(number)) if part)
+                yield CaptionLine(image, mark, check_text(clean(found["text"])), number)
+            except DataFault as fault:
+                yield located(fault, file, number)
+
+
+def read_names(file: Path) -> list[str]:
+    """The image names of a split file, one a line, with or without ending, in order.
+
+    Raises:
+        RequestError: the file is missing or not text, or names an image twice.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{file}: the list of images cannot be read ({error})") from None
+    names = [without_ending(line.split("#")[0].strip()) for line in lines if line.strip()]
+    if len(set(names)) < len(names):
+        raise RequestError(f"{file} names {len(names) - len(set(names))} images twice")
+    return names
