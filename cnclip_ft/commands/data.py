@@ -1,123 +1,267 @@
-"""`cnclip-ft data …`: files → store, what is wrong with a store, and a demonstration set."""
+"""`cnclip-ft data`: files → stores, what is in them, how they look."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Build, import, check and draw image-text data.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Build, import, check and look at image-text data.", no_args_is_help=True, rich_markup_mode=None)
 
-OnError = Annotated[str, typer.Option("--on-error", help="fail: stop at the first fault; skip: note it in FAULTS.jsonl and go on.")]
-MaxFaults = Annotated[int | None, typer.Option("--max-faults", min=0, help="With --on-error skip: stop above this many.")]
-MaxSide = Annotated[int | None, typer.Option("--max-side", min=16, help="Re-encode pictures to JPEG of at most this side (fast training).")]
-Quality = Annotated[int, typer.Option("--quality", min=1, max=100, help="JPEG quality with --max-side.")]
-LayoutName = Annotated[str, typer.Option("--layout", help="plain, or official: what the official training code reads.")]
+# Shared by build and import; what they mean is said once, here.
+Layout = Annotated[str, typer.Option(help="plain (ours) or official (what cn_clip reads).")]
+ShardSize = Annotated[int | None, typer.Option(help="Images a shard; without it the store is in one piece.")]
+MaxSide = Annotated[int | None, typer.Option(help="Shrink pictures to this longer side, in pixels.")]
+Quality = Annotated[int | None, typer.Option(help="Re-encode pictures with this quality, 1 to 100 (85 with --max-side).")]
+ImageFormat = Annotated[str, typer.Option(help="jpeg or webp, for re-encoded pictures.")]
+PixelLimit = Annotated[int | None, typer.Option(help="Refuse pictures of more pixels (179 million).")]
+Language = Annotated[str, typer.Option(help="Of texts that do not say: zh, en, mixed, or detect.")]
+OnError = Annotated[str, typer.Option(help="fail: stop at the first fault; skip: list it in faults.jsonl and go on.")]
+MaxFaults = Annotated[int, typer.Option(help="With skip: stop above this many.")]
+Continue = Annotated[bool, typer.Option("--continue", help="Go on with an interrupted build of the same data.")]
+Workers = Annotated[int, typer.Option(help="Threads that read, check and re-encode pictures.")]
+Stores = Annotated[list[Path], typer.Argument(metavar="STORE…", help="<dir>/<split>, or a folder of splits.")]
 
 
-def _options(on_error: str, max_faults: int | None, max_side: int | None, quality: int, layout: str) -> dict:
+def _comma_list(value: str) -> list[str]:
+    return list(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+
+
+def _options(
+    layout: str, shard_size: int | None, max_side: int | None, quality: int | None, image_format: str, pixel_limit: int | None,
+    language: str, on_error: str, max_faults: int, resume: bool, workers: int,
+) -> dict[str, object]:  # fmt: skip
+    """Flags → arguments of `build_store`, refused here where they make no sense."""
     from data_tools.errors import RequestError
+    from data_tools.language import LANGUAGES
+    from data_tools.pictures import PIXEL_LIMIT, Reencoding
 
-    for name, value, allowed in (("--on-error", on_error, ("fail", "skip")), ("--layout", layout, ("plain", "official"))):
-        if value not in allowed:
-            raise RequestError(f"{name} is {value!r}; use {' or '.join(allowed)}")
-    return {"on_error": on_error, "max_faults": max_faults, "max_side": max_side, "quality": quality, "layout": layout}
+    for name, value, known in (
+        ("--layout", layout, ("plain", "official")), ("--on-error", on_error, ("fail", "skip")),
+        ("--language", language, (*LANGUAGES, "detect")),
+    ):  # fmt: skip
+        if value not in known:
+            raise RequestError(f"{name} {value!r}: one of {', '.join(known)}")
+    for name, number, least in (
+        ("--shard-size", shard_size, 1), ("--workers", workers, 0), ("--max-faults", max_faults, 0), ("--pixel-limit", pixel_limit, 1),
+    ):  # fmt: skip
+        if number is not None and number < least:
+            raise RequestError(f"{name} {number}: at least {least}")
+    reencoding = None
+    if max_side is not None or quality is not None:
+        reencoding = Reencoding(max_side, quality, image_format)
+    elif image_format != "jpeg":
+        raise RequestError("--image-format is for re-encoded pictures; add --max-side or --quality")
+    return {
+        "layout": layout, "shard_size": shard_size, "reencoding": reencoding, "pixel_limit": pixel_limit or PIXEL_LIMIT,
+        "language": language, "on_error": on_error, "max_faults": max_faults, "resume": resume, "workers": workers,
+    }  # fmt: skip
 
 
 @app.command()
 def build(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Holds {split}_imgs.tsv and {split}_texts.jsonl.")],
-    splits: Annotated[str, typer.Option("--splits", help="Comma-separated names, e.g. train,valid.")] = "train,valid",
-    output: Annotated[Path | None, typer.Option("--output", "--lmdb_dir", help="Where the stores go; DIR itself if not given.")] = None,
-    on_error: OnError = "fail",
-    max_faults: MaxFaults = None,
+    folder: Annotated[Path | None, typer.Argument(metavar="DIR", help="Holds {split}_imgs.tsv and {split}_texts.jsonl.")] = None,
+    splits: Annotated[str, typer.Option(help="Splits, separated by commas.")] = "",
+    data_dir: Annotated[Path | None, typer.Option("--data-dir", "--data_dir", help="DIR, as the official script calls it.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "--lmdb-dir", "--lmdb_dir", help="Stores go to OUTPUT/<split>; default: DIR.")
+    ] = None,
+    layout: Layout = "plain",
+    shard_size: ShardSize = None,
     max_side: MaxSide = None,
-    quality: Quality = 90,
-    layout: LayoutName = "plain",
+    quality: Quality = None,
+    image_format: ImageFormat = "jpeg",
+    pixel_limit: PixelLimit = None,
+    language: Language = "detect",
+    on_error: OnError = "fail",
+    max_faults: MaxFaults = 1000,
+    resume: Continue = False,
+    workers: Workers = 0,
 ) -> None:
-    """Build stores from the official TSV + JSONL files.
+    """Build stores from the official TSV + JSONL.
 
-    Example: cnclip-ft data build flickr30k-cn --splits train,valid,test
+    Example: cnclip-ft data build my-data --splits train,valid
     """
     from data_tools.build import build_split
     from data_tools.errors import RequestError
+    from data_tools.sources.official import OfficialSource
 
-    options = _options(on_error, max_faults, max_side, quality, layout)
-    names = [name.strip() for name in splits.split(",") if name.strip()]
-    if not names:
-        raise RequestError("--splits names no split; write e.g. --splits train,valid")
-    for split in names:
-        typer.echo("\n".join(build_split(folder, split, output=output, **options).lines()))
+    folder = folder or data_dir
+    if folder is None or not _comma_list(splits):
+        raise RequestError("name the folder and the splits: cnclip-ft data build DIR --splits train,valid")
+    options = _options(
+        layout, shard_size, max_side, quality, image_format, pixel_limit, language, on_error, max_faults, resume, workers
+    )
+    for split in _comma_list(splits):
+        OfficialSource(folder, split).open()  # all of them are there, before the first is built
+    for split in _comma_list(splits):
+        typer.echo("\n".join(build_split(folder, split, (output or folder) / split, **options).lines()))
 
 
-imports = typer.Typer(help="Make a store from whatever there is.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(imports, name="import")
-
-
-@imports.command("folder")
-def import_folder(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Images, also in folders below.")],
-    output: Annotated[Path, typer.Option("--output", help="The store to make, e.g. data/train.")],
-    captions: Annotated[Path | None, typer.Option("--captions", help="Table (.csv, .tsv, .jsonl) with file and caption columns.")] = None,
-    on_error: OnError = "fail",
-    max_faults: MaxFaults = None,
+@app.command("import")
+def import_(
+    kind: Annotated[
+        str,
+        typer.Argument(
+            metavar="KIND",
+            help="folder, table, imagefolder, webdataset, official, flickr8k-cn, flickr30k-cn, coco-cn or muge (docs/data.md).",
+        ),
+    ],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="The folder, the table file, or the tars.")],
+    output: Annotated[Path, typer.Option(help="The store; for a source with splits the folder above: OUTPUT/<split>.")],
+    splits: Annotated[str, typer.Option(help="Only these splits, separated by commas.")] = "",
+    captions: Annotated[Path | None, typer.Option(help="folder: the captions file, where it is not found by its name.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Where the pictures lie, where it is not SOURCE.")] = None,
+    captions_from: Annotated[str, typer.Option(help="flickr8k-cn: zhc, zhb, zhg, zhmtest, enc; coco-cn: written, translated.")] = "",
+    image_column: Annotated[str | None, typer.Option(help="Column of image paths or bytes.")] = None,
+    text_column: Annotated[list[str] | None, typer.Option(help="Column of captions; may be given several times.")] = None,
+    image_id_column: Annotated[str | None, typer.Option(help="Column of image ids; default: the path.")] = None,
+    text_id_column: Annotated[str | None, typer.Option(help="Column of text ids; default: numbered.")] = None,
+    language_column: Annotated[str | None, typer.Option(help="Column of languages.")] = None,
+    encoding: Annotated[str, typer.Option(help="Of CSV, TSV and JSONL, for example gb18030.")] = "utf-8",
+    layout: Layout = "plain",
+    shard_size: ShardSize = None,
     max_side: MaxSide = None,
-    quality: Quality = 90,
-    layout: LayoutName = "plain",
+    quality: Quality = None,
+    image_format: ImageFormat = "jpeg",
+    pixel_limit: PixelLimit = None,
+    language: Language = "detect",
+    on_error: OnError = "fail",
+    max_faults: MaxFaults = 1000,
+    resume: Continue = False,
+    workers: Workers = 0,
 ) -> None:
-    """A folder of images with captions.csv/.tsv/.jsonl (or metadata.…), or one .txt beside each image.
+    """Build a store from what you have.
 
-    Example: cnclip-ft data import folder photos --output data/train --on-error skip
+    Example: cnclip-ft data import folder PHOTOS --output DIR/train
+
+    Example: cnclip-ft data import table pairs.csv --images PHOTOS --image-column file --text-column caption --output DIR/train
+
+    Example: cnclip-ft data import coco-cn coco-cn-version1805v1.1 --images MSCOCO --output coco-cn
     """
-    from data_tools.sources.folder import import_folder as execute
+    from data_tools.build import build_store
+    from data_tools.errors import RequestError
+    from data_tools.sources import SourceOptions, open_source
+    from data_tools.sources.table import Columns
 
-    options = _options(on_error, max_faults, max_side, quality, layout)
-    typer.echo("\n".join(execute(folder, output, captions=captions, **options).lines()))
+    options = _options(
+        layout, shard_size, max_side, quality, image_format, pixel_limit, language, on_error, max_faults, resume, workers
+    )
+    columns = Columns(image_column, tuple(text_column or ()), image_id_column, text_id_column, language_column)
+    found = open_source(kind, source, SourceOptions(captions, images, tuple(_comma_list(captions_from)), columns, encoding))
+    wanted = _comma_list(splits) or list(found)
+    for split in wanted:
+        if split not in found:
+            named = ", ".join(name for name in found if name)
+            raise RequestError(f"--splits {split}: {source} has {named or 'no splits'}")
+    if not splits and kind in ("flickr30k-cn", "muge"):  # a distribution may have been fetched in part
+        wanted = [split for split in wanted if not hasattr(found[split], "images") or found[split].images.is_file()] or wanted
+    for split in wanted:
+        found[split].open()
+    for split in wanted:
+        typer.echo("\n".join(build_store(found[split], output / split if split else output, **options).lines()))
+
+
+def _open_splits(places: list[Path]) -> dict[str, object]:
+    """Stores by a name each; a folder of splits gives all of them."""
+    from data_tools.errors import RequestError
+    from data_tools.store import open_store
+
+    stores: dict[str, object] = {}
+    for place in places:
+        inside = []
+        if place.is_dir() and not (place / "pairs").exists() and not any(place.glob("shard-*")):
+            inside = sorted(p for p in place.iterdir() if (p / "pairs").is_dir() or any(p.glob("shard-*")))
+        for path in inside or [place]:
+            store = open_store(path)
+            name = path.name if path.name not in stores else str(path)
+            if name in stores:
+                raise RequestError(f"{path} is named twice")
+            store.name = name
+            stores[name] = store
+    return stores
 
 
 @app.command()
 def check(
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="A split, e.g. data/train.")],
-    against: Annotated[list[Path] | None, typer.Option("--against", help="Another split; shared images or texts are said.")] = None,
-    context_length: Annotated[int, typer.Option("--context-length", help="Tokens a caption is cut to.")] = 52,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report there too.")] = None,
+    stores: Stores,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything to this file.")] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", help="Write a page with thumbnails.")] = None,
+    context_length: Annotated[int, typer.Option(help="Tokens a caption may have.")] = 52,
+    vocabulary: Annotated[Path | None, typer.Option(help="Another vocab.txt than the packaged one.")] = None,
+    decode: Annotated[bool, typer.Option(help="Decode every picture, or read the headers only.")] = True,
+    workers: Workers = 2,
 ) -> None:
-    """What a split looks like and what in it would hurt training; exit 1 when something would.
+    """Say what is in the data and what would hurt training; exit 1 if something would.
 
-    Example: cnclip-ft data check data/train --against data/valid
+    Example: cnclip-ft data check DIR/train DIR/valid --html check.html
     """
-    from cnclip_ft.data.texts import TextTokenizer
-    from data_tools.check import check_store
-    from data_tools.store import open_store
+    import json
 
-    others = [open_store(path) for path in against or []]
-    report = check_store(open_store(store), others=others, token_lengths=TextTokenizer().lengths, context_length=context_length)
-    width = max(len(name) for name in report.facts)
-    for name, value in report.facts.items():
-        typer.echo(f"{name:<{width}}  {value:,}" if isinstance(value, int) else f"{name:<{width}}  {value}")
-    for note in report.notes:
-        typer.echo(f"note: {note}")
-    for harm in report.harms:
-        typer.echo(f"WRONG: {harm}")
+    from rich.console import Console
+
+    from cnclip_ft.data.texts import TextTokenizer
+    from data_tools.check import judge, measure
+    from data_tools.check.page import write_page
+    from data_tools.check.tables import print_report
+    from data_tools.errors import UserError
+
+    opened = _open_splits(stores)
+    lengths = TextTokenizer(vocabulary, context_length).lengths
+    report = judge(
+        [measure(store, lengths=lengths, context_length=context_length, decode=decode, workers=workers) for store in opened.values()]
+    )
+    print_report(report, Console(soft_wrap=False))
     if json_file is not None:
-        json_file.write_text(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    raise typer.Exit(1 if report.harms else 0)
+        try:
+            json_file.parent.mkdir(parents=True, exist_ok=True)
+            json_file.write_text(json.dumps(report.as_dict(), ensure_ascii=False, indent=1), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{json_file} cannot be written ({error.strerror})") from None
+    if html_file is not None:
+        write_page(report, opened, html_file)
+    if report.hurts:
+        raise typer.Exit(1)
 
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Source files and stores go there.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Gets the source files and the stores train and valid.")],
     train: Annotated[int, typer.Option(help="Scenes to train on.")] = 2000,
-    valid: Annotated[int, typer.Option(help="Scenes to judge by; their combinations are not in training.")] = 400,
-    seed: Annotated[int, typer.Option(help="The same seed draws the same scenes.")] = 0,
+    valid: Annotated[int, typer.Option(help="Scenes held out: combinations that training never shows.")] = 400,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    size: Annotated[int | None, typer.Option(help="Side of the pictures in pixels.")] = None,
 ) -> None:
-    """Draw the demonstration set: scenes with Chinese and English captions, nothing to download.
+    """Draw a captioned demonstration set: shapes, colours, positions, in Chinese and English.
 
     Example: cnclip-ft data demo demo/data
     """
-    from data_tools.scenes.writing import draw_demo
+    from data_tools.scenes.writing import SIZE, draw_demo
+    from data_tools.store import open_store
 
-    draw_demo(folder, train=train, valid=valid, seed=seed)
-    typer.echo(f"{folder}: {train:,} scenes to train on, {valid:,} to judge by, 3 Chinese and 2 English captions each")
+    draw_demo(folder, train=train, valid=valid, seed=seed, size=SIZE if size is None else size)
+    for split in ("train", "valid"):
+        store = open_store(folder / split)
+        typer.echo(f"{store.path}: {store.image_count:,} scenes, {len(store):,} pairs")
+
+
+@app.command()
+def show(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="<dir>/<split>.")],
+    output: Annotated[Path, typer.Option(help="The PNG.")] = Path("contact-sheet.png"),
+    columns: Annotated[int, typer.Option(help="Pictures across.")] = 6,
+    rows: Annotated[int, typer.Option(help="Pictures down.")] = 4,
+    seed: Annotated[int, typer.Option(help="Which random pairs.")] = 0,
+    first: Annotated[bool, typer.Option("--first", help="The first pairs instead of random ones.")] = False,
+    font: Annotated[Path | None, typer.Option(help="A .ttf, .ttc or .otf with the glyphs of the captions.")] = None,
+) -> None:
+    """Draw a contact sheet: pictures with their captions.
+
+    Example: cnclip-ft data show DIR/train --output sheet.png
+    """
+    from data_tools.contact_sheet import draw_sheet
+    from data_tools.store import open_store
+
+    count = draw_sheet(open_store(store), output, columns=columns, rows=rows, seed=None if first else seed, font=font)
+    typer.echo(f"{output}: {count} pairs")

@@ -1,0 +1,319 @@
+"""What a split holds: counted in one pass over its pairs and one over its pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from array import array
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from tqdm import tqdm
+
+from data_tools.errors import DataFault
+from data_tools.language import detect_language
+from data_tools.pictures import PIXEL_LIMIT, Header, decode_check, read_header
+from data_tools.store import Id, PairStore
+
+Lengths = Callable[[Sequence[str]], list[int]]
+BATCHES = (128, 1024, 8192)
+_TEXTS_AT_ONCE = 8192
+_SHOWN = 12  # examples kept of each kind
+
+
+@dataclass
+class Spread:
+    """A distribution in five numbers."""
+
+    least: int
+    median: int
+    p95: int
+    most: int
+    mean: float
+
+    @classmethod
+    def of(cls, counts: Counter[int]) -> Spread | None:
+        total = counts.total()
+        if not total:
+            return None
+        ordered = sorted(counts.items())
+
+        def at(share: float) -> int:
+            left = share * (total - 1)
+            for value, count in ordered:
+                left -= count
+                if left < 0:
+                    return value
+            return ordered[-1][0]
+
+        mean = sum(value * count for value, count in ordered) / total
+        return cls(ordered[0][0], at(0.5), at(0.95), ordered[-1][0], round(mean, 2))
+
+
+@dataclass
+class SplitCheck:
+    """Everything `check` says of one split. Lists of examples are short; the numbers beside them are complete."""
+
+    name: str
+    path: str
+    checksum: str
+    images: int
+    pairs: int
+    texts: int
+    lone_texts: int
+    pairs_per_image: Spread | None
+    images_without_text: int
+    missing_images: int  # pairs whose image is not in the store
+    repeated_texts: int  # pairs whose caption stands on another image as well
+    repeated_images: int  # images whose content another id has too
+    false_negatives: dict[int, float | None]  # batch size → share of pairs, None above the split's size
+    context_length: int
+    token_lengths: Spread | None
+    cut: float | None  # share of distinct texts longer than the context length
+    characters: Spread | None
+    languages: dict[str, int]
+    formats: dict[str, int]
+    modes: dict[str, int]
+    widths: Spread | None
+    heights: Spread | None
+    bytes: int
+    undecodable: int
+    decoded: bool
+    examples: dict[str, list[Any]] = field(default_factory=dict)
+    image_hashes: dict[bytes, Id] = field(default_factory=dict, repr=False)
+    text_hashes: dict[bytes, str] = field(default_factory=dict, repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, without the hashes."""
+        hidden = ("image_hashes", "text_hashes")
+        return {name: _plain(value) for name, value in vars(self).items() if name not in hidden}
+
+
+def _plain(value: Any) -> Any:
+    return vars(value) if isinstance(value, Spread) else value
+
+
+def short_hash(data: bytes) -> bytes:
+    """16 bytes: enough to tell pictures and texts apart."""
+    return hashlib.sha256(data).digest()[:16]
+
+
+def same_text(text: str) -> bytes:
+    """Equal captions up to case and spaces have equal hashes."""
+    return short_hash(" ".join(text.lower().split()).encode("utf-8", "replace"))
+
+
+def measure(
+    store: PairStore,
+    *,
+    lengths: Lengths | None = None,
+    context_length: int = 52,
+    decode: bool = True,
+    workers: int = 0,
+    progress: bool = True,
+) -> SplitCheck:
+    """Look at every pair and every picture of `store`.
+
+    Args:
+        lengths: texts → lengths in tokens, special tokens included, uncut; None leaves them out.
+        decode: decode every picture; False reads the headers only.
+        workers: threads for pictures.
+    """
+    images = _Images(store, decode, workers, progress)
+    pairs = _Pairs(store, images.numbers, images.groups, progress)
+    texts = _Texts(pairs.distinct, lengths, progress)
+    examples = {
+        "undecodable": images.undecodable_examples,
+        "repeated_images": images.repeated_examples(),
+        "repeated_texts": pairs.repeated_examples(),
+        "missing_images": pairs.missing_examples,
+        "longest": texts.longest,
+        "without_text": pairs.without_text(images.ids),
+    }
+    return SplitCheck(
+        name=store.name, path=str(store.path), checksum=store.checksum(), images=len(images.ids), pairs=len(store),
+        texts=len(pairs.distinct), lone_texts=len(store.lone_texts),
+        pairs_per_image=Spread.of(Counter(pairs.per_image.values())),
+        images_without_text=len(images.ids) - len(pairs.per_image), missing_images=pairs.missing,
+        repeated_texts=pairs.repeated(), repeated_images=images.repeated(),
+        false_negatives={size: pairs.false_negatives(size) for size in BATCHES},
+        context_length=context_length, token_lengths=Spread.of(texts.tokens), cut=texts.cut(context_length),
+        characters=Spread.of(texts.characters), languages=dict(pairs.languages.most_common()),
+        formats=dict(images.formats.most_common()), modes=dict(images.modes.most_common()),
+        widths=Spread.of(images.widths), heights=Spread.of(images.heights), bytes=images.bytes,
+        undecodable=images.undecodable, decoded=decode, examples=examples,
+        image_hashes=images.first, text_hashes=pairs.first_text,
+    )  # fmt: skip
+
+
+class _Images:
+    """One pass over the pictures: headers, content hashes, and whether they decode."""
+
+    def __init__(self, store: PairStore, decode: bool, workers: int, progress: bool) -> None:
+        self.ids, self.bytes, self.undecodable = store.image_ids, 0, 0
+        self.numbers = {image_id: number for number, image_id in enumerate(self.ids)}
+        self.formats: Counter[str] = Counter()
+        self.modes: Counter[str] = Counter()
+        self.widths: Counter[int] = Counter()
+        self.heights: Counter[int] = Counter()
+        self.first: dict[bytes, Id] = {}  # content → the first image that has it
+        self.undecodable_examples: list[list[Any]] = []
+        self.groups = array("q")  # image number → number of the first image of equal content
+        look = _Look(decode)
+        bar = tqdm(total=len(self.ids), desc=f"{store.name}: pictures", unit="image", disable=None if progress else True, delay=1.0)
+        with bar:
+            for image_id, size, digest, found in _looked_at(store, self.ids, look, workers):
+                self.bytes += size
+                self.groups.append(self.numbers[self.first.setdefault(digest, image_id)])
+                if isinstance(found, DataFault):
+                    self.undecodable += 1
+                    if len(self.undecodable_examples) < _SHOWN:
+                        self.undecodable_examples.append([image_id, found.problem])
+                else:
+                    self.formats[found.format] += 1
+                    self.modes[found.mode] += 1
+                    self.widths[found.width] += 1
+                    self.heights[found.height] += 1
+                bar.update()
+        self._sizes = Counter(self.groups)
+
+    def repeated(self) -> int:
+        return sum(count for count in self._sizes.values() if count > 1)
+
+    def repeated_examples(self) -> list[list[Id]]:
+        """Ids of equal content, largest groups first."""
+        largest = [group for group, count in self._sizes.most_common(_SHOWN) if count > 1]
+        members: dict[int, list[Id]] = {group: [] for group in largest}
+        for number, group in enumerate(self.groups):
+            if group in members and len(members[group]) < _SHOWN:
+                members[group].append(self.ids[number])
+        return list(members.values())
+
+
+class _Look:
+    def __init__(self, decode: bool) -> None:
+        self._read = decode_check if decode else read_header
+
+    def __call__(self, data: bytes) -> tuple[int, bytes, Header | DataFault]:
+        try:
+            return len(data), short_hash(data), self._read(data, pixel_limit=PIXEL_LIMIT)
+        except DataFault as fault:
+            return len(data), short_hash(data), fault
+
+
+def _looked_at(
+    store: PairStore, ids: list[Id], look: _Look, workers: int
+) -> Iterator[tuple[Id, int, bytes, Header | DataFault]]:
+    if workers <= 0:
+        for image_id in ids:
+            yield image_id, *look(store.image(image_id))
+        return
+    waiting: deque[tuple[Id, Future[tuple[int, bytes, Header | DataFault]]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for image_id in ids:
+            waiting.append((image_id, pool.submit(look, store.image(image_id))))
+            if len(waiting) > 4 * workers:
+                done, future = waiting.popleft()
+                yield done, *future.result()
+        for done, future in waiting:
+            yield done, *future.result()
+
+
+class _Pairs:
+    """One pass over the pairs: who stands with whom, and which texts there are."""
+
+    def __init__(self, store: PairStore, numbers: dict[Id, int], image_groups: array[int], progress: bool) -> None:
+        self.per_image: Counter[Id] = Counter()
+        self.languages: Counter[str] = Counter()
+        self.distinct: dict[Id, str] = {}
+        self.first_text: dict[bytes, str] = {}
+        self.missing, self.missing_examples = 0, []
+        self._image_of, self._text_of = array("q"), array("q")  # of every pair: equal content, equal number
+        text_numbers: dict[bytes, int] = {}
+        for pair in tqdm(store.pairs(), total=len(store), desc=f"{store.name}: pairs", unit="pair",
+                         disable=None if progress else True, delay=1.0):  # fmt: skip
+            number = numbers.get(pair.image_id)
+            if number is None:
+                self.missing += 1
+                if len(self.missing_examples) < _SHOWN:
+                    self.missing_examples.append([pair.image_id, pair.text_id])
+                continue
+            self.per_image[pair.image_id] += 1
+            digest = same_text(pair.text)
+            self._image_of.append(image_groups[number])
+            self._text_of.append(text_numbers.setdefault(digest, len(text_numbers)))
+            self.first_text.setdefault(digest, pair.text)
+            if pair.text_id not in self.distinct:
+                self.distinct[pair.text_id] = pair.text
+                self.languages[pair.language or detect_language(pair.text) or "none"] += 1
+        for text_id, text, language in store.lone_texts:
+            self.distinct[text_id] = text
+            self.first_text.setdefault(same_text(text), text)
+            self.languages[language or detect_language(text) or "none"] += 1
+        self._images, self._texts = Counter(self._image_of), Counter(self._text_of)
+        self._both = Counter(zip(self._image_of, self._text_of, strict=True))
+
+    def repeated(self) -> int:
+        """Pairs whose text stands on a different picture, too."""
+        return sum(count for (_, text), count in self._both.items() if self._texts[text] > count)
+
+    def repeated_examples(self) -> list[list[Any]]:
+        """[text, number of pairs], the most frequent first."""
+        pictures = Counter(text for _, text in self._both)
+        texts = list(self.first_text.values())
+        return [[texts[text], count] for text, count in pictures.most_common(_SHOWN) if count > 1]
+
+    def without_text(self, ids: list[Id]) -> list[Id]:
+        found = (image_id for image_id in ids if image_id not in self.per_image)
+        return [image_id for _, image_id in zip(range(_SHOWN), found, strict=False)]
+
+    def false_negatives(self, batch: int) -> float | None:
+        """Share of pairs that meet, in a random batch, another pair with the same picture or the same text.
+
+        Exact (drawing without replacement): with m such pairs among n, 1 − Π (1 − (batch − 1) / (n − 1 − k)) for k < m.
+        """
+        total = len(self._image_of)
+        if batch > total:
+            return None
+        twins: Counter[int] = Counter()
+        for (image, text), count in self._both.items():
+            twins[self._images[image] + self._texts[text] - count - 1] += count
+        expected = 0.0
+        for others, count in twins.items():
+            left = total - 1 - others  # pairs that are no twins
+            if left < batch - 1:
+                none = 0.0
+            else:
+                none = math.exp(
+                    math.lgamma(left + 1) - math.lgamma(left - batch + 2)
+                    - math.lgamma(total) + math.lgamma(total - batch + 1)
+                )  # fmt: skip
+            expected += count * (1 - none)
+        return round(expected / total, 6)
+
+
+class _Texts:
+    """Lengths of the distinct texts."""
+
+    def __init__(self, texts: dict[Id, str], lengths: Lengths | None, progress: bool) -> None:
+        self.characters = Counter(map(len, texts.values()))
+        self.tokens: Counter[int] = Counter()
+        self.longest: list[list[Any]] = []
+        ids = list(texts)
+        if lengths is None:
+            return
+        for start in tqdm(range(0, len(ids), _TEXTS_AT_ONCE), desc="captions in tokens", disable=None if progress else True, delay=1.0):
+            some = ids[start : start + _TEXTS_AT_ONCE]
+            found = lengths([texts[text_id] for text_id in some])
+            self.tokens.update(found)
+            self.longest += [[length, text_id, texts[text_id]] for text_id, length in zip(some, found, strict=True)]
+            self.longest = sorted(self.longest, key=lambda row: -row[0])[:_SHOWN]
+
+    def cut(self, context_length: int) -> float | None:
+        if not self.tokens:
+            return None
+        longer = sum(count for length, count in self.tokens.items() if length > context_length)
+        return round(longer / self.tokens.total(), 6)

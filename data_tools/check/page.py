@@ -1,0 +1,95 @@
+"""The check as one HTML file with thumbnails: nothing to fetch, nothing to run."""
+
+from __future__ import annotations
+
+import base64
+import html
+import random
+from pathlib import Path
+from typing import Any
+
+from data_tools.check.judge import CheckReport
+from data_tools.check.measure import SplitCheck
+from data_tools.check.tables import rows_of
+from data_tools.errors import DataFault, UserError
+from data_tools.pictures import Reencoding, reencode
+from data_tools.store import Id, PairStore
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse } td, th { text-align: left; padding: .15rem .9rem .15rem 0; vertical-align: top }
+.hurts { color: #a40000; font-weight: 600 } .row { display: flex; flex-wrap: wrap; gap: .8rem; margin: .5rem 0 1.2rem }
+figure { margin: 0; width: 168px } figure img { max-width: 160px; max-height: 160px; border: 1px solid #ccc; display: block }
+figcaption { font-size: 13px; overflow-wrap: anywhere } .missing { width: 160px; height: 60px; background: #eee }
+"""
+_THUMBNAIL = Reencoding(max_side=160, quality=70)
+_RANDOM = 24
+
+
+def write_page(report: CheckReport, stores: dict[str, PairStore], file: Path, seed: int = 0) -> None:
+    """Write the report with thumbnails of what was found and of a random sample.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    parts = ["<!doctype html><html lang='en'><meta charset='utf-8'><title>data check</title>", f"<style>{_STYLE}</style>"]
+    parts.append("<h1>Data check</h1><ul>")
+    for finding in report.findings:
+        mark = " class='hurts'" if finding.hurts else ""
+        parts.append(f"<li{mark}>{html.escape(f'{finding.split}: {finding.problem}. {finding.mend}')}</li>")
+    parts.append("</ul>" if report.findings else "<li>nothing to report</li></ul>")
+    for leakage in report.leakage:
+        store = stores[leakage.first]
+        parts.append(f"<h2>{html.escape(leakage.first)} / {html.escape(leakage.second)}</h2>")
+        figures = [(store, ids[0], f"{leakage.first} {ids[0]} = {leakage.second} {ids[1]}") for ids in leakage.image_examples]
+        parts.append(_figures(figures))
+        parts.append("".join(f"<div>{html.escape(text)}</div>" for text in leakage.text_examples))
+    for split in report.splits:
+        parts += _split(split, stores[split.name], seed)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("\n".join(parts), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{file} cannot be written ({error.strerror})") from None
+
+
+def _split(split: SplitCheck, store: PairStore, seed: int) -> list[str]:
+    parts = [f"<h2>{html.escape(split.name)}</h2><table>"]
+    parts += [f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows_of(split)]
+    parts.append("</table>")
+    examples = split.examples
+    if examples["undecodable"]:
+        parts.append("<h3>Undecodable</h3><ul>")
+        parts += [f"<li>{html.escape(f'{image_id}: {problem}')}</li>" for image_id, problem in examples["undecodable"]]
+        parts.append("</ul>")
+    if examples["repeated_images"]:
+        parts.append("<h3>Equal pictures under several ids</h3>")
+        parts.append(_figures([(store, ids[0], ", ".join(map(str, ids))) for ids in examples["repeated_images"]]))
+    if examples["repeated_texts"]:
+        parts.append("<h3>Captions on most pictures</h3><table>")
+        parts += [f"<tr><td>{count}</td><td>{html.escape(text)}</td></tr>" for text, count in examples["repeated_texts"]]
+        parts.append("</table>")
+    if examples["longest"]:
+        parts.append("<h3>Longest captions (tokens)</h3><table>")
+        parts += [f"<tr><td>{length}</td><td>{html.escape(text)}</td></tr>" for length, _, text in examples["longest"]]
+        parts.append("</table>")
+    if examples["without_text"]:
+        parts.append("<h3>Without text</h3>" + _figures([(store, image_id, str(image_id)) for image_id in examples["without_text"]]))
+    if len(store):
+        chosen = sorted(random.Random(seed).sample(range(len(store)), min(_RANDOM, len(store))))
+        pairs = [store[index] for index in chosen]
+        parts.append("<h3>A random sample</h3>" + _figures([(store, pair.image_id, pair.text) for pair in pairs]))
+    return parts
+
+
+def _figures(figures: list[tuple[PairStore, Id, str]]) -> str:
+    return "<div class='row'>" + "".join(_figure(*figure) for figure in figures) + "</div>"
+
+
+def _figure(store: PairStore, image_id: Any, caption: str) -> str:
+    try:
+        data = base64.b64encode(reencode(store.image(image_id), _THUMBNAIL)).decode("ascii")
+        picture = f"<img alt='' src='data:image/jpeg;base64,{data}'>"
+    except (DataFault, KeyError):
+        picture = "<div class='missing'></div>"
+    return f"<figure>{picture}<figcaption>{html.escape(caption)}</figcaption></figure>"

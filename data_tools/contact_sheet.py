@@ -1,0 +1,135 @@
+"""A contact sheet: pictures of a store with their captions, as one PNG."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import re
+import sys
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from data_tools.errors import DataFault, RequestError, UserError
+from data_tools.pictures import Reencoding, reencode
+from data_tools.store import Pair, PairStore
+
+_HAN = re.compile("[\u3000-\u30ff\u3400-\u9fff\uf900-\uffef]")
+# Names of fonts with Chinese glyphs, as systems and distributions ship them.
+_FONT_NAMES = (
+    "NotoSansCJK", "NotoSansSC", "NotoSerifCJK", "SourceHanSans", "wqy-microhei", "wqy-zenhei", "DroidSansFallback",
+    "msyh", "simhei", "simsun", "Deng", "PingFang", "Hiragino Sans GB", "STHeiti", "Songti", "Arial Unicode", "uming", "ukai",
+)  # fmt: skip
+_CELL, _GAP, _LINES, _FONT_SIZE = 224, 12, 3, 16
+
+
+def font_folders() -> list[Path]:
+    """Where this system keeps its fonts."""
+    home = Path.home()
+    if sys.platform == "win32":
+        return [Path(os.environ.get("WINDIR", "C:/Windows")) / "Fonts", home / "AppData/Local/Microsoft/Windows/Fonts"]
+    if sys.platform == "darwin":
+        return [Path("/System/Library/Fonts"), Path("/Library/Fonts"), home / "Library/Fonts"]
+    return [Path("/usr/share/fonts"), Path("/usr/local/share/fonts"), home / ".fonts", home / ".local/share/fonts"]
+
+
+def _draws_chinese(font: ImageFont.FreeTypeFont) -> bool:
+    """A font without a glyph draws the same box for every missing character."""
+    return bytes(font.getmask("中")) != bytes(font.getmask("\U0010fffd")) and bytes(font.getmask("中")) != bytes(font.getmask("国"))
+
+
+def find_font(given: Path | None, *, chinese: bool, folders: list[Path] | None = None) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font to write captions with.
+
+    Raises:
+        RequestError: the given font cannot be read or lacks Chinese glyphs, or none is installed.
+    """
+    if given is not None:
+        try:
+            font = ImageFont.truetype(str(given), _FONT_SIZE)
+        except OSError as error:
+            raise RequestError(f"{given} is not a readable font ({error}); name a .ttf, .ttc or .otf file with --font") from None
+        if chinese and not _draws_chinese(font):
+            raise RequestError(f"{given} has no Chinese glyphs; name another font with --font")
+        return font
+    if not chinese:
+        return ImageFont.load_default(_FONT_SIZE)
+    for file in _font_files(font_folders() if folders is None else folders):
+        try:
+            font = ImageFont.truetype(str(file), _FONT_SIZE)
+        except OSError:
+            continue
+        if _draws_chinese(font):
+            return font
+    raise RequestError(
+        "no font with Chinese glyphs is installed. Install one (for example fonts-noto-cjk or fonts-wqy-microhei), or name a file "
+        "with --font."
+    )
+
+
+def _font_files(folders: list[Path]) -> list[Path]:
+    files = [file for folder in folders if folder.is_dir() for file in sorted(folder.rglob("*.[to]t[cf]"))]
+    wanted = [name.lower() for name in _FONT_NAMES]
+    named = [file for file in files if any(name in file.name.lower() for name in wanted)]
+    return named or files
+
+
+def draw_sheet(
+    store: PairStore, output: Path, *, columns: int = 6, rows: int = 4, seed: int | None = 0, font: Path | None = None
+) -> int:
+    """Draw up to ``columns × rows`` pairs, random ones, or the first with `seed` None. Returns how many.
+
+    Raises:
+        RequestError: no pairs to draw, or no font for their captions.
+        UserError: the picture cannot be written.
+    """
+    if columns < 1 or rows < 1:
+        raise RequestError(f"a sheet of {columns}×{rows}: at least one picture is needed")
+    if not len(store):
+        raise RequestError(f"{store.path} holds no pairs to draw")
+    count = min(columns * rows, len(store))
+    chosen = range(count) if seed is None else sorted(random.Random(seed).sample(range(len(store)), count))
+    pairs = [store[index] for index in chosen]
+    letters = find_font(font, chinese=any(_HAN.search(pair.text) for pair in pairs))
+    line = _FONT_SIZE + 4
+    width, height = _CELL + _GAP, _CELL + _LINES * line + _GAP
+    sheet = Image.new("RGB", (columns * width + _GAP, -(-count // columns) * height + _GAP), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, pair in enumerate(pairs):
+        left, top = _GAP + number % columns * width, _GAP + number // columns * height
+        _draw_picture(sheet, pen, store, pair, left, top)
+        for index, text in enumerate(_wrapped(pair.text, letters)):
+            pen.text((left, top + _CELL + 2 + index * line), text, fill="black", font=letters)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(output, "PNG")
+    except OSError as error:
+        raise UserError(f"{output} cannot be written ({error})") from None
+    return count
+
+
+def _draw_picture(sheet: Image.Image, pen: ImageDraw.ImageDraw, store: PairStore, pair: Pair, left: int, top: int) -> None:
+    try:
+        picture = Image.open(io.BytesIO(reencode(store.image(pair.image_id), Reencoding(max_side=_CELL, quality=90))))
+    except (DataFault, KeyError):
+        pen.rectangle((left, top, left + _CELL, top + _CELL), outline="red", width=2)
+        return
+    sheet.paste(picture, (left + (_CELL - picture.width) // 2, top + (_CELL - picture.height) // 2))
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+    """At most three lines of a cell's width; Chinese breaks anywhere, English between words where it can."""
+    text = " ".join(text.split())
+    lines: list[str] = []
+    while text and len(lines) < _LINES:
+        end = len(text)
+        while end > 1 and font.getlength(text[:end]) > _CELL:
+            end -= max(1, (end - 1) // 8) if font.getlength(text[:end]) > 2 * _CELL else 1
+        if end < len(text) and text[end - 1 : end + 1].isascii() and " " in text[:end]:
+            end = text[:end].rindex(" ") + 1
+        lines.append(text[:end].strip())
+        text = text[end:].lstrip()
+    if text and lines:
+        lines[-1] = lines[-1][:-1] + "…"
+    return lines
