@@ -1,0 +1,134 @@
+"""The command as a user starts it: the README's road on a few scenes, and bad input answered in one message."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def command(*arguments, cwd: Path | None = None, code: int = 0) -> str:
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
+    done = subprocess.run(
+        [sys.executable, "-m", "cnclip_ft", *map(str, arguments)],
+        cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=300,
+    )  # fmt: skip
+    assert done.returncode == code, (done.returncode, done.stdout[-1500:], done.stderr[-3000:])
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with the demonstration set in little and a finished run."""
+    folder = tmp_path_factory.mktemp("road")
+    command("data", "demo", "data", "--train", "40", "--valid", "12", cwd=folder)
+    short = [f"stages.{stage}.{key}={value}" for stage in ("align", "contrast") for key, value in
+             (("steps", 3), ("batch_size", 16), ("warmup_steps", 1))]  # fmt: skip
+    arguments = ["demo", "data.train=data/train", "data.valid=data/valid", "output=runs/mine", *short]
+    said = command("plan", *arguments, cwd=folder)
+    assert "stage align" in said and "WARNING" in said and not (folder / "runs").exists()
+    said = command("train", *arguments, cwd=folder)
+    assert "after contrast" in said and "Best checkpoint" in said
+    return folder
+
+
+def test_help_is_light():
+    code = "import sys, cnclip_ft.cli; print([m for m in ('torch', 'lmdb', 'numpy', 'transformers', 'pydantic', 'PIL') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    said = command("--help")
+    for name in ("data", "plan", "train", "evaluate", "export", "encode", "topk", "classify", "calibrate", "compare"):
+        assert name in said
+    for name in ("plan", "train", "evaluate", "export"):
+        assert "Example:" in command(name, "--help"), name
+
+
+def test_evaluate_and_export_and_load(place):
+    command("evaluate", "runs/mine/contrast/best", "data/valid", "--json", "scores.json", cwd=place)
+    scores = json.loads((place / "scores.json").read_text(encoding="utf-8"))
+    stored = json.loads((place / "runs/mine/contrast/best/cnclip_ft.json").read_text(encoding="utf-8"))
+    assert str(round(stored["mean_recall"], 2))[:4] in json.dumps(scores)
+    said = command("export", "runs/mine/contrast/best", "--to", "huggingface", "--output", "hf", cwd=place)
+    assert float(re.search(r"(\d\.\de[-+]\d\d)", said)[1]) < 1e-4
+    import cnclip_ft
+
+    ours, exported = (cnclip_ft.load(place / name) for name in ("runs/mine/contrast/best", "hf"))
+    texts = ["一个红色的圆", "a red circle"]
+    assert torch.allclose(ours.encode_texts(texts), exported.encode_texts(texts), atol=1e-6)
+    assert torch.allclose(ours.encode_texts(texts).norm(dim=1), torch.ones(2))
+    picture = next(iter((place / "hf").glob("*.json")))
+    with pytest.raises(Exception, match="cannot be decoded"):
+        ours.encode_images([picture])
+
+
+def test_data_road(tmp_path):
+    from tests.training.helpers import write_store
+
+    write_store(tmp_path / "store", 3, 2, seed=0)
+    said = command("data", "check", "store", cwd=tmp_path)
+    assert "3" in said
+
+
+@pytest.mark.parametrize(
+    "arguments,code,expected",
+    [
+        ("train nowhere.yaml", 2, "nowhere.yaml: no such recipe file"),
+        ("train demo data.train=none data.valid=none", 2, "data.train: none"),
+        ("train demo stages.align.batchsize=3", 2, "stages.align.batchsize: unknown key"),
+        ("train demo data.train=data/train data.valid=data/valid stages.align.batch_size=5000 output=r2", 2, "batch size (5000) is larger"),
+        ("train demo data.train=data/train data.valid=data/valid output=runs/mine", 2, "holds a run already"),
+        ("train demo data.train=data/train data.valid=data/valid output=r3 --continue", 2, "no state to continue from"),
+        ("train demo data.train=data/train data.valid=data/valid output=/proc/x", 2, "cannot be written"),
+        ("train demo data.train=data/train data.valid=data/valid output=r4 model.start=ViT-B-16", 2, "clip_cn_vit-b-16.pt"),
+        ("train demo data.train=data/train data.valid=data/valid output=r5 stages.align.train=[{tower:\\ text,\\ rate:\\ 0}]", 2, "trains nothing"),
+        ("evaluate nothing data/valid", 2, "nothing"),
+        ("evaluate runs/mine/contrast/best none", 2, "none"),
+        ("export runs/mine/contrast/best --to floppy --output x", 2, "floppy"),
+        ("data build none --splits train", 2, "none"),
+        ("data check none", 2, "none"),
+    ],
+)
+def test_bad_requests(place, arguments, code, expected):
+    said = command(*shlex.split(arguments), cwd=place, code=code)
+    assert expected in said and len(said.strip().splitlines()) < 12, said
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_every_command_of_the_readme_exists(name):
+    """Each `cnclip-ft …` line parses: the subcommand is known and so is every option it names."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    lines = [line.split("#")[0].strip() for line in text.splitlines() if line.startswith("cnclip-ft ")]
+    assert len(lines) >= 9
+    helps: dict[tuple[str, ...], str] = {}
+    for line in lines:
+        words = shlex.split(line)[1:]
+        path = tuple(words[:2]) if words[0] == "data" else (words[0],)
+        if path not in helps:
+            helps[path] = command(*path, "--help")
+        for option in [word for word in words if word.startswith("--")]:
+            assert option in helps[path], line
+
+
+def test_both_readmes_have_the_same_commands():
+    blocks = [re.findall(r"```(?:bash|python)\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL) for name in
+              ("README.md", "README.zh-CN.md")]  # fmt: skip
+    plain = [[re.sub(r"\s*#.*", "", block) for block in found] for found in blocks]
+    assert plain[0] == plain[1]
+
+
+def test_every_shipped_recipe_is_valid():
+    from cnclip_ft.recipe import load_recipe, shipped_recipes
+
+    assert {"demo", "flickr30k-cn_vit-b-16", "coco-cn_vit-b-16", "muge_vit-b-16"} <= set(shipped_recipes())
+    for name in shipped_recipes():
+        load_recipe(name)
