@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from cnclip_ft.evaluation.encode import SplitFeatures
-from cnclip_ft.evaluation.sweep import RankLooker, TopLooker, sweep
+from cnclip_ft.evaluation.sweep import Positives, RankLooker, TopLooker, sweep
 from cnclip_ft.evaluation.tiles import DEFAULT_MEMORY, Side, full_precision, parse_memory, settle_device
 
 KS = (1, 5, 10)
@@ -72,7 +72,7 @@ def ranks(
     size, where = parse_memory(memory), settle_device(device, queries)
     with full_precision():
         q, g = Side(queries, where, size, "query"), Side(gallery, where, size, "gallery")
-        looker = RankLooker(q, g, positives)
+        looker = RankLooker(q, g, Positives.of(q, g, positives))
         if len(positives):
             sweep(q, g, [looker], [], size)
         return looker.ranks()
@@ -163,8 +163,8 @@ def _both_ways(
     with full_precision():
         texts = Side(features.text_features, where, size, "text")
         images = Side(features.image_features, where, size, "image")
-        rows = [RankLooker(texts, images, features.positives.flip(1))]
-        columns = [RankLooker(images, texts, features.positives)]
+        positives = Positives.of(texts, images, features.positives.flip(1))
+        rows, columns = [RankLooker(texts, images, positives)], [RankLooker(images, texts, positives.turned())]
         tops = [TopLooker(texts, images, k, size), TopLooker(images, texts, k, size)] if k else [None, None]
         if len(features.positives) or k:
             sweep(texts, images, [*rows, *filter(None, tops[:1])], [*columns, *filter(None, tops[1:])], size)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from cnclip_ft.evaluation.tiles import TIE, Side, error_bound, exact, tile_shape
 
-_MARGIN = 8  # candidates kept beyond k, so that rounding seldom asks for a second look
+_MARGIN = 4  # candidates kept beyond k, so that rounding seldom asks for a second look
 
 
 class Looker(Protocol):
@@ -35,7 +36,7 @@ def sweep(queries: Side, gallery: Side, rows: Sequence[Looker], columns: Sequenc
             for looker in rows:
                 looker.see(scores, start, first)
             if columns:
-                turned = scores.T.contiguous()
+                turned = scores.T
                 for looker in columns:
                     looker.see(turned, first, start)
         for looker in rows:
@@ -45,27 +46,40 @@ def sweep(queries: Side, gallery: Side, rows: Sequence[Looker], columns: Sequenc
             looker.finish(first)
 
 
+@dataclass
+class Positives:
+    """Distinct pairs that belong together, in the order of their askers, with their float64 scores."""
+
+    row: torch.Tensor  # asker
+    item: torch.Tensor
+    score: torch.Tensor
+
+    @staticmethod
+    def of(asking: Side, offered: Side, pairs: torch.Tensor) -> Positives:
+        """int64 ``[m, 2]``, (asker, item); repeated rows count once."""
+        width = max(len(offered), 1)
+        keys = (pairs[:, 0] * width + pairs[:, 1]).unique()
+        row, item = (keys // width).to(asking.device), (keys % width).to(asking.device)
+        return Positives(row, item, exact(asking, offered, row, item))
+
+    def turned(self) -> Positives:
+        """The same pairs seen from the other side."""
+        order = self.item.argsort(stable=True)
+        return Positives(self.item[order], self.row[order], self.score[order])
+
+
 class RankLooker:
-    """Counts, for every asker, the items that are at least as high as its best positive and none of its own.
+    """Counts, for every asker, the items that are at least as high as its best positive and none of its own."""
 
-    Args:
-        positives: int64 ``[m, 2]``, (asker, item); repeated rows count once.
-    """
-
-    def __init__(self, asking: Side, offered: Side, positives: torch.Tensor) -> None:
-        self.asking, self.offered = asking, offered
+    def __init__(self, asking: Side, offered: Side, positives: Positives) -> None:
+        self.asking, self.offered, self.positives = asking, offered, positives
         where, count = asking.device, len(asking)
-        keys = (positives[:, 0] * max(len(offered), 1) + positives[:, 1]).unique()
-        row, item = (keys // max(len(offered), 1)).to(where), (keys % max(len(offered), 1)).to(where)
-        scale = asking.norms * offered.largest
-        score = exact(asking, offered, row, item)
-        best = torch.full((count,), -torch.inf, dtype=torch.float64, device=where).scatter_reduce(0, row, score, "amax")
+        scale, row = asking.norms * offered.largest, positives.row
+        best = torch.full((count,), -torch.inf, dtype=torch.float64, device=where)
+        best.scatter_reduce_(0, row, positives.score, "amax")
         self.asks = torch.zeros(count, dtype=torch.bool, device=where).index_fill_(0, row, True)
         # From here on "at least as high" means this; who has no positive counts nothing.
         self.best = torch.where(self.asks, best - TIE * scale, torch.inf)
-        self.own = torch.zeros(count, dtype=torch.int64, device=where).index_add_(
-            0, row, (score >= self.best[row]).long()
-        )
         # 2⁻²²·|best| covers the rounding of the two limits themselves to float32.
         bound = error_bound(asking, offered) + 2.0**-22 * best.abs() + TIE * scale
         self.high = torch.where(self.asks, best + bound, torch.inf).float()[:, None]
@@ -76,13 +90,24 @@ class RankLooker:
         part = slice(start, start + len(scores))
         surely, maybe = scores > self.high[part], scores >= self.low[part]
         self.above[part] += surely.sum(1, dtype=torch.int32)
-        at, column = maybe.logical_xor_(surely).nonzero(as_tuple=True)
+        maybe.logical_xor_(surely)
+        own, item = self._own(part, first, scores.shape[1])
+        maybe[own, item] = False  # a positive never is `surely`: none is above the best of them
+        at, column = maybe.nonzero(as_tuple=True)
         if len(at) * 16 > scores.numel() and scores.numel() > 2**16:
             # Nearly equal scores everywhere (a collapsed model): a float64 product is cheaper than pairs.
             self.above[part] += (self._float64_hits(part, first, scores.shape[1]) & maybe).sum(1)
         else:
             hits = exact(self.asking, self.offered, at + start, column + first) >= self.best[at + start]
             self.above.index_add_(0, at + start, hits.long())
+
+    def _own(self, part: slice, first: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Row and column within the tile of the positives that lie in it."""
+        limits = torch.tensor([part.start, part.stop], device=self.positives.row.device)
+        begin, end = torch.searchsorted(self.positives.row, limits).tolist()
+        row, item = self.positives.row[begin:end] - part.start, self.positives.item[begin:end] - first
+        here = (item >= 0) & (item < width)
+        return row[here], item[here]
 
     def _float64_hits(self, part: slice, first: int, width: int) -> torch.Tensor:
         """bool ``[asking, offered]``: at least as high as the best positive; in slices, as float64 takes twice the room."""
@@ -100,7 +125,7 @@ class RankLooker:
 
     def ranks(self) -> torch.Tensor:
         """int64 ``[asking]`` on the CPU, 1 is best; 0 for those without a positive."""
-        return torch.where(self.asks, 1 + self.above - self.own, 0).cpu()
+        return torch.where(self.asks, 1 + self.above, 0).cpu()
 
 
 class TopLooker:
