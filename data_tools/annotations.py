@@ -82,7 +82,7 @@ def check_id(value: object, name: str) -> Id:
         DataFault: anything else.
     """
     if not is_id(value):
-        shown = f"{str(value)[:_SHOWN]!r} ({type(value).__name__})" if not isinstance(value, int) else "beyond 64 bits"
+        shown = f"{str(value)[:_SHOWN]!r} ({type(value).__name__})" if type(value) is not int else "beyond 64 bits"
         raise DataFault(
             f"{name} is {shown}", mend=f"An id is a whole number of 64 bits or a text of 1 to {LONGEST_ID} bytes.", kind="bad-id"
         )
