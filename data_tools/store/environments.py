@@ -12,6 +12,7 @@ from data_tools.errors import RequestError, UserError
 _open: dict[tuple[int, int], tuple[int, lmdb.Environment]] = {}  # (device, inode) → (process, environment)
 _FIRST_MAP, _LARGEST_STEP = 16 * 2**20, 2**30
 _BATCH_BYTES, _BATCH_ITEMS = 32 * 2**20, 16384
+_SYNCHRONOUS = True  # tests of many small builds turn it off: it matters for a power cut only
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -67,7 +68,7 @@ class GrowingWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         try:
-            self.environment = lmdb.open(str(folder), map_size=_FIRST_MAP, lock=False, readahead=False)
+            self.environment = lmdb.open(str(folder), map_size=_FIRST_MAP, lock=False, readahead=False, sync=_SYNCHRONOUS)
         except lmdb.Error as error:
             raise write_error(folder, error) from None
         self._batch: list[tuple[bytes, bytes]] = []

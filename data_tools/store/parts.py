@@ -133,8 +133,8 @@ class Parts:
             if part.waiting:
                 part.flush(position)
 
-    def finish(self) -> None:
-        """Counts, format and checksums into every shard; all of it is on the disk then. May be repeated."""
+    def finish(self, position: int) -> None:
+        """What waits, counts, format and checksums into every shard; all of it is on the disk then. May be repeated."""
         for number, images in enumerate(self._images):
             if number < len(self._images) - 1:
                 images = self._images[number] = Part(self._shard(number) / "imgs")
@@ -148,8 +148,8 @@ class Parts:
             if self.layout.pair_count_key and self.layout.image_count_key:
                 pairs.put(self.layout.pair_count_key, b"%d" % pairs.count)
                 images.put(self.layout.image_count_key, b"%d" % images.count)
-            pairs.flush(pairs.position)
-            images.flush(images.position)
+            pairs.flush(position)
+            images.flush(position)
 
     def seal(self) -> None:
         """Remove the records of progress and close. May be repeated."""

@@ -80,21 +80,21 @@ class StoreWriter:
     def _prepare(self, resume: bool) -> tuple[bool, bool]:
         """(an interrupted build is there to go on with, it was even put in its place); else the folder is cleared."""
         note = self.building / "request.json"
-        if resume and note.exists():
-            left = json.loads(note.read_text(encoding="utf-8"))
-            if left["request"] != self._request:
-                differing = [key for key in left["request"] if left["request"].get(key) != (self._request or {}).get(key)]
-                raise RequestError(
-                    f"{self.building} holds an interrupted build of other files or settings (different: {', '.join(differing)}). "
-                    "Repeat it as it was, or start anew without --continue."
-                )
+        left = json.loads(note.read_text(encoding="utf-8")) if resume and note.exists() else {"finished": None}
+        there = self._folder.exists() and self._folder.stat().st_ino == left["finished"]
+        in_place = left["finished"] is not None and not there  # what lies here is the store before it
+        if "request" in left and left["request"] != self._request and not in_place:
+            differing = [key for key in left["request"] if left["request"].get(key) != (self._request or {}).get(key)]
+            raise RequestError(
+                f"{self.building} holds an interrupted build of other files or settings (different: {', '.join(differing)}). "
+                "Repeat it as it was, or start anew without --continue."
+            )
+        if "request" in left and left["request"] == self._request:
             if left["finished"] is None:
                 return True, False
-            if self._folder.exists() and self._folder.stat().st_ino == left["finished"]:
+            if there:
                 self._seen, self._parts = self._open()
                 self._take_place()
-            else:  # the new one is in its place; what lies here is the store before it
-                self._clear()
             return True, True
         self._clear()
         if self._request is not None:
@@ -302,9 +302,8 @@ class StoreWriter:
         Raises:
             UserError: it reads back differently, or cannot take its place (on Windows: a program has the old one open).
         """
-        self._flush()
-        self._parts.finish()
         self._seen.flush()
+        self._parts.finish(self._item)
         try:
             for file in extra:
                 os.replace(file, self._folder / file.name)
