@@ -40,7 +40,7 @@ class WebDatasetSource:
         if place.is_dir():
             found = sorted(place.glob("*.tar"))
         elif "{" in self.pattern:
-            found = [Path(name) for name in _library().braceexpand(self.pattern)]
+            found = [Path(name) for name in _library().braceexpand.braceexpand(self.pattern)]
         else:
             found = [Path(name) for name in sorted(glob.glob(self.pattern))]
         missing = [str(file) for file in found if not file.is_file()]
