@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cnclip_ft.models.dual_encoder import DualEncoder
     from data_tools.store import PairStore
 
-_TEXTS_AT_ONCE = 16384  # tokenised and sorted by length together
+_TEXTS_AT_ONCE = 65536  # tokenised and sorted by length together
 
 
 @dataclass
@@ -242,19 +242,23 @@ def encode_images(
 def encode_texts(
     model: DualEncoder, texts: Sequence[str], *, batch_size: int = 256, meter: Meter | None = None
 ) -> torch.Tensor:
-    """Unit float32 ``[n, dim]`` on the CPU, in the order given; texts of like length share a batch.
+    """Unit float32 ``[n, dim]`` on the CPU, in the order given; call inside `evaluating`.
 
-    Call inside `evaluating`.
+    Texts of like length share a batch. Texts that read the same are encoded once: in different batches their
+    features would differ in the last bit, and what is a tie would be decided by chance.
     """
     features = torch.empty(len(texts), model.image_tower.output_dim)
     for first in range(0, len(texts), _TEXTS_AT_ONCE):
-        ids = model.tokenizer.encode(texts[first : first + _TEXTS_AT_ONCE])
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            input_ids, mask = model.tokenizer.pad([ids[row] for row in rows])
+        places: dict[tuple[int, ...], list[int]] = {}
+        for place, ids in enumerate(model.tokenizer.encode(texts[first : first + _TEXTS_AT_ONCE]), first):
+            places.setdefault(tuple(ids), []).append(place)
+        distinct = sorted(places, key=len)
+        for start in range(0, len(distinct), batch_size):
+            batch = distinct[start : start + batch_size]
+            input_ids, mask = model.tokenizer.pad(batch)
             part = model.text_features(input_ids.to(model.device), mask.to(model.device)).float().cpu()
-            features[torch.tensor(rows) + first] = part
+            rows = [row for row, ids in enumerate(batch) for _ in places[ids]]
+            features[[place for ids in batch for place in places[ids]]] = part[rows]
             if meter is not None:
                 meter.add(len(rows))
     return features

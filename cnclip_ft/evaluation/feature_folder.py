@@ -30,7 +30,7 @@ from data_tools.errors import RequestError, UserError
 
 FORMAT = 1
 INFO = "features.json"
-PART = {"image": 4096, "text": 16384}  # items a part: what an interruption can cost
+PART = {"image": 4096, "text": 65536}  # items a part: what an interruption can cost
 _IDS = {"image_features.npy": ("image", "image_ids.jsonl"), "text_features.npy": ("text", "texts.jsonl")}
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cnclip_ft.evaluation.encode import encode_split, evaluating, read_texts
+from cnclip_ft.evaluation.encode import encode_split, encode_texts, evaluating, read_texts
 from cnclip_ft.models.checkpoints import load
 from data_tools.errors import DataFault
 from data_tools.store import Pair, StoreWriter, open_store
@@ -51,6 +51,15 @@ def test_every_modules_mode_is_restored(model):
         assert torch.is_inference_mode_enabled()
     assert [module.training for module in model.modules()] == before
     model.eval()
+
+
+def test_texts_that_read_the_same_get_the_very_same_feature(model):
+    texts = ["猫", "一" * 9, *["狗" * n for n in range(1, 8)], "“红”", "一" * 9, "猫", '"红"']
+    with evaluating(model):
+        features = encode_texts(model, texts, batch_size=2)
+    assert torch.equal(features[0], features[11]) and torch.equal(features[1], features[10])
+    assert torch.equal(features[9], features[12])  # the same after preparation
+    assert torch.allclose(features, model.encode_texts(texts), atol=1e-6)
 
 
 def test_half_precision_runs_the_towers_in_it(store, model):
