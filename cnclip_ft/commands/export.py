@@ -9,29 +9,23 @@ import typer
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder.")],
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder or file, or a published name.")
+    ],
     to: Annotated[str, typer.Option("--to", help="huggingface (a folder) or cn_clip (a .pt file).")] = "huggingface",
     output: Annotated[Path, typer.Option("--output", help="Folder or file to write.")] = Path("export"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16: precision of the written weights.")] = "float32",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
+    source: Annotated[
+        str, typer.Option("--source", help="Where a published name comes from: huggingface or modelscope.")
+    ] = "huggingface",
 ) -> None:
     """Write a checkpoint in another format and check its features against the source.
 
     Example: cnclip-ft export runs/mine/contrast/best --to huggingface --output mine-hf
     """
-    from data_tools.errors import RequestError
+    from cnclip_ft.export.run import export_checkpoint
 
-    if to not in ("huggingface", "cn_clip"):
-        raise RequestError(f"--to is {to!r}; use huggingface or cn_clip")
-    if output.exists() and not overwrite and any(output.iterdir() if output.is_dir() else [output]):
-        raise RequestError(f"{output} is there already; choose another --output, or --overwrite")
-
-    from cnclip_ft.export.parity import require_parity
-    from cnclip_ft.models.checkpoints import load
-
-    if to == "huggingface":
-        from cnclip_ft.export.huggingface import export_huggingface as write
-    else:
-        from cnclip_ft.export.cn_clip import export_cn_clip as write
-    difference = write(load(checkpoint), output, checkpoint)
-    require_parity(difference, output)
-    typer.echo(f"{output}: written; largest difference of unit features to the source {difference:.1e}")
+    done = export_checkpoint(checkpoint, to, output, dtype=dtype, overwrite=overwrite, source=source)
+    typer.echo(f"{done.output}: written; largest difference of unit features to the source {done.difference:.1e}")
+    typer.echo(done.advice)

@@ -4,39 +4,75 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from cnclip_ft.models.checkpoints import file_name, load
+from cnclip_ft.models.build import describe_model
+from cnclip_ft.models.catalog import VOCABULARY
+from cnclip_ft.models.checkpoints import file_tensors, load
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.official import to_official
-from cnclip_ft.models.towers import ForeignTower
-from data_tools.errors import RequestError, UserError
+from data_tools.errors import RequestError
+
+_TEXT_NAMES = {(768, 3): "RBT3-chinese", (768, 12): "RoBERTa-wwm-ext-base-chinese", (1024, 24): "RoBERTa-wwm-ext-large-chinese"}
 
 
-def export_cn_clip(model: DualEncoder, output: Path, source: Path) -> float:
-    """Write the file whole or not at all; returns the largest difference of unit features after reading it back.
+def check(model: DualEncoder) -> None:
+    """Refuse what the official code cannot express."""
+    description = describe_model(model)
+    image, text = description["image"], description["text"]
+    wrong = []
+    if image["kind"] == "vit":
+        if image["hidden_act"] != "quick_gelu":
+            wrong.append(f"its image tower uses {image['hidden_act']}, the official one quick_gelu")
+        if image["intermediate_size"] != 4 * image["hidden_size"]:
+            wrong.append("its image layers are not four times as wide inside")
+    elif image["kind"] == "foreign":
+        wrong.append(f"its image tower is {image['factory']}")
+    elif len(image["layers"]) != 4 or image["heads"] != image["width"] * 32 // 64:
+        wrong.append("its ResNet has not four stages and heads of 64")
+    if "mean" in image:
+        wrong.append("its pixels are normalised with another mean and deviation")
+    if text["pooling"] != "cls":
+        wrong.append(f"its texts are {text['pooling']}-pooled")
+    if text["vocab_size"] != VOCABULARY:
+        wrong.append(f"it has {text['vocab_size']:,} tokens, the official vocabulary {VOCABULARY:,}")
+    if text["layer_norm_eps"] != 1e-12:
+        wrong.append(f"its text tower's LayerNorm eps is {text['layer_norm_eps']:g}")
+    if wrong:
+        raise RequestError(f"the official code cannot express this checkpoint: {'; '.join(wrong)}. It can be used with cnclip_ft.load as it is")
 
-    Raises:
-        RequestError: the official code has no such towers.
-        UserError: it cannot be written.
+
+def write(model: DualEncoder, target: Path, info: dict[str, Any]) -> None:
+    """``epoch`` and ``step`` for the official training, the ``module.`` prefix both its loaders take.
+
+    Beside them `cnclip_ft`, the description that `cnclip_ft.load` needs of sizes that were never published.
     """
-    if isinstance(model.image_tower, ForeignTower) or model.text_tower.pooling != "cls":
-        raise RequestError(f"{source}: the official code has no such towers; the checkpoint can be used with cnclip_ft.load")
-    tensors = {file_name(name): tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    state = {f"module.{name}": tensor for name, tensor in to_official(tensors).items()}
-    beside = output.with_name(f"{output.name}.writing")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"epoch": 0, "step": 0, "name": source.name, "state_dict": state}, beside)
-        os.replace(beside, output)
-    except (OSError, RuntimeError) as error:
-        beside.unlink(missing_ok=True)
-        raise UserError(f"{output} could not be written ({error})") from None
-    back = load(output)
-    pixels = torch.randint(0, 256, (4, 3, model.image_size, model.image_size), dtype=torch.uint8,
-                           generator=torch.Generator().manual_seed(0))  # fmt: skip
-    texts = ["一只在雪地里奔跑的狗", "a red car"]
-    with torch.inference_mode():
-        image = (back.image_features(pixels) - model.image_features(pixels)).abs().max().item()
-    return max(image, (back.encode_texts(texts) - model.encode_texts(texts)).abs().max().item())
+    state = {f"module.{name}": tensor for name, tensor in to_official(file_tensors(model)).items()}
+    content = {
+        "epoch": int(info.get("epoch") or 0), "step": int(info.get("step") or 0), "name": str(info["exported_from"]),
+        "state_dict": state, "cnclip_ft": describe_model(model),
+    }  # fmt: skip
+    with open(target, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_features(target: Path, pixels: torch.Tensor, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit features of the file read back, in fp32. (That the official package reads the same is what the tests prove.)"""
+    model = load(target)
+    return model.image_features(pixels), model.encode_texts(texts)
+
+
+def advice(model: DualEncoder, output: Path) -> str:
+    """How to read what was written with the official package."""
+    description = describe_model(model)
+    text = _TEXT_NAMES.get((description["text"]["hidden_size"], description["text"]["num_hidden_layers"]))
+    if model.architecture is None or text is None or model.architecture.hub is None:
+        return "its size was never published: the official package needs a model configuration of it; cnclip_ft.load reads it as it is"
+    return (
+        f'read it with cn_clip.clip.load_from_name("{output}", vision_model_name="{model.architecture.name}", '
+        f'text_model_name="{text}", input_resolution={model.image_size})'
+    )

@@ -3,49 +3,65 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from cnclip_ft.models.checkpoints import INFO, describe_model, read_info, save_checkpoint
+from cnclip_ft.data.images import normalise
+from cnclip_ft.data.texts import TextTokenizer
+from cnclip_ft.models.build import describe_model
+from cnclip_ft.models.checkpoints import read_info, save_checkpoint
 from cnclip_ft.models.dual_encoder import DualEncoder
 from data_tools.errors import RequestError
 
+_WORDS = {"resnet": "a ResNet", "foreign": "a module by import path", "vit": "a ViT"}
 
-def export_huggingface(model: DualEncoder, output: Path, source: Path) -> float:
-    """Write the folder; returns the largest difference of features between source and what transformers reads.
 
-    Raises:
-        RequestError: transformers has no model for these towers.
-    """
+def check(model: DualEncoder) -> None:
+    """Refuse towers transformers' ChineseCLIPModel has no place for."""
     description = describe_model(model)
-    if description["image"]["kind"] != "vit" or description["text"]["pooling"] != "cls":
+    kind, pooling = description["image"]["kind"], description["text"]["pooling"]
+    if kind != "vit" or pooling != "cls":
         raise RequestError(
-            f"{source}: transformers' ChineseCLIPModel is a ViT with a [CLS]-pooled RoBERTa; these towers are "
-            f"{description['image']['kind']} and {description['text']['pooling']}-pooled. The checkpoint itself can be "
-            "used with cnclip_ft.load."
+            "transformers' ChineseCLIPModel is a ViT with a [CLS]-pooled RoBERTa; the towers of this checkpoint are "
+            f"{_WORDS[kind]} and a {pooling}-pooled RoBERTa. It can be used with cnclip_ft.load as it is"
+            + (", or exported with --to cn_clip" if kind == "resnet" and pooling == "cls" else "")
         )
-    # What our checkpoint knows of itself goes along; other kinds know nothing.
-    known = read_info(source) if (source / INFO).is_file() else {}
-    info = {key: value for key, value in known.items() if key not in ("format", "model")}
-    save_checkpoint(model, output, info=info | {"exported_from": source.name})
-    return _difference(model, output)
 
 
-@torch.inference_mode()
-def _difference(model: DualEncoder, folder: Path) -> float:
+def write(model: DualEncoder, target: Path, info: dict[str, Any]) -> None:
+    """Weights, configuration, processor and tokenizer; our own description beside them."""
+    save_checkpoint(model, target, info=info)
+
+
+def read_features(target: Path, pixels: torch.Tensor, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit features by transformers' own model, in fp32."""
     from transformers import ChineseCLIPModel
     from transformers.utils import logging
 
-    from cnclip_ft.data.images import normalise
-
+    shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
-    theirs = ChineseCLIPModel.from_pretrained(folder).eval()
-    size, tower = model.image_size, model.image_tower
-    pixels = torch.randint(0, 256, (4, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    image = theirs.get_image_features(pixel_values=normalise(pixels, tower.mean, tower.std))
-    ids, mask = model.tokenizer.pad(model.tokenizer.encode(["一只在雪地里奔跑的狗", "“两个”孩子在踢足球", "a red car"]))
-    text = theirs.get_text_features(input_ids=ids, attention_mask=mask)
-    found = [getattr(out, "pooler_output", out) for out in (image, text)]  # transformers 4 gave the tensor itself
-    ours = model.image_features(pixels), model.text_features(ids, mask)
-    unit = torch.nn.functional.normalize
-    return max((unit(a.float(), dim=1) - b).abs().max().item() for a, b in zip(found, ours, strict=True))
+    try:
+        model = ChineseCLIPModel.from_pretrained(target, dtype=torch.float32).eval()
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    processor = read_info(target)["model"]
+    tokenizer = TextTokenizer(target / "vocab.txt", processor["context_length"])
+    ids, mask = tokenizer.pad(tokenizer.encode(texts))
+    mean, std = _mean_std(target)
+    image = model.get_image_features(pixel_values=normalise(pixels, mean, std)).pooler_output
+    text = model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
+    return torch.nn.functional.normalize(image, dim=1), torch.nn.functional.normalize(text, dim=1)
+
+
+def _mean_std(target: Path) -> tuple[list[float], list[float]]:
+    from cnclip_ft.models.files import read_json
+
+    processor = read_json(target / "preprocessor_config.json")
+    return processor["image_mean"], processor["image_std"]
+
+
+def advice(model: DualEncoder, output: Path) -> str:
+    """How to read what was written."""
+    return f'read it with transformers.ChineseCLIPModel.from_pretrained("{output}") and ChineseCLIPProcessor.from_pretrained("{output}")'

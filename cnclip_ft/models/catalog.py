@@ -72,7 +72,8 @@ class Architecture:
 _BASE, _LARGE = TextTransformer(), TextTransformer(hidden=1024, layers=24, heads=16)
 _ALL = (
     Architecture("RN50", ResNet(), TextTransformer(layers=3), 1024, "chinese-clip-rn50", "clip_cn_rn50.pt", 76_990_000),
-    Architecture("ViT-B-32", VisionTransformer(768, 12, 12, 32), _BASE, 512, "chinese-clip-vit-base-patch32", "clip_cn_vit-b-32.pt"),
+    # The official code has its configuration; weights of it were never published.
+    Architecture("ViT-B-32", VisionTransformer(768, 12, 12, 32), _BASE, 512),
     Architecture("ViT-B-16", VisionTransformer(768, 12, 12, 16), _BASE, 512, "chinese-clip-vit-base-patch16",
                  "clip_cn_vit-b-16.pt", 188_260_000),
     Architecture("ViT-L-14", VisionTransformer(1024, 24, 16, 14), _BASE, 768, "chinese-clip-vit-large-patch14",

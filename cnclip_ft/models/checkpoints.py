@@ -1,4 +1,4 @@
-"""Our checkpoint: a folder that explains itself.
+"""Our checkpoint: a folder that explains itself; and `load`, which reads every kind (docs/checkpoints.md).
 
 ``model.safetensors`` + ``config.json`` + processor and tokenizer files, which transformers' ChineseCLIPModel reads
 whenever the towers are ViT + RoBERTa, and ``cnclip_ft.json``: what is needed to build the model again, and how it
@@ -7,84 +7,38 @@ came to be.
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import os
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import ChineseCLIPConfig, ChineseCLIPTextConfig, ChineseCLIPVisionConfig
 
-from cnclip_ft.data.images import OPENAI_MEAN, OPENAI_STD
-from cnclip_ft.data.texts import TextTokenizer
-from cnclip_ft.models.catalog import Architecture, ResNet
+from cnclip_ft.models.build import (
+    Checkpoint,
+    assemble,
+    describe_model,
+    file_name,
+    recognise,
+    resize_image,
+    with_architecture,
+)
+from cnclip_ft.models.catalog import ARCHITECTURES
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.models.files import find, read_tensors
-from cnclip_ft.models.official import is_official, recognise, to_ours
-from cnclip_ft.models.towers import ForeignTower, ResNetTower, RobertaTower, ViTTower
+from cnclip_ft.models.files import FOLDER_FILES, read_file, read_folder, read_json
+from cnclip_ft.models.hub import find, sha256
+from cnclip_ft.models.huggingface import read_chinese_clip
+from cnclip_ft.models.official import is_dropped, is_official, to_ours
+from cnclip_ft.models.openai import is_openai
 from data_tools.errors import RequestError, UserError
 
 FORMAT = 1
 INFO = "cnclip_ft.json"
-_TEXT_KEYS = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
-    "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size",
-    "layer_norm_eps", "pad_token_id",
-)  # fmt: skip
-_VISION_KEYS = (
-    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size",
-    "hidden_act", "layer_norm_eps", "attention_dropout",
-)  # fmt: skip
-
-
-# ---- describing and building ----------------------------------------------------------------------------------------
-
-
-def describe_model(model: DualEncoder) -> dict[str, Any]:
-    """Everything but weights and vocabulary that `build_model` needs."""
-    tower, text = model.image_tower, model.text_tower
-    if isinstance(tower, ViTTower):
-        image = {"kind": "vit"} | {key: getattr(tower.vision_model.config, key) for key in _VISION_KEYS}
-    elif isinstance(tower, ResNetTower):
-        image = asdict(tower.numbers)
-    else:
-        image = {"kind": "foreign", "factory": tower.path}
-    return {
-        "architecture": model.architecture.as_dict() if model.architecture else None,
-        "image": image,
-        "text": {"pooling": text.pooling} | {key: getattr(text.text_model.config, key) for key in _TEXT_KEYS},
-        "projection": tower.output_dim,
-        "context_length": model.context_length,
-    }
-
-
-def build_model(description: dict[str, Any], vocab_file: Path | None) -> DualEncoder:
-    """A model of this description with fresh weights."""
-    image, projection = dict(description["image"]), description["projection"]
-    kind = image.pop("kind")
-    if kind == "vit":
-        tower = ViTTower(ChineseCLIPVisionConfig(**image, projection_dim=projection), projection)
-    elif kind == "resnet":
-        tower = ResNetTower(ResNet(**image | {"layers": tuple(image["layers"])}), projection)
-    else:
-        tower = ForeignTower(image["factory"], projection)
-    text = dict(description["text"])
-    pooling = text.pop("pooling")
-    text_tower = RobertaTower(ChineseCLIPTextConfig(**text), projection, pooling)
-    architecture = description["architecture"]
-    tokenizer = TextTokenizer(vocab_file, description["context_length"])
-    return DualEncoder(tower, text_tower, tokenizer, Architecture.from_dict(architecture) if architecture else None)
-
-
-def file_name(name: str) -> str:
-    """Our parameter name → the name in the file (transformers' where it has one)."""
-    return name.removeprefix("image_tower.").removeprefix("text_tower.")
-
 
 # ---- writing --------------------------------------------------------------------------------------------------------
 
@@ -100,8 +54,7 @@ def save_checkpoint(model: DualEncoder, folder: str | Path, *, info: dict[str, A
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        tensors = {file_name(n): t.detach().cpu().contiguous() for n, t in model.state_dict().items()}
-        save_file(tensors, beside / "model.safetensors", metadata={"format": "pt"})
+        save_file(file_tensors(model), beside / "model.safetensors", metadata={"format": "pt"})
         _write_json(beside / "config.json", transformers_config(model))
         _write_json(beside / "preprocessor_config.json", processor_config(model))
         model.tokenizer.save(beside)
@@ -122,18 +75,30 @@ def save_checkpoint(model: DualEncoder, folder: str | Path, *, info: dict[str, A
         ) from None
 
 
+def file_tensors(model: DualEncoder) -> dict[str, torch.Tensor]:
+    """The model's tensors on the CPU by file name; no two share memory (a tower by import path may tie some)."""
+    tensors: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        tensor = tensor.detach().cpu().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        tensors[file_name(name)] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return tensors
+
+
 def transformers_config(model: DualEncoder) -> dict[str, Any]:
     """`config.json`; for towers transformers does not know, only what they are."""
     description = describe_model(model)
     if description["image"]["kind"] != "vit" or description["text"]["pooling"] != "cls":
         return {"model_type": "cnclip_ft", "note": f"read with cnclip_ft.load; details in {INFO}"}
-    vision = {k: v for k, v in description["image"].items() if k != "kind"} | {"projection_dim": description["projection"]}
+    vision = {k: v for k, v in description["image"].items() if k not in ("kind", "mean", "std")} | {"projection_dim": description["projection"]}
     text = {k: v for k, v in description["text"].items() if k != "pooling"}
     config = ChineseCLIPConfig(
         text_config=ChineseCLIPTextConfig(**text).to_dict(), vision_config=ChineseCLIPVisionConfig(**vision).to_dict(),
         projection_dim=description["projection"], logit_scale_init_value=model.logit_scale.item(),
     )  # fmt: skip
-    return config.to_dict() | {"architectures": ["ChineseCLIPModel"], "dtype": "float32"}
+    return config.to_dict() | {"architectures": ["ChineseCLIPModel"], "dtype": str(model.dtype).removeprefix("torch.")}
 
 
 def processor_config(model: DualEncoder) -> dict[str, Any]:
@@ -161,40 +126,61 @@ def read_info(folder: str | Path) -> dict[str, Any]:
         RequestError: not our checkpoint, or of a format this version does not know.
     """
     path = Path(folder) / INFO
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{path} cannot be read ({error}); this is not a checkpoint of cnclip-ft") from None
+    if not path.is_file():
+        raise RequestError(f"{path}: no such file; this is not a checkpoint of cnclip-ft")
+    info = read_json(path)
     if info.get("format") != FORMAT:
         raise RequestError(f"{path}: format {info.get('format')!r} is not known here (known: {FORMAT}); use a newer cnclip-ft")
     return info
 
 
-def load_folder(folder: Path) -> DualEncoder:
-    """One of our checkpoint folders as a model on the CPU, in evaluation mode."""
-    info = read_info(folder)
-    model = build_model(info["model"], folder / "vocab.txt")
-    try:
-        tensors = load_file(folder / "model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise RequestError(f"{folder / 'model.safetensors'}: the weights cannot be read ({error})") from None
-    fill(model, tensors, str(folder / "model.safetensors"))
-    return model.eval()
+def read_checkpoint(path: Path, dtype: torch.dtype = torch.float32) -> Checkpoint:
+    """Whatever kind of Chinese CLIP stands there, read (as `dtype`) and renamed, not yet a model.
+
+    Raises:
+        RequestError: nothing readable, or no Chinese CLIP.
+    """
+    if path.name in FOLDER_FILES and (path.parent / "config.json").is_file():
+        path = path.parent  # the configuration beside a file knows more than its tensors
+    return _read_folder(path, dtype) if path.is_dir() else _read_file(path, dtype)
 
 
-def fill(model: DualEncoder, tensors: dict[str, torch.Tensor], source: str) -> None:
-    """Copy weights by file name; every one must be there, fit, and be used."""
-    own = {file_name(name): tensor for name, tensor in model.state_dict().items()}
-    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    if missing or extra:
-        said = [f"{len(names)} {what} ({', '.join(names[:3])}{', …' * (len(names) > 3)})"
-                for what, names in (("missing", missing), ("unexpected", extra)) if names]  # fmt: skip
-        raise RequestError(f"{source}: the tensors are not those of the model it describes: {'; '.join(said)}")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            if tensor.shape != tensors[name].shape:
-                raise RequestError(f"{source}: {name} is {list(tensors[name].shape)}, expected {list(tensor.shape)}")
-            tensor.copy_(tensors[name])
+def _read_folder(folder: Path, dtype: torch.dtype) -> Checkpoint:
+    if (folder / INFO).is_file():
+        model = read_info(folder).get("model")
+        if not isinstance(model, dict) or not {"image", "text", "projection", "context_length"} <= model.keys():
+            raise RequestError(f"{folder / INFO}: it does not describe a model; the checkpoint is damaged")
+        return Checkpoint(str(folder), {"architecture": None} | model, read_folder(folder, dtype).tensors, folder / "vocab.txt")
+    if (folder / "config.json").is_file():
+        return read_chinese_clip(folder, dtype)
+    inside = sorted(p for p in folder.glob("*.pt") if p.name in {a.file for a in ARCHITECTURES.values()})
+    if len(inside) == 1:
+        return _read_file(inside[0], dtype)
+    run = [str(info.parent) for info in sorted(folder.glob(f"*/*/{INFO}"))]
+    if run:
+        raise RequestError(f"{folder}: the folder of a run; name one of its checkpoints: {', '.join(run)}")
+    raise RequestError(f"{folder}: not a checkpoint (neither {INFO} nor config.json in it)")
+
+
+def _read_file(path: Path, dtype: torch.dtype) -> Checkpoint:
+    content = read_file(path, dtype)
+    tensors = content.tensors
+    if is_official(tensors):
+        left_over = sorted(name for name in tensors if is_dropped(name))
+        try:
+            tensors = to_ours(tensors)
+        except RequestError as error:
+            raise RequestError(f"{path}: {error}") from None
+    elif "text_projection.weight" in tensors and any(name.startswith("text_model.") for name in tensors):
+        left_over = sorted(name for name in tensors if is_dropped(name))
+        tensors = {name: tensor for name, tensor in tensors.items() if not is_dropped(name)}
+    elif is_openai({name.removeprefix("module."): tensor for name, tensor in tensors.items()}):
+        raise RequestError(f"{path}: an English CLIP. Its image tower may be a start: model.start={{image: {path}, text: a BERT folder}}")
+    else:
+        raise RequestError(f"{path}: not a Chinese CLIP (it has no text_projection, or no bert. or text_model. tensors)")
+    described = content.extras.get("cnclip_ft")  # beside the state dict of the files we export
+    description = described if isinstance(described, dict) else recognise(tensors, str(path))
+    return Checkpoint(str(path), description, tensors, None, left_over)
 
 
 def load(
@@ -204,91 +190,47 @@ def load(
     """A model from a checkpoint of any kind, in evaluation mode on `device`.
 
     Args:
-        path: our folder, a Hugging Face ChineseCLIPModel folder, an official ``.pt``, or a published name.
-        image_size: another resolution for a ViT; its position embeddings are resized.
+        path: our folder, a transformers ChineseCLIPModel folder, an official ``.pt``, or a published name. The kind is
+            recognised from the content, the size from configuration or tensors.
+        dtype: of the weights; None is float32, whatever the file has.
+        image_size: another resolution; position embeddings are resized once, and that is logged.
+        source: where a published name is downloaded from: ``huggingface`` or ``modelscope``.
 
     Raises:
         RequestError: nothing readable is there, or it is no Chinese CLIP.
+
+    Example:
+        ``cnclip_ft.load("clip_cn_vit-b-16.pt").encode_texts(["一只狗"])``
     """
-    found = find(str(path), source)
-    if (found / INFO).is_file():
-        model = load_folder(found)
-    elif found.is_dir():
-        model = _load_huggingface(found)
-    else:
-        model = _load_official(found)
-    if image_size is not None and image_size != model.image_size:
-        _resize(model, image_size)
-    return model.eval().to(device=device, dtype=dtype)
+    checkpoint = open_checkpoint(path, dtype=dtype or torch.float32, image_size=image_size, source=source)
+    model = assemble(checkpoint)
+    for note in checkpoint.notes:
+        logging.getLogger("cnclip_ft").warning("%s: %s", checkpoint.source, note)
+    return model.to(device=device, dtype=dtype)
 
 
-def _load_huggingface(folder: Path) -> DualEncoder:
-    names = [name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()]
-    if not names:
-        raise RequestError(f"{folder}: neither {INFO} nor model.safetensors nor pytorch_model.bin in it; not a checkpoint")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{folder / 'config.json'} cannot be read ({error})") from None
-    if config.get("model_type") != "chinese_clip":
-        raise RequestError(f"{folder}: a {config.get('model_type')!r} model, not chinese_clip. As one tower: model.start={{image: …, text: …}}")
-    tensors = {n: t for n, t in read_tensors(folder / names[0]).items() if not n.endswith("position_ids") and ".pooler." not in n}
-    description = _description(recognise(tensors))
-    # The configuration knows what shapes do not say.
-    description["text"] |= {k: v for k, v in (config.get("text_config") or {}).items() if k in _TEXT_KEYS}
-    description["image"] |= {k: v for k, v in (config.get("vision_config") or {}).items() if k in _VISION_KEYS}
-    model = build_model(description, folder / "vocab.txt" if (folder / "vocab.txt").is_file() else None)
-    fill(model, tensors, str(folder))
-    return model
-
-
-def _load_official(path: Path) -> DualEncoder:
-    tensors = read_tensors(path)
-    if not is_official(tensors):
-        raise RequestError(f"{path}: not a Chinese CLIP checkpoint (no text_projection and bert.embeddings in it)")
-    try:
-        tensors = to_ours(tensors)
-        architecture = recognise(tensors)
-    except (KeyError, RequestError) as error:
-        raise RequestError(f"{path}: the checkpoint is incomplete or of another model ({error})") from None
-    model = build_model(_description(architecture), None)
-    fill(model, tensors, str(path))
-    return model
-
-
-def _description(architecture: Architecture) -> dict[str, Any]:
-    """What `build_model` needs, for an architecture of the catalogue or one recognised from shapes."""
-    make = ResNetTower if isinstance(architecture.image, ResNet) else ViTTower.make
-    with torch.device("meta"):
-        image, text = make(architecture.image, architecture.projection), RobertaTower.make(architecture.text, architecture.projection)
-        return describe_model(DualEncoder(image, text, TextTokenizer(), architecture))
-
-
-def _resize(model: DualEncoder, image_size: int) -> None:
-    """Another resolution: position embeddings are interpolated bicubically, aligned at the corners, as the official code does."""
-    tower = model.image_tower
-    if not isinstance(tower, ViTTower) or image_size % tower.vision_model.config.patch_size:
-        raise RequestError(f"image_size {image_size} does not fit this image tower (a ViT, and a multiple of its patch size)")
-    vision = tower.vision_model
-    old = vision.embeddings.position_embedding.weight.data
-    side, new = round((len(old) - 1) ** 0.5), image_size // vision.config.patch_size
-    grid = old[1:].T.reshape(1, -1, side, side)
-    grid = torch.nn.functional.interpolate(grid, size=(new, new), mode="bicubic", align_corners=True)
-    vision.config.image_size = image_size
-    fresh = ViTTower(vision.config, tower.output_dim)
-    weights = tower.state_dict() | {
-        "vision_model.embeddings.position_embedding.weight": torch.cat([old[:1], grid.flatten(2)[0].T])
-    }
-    fresh.load_state_dict(weights)
-    model.image_tower, model.architecture = fresh, None
-    print(f"image size {side * vision.config.patch_size} → {image_size}: position embeddings resized (bicubic, corners aligned)")
+def open_checkpoint(path: str | Path, *, dtype: torch.dtype = torch.float32, image_size: int | None, source: str) -> Checkpoint:
+    """`read_checkpoint` of a path or a published name; a file under a published name must be of that size."""
+    checkpoint = read_checkpoint(find(path, source), dtype)
+    known, found = ARCHITECTURES.get(str(path)), checkpoint.description["architecture"]
+    if known is not None and not Path(path).expanduser().exists() and (found or {}).get("name") != known.name:
+        raise RequestError(f"{checkpoint.source}: found under the name {known.name}, but its tensors are of {(found or {}).get('name') or 'another size'}")
+    if image_size is None:
+        return checkpoint
+    image, notes = resize_image(checkpoint.description["image"], checkpoint.tensors, image_size)
+    checkpoint.description = with_architecture(checkpoint.description | {"image": image})
+    checkpoint.notes += notes
+    return checkpoint
 
 
 def checkpoint_checksum(path: str | Path) -> str:
-    """sha256 of the weights file, hex."""
+    """sha256 of the weights file, hex.
+
+    Raises:
+        RequestError: no single file of weights there.
+    """
     path = Path(path)
-    digest = hashlib.sha256()
-    with open(path / "model.safetensors" if path.is_dir() else path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    files = [path] if path.is_file() else [path / name for name in FOLDER_FILES if (path / name).is_file()]
+    if not files:
+        raise RequestError(f"{path}: no single file of weights there")
+    return sha256(files[0])

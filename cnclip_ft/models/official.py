@@ -1,4 +1,4 @@
-"""The official checkpoint (cn_clip ``.pt``): names, towers and sizes, both ways.
+"""The names of the official checkpoint (cn_clip ``.pt``), both ways; OpenAI's and open_clip's image towers share them.
 
 ``{"epoch", "step", "name", "state_dict", "optimizer"}``; keys may carry ``module.``; released files are often fp16;
 checkpoints trained with flash attention use fused names. The projections are stored transposed.
@@ -10,10 +10,9 @@ import re
 
 import torch
 
-from cnclip_ft.models.catalog import ARCHITECTURES, Architecture, ResNet, TextTransformer, VisionTransformer
+from cnclip_ft.models.files import Tensors
 from data_tools.errors import RequestError
 
-Tensors = dict[str, torch.Tensor]
 _PLAIN = {  # official → transformers
     "logit_scale": "logit_scale",
     "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
@@ -28,7 +27,6 @@ _LAYER_PARTS = {
 }  # fmt: skip
 _LAYER = re.compile(r"visual\.transformer\.resblocks\.(\d+)\.(.+)\.(weight|bias)$")
 _FUSED_LAYER = re.compile(r"visual\.transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)$")
-_HEAD_WIDTHS = {1280: 80}  # ViT-H; all others 64
 
 
 def is_official(tensors: Tensors) -> bool:
@@ -37,18 +35,25 @@ def is_official(tensors: Tensors) -> bool:
     return "text_projection" in names and any(name.startswith("bert.embeddings.") for name in names)
 
 
+def is_dropped(name: str) -> bool:
+    """A tensor old checkpoints carry and no model uses: the text pooler, position numbers."""
+    return ".pooler." in name or name.endswith("position_ids")
+
+
 def to_ours(tensors: Tensors) -> Tensors:
-    """Official names → file names of our checkpoints, fp32. Pooler and position buffers are dropped.
+    """Official names, also the fused ones of flash attention → file names of our checkpoints.
+
+    What `is_dropped` is left out.
 
     Raises:
         RequestError: a tensor of no known name.
     """
     out: Tensors = {}
-    plain = {_unfuse(name.removeprefix("module.")): tensor.float() for name, tensor in tensors.items()}
-    is_vit = "visual.proj" in plain
+    plain = {_unfuse(name.removeprefix("module.")): tensor for name, tensor in tensors.items()}
+    is_vit = any(name.startswith("visual.transformer.") for name in plain)
     unknown = []
     for name, tensor in plain.items():
-        if name.startswith("bert.pooler.") or name.endswith("position_ids"):
+        if is_dropped(name):
             continue
         if name in _TRANSPOSED:
             out[_TRANSPOSED[name]] = tensor.T.contiguous()
@@ -57,12 +62,12 @@ def to_ours(tensors: Tensors) -> Tensors:
         elif name.startswith("bert.") and ".Wqkv." in name:
             before, part = name.removeprefix("bert.").split("Wqkv.")
             for which, chunk in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-                out[f"text_model.{before}{which}.{part}"] = chunk.contiguous()
+                out[f"text_model.{before}{which}.{part}"] = chunk.clone()
         elif name.startswith("bert."):
             out[f"text_model.{name.removeprefix('bert.').replace('self.out_proj.', 'output.dense.')}"] = tensor
         elif is_vit and (match := _FUSED_LAYER.match(name)):
             for which, chunk in zip("qkv", tensor.chunk(3), strict=True):
-                out[f"vision_model.encoder.layers.{match[1]}.self_attn.{which}_proj.{match[2]}"] = chunk.contiguous()
+                out[f"vision_model.encoder.layers.{match[1]}.self_attn.{which}_proj.{match[2]}"] = chunk.clone()
         elif is_vit and (match := _LAYER.match(name)) and match[2] in _LAYER_PARTS:
             out[f"vision_model.encoder.layers.{match[1]}.{_LAYER_PARTS[match[2]]}.{match[3]}"] = tensor
         elif not is_vit and name.startswith("visual."):
@@ -70,7 +75,7 @@ def to_ours(tensors: Tensors) -> Tensors:
         else:
             unknown.append(name)
     if unknown:
-        raise RequestError(f"{len(unknown)} tensors are of no Chinese CLIP, e.g. {', '.join(unknown[:3])}")
+        raise RequestError(f"{len(unknown)} tensors are not those of a Chinese CLIP, e.g. {', '.join(unknown[:3])}")
     return out
 
 
@@ -105,49 +110,3 @@ def to_official(tensors: Tensors) -> Tensors:
             match = re.match(r"vision_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)$", name)
             out[f"visual.transformer.resblocks.{match[1]}.{parts[match[2]]}.{match[3]}"] = tensor
     return out
-
-
-def recognise(tensors: Tensors) -> Architecture:
-    """The architecture from the shapes of tensors named as in our files; a published name where it is one."""
-    text = TextTransformer(
-        hidden=(hidden := tensors["text_model.embeddings.word_embeddings.weight"].shape[1]),
-        layers=_count(tensors, r"text_model\.encoder\.layer\.(\d+)\."), heads=hidden // 64 or 1,
-        intermediate=tensors["text_model.encoder.layer.0.intermediate.dense.weight"].shape[0],
-        vocabulary=tensors["text_model.embeddings.word_embeddings.weight"].shape[0],
-        positions=tensors["text_model.embeddings.position_embeddings.weight"].shape[0],
-    )  # fmt: skip
-    projection = tensors["text_projection.weight"].shape[0]
-    image: VisionTransformer | ResNet
-    if "visual_projection.weight" in tensors:
-        patch = tensors["vision_model.embeddings.patch_embedding.weight"]
-        side = round((tensors["vision_model.embeddings.position_embedding.weight"].shape[0] - 1) ** 0.5)
-        width = patch.shape[0]
-        image = VisionTransformer(
-            hidden=width, layers=_count(tensors, r"vision_model\.encoder\.layers\.(\d+)\."),
-            heads=width // _HEAD_WIDTHS.get(width, 64) or 1, patch=patch.shape[-1], image_size=side * patch.shape[-1],
-            intermediate=tensors["vision_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
-        )  # fmt: skip
-    else:
-        width = tensors["visual.conv1.weight"].shape[0] * 2
-        stages = _count(tensors, r"visual\.layer(\d+)\.", first=1)
-        layers = tuple(_count(tensors, rf"visual\.layer{number}\.(\d+)\.") for number in range(1, stages + 1))
-        side = round((tensors["visual.attnpool.positional_embedding"].shape[0] - 1) ** 0.5)
-        image = ResNet(layers, width, width * 32 // 64, side * 4 * 2 ** (stages - 1))
-    for known in ARCHITECTURES.values():
-        if known.hub and _same(known, image, text, projection):
-            return known
-    return Architecture("custom", image, text, projection)
-
-
-def _count(tensors: Tensors, pattern: str, first: int = 0) -> int:
-    return max(int(match[1]) for name in tensors if (match := re.match(pattern, name))) + 1 - first
-
-
-def _same(known: Architecture, image, text: TextTransformer, projection: int) -> bool:
-    def numbers(part) -> dict:
-        values = {key: value for key, value in vars(part).items() if key not in ("heads", "dropout")}
-        if "intermediate" in values:
-            values["intermediate"] = values["intermediate"] or 4 * values["hidden"]
-        return values
-
-    return known.projection == projection and numbers(known.image) == numbers(image) and numbers(known.text) == numbers(text)

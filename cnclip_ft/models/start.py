@@ -1,35 +1,42 @@
-"""Where a run's weights come from: one place decides, and says what was loaded, newly made and left over."""
+"""Where a run's weights come from: one place decides, and says what was loaded, newly made, changed and left over."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from transformers import ChineseCLIPTextConfig, ChineseCLIPVisionConfig
 
 from cnclip_ft.data.texts import CONTEXT_LENGTH, TextTokenizer
+from cnclip_ft.models.bert import read_text_half
+from cnclip_ft.models.build import assemble, check_vocabulary, fill, image_tower, resize_image, text_tower
 from cnclip_ft.models.catalog import ARCHITECTURES, ResNet, TextTransformer, VisionTransformer
-from cnclip_ft.models.checkpoints import load
-from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.models.towers import ForeignTower, ImageTower, ResNetTower, RobertaTower, ViTTower
+from cnclip_ft.models.checkpoints import INFO, open_checkpoint, read_checkpoint
+from cnclip_ft.models.dual_encoder import LOGIT_SCALE_LIMIT, DualEncoder
+from cnclip_ft.models.hub import find
+from cnclip_ft.models.openai import check_activation, read_image_half
+from cnclip_ft.models.towers import ForeignTower, ImageTower, ResNetTower, RobertaTower, ViTTower, new_projection
 from data_tools.errors import RequestError
+
+PROJECTION = 512  # where nothing says otherwise
 
 
 @dataclass
 class LoadReport:
-    """`loaded`: (part, where from); `new`: parts with fresh weights, as module paths; `left_over`: tensors not used."""
+    """`loaded`: (part, where from); `new`: parts with fresh weights, as module paths; `changed`: what was adapted, in
+    words; `left_over`: tensors not used."""
 
     loaded: list[tuple[str, str]] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
     left_over: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         lines = [f"loaded   {part} from {where}" for part, where in self.loaded]
         lines += [f"new      {part} (random)" for part in self.new]
+        lines += [f"changed  {what}" for what in self.changed]
         if self.left_over:
             names = ", ".join(self.left_over[:4]) + (", …" if len(self.left_over) > 4 else "")
             lines.append(f"left     {len(self.left_over)} tensors not used: {names}")
@@ -40,163 +47,180 @@ def build_start(
     spec: str | dict[str, Any], *, context_length: int | None = None, image_size: int | None = None,
     source: str = "huggingface", seed: int = 0,
 ) -> tuple[DualEncoder, LoadReport]:  # fmt: skip
-    """A model as `model.start` of a recipe describes it.
+    """A model as `model.start` of a recipe describes it, in training mode.
 
     Args:
         spec: a published name or a path; or ``{architecture: NAME}`` for random weights; or ``{image: …, text: …,
-            projection: …}`` where image is a CLIP folder, an import path or ``{kind: vit|resnet, …}`` and text is a
-            BERT folder or ``{hidden: …, layers: …, heads: …}``.
+            projection: …, pooling: …, logit_scale: …}`` where image is a CLIP folder or file, an import path,
+            ``{path: …, activation: …}`` or ``{kind: vit|resnet, …}`` and text is a BERT folder or file, or
+            ``{hidden: …, layers: …, heads: …}``.
+        context_length: longest text in tokens; None keeps the start's own (52 where it has none).
+        image_size: another resolution in pixels; pretrained position embeddings are resized once.
+        source: where published names come from: ``huggingface`` or ``modelscope``.
+        seed: of everything newly made.
 
     Raises:
         RequestError: something named is not there, does not fit, or is not known.
     """
     torch.manual_seed(seed)
-    if isinstance(spec, str):
-        model = load(spec, image_size=image_size, source=source)
-        if context_length is not None:
-            _set_context_length(model, context_length)
-        return model.train(), LoadReport(loaded=[("both towers and temperature", spec)])
+    if isinstance(spec, (str, Path)):
+        return _whole(spec, context_length, image_size, source)
     if "architecture" in spec:
-        return _random(spec, context_length)
-    return _from_towers(spec, context_length)
+        return _random(spec, context_length, image_size)
+    return _from_towers(spec, context_length, image_size, source)
 
 
-def _set_context_length(model: DualEncoder, length: int) -> None:
-    positions = model.text_tower.text_model.config.max_position_embeddings
-    if length > positions:
-        raise RequestError(f"data.context_length is {length}, but the text tower has {positions} positions")
-    model.tokenizer = TextTokenizer(model.tokenizer.vocab_file, length)
+def _whole(spec: str | Path, context_length: int | None, image_size: int | None, source: str) -> tuple[DualEncoder, LoadReport]:
+    checkpoint = open_checkpoint(spec, image_size=image_size, source=source)
+    model = assemble(checkpoint)
+    if context_length is not None:
+        model.tokenizer = TextTokenizer(model.tokenizer.vocab_file, context_length)
+        check_vocabulary(model.tokenizer, model.text_tower, checkpoint.source)
+    loaded = [("both towers and temperature", checkpoint.source)]
+    return model.train(), LoadReport(loaded=loaded, changed=checkpoint.notes, left_over=checkpoint.left_over)
 
 
-def _random(spec: dict[str, Any], context_length: int | None) -> tuple[DualEncoder, LoadReport]:
-    _refuse_unknown(spec, {"architecture"})
+def _random(spec: dict[str, Any], context_length: int | None, image_size: int | None) -> tuple[DualEncoder, LoadReport]:
+    _refuse_unknown(spec, {"architecture"}, "model.start")
     architecture = ARCHITECTURES.get(spec["architecture"])
     if architecture is None:
         raise RequestError(f"model.start.architecture: {spec['architecture']!r} is not known; known: {', '.join(ARCHITECTURES)}")
-    make = ResNetTower if isinstance(architecture.image, ResNet) else ViTTower.make
-    image = make(architecture.image, architecture.projection)
+    image = _make_image(architecture.image, architecture.projection, image_size)
     text = RobertaTower.make(architecture.text, architecture.projection)
-    model = DualEncoder(image, text, TextTokenizer(context_length=context_length or CONTEXT_LENGTH), architecture)
+    same_size = image.image_size == architecture.image.image_size
+    tokenizer = TextTokenizer(context_length=context_length or CONTEXT_LENGTH)
+    check_vocabulary(tokenizer, text, "model.start")
+    model = DualEncoder(image, text, tokenizer, architecture if same_size else None)
     return model, LoadReport(new=["image_tower", "text_tower", "logit_scale"])
 
 
-def _from_towers(spec: dict[str, Any], context_length: int | None) -> tuple[DualEncoder, LoadReport]:
-    _refuse_unknown(spec, {"image", "text", "projection", "pooling"})
+def _from_towers(
+    spec: dict[str, Any], context_length: int | None, image_size: int | None, source: str
+) -> tuple[DualEncoder, LoadReport]:
+    _refuse_unknown(spec, {"image", "text", "projection", "pooling", "logit_scale"}, "model.start")
     for side in ("image", "text"):
         if side not in spec:
             raise RequestError(f"model.start needs both image and text (or a name or path); {side} is missing")
     report = LoadReport()
-    image, logit_scale = _image_tower(spec["image"], spec.get("projection"), report)
-    text, vocab_file = _text_tower(spec["text"], image.output_dim, spec.get("pooling", "cls"), report)
-    tokenizer = TextTokenizer(vocab_file, context_length or CONTEXT_LENGTH)
-    positions = text.text_model.config.max_position_embeddings
-    if tokenizer.context_length > positions:
-        raise RequestError(f"data.context_length is {tokenizer.context_length}, but the text tower has {positions} positions")
-    if tokenizer.vocab_size != text.text_model.config.vocab_size:
-        raise RequestError(
-            f"the vocabulary {tokenizer.vocab_file} has {tokenizer.vocab_size} tokens, the text tower "
-            f"{text.text_model.config.vocab_size}; put the tower's own vocab.txt beside its weights"
-        )
+    image, logit_scale = _image_tower(spec["image"], spec.get("projection"), image_size, source, report)
+    text, vocab_file = _text_tower(spec["text"], image.output_dim, spec.get("pooling", "cls"), source, report)
+    tokenizer = TextTokenizer(vocab_file, context_length or min(CONTEXT_LENGTH, text.text_model.config.max_position_embeddings))
+    check_vocabulary(tokenizer, text, "model.start.text")
     model = DualEncoder(image, text, tokenizer, None)
-    if logit_scale is None:
+    if "logit_scale" in spec:
+        logit_scale = spec["logit_scale"]
+        if not isinstance(logit_scale, (int, float)) or not 0 <= logit_scale <= LOGIT_SCALE_LIMIT:
+            raise RequestError(f"model.start.logit_scale is {logit_scale!r}; it is a logarithm between 0 and {LOGIT_SCALE_LIMIT:.3f} (ln 100)")
+        report.changed.append(f"logit_scale set to {logit_scale:g} (temperature 1/{math.exp(logit_scale):.1f})")
+    elif logit_scale is None:
         report.new.append("logit_scale")
-    else:
+    if logit_scale is not None:
         model.logit_scale.data.fill_(logit_scale)
     return model, report
 
 
-def _image_tower(spec: Any, projection: int | None, report: LoadReport) -> tuple[ImageTower, float | None]:
-    if isinstance(spec, dict):
-        spec = dict(spec)
-        kind = spec.pop("kind", None)
-        kinds = {"vit": VisionTransformer, "resnet": ResNet}
-        if kind not in kinds:
-            raise RequestError(f"model.start.image.kind is {kind!r}; use vit or resnet")
-        try:
-            numbers = kinds[kind](**{k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()})
-        except TypeError as error:
-            raise RequestError(f"model.start.image: {str(error).split('__init__() ')[-1]}") from None
+# ---- image ----------------------------------------------------------------------------------------------------------
+
+
+def _make_image(numbers: VisionTransformer | ResNet, projection: int, image_size: int | None) -> ImageTower:
+    numbers = replace(numbers, image_size=image_size) if image_size else numbers
+    step = 4 * 2 ** (len(numbers.layers) - 1) if isinstance(numbers, ResNet) else numbers.patch
+    if numbers.image_size % step:
+        raise RequestError(f"image_size {numbers.image_size} is no multiple of {step}, the new image tower's patch size")
+    return ResNetTower(numbers, projection) if isinstance(numbers, ResNet) else ViTTower.make(numbers, projection)
+
+
+def _image_tower(
+    spec: Any, projection: int | None, image_size: int | None, source: str, report: LoadReport
+) -> tuple[ImageTower, float | None]:
+    if isinstance(spec, dict) and "path" not in spec:
         report.new.append("image_tower")
-        make = ResNetTower if kind == "resnet" else ViTTower.make
-        return make(numbers, projection or 512), None
-    folder = Path(str(spec))
-    if not folder.exists() and ":" in str(spec):
-        tower = ForeignTower(str(spec), projection or 512)
+        return _make_image(_numbers(spec), projection or PROJECTION, image_size), None
+    activation = None
+    if isinstance(spec, dict):
+        _refuse_unknown(spec, {"path", "activation"}, "model.start.image")
+        activation, spec = check_activation(spec.get("activation")), spec["path"]
+    if not Path(str(spec)).expanduser().exists() and ":" in str(spec):
+        tower = ForeignTower(str(spec), projection or PROJECTION)
+        if image_size not in (None, tower.image_size):
+            raise RequestError(f"model.image_size is {image_size}, but {spec} takes {tower.image_size}; leave it out")
         report.loaded.append(("image tower", f"{spec} (import path)"))
         report.new.append("image_tower.visual_projection")
         return tower, None
-    tensors, config = _read_folder(folder, "model.start.image")
-    vision = config.get("vision_config") or (config if "patch_size" in config else None)
-    if vision is None:
-        raise RequestError(f"model.start.image: {folder / 'config.json'} describes no vision tower")
-    keys = ChineseCLIPVisionConfig().to_dict().keys()
-    own = {k: v for k, v in vision.items() if k in keys and k not in ("model_type", "transformers_version")}
-    dim = config.get("projection_dim") or vision.get("projection_dim") or 512
-    if projection not in (None, dim):
-        raise RequestError(f"model.start.projection is {projection}, but {folder} projects to {dim}; leave it out")
-    tower = ViTTower(ChineseCLIPVisionConfig(**own), dim)
-    wanted = tower.state_dict()
-    _copy(wanted, {k: v for k, v in tensors.items() if k in wanted}, folder)
-    report.loaded.append(("image tower and visual projection", str(folder)))
-    report.left_over += sorted(k for k in tensors if k not in wanted and k != "logit_scale" and "position_ids" not in k)
-    scale = tensors.get("logit_scale")
+    return _pretrained_image(find(spec, source, repositories=True), activation, projection, image_size, report)
+
+
+def _pretrained_image(
+    path: Path, activation: str | None, projection: int | None, image_size: int | None, report: LoadReport
+) -> tuple[ImageTower, float | None]:
+    if (path / INFO).is_file():  # one of ours, whatever its towers are
+        checkpoint = read_checkpoint(path)
+        numbers, dim, where = checkpoint.description["image"], checkpoint.description["projection"], checkpoint.source
+        text = ("text_model.", "text_projection.")
+        left_over = sorted(name for name in checkpoint.tensors if name.startswith(text))
+        tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith(text)}
+        scale, notes = float(tensors.pop("logit_scale")), []
+    else:
+        half = read_image_half(path, activation)
+        numbers, dim, where, tensors, scale = half.numbers, half.projection, half.source, half.tensors, half.logit_scale
+        left_over, notes = half.left_over, half.notes
+    if image_size is not None:
+        numbers, resized = resize_image(numbers, tensors, image_size)
+        notes = notes + resized
+    tower = image_tower(numbers, dim)
+    fill(tower, tensors, where)
+    report.loaded.append(("image tower and visual projection", where))
     if scale is not None:
-        report.loaded.append(("temperature", str(folder)))
-    return tower, None if scale is None else scale.item()
+        report.loaded.append(("temperature", where))
+    report.left_over += left_over
+    report.changed += notes
+    if projection not in (None, dim):
+        if isinstance(tower, ResNetTower):
+            raise RequestError(f"model.start.projection is {projection}, but the pooling of {where} gives {dim}; leave it out")
+        tower.visual_projection = new_projection(tower.visual_projection.in_features, projection)
+        tower.output_dim = projection
+        report.loaded[-1 if scale is None else -2] = ("image tower", where)
+        report.new.append("image_tower.visual_projection")
+        report.changed.append(f"the visual projection to {dim} was replaced by a new one to {projection}")
+    return tower, scale
 
 
-def _text_tower(spec: Any, projection: int, pooling: str, report: LoadReport) -> tuple[RobertaTower, Path | None]:
+def _numbers(spec: dict[str, Any]) -> VisionTransformer | ResNet:
+    kinds = {"vit": VisionTransformer, "resnet": ResNet}
+    if spec.get("kind") not in kinds:
+        raise RequestError(f"model.start.image.kind is {spec.get('kind')!r}; use vit or resnet (or path)")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in spec.items() if key != "kind"}
+    try:
+        return kinds[spec["kind"]](**values)
+    except TypeError as error:
+        raise RequestError(f"model.start.image: {str(error).split('__init__() ')[-1]}") from None
+
+
+# ---- text -----------------------------------------------------------------------------------------------------------
+
+
+def _text_tower(
+    spec: Any, projection: int, pooling: str, source: str, report: LoadReport
+) -> tuple[RobertaTower, Path | None]:
     if isinstance(spec, dict):
         try:
             numbers = TextTransformer(**spec)
         except TypeError as error:
             raise RequestError(f"model.start.text: {str(error).split('__init__() ')[-1]}") from None
         report.new.append("text_tower")
-        tower = RobertaTower.make(numbers, projection)
-        tower.pooling = pooling
-        return tower, None
-    folder = Path(str(spec))
-    tensors, config = _read_folder(folder, "model.start.text")
-    keys = ChineseCLIPTextConfig().to_dict().keys()
-    own = {k: v for k, v in config.items() if k in keys and k not in ("model_type", "transformers_version", "architectures")}
-    tower = RobertaTower(ChineseCLIPTextConfig(**own), projection, pooling)
-    plain = {k.removeprefix("bert."): v for k, v in tensors.items()}
-    # Old TensorFlow conversions call a norm's weight and bias gamma and beta.
-    plain = {k.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): v for k, v in plain.items()}
-    wanted = tower.text_model.state_dict()
-    used = {k: v for k, v in plain.items() if k in wanted}
-    _copy(wanted, used, folder)
-    report.loaded.append(("text tower", str(folder)))
-    report.left_over += sorted(k for k in plain if k not in used and "position_ids" not in k)
+        return RobertaTower.make(numbers, projection, pooling), None
+    half = read_text_half(find(spec, source, repositories=True))
+    tower = text_tower(half.numbers | {"pooling": pooling}, projection)
+    tower.text_projection = new_projection(tower.text_projection.in_features, projection)
+    fill(tower, half.tensors | {"text_projection.weight": tower.text_projection.weight.detach()}, half.source)
+    report.loaded.append(("text tower", half.source))
     report.new.append("text_tower.text_projection")
-    vocab = folder / "vocab.txt"
-    return tower, vocab if vocab.is_file() else None
+    report.changed += half.notes
+    report.left_over += half.left_over
+    return tower, half.vocab_file
 
 
-def _read_folder(folder: Path, key: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    if not folder.is_dir():
-        raise RequestError(f"{key}: {folder} is neither a folder nor an import path like package.module:factory")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if (folder / "model.safetensors").is_file():
-            return load_file(folder / "model.safetensors"), config
-        return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True), config
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{key}: {folder} cannot be read ({error}); expected config.json and model.safetensors") from None
-
-
-def _copy(wanted: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    missing = sorted(wanted.keys() - tensors.keys())
-    if missing:
-        raise RequestError(f"{folder}: {len(missing)} tensors are missing, e.g. {', '.join(missing[:3])}")
-    with torch.no_grad():
-        for name, tensor in wanted.items():
-            if tensor.shape != tensors[name].shape:
-                raise RequestError(f"{folder}: {name} is {list(tensors[name].shape)}, expected {list(tensor.shape)}")
-            tensor.copy_(tensors[name])
-
-
-def _refuse_unknown(spec: dict[str, Any], known: set[str]) -> None:
-    unknown = sorted(spec.keys() - known)
+def _refuse_unknown(spec: dict[str, Any], known: set[str], where: str) -> None:
+    unknown = sorted(str(key) for key in spec.keys() - known)
     if unknown:
-        raise RequestError(f"model.start: unknown key {', '.join(unknown)}; known here: {', '.join(sorted(known))}")
+        raise RequestError(f"{where}: unknown key {', '.join(unknown)}; known here: {', '.join(sorted(known))}")

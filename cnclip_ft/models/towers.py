@@ -63,8 +63,7 @@ class ViTTower(ImageTower):
     def __init__(self, config: ChineseCLIPVisionConfig, output_dim: int) -> None:
         super().__init__()
         self.vision_model = ChineseCLIPVisionModel(config)
-        self.visual_projection = nn.Linear(config.hidden_size, output_dim, bias=False)
-        nn.init.normal_(self.visual_projection.weight, std=config.hidden_size**-0.5)
+        self.visual_projection = new_projection(config.hidden_size, output_dim)
         self.image_size, self.output_dim, self.patch_dropout = config.image_size, output_dim, 0.0
 
     @staticmethod
@@ -136,8 +135,7 @@ class ForeignTower(ImageTower):
         super().__init__()
         self.path = path
         self.module = _make_foreign(path)
-        self.visual_projection = nn.Linear(self.module.output_dim, output_dim, bias=False)
-        nn.init.normal_(self.visual_projection.weight, std=self.module.output_dim**-0.5)
+        self.visual_projection = new_projection(self.module.output_dim, output_dim)
         self.image_size, self.output_dim = int(self.module.image_size), output_dim
         self.mean, self.std = tuple(self.module.mean), tuple(self.module.std)
         self.input = getattr(self.module, "input", "normalised")
@@ -197,19 +195,18 @@ class RobertaTower(nn.Module):
         if pooling not in ("cls", "mean"):
             raise RequestError(f"text pooling is {pooling!r}; use cls or mean")
         self.text_model = ChineseCLIPTextModel(config, add_pooling_layer=False)
-        self.text_projection = nn.Linear(config.hidden_size, output_dim, bias=False)
-        nn.init.normal_(self.text_projection.weight, std=config.hidden_size**-0.5)
+        self.text_projection = new_projection(config.hidden_size, output_dim)
         self.output_dim, self.pooling = output_dim, pooling
 
     @staticmethod
-    def make(numbers: TextTransformer, output_dim: int) -> RobertaTower:
+    def make(numbers: TextTransformer, output_dim: int, pooling: str = "cls") -> RobertaTower:
         config = ChineseCLIPTextConfig(
             vocab_size=numbers.vocabulary, hidden_size=numbers.hidden, num_hidden_layers=numbers.layers,
             num_attention_heads=numbers.heads, intermediate_size=numbers.intermediate or 4 * numbers.hidden,
             max_position_embeddings=numbers.positions, hidden_dropout_prob=numbers.dropout,
             attention_probs_dropout_prob=numbers.dropout,
         )  # fmt: skip
-        tower = RobertaTower(config, output_dim)
+        tower = RobertaTower(config, output_dim, pooling)
         keep_scale_(tower.text_model.encoder)
         return tower
 
@@ -226,6 +223,13 @@ class RobertaTower(nn.Module):
 
     def set_gradient_checkpointing(self, wanted: bool) -> None:
         _checkpoint(self.text_model, wanted)
+
+
+def new_projection(width: int, output_dim: int) -> nn.Linear:
+    """A bias-free map to the common dimension with fresh weights that keep the scale."""
+    projection = nn.Linear(width, output_dim, bias=False)
+    nn.init.normal_(projection.weight, std=width**-0.5)
+    return projection
 
 
 def _checkpoint(model: Any, wanted: bool) -> None:

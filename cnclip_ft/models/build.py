@@ -1,0 +1,327 @@
+"""Description ↔ model: what besides weights and vocabulary it takes to build one, and what tensors alone can say.
+
+A described model is laid out without memory (on torch's meta device) and the weights that were read become its own:
+loading takes the memory of the weights once.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import ChineseCLIPTextConfig, ChineseCLIPVisionConfig
+
+from cnclip_ft.data.images import OPENAI_MEAN, OPENAI_STD
+from cnclip_ft.data.texts import CONTEXT_LENGTH, TextTokenizer
+from cnclip_ft.models.catalog import ARCHITECTURES, VOCABULARY, Architecture, ResNet
+from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.models.files import Tensors
+from cnclip_ft.models.towers import ForeignTower, ImageTower, ResNetTower, RobertaTower, ViTTower
+from data_tools.errors import RequestError
+
+TEXT_KEYS = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size",
+    "layer_norm_eps", "pad_token_id",
+)  # fmt: skip
+VISION_KEYS = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size",
+    "hidden_act", "layer_norm_eps", "attention_dropout",
+)  # fmt: skip
+_HEAD_WIDTHS = {1280: 80}  # ViT-H; all other published towers have heads of 64
+POSITIONS = {
+    "vit": "vision_model.embeddings.position_embedding.weight",
+    "resnet": "visual.attnpool.positional_embedding",
+}
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint of any kind, read: `tensors` have our file names, `notes` are to be said to the user."""
+
+    source: str
+    description: dict[str, Any]
+    tensors: Tensors
+    vocab_file: Path | None = None
+    left_over: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def file_name(name: str) -> str:
+    """Our parameter name → the name in the file (transformers' where it has one)."""
+    return name.removeprefix("image_tower.").removeprefix("text_tower.")
+
+
+# ---- model → description --------------------------------------------------------------------------------------------
+
+
+def describe_image(tower: ImageTower) -> dict[str, Any]:
+    if isinstance(tower, ForeignTower):
+        return {"kind": "foreign", "factory": tower.path}
+    if isinstance(tower, ViTTower):
+        numbers = {"kind": "vit"} | {key: getattr(tower.vision_model.config, key) for key in VISION_KEYS}
+    else:
+        numbers = asdict(tower.numbers)
+    if (tuple(tower.mean), tuple(tower.std)) != (OPENAI_MEAN, OPENAI_STD):
+        numbers |= {"mean": list(tower.mean), "std": list(tower.std)}
+    return numbers
+
+
+def describe_text(tower: RobertaTower) -> dict[str, Any]:
+    return {"pooling": tower.pooling} | {key: getattr(tower.text_model.config, key) for key in TEXT_KEYS}
+
+
+def describe_model(model: DualEncoder) -> dict[str, Any]:
+    """Everything but weights and vocabulary that `assemble` needs."""
+    return {
+        "architecture": model.architecture.as_dict() if model.architecture else None,
+        "image": describe_image(model.image_tower),
+        "text": describe_text(model.text_tower),
+        "projection": model.image_tower.output_dim,
+        "context_length": model.context_length,
+    }
+
+
+# ---- description → model --------------------------------------------------------------------------------------------
+
+
+def image_tower(description: dict[str, Any], projection: int) -> ImageTower:
+    """A tower of this description; without memory on the meta device unless it is an import path."""
+    numbers = dict(description)
+    kind, mean, std = numbers.pop("kind"), numbers.pop("mean", None), numbers.pop("std", None)
+    if kind == "foreign":
+        return ForeignTower(numbers["factory"], projection)
+    with torch.device("meta"):
+        if kind == "vit":
+            tower: ImageTower = ViTTower(ChineseCLIPVisionConfig(**numbers, projection_dim=projection), projection)
+        else:
+            tower = ResNetTower(ResNet(**numbers | {"layers": tuple(numbers["layers"])}), projection)
+    if mean and std:
+        tower.mean, tower.std = tuple(mean), tuple(std)
+    return tower
+
+
+def text_tower(description: dict[str, Any], projection: int) -> RobertaTower:
+    """A tower of this description, without memory on the meta device."""
+    numbers = dict(description)
+    pooling = numbers.pop("pooling", "cls")
+    with torch.device("meta"):
+        return RobertaTower(ChineseCLIPTextConfig(**numbers), projection, pooling)
+
+
+def assemble(checkpoint: Checkpoint) -> DualEncoder:
+    """The model of a checkpoint, in evaluation mode; its tensors become the model's own.
+
+    Raises:
+        RequestError: a tensor is missing, left over or of another shape, or the vocabulary does not fit.
+    """
+    description = checkpoint.description
+    image = image_tower(description["image"], description["projection"])
+    text = text_tower(description["text"], description["projection"])
+    tokenizer = TextTokenizer(checkpoint.vocab_file, description["context_length"])
+    check_vocabulary(tokenizer, text, checkpoint.source)
+    known = description["architecture"]
+    model = DualEncoder(image, text, tokenizer, Architecture.from_dict(known) if known else None)
+    fill(model, checkpoint.tensors, checkpoint.source)
+    return model.eval()
+
+
+def check_vocabulary(tokenizer: TextTokenizer, text: RobertaTower, source: str) -> None:
+    """Refuse a vocabulary or a context length the tower has no embeddings for."""
+    config = text.text_model.config
+    if tokenizer.vocab_size != config.vocab_size:
+        raise RequestError(
+            f"{source}: the vocabulary {tokenizer.vocab_file.name} has {tokenizer.vocab_size:,} tokens, the text tower "
+            f"{config.vocab_size:,}; put the tower's own vocab.txt beside its weights"
+        )
+    if tokenizer.context_length > config.max_position_embeddings:
+        raise RequestError(
+            f"data.context_length is {tokenizer.context_length}, but the text tower has {config.max_position_embeddings} positions"
+        )
+
+
+def fill(module: nn.Module, tensors: Tensors, source: str) -> None:
+    """Give a module the tensors of a file; every one must be there, fit, and be used.
+
+    Raises:
+        RequestError: naming what is missing, unexpected or of another shape.
+    """
+    own = {file_name(name): (name, tensor.shape) for name, tensor in module.state_dict().items()}
+    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or extra:
+        said = [f"{len(names)} {what} ({', '.join(names[:3])}{', …' * (len(names) > 3)})"
+                for what, names in (("missing", missing), ("unexpected", extra)) if names]  # fmt: skip
+        raise RequestError(f"{source}: the tensors are not those of the model it describes: {'; '.join(said)}")
+    for name, (_, shape) in own.items():
+        if tensors[name].shape != shape:
+            raise RequestError(f"{source}: {name} is {list(tensors[name].shape)}, expected {list(shape)}")
+    _give(module, {full: tensors[name] for name, (full, _) in own.items()})
+    _make_buffers(module)
+
+
+def _give(module: nn.Module, state: Tensors) -> None:
+    if isinstance(module, DualEncoder):
+        for side in ("image_tower", "text_tower"):
+            part = {name.removeprefix(f"{side}."): tensor for name, tensor in state.items() if name.startswith(f"{side}.")}
+            _give(getattr(module, side), part)
+        module.logit_scale.data.copy_(state["logit_scale"])
+    else:
+        # A tower by import path keeps its own tensors (it may share some); the others, laid out without memory, take these.
+        module.load_state_dict(state, assign=not isinstance(module, ForeignTower))
+
+
+def _make_buffers(module: nn.Module) -> None:
+    """Buffers that stand in no file: numbers of positions, token types."""
+    for part in module.modules():
+        for name, buffer in list(part.named_buffers(recurse=False)):
+            if not buffer.is_meta:
+                continue
+            if name == "position_ids":
+                made = torch.arange(buffer.shape[-1]).expand(buffer.shape).clone()
+            elif name == "token_type_ids":
+                made = torch.zeros(buffer.shape, dtype=buffer.dtype)
+            else:
+                raise RuntimeError(f"{type(part).__name__}.{name}: no rule how to make this buffer")
+            part.register_buffer(name, made, persistent=False)
+
+
+# ---- tensors → description ------------------------------------------------------------------------------------------
+
+
+def recognise(tensors: Tensors, source: str) -> dict[str, Any]:
+    """The description from names and shapes alone, for files without a configuration.
+
+    Heads are not in a file of weights: 64 wide, as in all published sizes but ViT-H.
+
+    Raises:
+        RequestError: a tensor that tells the size is missing.
+    """
+    try:
+        image, text = recognise_image(tensors), recognise_text(tensors)
+        projection = tensors["text_projection.weight"].shape[0]
+    except (KeyError, ValueError, IndexError) as error:
+        raise RequestError(f"{source}: the checkpoint is incomplete, no {error} in it") from None
+    return with_architecture({
+        "architecture": None, "image": image, "text": text, "projection": projection, "context_length": CONTEXT_LENGTH,
+    })  # fmt: skip
+
+
+def recognise_image(tensors: Tensors) -> dict[str, Any]:
+    """Image half of a description, from tensors with our file names; KeyError where one is missing."""
+    if "visual.conv1.weight" in tensors:
+        width = tensors["visual.conv1.weight"].shape[0] * 2
+        stages = _count(tensors, r"visual\.layer(\d+)\.") - 1
+        layers = tuple(_count(tensors, rf"visual\.layer{number}\.(\d+)\.") for number in range(1, stages + 1))
+        side = _side(tensors[POSITIONS["resnet"]])
+        return asdict(ResNet(layers, width, width * 32 // 64, side * 4 * 2 ** (stages - 1)))
+    patch = tensors["vision_model.embeddings.patch_embedding.weight"]
+    hidden, size = patch.shape[0], patch.shape[-1]
+    config = ChineseCLIPVisionConfig(
+        hidden_size=hidden, num_hidden_layers=_count(tensors, r"vision_model\.encoder\.layers\.(\d+)\."),
+        num_attention_heads=_heads(hidden), patch_size=size, image_size=_side(tensors[POSITIONS["vit"]]) * size,
+        intermediate_size=tensors["vision_model.encoder.layers.0.mlp.fc1.weight"].shape[0], hidden_act="quick_gelu",
+    )  # fmt: skip
+    return {"kind": "vit"} | {key: getattr(config, key) for key in VISION_KEYS}
+
+
+def recognise_text(tensors: Tensors) -> dict[str, Any]:
+    """Text half of a description, from tensors with our file names; KeyError where one is missing."""
+    vocabulary, hidden = tensors["text_model.embeddings.word_embeddings.weight"].shape
+    config = ChineseCLIPTextConfig(
+        vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=_count(tensors, r"text_model\.encoder\.layer\.(\d+)\."),
+        num_attention_heads=_heads(hidden),
+        intermediate_size=tensors["text_model.encoder.layer.0.intermediate.dense.weight"].shape[0],
+        max_position_embeddings=tensors["text_model.embeddings.position_embeddings.weight"].shape[0],
+        type_vocab_size=tensors["text_model.embeddings.token_type_embeddings.weight"].shape[0],
+    )  # fmt: skip
+    return {"pooling": "cls"} | {key: getattr(config, key) for key in TEXT_KEYS}
+
+
+def with_architecture(description: dict[str, Any]) -> dict[str, Any]:
+    """The description with the catalogue's entry where it is one of the published sizes, else with None."""
+    found = next((known for known in ARCHITECTURES.values() if _is(known, description)), None)
+    return description | {"architecture": found.as_dict() if found else None}
+
+
+def _is(known: Architecture, description: dict[str, Any]) -> bool:
+    image, text = description["image"], description["text"]
+    numbers = {
+        "hidden_size": known.text.hidden, "num_hidden_layers": known.text.layers, "num_attention_heads": known.text.heads,
+        "intermediate_size": known.text.intermediate or 4 * known.text.hidden, "vocab_size": known.text.vocabulary,
+    }  # fmt: skip
+    if known.projection != description["projection"] or any(text[key] != value for key, value in numbers.items()):
+        return False
+    if isinstance(known.image, ResNet):
+        return image == asdict(known.image) | {"layers": type(image.get("layers", ()))(known.image.layers)}
+    numbers = {
+        "kind": "vit", "hidden_size": known.image.hidden, "num_hidden_layers": known.image.layers,
+        "num_attention_heads": known.image.heads, "patch_size": known.image.patch, "image_size": known.image.image_size,
+        "intermediate_size": known.image.intermediate or 4 * known.image.hidden, "hidden_act": "quick_gelu",
+    }  # fmt: skip
+    return all(image.get(key) == value for key, value in numbers.items())
+
+
+def own_vocabulary(folder: Path, description: dict[str, Any], source: str) -> Path | None:
+    """``vocab.txt`` of a folder; None (the packaged list) where there is none and the sizes agree."""
+    if (folder / "vocab.txt").is_file():
+        return folder / "vocab.txt"
+    if description["vocab_size"] != VOCABULARY:
+        raise RequestError(f"{source}: no vocab.txt beside the weights, and {description['vocab_size']:,} tokens are not BERT-base-Chinese's {VOCABULARY:,}")
+    return None
+
+
+def _count(tensors: Tensors, pattern: str) -> int:
+    return max(int(match[1]) for name in tensors if (match := re.match(pattern, name))) + 1
+
+
+def _heads(hidden: int) -> int:
+    width = _HEAD_WIDTHS.get(hidden, 64)
+    if hidden % width:
+        raise RequestError(f"the number of attention heads of a width of {hidden} is not in the file; use a folder with its config.json")
+    return hidden // width
+
+
+def _side(positions: torch.Tensor) -> int:
+    return round((positions.shape[0] - 1) ** 0.5)
+
+
+# ---- another resolution ---------------------------------------------------------------------------------------------
+
+
+def resize_image(image: dict[str, Any], tensors: Tensors, image_size: int) -> tuple[dict[str, Any], list[str]]:
+    """Another resolution: position embeddings are interpolated once, bicubically, aligned at the corners.
+
+    That is the rule of the official code (`resize_pos_embed`); transformers' own interpolation at run time is not
+    aligned and gives other numbers.
+
+    Args:
+        image: image half of a description.
+        tensors: changed in place.
+
+    Returns:
+        The new image half, and what to say about it.
+
+    Raises:
+        RequestError: the tower has no such resolution.
+    """
+    kind = image["kind"]
+    if kind == "foreign":
+        raise RequestError(f"image_size {image_size}: the tower {image['factory']} has a size of its own; leave image_size out")
+    step = image["patch_size"] if kind == "vit" else 4 * 2 ** (len(image["layers"]) - 1)
+    old = image["image_size"]
+    if image_size == old:
+        return image, []
+    if image_size % step:
+        below = max(image_size // step, 1) * step
+        raise RequestError(f"image_size {image_size} is no multiple of {step}, the tower's patch size; use {below} or {below + step}")
+    positions = tensors[POSITIONS[kind]]
+    before, after = _side(positions), image_size // step
+    grid = positions[1:].float().T.reshape(1, -1, before, before)
+    grid = torch.nn.functional.interpolate(grid, size=(after, after), mode="bicubic", align_corners=True)
+    tensors[POSITIONS[kind]] = torch.cat([positions[:1], grid.flatten(2)[0].T.to(positions.dtype)]).contiguous()
+    note = f"image size {old} → {image_size}: position embeddings resized {before}×{before} → {after}×{after} (bicubic, corners aligned)"
+    return image | {"image_size": image_size}, [note]

@@ -1,0 +1,141 @@
+"""Names → files: what lies here is found first; then the hub's own cache; then the hub, with resume and checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from cnclip_ft.models.catalog import ARCHITECTURES
+from data_tools.errors import RequestError
+
+OWNERS = {"huggingface": "OFA-Sys", "modelscope": "AI-ModelScope"}
+_TOWER_FILES = ["*.json", "vocab.txt", "*.safetensors", "pytorch_model*.bin", "open_clip_pytorch_model.bin"]
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+$")
+
+
+def places() -> list[Path]:
+    """Folders searched for a published file: ``$CNCLIP_FT_MODELS``, here, our cache, the official package's."""
+    found = [Path(os.environ["CNCLIP_FT_MODELS"])] if os.environ.get("CNCLIP_FT_MODELS") else []
+    found += [Path("."), Path("~/.cache/cnclip_ft"), Path("~/.cache/clip")]
+    return [place.expanduser().absolute() for place in found]
+
+
+def find(name: str | Path, source: str = "huggingface", *, repositories: bool = False) -> Path:
+    """A path as it is, or the file of a published name.
+
+    Args:
+        name: a path, a name of the catalogue, or (with `repositories`) ``owner/name`` on the hub.
+        source: ``huggingface`` or ``modelscope``.
+
+    Raises:
+        RequestError: naming the file, the places searched and where to get it.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if source not in OWNERS:
+        raise RequestError(f"source is {source!r}; use {' or '.join(OWNERS)}")
+    architecture = ARCHITECTURES.get(str(name))
+    if architecture is None and repositories and _REPOSITORY.match(str(name)):
+        return _repository(str(name), source)
+    if architecture is None or architecture.hub is None or architecture.file is None:
+        published = ", ".join(known for known, a in ARCHITECTURES.items() if a.hub)
+        made = f". Its size is known, but no weights are published: {{architecture: {name}}} makes it new" if architecture else ""
+        raise RequestError(f"{name}: no such file or folder, and no published name ({published}){made}")
+    for place in places():
+        for found in (place / architecture.file, place / architecture.hub):
+            if found.exists():
+                return found
+    repository = f"{OWNERS[source]}/{architecture.hub}"
+    try:
+        return _download(repository, architecture.file, source)
+    except Exception as error:  # noqa: BLE001 - the clients raise many kinds; each means: not here
+        if isinstance(error, RequestError):
+            raise
+        raise RequestError(
+            f"{name}: {architecture.file} is not here, and could not be fetched from {_site(source)}/{repository} "
+            f"({type(error).__name__}). Searched: {', '.join(map(str, places()))}. Get the file there on a machine that is "
+            "online and put it into one of these folders, or set CNCLIP_FT_MODELS to its folder, or name its path"
+        ) from None
+
+
+def _site(source: str) -> str:
+    return "modelscope.cn/models" if source == "modelscope" else "huggingface.co"
+
+
+def _download(repository: str, file: str, source: str) -> Path:
+    if source == "modelscope":
+        path = Path(_modelscope().model_file_download(repository, file))
+        _verify(path, _modelscope_checksum(repository, file))
+        return path
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repository, file, local_files_only=True))
+    except LocalEntryNotFoundError:
+        pass
+    # The client goes on where a torn download ended. Large files carry their sha256 as entity tag.
+    metadata = get_hf_file_metadata(hf_hub_url(repository, file))
+    path = Path(hf_hub_download(repository, file))
+    _verify(path, metadata.etag)
+    return path
+
+
+def _modelscope():
+    try:
+        from modelscope.hub import file_download
+    except ImportError:
+        raise RequestError("source: modelscope needs the package modelscope: pip install 'cnclip-ft[modelscope]'") from None
+    return file_download
+
+
+def _modelscope_checksum(repository: str, file: str) -> str | None:
+    from modelscope.hub.api import HubApi
+
+    try:
+        listed = HubApi().get_model_files(repository, recursive=True)
+    except Exception:  # noqa: BLE001 - the file is here; the client has compared what it could
+        return None
+    return next((entry.get("Sha256") for entry in listed if entry.get("Path") == file), None)
+
+
+def _verify(path: Path, checksum: str | None) -> None:
+    if checksum is None or not re.fullmatch(r"[0-9a-f]{64}", checksum):
+        return
+    found = sha256(path)
+    if found != checksum:
+        real = path.resolve()
+        path.unlink(missing_ok=True)
+        real.unlink(missing_ok=True)
+        raise RequestError(f"{path.name}: the download is damaged (sha256 {found[:12]}…, expected {checksum[:12]}…) and was removed; try again")
+
+
+def _repository(name: str, source: str) -> Path:
+    try:
+        if source == "modelscope":
+            _modelscope()
+            from modelscope import snapshot_download
+
+            return Path(snapshot_download(name, allow_patterns=_TOWER_FILES))
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(name, allow_patterns=_TOWER_FILES))
+    except Exception as error:  # noqa: BLE001 - as above
+        if isinstance(error, RequestError):
+            raise
+        raise RequestError(
+            f"{name}: no such file or folder here, and it could not be fetched from {_site(source)}/{name} ({type(error).__name__}). "
+            "Get the folder on a machine that is online and name its path"
+        ) from None
+
+
+def sha256(path: Path) -> str:
+    """sha256 of a file, hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
