@@ -68,15 +68,19 @@ class TextTokenizer:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+        from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
         vocabulary = self._vocabulary
         # 200 characters: the official limit; a longer run of letters is one [UNK].
         tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=200))
         # The quotation marks stand here too, so that whoever loads the saved tokenizer.json gets the same ids.
-        tokenizer.normalizer = normalizers.Sequence(
-            [normalizers.Replace("“", '"'), normalizers.Replace("”", '"'), normalizers.BertNormalizer(lowercase=True)]
-        )
+        tokenizer.normalizer = normalizers.Sequence([
+            normalizers.Replace("“", '"'), normalizers.Replace("”", '"'),
+            # Private-use characters (old GBK text has some) are unknown words in the official code; BertNormalizer
+            # alone would drop them. A rune is a letter no vocabulary here has.
+            normalizers.Replace(Regex(r"\p{Co}"), "ᚠ"),
+            normalizers.BertNormalizer(lowercase=True),
+        ])  # fmt: skip
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         cls, sep = ("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -131,6 +135,7 @@ class TextTokenizer:
             # Not BertTokenizer: transformers would rebuild its rules from the vocabulary and lose the quotation marks.
             "tokenizer_class": "PreTrainedTokenizerFast",
             "do_lower_case": True,
+            "split_special_tokens": True,  # "[CLS]" written in a caption is text
             "model_max_length": self.context_length,
             "pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]",
         }  # fmt: skip

@@ -172,12 +172,17 @@ def _make_foreign(path: str) -> nn.Module:
         factory = getattr(importlib.import_module(name), attribute)
     except (ImportError, AttributeError) as error:
         raise RequestError(
-            f"the image tower {path} cannot be imported ({error}). Install the package that holds it, or set PYTHONPATH"
+            f"the image tower {path} cannot be imported ({error}). Install the package that holds it, or set PYTHONPATH to its folder"
         ) from None
-    module = factory()
+    try:
+        module = factory()
+    except RequestError:
+        raise
+    except Exception as error:  # noqa: BLE001 - foreign code
+        raise RequestError(f"{path}: the factory failed ({type(error).__name__}: {error})") from error
     missing = [name for name in ("output_dim", "image_size", "mean", "std") if not hasattr(module, name)]
-    if missing or not isinstance(module, nn.Module):
-        said = f"lacks {', '.join(missing)}" if missing else f"is a {type(module).__name__}"
+    said = f"is a {type(module).__name__}" if not isinstance(module, nn.Module) else f"lacks {', '.join(missing)}" if missing else ""
+    if said:
         raise RequestError(f"{path}: the factory must return an nn.Module with output_dim, image_size, mean and std; it {said}")
     if getattr(module, "input", "normalised") not in ("normalised", "uint8"):
         raise RequestError(f"{path}: input is {module.input!r}; use 'normalised' or 'uint8'")
@@ -234,8 +239,9 @@ def new_projection(width: int, output_dim: int) -> nn.Linear:
 
 def _checkpoint(model: Any, wanted: bool) -> None:
     if wanted:
-        # Not re-entrant: works with frozen inputs and under DistributedDataParallel.
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # transformers renamed the call late in version 5.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})  # works with frozen inputs and under DistributedDataParallel
     else:
         # What transformers' own call does; that one warns of its coming name from version 5.20 on.
         for module in model.modules():

@@ -1,0 +1,161 @@
+"""Towers: patch dropping, gradient checkpointing, blocks, and any module by import path."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from cnclip_ft.data.images import OPENAI_MEAN, OPENAI_STD, normalise
+from cnclip_ft.models.checkpoints import load, save_checkpoint
+from cnclip_ft.models.start import build_start
+from data_tools.errors import RequestError
+from tests.models.helpers import RESNET, TEXT, VIT, features, pixels, small, tensors
+
+HERE = "tests.models.tower_fixture"
+
+
+def foreign(name="plain", **more):
+    return build_start({"image": f"{HERE}:{name}", "text": TEXT, "projection": 32} | more)
+
+
+# ---- every tower ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", [VIT, RESNET, {"image": f"{HERE}:plain", "text": TEXT}])
+def test_blocks_hold_every_parameter_once(spec):
+    model = build_start(spec)[0]
+    for tower in (model.image_tower, model.text_tower):
+        found = [id(parameter) for block in tower.blocks() for parameter in block.parameters()]
+        assert len(found) == len(set(found)) and set(found) == {id(parameter) for parameter in tower.parameters()}
+
+
+@pytest.mark.parametrize("spec", [VIT, RESNET])
+def test_gradient_checkpointing_changes_no_gradient(spec):
+    gradients = []
+    for wanted in (False, True, False):
+        model = small(spec).train()
+        for module in model.modules():  # statistics and dropout would differ between runs
+            if isinstance(module, (torch.nn.BatchNorm2d, torch.nn.Dropout)):
+                module.eval()
+        model.set_gradient_checkpointing(wanted, wanted)
+        ids = torch.tensor([[101, 2207, 102]])
+        torch.manual_seed(0)
+        image, text = model(pixels(model.image_size), ids, torch.ones_like(ids))
+        (image @ text.T).sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None})
+    for other in gradients[1:]:
+        assert other.keys() == gradients[0].keys()
+        for name in other:
+            torch.testing.assert_close(other[name], gradients[0][name], atol=1e-6, rtol=1e-4)
+
+
+def test_patch_dropping_only_in_training_and_only_a_share():
+    model = small()
+    tower, x = model.image_tower, normalise(pixels(32), OPENAI_MEAN, OPENAI_STD)
+    with torch.no_grad():
+        full = tower(x)
+        tower.patch_dropout = 0.5
+        assert torch.equal(tower(x), full)  # evaluation
+        tower.train()
+        lengths = []
+        handle = tower.vision_model.encoder.layers[0].register_forward_pre_hook(
+            lambda _, args, kwargs: lengths.append((args or (kwargs.get("hidden_states"),))[0].shape[1]), with_kwargs=True
+        )
+        torch.manual_seed(0)
+        first, second = tower(x), tower(x)
+        handle.remove()
+        assert lengths == [1 + 8, 1 + 8] and not torch.allclose(first, second)  # 16 patches, drawn anew
+        torch.manual_seed(0)
+        assert torch.equal(tower(x), first)
+        tower.patch_dropout = 1e-9  # keeps all of them: order does not matter to a transformer
+        torch.testing.assert_close(tower(x), full, atol=1e-5, rtol=0)
+
+
+def test_padding_does_not_change_a_text():
+    model = small()
+    ids, mask = model.tokenizer.pad(model.tokenizer.encode(["一只狗"]))
+    longer, longer_mask = model.tokenizer.pad(model.tokenizer.encode(["一只狗"]), length=20)
+    with torch.inference_mode():
+        torch.testing.assert_close(model.text_features(ids, mask), model.text_features(longer, longer_mask), atol=1e-6, rtol=0)
+
+
+def test_attention_is_torch_s_own_kernel():
+    model = small()
+    assert model.image_tower.vision_model.config._attn_implementation == "sdpa"
+    assert model.text_tower.text_model.config._attn_implementation == "sdpa"
+
+
+# ---- by import path -------------------------------------------------------------------------------------------------
+
+
+def test_a_module_by_import_path():
+    model, report = foreign()
+    assert report.loaded == [("image tower", f"{HERE}:plain (import path)")]
+    assert report.new == ["image_tower.visual_projection", "text_tower", "logit_scale"]
+    assert (model.image_size, model.image_tower.output_dim) == (24, 32)
+    out = model.image_features(pixels(24))
+    assert out.shape == (3, 32)
+    torch.testing.assert_close(out.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(model.image_tower.module.seen, (pixels(24) / 255 - 0.5) / 0.25)
+
+
+def test_uint8_input_is_handed_on_as_it_is():
+    model, _ = foreign("uint8")
+    model.image_features(pixels(24))
+    assert torch.equal(model.image_tower.module.seen, pixels(24))
+
+
+def test_its_statistics_and_shared_weights_survive_a_checkpoint(tmp_path):
+    model, _ = foreign()
+    model.train().image_features(pixels(24))  # moves the statistics
+    model.eval()
+    save_checkpoint(model, tmp_path / "a", info={})
+    back = load(tmp_path / "a")
+    inner = back.image_tower.module
+    assert inner.norm.num_batches_tracked == 1 and inner.two.weight is inner.one.weight
+    torch.testing.assert_close(features(back), features(model))
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["model_type"] == "cnclip_ft"
+    again, report = build_start({"image": str(tmp_path / "a"), "text": TEXT})
+    assert torch.equal(tensors(again)["module.norm.running_mean"], inner.norm.running_mean)
+    assert report.loaded[0] == ("image tower and visual projection", str(tmp_path / "a"))
+
+
+def test_a_checkpoint_whose_factory_is_gone(tmp_path):
+    save_checkpoint(foreign()[0], tmp_path / "a", info={})
+    path = tmp_path / "a" / "cnclip_ft.json"
+    path.write_text(path.read_text(encoding="utf-8").replace(HERE, "no_such_package.towers"), encoding="utf-8")
+    with pytest.raises(RequestError, match="no_such_package.towers:plain cannot be imported.*Install the package.*PYTHONPATH"):
+        load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("spec,message", [
+    ("no_such_package:x", "cannot be imported"),
+    (f"{HERE}:nothing", "cannot be imported"),
+    (f"{HERE}:not_a_module", "it is a str"),
+    (f"{HERE}:lacking", "it lacks output_dim, image_size, mean, std"),
+    (f"{HERE}:wrong_input", "input is 'float64'"),
+    (f"{HERE}:failing", "failing: the factory failed \\(FileNotFoundError: weights.bin\\)"),
+])  # fmt: skip
+def test_what_the_protocol_refuses(spec, message):
+    with pytest.raises(RequestError, match=message):
+        build_start({"image": spec, "text": TEXT})
+
+
+def test_a_module_that_breaks_its_word():
+    model, _ = foreign("wrong_shape")
+    with pytest.raises(RequestError, match=r"gave \[3, 12\] for 3 images; expected \[3, 13\]"):
+        model.image_features(pixels(24))
+
+
+def test_settings_a_module_does_not_offer(tmp_path):
+    with pytest.raises(RequestError, match="image_size is 48, but .* takes 24"):
+        build_start({"image": f"{HERE}:plain", "text": TEXT}, image_size=48)
+    model, _ = foreign()
+    save_checkpoint(model, tmp_path / "a", info={})
+    with pytest.raises(RequestError, match="has a size of its own"):
+        load(tmp_path / "a", image_size=48)
+    with pytest.raises(RequestError, match="no set_gradient_checkpointing"):
+        model.set_gradient_checkpointing(True, True)
+    model.set_gradient_checkpointing(False, True)

@@ -1,0 +1,60 @@
+"""Image towers as users bring them, reached by import path in the tests."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class Small(nn.Module):
+    """Convolution, BatchNorm, and two layers that share one weight."""
+
+    output_dim, image_size, mean, std = 12, 24, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 12, 4, stride=4), nn.BatchNorm2d(12)
+        self.one, self.two = nn.Linear(12, 12, bias=False), nn.Linear(12, 12, bias=False)
+        self.two.weight = self.one.weight
+        self.seen = None
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        self.seen = pixels
+        x = self.norm(self.conv(pixels.float())).mean((2, 3))
+        return self.two(self.one(x).relu())
+
+
+class Bytes(Small):
+    input = "uint8"
+
+
+def plain() -> nn.Module:
+    return Small()
+
+
+def uint8() -> nn.Module:
+    return Bytes()
+
+
+def wrong_shape() -> nn.Module:
+    module = Small()
+    module.output_dim = 13
+    return module
+
+
+def not_a_module() -> str:
+    return "x"
+
+
+def lacking() -> nn.Module:
+    return nn.Linear(2, 2)
+
+
+def wrong_input() -> nn.Module:
+    module = Small()
+    module.input = "float64"
+    return module
+
+
+def failing() -> nn.Module:
+    raise FileNotFoundError("weights.bin")
