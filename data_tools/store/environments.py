@@ -11,7 +11,7 @@ from data_tools.errors import RequestError, UserError
 
 _open: dict[tuple[int, int], tuple[int, lmdb.Environment]] = {}  # (device, inode) → (process, environment)
 _FIRST_MAP, _LARGEST_STEP = 16 * 2**20, 2**30
-_BATCH_BYTES, _BATCH_ITEMS = 32 * 2**20, 16384
+BATCH_BYTES, BATCH_ITEMS = 32 * 2**20, 16384  # of one transaction: that much is lost by a kill, and held in memory
 _SYNCHRONOUS = True  # tests of many small builds turn it off: it matters for a power cut only
 
 
@@ -55,10 +55,9 @@ def close_readonly(folder: Path) -> None:
 
 
 class GrowingWriter:
-    """Key-value pairs into LMDB, in batches; the map doubles when it is full, so no size is asked for or reserved.
+    """Key-value pairs into LMDB; the map doubles when it is full, so no size is asked for or reserved.
 
-    A batch is one synchronous transaction: whatever happens, the file holds whole batches. `put` only collects;
-    `flush` writes, together with a record of how far the work has come.
+    `write` is one synchronous transaction: whatever happens, the file holds whole batches.
 
     Raises:
         UserError: the disk is full or not writable.
@@ -71,42 +70,26 @@ class GrowingWriter:
             self.environment = lmdb.open(str(folder), map_size=_FIRST_MAP, lock=False, readahead=False, sync=_SYNCHRONOUS)
         except lmdb.Error as error:
             raise write_error(folder, error) from None
-        self._batch: list[tuple[bytes, bytes]] = []
-        self.waiting = 0  # bytes
-
-    @property
-    def large(self) -> bool:
-        """Enough is waiting to be worth a transaction."""
-        return self.waiting > _BATCH_BYTES or len(self._batch) >= _BATCH_ITEMS
-
-    def put(self, key: bytes, value: bytes) -> None:
-        self._batch.append((key, value))
-        self.waiting += len(value)
 
     def get(self, key: bytes) -> bytes | None:
-        """What was flushed under `key`."""
         with self.environment.begin() as transaction:
             return transaction.get(key)
 
-    def flush(self, progress: tuple[bytes, bytes] | None = None, *, drop: bytes | None = None) -> None:
-        """Write what waits, and `progress`, in one transaction; remove the key `drop`."""
-        extra = [progress] if progress else []
-        while self._batch or extra or drop:
+    def write(self, batch: list[tuple[bytes, bytes]], *, drop: bytes | None = None) -> None:
+        """Write `batch` and remove the key `drop`, in one transaction."""
+        while True:
             try:
                 with self.environment.begin(write=True) as transaction:
-                    for key, value in self._batch:
-                        transaction.put(key, value)
-                    for key, value in extra:
-                        transaction.put(key, value)
+                    transaction.cursor().putmulti(batch)
                     if drop:
                         transaction.delete(drop)
-                break
+                return
             except lmdb.MapFullError:
                 size = self.environment.info()["map_size"]
-                self.environment.set_mapsize(size + max(min(size, _LARGEST_STEP), 2 * self.waiting))
+                waiting = sum(len(value) for _, value in batch)
+                self.environment.set_mapsize(size + max(min(size, _LARGEST_STEP), 2 * waiting))
             except (lmdb.Error, OSError) as error:
                 raise write_error(self.folder, error) from None
-        self._batch, self.waiting = [], 0
 
     def close(self) -> None:
         """Close the file and give back what the map reserved (Windows extends the file to the map)."""

@@ -22,19 +22,29 @@ META, LONE, PROGRESS = b"meta", b"lone", b"progress"
 LONGEST_ID = 500  # bytes; LMDB's keys end at 511
 Id = int | str
 _INT64 = 2**63
+_NUMBER = struct.Struct(">Q")
+_quoted = json.encoder.encode_basestring  # a JSON string as it is written, not escaped to ASCII
+
+
+def json_pair(image_id: Id | None, text_id: Id, text: str) -> str:
+    """``1,"a","text"``: a JSON array without its brackets; ten times as fast as `json.dumps`, and these are millions."""
+    image = image_id if type(image_id) is int else "null" if image_id is None else _quoted(image_id)
+    return f"{image},{text_id if type(text_id) is int else _quoted(text_id)},{_quoted(text)}"
 
 
 def is_id(value: object) -> bool:
-    """Whole numbers of 64 bits and non-empty strings that are text (no half characters) are ids."""
-    if isinstance(value, bool):
-        return False
-    if isinstance(value, int):
+    """Whole numbers of 64 bits and strings of 1 to 500 bytes that are text (no half characters) are ids."""
+    if type(value) is int:
         return -_INT64 <= value < _INT64
-    return isinstance(value, str) and 0 < len(value) and 0 < len(value.encode("utf-8", "replace")) <= LONGEST_ID and is_text(value)
+    if type(value) is not str or not value:
+        return False
+    return is_text(value) and (len(value) * 4 <= LONGEST_ID or len(value.encode()) <= LONGEST_ID)
 
 
 def is_text(value: str) -> bool:
     """Whether `value` can be written as UTF-8: a lone surrogate (half an emoji) cannot."""
+    if value.isascii():
+        return True
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
@@ -45,13 +55,13 @@ def is_text(value: str) -> bool:
 def id_key(item_id: Id) -> bytes:
     """``i`` + 8 bytes for a number (in numeric order), ``s`` + UTF-8 for a string: 7 and ``"7"`` differ."""
     if isinstance(item_id, int):
-        return b"i" + struct.pack(">Q", item_id + _INT64)
+        return b"i" + _NUMBER.pack(item_id + _INT64)
     return b"s" + item_id.encode("utf-8")
 
 
 def key_id(key: bytes) -> Id:
     """The id a key was made of."""
-    return struct.unpack(">Q", key[1:])[0] - _INT64 if key[:1] == b"i" else bytes(key[1:]).decode("utf-8")
+    return _NUMBER.unpack(key[1:])[0] - _INT64 if key[:1] == b"i" else bytes(key[1:]).decode("utf-8")
 
 
 class Layout(Protocol):
@@ -81,12 +91,13 @@ class PlainLayout:
 
     name = "plain"
     pair_count_key = image_count_key = None
-    pair_key = staticmethod(struct.Struct(">Q").pack)
+    pair_key = staticmethod(_NUMBER.pack)
     image_key = staticmethod(id_key)
     image_id = staticmethod(key_id)
 
     def write_pair(self, image_id: Id, text_id: Id, text: str, language: str | None) -> bytes:
-        return json.dumps([image_id, text_id, text, language], ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+        known = f'"{language}"' if language else "null"
+        return f"[{json_pair(image_id, text_id, text)},{known}]".encode()
 
     def read_pair(self, value: bytes, key: bytes, file: Path) -> list[Any]:
         try:
@@ -124,7 +135,7 @@ class OfficialLayout:
         return unpickle_pair(value, bytes(key).decode(), file)
 
     def write_image(self, data: bytes) -> bytes:
-        return base64.urlsafe_b64encode(data)
+        return _encode_url_safe(data)
 
     def read_image(self, value: bytes, image_id: Id, file: Path) -> bytes:
         try:
@@ -155,11 +166,27 @@ def decode_base64(data: bytes) -> bytes:
     data = bytes(data)
     if b"-" in data or b"_" in data:
         data = data.translate(_URL_SAFE)
+    return _strict_decode(data)
+
+
+def _strict_decode_slowly(data: bytes) -> bytes:
+    """With the standard library alone, at a thirtieth of the speed."""
     decoded = binascii.a2b_base64(data)
     # The decoder drops foreign characters silently; the length tells. (Its strict mode is younger than Python 3.10.)
-    if len(decoded) != len(data) // 4 * 3 - data[-2:].count(b"=") or len(data) % 4:
+    if len(data) % 4 or len(decoded) != len(data) // 4 * 3 - data[-2:].count(b"="):
         raise binascii.Error("characters that base64 does not have, or a part is missing")
     return decoded
+
+
+try:
+    import pybase64
+except ImportError:
+    _strict_decode, _encode_url_safe = _strict_decode_slowly, base64.urlsafe_b64encode
+else:
+    _encode_url_safe = pybase64.urlsafe_b64encode
+
+    def _strict_decode(data: bytes) -> bytes:
+        return pybase64.b64decode(data, validate=True)
 
 
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")

@@ -3,42 +3,74 @@
 from __future__ import annotations
 
 import json
+import zlib
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from data_tools.errors import RequestError
+from data_tools.store import environments
 from data_tools.store.environments import GrowingWriter
 from data_tools.store.layouts import FORMAT, LONE, META, PLAIN, PROGRESS, VERSION, Id, Layout
 from data_tools.store.reader import SHARD, Checksum
 
+_MOST_SAMPLED = 256  # images a file that are read back at the end
 MOST_SHARDS = 400  # every shard's pairs stay open while texts come in: files a process may hold
 
 
 class Part:
     """One LMDB file being written, and how far it goes: items of the source, entries, sum of hashes."""
 
-    def __init__(self, folder: Path) -> None:
-        self._writer = GrowingWriter(folder)
+    def __init__(self, folder: Path, layout: Layout) -> None:
+        self._writer, self._layout = GrowingWriter(folder), layout
         state = json.loads(self._writer.get(PROGRESS) or b"{}")
         self.position, self.count, self.lone = state.get("items", 0), state.get("count", 0), state.get("lone", 0)
         self.sums = Checksum(state.get("sums", ("0", "0")))
-        self.put = self._writer.put
+        self.sample: dict[str, str] = state.get("sample", {})  # some of the images: key → hash, for reading back
+        self._every = 1
+        self._images: list[tuple[Id, bytes]] = []
+        self._entries: list[tuple[bytes, bytes]] = []
+
+    def put_image(self, image_id: Id, data: bytes) -> None:
+        self._images.append((image_id, data))
+        self.count += 1
+
+    def put(self, key: bytes, value: bytes) -> None:
+        self._entries.append((key, value))
 
     @property
     def waiting(self) -> bool:
-        return self._writer.waiting > 0
+        return bool(self._images or self._entries)
 
-    @property
-    def large(self) -> bool:
-        return self._writer.large
+    def take(self, position: int) -> Callable[[], None]:
+        """The work of writing what waits, to be done elsewhere; every item before `position` is in it or before it."""
+        images, entries = self._images, self._entries
+        state = {"items": position, "count": self.count, "lone": self.lone}
+        pair_sum = self.sums.sums[1]  # that of images is counted below, this one goes on meanwhile
+        self._images, self._entries, self.position = [], [], position
 
-    def flush(self, position: int) -> None:
-        self.position = position
-        state = {"items": position, "count": self.count, "lone": self.lone, "sums": self.sums.sums}
-        self._writer.flush((PROGRESS, json.dumps(state).encode()))
+        def write() -> None:
+            for image_id, data in images:
+                key = self._layout.image_key(image_id)
+                self._remember(key, self.sums.image(image_id, data))
+                entries.append((key, self._layout.write_image(data)))
+            sums = (self.sums.sums[0], pair_sum)
+            entries.append((PROGRESS, json.dumps(state | {"sums": sums, "sample": self.sample}).encode()))
+            self._writer.write(entries)
+
+        return write
+
+    def _remember(self, key: bytes, digest: bytes) -> None:
+        """Keep some images for reading back: every one at first, then every second, fourth, … of their keys."""
+        if zlib.crc32(key) % self._every == 0:
+            self.sample[key.hex()] = digest.hex()
+            if len(self.sample) > _MOST_SAMPLED:
+                self._every *= 2
+                self.sample = {name: kept for name, kept in self.sample.items() if zlib.crc32(bytes.fromhex(name)) % self._every == 0}
 
     def seal(self) -> None:
         """Forget the progress: the file is finished."""
-        self._writer.flush(drop=PROGRESS)
+        self._writer.write([], drop=PROGRESS)
 
     def close(self) -> None:
         self._writer.close()
@@ -56,10 +88,14 @@ class Parts:
         found = sorted(folder.glob("shard-*"))
         self._images: list[Part] = []
         self._pairs: dict[int, Part] = {}
+        # Hashing, copying and waiting for the disk need no interpreter: they go on while the next items are read.
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._under_way: Future[None] | None = None
+        self._bytes = self._items = 0  # waiting
         for number in range(max(len(found), 1)):
             self._open_images(number)
             if (self._shard(number) / "pairs").exists():
-                self._pairs[number] = Part(self._shard(number) / "pairs")
+                self._pairs[number] = Part(self._shard(number) / "pairs", self.layout)
 
     def _shard(self, number: int) -> Path:
         return self.folder if self.shard_size is None else self.folder / SHARD.format(number)
@@ -69,7 +105,7 @@ class Parts:
             self._images[-1].close()
         if number >= MOST_SHARDS:
             raise RequestError(f"more than {MOST_SHARDS} shards; choose a --shard-size above {self.shard_size:,}")
-        self._images.append(Part(self._shard(number) / "imgs"))
+        self._images.append(Part(self._shard(number) / "imgs", self.layout))
 
     @property
     def images(self) -> int:
@@ -85,7 +121,8 @@ class Parts:
 
     @property
     def large(self) -> bool:
-        return self._images[-1].large or any(part.large for part in self._pairs.values())
+        """Enough is waiting to be worth a transaction."""
+        return self._bytes > environments.BATCH_BYTES or self._items >= environments.BATCH_ITEMS
 
     def has_image(self, item: int) -> bool:
         """Whether the image that item `item` brings was written before the interruption."""
@@ -95,20 +132,20 @@ class Parts:
         """The shard for the next image; a full one is written out and a new one begun."""
         current = self._images[-1]
         if self.shard_size is not None and current.count >= self.shard_size:
-            current.flush(item)
+            self.wait()
+            current.take(item)()
             self._open_images(len(self._images))
         return len(self._images) - 1
 
-    def add_image(self, image_id: Id, data: bytes) -> bytes:
-        """Write an image under `image_id` into the current shard; returns its 32-byte digest."""
-        part = self._images[-1]
-        part.put(self.layout.image_key(image_id), self.layout.write_image(data))
-        part.count += 1
-        return part.sums.image(image_id, data)
+    def add_image(self, image_id: Id, data: bytes) -> None:
+        """Put an image under `image_id` into the current shard."""
+        self._images[-1].put_image(image_id, data)
+        self._bytes += len(data)
+        self._items += 1
 
     def _pairs_of(self, shard: int) -> Part:
         if shard not in self._pairs:
-            self._pairs[shard] = Part(self._shard(shard) / "pairs")
+            self._pairs[shard] = Part(self._shard(shard) / "pairs", self.layout)
         return self._pairs[shard]
 
     def add_pair(self, item: int, shard: int, image_id: Id, text_id: Id, text: str, language: str | None) -> None:
@@ -116,49 +153,83 @@ class Parts:
         if item >= part.position:
             part.put(self.layout.pair_key(part.count), self.layout.write_pair(image_id, text_id, text, language))
             part.count += 1
+            self._items += 1
             part.sums.pair(image_id, text_id, text)
 
     def add_lone(self, item: int, text_id: Id, text: str, language: str | None) -> None:
         part = self._pairs_of(0)
         if item >= part.position:
-            value = json.dumps([text_id, text, language], ensure_ascii=False, separators=(",", ":"))
-            part.put(LONE + PLAIN.pair_key(part.lone), value.encode("utf-8"))
+            part.put(LONE + PLAIN.pair_key(part.lone), json.dumps([text_id, text, language], ensure_ascii=False).encode())
             part.lone += 1
+            self._items += 1
             part.sums.pair(None, text_id, text)
 
+    def wait(self) -> None:
+        """Until everything flushed is on the disk.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.result()
+
     def flush(self, position: int) -> None:
-        """Write what waits; every item before `position` is complete."""
-        self._images[-1].flush(position)
-        for part in self._pairs.values():
-            if part.waiting:
-                part.flush(position)
+        """Begin to write what waits; every item before `position` is complete. One flush at a time."""
+        self.wait()
+        work = [part.take(position) for part in (self._images[-1], *self._pairs.values()) if part.waiting]
+        self._bytes = self._items = 0
+        self._under_way = self._background.submit(_do_all, work)
 
     def finish(self, position: int) -> None:
         """What waits, counts, format and checksums into every shard; all of it is on the disk then. May be repeated."""
-        for number, images in enumerate(self._images):
-            if number < len(self._images) - 1:
-                images = self._images[number] = Part(self._shard(number) / "imgs")
-            pairs, sums = self._pairs_of(number), Checksum(images.sums.sums)
+        self.wait()
+        for number in range(len(self._images)):
+            images, pairs = self._opened(number), self._pairs_of(number)
+            if self.layout.pair_count_key and self.layout.image_count_key:
+                pairs.put(self.layout.pair_count_key, b"%d" % pairs.count)
+                images.put(self.layout.image_count_key, b"%d" % images.count)
+            images.take(position)()
+            sums = Checksum(images.sums.sums)
             sums.add(pairs.sums.sums)
             meta = {
                 "format": FORMAT, "version": VERSION, "layout": self.layout.name, "pairs": pairs.count, "images": images.count,
                 "lone_texts": pairs.lone, "sums": sums.sums, "shard": number, "shards": len(self._images),
             }  # fmt: skip
             pairs.put(META, json.dumps(meta).encode())
-            if self.layout.pair_count_key and self.layout.image_count_key:
-                pairs.put(self.layout.pair_count_key, b"%d" % pairs.count)
-                images.put(self.layout.image_count_key, b"%d" % images.count)
-            pairs.flush(position)
-            images.flush(position)
+            pairs.take(position)()
+            self._leave(number)
+
+    def _opened(self, number: int) -> Part:
+        """The images of a shard; all but the last one are closed while nothing is written to them."""
+        if number < len(self._images) - 1:
+            self._images[number] = Part(self._shard(number) / "imgs", self.layout)
+        return self._images[number]
+
+    def _leave(self, number: int) -> None:
+        if number < len(self._images) - 1:
+            self._images[number].close()
 
     def seal(self) -> None:
         """Remove the records of progress and close. May be repeated."""
-        for part in (*self._images, *self._pairs.values()):
-            part.seal()
-            part.close()
+        self._background.shutdown()
+        for number in range(len(self._images)):
+            for part in (self._opened(number), self._pairs_of(number)):
+                part.seal()
+                part.close()
+
+    def samples(self) -> dict[int, dict[str, str]]:
+        """Shard → key → hash of some of its images."""
+        return {number: part.sample for number, part in enumerate(self._images)}
 
     def close(self) -> None:
-        """Close without finishing."""
+        """Close without finishing; what is being written is written."""
+        self._background.shutdown()
         self._images[-1].close()
         for part in self._pairs.values():
             part.close()
+
+
+def _do_all(work: list[Callable[[], None]]) -> None:
+    for write in work:
+        write()

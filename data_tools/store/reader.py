@@ -14,7 +14,7 @@ from typing import Any
 
 from data_tools.errors import RequestError
 from data_tools.store.environments import close_readonly, open_readonly
-from data_tools.store.layouts import FORMAT, LAYOUTS, LONE, META, OFFICIAL, VERSION, Id, id_key
+from data_tools.store.layouts import FORMAT, LAYOUTS, LONE, META, OFFICIAL, VERSION, Id, id_key, json_pair
 from data_tools.store.swap import replaced_store
 
 SHARD = "shard-{:05d}"
@@ -208,6 +208,12 @@ class PairStore:
                 raise KeyError(image_id)
         return shard.layout.read_image(value, image_id, shard.folder / "imgs")
 
+    def image_of_key(self, shard: int, key: bytes) -> tuple[Id, bytes | None]:
+        """(id, encoded image file or None) of a key as it stands in `shard`."""
+        part = self._open()[shard]
+        image_id, value = part.layout.image_id(key), part.images.get(key)
+        return image_id, None if value is None else part.layout.read_image(value, image_id, part.folder / "imgs")
+
     def __contains__(self, image_id: Id) -> bool:
         return any(shard.images.get(shard.layout.image_key(image_id)) is not None for shard in self._open())
 
@@ -275,9 +281,8 @@ class Checksum:
         return digest
 
     def pair(self, image_id: Id | None, text_id: Id, text: str) -> None:
-        value = json.dumps([image_id, text_id, text], ensure_ascii=False, separators=(",", ":"))
-        digest = hashlib.sha256(value.encode("utf-8", "replace")).digest()
-        self._pairs = (self._pairs + int.from_bytes(digest, "big")) % 2**256
+        value = f"[{json_pair(image_id, text_id, text)}]".encode("utf-8", "replace")
+        self._pairs = (self._pairs + int.from_bytes(hashlib.sha256(value).digest(), "big")) % 2**256
 
     def hexdigest(self) -> str:
         return hashlib.sha256("".join(self.sums).encode()).hexdigest()

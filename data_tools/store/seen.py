@@ -5,26 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from data_tools.store import environments
 from data_tools.store.environments import GrowingWriter
 from data_tools.store.layouts import Id, id_key, key_id
 
 _IMAGE, _TEXT, _SAFE = b"\x01", b"\x02", b"\x00safe"
-_IMAGE_RECORD, _TEXT_RECORD = struct.Struct(">QIq8s8s"), struct.Struct(">Q8s")
+_IMAGE_RECORD, _TEXT_RECORD = struct.Struct(">QIq8s"), struct.Struct(">QQ")
 REFUSED = 2**32 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class SeenImage:
-    """An image of the build: which item of the source it was, where it lies, under which number, and what it holds."""
+class SeenImage(NamedTuple):
+    """An image of the build: which item of the source it was, where it lies, under which number, and from which file."""
 
     item: int
     shard: int
     number: int
-    digest: bytes
     origin: bytes
 
     @property
@@ -33,11 +33,15 @@ class SeenImage:
         return self.shard == REFUSED
 
 
-def short_hash(value: str | bytes | None) -> bytes:
+def origin_hash(origin: str | None) -> bytes:
     """8 bytes of sha256; zeros for None."""
-    if value is None:
-        return bytes(8)
-    return hashlib.sha256(value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value).digest()[:8]
+    return bytes(8) if origin is None else hashlib.sha256(origin.encode("utf-8", "surrogatepass")).digest()[:8]
+
+
+def text_hash(text: str) -> int:
+    """64 bits, to tell two texts of one id apart: length and CRC. Not against an adversary."""
+    data = text.encode("utf-8", "surrogatepass")
+    return (len(data) & 0xFFFFFFFF) << 32 | zlib.crc32(data)
 
 
 class Seen:
@@ -52,11 +56,10 @@ class Seen:
 
     @property
     def large(self) -> bool:
-        return self._writer.large
+        return len(self._fresh) >= environments.BATCH_ITEMS
 
     def _put(self, key: bytes, value: bytes) -> None:
         self._fresh[key] = value
-        self._writer.put(key, value)
 
     def _get(self, key: bytes) -> bytes | None:
         return self._fresh.get(key) or self._transaction.get(key)
@@ -66,21 +69,20 @@ class Seen:
         return SeenImage(*_IMAGE_RECORD.unpack(value)) if value else None
 
     def add_image(self, image_id: Id, seen: SeenImage) -> None:
-        value = _IMAGE_RECORD.pack(seen.item, seen.shard, seen.number, seen.digest, seen.origin)
-        self._put(_IMAGE + id_key(image_id), value)
+        self._put(_IMAGE + id_key(image_id), _IMAGE_RECORD.pack(*seen))
 
-    def text(self, text_id: Id) -> tuple[int, bytes] | None:
+    def text(self, text_id: Id) -> tuple[int, int] | None:
         """(item, hash of the text) where `text_id` was met first."""
         value = self._get(_TEXT + id_key(text_id))
         return _TEXT_RECORD.unpack(value) if value else None
 
-    def add_text(self, text_id: Id, item: int, digest: bytes) -> None:
+    def add_text(self, text_id: Id, item: int, digest: int) -> None:
         self._put(_TEXT + id_key(text_id), _TEXT_RECORD.pack(item, digest))
 
     def flush(self) -> None:
         """Write what is new; `safe` says up to where everything else was written before."""
         self._transaction.abort()
-        self._writer.flush((_SAFE, json.dumps(self.safe).encode()))
+        self._writer.write([*self._fresh.items(), (_SAFE, json.dumps(self.safe).encode())])
         self._fresh.clear()
         self._transaction = self._writer.environment.begin()
 

@@ -8,13 +8,16 @@ from pathlib import Path
 from data_tools.errors import UserError
 from data_tools.store.layouts import id_key
 from data_tools.store.reader import open_store
-from data_tools.store.seen import Seen, short_hash
+from data_tools.store.seen import Seen, text_hash
 
 _SAMPLE = 200
 
 
-def verify(folder: Path, seen: Seen) -> None:
-    """Count what is there, and compare up to 200 images and 200 pairs spread over the store with what was put in.
+def verify(folder: Path, seen: Seen, samples: dict[int, dict[str, str]]) -> None:
+    """Count what is there, and compare sampled images and up to 200 pairs spread over the store with what was put in.
+
+    Args:
+        samples: shard → key in hex → hash in hex, of images.
 
     Raises:
         UserError: something reads back differently; the disk may be failing.
@@ -25,18 +28,15 @@ def verify(folder: Path, seen: Seen) -> None:
         found = (sum(1 for _ in store.image_ids), *store.count_entries())
         if found != (images, pairs, len(store.lone_texts)):
             raise _different(folder, f"{found} images, pairs and texts without image were read back, not {images, pairs}")
-        step = max(1, images // _SAMPLE)
-        accepted = ((image_id, image) for image_id, image in seen.images() if not image.refused)
-        for number, (image_id, image) in enumerate(accepted):
-            if number % step == 0:
-                stored = image.number or image_id
-                digest = hashlib.sha256(id_key(stored) + b"\0" + store.image(stored)).digest()
-                if digest[:8] != image.digest:
+        for number, sample in samples.items():
+            for key, digest in sample.items():
+                image_id, data = store.image_of_key(number, bytes.fromhex(key))
+                if data is None or hashlib.sha256(id_key(image_id) + b"\0" + data).hexdigest() != digest:
                     raise _different(folder, f"image {image_id!r} reads back differently")
         for index in range(0, pairs, max(1, pairs // _SAMPLE)):
             pair = store[index]
             known = seen.text(pair.text_id)
-            if known is None or known[1] != short_hash(pair.text) or pair.image_id not in store:
+            if known is None or known[1] != text_hash(pair.text) or pair.image_id not in store:
                 raise _different(folder, f"pair {index} reads back differently")
     finally:
         store.close()

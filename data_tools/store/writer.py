@@ -21,7 +21,7 @@ from data_tools.store.layouts import LAYOUTS, OFFICIAL, Id, is_id, is_text
 from data_tools.store.lock import BuildLock
 from data_tools.store.parts import Parts
 from data_tools.store.reader import PairStore, open_store
-from data_tools.store.seen import REFUSED, Seen, SeenImage, short_hash
+from data_tools.store.seen import REFUSED, Seen, SeenImage, origin_hash, text_hash
 from data_tools.store.verify import verify
 
 NUMBERS_FILE = "image_ids.tsv"
@@ -168,7 +168,7 @@ class StoreWriter:
             return True
         if known.item == item:
             return known.refused or not self._parts.has_image(item)
-        if origin is not None and known.origin == short_hash(origin):
+        if origin is not None and known.origin == origin_hash(origin):
             return False
         raise DataFault(
             f"image id {image_id!r} stands for two images", mend="Give every image an id of its own.",
@@ -178,7 +178,7 @@ class StoreWriter:
     def refuse_image(self, image_id: Id, item: int, origin: str | None = None) -> None:
         """Remember a faulty image, so that the texts on it are not reported as lacking one."""
         if is_id(image_id) and self._seen.image(image_id) is None:
-            self._seen.add_image(image_id, SeenImage(item, REFUSED, 0, bytes(8), short_hash(origin)))
+            self._seen.add_image(image_id, SeenImage(item, REFUSED, 0, origin_hash(origin)))
 
     def add_image(self, image_id: Id, data: bytes, *, item: int | None = None, origin: str | None = None) -> None:
         """Add an encoded image file. `item` is its position in the source, ascending over all calls.
@@ -191,8 +191,8 @@ class StoreWriter:
         if self.wants_image(image_id, item, origin):
             number = self._number_for(image_id)
             shard = self._parts.next_shard(item)
-            digest = self._parts.add_image(number or image_id, data)
-            self._seen.add_image(image_id, SeenImage(item, shard, number, digest[:8], short_hash(origin)))
+            self._parts.add_image(number or image_id, data)
+            self._seen.add_image(image_id, SeenImage(item, shard, number, origin_hash(origin)))
         self._advance(item)
 
     def _number_for(self, image_id: Id) -> int:
@@ -226,7 +226,7 @@ class StoreWriter:
         _check_id(text_id, "text")
         if not text.strip() or not is_text(text):
             raise DataFault("the text is empty or no valid text", mend="Write a caption or drop it.", kind="bad-text", item_id=text_id)
-        digest = short_hash(text)
+        digest = text_hash(text)
         known = self._seen.text(text_id)
         if known is not None and known[1] != digest:
             raise DataFault(
@@ -289,6 +289,7 @@ class StoreWriter:
             self._flush()
 
     def _flush(self) -> None:
+        self._parts.wait()  # what `safe` speaks of is on the disk
         self._seen.flush()  # first: ids that are known too early are harmless, pictures that are not known would be lost
         self._parts.flush(self._item)
         self._seen.safe = {"items": self._item, "faults": self.faults_bytes}
@@ -302,6 +303,7 @@ class StoreWriter:
         Raises:
             UserError: it reads back differently, or cannot take its place (on Windows: a program has the old one open).
         """
+        self._parts.wait()
         self._seen.flush()
         self._parts.finish(self._item)
         try:
@@ -323,7 +325,7 @@ class StoreWriter:
         try:
             self._write_numbers()
             self.texts = self._seen.count_texts()
-            verify(self._folder, self._seen)
+            verify(self._folder, self._seen, self._parts.samples())
         finally:
             self._seen.close()
         try:

@@ -15,7 +15,7 @@ from data_tools.annotations import parse_image, parse_text, read_images, read_li
 from data_tools.build import build_split
 from data_tools.errors import DataFault
 from data_tools.items import ImageItem, TextItem
-from data_tools.store import open_store
+from data_tools.store import layouts, open_store
 from tests.data_tools.samples import picture, text_row
 
 FILE = Path("train_texts.jsonl")
@@ -50,7 +50,7 @@ def test_faults_of_a_text_line(line: bytes, kind: str, says: str) -> None:
     ("line", "kind"),
     [
         (b"5", "bad-tsv"), (b"5 " + IMAGE[2:], "bad-tsv"), (b"\t" + IMAGE[2:], "bad-id"), (b"5\t", "bad-base64"), (b"5\t  ", "bad-base64"),
-        (b"x" * 501 + b"\tAAAA", "bad-id"), ("图片".encode("gb18030") + b"\tAAAA", "not-utf8"),
+        (b"x" * 501 + b"\tAAAA", "bad-id"), ("一只狗".encode("gb18030") + b"\tAAAA", "not-utf8"),
     ],
 )  # fmt: skip
 def test_faults_of_an_image_line(line: bytes, kind: str) -> None:
@@ -59,8 +59,10 @@ def test_faults_of_an_image_line(line: bytes, kind: str) -> None:
     assert caught.value.kind == kind and caught.value.mend
 
 
+@pytest.mark.parametrize("decode", [layouts._strict_decode, layouts._strict_decode_slowly])
 @pytest.mark.parametrize("data", [b"!" + IMAGE[3:], IMAGE[2:-1], IMAGE[2:-5] + "图".encode(), b"AAA", b"A" * 7, IMAGE[2:40] + b" " + IMAGE[40:]])
-def test_damaged_base64_is_a_fault_of_its_image(data: bytes) -> None:
+def test_damaged_base64_is_a_fault_of_its_image(monkeypatch, data: bytes, decode) -> None:
+    monkeypatch.setattr(layouts, "_strict_decode", decode)
     item = next(read_images(io.BytesIO(b"5\t" + data), FILE))
     assert isinstance(item, ImageItem)
     with pytest.raises(DataFault, match="base64") as caught:
@@ -68,8 +70,12 @@ def test_damaged_base64_is_a_fault_of_its_image(data: bytes) -> None:
     assert (caught.value.line, caught.value.item_id) == (1, 5)
 
 
-def test_both_base64_alphabets_are_read() -> None:
-    data = bytes(range(256)) * 3
+@pytest.mark.parametrize("decode", [layouts._strict_decode, layouts._strict_decode_slowly])
+@pytest.mark.parametrize("length", [766, 767, 768])
+def test_both_base64_alphabets_are_read(monkeypatch, decode, length: int) -> None:
+    """With the fast library and without."""
+    monkeypatch.setattr(layouts, "_strict_decode", decode)
+    data = (bytes(range(256)) * 3)[:length]
     for encode in (base64.b64encode, base64.urlsafe_b64encode):
         item = next(read_images(io.BytesIO(b"7\t" + encode(data)), FILE))
         assert isinstance(item, ImageItem) and item.read() == data and item.image_id == 7

@@ -24,7 +24,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 @pytest.fixture
 def small_batches(monkeypatch) -> None:
     """A transaction every few items, so that small builds have many moments to stop at."""
-    monkeypatch.setattr(environments, "_BATCH_ITEMS", 4)
+    monkeypatch.setattr(environments, "BATCH_ITEMS", 4)
     monkeypatch.setattr(environments, "_SYNCHRONOUS", False)
 
 
@@ -134,7 +134,7 @@ from pathlib import Path
 from data_tools.build import build_split
 from data_tools.store import environments, open_store
 
-environments._BATCH_ITEMS, environments._SYNCHRONOUS = 6, False
+environments.BATCH_ITEMS, environments._SYNCHRONOUS = 6, False
 folders, target = [Path(name) for name in sys.argv[1:3]], Path(sys.argv[3])
 began = time.perf_counter()
 sums = [build_split(folder, "train", target, progress=False).store.checksum() for folder in folders]
@@ -235,7 +235,7 @@ def test_a_full_tmpfs_keeps_the_old_store(tmp_path) -> None:
 def test_ctrl_c_is_quiet_and_can_be_continued(tmp_path) -> None:
     write_official(tmp_path, images=40)
     script = (
-        "import os, signal\nfrom data_tools import build\nfrom data_tools.store import environments\nenvironments._BATCH_ITEMS = 6\n"
+        "import os, signal\nfrom data_tools import build\nfrom data_tools.store import environments\nenvironments.BATCH_ITEMS = 6\n"
         "from cnclip_ft.cli import main\ntake = build._Build._take\n"
         "def stopping(self, position, item, data):\n"
         "    if position == 60: os.kill(os.getpid(), signal.SIGINT)\n"
