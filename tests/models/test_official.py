@@ -139,6 +139,11 @@ def write_features(model, name, suffix):
     image, text = image / image.norm(dim=1, keepdim=True), text / text.norm(dim=1, keepdim=True)
     np.savez(folder / f"{name}{suffix}.npz", image=image, text=text, similarity=(image @ text.T) * model.logit_scale.exp().item())
 
+# Every weight is read from a file or written above: drawing hundreds of millions of numbers first would be the longest part.
+for name in ("normal_", "uniform_", "xavier_uniform_", "kaiming_uniform_", "zeros_"):
+    setattr(torch.nn.init, name, lambda tensor, *a, **k: tensor)
+torch.Tensor.normal_ = lambda self, *a, **k: self
+
 with torch.inference_mode():
     for name, (text, layers) in json.loads(sys.argv[3]).items():
         if task == "make":
@@ -219,10 +224,11 @@ def test_the_official_loaders_read_what_is_exported(made):
 
 
 @requires_official
-@pytest.mark.parametrize("name", ["ViT-B-16", "ViT-H-14"])
-def test_transformers_reads_what_is_exported(made, tmp_path, name):
+def test_transformers_reads_what_is_exported(made, tmp_path):
+    """ViT-H-14: its heads are 80 wide, which only the configuration says."""
     from transformers import ChineseCLIPModel
 
+    name = "ViT-H-14"
     export_checkpoint(made / f"{name}.pt", "huggingface", tmp_path / "hf")
     theirs = ChineseCLIPModel.from_pretrained(tmp_path / "hf").eval()
     expected = np.load(made / f"{name}.npz")
