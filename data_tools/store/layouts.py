@@ -23,6 +23,7 @@ LONGEST_ID = 500  # bytes; LMDB's keys end at 511
 Id = int | str
 _INT64 = 2**63
 _NUMBER = struct.Struct(">Q")
+_scan = json.JSONDecoder().scan_once  # `json.loads` without looking for the encoding first
 _quoted = json.encoder.encode_basestring  # a JSON string as it is written, not escaped to ASCII
 
 
@@ -79,7 +80,7 @@ class Layout(Protocol):
 
     def write_pair(self, image_id: Id, text_id: Id, text: str, language: str | None) -> bytes: ...
 
-    def read_pair(self, value: bytes, key: bytes, file: Path) -> list[Any] | tuple[Any, ...]: ...
+    def read_pair(self, value: bytes, index: int, file: Path) -> list[Any] | tuple[Any, ...]: ...
 
     def write_image(self, data: bytes) -> bytes: ...
 
@@ -99,11 +100,11 @@ class PlainLayout:
         known = f'"{language}"' if language else "null"
         return f"[{json_pair(image_id, text_id, text)},{known}]".encode()
 
-    def read_pair(self, value: bytes, key: bytes, file: Path) -> list[Any]:
+    def read_pair(self, value: bytes, index: int, file: Path) -> list[Any]:
         try:
-            return json.loads(value)
-        except ValueError:
-            raise _damaged(f"pair {key.hex()} is not JSON", file) from None
+            return _scan(value.decode("utf-8"), 0)[0]
+        except (ValueError, StopIteration):
+            raise _damaged(f"pair {index} is not JSON", file) from None
 
     def write_image(self, data: bytes) -> bytes:
         return data
@@ -131,8 +132,8 @@ class OfficialLayout:
     def write_pair(self, image_id: Id, text_id: Id, text: str, language: str | None) -> bytes:
         return pickle.dumps((image_id, text_id, text), protocol=4)
 
-    def read_pair(self, value: bytes, key: bytes, file: Path) -> tuple[Any, ...]:
-        return unpickle_pair(value, bytes(key).decode(), file)
+    def read_pair(self, value: bytes, index: int, file: Path) -> tuple[Any, ...]:
+        return unpickle_pair(value, str(index), file)
 
     def write_image(self, data: bytes) -> bytes:
         return _encode_url_safe(data)

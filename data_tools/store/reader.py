@@ -69,8 +69,10 @@ class _Shard:
     def __init__(self, folder: Path) -> None:
         self.folder, self.meta = folder, read_meta(folder)
         self.layout = LAYOUTS[self.meta["layout"]]
-        self.pairs = open_readonly(folder / "pairs").begin()
-        self.images = open_readonly(folder / "imgs").begin()
+        # Named once: a path costs as much as reading a pair.
+        self._pairs_file, self._images_file = folder / "pairs", folder / "imgs"
+        self.pairs = open_readonly(self._pairs_file).begin()
+        self.images = open_readonly(self._images_file).begin()
 
     def pair_values(self, start: int) -> Iterator[bytes]:
         """Values in order of number; with our keys that is the order on the disk."""
@@ -92,8 +94,11 @@ class _Shard:
         return value
 
     def pair(self, index: int) -> Pair:
-        value = self._value(index)
-        return Pair(*self.layout.read_pair(value, self.layout.pair_key(index), self.folder / "pairs"))
+        return Pair(*self.layout.read_pair(self._value(index), index, self._pairs_file))
+
+    def image(self, image_id: Id) -> bytes | None:
+        value = self.images.get(self.layout.image_key(image_id))
+        return None if value is None else self.layout.read_image(value, image_id, self._images_file)
 
     def image_ids(self) -> Iterator[Id]:
         for key in self.images.cursor().iternext(keys=True, values=False):
@@ -166,11 +171,14 @@ class PairStore:
         self._last = self._shards[number]
         return self._last.pair(index - self._starts[number])
 
-    def count_entries(self) -> tuple[int, int]:
-        """(pairs, texts without image) really there, from the number of entries in the files."""
-        extra = sum(1 + (shard.layout.pair_count_key is not None) for shard in self._open())
-        lone = sum(shard.meta["lone_texts"] for shard in self._shards)
-        return sum(shard.pairs.stat()["entries"] for shard in self._shards) - extra - lone, lone
+    def count_entries(self) -> tuple[int, int, int]:
+        """(images, pairs, texts without image) really there, from the number of entries in the files."""
+        shards = self._open()
+        lone = sum(shard.meta["lone_texts"] for shard in shards)
+        counts = 1 if shards[0].layout.pair_count_key else 0  # entries a file that hold its count
+        images = sum(shard.images.stat()["entries"] - counts for shard in shards)
+        pairs = sum(shard.pairs.stat()["entries"] - counts - 1 for shard in shards) - lone
+        return images, pairs, lone
 
     def pairs(self) -> Iterator[Pair]:
         """All pairs in order, read in one sweep."""
@@ -196,17 +204,16 @@ class PairStore:
         if self._pid != os.getpid():
             self._open()
         # A pair's picture lies in the pair's shard, so the last one used is the likeliest.
-        shard = self._last
-        value = shard.images.get(shard.layout.image_key(image_id))
-        if value is None:
+        data = self._last.image(image_id)
+        if data is None and len(self._shards) > 1:
             for shard in self._shards:
-                value = shard.images.get(shard.layout.image_key(image_id))
-                if value is not None:
+                data = shard.image(image_id)
+                if data is not None:
                     self._last = shard
                     break
-            else:
-                raise KeyError(image_id)
-        return shard.layout.read_image(value, image_id, shard.folder / "imgs")
+        if data is None:
+            raise KeyError(image_id)
+        return data
 
     def image_of_key(self, shard: int, key: bytes) -> tuple[Id, bytes | None]:
         """(id, encoded image file or None) of a key as it stands in `shard`."""
