@@ -13,7 +13,7 @@ from typing import Any
 from cnclip_ft.models.build import own_vocabulary, recognise_text
 from cnclip_ft.models.files import Tensors, read_file, read_folder, read_json
 from cnclip_ft.models.huggingface import text_numbers
-from cnclip_ft.models.official import is_official, to_ours
+from cnclip_ft.models.official import is_official, modern, to_ours
 from data_tools.errors import RequestError
 
 # Left over of a BERT: pooler, heads of pre-training, position numbers. Of a CLIP: its image half and projections.
@@ -44,7 +44,7 @@ def read_text_half(path: Path) -> TextHalf:
     config = _configuration(folder, path)
     if is_official(tensors):
         config, tensors = None, to_ours(tensors)
-    tensors = {_name(name): tensor for name, tensor in tensors.items()}
+    tensors = {_name(name): tensor for name, tensor in modern(tensors).items()}
     if not any(name.startswith("text_model.embeddings.") for name in tensors):
         raise RequestError(f"{path}: no BERT-style text tower in it (no tensor named embeddings.word_embeddings.weight)")
     text = {name: tensor for name, tensor in tensors.items() if name.startswith("text_model.") and not _is_other(name)}
@@ -84,8 +84,6 @@ def _configuration(folder: Path, path: Path) -> dict[str, Any] | None:
 
 def _name(name: str) -> str:
     name = name.removeprefix("module.").removeprefix("bert.")
-    # Old TensorFlow conversions call a norm's weight and bias gamma and beta.
-    name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
     return f"text_model.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name
 
 

@@ -33,7 +33,7 @@ from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.files import FOLDER_FILES, read_file, read_folder, read_json
 from cnclip_ft.models.hub import find, sha256
 from cnclip_ft.models.huggingface import read_chinese_clip
-from cnclip_ft.models.official import is_dropped, is_official, to_ours
+from cnclip_ft.models.official import is_dropped, is_official, modern, to_ours
 from cnclip_ft.models.openai import is_openai
 from data_tools.errors import RequestError, UserError
 
@@ -173,7 +173,7 @@ def _read_file(path: Path, dtype: torch.dtype) -> Checkpoint:
             raise RequestError(f"{path}: {error}") from None
     elif "text_projection.weight" in tensors and any(name.startswith("text_model.") for name in tensors):
         left_over = sorted(name for name in tensors if is_dropped(name))
-        tensors = {name: tensor for name, tensor in tensors.items() if not is_dropped(name)}
+        tensors = modern({name: tensor for name, tensor in tensors.items() if not is_dropped(name)})
     elif is_openai({name.removeprefix("module."): tensor for name, tensor in tensors.items()}):
         raise RequestError(f"{path}: an English CLIP. Its image tower may be a start: model.start={{image: {path}, text: a BERT folder}}")
     else:

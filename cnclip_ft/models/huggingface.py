@@ -12,7 +12,7 @@ from cnclip_ft.data.images import OPENAI_MEAN, OPENAI_STD
 from cnclip_ft.data.texts import CONTEXT_LENGTH
 from cnclip_ft.models.build import TEXT_KEYS, VISION_KEYS, Checkpoint, own_vocabulary, with_architecture
 from cnclip_ft.models.files import read_folder, read_json
-from cnclip_ft.models.official import is_dropped
+from cnclip_ft.models.official import is_dropped, modern
 from data_tools.errors import RequestError
 
 
@@ -28,7 +28,7 @@ def read_chinese_clip(folder: Path, dtype: torch.dtype) -> Checkpoint:
             f"{folder}: a model of type {config.get('model_type')!r}, not chinese_clip. One of its towers may be a start: "
             "model.start={image: …, text: …}"
         )
-    tensors = read_folder(folder, dtype).tensors
+    tensors = modern(read_folder(folder, dtype).tensors)
     left_over = sorted(name for name in tensors if is_dropped(name))
     for name in left_over:
         del tensors[name]

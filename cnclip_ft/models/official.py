@@ -40,6 +40,13 @@ def is_dropped(name: str) -> bool:
     return ".pooler." in name or name.endswith("position_ids")
 
 
+def modern(tensors: Tensors) -> Tensors:
+    """Norms by their present names: TensorFlow conversions, and what transformers 5.0 saves, say gamma and beta."""
+    ending = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+    return {next((name.removesuffix(old) + new for old, new in ending.items() if name.endswith(old)), name): tensor
+            for name, tensor in tensors.items()}  # fmt: skip
+
+
 def to_ours(tensors: Tensors) -> Tensors:
     """Official names, also the fused ones of flash attention → file names of our checkpoints.
 

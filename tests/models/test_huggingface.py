@@ -61,6 +61,14 @@ def test_transformers_4_layout(folder):
     assert equal(tensors(load(folder)), tensors(small())) and torch.equal(features(load(folder)), features(small()))
 
 
+def test_norms_as_transformers_5_0_saves_them(folder):
+    weights = load_file(folder / "model.safetensors")
+    old = {name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t for name, t in weights.items()}
+    assert old.keys() != weights.keys()
+    save_file(old, folder / "model.safetensors")
+    assert equal(tensors(load(folder)), tensors(small()))
+
+
 def test_incomplete_and_other_folders(folder):
     weights = load_file(folder / "model.safetensors")
     save_file({name: tensor for name, tensor in weights.items() if "text_projection" not in name}, folder / "model.safetensors")
