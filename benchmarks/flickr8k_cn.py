@@ -20,7 +20,11 @@ import time
 from pathlib import Path
 
 # glibc gives freed memory back at once and fetches it again every step; keeping it doubles the speed of convolutions.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_TOP_PAD_": "268435456"}
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+    "MALLOC_TOP_PAD_": "268435456",
+}
 
 
 def write_stores(source: Path, target: Path) -> None:

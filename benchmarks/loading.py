@@ -56,7 +56,9 @@ def run(code: str, *arguments: str | Path) -> tuple[float, dict[str, float]]:
 
     environment = dict(os.environ, PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], env=environment, capture_output=True, text=True
+    )
     seconds = time.perf_counter() - started
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -75,7 +77,9 @@ def peak_memory(folder: Path) -> None:
     weights = (folder / "model.safetensors").stat().st_size
     for label, load in (("cnclip_ft.load", OURS), ("ChineseCLIPModel.from_pretrained", THEIRS)):
         _, found = run(MEASURE.format(load=load), folder)
-        print(f"{folder.name:9} {label:33} peak {found['peak'] / 1e9:6.2f} GB = {found['peak'] / weights:.3f} × weights")
+        print(
+            f"{folder.name:9} {label:33} peak {found['peak'] / 1e9:6.2f} GB = {found['peak'] / weights:.3f} × weights"
+        )
 
 
 def time_beside_transformers(folder: Path, repeats: int) -> None:
@@ -89,7 +93,9 @@ def time_beside_transformers(folder: Path, repeats: int) -> None:
                 cpu[label].append(found["cpu"])
     for what, values in (("seconds", seconds), ("CPU seconds", cpu)):
         for label, name in (("ours", "cnclip_ft.load"), ("theirs", "ChineseCLIPModel.from_pretrained")):
-            print(f"{folder.name:9} {name:33} {what}: least {min(values[label]):.2f}, median {statistics.median(values[label]):.2f}")
+            print(
+                f"{folder.name:9} {name:33} {what}: least {min(values[label]):.2f}, median {statistics.median(values[label]):.2f}"
+            )
         print(f"{folder.name:9} ratio of {what}: least {min(values['ours']) / min(values['theirs']):.2f}, "
               f"median {statistics.median(values['ours']) / statistics.median(values['theirs']):.2f}")  # fmt: skip
 

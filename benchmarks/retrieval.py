@@ -126,7 +126,9 @@ def small(threads: int, repeats: int) -> None:
         img, txt, truth = folder / "img.jsonl", folder / "txt.jsonl", folder / "texts.jsonl"
         files.write_features(img, files.IdFeatures("image", split.image_ids, images))
         files.write_features(txt, files.IdFeatures("text", split.text_ids, texts))
-        files.write_text(truth, (json.dumps({"text_id": t, "text": "", "image_ids": [int(owner[t])]}) for t in range(5000)))
+        files.write_text(
+            truth, (json.dumps({"text_id": t, "text": "", "image_ids": [int(owner[t])]}) for t in range(5000))
+        )
         files.write_answers(folder / "texts.tr.jsonl", files.turn_answers(files.read_answers(truth)))
         server = Official(OFFICIAL_SERVER, str(threads))
 
@@ -151,7 +153,10 @@ def small(threads: int, repeats: int) -> None:
                 _, found = topk(asking.features, pool.features, 10)
                 path = folder / f"ours{suffix}.jsonl"
                 files.write_text(path, files.prediction_lines(asking.kind, asking.ids, pool.kind, pool.ids, found))
-                files.write_json(folder / f"ours{suffix}.json", files.score_file(files.score_predictions(files.read_predictions(path), right)))
+                files.write_json(
+                    folder / f"ours{suffix}.json",
+                    files.score_file(files.score_predictions(files.read_predictions(path), right)),
+                )
                 asking, pool, right = pool, asking, files.turn_answers(right)
 
         from_tensors()
@@ -166,7 +171,9 @@ def small(threads: int, repeats: int) -> None:
     theirs, tensors, jsonl = (statistics.median(column) for column in zip(*runs, strict=True))
     print(f"1,000 images × 5,000 texts, dim 512, {threads} thread(s), median of {repeats}")
     print(f"official, JSONL → top-10 → score, both ways   {theirs:8.3f} s")
-    print(f"ours, tensors → top-10 and recall, both ways  {tensors:8.3f} s   {theirs / tensors:6.1f}× faster (target 50)")
+    print(
+        f"ours, tensors → top-10 and recall, both ways  {tensors:8.3f} s   {theirs / tensors:6.1f}× faster (target 50)"
+    )
     print(f"ours, the same JSONL to the same files        {jsonl:8.3f} s   {theirs / jsonl:6.1f}× faster (target 10)")
 
 
@@ -195,12 +202,18 @@ def large(threads: int, size: int, memory: str) -> None:
     topk(texts[:600], images[:600], 10)  # what the first call sets up is not memory of the search
     Path("/proc/self/clear_refs").write_text("5")  # the highest so far no longer counts
     before = resident("VmRSS")
-    seconds = timed(lambda: topk(texts, images, 10, memory=memory)) + timed(lambda: topk(images, texts, 10, memory=memory))
+    seconds = timed(lambda: topk(texts, images, 10, memory=memory)) + timed(
+        lambda: topk(images, texts, 10, memory=memory)
+    )
     rate, best = 2 * 2 * 512 * size * size / seconds, statistics.median(rates)
     answers = size * 10 * 12
-    print(f"{size:,} × {size:,}, dim 512, {threads} thread(s), --memory {memory}: exact top-10 both ways in {seconds:.1f} s")
+    print(
+        f"{size:,} × {size:,}, dim 512, {threads} thread(s), --memory {memory}: exact top-10 both ways in {seconds:.1f} s"
+    )
     print(f"arithmetic {rate / 1e9:.1f} GFLOP/s of {best / 1e9:.1f} measured: {100 * rate / best:.0f} % (target 50)")
-    print(f"peak memory over the features {(resident('VmHWM') - before) / 2**30:.2f} GiB, answers ({answers / 2**30:.2f}) included (target 1.3)")
+    print(
+        f"peak memory over the features {(resident('VmHWM') - before) / 2**30:.2f} GiB, answers ({answers / 2**30:.2f}) included (target 1.3)"
+    )
 
 
 def texts(threads: int, repeats: int, count: int) -> None:
@@ -223,7 +236,9 @@ def texts(threads: int, repeats: int, count: int) -> None:
         model, _ = build_start({"architecture": "ViT-B-16"})
         weights = load_file(folder / "text.safetensors")
         tower = {"text_projection.weight": weights.pop("text_projection").T}
-        tower |= {key.replace("bert.", "text_model.", 1): value for key, value in weights.items() if ".pooler." not in key}
+        tower |= {
+            key.replace("bert.", "text_model.", 1): value for key, value in weights.items() if ".pooler." not in key
+        }
         missing, unexpected = model.text_tower.load_state_dict(tower, strict=False)
         if missing or any(not key.endswith("position_ids") for key in unexpected):
             raise SystemExit(f"the official names do not fit: missing {missing}, left over {unexpected}")
@@ -233,8 +248,12 @@ def texts(threads: int, repeats: int, count: int) -> None:
         server.close()
         gap = (mine - load_file(folder / "official.safetensors")["features"]).abs().max().item()
     theirs, ours = (statistics.median(column) for column in zip(*runs, strict=True))
-    print(f"{len(captions):,} Flickr8k-CN captions, RoBERTa base, {threads} thread(s), median of {repeats}; largest difference {gap:.1e}")
-    print(f"official {len(captions) / theirs:8.1f} texts/s\nours     {len(captions) / ours:8.1f} texts/s   {theirs / ours:.2f}× (target 2)")
+    print(
+        f"{len(captions):,} Flickr8k-CN captions, RoBERTa base, {threads} thread(s), median of {repeats}; largest difference {gap:.1e}"
+    )
+    print(
+        f"official {len(captions) / theirs:8.1f} texts/s\nours     {len(captions) / ours:8.1f} texts/s   {theirs / ours:.2f}× (target 2)"
+    )
 
 
 def agree(threads: int, checkpoint: str, split: str) -> None:
@@ -271,7 +290,9 @@ def agree(threads: int, checkpoint: str, split: str) -> None:
             predictions, result = folder / f"p{suffix}.jsonl", folder / f"s{suffix}.json"
             inputs = [f"--image-feats={img}", f"--text-feats={txt}", f"--output={predictions}"]
             server.ask(json.dumps({"module": f"make_topk_predictions{suffix}", "arguments": inputs}))
-            server.ask(json.dumps({"module": f"evaluation{suffix}", "arguments": [str(golden), str(predictions), str(result)]}))
+            server.ask(
+                json.dumps({"module": f"evaluation{suffix}", "arguments": [str(golden), str(predictions), str(result)]})
+            )
             theirs = json.loads(result.read_text())["scoreJson"]
             right = files.read_answers(golden)
             kind, other = right.query_kind, files.OTHER[right.query_kind]
@@ -279,8 +300,13 @@ def agree(threads: int, checkpoint: str, split: str) -> None:
             ours = files.score_predictions(own, right)
             ties = sum(tied(q[query], g, targets) for query, targets in right.targets.items() if targets)
             for k, strict in mine.recall.items():
-                equal &= ours[f"r{k}"] == theirs[f"r{k}"] and 0 <= theirs[f"r{k}"] - strict <= 100 * ties / mine.queries + 1e-9
-                print(f"{kind}→{other} R@{k:<2}  official {theirs[f'r{k}']:8.4f}  topk {ours[f'r{k}']:8.4f}  evaluate {strict:8.4f}")
+                equal &= (
+                    ours[f"r{k}"] == theirs[f"r{k}"]
+                    and 0 <= theirs[f"r{k}"] - strict <= 100 * ties / mine.queries + 1e-9
+                )
+                print(
+                    f"{kind}→{other} R@{k:<2}  official {theirs[f'r{k}']:8.4f}  topk {ours[f'r{k}']:8.4f}  evaluate {strict:8.4f}"
+                )
             print(f"{kind}→{other}: {ties} of {mine.queries} queries tie with a stranger at their best positive")
         server.close()
     print("both agree" if equal else "they differ")

@@ -50,7 +50,9 @@ class TrainRule(Section):
     """One line of the table that says what trains and how fast."""
 
     tower: Literal["image", "text", "temperature"]
-    part: str = "all"  # all | trunk | projection | last N | first N | rest  (blocks, counted from the output or the input)
+    part: str = (
+        "all"  # all | trunk | projection | last N | first N | rest  (blocks, counted from the output or the input)
+    )
     rate: float = Field(1.0, ge=0)  # factor on the stage's learning rate; 0 freezes
     layer_decay: float = Field(1.0, gt=0, le=1)  # factor per block, going down from the output
 
@@ -222,7 +224,9 @@ def _explain(path: Path, error: ValidationError) -> str:
             lines.append(f"  {key}: missing")
         else:
             message = fault["msg"].removeprefix("Value error, ")
-            lines.append(f"  {key}: {message}" + (f" (found {fault['input']!r})" if not isinstance(fault["input"], dict) else ""))
+            lines.append(
+                f"  {key}: {message}" + (f" (found {fault['input']!r})" if not isinstance(fault["input"], dict) else "")
+            )
     return f"{path}: this recipe cannot be run:\n" + "\n".join(dict.fromkeys(lines))
 
 

@@ -69,9 +69,15 @@ def parse_json(line: bytes) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        where = f"column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else str(error).split(";")[0]
+        where = (
+            f"column {error.colno}: {error.msg}"
+            if isinstance(error, json.JSONDecodeError)
+            else str(error).split(";")[0]
+        )
         raise DataFault(
-            f"broken JSON ({where}): {text[:_SHOWN]!r}", mend='A line is one object, like {"text_id": 1, …}.', kind="bad-json"
+            f"broken JSON ({where}): {text[:_SHOWN]!r}",
+            mend='A line is one object, like {"text_id": 1, …}.',
+            kind="bad-json",
         ) from None
 
 
@@ -84,7 +90,9 @@ def check_id(value: object, name: str) -> Id:
     if not is_id(value):
         shown = f"{str(value)[:_SHOWN]!r} ({type(value).__name__})" if type(value) is not int else "beyond 64 bits"
         raise DataFault(
-            f"{name} is {shown}", mend=f"An id is a whole number of 64 bits or a text of 1 to {LONGEST_ID} bytes.", kind="bad-id"
+            f"{name} is {shown}",
+            mend=f"An id is a whole number of 64 bits or a text of 1 to {LONGEST_ID} bytes.",
+            kind="bad-id",
         )
     return value
 
@@ -100,7 +108,11 @@ def check_text(value: object) -> str:
     if not value.strip():
         raise DataFault("the text is empty", mend="Write a caption or drop the line.", kind="empty-text")
     if not is_text(value):
-        raise DataFault("the text holds half a character (a lone surrogate)", mend="Export the file again as UTF-8.", kind="bad-text")
+        raise DataFault(
+            "the text holds half a character (a lone surrogate)",
+            mend="Export the file again as UTF-8.",
+            kind="bad-text",
+        )
     if "\0" in value:
         raise DataFault("the text holds a NUL character", mend="Export the file again as UTF-8.", kind="bad-text")
     return value
@@ -115,12 +127,19 @@ def parse_image(line: bytes) -> tuple[Id, Base64]:
     name, tab, data = line.partition(b"\t")
     if not tab:
         raise DataFault(
-            f"no tab between image id and base64: {line[:_SHOWN]!r}", mend="A line is image_id<TAB>base64.", kind="bad-tsv"
+            f"no tab between image id and base64: {line[:_SHOWN]!r}",
+            mend="A line is image_id<TAB>base64.",
+            kind="bad-tsv",
         )
     image_id = check_id(canonical_id(decode_line(name).strip()), "image id")
     data = data.strip()
     if not data:
-        raise DataFault("no image behind the tab", mend="Put the base64 of the image file there.", kind="bad-base64", item_id=image_id)
+        raise DataFault(
+            "no image behind the tab",
+            mend="Put the base64 of the image file there.",
+            kind="bad-base64",
+            item_id=image_id,
+        )
     return image_id, Base64(data)
 
 
@@ -132,7 +151,9 @@ def parse_text(line: bytes) -> TextItem:
     """
     row = parse_json(line)
     if not isinstance(row, dict):
-        raise DataFault(f"the line is {type(row).__name__}, not an object", mend='Write {"text_id": …}.', kind="bad-json")
+        raise DataFault(
+            f"the line is {type(row).__name__}, not an object", mend='Write {"text_id": …}.', kind="bad-json"
+        )
     for name in ("text_id", "text", "image_ids"):
         if name not in row:
             raise DataFault(
@@ -144,7 +165,9 @@ def parse_text(line: bytes) -> TextItem:
         text, image_ids = check_text(row["text"]), row["image_ids"]
         if not isinstance(image_ids, list):
             raise DataFault(
-                f"image_ids is {type(image_ids).__name__}, not a list", mend='Write "image_ids": [1, 2], or [].', kind="bad-field"
+                f"image_ids is {type(image_ids).__name__}, not a list",
+                mend='Write "image_ids": [1, 2], or [].',
+                kind="bad-field",
             )
         image_ids = [check_id(image_id, "an image id") for image_id in image_ids]
         if len(set(image_ids)) < len(image_ids):

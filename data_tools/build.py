@@ -20,6 +20,7 @@ from data_tools.language import detect_language
 from data_tools.pictures import PIXEL_LIMIT, Reencoding, read_header, reencode
 from data_tools.sources.official import OfficialSource
 from data_tools.store import Id, PairStore, StoreWriter, open_store
+from data_tools.store.layouts import VERSION
 
 _PROGRESS_EVERY = 16  # items
 
@@ -81,7 +82,7 @@ def build_store(
         UserError: too many faults, nothing to store, or the disk is full. The old store is untouched.
     """
     settings = {
-        "layout": layout, "shard_size": shard_size, "pixel_limit": pixel_limit, "language": language, "on_error": on_error,
+        "version": VERSION, "layout": layout, "shard_size": shard_size, "pixel_limit": pixel_limit, "language": language, "on_error": on_error,
         "reencoding": reencoding.as_dict() if reencoding else None,
     }  # fmt: skip
     stream = source.open()
@@ -91,7 +92,9 @@ def build_store(
         if writer.in_place:
             return _report(source, open_store(target), {}, 0, None)
         continued = writer.done
-        with contextlib.closing(FaultList(writer.building / FILE_NAME, on_error, max_faults, writer.faults_bytes)) as faults:
+        with contextlib.closing(
+            FaultList(writer.building / FILE_NAME, on_error, max_faults, writer.faults_bytes)
+        ) as faults:
             build = _Build(writer, faults, language, _Preparation(reencoding, pixel_limit))
             build.run(stream, workers, progress=progress, name=target.name)
             if not writer.pairs and not writer.lone:
@@ -106,11 +109,15 @@ def build_store(
 def _report(source: Source, store: PairStore, faults: dict[str, int], continued: int, texts: int | None) -> BuildReport:
     if texts is None:
         texts = len({pair.text_id for pair in store.pairs()}) + len(store.lone_texts)
-    report = BuildReport(store, store.image_count, len(store), texts, len(store.lone_texts), faults, continued=continued)
+    report = BuildReport(
+        store, store.image_count, len(store), texts, len(store.lone_texts), faults, continued=continued
+    )
     found = {"images": report.images, "texts": report.texts}
     for what, count in source.expected().items():
         if found[what] != count:
-            report.differences.append(f"differs from the published split: {count:,} {what} expected, {found[what]:,} found")
+            report.differences.append(
+                f"differs from the published split: {count:,} {what} expected, {found[what]:,} found"
+            )
     return report
 
 

@@ -36,10 +36,14 @@ def font_folders() -> list[Path]:
 
 def _draws_chinese(font: ImageFont.FreeTypeFont) -> bool:
     """A font without a glyph draws the same box for every missing character."""
-    return bytes(font.getmask("中")) != bytes(font.getmask("\U0010fffd")) and bytes(font.getmask("中")) != bytes(font.getmask("国"))
+    return bytes(font.getmask("中")) != bytes(font.getmask("\U0010fffd")) and bytes(font.getmask("中")) != bytes(
+        font.getmask("国")
+    )
 
 
-def find_font(given: Path | None, *, chinese: bool, folders: list[Path] | None = None) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def find_font(
+    given: Path | None, *, chinese: bool, folders: list[Path] | None = None
+) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """The font to write captions with.
 
     Raises:
@@ -49,7 +53,9 @@ def find_font(given: Path | None, *, chinese: bool, folders: list[Path] | None =
         try:
             font = ImageFont.truetype(str(given), _FONT_SIZE)
         except OSError as error:
-            raise RequestError(f"{given} is not a readable font ({error}); name a .ttf, .ttc or .otf file with --font") from None
+            raise RequestError(
+                f"{given} is not a readable font ({error}); name a .ttf, .ttc or .otf file with --font"
+            ) from None
         if chinese and not _draws_chinese(font):
             raise RequestError(f"{given} has no Chinese glyphs; name another font with --font")
         return font
@@ -109,7 +115,9 @@ def draw_sheet(
     return count
 
 
-def _draw_picture(sheet: Image.Image, pen: ImageDraw.ImageDraw, store: PairStore, pair: Pair, left: int, top: int) -> None:
+def _draw_picture(
+    sheet: Image.Image, pen: ImageDraw.ImageDraw, store: PairStore, pair: Pair, left: int, top: int
+) -> None:
     try:
         picture = Image.open(io.BytesIO(reencode(store.image(pair.image_id), Reencoding(max_side=_CELL, quality=90))))
     except (DataFault, KeyError):

@@ -48,10 +48,14 @@ class ImageItem:
             try:
                 return decode_base64(content.text)
             except binascii.Error as error:
-                raise self.fault(f"the image is not base64 ({error})", "bad-base64", "Encode the image file again.") from None
+                raise self.fault(
+                    f"the image is not base64 ({error})", "bad-base64", "Encode the image file again."
+                ) from None
         try:
             if content.stat().st_size > _LARGEST_FILE:
-                raise self.fault(f"image {content} has more than {_LARGEST_FILE >> 20} MiB", "file-too-large", "Shrink it.")
+                raise self.fault(
+                    f"image {content} has more than {_LARGEST_FILE >> 20} MiB", "file-too-large", "Shrink it."
+                )
             return content.read_bytes()
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             reason = error.strerror if isinstance(error, OSError) else error

@@ -32,6 +32,8 @@ def read_language(value: object) -> str | None:
     name = _NAMES.get(re.split("[-_]", value.lower())[0]) if isinstance(value, str) else None
     if name is None:
         raise DataFault(
-            f"language {value!r} is not known", mend="Write zh, en or mixed, or leave it out (it is detected).", kind="bad-language"
+            f"language {value!r} is not known",
+            mend="Write zh, en or mixed, or leave it out (it is detected).",
+            kind="bad-language",
         )
     return name

@@ -84,7 +84,9 @@ def _decoded(image: Image.Image) -> None:
     try:
         image.load()
     except Exception as error:  # noqa: BLE001 - damaged data fails in many ways
-        raise _fault(f"the image cannot be decoded ({error})", "Replace it or leave it out.", "undecodable-image") from None
+        raise _fault(
+            f"the image cannot be decoded ({error})", "Replace it or leave it out.", "undecodable-image"
+        ) from None
 
 
 def _jpeg_header(data: bytes) -> Header | None:
@@ -162,7 +164,9 @@ def reencode(data: bytes, how: Reencoding, *, pixel_limit: int = PIXEL_LIMIT) ->
             _decoded(image)
             return data
     if not small and image.format == "JPEG":
-        image.draft("RGB", (how.max_side * 2, how.max_side * 2))  # decodes at 1/2, 1/4, 1/8: never below twice the target
+        image.draft(
+            "RGB", (how.max_side * 2, how.max_side * 2)
+        )  # decodes at 1/2, 1/4, 1/8: never below twice the target
     _decoded(image)
     image = to_rgb(image)
     if how.max_side is not None and max(image.size) > how.max_side:

@@ -35,7 +35,12 @@ def run_official(code: str, *arguments: str | Path, cwd: Path | None = None, tim
     environment = dict(os.environ, PYTHONPATH=str(FOLDER), PYTHONUTF8="1", HF_HUB_OFFLINE="1")
     done = subprocess.run(
         [sys.executable, "-c", PRELUDE + code, *map(str, arguments)],
-        env=environment, cwd=cwd, timeout=timeout, capture_output=True, text=True, encoding="utf-8",
+        env=environment,
+        cwd=cwd,
+        timeout=timeout,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +15,9 @@ app = typer.Typer(help="Build, import, check and look at image-text data.", no_a
 Layout = Annotated[str, typer.Option(help="plain (ours) or official (what cn_clip reads).")]
 ShardSize = Annotated[int | None, typer.Option(help="Images a shard; without it the store is in one piece.")]
 MaxSide = Annotated[int | None, typer.Option(help="Shrink pictures to this longer side, in pixels.")]
-Quality = Annotated[int | None, typer.Option(help="Re-encode pictures with this quality, 1 to 100 (85 with --max-side).")]
+Quality = Annotated[
+    int | None, typer.Option(help="Re-encode pictures with this quality, 1 to 100 (85 with --max-side).")
+]
 ImageFormat = Annotated[str, typer.Option(help="jpeg or webp, for re-encoded pictures.")]
 PixelLimit = Annotated[int | None, typer.Option(help="Refuse pictures of more pixels (179 million).")]
 Language = Annotated[str, typer.Option(help="Of texts that do not say: zh, en, mixed, or detect.")]
@@ -59,13 +63,31 @@ def _options(
     }  # fmt: skip
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Say on Ctrl-C how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(
+            "stopped; the old store, if there was one, is untouched. The same command with --continue goes on.",
+            err=True,
+        )
+        raise typer.Exit(130) from None
+
+
 @app.command()
 def build(
-    folder: Annotated[Path | None, typer.Argument(metavar="DIR", help="Holds {split}_imgs.tsv and {split}_texts.jsonl.")] = None,
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="Holds {split}_imgs.tsv and {split}_texts.jsonl.")
+    ] = None,
     splits: Annotated[str, typer.Option(help="Splits, separated by commas.")] = "",
-    data_dir: Annotated[Path | None, typer.Option("--data-dir", "--data_dir", help="DIR, as the official script calls it.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option("--data-dir", "--data_dir", help="DIR, as the official script calls it.")
+    ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "--lmdb-dir", "--lmdb_dir", help="Stores go to OUTPUT/<split>; default: DIR.")
+        Path | None,
+        typer.Option("--output", "--lmdb-dir", "--lmdb_dir", help="Stores go to OUTPUT/<split>; default: DIR."),
     ] = None,
     layout: Layout = "plain",
     shard_size: ShardSize = None,
@@ -91,12 +113,24 @@ def build(
     if folder is None or not _comma_list(splits):
         raise RequestError("name the folder and the splits: cnclip-ft data build DIR --splits train,valid")
     options = _options(
-        layout, shard_size, max_side, quality, image_format, pixel_limit, language, on_error, max_faults, resume, workers
+        layout,
+        shard_size,
+        max_side,
+        quality,
+        image_format,
+        pixel_limit,
+        language,
+        on_error,
+        max_faults,
+        resume,
+        workers,
     )
     for split in _comma_list(splits):
         OfficialSource(folder, split).open()  # all of them are there, before the first is built
     for split in _comma_list(splits):
-        typer.echo("\n".join(build_split(folder, split, (output or folder) / split, **options).lines()))
+        with _interruptible():
+            report = build_split(folder, split, (output or folder) / split, **options)
+        typer.echo("\n".join(report.lines()))
 
 
 @app.command("import")
@@ -111,11 +145,17 @@ def import_(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="The folder, the table file, or the tars.")],
     output: Annotated[Path, typer.Option(help="The store; for a source with splits the folder above: OUTPUT/<split>.")],
     splits: Annotated[str, typer.Option(help="Only these splits, separated by commas.")] = "",
-    captions: Annotated[Path | None, typer.Option(help="folder: the captions file, where it is not found by its name.")] = None,
+    captions: Annotated[
+        Path | None, typer.Option(help="folder: the captions file, where it is not found by its name.")
+    ] = None,
     images: Annotated[Path | None, typer.Option(help="Where the pictures lie, where it is not SOURCE.")] = None,
-    captions_from: Annotated[str, typer.Option(help="flickr8k-cn: zhc, zhb, zhg, zhmtest, enc; coco-cn: written, translated.")] = "",
+    captions_from: Annotated[
+        str, typer.Option(help="flickr8k-cn: zhc, zhb, zhg, zhmtest, enc; coco-cn: written, translated.")
+    ] = "",
     image_column: Annotated[str | None, typer.Option(help="Column of image paths or bytes.")] = None,
-    text_column: Annotated[list[str] | None, typer.Option(help="Column of captions; may be given several times.")] = None,
+    text_column: Annotated[
+        list[str] | None, typer.Option(help="Column of captions; may be given several times.")
+    ] = None,
     image_id_column: Annotated[str | None, typer.Option(help="Column of image ids; default: the path.")] = None,
     text_id_column: Annotated[str | None, typer.Option(help="Column of text ids; default: numbered.")] = None,
     language_column: Annotated[str | None, typer.Option(help="Column of languages.")] = None,
@@ -146,21 +186,37 @@ def import_(
     from data_tools.sources.table import Columns
 
     options = _options(
-        layout, shard_size, max_side, quality, image_format, pixel_limit, language, on_error, max_faults, resume, workers
+        layout,
+        shard_size,
+        max_side,
+        quality,
+        image_format,
+        pixel_limit,
+        language,
+        on_error,
+        max_faults,
+        resume,
+        workers,
     )
     columns = Columns(image_column, tuple(text_column or ()), image_id_column, text_id_column, language_column)
-    found = open_source(kind, source, SourceOptions(captions, images, tuple(_comma_list(captions_from)), columns, encoding))
+    found = open_source(
+        kind, source, SourceOptions(captions, images, tuple(_comma_list(captions_from)), columns, encoding)
+    )
     wanted = _comma_list(splits) or list(found)
     for split in wanted:
         if split not in found:
             named = ", ".join(name for name in found if name)
             raise RequestError(f"--splits {split}: {source} has {named or 'no splits'}")
     if not splits and kind in ("flickr30k-cn", "muge"):  # a distribution may have been fetched in part
-        wanted = [split for split in wanted if not hasattr(found[split], "images") or found[split].images.is_file()] or wanted
+        wanted = [
+            split for split in wanted if not hasattr(found[split], "images") or found[split].images.is_file()
+        ] or wanted
     for split in wanted:
         found[split].open()
     for split in wanted:
-        typer.echo("\n".join(build_store(found[split], output / split if split else output, **options).lines()))
+        with _interruptible():
+            report = build_store(found[split], output / split if split else output, **options)
+        typer.echo("\n".join(report.lines()))
 
 
 def _open_splits(places: list[Path]) -> dict[str, object]:
@@ -210,7 +266,10 @@ def check(
     opened = _open_splits(stores)
     lengths = TextTokenizer(vocabulary, context_length).lengths
     report = judge(
-        [measure(store, lengths=lengths, context_length=context_length, decode=decode, workers=workers) for store in opened.values()]
+        [
+            measure(store, lengths=lengths, context_length=context_length, decode=decode, workers=workers)
+            for store in opened.values()
+        ]
     )
     print_report(report, Console(soft_wrap=False))
     if json_file is not None:
@@ -227,7 +286,9 @@ def check(
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Gets the source files and the stores train and valid.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Gets the source files and the stores train and valid.")
+    ],
     train: Annotated[int, typer.Option(help="Scenes to train on.")] = 2000,
     valid: Annotated[int, typer.Option(help="Scenes held out: combinations that training never shows.")] = 400,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,

@@ -14,7 +14,9 @@ def export(
     ],
     to: Annotated[str, typer.Option("--to", help="huggingface (a folder) or cn_clip (a .pt file).")] = "huggingface",
     output: Annotated[Path, typer.Option("--output", help="Folder or file to write.")] = Path("export"),
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16: precision of the written weights.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="float32, float16 or bfloat16: precision of the written weights.")
+    ] = "float32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
     source: Annotated[
         str, typer.Option("--source", help="Where a published name comes from: huggingface or modelscope.")

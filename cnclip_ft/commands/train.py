@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to override, e.g. data.train=my/train.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to override, e.g. data.train=my/train.")
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Treat the plan's warnings as errors.")]
 
 
@@ -29,7 +31,9 @@ def plan(recipe: RecipeName, overrides: Overrides = None, strict: Strict = False
 def train(
     recipe: RecipeName,
     overrides: Overrides = None,
-    proceed: Annotated[bool, typer.Option("--continue", help="Go on with the run in the output folder, at the very step.")] = False,
+    proceed: Annotated[
+        bool, typer.Option("--continue", help="Go on with the run in the output folder, at the very step.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is in the output folder.")] = False,
     strict: Strict = False,
 ) -> None:

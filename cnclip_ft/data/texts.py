@@ -57,7 +57,9 @@ class TextTokenizer:
         try:
             lines = self.vocab_file.read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
-            raise RequestError(f"{self.vocab_file}: the vocabulary cannot be read ({error}); name a BERT vocab.txt") from None
+            raise RequestError(
+                f"{self.vocab_file}: the vocabulary cannot be read ({error}); name a BERT vocab.txt"
+            ) from None
         if lines and not lines[-1]:
             lines.pop()
         vocabulary = {token.rstrip("\r"): number for number, token in enumerate(lines)}

@@ -111,7 +111,7 @@ class Side:
 
 def exact(queries: Side, gallery: Side, query_index: torch.Tensor, gallery_index: torch.Tensor) -> torch.Tensor:
     """float64 scores of named pairs, some at a time."""
-    step = max(1, 2**(26 if queries.device.type == "cuda" else 19) // (8 * max(queries.dim, 1)))  # stays in the cache
+    step = max(1, 2 ** (26 if queries.device.type == "cuda" else 19) // (8 * max(queries.dim, 1)))  # stays in the cache
     parts = [torch.empty(0, dtype=torch.float64, device=queries.device)]
     for q, g in zip(query_index.split(step), gallery_index.split(step), strict=True):
         parts.append((queries.rows(q) * gallery.rows(g)).sum(1))

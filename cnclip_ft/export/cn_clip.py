@@ -15,7 +15,11 @@ from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.official import to_official
 from data_tools.errors import RequestError
 
-_TEXT_NAMES = {(768, 3): "RBT3-chinese", (768, 12): "RoBERTa-wwm-ext-base-chinese", (1024, 24): "RoBERTa-wwm-ext-large-chinese"}
+_TEXT_NAMES = {
+    (768, 3): "RBT3-chinese",
+    (768, 12): "RoBERTa-wwm-ext-base-chinese",
+    (1024, 24): "RoBERTa-wwm-ext-large-chinese",
+}
 
 
 def check(model: DualEncoder) -> None:
@@ -41,7 +45,9 @@ def check(model: DualEncoder) -> None:
     if text["layer_norm_eps"] != 1e-12:
         wrong.append(f"its text tower's LayerNorm eps is {text['layer_norm_eps']:g}")
     if wrong:
-        raise RequestError(f"the official code cannot express this checkpoint: {'; '.join(wrong)}. It can be used with cnclip_ft.load as it is")
+        raise RequestError(
+            f"the official code cannot express this checkpoint: {'; '.join(wrong)}. It can be used with cnclip_ft.load as it is"
+        )
 
 
 def write(model: DualEncoder, target: Path, info: dict[str, Any]) -> None:

@@ -27,7 +27,9 @@ def difference(model: DualEncoder, read: Reader) -> float:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (2, 3, model.image_size, model.image_size), dtype=torch.uint8, generator=generator)
     coarse = torch.randint(0, 256, (2, 3, 4, 4), generator=generator).float()
-    smooth = torch.nn.functional.interpolate(coarse, size=(model.image_size, model.image_size), mode="bilinear").to(torch.uint8)
+    smooth = torch.nn.functional.interpolate(coarse, size=(model.image_size, model.image_size), mode="bilinear").to(
+        torch.uint8
+    )
     pixels = torch.cat([noise, smooth])
     image, text = read(pixels, list(TEXTS))
     ours = model.image_features(pixels), model.encode_texts(TEXTS)
@@ -39,4 +41,6 @@ def require(found: float, target: Path, *, exact: bool) -> None:
     """Raise when unit features moved by more than the tolerance (or are not numbers)."""
     limit = TOLERANCE if exact else HALF_TOLERANCE
     if not found <= limit:
-        raise UserError(f"{target}: the features of the export differ from the source by {found:.2e} (limit {limit:g}); it was not kept")
+        raise UserError(
+            f"{target}: the features of the export differ from the source by {found:.2e} (limit {limit:g}); it was not kept"
+        )

@@ -59,9 +59,15 @@ def export_checkpoint(
     try:
         try:
             beside.parent.mkdir(parents=True, exist_ok=True)
-            writer.write(load(checkpoint, dtype=DTYPES[dtype], source=source) if dtype != "float32" else model, beside, _history(checkpoint))
+            writer.write(
+                load(checkpoint, dtype=DTYPES[dtype], source=source) if dtype != "float32" else model,
+                beside,
+                _history(checkpoint),
+            )
         except (OSError, RuntimeError) as error:
-            raise UserError(f"{output} could not be written ({error}); free some space or choose another --output") from None
+            raise UserError(
+                f"{output} could not be written ({error}); free some space or choose another --output"
+            ) from None
         found = difference(model, lambda pixels, texts: writer.read_features(beside, pixels, texts))
         require(found, output, exact=dtype == "float32")
         try:
@@ -78,7 +84,9 @@ def _history(checkpoint: str | Path) -> dict:
     """What our checkpoint knows of itself goes along; other kinds know nothing."""
     folder = Path(checkpoint)
     known = read_info(folder) if (folder / INFO).is_file() else {}
-    return {key: value for key, value in known.items() if key not in ("format", "model")} | {"exported_from": folder.name}
+    return {key: value for key, value in known.items() if key not in ("format", "model")} | {
+        "exported_from": folder.name
+    }
 
 
 def _refuse_output(output: Path, overwrite: bool) -> None:

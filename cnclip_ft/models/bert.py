@@ -17,7 +17,9 @@ from cnclip_ft.models.official import is_official, modern, to_ours
 from data_tools.errors import RequestError
 
 # Left over of a BERT: pooler, heads of pre-training, position numbers. Of a CLIP: its image half and projections.
-_OTHER = re.compile(r"pooler\.|cls\.|classifier\.|lm_head\.|visual|vision_model\.|text_projection|logit_scale$|.*position_ids$")
+_OTHER = re.compile(
+    r"pooler\.|cls\.|classifier\.|lm_head\.|visual|vision_model\.|text_projection|logit_scale$|.*position_ids$"
+)
 _TYPES = ("bert", "chinese_clip", "chinese_clip_text_model")
 
 
@@ -46,7 +48,9 @@ def read_text_half(path: Path) -> TextHalf:
         config, tensors = None, to_ours(tensors)
     tensors = {_name(name): tensor for name, tensor in modern(tensors).items()}
     if not any(name.startswith("text_model.embeddings.") for name in tensors):
-        raise RequestError(f"{path}: no BERT-style text tower in it (no tensor named embeddings.word_embeddings.weight)")
+        raise RequestError(
+            f"{path}: no BERT-style text tower in it (no tensor named embeddings.word_embeddings.weight)"
+        )
     text = {name: tensor for name, tensor in tensors.items() if name.startswith("text_model.") and not _is_other(name)}
     left_over = sorted(tensors.keys() - text.keys())
     unexpected = [name for name in left_over if not _is_other(name)]
@@ -67,7 +71,9 @@ def _configuration(folder: Path, path: Path) -> dict[str, Any] | None:
     """The text configuration beside the weights; None where sizes have to come from the tensors."""
     if not (folder / "config.json").is_file():
         if path.is_dir():
-            raise RequestError(f"{folder}: no config.json in it; expected a BERT or RoBERTa folder (or name its pytorch_model.bin)")
+            raise RequestError(
+                f"{folder}: no config.json in it; expected a BERT or RoBERTa folder (or name its pytorch_model.bin)"
+            )
         return None
     config = read_json(folder / "config.json")
     kind = config.get("model_type", "bert")
@@ -78,7 +84,9 @@ def _configuration(folder: Path, path: Path) -> dict[str, Any] | None:
     if kind == "chinese_clip":
         return config.get("text_config") or {}
     if config.get("position_embedding_type", "absolute") != "absolute":
-        raise RequestError(f"{folder}: position embeddings of type {config['position_embedding_type']!r}; the text tower has absolute ones")
+        raise RequestError(
+            f"{folder}: position embeddings of type {config['position_embedding_type']!r}; the text tower has absolute ones"
+        )
     return config
 
 

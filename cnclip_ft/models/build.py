@@ -166,7 +166,9 @@ def fill(module: nn.Module, tensors: Tensors, source: str) -> None:
 def _give(module: nn.Module, state: Tensors) -> None:
     if isinstance(module, DualEncoder):
         for side in ("image_tower", "text_tower"):
-            part = {name.removeprefix(f"{side}."): tensor for name, tensor in state.items() if name.startswith(f"{side}.")}
+            part = {
+                name.removeprefix(f"{side}."): tensor for name, tensor in state.items() if name.startswith(f"{side}.")
+            }
             _give(getattr(module, side), part)
         module.logit_scale.data.copy_(state["logit_scale"])
     else:
@@ -270,7 +272,9 @@ def own_vocabulary(folder: Path, description: dict[str, Any], source: str) -> Pa
     if (folder / "vocab.txt").is_file():
         return folder / "vocab.txt"
     if description["vocab_size"] != VOCABULARY:
-        raise RequestError(f"{source}: no vocab.txt beside the weights, and {description['vocab_size']:,} tokens are not BERT-base-Chinese's {VOCABULARY:,}")
+        raise RequestError(
+            f"{source}: no vocab.txt beside the weights, and {description['vocab_size']:,} tokens are not BERT-base-Chinese's {VOCABULARY:,}"
+        )
     return None
 
 
@@ -281,7 +285,9 @@ def _count(tensors: Tensors, pattern: str) -> int:
 def _heads(hidden: int) -> int:
     width = _HEAD_WIDTHS.get(hidden, 64)
     if hidden % width:
-        raise RequestError(f"the number of attention heads of a width of {hidden} is not in the file; use a folder with its config.json")
+        raise RequestError(
+            f"the number of attention heads of a width of {hidden} is not in the file; use a folder with its config.json"
+        )
     return hidden // width
 
 
@@ -310,14 +316,18 @@ def resize_image(image: dict[str, Any], tensors: Tensors, image_size: int) -> tu
     """
     kind = image["kind"]
     if kind == "foreign":
-        raise RequestError(f"image_size {image_size}: the tower {image['factory']} has a size of its own; leave image_size out")
+        raise RequestError(
+            f"image_size {image_size}: the tower {image['factory']} has a size of its own; leave image_size out"
+        )
     step = image["patch_size"] if kind == "vit" else 4 * 2 ** (len(image["layers"]) - 1)
     old = image["image_size"]
     if image_size == old:
         return image, []
     if image_size % step:
         below = max(image_size // step, 1) * step
-        raise RequestError(f"image_size {image_size} is no multiple of {step}, the tower's patch size; use {below} or {below + step}")
+        raise RequestError(
+            f"image_size {image_size} is no multiple of {step}, the tower's patch size; use {below} or {below + step}"
+        )
     positions = tensors[POSITIONS[kind]]
     before, after = _side(positions), image_size // step
     grid = positions[1:].float().T.reshape(1, -1, before, before)

@@ -92,7 +92,9 @@ def transformers_config(model: DualEncoder) -> dict[str, Any]:
     description = describe_model(model)
     if description["image"]["kind"] != "vit" or description["text"]["pooling"] != "cls":
         return {"model_type": "cnclip_ft", "note": f"read with cnclip_ft.load; details in {INFO}"}
-    vision = {k: v for k, v in description["image"].items() if k not in ("kind", "mean", "std")} | {"projection_dim": description["projection"]}
+    vision = {k: v for k, v in description["image"].items() if k not in ("kind", "mean", "std")} | {
+        "projection_dim": description["projection"]
+    }
     text = {k: v for k, v in description["text"].items() if k != "pooling"}
     config = ChineseCLIPConfig(
         text_config=ChineseCLIPTextConfig(**text).to_dict(), vision_config=ChineseCLIPVisionConfig(**vision).to_dict(),
@@ -130,7 +132,9 @@ def read_info(folder: str | Path) -> dict[str, Any]:
         raise RequestError(f"{path}: no such file; this is not a checkpoint of cnclip-ft")
     info = read_json(path)
     if info.get("format") != FORMAT:
-        raise RequestError(f"{path}: format {info.get('format')!r} is not known here (known: {FORMAT}); use a newer cnclip-ft")
+        raise RequestError(
+            f"{path}: format {info.get('format')!r} is not known here (known: {FORMAT}); use a newer cnclip-ft"
+        )
     return info
 
 
@@ -150,7 +154,9 @@ def _read_folder(folder: Path, dtype: torch.dtype) -> Checkpoint:
         model = read_info(folder).get("model")
         if not isinstance(model, dict) or not {"image", "text", "projection", "context_length"} <= model.keys():
             raise RequestError(f"{folder / INFO}: it does not describe a model; the checkpoint is damaged")
-        return Checkpoint(str(folder), {"architecture": None} | model, read_folder(folder, dtype).tensors, folder / "vocab.txt")
+        return Checkpoint(
+            str(folder), {"architecture": None} | model, read_folder(folder, dtype).tensors, folder / "vocab.txt"
+        )
     if (folder / "config.json").is_file():
         return read_chinese_clip(folder, dtype)
     inside = sorted(p for p in folder.glob("*.pt") if p.name in {a.file for a in ARCHITECTURES.values()})
@@ -175,9 +181,13 @@ def _read_file(path: Path, dtype: torch.dtype) -> Checkpoint:
         left_over = sorted(name for name in tensors if is_dropped(name))
         tensors = modern({name: tensor for name, tensor in tensors.items() if not is_dropped(name)})
     elif is_openai({name.removeprefix("module."): tensor for name, tensor in tensors.items()}):
-        raise RequestError(f"{path}: an English CLIP. Its image tower may be a start: model.start={{image: {path}, text: a BERT folder}}")
+        raise RequestError(
+            f"{path}: an English CLIP. Its image tower may be a start: model.start={{image: {path}, text: a BERT folder}}"
+        )
     else:
-        raise RequestError(f"{path}: not a Chinese CLIP (it has no text_projection, or no bert. or text_model. tensors)")
+        raise RequestError(
+            f"{path}: not a Chinese CLIP (it has no text_projection, or no bert. or text_model. tensors)"
+        )
     described = content.extras.get("cnclip_ft")  # beside the state dict of the files we export
     description = described if isinstance(described, dict) else recognise(tensors, str(path))
     return Checkpoint(str(path), description, tensors, None, left_over)
@@ -209,12 +219,16 @@ def load(
     return model.to(device=device, dtype=dtype)
 
 
-def open_checkpoint(path: str | Path, *, dtype: torch.dtype = torch.float32, image_size: int | None, source: str) -> Checkpoint:
+def open_checkpoint(
+    path: str | Path, *, dtype: torch.dtype = torch.float32, image_size: int | None, source: str
+) -> Checkpoint:
     """`read_checkpoint` of a path or a published name; a file under a published name must be of that size."""
     checkpoint = read_checkpoint(find(path, source), dtype)
     known, found = ARCHITECTURES.get(str(path)), checkpoint.description["architecture"]
     if known is not None and not Path(path).expanduser().exists() and (found or {}).get("name") != known.name:
-        raise RequestError(f"{checkpoint.source}: found under the name {known.name}, but its tensors are of {(found or {}).get('name') or 'another size'}")
+        raise RequestError(
+            f"{checkpoint.source}: found under the name {known.name}, but its tensors are of {(found or {}).get('name') or 'another size'}"
+        )
     if image_size is None:
         return checkpoint
     image, notes = resize_image(checkpoint.description["image"], checkpoint.tensors, image_size)

@@ -30,7 +30,11 @@ class DualEncoder(nn.Module):
     """
 
     def __init__(
-        self, image_tower: ImageTower, text_tower: nn.Module, tokenizer: TextTokenizer, architecture: Architecture | None
+        self,
+        image_tower: ImageTower,
+        text_tower: nn.Module,
+        tokenizer: TextTokenizer,
+        architecture: Architecture | None,
     ) -> None:
         super().__init__()
         self.image_tower, self.text_tower = image_tower, text_tower

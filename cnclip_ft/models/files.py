@@ -48,7 +48,9 @@ def read_file(path: str | Path, dtype: torch.dtype = torch.float32) -> Content:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
-                prefix = next((name[: -len("constants.pkl")] for name in names if name.endswith("/constants.pkl")), None)
+                prefix = next(
+                    (name[: -len("constants.pkl")] for name in names if name.endswith("/constants.pkl")), None
+                )
                 if prefix is not None:
                     return _converted(_read_torchscript(archive, prefix), dtype)
                 if not any(name.endswith("/data.pkl") for name in names):
@@ -165,7 +167,9 @@ def _converted(content: Any, dtype: torch.dtype) -> Content:
         raise RequestError(f"no state dict in it (a {type(content).__name__})")
     other = [str(key) for key, value in content.items() if not isinstance(value, torch.Tensor)]
     if other:
-        raise RequestError(f"no state dict in it: {', '.join(other[:3])} {'is' if len(other) == 1 else 'are'} not tensors")
+        raise RequestError(
+            f"no state dict in it: {', '.join(other[:3])} {'is' if len(other) == 1 else 'are'} not tensors"
+        )
     names = list(content)
     return Content({str(name): _own(content.pop(name), dtype) for name in names}, extras)
 
@@ -206,11 +210,15 @@ class _ScriptUnpickler(pickle.Unpickler):
                      "Long": torch.int64, "Half": torch.half, "BFloat16": torch.bfloat16, "Float": torch.float,
                      "Double": torch.double}[kind.removesuffix("Storage")]  # fmt: skip
             data = bytearray(self.archive.read(f"{self.prefix}data/{key}"))
-            self.storages[key] = torch.frombuffer(data, dtype=dtype, count=count) if count else torch.empty(0, dtype=dtype)
+            self.storages[key] = (
+                torch.frombuffer(data, dtype=dtype, count=count) if count else torch.empty(0, dtype=dtype)
+            )
         return self.storages[key]
 
     @staticmethod
-    def _tensor(storage: torch.Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> torch.Tensor:
+    def _tensor(
+        storage: torch.Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
+    ) -> torch.Tensor:
         return storage.as_strided(size, stride, offset)
 
 

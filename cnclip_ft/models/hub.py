@@ -42,7 +42,11 @@ def find(name: str | Path, source: str = "huggingface", *, repositories: bool = 
         return _repository(str(name), source)
     if architecture is None or architecture.hub is None or architecture.file is None:
         published = ", ".join(known for known, a in ARCHITECTURES.items() if a.hub)
-        made = f". Its size is known, but no weights are published: {{architecture: {name}}} makes it new" if architecture else ""
+        made = (
+            f". Its size is known, but no weights are published: {{architecture: {name}}} makes it new"
+            if architecture
+            else ""
+        )
         raise RequestError(f"{name}: no such file or folder, and no published name ({published}){made}")
     for place in places():
         for found in (place / architecture.file, place / architecture.hub):
@@ -88,7 +92,9 @@ def _modelscope():
     try:
         from modelscope.hub import file_download
     except ImportError:
-        raise RequestError("source: modelscope needs the package modelscope: pip install 'cnclip-ft[modelscope]'") from None
+        raise RequestError(
+            "source: modelscope needs the package modelscope: pip install 'cnclip-ft[modelscope]'"
+        ) from None
     return file_download
 
 
@@ -110,7 +116,9 @@ def _verify(path: Path, checksum: str | None) -> None:
         real = path.resolve()
         path.unlink(missing_ok=True)
         real.unlink(missing_ok=True)
-        raise RequestError(f"{path.name}: the download is damaged (sha256 {found[:12]}…, expected {checksum[:12]}…) and was removed; try again")
+        raise RequestError(
+            f"{path.name}: the download is damaged (sha256 {found[:12]}…, expected {checksum[:12]}…) and was removed; try again"
+        )
 
 
 def _repository(name: str, source: str) -> Path:

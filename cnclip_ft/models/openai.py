@@ -29,7 +29,9 @@ class ImageHalf:
     """What was read: `numbers` (image half of a description), `projection`, `tensors` of the tower alone, the temperature
     (logit scale, or None), names left over, and notes to say."""
 
-    def __init__(self, numbers: dict[str, Any], tensors: Tensors, source: str, left_over: list[str], notes: list[str]) -> None:
+    def __init__(
+        self, numbers: dict[str, Any], tensors: Tensors, source: str, left_over: list[str], notes: list[str]
+    ) -> None:
         scale = tensors.pop("logit_scale", None)
         self.logit_scale = None if scale is None else float(scale)
         self.numbers, self.tensors, self.source, self.left_over, self.notes = numbers, tensors, source, left_over, notes
@@ -54,7 +56,9 @@ def read_image_half(path: Path, activation: str | None = None) -> ImageHalf:
     content = read_file(file)
     tensors = {name.removeprefix("module."): tensor for name, tensor in content.tensors.items()}
     if any(name.startswith("visual.trunk.") for name in tensors):
-        raise RequestError(f"{file}: an open_clip model with a timm image tower; it can be used by an import path (docs/towers.md)")
+        raise RequestError(
+            f"{file}: an open_clip model with a timm image tower; it can be used by an import path (docs/towers.md)"
+        )
     visual = {name: tensor for name, tensor in tensors.items() if name.startswith("visual.") or name == "logit_scale"}
     if len(visual) < 2:
         if any(name.startswith("vision_model.") for name in tensors):
@@ -104,7 +108,9 @@ def _transformers_folder(folder: Path, activation: str | None) -> ImageHalf:
     config = read_json(folder / "config.json")
     kind = config.get("model_type")
     if kind not in ("clip", "chinese_clip", "clip_vision_model", "chinese_clip_vision_model"):
-        raise RequestError(f"{folder}: a model of type {kind!r}; an image tower comes from a clip or chinese_clip folder")
+        raise RequestError(
+            f"{folder}: a model of type {kind!r}; an image tower comes from a clip or chinese_clip folder"
+        )
     # CLIP's own default is quick_gelu as well, and so are its other numbers.
     numbers = vision_numbers(folder, config.get("vision_config") or config)
     if activation:

@@ -45,7 +45,11 @@ class AttentionPool(nn.Module):
     def __init__(self, side: int, width: int, heads: int, outputs: int) -> None:
         super().__init__()
         self.positional_embedding = nn.Parameter(torch.randn(side**2 + 1, width) / width**0.5)
-        self.q_proj, self.k_proj, self.v_proj = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, width)
+        self.q_proj, self.k_proj, self.v_proj = (
+            nn.Linear(width, width),
+            nn.Linear(width, width),
+            nn.Linear(width, width),
+        )
         self.c_proj = nn.Linear(width, outputs)
         self.heads = heads
         for layer in (self.q_proj, self.k_proj, self.v_proj, self.c_proj):

@@ -70,7 +70,9 @@ def build_start(
     return _from_towers(spec, context_length, image_size, source)
 
 
-def _whole(spec: str | Path, context_length: int | None, image_size: int | None, source: str) -> tuple[DualEncoder, LoadReport]:
+def _whole(
+    spec: str | Path, context_length: int | None, image_size: int | None, source: str
+) -> tuple[DualEncoder, LoadReport]:
     checkpoint = open_checkpoint(spec, image_size=image_size, source=source)
     model = assemble(checkpoint)
     if context_length is not None:
@@ -84,7 +86,9 @@ def _random(spec: dict[str, Any], context_length: int | None, image_size: int | 
     _refuse_unknown(spec, {"architecture"}, "model.start")
     architecture = ARCHITECTURES.get(spec["architecture"])
     if architecture is None:
-        raise RequestError(f"model.start.architecture: {spec['architecture']!r} is not known; known: {', '.join(ARCHITECTURES)}")
+        raise RequestError(
+            f"model.start.architecture: {spec['architecture']!r} is not known; known: {', '.join(ARCHITECTURES)}"
+        )
     image = _make_image(architecture.image, architecture.projection, image_size)
     text = RobertaTower.make(architecture.text, architecture.projection)
     same_size = image.image_size == architecture.image.image_size
@@ -104,13 +108,17 @@ def _from_towers(
     report = LoadReport()
     image, logit_scale = _image_tower(spec["image"], spec.get("projection"), image_size, source, report)
     text, vocab_file = _text_tower(spec["text"], image.output_dim, spec.get("pooling", "cls"), source, report)
-    tokenizer = TextTokenizer(vocab_file, context_length or min(CONTEXT_LENGTH, text.text_model.config.max_position_embeddings))
+    tokenizer = TextTokenizer(
+        vocab_file, context_length or min(CONTEXT_LENGTH, text.text_model.config.max_position_embeddings)
+    )
     check_vocabulary(tokenizer, text, "model.start.text")
     model = DualEncoder(image, text, tokenizer, None)
     if "logit_scale" in spec:
         logit_scale = spec["logit_scale"]
         if not isinstance(logit_scale, (int, float)) or not 0 <= logit_scale <= LOGIT_SCALE_LIMIT:
-            raise RequestError(f"model.start.logit_scale is {logit_scale!r}; it is a logarithm between 0 and {LOGIT_SCALE_LIMIT:.3f} (ln 100)")
+            raise RequestError(
+                f"model.start.logit_scale is {logit_scale!r}; it is a logarithm between 0 and {LOGIT_SCALE_LIMIT:.3f} (ln 100)"
+            )
         report.changed.append(f"logit_scale set to {logit_scale:g} (temperature 1/{math.exp(logit_scale):.1f})")
     elif logit_scale is None:
         report.new.append("logit_scale")
@@ -126,7 +134,9 @@ def _make_image(numbers: VisionTransformer | ResNet, projection: int, image_size
     numbers = replace(numbers, image_size=image_size) if image_size else numbers
     step = 4 * 2 ** (len(numbers.layers) - 1) if isinstance(numbers, ResNet) else numbers.patch
     if numbers.image_size % step:
-        raise RequestError(f"image_size {numbers.image_size} is no multiple of {step}, the new image tower's patch size")
+        raise RequestError(
+            f"image_size {numbers.image_size} is no multiple of {step}, the new image tower's patch size"
+        )
     return ResNetTower(numbers, projection) if isinstance(numbers, ResNet) else ViTTower.make(numbers, projection)
 
 
@@ -176,7 +186,9 @@ def _pretrained_image(
     report.changed += notes
     if projection not in (None, dim):
         if isinstance(tower, ResNetTower):
-            raise RequestError(f"model.start.projection is {projection}, but the pooling of {where} gives {dim}; leave it out")
+            raise RequestError(
+                f"model.start.projection is {projection}, but the pooling of {where} gives {dim}; leave it out"
+            )
         tower.visual_projection = new_projection(tower.visual_projection.in_features, projection)
         tower.output_dim = projection
         report.loaded[-1 if scale is None else -2] = ("image tower", where)

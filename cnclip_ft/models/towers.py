@@ -110,7 +110,12 @@ class ResNetTower(ImageTower):
     def __init__(self, numbers: ResNet, output_dim: int) -> None:
         super().__init__()
         self.visual = ModifiedResNet(numbers.layers, numbers.width, numbers.heads, numbers.image_size, output_dim)
-        self.numbers, self.image_size, self.output_dim, self.checkpointing = numbers, numbers.image_size, output_dim, False
+        self.numbers, self.image_size, self.output_dim, self.checkpointing = (
+            numbers,
+            numbers.image_size,
+            output_dim,
+            False,
+        )
 
     def trunk(self, pixels: torch.Tensor) -> torch.Tensor:
         if not (self.checkpointing and self.training):
@@ -181,9 +186,17 @@ def _make_foreign(path: str) -> nn.Module:
     except Exception as error:  # noqa: BLE001 - foreign code
         raise RequestError(f"{path}: the factory failed ({type(error).__name__}: {error})") from error
     missing = [name for name in ("output_dim", "image_size", "mean", "std") if not hasattr(module, name)]
-    said = f"is a {type(module).__name__}" if not isinstance(module, nn.Module) else f"lacks {', '.join(missing)}" if missing else ""
+    said = (
+        f"is a {type(module).__name__}"
+        if not isinstance(module, nn.Module)
+        else f"lacks {', '.join(missing)}"
+        if missing
+        else ""
+    )
     if said:
-        raise RequestError(f"{path}: the factory must return an nn.Module with output_dim, image_size, mean and std; it {said}")
+        raise RequestError(
+            f"{path}: the factory must return an nn.Module with output_dim, image_size, mean and std; it {said}"
+        )
     if getattr(module, "input", "normalised") not in ("normalised", "uint8"):
         raise RequestError(f"{path}: input is {module.input!r}; use 'normalised' or 'uint8'")
     return module

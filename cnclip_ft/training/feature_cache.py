@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from data_tools.store import PairStore
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -24,6 +23,7 @@ from cnclip_ft.data.images import decode
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import Augmentation
 from data_tools.errors import DataFault, UserError
+from data_tools.store import PairStore
 
 BLOCK = 256  # images computed between two marks
 
@@ -49,7 +49,9 @@ class _Images(Dataset):
         return view, block, pixels, faults
 
 
-def cache_key(model: DualEncoder, store: PairStore, views: int, setting: Augmentation, precision: str, seed: int) -> str:
+def cache_key(
+    model: DualEncoder, store: PairStore, views: int, setting: Augmentation, precision: str, seed: int
+) -> str:
     """Hex digest over all that decides the features."""
     tower = model.image_tower
     digest = hashlib.sha256()

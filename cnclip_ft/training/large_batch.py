@@ -67,7 +67,10 @@ class GradientStep:
             return self.model(**tensors)
 
     def _divided(self, batch: dict[str, Any], size: int) -> LossOutput:
-        chunks = [_chunk(batch, slice(start, start + self.micro_batch_size)) for start in range(0, size, self.micro_batch_size)]
+        chunks = [
+            _chunk(batch, slice(start, start + self.micro_batch_size))
+            for start in range(0, size, self.micro_batch_size)
+        ]
         states, parts = [], []
         with torch.no_grad():
             for chunk in chunks:

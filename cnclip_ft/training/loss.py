@@ -175,7 +175,9 @@ def _add_sums(z, chosen, own, rows, kind, row_counts, column_counts, row_sums, c
     `chosen` None means every pair, or, where `own` is given, each row's own partner alone.
     """
     if chosen is None and own is not None:
-        chosen = torch.zeros_like(z, dtype=torch.bool).index_put_(own, torch.ones((), dtype=torch.bool, device=z.device))
+        chosen = torch.zeros_like(z, dtype=torch.bool).index_put_(
+            own, torch.ones((), dtype=torch.bool, device=z.device)
+        )
     picked = z if chosen is None else z.masked_fill(~chosen, 0.0)
     ones = torch.ones_like(z) if chosen is None else chosen.to(z.dtype)
     row_counts[rows, kind], row_sums[rows, kind] = ones.sum(1), picked.sum(1)
@@ -277,7 +279,14 @@ class _TiledSigmoid(torch.autograd.Function):
             grad_images[rows] = weight @ texts
             grad_texts.addmm_(weight.T, images[rows])
         factor = grad_loss * world_size() / ctx.total
-        return grad_images * (factor * scale), grad_texts * (factor * scale), grad_scale * factor, grad_bias * factor, None, None
+        return (
+            grad_images * (factor * scale),
+            grad_texts * (factor * scale),
+            grad_scale * factor,
+            grad_bias * factor,
+            None,
+            None,
+        )
 
 
 class SigmoidObjective(nn.Module):

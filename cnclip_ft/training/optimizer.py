@@ -84,7 +84,9 @@ def _depths(tower: nn.Module) -> dict[int, int]:
     return {id(p): number for number, block in enumerate(tower.blocks()) for p in block.parameters()}
 
 
-def _one_rule(full: str, tower: str, name: str, place: int, top: int, rules: list[TrainRule], used: set[int]) -> TrainRule:
+def _one_rule(
+    full: str, tower: str, name: str, place: int, top: int, rules: list[TrainRule], used: set[int]
+) -> TrainRule:
     matches, rest = [], []
     for number, rule in enumerate(rules):
         if rule.tower != tower:
@@ -137,7 +139,9 @@ def build_optimizer(table: list[Entry], stage: Stage, device: torch.device) -> t
     for group in groups.values():
         group.pop("names")
     fused = device.type in ("cuda", "cpu")
-    return torch.optim.AdamW(list(groups.values()), lr=stage.learning_rate, betas=stage.betas, eps=stage.eps, fused=fused)
+    return torch.optim.AdamW(
+        list(groups.values()), lr=stage.learning_rate, betas=stage.betas, eps=stage.eps, fused=fused
+    )
 
 
 class RateCurve:

@@ -52,8 +52,14 @@ def _stage(run: Run, stage: StageRun) -> list[str]:
         trained = sum(entry.parameter.numel() for entry in entries if entry.rate)
         every = sum(entry.parameter.numel() for entry in entries)
         rates = sorted({setting.learning_rate * entry.rate for entry in entries if entry.rate})
-        said = "frozen" if not rates else "rate " + " … ".join(f"{rate:.3g}" for rate in dict.fromkeys((rates[0], rates[-1])))
-        lines.append(f"    {tower:<12} {trained:,} of {every:,} parameters train ({100 * trained / every:.0f}%), {said}")
+        said = (
+            "frozen"
+            if not rates
+            else "rate " + " … ".join(f"{rate:.3g}" for rate in dict.fromkeys((rates[0], rates[-1])))
+        )
+        lines.append(
+            f"    {tower:<12} {trained:,} of {every:,} parameters train ({100 * trained / every:.0f}%), {said}"
+        )
     lines.append(
         f"    {stage.total} steps = {stage.total / order.steps_per_epoch:.1f} epochs of {order.steps_per_epoch}, "
         f"global batch {setting.batch_size}"
@@ -66,9 +72,15 @@ def _stage(run: Run, stage: StageRun) -> list[str]:
         f"({order.expected_repeats():.2f} expected per pair in a random batch, {order.repeats_per_batch():.2f} left per ordered batch)"
     )
     if stage.image_frozen:
-        said = f"computed once ({setting.views} view{'s' * (setting.views > 1)})" if stage.cached else "computed every step"
+        said = (
+            f"computed once ({setting.views} view{'s' * (setting.views > 1)})"
+            if stage.cached
+            else "computed every step"
+        )
         lines.append(f"    image tower frozen: its features are {said}")
-    lines.append(f"    memory for weights, gradients and optimizer: {_memory(run, stage):.2f} GiB per device, activations on top")
+    lines.append(
+        f"    memory for weights, gradients and optimizer: {_memory(run, stage):.2f} GiB per device, activations on top"
+    )
     return lines
 
 
@@ -106,7 +118,9 @@ def warnings(run: Run) -> list[str]:
                 f"the model knows; published pairs of batch and rate suggest about {advised:.1e}"
             )
         if setting.batch_size < 16:
-            found.append(f"{name}: batch {setting.batch_size} leaves few negatives; use 16 or more (micro_batch_size splits it if it does not fit)")
+            found.append(
+                f"{name}: batch {setting.batch_size} leaves few negatives; use 16 or more (micro_batch_size splits it if it does not fit)"
+            )
         if stage.total < 50:
             found.append(f"{name}: only {stage.total} steps; train more epochs or use a smaller batch")
     leak = _leak(run)

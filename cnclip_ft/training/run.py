@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from data_tools.store import PairStore, open_store
 
 import cnclip_ft
 from cnclip_ft.data.pairs import build_table
@@ -29,6 +28,7 @@ from cnclip_ft.training.run_state import StopRequest, clear_states, load_state
 from cnclip_ft.training.stage import StageRun, Stopped
 from cnclip_ft.training.validation import Judge, table
 from data_tools.errors import RequestError
+from data_tools.store import PairStore, open_store
 
 
 class Run:
@@ -61,7 +61,9 @@ class Run:
         self.cache_folder = Path(recipe.feature_cache) if recipe.feature_cache else self.folder.parent / "feature_cache"
         self.judge = Judge(self.valid_stores, self.device, self.workers, self.autocast)
         # Made once here so that a setting that cannot work is refused before anything is trained.
-        self.stages = [StageRun(self, number, name, stage) for number, (name, stage) in enumerate(recipe.stages.items())]
+        self.stages = [
+            StageRun(self, number, name, stage) for number, (name, stage) in enumerate(recipe.stages.items())
+        ]
 
     @property
     def new_parts(self) -> list[str]:
@@ -93,7 +95,12 @@ class Run:
         self.journal.say(plan.describe(self))
         first = 0
         if state is not None:
-            first, self.start_score, self.rows, self.damaged = state["stage"], state["start_score"], state["rows"], state["damaged"]
+            first, self.start_score, self.rows, self.damaged = (
+                state["stage"],
+                state["start_score"],
+                state["rows"],
+                state["damaged"],
+            )
             self.rows = [(name, row) for name, row in self.rows]
             self.journal.write("continue", f"Continuing stage {self.stages[first].name} at step {state['step']}",
                                step=state["step"], stage=self.stages[first].name)  # fmt: skip
@@ -212,7 +219,9 @@ def train(recipe: Recipe, *, proceed: bool = False, overwrite: bool = False, str
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise RequestError(f"output: {folder} cannot be written ({error.strerror}). Choose another with output=FOLDER.") from None
+        raise RequestError(
+            f"output: {folder} cannot be written ({error.strerror}). Choose another with output=FOLDER."
+        ) from None
     if overwrite and not proceed:
         clear_states(folder / "state")
         (folder / "journal.jsonl").unlink(missing_ok=True)
@@ -227,7 +236,11 @@ def _refuse_other_recipe(recipe: Recipe, stored: str) -> None:
 
     ours, theirs = recipe.model_dump(mode="json"), yaml.safe_load(stored)
     free = ("output", "log_every", "feature_cache")  # these do not change what is computed
-    changed = [line for line in _differences(theirs, ours) if line.split(":")[0] not in free and "workers" not in line.split(":")[0]]
+    changed = [
+        line
+        for line in _differences(theirs, ours)
+        if line.split(":")[0] not in free and "workers" not in line.split(":")[0]
+    ]
     if changed:
         raise RequestError(
             "--continue goes on with the very same recipe, but these settings differ (stored → now):\n  "
@@ -238,5 +251,9 @@ def _refuse_other_recipe(recipe: Recipe, stored: str) -> None:
 def _differences(before: Any, now: Any, path: str = "") -> list[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         keys = dict.fromkeys([*before, *now])
-        return [line for key in keys for line in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)]
+        return [
+            line
+            for key in keys
+            for line in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+        ]
     return [] if before == now else [f"{path}: {before!r} → {now!r}"]

@@ -57,7 +57,9 @@ class StageRun:
         self.validate_every = stage.validate_every or self.order.steps_per_epoch
         self.step, self.best, self.best_step = 0, float("-inf"), 0
         self.best_row: dict[str, float | None] = {}
-        self.image_frozen = not any(e.rate for e in self.table if e.tower == "image" and "visual_projection" not in e.name)
+        self.image_frozen = not any(
+            e.rate for e in self.table if e.tower == "image" and "visual_projection" not in e.name
+        )
         self.cached = self.image_frozen and stage.feature_cache and (stage.views > 1 or not stage.augment.changes)
 
     def _order(self, without_images: set[int] = frozenset()) -> BatchOrder:
@@ -133,7 +135,9 @@ class StageRun:
             run.cache_folder, self.model, run.train_store, views=self.stage.views, augment=self.stage.augment,
             precision=run.precision, seed=run.recipe.seed,
         )  # fmt: skip
-        run.journal.say(f"Image features of the frozen tower: {'read from' if cache.complete else 'computed once into'} {cache.folder}")
+        run.journal.say(
+            f"Image features of the frozen tower: {'read from' if cache.complete else 'computed once into'} {cache.folder}"
+        )
         cache.build(run.accelerator, workers=run.workers, max_damaged=run.recipe.data.max_damaged_images)
         if cache.damaged:
             run.journal.say(f"{len(cache.damaged)} images cannot be decoded; their pairs are passed over")
@@ -200,7 +204,9 @@ class StageRun:
     def _loader(self):
         run = self.run
         dataset = PairDataset(run.train_store, run.table, None if self.cache is not None else self.model.image_size)
-        sampler = StageSampler(self.order, self.step, self.total, run.accelerator.process_index, run.accelerator.num_processes)
+        sampler = StageSampler(
+            self.order, self.step, self.total, run.accelerator.process_index, run.accelerator.num_processes
+        )
         # Without pictures to decode, worker processes would cost more than they bring.
         workers = 0 if self.cache is not None else run.workers
         return make_loader(dataset, sampler, Collate(run.tokenizer), workers, pin=run.device.type == "cuda")
@@ -209,7 +215,9 @@ class StageRun:
         run = self.run
         for fault in batch["faults"]:
             run.damaged += 1
-            run.journal.write("damaged", f"damaged image, replaced by another pair: {fault}", stage=self.name, fault=fault)
+            run.journal.write(
+                "damaged", f"damaged image, replaced by another pair: {fault}", stage=self.name, fault=fault
+            )
         if run.damaged > run.recipe.data.max_damaged_images:
             raise UserError(
                 f"{run.damaged} damaged images, more than data.max_damaged_images allows "
@@ -266,7 +274,9 @@ class StageRun:
     def _compare(self, score: float) -> str:
         start = self.run.start_score
         if start is not None and score < start:
-            return f"  BELOW THE START ({start:.2f}): lower the learning rate, or train longer if this is the first epoch"
+            return (
+                f"  BELOW THE START ({start:.2f}): lower the learning rate, or train longer if this is the first epoch"
+            )
         return "  best so far" if score > self.best else f"  (best {self.best:.2f} at step {self.best_step})"
 
     def keep_best(self) -> None:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from data_tools.store import PairStore
 
 from cnclip_ft.evaluation.encode import SplitFeatures, encode_split
 from cnclip_ft.evaluation.retrieval import RetrievalScores, recall
 from cnclip_ft.models.dual_encoder import DualEncoder
 from data_tools.errors import RequestError
+from data_tools.store import PairStore
 
 KS = (1, 5, 10)
 

@@ -63,7 +63,10 @@ def judge(splits: list[SplitCheck]) -> CheckReport:
         if images or texts:
             report.leakage.append(
                 Leakage(
-                    first.name, second.name, len(images), len(texts),
+                    first.name,
+                    second.name,
+                    len(images),
+                    len(texts),
                     [[first.image_hashes[h], second.image_hashes[h]] for h in sorted(images)[:_SHOWN]],
                     [first.text_hashes[h] for h in sorted(texts)[:_SHOWN]],
                 )  # fmt: skip
@@ -83,7 +86,11 @@ def _of_split(split: SplitCheck) -> list[Finding]:
         found.append(Finding(split.name, hurts, problem, mend))
 
     if split.undecodable:
-        add(True, f"{split.undecodable:,} images cannot be decoded", "Build again with --on-error skip, or replace them.")
+        add(
+            True,
+            f"{split.undecodable:,} images cannot be decoded",
+            "Build again with --on-error skip, or replace them.",
+        )
     if split.missing_images:
         add(True, f"{split.missing_images:,} pairs name an image that is not in the store", "Build the store again.")
     if not split.pairs:
@@ -99,7 +106,9 @@ def _of_split(split: SplitCheck) -> list[Finding]:
         add(
             split.cut > _CUT,
             f"{split.cut:.1%} of the captions are longer than {split.context_length} tokens and will be cut",
-            f"Raise data.context_length (the longest has {split.token_lengths.most} tokens)." if split.token_lengths else "",
+            f"Raise data.context_length (the longest has {split.token_lengths.most} tokens)."
+            if split.token_lengths
+            else "",
         )
     if split.images_without_text and split.pairs:
         add(False, f"{split.images_without_text:,} images have no text: they only enlarge the gallery", "")

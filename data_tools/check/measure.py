@@ -163,7 +163,13 @@ class _Images:
         self.undecodable_examples: list[list[Any]] = []
         self.groups = array("q")  # image number → number of the first image of equal content
         look = _Look(decode)
-        bar = tqdm(total=len(self.ids), desc=f"{store.name}: pictures", unit="image", disable=None if progress else True, delay=1.0)
+        bar = tqdm(
+            total=len(self.ids),
+            desc=f"{store.name}: pictures",
+            unit="image",
+            disable=None if progress else True,
+            delay=1.0,
+        )
         with bar:
             for image_id, size, digest, found in _looked_at(store, self.ids, look, workers):
                 self.bytes += size
@@ -305,7 +311,9 @@ class _Texts:
         ids = list(texts)
         if lengths is None:
             return
-        for start in tqdm(range(0, len(ids), _TEXTS_AT_ONCE), desc="captions in tokens", disable=None if progress else True, delay=1.0):
+        for start in tqdm(
+            range(0, len(ids), _TEXTS_AT_ONCE), desc="captions in tokens", disable=None if progress else True, delay=1.0
+        ):
             some = ids[start : start + _TEXTS_AT_ONCE]
             found = lengths([texts[text_id] for text_id in some])
             self.tokens.update(found)

@@ -32,7 +32,10 @@ def write_page(report: CheckReport, stores: dict[str, PairStore], file: Path, se
     Raises:
         UserError: the file cannot be written.
     """
-    parts = ["<!doctype html><html lang='en'><meta charset='utf-8'><title>data check</title>", f"<style>{_STYLE}</style>"]
+    parts = [
+        "<!doctype html><html lang='en'><meta charset='utf-8'><title>data check</title>",
+        f"<style>{_STYLE}</style>",
+    ]
     parts.append("<h1>Data check</h1><ul>")
     for finding in report.findings:
         mark = " class='hurts'" if finding.hurts else ""
@@ -41,7 +44,9 @@ def write_page(report: CheckReport, stores: dict[str, PairStore], file: Path, se
     for leakage in report.leakage:
         store = stores[leakage.first]
         parts.append(f"<h2>{html.escape(leakage.first)} / {html.escape(leakage.second)}</h2>")
-        figures = [(store, ids[0], f"{leakage.first} {ids[0]} = {leakage.second} {ids[1]}") for ids in leakage.image_examples]
+        figures = [
+            (store, ids[0], f"{leakage.first} {ids[0]} = {leakage.second} {ids[1]}") for ids in leakage.image_examples
+        ]
         parts.append(_figures(figures))
         parts.append("".join(f"<div>{html.escape(text)}</div>" for text in leakage.text_examples))
     for split in report.splits:
@@ -67,14 +72,19 @@ def _split(split: SplitCheck, store: PairStore, seed: int) -> list[str]:
         parts.append(_figures([(store, ids[0], ", ".join(map(str, ids))) for ids in examples["repeated_images"]]))
     if examples["repeated_texts"]:
         parts.append("<h3>Captions on most pictures</h3><table>")
-        parts += [f"<tr><td>{count}</td><td>{html.escape(text)}</td></tr>" for text, count in examples["repeated_texts"]]
+        parts += [
+            f"<tr><td>{count}</td><td>{html.escape(text)}</td></tr>" for text, count in examples["repeated_texts"]
+        ]
         parts.append("</table>")
     if examples["longest"]:
         parts.append("<h3>Longest captions (tokens)</h3><table>")
         parts += [f"<tr><td>{length}</td><td>{html.escape(text)}</td></tr>" for length, _, text in examples["longest"]]
         parts.append("</table>")
     if examples["without_text"]:
-        parts.append("<h3>Without text</h3>" + _figures([(store, image_id, str(image_id)) for image_id in examples["without_text"]]))
+        parts.append(
+            "<h3>Without text</h3>"
+            + _figures([(store, image_id, str(image_id)) for image_id in examples["without_text"]])
+        )
     if len(store):
         chosen = sorted(random.Random(seed).sample(range(len(store)), min(_RANDOM, len(store))))
         pairs = [store[index] for index in chosen]

@@ -75,6 +75,8 @@ def print_report(report: CheckReport, console: Console) -> None:
         )  # fmt: skip
     for finding in report.findings:
         mark = "hurts" if finding.hurts else "note"
-        console.print(f"{mark}: {finding.split}: {finding.problem}. {finding.mend}".rstrip(), markup=False, highlight=False)
+        console.print(
+            f"{mark}: {finding.split}: {finding.problem}. {finding.mend}".rstrip(), markup=False, highlight=False
+        )
     if not report.hurts:
         console.print("nothing here hurts training", markup=False, highlight=False)

@@ -21,7 +21,9 @@ def _gradient(canvas: ImageDraw.ImageDraw, side: int, top: RGB, bottom: RGB, ran
         canvas.rectangle((0, y, side, y + band), fill=colour)
 
 
-def _specks(canvas: ImageDraw.ImageDraw, side: int, random: Random, count: int, colours: tuple[RGB, ...], size: float) -> None:
+def _specks(
+    canvas: ImageDraw.ImageDraw, side: int, random: Random, count: int, colours: tuple[RGB, ...], size: float
+) -> None:
     for _ in range(count):
         x, y, r = random.uniform(0, side), random.uniform(0, side), side * size * random.uniform(0.5, 1.2)
         canvas.ellipse((x - r, y - r, x + r, y + r), fill=random.choice(colours))
@@ -93,7 +95,9 @@ def _floor(canvas: ImageDraw.ImageDraw, side: int, random: Random) -> None:
         canvas.rectangle((0, top, side, top + height), fill=(196 + tint, 150 + tint, 100 + tint))
         for _ in range(3):
             y, x = top + random.uniform(0.2, 0.8) * height, random.uniform(-0.2, 0.8) * side
-            canvas.line((x, y, x + random.uniform(0.2, 0.5) * side, y), fill=(176 + tint, 130 + tint, 82 + tint), width=2)
+            canvas.line(
+                (x, y, x + random.uniform(0.2, 0.5) * side, y), fill=(176 + tint, 130 + tint, 82 + tint), width=2
+            )
         canvas.line((0, top, side, top), fill=(140, 98, 60), width=3)
         joint = random.uniform(0, side)
         canvas.line((joint, top, joint, top + height), fill=(140, 98, 60), width=3)

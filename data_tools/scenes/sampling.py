@@ -42,15 +42,15 @@ def sample_scenes(count: int, *, seed: int = 0, held_out: bool = False) -> list[
 def _sample(seed: str) -> Scene:
     random = Random(seed)  # from text: the same on every platform and in every run, unlike hash()
     background = random.choice(tuple(BACKGROUNDS))
-    layout = random.choices(
-        ("one", "several", *RELATIONS), weights=(10, 13, 17, 17, 8, 8, 9, 9, 9)
-    )[0]
+    layout = random.choices(("one", "several", *RELATIONS), weights=(10, 13, 17, 17, 8, 8, 9, 9, 9))[0]
     if layout == "one":
         first = _group(random, background, count=1)
         return Scene(background, random.choice(tuple(CORNERS)), first, None, seed)
     if layout == "several":
         arrangement = random.choice(ARRANGEMENTS)
-        first = _group(random, background, count=random.randint(4, 6) if arrangement == "ring" else random.randint(2, 5))
+        first = _group(
+            random, background, count=random.randint(4, 6) if arrangement == "ring" else random.randint(2, 5)
+        )
         return Scene(background, arrangement, first, None, seed)
     if layout == "inside":
         first = _group(random, background, count=1, sizes=("small", "medium"))

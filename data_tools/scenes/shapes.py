@@ -98,7 +98,9 @@ def _fish(canvas: ImageDraw.ImageDraw, x: float, y: float, r: float, colour: RGB
 def _house(canvas: ImageDraw.ImageDraw, x: float, y: float, r: float, colour: RGB) -> None:
     body = (x - 0.78 * r, y - 0.15 * r, x + 0.78 * r, y + 0.95 * r)
     canvas.rectangle(body, fill=colour, outline=_darker(colour), width=_edge(r))
-    _polygon(canvas, [(x, y - r), (x + 1.05 * r, y - 0.1 * r), (x - 1.05 * r, y - 0.1 * r)], _mix(colour, (0, 0, 0), 0.18), r)
+    _polygon(
+        canvas, [(x, y - r), (x + 1.05 * r, y - 0.1 * r), (x - 1.05 * r, y - 0.1 * r)], _mix(colour, (0, 0, 0), 0.18), r
+    )
     opening = (255, 246, 205) if sum(colour) < 690 else (120, 130, 150)
     canvas.rectangle((x - 0.16 * r, y + 0.38 * r, x + 0.2 * r, y + 0.92 * r), fill=opening)
     canvas.rectangle((x - 0.56 * r, y + 0.14 * r, x - 0.28 * r, y + 0.42 * r), fill=opening)
@@ -109,7 +111,10 @@ def _umbrella(canvas: ImageDraw.ImageDraw, x: float, y: float, r: float, colour:
     canvas.line((x, y, x, y + 0.85 * r), fill=stick, width=width)
     canvas.arc((x - 0.36 * r, y + 0.65 * r, x + width / 2, y + 1.05 * r), 0, 180, fill=stick, width=width)
     top, bottom = y - 0.95 * r, y + 0.1 * r
-    dome = [(x + 1.1 * r * math.cos(a), bottom - (bottom - top) * math.sin(a)) for a in (math.pi * k / 20 for k in range(21))]
+    dome = [
+        (x + 1.1 * r * math.cos(a), bottom - (bottom - top) * math.sin(a))
+        for a in (math.pi * k / 20 for k in range(21))
+    ]
     for k in range(1, 4):  # scalloped lower edge, from left to right
         dome.append((x - 1.1 * r + 2.2 * r * (k - 0.5) / 3, bottom - 0.16 * r))
         if k < 3:

@@ -47,7 +47,15 @@ CORNERS = {
     "bottom right": (0.76, 0.76),
 }
 ARRANGEMENTS = ("row", "column", "ring", "scattered")  # of several equal things
-RELATIONS = ("left", "above", "upper left", "upper right", "inside", "between", "around")  # of the first group to the second
+RELATIONS = (
+    "left",
+    "above",
+    "upper left",
+    "upper right",
+    "inside",
+    "between",
+    "around",
+)  # of the first group to the second
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,13 @@ _SMALLEST, _LARGEST = 16, 1024
 
 
 def draw_demo(
-    target_dir: str | Path, *, train: int = 2000, valid: int = 400, seed: int = 0, size: int = SIZE, progress: bool = True
+    target_dir: str | Path,
+    *,
+    train: int = 2000,
+    valid: int = 400,
+    seed: int = 0,
+    size: int = SIZE,
+    progress: bool = True,
 ) -> None:
     """Draw the demonstration set: ``train`` and ``valid`` scenes with three Chinese and two English captions each.
 
@@ -38,9 +44,15 @@ def draw_demo(
     """
     from data_tools.build import build_split  # scenes can be drawn without a store
 
-    for name, number, low, high in (("train", train, 1, None), ("valid", valid, 1, None), ("size", size, _SMALLEST, _LARGEST)):
+    for name, number, low, high in (
+        ("train", train, 1, None),
+        ("valid", valid, 1, None),
+        ("size", size, _SMALLEST, _LARGEST),
+    ):
         if number < low or (high is not None and number > high):
-            raise RequestError(f"{name} is {number}; it must be at least {low}" + (f" and at most {high}" if high else ""))
+            raise RequestError(
+                f"{name} is {number}; it must be at least {low}" + (f" and at most {high}" if high else "")
+            )
     folder = Path(target_dir)
     for split, count in (("train", train), ("valid", valid)):
         scenes = sample_scenes(count, seed=seed, held_out=split == "valid")
@@ -75,7 +87,9 @@ def write_sources(folder: Path, split: str, scenes: list[Scene], *, size: int = 
         for part, path in zip(beside, (images, texts), strict=True):
             os.replace(part, path)
     except OSError as error:
-        raise UserError(f"{folder}: the demonstration set cannot be written ({error}). Choose another folder.") from None
+        raise UserError(
+            f"{folder}: the demonstration set cannot be written ({error}). Choose another folder."
+        ) from None
     finally:
         for part in beside:
             if folder.is_dir():

@@ -102,4 +102,7 @@ def open_source(kind: str, place: str, options: SourceOptions | None = None) -> 
         return muge(path)
     from data_tools.sources.official import OfficialSource
 
-    return {file.name.removesuffix("_imgs.tsv"): OfficialSource(path, file.name.removesuffix("_imgs.tsv")) for file in sorted(path.glob("*_imgs.tsv"))}
+    return {
+        file.name.removesuffix("_imgs.tsv"): OfficialSource(path, file.name.removesuffix("_imgs.tsv"))
+        for file in sorted(path.glob("*_imgs.tsv"))
+    }

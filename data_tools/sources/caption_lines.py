@@ -12,7 +12,9 @@ from data_tools.errors import DataFault, RequestError
 from data_tools.items import located
 
 # name, optionally #source, #number, then a tab or spaces, then the sentence; names may hold spaces if a tab follows
-_LINE = re.compile(r"(?:(?P<tabbed>[^\t]*?)|(?P<name>\S*?))(?:#(?P<source>[A-Za-z]\w*))?(?:#(?P<number>\d+))?(?(tabbed)\t|[ \t]+)(?P<text>.*)")
+_LINE = re.compile(
+    r"(?:(?P<tabbed>[^\t]*?)|(?P<name>\S*?))(?:#(?P<source>[A-Za-z]\w*))?(?:#(?P<number>\d+))?(?(tabbed)\t|[ \t]+)(?P<text>.*)"
+)
 _TAG = re.compile(r":[A-Za-z]+$")
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -54,7 +56,9 @@ def read_captions(file: Path, clean: Callable[[str], str] = str.strip) -> Iterat
                 name = found and (found["tabbed"] or found["name"])
                 if not found or not name:
                     raise DataFault(
-                        f"not a caption line: {line[:60]!r}", mend="A line is image#number<TAB>sentence.", kind="bad-caption-line"
+                        f"not a caption line: {line[:60]!r}",
+                        mend="A line is image#number<TAB>sentence.",
+                        kind="bad-caption-line",
                     )
                 image = without_ending(name.strip())
                 mark = "#".join(part for part in (image, found["source"], found["number"] or str(number)) if part)

@@ -59,7 +59,9 @@ class CaptionedImagesSource:
                     yield line
                 elif line.image in wanted:
                     uncaptioned.pop(line.image, None)
-                    yield TextItem(line.mark, line.text, (canonical_id(line.image),), captions.language, captions.path, line.line)
+                    yield TextItem(
+                        line.mark, line.text, (canonical_id(line.image),), captions.language, captions.path, line.line
+                    )
         for name in uncaptioned:
             yield DataFault(f"image {name} has no caption", mend="Are the caption files those of this split?", kind="missing-caption",
                             file=self.names_file, item_id=canonical_id(name))  # fmt: skip

@@ -20,7 +20,9 @@ SPLITS = {
 CAPTIONS = {"written": "imageid.human-written-caption.txt", "translated": "imageid.manually-translated-caption.txt"}
 
 
-def coco_cn(source: Path, images: Path | None = None, marks: tuple[str, ...] = ("written",)) -> dict[str, CaptionedImagesSource]:
+def coco_cn(
+    source: Path, images: Path | None = None, marks: tuple[str, ...] = ("written",)
+) -> dict[str, CaptionedImagesSource]:
     """The three splits. `marks`: ``written`` (scored by the official code) or ``translated`` (1,000 test photos).
 
     Raises:
@@ -32,9 +34,7 @@ def coco_cn(source: Path, images: Path | None = None, marks: tuple[str, ...] = (
     places = (source, source / "coco-cn-version1805v1.1", source / "data")
     photos = images or find_one((source, source / "images", source.parent, source.parent / "images"), ("train2014", "val2014"),
                                 "the photos of MS-COCO 2014 (or name the folder that holds both with --images)").parent  # fmt: skip
-    captions = [
-        CaptionFile(find_one(places, (CAPTIONS[mark],), f"{mark} captions of COCO-CN"), "zh") for mark in marks
-    ]
+    captions = [CaptionFile(find_one(places, (CAPTIONS[mark],), f"{mark} captions of COCO-CN"), "zh") for mark in marks]
 
     def find_image(name: str) -> Path:
         part = name.split("_")[1] if name.count("_") >= 2 else ""

@@ -33,12 +33,16 @@ def flickr30k_cn(source: Path, images: Path | None = None) -> dict[str, Source]:
         return {split: OfficialSource(source, split, counts) for split, counts in COUNTS.items()}
     places = (source, source / "annotations", source / "flickr30k-cn")
     find_one(places, tuple(FOLDERS.values()), "Flickr30K-CN: neither {split}_imgs.tsv nor the authors' folders")
-    photos = images or find_one((source, source.parent), IMAGE_FOLDERS, "the photos of Flickr30k (or name their folder with --images)")
+    photos = images or find_one(
+        (source, source.parent), IMAGE_FOLDERS, "the photos of Flickr30k (or name their folder with --images)"
+    )
     splits: dict[str, Source] = {}
     for split, name in FOLDERS.items():
         folder = next((place / name for place in places if (place / name).is_dir()), None)
         if folder is not None:
-            captions = find_one((folder / "TextData",), (f"seg.{name}.caption.txt", f"{name}.caption.txt"), f"captions of {split}")
+            captions = find_one(
+                (folder / "TextData",), (f"seg.{name}.caption.txt", f"{name}.caption.txt"), f"captions of {split}"
+            )
             splits[split] = CaptionedImagesSource(
                 "flickr30k-cn", folder / "ImageSets" / f"{name}.txt", [CaptionFile(captions, "zh", join_segmented)],
                 lambda image: photos / f"{image}.jpg", COUNTS[split],

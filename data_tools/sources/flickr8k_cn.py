@@ -23,7 +23,9 @@ CAPTIONS = {
 }
 
 
-def flickr8k_cn(source: Path, images: Path | None = None, marks: tuple[str, ...] = ("zhc",)) -> dict[str, CaptionedImagesSource]:
+def flickr8k_cn(
+    source: Path, images: Path | None = None, marks: tuple[str, ...] = ("zhc",)
+) -> dict[str, CaptionedImagesSource]:
     """The three splits. `marks`: which captions; ``zhc`` (people, from the photo) unless said.
 
     Raises:
@@ -33,12 +35,17 @@ def flickr8k_cn(source: Path, images: Path | None = None, marks: tuple[str, ...]
         if mark not in CAPTIONS:
             raise RequestError(f"--captions-from {mark!r}: Flickr8k-CN has {', '.join(CAPTIONS)}")
     folders = (source, source / "data")
-    photos = images or find_one((source, source.parent), IMAGE_FOLDERS, "the photos of Flickr8k (or name their folder with --images)")
+    photos = images or find_one(
+        (source, source.parent), IMAGE_FOLDERS, "the photos of Flickr8k (or name their folder with --images)"
+    )
     splits = {}
     for split, (names, count) in SPLITS.items():
         if "zhmtest" in marks and split != "test":
             continue  # translated for the test split only
-        files = [(find_one(folders, (CAPTIONS[mark][0],), f"captions {mark} of Flickr8k-CN"), *CAPTIONS[mark][1:]) for mark in marks]
+        files = [
+            (find_one(folders, (CAPTIONS[mark][0],), f"captions {mark} of Flickr8k-CN"), *CAPTIONS[mark][1:])
+            for mark in marks
+        ]
         splits[split] = CaptionedImagesSource(
             "flickr8k-cn",
             find_one(folders, (names,), f"the list of {split} photos"),

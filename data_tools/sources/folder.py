@@ -32,7 +32,9 @@ def open_folder(
         found = [folder / f"{name}{suffix}" for name in _TABLES for suffix in (*SUFFIXES, ".txt")]
         found = [file for file in found if file.is_file()]
         if len(found) > 1:
-            raise RequestError(f"{folder}: which is it, {' or '.join(file.name for file in found)}? Name it with --captions.")
+            raise RequestError(
+                f"{folder}: which is it, {' or '.join(file.name for file in found)}? Name it with --captions."
+            )
         captions = found[0] if found else None
     if captions is None:
         return TextFilesSource(folder)
@@ -102,7 +104,9 @@ class TextFilesSource:
                     try:
                         if isinstance(line, DataFault):
                             raise line
-                        yield TextItem(text_number, check_text(decode_line(line).strip()), (image_id,), None, captions, number)
+                        yield TextItem(
+                            text_number, check_text(decode_line(line).strip()), (image_id,), None, captions, number
+                        )
                     except DataFault as fault:
                         yield located(fault, captions, number, image_id)
             if not written:

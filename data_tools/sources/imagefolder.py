@@ -35,7 +35,9 @@ def imagefolder(source: Path, columns: Columns | None = None) -> dict[str, Sourc
                 raise RequestError(f"{source}: two folders for split {name!r}")
             splits[name] = TableSource(metadata, columns=columns)
     if not splits:
-        raise RequestError(f"{source}: no {', '.join(_NAMES)} at the top or one folder down; captions have to be in one of them")
+        raise RequestError(
+            f"{source}: no {', '.join(_NAMES)} at the top or one folder down; captions have to be in one of them"
+        )
     return splits
 
 

@@ -28,7 +28,9 @@ class OfficialSource:
 
     def open(self) -> Stream:
         if not self.folder.is_dir():
-            raise RequestError(f"{self.folder}: no such folder. Name the one with {self.images.name} and {self.texts.name}.")
+            raise RequestError(
+                f"{self.folder}: no such folder. Name the one with {self.images.name} and {self.texts.name}."
+            )
         for file in (self.images, self.texts):
             if not file.is_file():
                 raise RequestError(f"{file}: no such file{self._splits_there()}")

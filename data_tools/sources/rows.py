@@ -81,7 +81,9 @@ class RowFile:
         try:
             return line.decode(self.encoding)
         except UnicodeDecodeError as error:
-            raise DataFault(f"the line is not {self.encoding} ({error.reason})", mend="Name its --encoding.", kind="not-utf8") from None
+            raise DataFault(
+                f"the line is not {self.encoding} ({error.reason})", mend="Name its --encoding.", kind="not-utf8"
+            ) from None
 
     def rows(self, wanted: list[str] | None = None) -> Iterator[Row]:
         """(line or row number, row or fault); numbers count from 1 as an editor does, the header included."""
@@ -102,7 +104,9 @@ class RowFile:
                 row = parse_json(self._decode(line).encode("utf-8"))
                 if not isinstance(row, dict):
                     raise DataFault(
-                        f"the line is {type(row).__name__}, not an object", mend='Write {"image": …, "text": …}.', kind="bad-json"
+                        f"the line is {type(row).__name__}, not an object",
+                        mend='Write {"image": …, "text": …}.',
+                        kind="bad-json",
                     )
             except DataFault as fault:
                 yield number, fault

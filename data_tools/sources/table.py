@@ -17,8 +17,32 @@ from data_tools.sources.rows import RowFile
 from data_tools.store import Id
 from data_tools.store.layouts import canonical_id
 
-IMAGE_NAMES = ("image", "image_path", "file_name", "filename", "path", "file", "filepath", "img", "image_file", "图片", "图像")
-TEXT_NAMES = ("text", "caption", "captions", "texts", "title", "description", "sentence", "query", "描述", "标题", "文本")
+IMAGE_NAMES = (
+    "image",
+    "image_path",
+    "file_name",
+    "filename",
+    "path",
+    "file",
+    "filepath",
+    "img",
+    "image_file",
+    "图片",
+    "图像",
+)
+TEXT_NAMES = (
+    "text",
+    "caption",
+    "captions",
+    "texts",
+    "title",
+    "description",
+    "sentence",
+    "query",
+    "描述",
+    "标题",
+    "文本",
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +98,9 @@ class TableSource:
 
     kind = "table"
 
-    def __init__(self, file: Path, *, root: Path | None = None, columns: Columns | None = None, encoding: str = "utf-8") -> None:
+    def __init__(
+        self, file: Path, *, root: Path | None = None, columns: Columns | None = None, encoding: str = "utf-8"
+    ) -> None:
         self.file, self.root = file, file.parent if root is None else root
         self.columns, self.encoding = columns or Columns(), encoding
         self._untyped = file.suffix.lower() in (".csv", ".tsv")  # 7 and "7" look the same there: it is the number
@@ -119,18 +145,26 @@ class TableSource:
         image_id: Id = name or f"row-{number}"
         if columns.image_id is not None:
             given = row[columns.image_id]
-            image_id = check_id(canonical_id(given) if isinstance(given, str) and self._untyped else given, columns.image_id)
+            image_id = check_id(
+                canonical_id(given) if isinstance(given, str) and self._untyped else given, columns.image_id
+            )
         captions: list[Any] = []
         for column in columns.text:
             captions += row[column] if isinstance(row[column], list) else [row[column]]
         if columns.text_id is not None and len(captions) > 1:
-            raise DataFault(f"{len(captions)} texts share one text id", mend="Leave out --text-id-column.", kind="bad-field")
+            raise DataFault(
+                f"{len(captions)} texts share one text id", mend="Leave out --text-id-column.", kind="bad-field"
+            )
         if columns.text_id is not None and isinstance(row[columns.text_id], str) and self._untyped:
             row[columns.text_id] = canonical_id(row[columns.text_id])
         return ImageItem(check_id(image_id, "the image's name"), content, self.file, number, origin=name), captions
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"files": fingerprint_of(self.file), "root": str(self.root.resolve()), "columns": list(map(str, vars(self.columns).values()))}
+        return {
+            "files": fingerprint_of(self.file),
+            "root": str(self.root.resolve()),
+            "columns": list(map(str, vars(self.columns).values())),
+        }
 
     def expected(self) -> dict[str, int]:
         return {}
@@ -154,8 +188,12 @@ def _image(value: Any, root: Path) -> tuple[bytes | Path, str | None]:
         try:
             return base64.b64decode(value.partition(",")[2], validate=True), None
         except binascii.Error as error:
-            raise DataFault(f"the data address is not base64 ({error})", mend="Encode the image again.", kind="bad-base64") from None
+            raise DataFault(
+                f"the data address is not base64 ({error})", mend="Encode the image again.", kind="bad-base64"
+            ) from None
     if value.startswith(("http://", "https://", "s3://", "gs://")):
-        raise DataFault(f"the image is an address ({value[:60]})", mend="Download it and write its path.", kind="remote-image")
+        raise DataFault(
+            f"the image is an address ({value[:60]})", mend="Download it and write its path.", kind="remote-image"
+        )
     name = value.replace("\\", "/").removeprefix("./")
     return root / name, name

@@ -119,7 +119,9 @@ class WebDatasetSource:
                 found = row[name] if isinstance(row[name], list) else [row[name]]
                 return found, row.get("language") if row.get("language") in ("zh", "en", "mixed") else None
             fields = ", ".join(map(json.dumps, row)) if isinstance(row, dict) else type(row).__name__
-            raise DataFault(f"no caption in the .json ({fields})", mend="Name its field with --text-column.", kind="missing-caption")
+            raise DataFault(
+                f"no caption in the .json ({fields})", mend="Name its field with --text-column.", kind="missing-caption"
+            )
         raise DataFault("no caption", mend="A sample has a .txt or a .json beside its image.", kind="missing-caption")
 
     def fingerprint(self) -> dict[str, Any]:
@@ -130,7 +132,9 @@ class WebDatasetSource:
 
 
 def _tar_fault(problem: str, tar: Path) -> DataFault:
-    return DataFault(f"the tar cannot be read on ({problem})", mend="Fetch or write it again.", kind="bad-tar", file=tar)
+    return DataFault(
+        f"the tar cannot be read on ({problem})", mend="Fetch or write it again.", kind="bad-tar", file=tar
+    )
 
 
 def _library() -> Any:

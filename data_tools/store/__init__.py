@@ -1,9 +1,9 @@
 """The store: one split's pairs and pictures in LMDB (format: docs/store-format.md). The reader, the writer.
 
-    reader    PairStore, open_store: pairs by number, pictures by id
-    writer    StoreWriter: beside its place, verified, put there in one step
-    layouts   our records and the official ones          parts, seen, verify    what the writer writes into
-    environments, swap, lock                              LMDB, the file system, the process table
+reader    PairStore, open_store: pairs by number, pictures by id
+writer    StoreWriter: beside its place, verified, put there in one step
+layouts   our records and the official ones          parts, seen, verify    what the writer writes into
+environments, swap, lock                              LMDB, the file system, the process table
 """
 
 from __future__ import annotations

@@ -42,7 +42,9 @@ def open_readonly(folder: Path) -> lmdb.Environment:
         # No lock file: a store never changes once it is there, and may lie on a read-only disk.
         environment = lmdb.open(str(folder), readonly=True, create=False, lock=False, readahead=False, max_spare_txns=4)
     except lmdb.Error as error:
-        raise RequestError(f"{folder / 'data.mdb'} is not a readable LMDB file ({error}). Build the store again.") from None
+        raise RequestError(
+            f"{folder / 'data.mdb'} is not a readable LMDB file ({error}). Build the store again."
+        ) from None
     _open[key] = (os.getpid(), environment)
     return environment
 
@@ -67,7 +69,9 @@ class GrowingWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         try:
-            self.environment = lmdb.open(str(folder), map_size=_FIRST_MAP, lock=False, readahead=False, sync=_SYNCHRONOUS)
+            self.environment = lmdb.open(
+                str(folder), map_size=_FIRST_MAP, lock=False, readahead=False, sync=_SYNCHRONOUS
+            )
         except lmdb.Error as error:
             raise write_error(folder, error) from None
 

@@ -219,8 +219,12 @@ def unpickle_pair(value: bytes, key: str, file: Path) -> tuple[Id, Id, str]:
             and all(isinstance(part, (int, str)) and not isinstance(part, bool) for part in found[:2])
         ):  # fmt: skip
             return found
-        problem = f"the pickle under key {key} is refused: it holds {type(found).__name__}, not (image_id, text_id, text)"
-    raise DataFault(problem, mend="Build the store again from files you trust.", kind="refused-pickle", file=file, item_id=key)
+        problem = (
+            f"the pickle under key {key} is refused: it holds {type(found).__name__}, not (image_id, text_id, text)"
+        )
+    raise DataFault(
+        problem, mend="Build the store again from files you trust.", kind="refused-pickle", file=file, item_id=key
+    )
 
 
 def _damaged(problem: str, file: Path) -> UserError:

@@ -28,7 +28,9 @@ class BuildLock:
                 fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._handle.close()
-            raise RequestError(f"{file.parent}: another process is building this store. Wait for it, or stop it.") from None
+            raise RequestError(
+                f"{file.parent}: another process is building this store. Wait for it, or stop it."
+            ) from None
 
     def release(self) -> None:
         self._handle.close()

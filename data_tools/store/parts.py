@@ -66,7 +66,11 @@ class Part:
             self.sample[key.hex()] = digest.hex()
             if len(self.sample) > _MOST_SAMPLED:
                 self._every *= 2
-                self.sample = {name: kept for name, kept in self.sample.items() if zlib.crc32(bytes.fromhex(name)) % self._every == 0}
+                self.sample = {
+                    name: kept
+                    for name, kept in self.sample.items()
+                    if zlib.crc32(bytes.fromhex(name)) % self._every == 0
+                }
 
     def seal(self) -> None:
         """Forget the progress: the file is finished."""
@@ -159,7 +163,9 @@ class Parts:
     def add_lone(self, item: int, text_id: Id, text: str, language: str | None) -> None:
         part = self._pairs_of(0)
         if item >= part.position:
-            part.put(LONE + PLAIN.pair_key(part.lone), json.dumps([text_id, text, language], ensure_ascii=False).encode())
+            part.put(
+                LONE + PLAIN.pair_key(part.lone), json.dumps([text_id, text, language], ensure_ascii=False).encode()
+            )
             part.lone += 1
             self._items += 1
             part.sums.pair(None, text_id, text)

@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from data_tools.errors import RequestError
 from data_tools.store.environments import close_readonly, open_readonly
 from data_tools.store.layouts import FORMAT, LAYOUTS, LONE, META, OFFICIAL, VERSION, Id, id_key, json_pair
@@ -48,7 +50,9 @@ def read_meta(folder: Path) -> dict[str, Any]:
         count = transaction.get(OFFICIAL.pair_count_key)
         images = open_readonly(folder / "imgs").begin().get(OFFICIAL.image_count_key)
         if count is None or images is None:
-            raise RequestError(f"{folder}: neither a store of cnclip-ft nor of the official code (no meta, no num_samples)")
+            raise RequestError(
+                f"{folder}: neither a store of cnclip-ft nor of the official code (no meta, no num_samples)"
+            )
         return {"layout": "official", "pairs": int(count), "images": int(images), "lone_texts": 0, "foreign": True}
     try:
         meta = json.loads(value)
@@ -90,7 +94,9 @@ class _Shard:
     def _value(self, index: int) -> bytes:
         value = self.pairs.get(self.layout.pair_key(index))
         if value is None:
-            raise RequestError(f"{self.folder}: pair {index} of {self.meta['pairs']} is missing; the store is damaged, build it again")
+            raise RequestError(
+                f"{self.folder}: pair {index} of {self.meta['pairs']} is missing; the store is damaged, build it again"
+            )
         return value
 
     def pair(self, index: int) -> Pair:
@@ -193,7 +199,9 @@ class PairStore:
                 for fields in json.loads(b"[" + b",".join(values) + b"]"):
                     yield Pair(*fields)
             if count != shard.meta["pairs"]:
-                raise RequestError(f"{shard.folder}: {count} of {shard.meta['pairs']} pairs are there; build the store again")
+                raise RequestError(
+                    f"{shard.folder}: {count} of {shard.meta['pairs']} pairs are there; build the store again"
+                )
 
     def image(self, image_id: Id) -> bytes:
         """The encoded image file.
@@ -242,7 +250,7 @@ class PairStore:
             for meta in metas:
                 total.add(meta["sums"])
         else:
-            for image_id in self.image_ids:
+            for image_id in tqdm(self.image_ids, desc=f"{self.name}: checksum", unit="image", disable=None, delay=2.0):
                 total.image(image_id, self.image(image_id))
             for pair in self.pairs():
                 total.pair(pair.image_id, pair.text_id, pair.text)
@@ -315,7 +323,9 @@ def open_store(path: str | Path) -> PairStore:
     path = Path(path)
     place = path if path.exists() else replaced_store(path)
     if not place.exists():
-        raise RequestError(f"{path}: no such folder. Build a store with `cnclip-ft data build` or `cnclip-ft data import`.")
+        raise RequestError(
+            f"{path}: no such folder. Build a store with `cnclip-ft data build` or `cnclip-ft data import`."
+        )
     for folder in shard_folders(place):
         for part in ("pairs", "imgs"):
             if not (folder / part / "data.mdb").is_file():
@@ -328,7 +338,9 @@ def open_store(path: str | Path) -> PairStore:
     shards = store._open()
     stated = shards[0].meta.get("shards", 1)
     if stated != len(shards):
-        raise RequestError(f"{path}: {len(shards)} shards are there, the store has {stated}. Bring the missing ones back.")
+        raise RequestError(
+            f"{path}: {len(shards)} shards are there, the store has {stated}. Bring the missing ones back."
+        )
     return store
 
 

@@ -27,7 +27,9 @@ def verify(folder: Path, seen: Seen, samples: dict[int, dict[str, str]]) -> None
         images, pairs = store.image_count, len(store)
         found = store.count_entries()
         if found != (images, pairs, len(store.lone_texts)):
-            raise _different(folder, f"{found} images, pairs and texts without image were read back, not {images, pairs}")
+            raise _different(
+                folder, f"{found} images, pairs and texts without image were read back, not {images, pairs}"
+            )
         for number, sample in samples.items():
             for key, digest in sample.items():
                 image_id, data = store.image_of_key(number, bytes.fromhex(key))

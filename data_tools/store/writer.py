@@ -225,7 +225,12 @@ class StoreWriter:
         item = self._next_item(item)
         _check_id(text_id, "text")
         if not text.strip() or not is_text(text):
-            raise DataFault("the text is empty or no valid text", mend="Write a caption or drop it.", kind="bad-text", item_id=text_id)
+            raise DataFault(
+                "the text is empty or no valid text",
+                mend="Write a caption or drop it.",
+                kind="bad-text",
+                item_id=text_id,
+            )
         digest = text_hash(text)
         known = self._seen.text(text_id)
         if known is not None and known[1] != digest:
@@ -261,7 +266,9 @@ class StoreWriter:
             image_id = other if seen is not None else image_id
         if seen is None:
             return DataFault(
-                f"it names image {image_id!r}, which is not there", mend="Add the image or drop its id.", kind="missing-image"
+                f"it names image {image_id!r}, which is not there",
+                mend="Add the image or drop its id.",
+                kind="missing-image",
             )
         if seen.refused:
             return DataFault(
@@ -310,7 +317,9 @@ class StoreWriter:
             for file in extra:
                 os.replace(file, self._folder / file.name)
             if self._request is not None:
-                self._note(self._folder.stat().st_ino)  # from here on an interrupted build is finished, not gone on with
+                self._note(
+                    self._folder.stat().st_ino
+                )  # from here on an interrupted build is finished, not gone on with
             self._take_place()
         except OSError as error:
             raise write_error(self.building, error) from None
@@ -331,7 +340,9 @@ class StoreWriter:
         try:
             swap.swap_in(self._folder, self.target)
         except PermissionError as error:
-            raise UserError(f"{self.target} cannot be replaced ({error}). Close the programs that have it open.") from None
+            raise UserError(
+                f"{self.target} cannot be replaced ({error}). Close the programs that have it open."
+            ) from None
 
     def _write_numbers(self) -> None:
         numbered = ((seen.number, image_id) for image_id, seen in self._seen.images() if seen.number)
@@ -340,6 +351,7 @@ class StoreWriter:
             with (self._folder / NUMBERS_FILE).open("w", encoding="utf-8", newline="\n") as file:
                 for number, image_id in (first, *numbered):
                     file.write(f"{number}\t{image_id}\n")
+
 
 def _number_of(word: str) -> int | None:
     return int(word) if word.isascii() and word.isdigit() and len(word) < 19 and str(int(word)) == word else None

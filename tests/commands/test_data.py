@@ -49,7 +49,9 @@ def test_build_check_and_the_flags_of_the_official_script(tmp_path) -> None:
     assert [split["images"] for split in found["splits"]] == [12, 3] and found["splits"][0]["token_lengths"]["most"] > 8
     assert "<img" in (tmp_path / "c.html").read_text("utf-8")
 
-    code, _ = call("build", "--data_dir", tmp_path, "--splits", "train", "--lmdb_dir", tmp_path / "lmdb", "--layout", "official")
+    code, _ = call(
+        "build", "--data_dir", tmp_path, "--splits", "train", "--lmdb_dir", tmp_path / "lmdb", "--layout", "official"
+    )
     assert code == 0 and open_store(tmp_path / "lmdb" / "train").layout == "official"
 
 
@@ -66,7 +68,10 @@ def test_import_of_a_folder_with_every_option(tmp_path) -> None:
     photos.mkdir()
     for number in range(7):
         (photos / f"{number}.jpg").write_bytes(picture(number, (200, 100)))
-    write_lines(photos / "captions.csv", [b"image,text", *(f"{number}.jpg,第 {number} 张".encode() for number in range(7)), b"no.jpg,x"])
+    write_lines(
+        photos / "captions.csv",
+        [b"image,text", *(f"{number}.jpg,第 {number} 张".encode() for number in range(7)), b"no.jpg,x"],
+    )
     code, out = call(
         "import", "folder", photos, "--output", tmp_path / "s" / "train", "--max-side", 64, "--quality", 70, "--image-format", "webp",
         "--shard-size", 3, "--workers", 2, "--on-error", "skip", "--max-faults", 2, "--language", "zh",

@@ -62,7 +62,16 @@ def read(path):
 
 
 def test_evaluate_writes_scores_and_every_setting(run, here, tmp_path):
-    out = run("evaluate", here / "a", here / "valid", here / "test", "--json", tmp_path / "s.json", "--markdown", tmp_path / "s.md")
+    out = run(
+        "evaluate",
+        here / "a",
+        here / "valid",
+        here / "test",
+        "--json",
+        tmp_path / "s.json",
+        "--markdown",
+        tmp_path / "s.md",
+    )
     assert "valid · zh" in out and "text→image left out: no text of the split has a known image" in out
     record = read(tmp_path / "s.json")
     assert set(record) == {"format", "checkpoint", "settings", "versions", "splits"}
@@ -84,7 +93,17 @@ def test_encode_topk_and_both_ways_to_score(run, here, tmp_path):
     features, predictions = tmp_path / "f", tmp_path / "p.jsonl"
     out = run("encode", here / "a", here / "valid", "--output", features)
     assert "12 images and 25 texts, 32 values each" in out
-    out = run("topk", features, features, "--output", predictions, "--answers", features / "texts.jsonl", "--score", tmp_path / "score.json")
+    out = run(
+        "topk",
+        features,
+        features,
+        "--output",
+        predictions,
+        "--answers",
+        features / "texts.jsonl",
+        "--score",
+        tmp_path / "score.json",
+    )
     assert "text→image: R@1" in out and "queries without a known answer, left out: 1" in out
     first = json.loads(predictions.read_text(encoding="utf-8").split("\n")[0])
     assert len(first["image_ids"]) == 10 and set(first) == {"text_id", "image_ids"}
@@ -94,14 +113,37 @@ def test_encode_topk_and_both_ways_to_score(run, here, tmp_path):
     assert read(tmp_path / "again.json") == score
     run("evaluate", here / "a", here / "valid", "--json", tmp_path / "s.json")
     direct = read(tmp_path / "s.json")["splits"]["valid"]["text_to_image"]
-    assert {key: direct[key] for key in ("r1", "r5", "r10")} == {key: score["scoreJson"][key] for key in ("r1", "r5", "r10")}
-    out = run("topk", features, features, "--direction", "image-text", "--output", predictions, "--answers", features / "texts.jsonl")
+    assert {key: direct[key] for key in ("r1", "r5", "r10")} == {
+        key: score["scoreJson"][key] for key in ("r1", "r5", "r10")
+    }
+    out = run(
+        "topk",
+        features,
+        features,
+        "--direction",
+        "image-text",
+        "--output",
+        predictions,
+        "--answers",
+        features / "texts.jsonl",
+    )
     assert "image→text: R@1" in out
 
 
 def test_search_within_one_kind(run, here, tmp_path):
     run("encode", here / "a", here / "photos", "--output", tmp_path / "f")
-    run("topk", tmp_path / "f", tmp_path / "f", "--direction", "image-image", "-k", "2", "--scores", "--output", tmp_path / "p.jsonl")
+    run(
+        "topk",
+        tmp_path / "f",
+        tmp_path / "f",
+        "--direction",
+        "image-image",
+        "-k",
+        "2",
+        "--scores",
+        "--output",
+        tmp_path / "p.jsonl",
+    )
     lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text(encoding="utf-8").splitlines()]
     assert all(line["scores"][0] == pytest.approx(1) and len(line["image_ids"]) == 2 for line in lines)
     assert "--score needs --answers" in run("topk", "x", "y", "--output", "z", "--score", "s", fails=UserError)
@@ -112,7 +154,10 @@ def test_classify(run, here, tmp_path):
               "--output", tmp_path / "o.jsonl", "--json", tmp_path / "c.json")  # fmt: skip
     assert "top-1" in out and "mean per class" in out
     record = read(tmp_path / "c.json")
-    assert record["classes"] == {"cat": ["猫", "小猫"], "dog": ["狗"]} and sum(map(sum, record["scores"]["confusion"])) == 6
+    assert (
+        record["classes"] == {"cat": ["猫", "小猫"], "dog": ["狗"]}
+        and sum(map(sum, record["scores"]["confusion"])) == 6
+    )
     lines = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text(encoding="utf-8").splitlines()]
     right = sum(line["classes"][0]["class"] == line["label"] for line in lines)
     assert record["scores"]["top1"] == pytest.approx(100 * right / 6)
@@ -135,7 +180,9 @@ def test_calibrate_from_a_split_and_from_labelled_pairs(run, here, tmp_path):
 
 
 def test_compare(run, here, tmp_path):
-    out = run("compare", here / "a", here / "b", "--split", here / "valid", "--draws", "200", "--json", tmp_path / "c.json")
+    out = run(
+        "compare", here / "a", here / "b", "--split", here / "valid", "--draws", "200", "--json", tmp_path / "c.json"
+    )
     assert "mean recall" in out and "12 images of valid, 200 draws" in out
     differences = read(tmp_path / "c.json")["results"][0]["differences"]
     assert len(differences) == 7 and all(d["low"] <= d["difference"] <= d["high"] for d in differences)

@@ -21,7 +21,9 @@ def test_an_epoch_visits_every_pair_at_most_once_and_is_repeatable():
     epoch = order.epoch(0)
     assert epoch.shape == (10, 10) and len(np.unique(epoch)) == 100
     assert np.array_equal(epoch, BatchOrder(make_table(range(103)), 10, seed=1).epoch(0))
-    assert not np.array_equal(np.sort(epoch.ravel()), np.sort(order.epoch(1).ravel())) or not np.array_equal(epoch, order.epoch(1))
+    assert not np.array_equal(np.sort(epoch.ravel()), np.sort(order.epoch(1).ravel())) or not np.array_equal(
+        epoch, order.epoch(1)
+    )
 
 
 def test_pairs_of_one_image_are_kept_apart():

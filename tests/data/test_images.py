@@ -23,7 +23,9 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("size", [(500, 375), (333, 500), (206, 294), (100, 60), (224, 224), (224, 500), (900, 224), (61, 640)])
+@pytest.mark.parametrize(
+    "size", [(500, 375), (333, 500), (206, 294), (100, 60), (224, 224), (224, 500), (900, 224), (61, 640)]
+)
 def test_squash_is_within_one_of_pillow(size):
     image = picture(*size)
     theirs = torch.from_numpy(np.array(image.resize((224, 224), Image.Resampling.BICUBIC))).permute(2, 0, 1)
@@ -88,5 +90,7 @@ def test_bombs_are_refused(monkeypatch):
 def test_normalise_equals_the_plain_formula():
     pixels = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (OPENAI_MEAN, OPENAI_STD))
-    torch.testing.assert_close(normalise(pixels, OPENAI_MEAN, OPENAI_STD), (pixels / 255 - mean) / std, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        normalise(pixels, OPENAI_MEAN, OPENAI_STD), (pixels / 255 - mean) / std, atol=1e-6, rtol=0
+    )
     assert normalise(pixels, OPENAI_MEAN, OPENAI_STD, torch.bfloat16).dtype == torch.bfloat16

@@ -10,7 +10,17 @@ from cnclip_ft.data.texts import TextTokenizer, prepare
 from data_tools.errors import RequestError
 from tests.official import requires_official, run_official
 
-SAMPLES = ["一只“狗”在Snow里", "", "Hello, World!", "全角ＡＢＣ１２３", "emoji 🐶🏳️‍🌈", "x" * 300, "很长" * 100, "É\u0301tude", "\u200b零宽"]
+SAMPLES = [
+    "一只“狗”在Snow里",
+    "",
+    "Hello, World!",
+    "全角ＡＢＣ１２３",
+    "emoji 🐶🏳️‍🌈",
+    "x" * 300,
+    "很长" * 100,
+    "É\u0301tude",
+    "\u200b零宽",
+]
 
 
 def test_prepare_follows_the_official_rules():
@@ -61,7 +71,11 @@ def test_bad_vocabularies_are_named(tmp_path):
 
 @requires_official
 def test_ids_equal_the_official_tokenizer(tmp_path):
-    texts = [text for text in SAMPLES if "\ud83d" not in text] + ["。，！？「」“引号”", "Ünïcödé mixed 中文 text-123", "\t\n 空白 "]
+    texts = [text for text in SAMPLES if "\ud83d" not in text] + [
+        "。，！？「」“引号”",
+        "Ünïcödé mixed 中文 text-123",
+        "\t\n 空白 ",
+    ]
     (tmp_path / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
     code = """
 import json, cn_clip.clip as clip

@@ -31,7 +31,9 @@ def text_row(text_id: Any, text: Any, image_ids: Any, **more: Any) -> bytes:
     return json.dumps({"text_id": text_id, "text": text, "image_ids": image_ids, **more}, ensure_ascii=False).encode()
 
 
-def write_official(folder: Path, split: str = "train", images: int = 12, captions: int = 3, start: int = 1, seed: int = 0) -> Path:
+def write_official(
+    folder: Path, split: str = "train", images: int = 12, captions: int = 3, start: int = 1, seed: int = 0
+) -> Path:
     """`{split}_imgs.tsv` and `{split}_texts.jsonl`: image k has the captions captions·k … as ids."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{split}_imgs.tsv").open("wb") as file:

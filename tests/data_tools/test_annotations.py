@@ -60,7 +60,10 @@ def test_faults_of_an_image_line(line: bytes, kind: str) -> None:
 
 
 @pytest.mark.parametrize("decode", [layouts._strict_decode, layouts._strict_decode_slowly])
-@pytest.mark.parametrize("data", [b"!" + IMAGE[3:], IMAGE[2:-1], IMAGE[2:-5] + "图".encode(), b"AAA", b"A" * 7, IMAGE[2:40] + b" " + IMAGE[40:]])
+@pytest.mark.parametrize(
+    "data",
+    [b"!" + IMAGE[3:], IMAGE[2:-1], IMAGE[2:-5] + "图".encode(), b"AAA", b"A" * 7, IMAGE[2:40] + b" " + IMAGE[40:]],
+)
 def test_damaged_base64_is_a_fault_of_its_image(monkeypatch, data: bytes, decode) -> None:
     monkeypatch.setattr(layouts, "_strict_decode", decode)
     item = next(read_images(io.BytesIO(b"5\t" + data), FILE))
@@ -98,17 +101,28 @@ def test_an_endless_line_costs_no_memory_and_one_fault() -> None:
 # Ten thousand damaged lines: each test below draws 100 examples of up to 50 lines and more, in two kinds of file.
 def _damage(line: bytes) -> st.SearchStrategy[bytes]:
     cut = st.integers(0, len(line)).map(lambda end: line[:end])
-    insert = st.tuples(st.integers(0, len(line)), st.binary(min_size=1, max_size=6)).map(lambda at: line[: at[0]] + at[1] + line[at[0] :])
-    flip = st.tuples(st.integers(0, len(line) - 1), st.integers(0, 255)).map(lambda at: line[: at[0]] + bytes([at[1]]) + line[at[0] + 1 :])
+    insert = st.tuples(st.integers(0, len(line)), st.binary(min_size=1, max_size=6)).map(
+        lambda at: line[: at[0]] + at[1] + line[at[0] :]
+    )
+    flip = st.tuples(st.integers(0, len(line) - 1), st.integers(0, 255)).map(
+        lambda at: line[: at[0]] + bytes([at[1]]) + line[at[0] + 1 :]
+    )
     return st.one_of(cut, insert, flip)
 
 
 _VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**40), 10**40) | st.floats() | st.text(max_size=8) | st.sampled_from(["\ud83d", "\0", "", 1, 2]),
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**40), 10**40)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["\ud83d", "\0", "", 1, 2]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
     max_leaves=4,
 )
-_ROWS = st.fixed_dictionaries({}, optional={"text_id": _VALUES, "text": _VALUES, "image_ids": _VALUES, "language": _VALUES})
+_ROWS = st.fixed_dictionaries(
+    {}, optional={"text_id": _VALUES, "text": _VALUES, "image_ids": _VALUES, "language": _VALUES}
+)
 _TEXT_LINES = st.one_of(
     st.just(GOOD), _damage(GOOD), _ROWS.map(lambda row: json.dumps(row).encode()), st.binary(max_size=30),
     st.text(max_size=12).map(lambda text: text.encode("gb18030", "replace")), st.just(b"\xef\xbb\xbf" + GOOD),
@@ -157,12 +171,21 @@ _IDS = st.integers(1, 6) | st.sampled_from(["1", "x", 2**63, -1])
 @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(st.tuples(_IDS, st.booleans()), min_size=1, max_size=10),
-    st.lists(st.one_of(_TEXT_LINES, st.tuples(_IDS, st.sampled_from("ab"), st.lists(_IDS, max_size=3)).map(lambda row: text_row(*row))), max_size=20),
+    st.lists(
+        st.one_of(
+            _TEXT_LINES,
+            st.tuples(_IDS, st.sampled_from("ab"), st.lists(_IDS, max_size=3)).map(lambda row: text_row(*row)),
+        ),
+        max_size=20,
+    ),
 )
 def test_a_build_accounts_for_every_line(tmp_path_factory, images, texts) -> None:
     """With duplicate ids, missing partners and broken pictures: what is in the store and what is in the list is all there was."""
     folder = tmp_path_factory.mktemp("damaged")
-    rows = [b"%s\t%s" % (str(image_id).encode(), base64.b64encode(picture(n) if good else b"no picture")) for n, (image_id, good) in enumerate(images)]
+    rows = [
+        b"%s\t%s" % (str(image_id).encode(), base64.b64encode(picture(n) if good else b"no picture"))
+        for n, (image_id, good) in enumerate(images)
+    ]
     rows.append(b"99\t" + base64.b64encode(picture(99)))
     texts = [*texts, text_row("good", "a good line", [99])]
     (folder / "train_imgs.tsv").write_bytes(b"\n".join(rows))
@@ -181,5 +204,7 @@ def test_a_build_accounts_for_every_line(tmp_path_factory, images, texts) -> Non
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if line.strip() and number not in faulty_lines:
             row = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
-            assert any(pair.text == row["text"] for pair in store.pairs()) or any(text == row["text"] for _, text, _ in store.lone_texts)
+            assert any(pair.text == row["text"] for pair in store.pairs()) or any(
+                text == row["text"] for _, text, _ in store.lone_texts
+            )
     store.close()

@@ -20,7 +20,9 @@ def image_row(image_id: object, data: bytes) -> bytes:
     return f"{image_id}\t{base64.b64encode(data).decode()}".encode()
 
 
-@pytest.mark.parametrize("options", [{}, {"workers": 3}, {"shard_size": 5}, {"shard_size": 5, "workers": 2}, {"layout": "official"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"workers": 3}, {"shard_size": 5}, {"shard_size": 5, "workers": 2}, {"layout": "official"}]
+)
 def test_a_split_becomes_a_store(tmp_path, options) -> None:
     report = build_split(write_official(tmp_path), "train", progress=False, **options)
     images, pairs, lone = content(open_store(tmp_path / "train"))
@@ -96,7 +98,10 @@ def test_skipped_faults_are_listed_and_counted(tmp_path, workers: int) -> None:
         ("train_texts.jsonl", 2, 2), ("train_texts.jsonl", 3, 3), ("train_texts.jsonl", 4, None), ("train_texts.jsonl", 5, 5),
     ]  # fmt: skip
     store = open_store(tmp_path / "train")
-    assert store.image_ids == [1, 4] and [(pair.image_id, pair.text) for pair in store.pairs()] == [(1, "good"), (4, "half")]
+    assert store.image_ids == [1, 4] and [(pair.image_id, pair.text) for pair in store.pairs()] == [
+        (1, "good"),
+        (4, "half"),
+    ]
     assert any("left out: 2 missing-image" in line for line in report.lines())
 
 
@@ -113,7 +118,9 @@ def test_pictures_are_reencoded_in_threads_as_in_line(tmp_path) -> None:
     write_lines(tmp_path / "train_texts.jsonl", [text_row(k, f"text {k}", [k]) for k in range(9)])
     sums = set()
     for workers in (0, 3):
-        build_split(tmp_path, "train", tmp_path / f"w{workers}", reencoding=Reencoding(64, 70), workers=workers, progress=False)
+        build_split(
+            tmp_path, "train", tmp_path / f"w{workers}", reencoding=Reencoding(64, 70), workers=workers, progress=False
+        )
         store = open_store(tmp_path / f"w{workers}")
         sums.add(store.checksum())
         assert {read_header(store.image(k)).width for k in store.image_ids} == {64}

@@ -36,7 +36,14 @@ def lengths(texts) -> list[int]:
 
 @pytest.fixture
 def split(tmp_path) -> PairStore:
-    images = {1: picture(1), 2: picture(2, format="PNG"), 3: picture(1), 4: picture(4, (80, 40)), 5: b"no picture", 6: picture(6)}
+    images = {
+        1: picture(1),
+        2: picture(2, format="PNG"),
+        3: picture(1),
+        4: picture(4, (80, 40)),
+        5: b"no picture",
+        6: picture(6),
+    }
     pairs = [(1, "一只狗"), (1, "a dog"), (2, "A  Dog"), (3, "猫"), (4, "猫" * 60), (5, "nike 鞋"), (4, "123")]
     return store(tmp_path / "train", images, pairs, ("搜索",))
 
@@ -47,7 +54,9 @@ def test_everything_is_counted(split) -> None:
     assert check.pairs_per_image == Spread(1, 1, 2, 2, 1.4)
     assert (check.images_without_text, check.missing_images, check.undecodable) == (1, 0, 1)
     assert check.repeated_images == 2 and check.examples["repeated_images"] == [[1, 3]]
-    assert check.repeated_texts == 2 and check.examples["repeated_texts"] == [["a dog", 2]]  # equal up to case and spaces
+    assert check.repeated_texts == 2 and check.examples["repeated_texts"] == [
+        ["a dog", 2]
+    ]  # equal up to case and spaces
     assert check.languages == {"zh": 4, "en": 2, "mixed": 1, "none": 1}
     assert check.formats == {"JPEG": 4, "PNG": 1} and check.modes == {"RGB": 5}
     assert (check.widths.least, check.widths.most, check.heights.most) == (32, 80, 40)
@@ -61,7 +70,9 @@ def test_everything_is_counted(split) -> None:
 def test_headers_alone_see_less(tmp_path) -> None:
     cut = picture(1, (200, 200))
     cut = cut[:1500] + b"\0" * 200 + b"\xff\xd9"  # has an end, and nothing good before it
-    split = store(tmp_path / "s", {1: cut, 2: picture(2, (80, 80), "PNG")[:600] + b"IEND" + bytes(8)}, [(1, "a"), (2, "b")])
+    split = store(
+        tmp_path / "s", {1: cut, 2: picture(2, (80, 80), "PNG")[:600] + b"IEND" + bytes(8)}, [(1, "a"), (2, "b")]
+    )
     assert measure(split, decode=False, progress=False).undecodable == 0
     assert measure(split, progress=False).undecodable >= 1
 
@@ -80,8 +91,12 @@ def test_the_rate_of_false_negatives_is_that_of_random_batches(tmp_path, size) -
         first, *others = draw.sample(pairs, 21)
         met += any(other[0] == first[0] or other[1] == first[1] for other in others)
     assert abs(counted.false_negatives(21) - met / 4000) < 0.025
-    assert counted.false_negatives(1) == 0 and counted.false_negatives(200) == 1 and counted.false_negatives(201) is None
-    assert counted.false_negatives(21) < counted.false_negatives(40) < measure(split, progress=False).false_negatives[128]
+    assert (
+        counted.false_negatives(1) == 0 and counted.false_negatives(200) == 1 and counted.false_negatives(201) is None
+    )
+    assert (
+        counted.false_negatives(21) < counted.false_negatives(40) < measure(split, progress=False).false_negatives[128]
+    )
 
 
 def test_pairs_that_share_nothing_are_no_false_negatives(tmp_path) -> None:
@@ -90,7 +105,9 @@ def test_pairs_that_share_nothing_are_no_false_negatives(tmp_path) -> None:
 
 
 def test_leakage_between_splits_is_found_by_content(tmp_path) -> None:
-    train = store(tmp_path / "train", {k: picture(k) for k in range(10)}, [(k, f"train {k}") for k in range(9)] + [(9, "一只狗")])
+    train = store(
+        tmp_path / "train", {k: picture(k) for k in range(10)}, [(k, f"train {k}") for k in range(9)] + [(9, "一只狗")]
+    )
     valid = store(tmp_path / "valid", {"a": picture(3), "b": picture(77)}, [("a", "valid a"), ("b", " 一只狗")])
     report = judge([measure(s, lengths=lengths, progress=False) for s in (train, valid)])
     (leak,) = report.leakage
@@ -118,16 +135,28 @@ def test_what_hurts_and_what_does_not(tmp_path, images, pairs, hurts: bool, says
 
 
 def test_a_split_without_answers_is_no_fault(tmp_path) -> None:
-    report = judge([measure(store(tmp_path / "test", {1: picture(1)}, [], ("一", "二")), lengths=lengths, progress=False)])
+    report = judge(
+        [measure(store(tmp_path / "test", {1: picture(1)}, [], ("一", "二")), lengths=lengths, progress=False)]
+    )
     assert not report.hurts and "without answers" in report.findings[0].problem
 
 
 def test_the_tables_and_the_page(tmp_path, split) -> None:
-    nasty = store(tmp_path / "nasty", {"<b>": picture(1), 2: picture(50)}, [("<b>", "<script>alert(1)</script>"), (2, "[red]标记[/red]")])
+    nasty = store(
+        tmp_path / "nasty",
+        {"<b>": picture(1), 2: picture(50)},
+        [("<b>", "<script>alert(1)</script>"), (2, "[red]标记[/red]")],
+    )
     report = judge([measure(s, lengths=lengths, progress=False) for s in (split, nasty)])
     out = io.StringIO()
     print_report(report, Console(file=out, width=160))
-    for words in ("4 JPEG, 1 PNG", "12.50%", "split is smaller", "hurts: train: 1 images cannot be decoded", "train / nasty: 1 pictures"):
+    for words in (
+        "4 JPEG, 1 PNG",
+        "12.50%",
+        "split is smaller",
+        "hurts: train: 1 images cannot be decoded",
+        "train / nasty: 1 pictures",
+    ):
         assert words in out.getvalue()
     write_page(report, {"train": split, "nasty": nasty}, tmp_path / "sub" / "page.html")
     page = (tmp_path / "sub" / "page.html").read_text("utf-8")

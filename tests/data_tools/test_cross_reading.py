@@ -69,7 +69,9 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def seen(folder) -> list[dict]:
     """The three stores as the official readers see them."""
-    return json.loads(run_official(_READ, folder / "theirs/train", folder / "ours", folder / "photos-store").splitlines()[-1])
+    return json.loads(
+        run_official(_READ, folder / "theirs/train", folder / "ours", folder / "photos-store").splitlines()[-1]
+    )
 
 
 def test_the_official_readers_read_our_store_as_their_own(seen) -> None:
@@ -80,7 +82,9 @@ def test_the_official_readers_read_our_store_as_their_own(seen) -> None:
 
 def test_a_folder_of_photos_goes_through_the_official_readers(folder, seen) -> None:
     """String ids are numbered on the way; the list beside the store leads back."""
-    assert [pair[:3] for pair in seen[2]["pairs"]] == [[1, 1, "一只猫"], [2, 2, "a dog"]] and list(seen[2]["images"]) == ["1", "2"]
+    assert [pair[:3] for pair in seen[2]["pairs"]] == [[1, 1, "一只猫"], [2, 2, "a dog"]] and list(
+        seen[2]["images"]
+    ) == ["1", "2"]
     assert (folder / "photos-store" / "image_ids.tsv").read_text("utf-8").splitlines() == ["2\tdog.jpg", "1\t猫.jpg"]
 
 

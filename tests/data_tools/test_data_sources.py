@@ -36,10 +36,13 @@ def taken(kind: str, place: Path | str, target: Path, options: SourceOptions | N
 
 
 def fault_kinds(target: Path) -> list[tuple[str, int | None]]:
-    return [(fault["kind"], fault["line"]) for fault in map(json.loads, (target / "faults.jsonl").read_text("utf-8").splitlines())]
+    return [
+        (fault["kind"], fault["line"])
+        for fault in map(json.loads, (target / "faults.jsonl").read_text("utf-8").splitlines())
+    ]
 
 
-CSV = "image,text\na.jpg,一只狗\nsub/b.jpg,\"a cat, asleep\"\na.jpg,第二句\n"
+CSV = 'image,text\na.jpg,一只狗\nsub/b.jpg,"a cat, asleep"\na.jpg,第二句\n'
 WANTED = [("a.jpg", 1, "一只狗"), ("sub/b.jpg", 2, "a cat, asleep"), ("a.jpg", 3, "第二句")]
 
 
@@ -68,7 +71,11 @@ def test_a_folder_with_a_text_file_beside_each_image(tmp_path) -> None:
     (folder / "a.txt").write_text("一只狗\r\n\r\n第二句\n", encoding="utf-8")
     (folder / "sub/b.txt").write_bytes(b"\xef\xbb\xbfa cat")
     target = tmp_path / "s"
-    assert taken("folder", folder, target, on_error="skip") == [("a.jpg", 1, "一只狗"), ("a.jpg", 2, "第二句"), ("sub/b.PNG", 3, "a cat")]
+    assert taken("folder", folder, target, on_error="skip") == [
+        ("a.jpg", 1, "一只狗"),
+        ("a.jpg", 2, "第二句"),
+        ("sub/b.PNG", 3, "a cat"),
+    ]
     assert fault_kinds(target) == [("missing-caption", None)]
     with pytest.raises(DataFault, match=r"c.webp: image .* has no c.txt beside it"):
         taken("folder", folder, target)
@@ -116,7 +123,10 @@ def test_a_gbk_table_is_named_and_read_when_told(tmp_path) -> None:
         taken("table", tmp_path / "t.csv", tmp_path / "s")
     assert taken("table", tmp_path / "t.csv", tmp_path / "s", on_error="skip") == [("a.jpg", 1, "ascii")]
     options = SourceOptions(encoding="gb18030")
-    assert [text for _, _, text in taken("table", tmp_path / "t.csv", tmp_path / "s", options)] == ["一只狗在跑", "ascii"]
+    assert [text for _, _, text in taken("table", tmp_path / "t.csv", tmp_path / "s", options)] == [
+        "一只狗在跑",
+        "ascii",
+    ]
     with pytest.raises(RequestError, match="--encoding"):
         open_source("table", str(tmp_path / "t.csv"), SourceOptions(encoding="klingon"))[""].open()
 
@@ -131,7 +141,9 @@ def test_columns_are_guessed_named_and_missed(tmp_path) -> None:
         open_source("table", str(table), SourceOptions(columns=Columns("Datei", ("nope",))))[""].open()
     options = SourceOptions(images=tmp_path / "pictures", columns=Columns("Datei", ("中文", "english"), image_id="Nr"))
     assert taken("table", table, tmp_path / "s", options) == [(1, 1, "狗"), (1, 2, "dog"), (2, 3, "猫"), (2, 4, "cat")]
-    options = SourceOptions(images=tmp_path / "pictures", columns=Columns("Datei", ("中文",), text_id="Nr", language="lang"))
+    options = SourceOptions(
+        images=tmp_path / "pictures", columns=Columns("Datei", ("中文",), text_id="Nr", language="lang")
+    )
     assert taken("table", table, tmp_path / "s2", options) == [("a.jpg", 1, "狗"), ("b.jpg", 2, "猫")]
     assert [pair.language for pair in open_store(tmp_path / "s2").pairs()] == ["zh", "zh"]
 
@@ -144,7 +156,11 @@ def test_jsonl_keeps_ids_as_given_and_takes_lists_of_captions(tmp_path) -> None:
     ]  # fmt: skip
     (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     options = SourceOptions(columns=Columns(image_id="id"))
-    assert taken("table", tmp_path / "t.jsonl", tmp_path / "s", options, on_error="skip") == [("7", 1, "狗"), ("7", 2, "a dog"), (8, 3, "猫")]
+    assert taken("table", tmp_path / "t.jsonl", tmp_path / "s", options, on_error="skip") == [
+        ("7", 1, "狗"),
+        ("7", 2, "a dog"),
+        (8, 3, "猫"),
+    ]
     assert fault_kinds(tmp_path / "s") == [("missing-field", 4), ("bad-field", 5), ("bad-json", 6)]
 
 
@@ -179,7 +195,9 @@ def test_parquet(tmp_path, form: str) -> None:
 def test_imagefolder(tmp_path) -> None:
     for split, name in (("train", "a.jpg"), ("validation", "b.jpg")):
         photos(tmp_path / split, name)
-        (tmp_path / split / "metadata.jsonl").write_text(json.dumps({"file_name": name, "text": f"句子 {name}"}) + "\n", encoding="utf-8")
+        (tmp_path / split / "metadata.jsonl").write_text(
+            json.dumps({"file_name": name, "text": f"句子 {name}"}) + "\n", encoding="utf-8"
+        )
     splits = open_source("imagefolder", str(tmp_path))
     assert list(splits) == ["train", "valid"]
     build_store(splits["valid"], tmp_path / "s", progress=False)
@@ -241,12 +259,18 @@ def test_segmented_captions_are_joined() -> None:
 
 def test_caption_lines(tmp_path) -> None:
     file = tmp_path / "c.txt"
-    file.write_text("a.jpg#zhc#0 一只 狗\nCOCO_val2014_1#3\t句子 二\n77#zhm#1 三\n\nno-sentence\nx y.png\twith spaces\nb.jpg#0\t \n", encoding="utf-8")
+    file.write_text(
+        "a.jpg#zhc#0 一只 狗\nCOCO_val2014_1#3\t句子 二\n77#zhm#1 三\n\nno-sentence\nx y.png\twith spaces\nb.jpg#0\t \n",
+        encoding="utf-8",
+    )
     found = list(read_captions(file))
     assert [(line.image, line.mark, line.text) for line in found if not isinstance(line, DataFault)] == [
         ("a", "a#zhc#0", "一只 狗"), ("COCO_val2014_1", "COCO_val2014_1#3", "句子 二"), ("77", "77#zhm#1", "三"), ("x y", "x y#6", "with spaces"),
     ]  # fmt: skip
-    assert [(line.kind, line.line) for line in found if isinstance(line, DataFault)] == [("bad-caption-line", 5), ("empty-text", 7)]
+    assert [(line.kind, line.line) for line in found if isinstance(line, DataFault)] == [
+        ("bad-caption-line", 5),
+        ("empty-text", 7),
+    ]
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")

@@ -28,7 +28,9 @@ def bomb(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
@@ -38,7 +40,9 @@ def test_headers_of_the_usual_formats(format: str) -> None:
     assert decode_check(picture(1, (40, 30), format)) == header
 
 
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 30, "subsampling": 2}, {"comment": b"\xff\xd9" * 99}])
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"quality": 30, "subsampling": 2}, {"comment": b"\xff\xd9" * 99}]
+)
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_the_quick_look_at_a_jpeg_says_what_pillow_says(mode: str, options) -> None:
     image = Image.new(mode, (123, 45))
@@ -102,7 +106,9 @@ def test_large_pictures_become_small(format: str) -> None:
 
 def test_shrinking_keeps_what_is_seen() -> None:
     ramp = np.linspace(0, 255, 800, dtype=np.uint8)[None, :, None].repeat(400, 0).repeat(3, 2)
-    small = np.asarray(Image.open(io.BytesIO(reencode(encoded(Image.fromarray(ramp), "JPEG", quality=95), Reencoding(80, 95)))))
+    small = np.asarray(
+        Image.open(io.BytesIO(reencode(encoded(Image.fromarray(ramp), "JPEG", quality=95), Reencoding(80, 95))))
+    )
     wanted = np.linspace(0, 255, 80)[None, :, None]
     assert small.shape == (40, 80, 3) and np.abs(small - wanted).mean() < 3
 
@@ -119,7 +125,9 @@ def test_exif_orientation_is_applied() -> None:
     pixels[:, :30] = 255  # left half white
     exif = Image.Exif()
     exif[0x0112] = 6  # turn a quarter clockwise to see it upright: the left side comes to the top
-    turned = np.asarray(Image.open(io.BytesIO(reencode(encoded(Image.fromarray(pixels), "JPEG", exif=exif), Reencoding(64)))))
+    turned = np.asarray(
+        Image.open(io.BytesIO(reencode(encoded(Image.fromarray(pixels), "JPEG", exif=exif), Reencoding(64))))
+    )
     assert turned.shape == (60, 40, 3)
     assert turned[:25].mean() > 240 and turned[-25:].mean() < 15
 
@@ -141,7 +149,9 @@ def test_cmyk_palette_and_deep_grey_become_rgb() -> None:
     assert abs(np.asarray(Image.open(io.BytesIO(reencode(grey, Reencoding(64, 95))))).mean() - 156) < 3
 
 
-@pytest.mark.parametrize("wrong", [{"max_side": 8}, {"quality": 0}, {"quality": 101}, {"max_side": 64, "format": "png"}])
+@pytest.mark.parametrize(
+    "wrong", [{"max_side": 8}, {"quality": 0}, {"quality": 101}, {"max_side": 64, "format": "png"}]
+)
 def test_senseless_requests_are_refused(wrong) -> None:
     with pytest.raises(RequestError):
         Reencoding(**wrong)

@@ -31,7 +31,10 @@ def flickr8k(tmp_path) -> Path:
             photo(tmp_path / "Flicker8k_Dataset" / f"{name}.jpg", number)
     names = [f"{k}00{number}_{end}.jpg" for number in range(3) for k, end in ((1, "ab"), (2, "cd"))]
     for mark, sentence in (("zhc", "人写的 句子"), ("zhb", "机器翻译"), ("enc", "A sentence .")):
-        lines(tmp_path / "data" / f"flickr8k{mark}.caption.txt", *(f"{name}#{mark}#{k} {sentence} {k}" for name in names for k in range(2)))
+        lines(
+            tmp_path / "data" / f"flickr8k{mark}.caption.txt",
+            *(f"{name}#{mark}#{k} {sentence} {k}" for name in names for k in range(2)),
+        )
     lines(tmp_path / "data" / "flickr8kzhmtest.captions.txt", *(f"{name}#zhm#0 人工翻译" for name in names[4:]))
     return tmp_path
 
@@ -56,7 +59,10 @@ def test_flickr8k_cn(flickr8k, tmp_path) -> None:
 def test_flickr8k_cn_with_other_captions(flickr8k, tmp_path) -> None:
     both = open_source("flickr8k-cn", str(flickr8k), SourceOptions(captions_from=("zhb", "enc")))
     build_store(both["train"], tmp_path / "s", progress=False)
-    assert [(p.language, p.text) for p in open_store(tmp_path / "s").pairs()][3:5] == [("zh", "机器翻译 1"), ("en", "A sentence . 0")]
+    assert [(p.language, p.text) for p in open_store(tmp_path / "s").pairs()][3:5] == [
+        ("zh", "机器翻译 1"),
+        ("en", "A sentence . 0"),
+    ]
     assert list(open_source("flickr8k-cn", str(flickr8k), SourceOptions(captions_from=("zhmtest",)))) == ["test"]
     with pytest.raises(RequestError, match="Flickr8k-CN has zhc"):
         open_source("flickr8k-cn", str(flickr8k), SourceOptions(captions_from=("written",)))
@@ -82,7 +88,10 @@ def test_flickr30k_cn_in_the_authors_folders(tmp_path) -> None:
     ):  # fmt: skip
         lines(tmp_path / name / "ImageSets" / f"{name}.txt", *map(str, ids))
         mark = "zhm" if "zhm" in name else "zhb"
-        lines(tmp_path / name / "TextData" / f"seg.{name}.caption.txt", *(f"{k}#{mark}#{n} {caption}" for k in ids for n in range(5)))
+        lines(
+            tmp_path / name / "TextData" / f"seg.{name}.caption.txt",
+            *(f"{k}#{mark}#{n} {caption}" for k in ids for n in range(5)),
+        )
         for k in ids:
             photo(tmp_path / "flickr30k-images" / f"{k}.jpg", k)
     splits = open_source("flickr30k-cn", str(tmp_path))
@@ -120,7 +129,11 @@ def coco(tmp_path) -> Path:
         for number, name in enumerate(inside):
             photo(tmp_path / "images" / name.split("_")[1] / f"{name}.jpg", number)
     everything = [name for inside in names.values() for name in inside]
-    lines(captions / "imageid.human-written-caption.txt", *(f"{name}#0\t写的句子 {name[-3:]}" for name in everything), f"{everything[-1]}#1\t又一句")
+    lines(
+        captions / "imageid.human-written-caption.txt",
+        *(f"{name}#0\t写的句子 {name[-3:]}" for name in everything),
+        f"{everything[-1]}#1\t又一句",
+    )
     lines(captions / "imageid.manually-translated-caption.txt", *(f"{everything[-1]}#{k}\t翻译 {k}" for k in range(5)))
     return tmp_path
 

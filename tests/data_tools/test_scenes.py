@@ -152,7 +152,10 @@ def test_what_is_left_out_is_not_said() -> None:
     scene = _scene("left", Group("star", "red", "small", 3), Group("house", "blue", "large", 1), "beach")
     bare = Told(background=False, layout=False, sizes=False, counts=False, every_colour=False)
     random = Random(0)
-    for language, words in (("zh", "沙左右小大三3蓝"), ("en", ("beach", "sand", "left", "small", "large", "three", "blue"))):
+    for language, words in (
+        ("zh", "沙左右小大三3蓝"),
+        ("en", ("beach", "sand", "left", "small", "large", "three", "blue")),
+    ):
         for _ in range(100):
             text = caption_of(scene, language, bare, random).lower()
             assert not any(word in text for word in words), text
@@ -165,7 +168,10 @@ def test_the_picture_shows_what_the_scene_says(train: list[Scene]) -> None:
         assert [len(placed[group]) for group in scene.groups] == [group.count for group in scene.groups]
         for group, places, radius in _layout(scene, Random(0)):
             for x, y in places:
-                assert -0.02 < x - radius and x + radius < 1.02 and -0.02 < y - radius and y + radius < 1.02, (scene, group)
+                assert -0.02 < x - radius and x + radius < 1.02 and -0.02 < y - radius and y + radius < 1.02, (
+                    scene,
+                    group,
+                )
         if scene.layout in ("left", "above"):
             axis = 0 if scene.layout == "left" else 1
             ends = max(p[axis] for p in placed[scene.first]), min(p[axis] for p in placed[scene.second])
@@ -177,7 +183,9 @@ def test_things_have_their_colour_and_backgrounds_differ() -> None:
         background = next(name for name, drowned in BACKGROUNDS.items() if colour not in drowned)
         picture = draw(_scene("centre", Group("square", colour, "large", 1), None, background), 64)
         middle = picture.crop((28, 28, 36, 36))
-        assert all(abs(found - wanted) <= 14 for found, wanted in zip(ImageStat.Stat(middle).mean, rgb, strict=True)), colour
+        assert all(abs(found - wanted) <= 14 for found, wanted in zip(ImageStat.Stat(middle).mean, rgb, strict=True)), (
+            colour
+        )
     pictures = [draw(_scene("centre", Group("square", "purple", "small", 1), None, name), 64) for name in BACKGROUNDS]
     for i, one in enumerate(pictures):
         for other in pictures[:i]:
@@ -217,7 +225,9 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process(tmp_path) -> None
     code = "import sys; from data_tools.scenes import draw_demo; draw_demo(sys.argv[1], train=20, valid=5, seed=3)"
     subprocess.run([sys.executable, "-c", code, str(there)], check=True, timeout=60)
     for name in ("train_imgs.tsv", "train_texts.jsonl", "valid_imgs.tsv", "valid_texts.jsonl"):
-        assert hashlib.sha256((here / name).read_bytes()).digest() == hashlib.sha256((there / name).read_bytes()).digest()
+        assert (
+            hashlib.sha256((here / name).read_bytes()).digest() == hashlib.sha256((there / name).read_bytes()).digest()
+        )
     assert open_store(here / "train").checksum() == open_store(there / "train").checksum()
 
 

@@ -39,7 +39,10 @@ def test_what_is_written_is_read(tmp_path, layout: str, shard_size: int | None) 
     store = open_store(fill(tmp_path / "train", layout=layout, shard_size=shard_size))
     images, pairs, lone = content(store)
     assert images == {image_id: b"picture %d" % image_id * 50 for image_id in range(10)}
-    told = {(n % 10, n, f"句子 {n}", "zh" if n % 2 else None) for n in range(30)} | {(1, "both", "on two images", "en"), (2, "both", "on two images", "en")}
+    told = {(n % 10, n, f"句子 {n}", "zh" if n % 2 else None) for n in range(30)} | {
+        (1, "both", "on two images", "en"),
+        (2, "both", "on two images", "en"),
+    }
     if layout == "official":
         told = {(image_id, text_id, text, None) for image_id, text_id, text, _ in told}
     assert {(p.image_id, p.text_id, p.text, p.language) for p in pairs} == told
@@ -88,7 +91,17 @@ def test_keys_give_their_ids_back(item_id) -> None:
 
 @pytest.mark.parametrize(
     ("name", "item_id"),
-    [("7", 7), ("-7", -7), ("0", 0), ("007", "007"), ("-0", "-0"), ("7.0", "7.0"), ("٣", "٣"), ("9" * 19, "9" * 19), ("", "")],
+    [
+        ("7", 7),
+        ("-7", -7),
+        ("0", 0),
+        ("007", "007"),
+        ("-0", "-0"),
+        ("7.0", "7.0"),
+        ("٣", "٣"),
+        ("9" * 19, "9" * 19),
+        ("", ""),
+    ],
 )
 def test_decimal_words_are_numbers_only_in_their_one_spelling(name, item_id) -> None:
     assert canonical_id(name) == item_id and type(canonical_id(name)) is type(item_id)
@@ -181,7 +194,9 @@ def test_two_builds_of_one_place_do_not_meet(tmp_path) -> None:
     with StoreWriter(tmp_path / "s"):
         code = f"from data_tools.store import StoreWriter; StoreWriter({str(tmp_path / 's')!r})"
         root = Path(__file__).resolve().parents[2]
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root)})
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root)}
+        )
     assert done.returncode == 1 and "another process is building" in done.stderr
 
 
@@ -235,7 +250,10 @@ assert store[3] == first and store.image(4) == image
 
 def test_an_unknown_version_is_refused(tmp_path) -> None:
     target = fill(tmp_path / "s")
-    with lmdb.open(str(target / "pairs"), map_size=2**24, lock=False) as environment, environment.begin(write=True) as transaction:
+    with (
+        lmdb.open(str(target / "pairs"), map_size=2**24, lock=False) as environment,
+        environment.begin(write=True) as transaction,
+    ):
         meta = json.loads(transaction.get(b"meta"))
         transaction.put(b"meta", json.dumps({**meta, "version": 99}).encode())
     with pytest.raises(RequestError, match="version 99"):
@@ -276,10 +294,15 @@ class _Opens:
         (b"", "refused"), (b"\x80\x04", "refused"), (pickle.dumps((1, 2, "x"))[:-3], "refused"), (b"garbage", "refused"),
     ],
 )  # fmt: skip
-def test_pickles_of_anything_but_a_plain_pair_are_refused_with_their_key(tmp_path, monkeypatch, value: bytes, why: str) -> None:
+def test_pickles_of_anything_but_a_plain_pair_are_refused_with_their_key(
+    tmp_path, monkeypatch, value: bytes, why: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     target = fill(tmp_path / "s", layout="official")
-    with lmdb.open(str(target / "pairs"), map_size=2**24, lock=False) as environment, environment.begin(write=True) as transaction:
+    with (
+        lmdb.open(str(target / "pairs"), map_size=2**24, lock=False) as environment,
+        environment.begin(write=True) as transaction,
+    ):
         transaction.put(b"5", value)
     store = open_store(target)
     assert store[4].text_id == 4

@@ -89,7 +89,8 @@ def test_negatives_never_are_matches_in_disguise():
 def test_pair_files(tmp_path):
     (tmp_path / "p.csv").write_text("image,text,match\na.png,猫,1\nb.png,狗,no\n", encoding="utf-8")
     (tmp_path / "p.jsonl").write_text(
-        '{"image": "a.png", "text": "猫", "match": true}\n{"image": "b.png", "text": "狗", "match": 0}\n', encoding="utf-8"
+        '{"image": "a.png", "text": "猫", "match": true}\n{"image": "b.png", "text": "狗", "match": 0}\n',
+        encoding="utf-8",
     )
     assert read_pairs(tmp_path / "p.csv") == read_pairs(tmp_path / "p.jsonl")
     (tmp_path / "q.csv").write_text("image,text,match\na.png,猫,perhaps\n", encoding="utf-8")

@@ -30,7 +30,9 @@ def test_features_come_back_in_order(tmp_path):
             writer.write(part, values[part.start : part.stop])
     writer.finish({})
     again = read_split(tmp_path / "f")
-    assert torch.equal(again.image_features, split.image_features) and torch.equal(again.text_features, split.text_features)
+    assert torch.equal(again.image_features, split.image_features) and torch.equal(
+        again.text_features, split.text_features
+    )
     assert again.image_ids == split.image_ids and again.texts == split.texts
     assert sorted(again.positives.tolist()) == sorted(split.positives.tolist())
     assert recall(again).as_dict() == recall(split).as_dict()

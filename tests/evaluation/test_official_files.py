@@ -40,7 +40,14 @@ def test_predictions_and_scores_are_those_of_the_official_scripts(tmp_path):
         runs.append(["transform_ir_annotation_to_tr", f"--input={answers}"])
         for kind, suffix, golden in (("text", "", answers), ("image", "_tr", folder / "valid_texts.tr.jsonl")):
             predictions, score = folder / f"official_{kind}.jsonl", folder / f"score_{kind}.json"
-            runs.append([f"make_topk_predictions{suffix}", f"--image-feats={images}", f"--text-feats={texts}", f"--output={predictions}"])
+            runs.append(
+                [
+                    f"make_topk_predictions{suffix}",
+                    f"--image-feats={images}",
+                    f"--text-feats={texts}",
+                    f"--output={predictions}",
+                ]
+            )
             runs.append([f"evaluation{suffix}", str(golden), str(predictions), str(score)])
             cases.append((features, kind, images, texts, answers, predictions, score))
     (tmp_path / "runs.json").write_text(json.dumps(runs), encoding="utf-8")
@@ -77,7 +84,10 @@ def test_features_come_back(tmp_path):
 @pytest.mark.parametrize(
     "lines, said",
     [
-        ([{"text_id": 1, "feature": [1, 2]}, {"text_id": 2, "feature": [1]}], "f.jsonl:2: a text feature of 1 values among"),
+        (
+            [{"text_id": 1, "feature": [1, 2]}, {"text_id": 2, "feature": [1]}],
+            "f.jsonl:2: a text feature of 1 values among",
+        ),
         ([{"text_id": 1, "feature": [1]}, {"image_id": 2, "feature": [1]}], "f.jsonl:2: a image feature of 1"),
         ([{"text_id": 1, "feature": [1]}, {"text_id": 1, "feature": [1]}], "f.jsonl:2: text id 1 stands here"),
         ([{"text_id": 1, "feature": ["x"]}], "f.jsonl:1: the feature is not a list of numbers"),

@@ -13,7 +13,11 @@ from data_tools.errors import RequestError
 def test_the_record_says_what_a_score_depends_on(checkpoint):
     model = load(checkpoint)
     about = record.describe_checkpoint(model, checkpoint)
-    assert about["architecture"] == "tiny" and len(about["checksum"]) == 64 and about["history"] == {"stage": "align", "step": 7}
+    assert (
+        about["architecture"] == "tiny"
+        and len(about["checksum"]) == 64
+        and about["history"] == {"stage": "align", "step": 7}
+    )
     settings = record.describe_settings(model, torch.float32, torch.device("cpu"))
     assert settings["text"]["context_length"] == 52 and settings["image_transform"]["size"] == 32
     assert settings["dtype"] == "float32" and "ties" in settings["ranking"]

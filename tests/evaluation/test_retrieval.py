@@ -92,7 +92,9 @@ def test_one_walk_gives_what_four_give(split, monkeypatch):
         alone = split_ranks(split)
         assert torch.equal(found.text_ranks, alone.text_ranks) and torch.equal(found.image_ranks, alone.image_ranks)
         assert torch.equal(found.text_ranks, ranks(split.text_features, split.image_features, split.positives.flip(1)))
-        assert torch.equal(found.image_ranks, ranks(split.image_features, split.text_features, split.positives)[found.image_index])
+        assert torch.equal(
+            found.image_ranks, ranks(split.image_features, split.text_features, split.positives)[found.image_index]
+        )
         assert torch.equal(by_text[1], topk(split.text_features, split.image_features, 10)[1])
         assert torch.equal(by_image[1], topk(split.image_features, split.text_features, 10)[1])
 

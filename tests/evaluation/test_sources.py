@@ -27,14 +27,19 @@ def test_a_folder_of_images(tmp_path):
 def test_texts_with_and_without_ids(tmp_path):
     (tmp_path / "w.txt").write_text("\ufeff猫\r\n\r\n 狗 \n", encoding="utf-8")
     assert open_source(tmp_path / "w.txt").split.texts == ["猫", "狗"]
-    (tmp_path / "w.jsonl").write_text('{"text_id": "a", "text": "猫", "language": "zh"}\n{"text": "dog"}\n', encoding="utf-8")
+    (tmp_path / "w.jsonl").write_text(
+        '{"text_id": "a", "text": "猫", "language": "zh"}\n{"text": "dog"}\n', encoding="utf-8"
+    )
     split = open_source(tmp_path / "w.jsonl").split
     assert (split.text_ids, split.languages) == (["a", 1], ["zh", None])
 
 
 @pytest.mark.parametrize(
     "content, said",
-    [(b'{"text": "a"}\n{"txt": 1}\n', ":2: the line is not"), (b'{"text_id": 1, "text": "a"}\n' * 2, "stands on several lines")],
+    [
+        (b'{"text": "a"}\n{"txt": 1}\n', ":2: the line is not"),
+        (b'{"text_id": 1, "text": "a"}\n' * 2, "stands on several lines"),
+    ],
 )
 def test_broken_text_files_are_named(tmp_path, content, said):
     (tmp_path / "w.jsonl").write_bytes(content)
@@ -47,6 +52,11 @@ def test_what_cannot_be_encoded_is_refused(tmp_path):
     (tmp_path / "w.txt").write_bytes("一只猫在跑".encode("gbk"))
     (tmp_path / "empty.txt").write_text("\n", encoding="utf-8")
     (tmp_path / "nothing").mkdir()
-    for name, said in (("w.txt", "not UTF-8"), ("empty.txt", "no texts"), ("nothing", "neither a store"), ("none", "no such")):
+    for name, said in (
+        ("w.txt", "not UTF-8"),
+        ("empty.txt", "no texts"),
+        ("nothing", "neither a store"),
+        ("none", "no such"),
+    ):
         with pytest.raises(RequestError, match=said):
             open_source(tmp_path / name)

@@ -22,7 +22,10 @@ def test_class_lists(tmp_path):
     assert read_classes(path) == [Class("cat", ("猫", "小猫")), Class("狗", ("狗", "犬")), Class("bird", ("bird",))]
 
 
-@pytest.mark.parametrize("text, said", [("猫\n猫\n", ":2: class '猫'"), ("猫\n狗|\n", ":2: an empty class name"), ("\t猫\n狗\n", ":1: an empty")])
+@pytest.mark.parametrize(
+    "text, said",
+    [("猫\n猫\n", ":2: class '猫'"), ("猫\n狗|\n", ":2: an empty class name"), ("\t猫\n狗\n", ":1: an empty")],
+)
 def test_broken_class_lists_are_named(tmp_path, text, said):
     (tmp_path / "c.txt").write_text(text, encoding="utf-8")
     with pytest.raises(DataFault) as caught:
@@ -41,7 +44,9 @@ def test_one_class_is_too_few(tmp_path):
 
 def test_templates_shipped_and_own(tmp_path):
     chinese, english = read_templates("zh"), read_templates("en")
-    assert len(chinese) >= 20 and len(english) >= 20 and read_templates("zh+en") == list(dict.fromkeys(chinese + english))
+    assert (
+        len(chinese) >= 20 and len(english) >= 20 and read_templates("zh+en") == list(dict.fromkeys(chinese + english))
+    )
     assert all(any("\u4e00" <= c <= "\u9fff" for c in line) for line in chinese if line != "{}")
     assert read_templates("none") == ["{}"]
     (tmp_path / "own.txt").write_text("看，{}！\n没有位置\n", encoding="utf-8")

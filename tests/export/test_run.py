@@ -25,10 +25,22 @@ def checkpoint(tmp_path):
 def test_huggingface_is_complete_and_keeps_the_history(checkpoint, tmp_path):
     done = export_checkpoint(checkpoint, "huggingface", tmp_path / "hf")
     assert done.difference < 1e-6 and "ChineseCLIPProcessor" in done.advice
-    files = {"config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "cnclip_ft.json"}
+    files = {
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.txt",
+        "cnclip_ft.json",
+    }
     assert set(os.listdir(tmp_path / "hf")) == files
     processor = json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text())
-    assert processor["size"] == {"height": 32, "width": 32} and not processor["do_center_crop"] and processor["resample"] == 3
+    assert (
+        processor["size"] == {"height": 32, "width": 32}
+        and not processor["do_center_crop"]
+        and processor["resample"] == 3
+    )
     info = read_info(tmp_path / "hf")
     assert info["scores"] == {"mean_recall": 50.0} and info["exported_from"] == "a"
     assert sorted(os.listdir(tmp_path)) == ["a", "hf"]
@@ -48,7 +60,10 @@ def test_a_published_size_comes_with_the_call_that_reads_it():
     from cnclip_ft.models.catalog import ARCHITECTURES
 
     architecture.architecture = ARCHITECTURES["ViT-B-16"]
-    architecture.text_tower.text_model.config.hidden_size, architecture.text_tower.text_model.config.num_hidden_layers = 768, 12
+    (
+        architecture.text_tower.text_model.config.hidden_size,
+        architecture.text_tower.text_model.config.num_hidden_layers,
+    ) = 768, 12
     said = cn_clip.advice(architecture, "x.pt")
     assert 'load_from_name("x.pt", vision_model_name="ViT-B-16", text_model_name="RoBERTa-wwm-ext-base-chinese"' in said
 

@@ -10,7 +10,11 @@ from cnclip_ft.models.official import to_official
 from cnclip_ft.models.start import build_start
 
 TEXT = {"hidden": 64, "layers": 2, "heads": 1}
-VIT = {"image": {"kind": "vit", "hidden": 64, "layers": 2, "heads": 1, "patch": 8, "image_size": 32}, "text": TEXT, "projection": 32}
+VIT = {
+    "image": {"kind": "vit", "hidden": 64, "layers": 2, "heads": 1, "patch": 8, "image_size": 32},
+    "text": TEXT,
+    "projection": 32,
+}
 RESNET = VIT | {"image": {"kind": "resnet", "layers": [1, 1, 1, 1], "width": 8, "heads": 4, "image_size": 64}}
 
 

@@ -38,7 +38,12 @@ def test_a_roberta_folder_of_another_size_and_vocabulary(tmp_path):
     theirs = bert(tmp_path)
     model, report = start(tmp_path)
     config = model.text_tower.text_model.config
-    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.vocab_size) == (48, 4, 3, 18 - 1)
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.vocab_size) == (
+        48,
+        4,
+        3,
+        18 - 1,
+    )
     assert model.context_length == 40  # not more than it has positions
     ids, mask = model.tokenizer.pad(model.tokenizer.encode(["红猫", "蓝狗ab一二三"]))
     assert ids[0].tolist()[:4] == [2, 10, 12, 3]
@@ -71,9 +76,17 @@ def test_the_official_bare_file(tmp_path):
     state = {}
     for name, tensor in tensors(model).items():
         if name.startswith("text_model."):
-            name = name.replace("text_model.", "bert.").replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+            name = (
+                name.replace("text_model.", "bert.")
+                .replace("LayerNorm.weight", "LayerNorm.gamma")
+                .replace("LayerNorm.bias", "LayerNorm.beta")
+            )
             state[name] = tensor
-    state |= {"bert.pooler.dense.weight": torch.zeros(64, 64), "cls.predictions.bias": torch.zeros(9), "bert.embeddings.position_ids": torch.arange(9)}
+    state |= {
+        "bert.pooler.dense.weight": torch.zeros(64, 64),
+        "cls.predictions.bias": torch.zeros(9),
+        "bert.embeddings.position_ids": torch.arange(9),
+    }
     torch.save(state, tmp_path / "pytorch_model.bin")
     loaded, report = start(tmp_path / "pytorch_model.bin")
     for name, tensor in tensors(model).items():
@@ -130,7 +143,9 @@ def test_what_is_no_text_tower(tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "x.bin")
     with pytest.raises(RequestError, match="no BERT-style text tower in it"):
         start(tmp_path / "x.bin")
-    torch.save({"embeddings.word_embeddings.weight": torch.zeros(9, 64), "other.weight": torch.zeros(1)}, tmp_path / "x.bin")
+    torch.save(
+        {"embeddings.word_embeddings.weight": torch.zeros(9, 64), "other.weight": torch.zeros(1)}, tmp_path / "x.bin"
+    )
     with pytest.raises(RequestError, match="incomplete|belong to no BERT"):
         start(tmp_path / "x.bin")
     with pytest.raises(RequestError, match="no such file or folder"):

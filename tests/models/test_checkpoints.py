@@ -27,7 +27,9 @@ def test_there_and_back(spec, tmp_path):
     assert equal(tensors(back), tensors(model)) and not back.training
     assert torch.equal(features(back), features(model))
     assert back.architecture == model.architecture
-    assert {name for name, p in back.named_parameters() if p.requires_grad} == {name for name, _ in model.named_parameters()}
+    assert {name for name, p in back.named_parameters() if p.requires_grad} == {
+        name for name, _ in model.named_parameters()
+    }
     info = read_info(tmp_path / "a")
     assert info["step"] == 7 and info["scores"] == {"r1": 1.5} and info["format"] == 1
 
@@ -36,7 +38,11 @@ def test_loaded_models_train(tmp_path):
     model = small()
     save_checkpoint(model, tmp_path / "a", info={})
     back = load(tmp_path / "a").train()
-    images, texts = back(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([[101, 102]] * 2), torch.ones(2, 2, dtype=torch.int64))
+    images, texts = back(
+        torch.zeros(2, 3, 32, 32, dtype=torch.uint8),
+        torch.tensor([[101, 102]] * 2),
+        torch.ones(2, 2, dtype=torch.int64),
+    )
     (images @ texts.T * back.logit_scale.exp()).sum().backward()
     assert back.image_tower.vision_model.embeddings.position_embedding.weight.grad is not None
 
@@ -54,7 +60,11 @@ def test_transformers_reads_every_checkpoint(tmp_path):
 
     ids, mask = model.tokenizer.pad(model.tokenizer.encode(["一只狗", "a red car", ""]))
     with torch.inference_mode():
-        image = theirs.eval().get_image_features(normalise(pixels(32), model.image_tower.mean, model.image_tower.std)).pooler_output
+        image = (
+            theirs.eval()
+            .get_image_features(normalise(pixels(32), model.image_tower.mean, model.image_tower.std))
+            .pooler_output
+        )
         text = theirs.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
     unit = torch.nn.functional.normalize(torch.cat([image, text]), dim=1)
     torch.testing.assert_close(unit, features(model), atol=1e-6, rtol=0)
@@ -62,7 +72,9 @@ def test_transformers_reads_every_checkpoint(tmp_path):
 
 def test_an_interrupted_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     save_checkpoint(small(), tmp_path / "a", info={"step": 1})
-    monkeypatch.setattr(checkpoints, "save_file", lambda *_, **__: (_ for _ in ()).throw(OSError("No space left on device")))
+    monkeypatch.setattr(
+        checkpoints, "save_file", lambda *_, **__: (_ for _ in ()).throw(OSError("No space left on device"))
+    )
     with pytest.raises(UserError, match="No space left.*What was there before is intact"):
         save_checkpoint(small(seed=2), tmp_path / "a", info={"step": 2})
     assert read_info(tmp_path / "a")["step"] == 1 and equal(tensors(load(tmp_path / "a")), tensors(small()))
@@ -131,7 +143,9 @@ def test_exported_files_describe_themselves(tmp_path):
     save_checkpoint(model, tmp_path / "a", info={})
     export_checkpoint(tmp_path / "a", "cn_clip", tmp_path / "x.pt")
     back = load(tmp_path / "x.pt")
-    assert back.context_length == 20 and back.architecture.name == "tiny" and torch.equal(features(back), features(model))
+    assert (
+        back.context_length == 20 and back.architecture.name == "tiny" and torch.equal(features(back), features(model))
+    )
 
 
 def test_a_folder_with_the_official_file(tmp_path):
@@ -153,7 +167,10 @@ def test_published_sizes_are_recognised_from_their_tensors(name):
     architecture = ARCHITECTURES[name]
     with torch.device("meta"):
         make = ResNetTower if architecture.image.kind == "resnet" else ViTTower.make
-        towers = make(architecture.image, architecture.projection), RobertaTower.make(architecture.text, architecture.projection)
+        towers = (
+            make(architecture.image, architecture.projection),
+            RobertaTower.make(architecture.text, architecture.projection),
+        )
     shapes = {key: value for tower in towers for key, value in tower.state_dict().items()}
     assert recognise(shapes, name)["architecture"] == architecture.as_dict()
     if architecture.parameters:
@@ -179,7 +196,10 @@ def test_another_resolution_resizes_once_and_says_so(tmp_path, caplog):
 def test_positions_follow_the_official_rule(tmp_path):
     """Corners aligned: the corners of the new grid are those of the old one; the class token stays."""
     save_checkpoint(small(), tmp_path / "a", info={})
-    old, new = (tensors(load(tmp_path / "a", image_size=size))["vision_model.embeddings.position_embedding.weight"] for size in (32, 56))
+    old, new = (
+        tensors(load(tmp_path / "a", image_size=size))["vision_model.embeddings.position_embedding.weight"]
+        for size in (32, 56)
+    )
     assert torch.equal(old[0], new[0])
     old, new = old[1:].view(4, 4, -1), new[1:].view(7, 7, -1)
     for a, b in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
@@ -207,7 +227,9 @@ def test_a_resnet_is_resized_too(tmp_path):
     assert features(load(tmp_path / "a", image_size=96)).shape[1] == 32
 
 
-@pytest.mark.parametrize("spec,size,message", [(VIT, 65, "no multiple of 8.*use 64 or 72"), (RESNET, 100, "no multiple of 32")])
+@pytest.mark.parametrize(
+    "spec,size,message", [(VIT, 65, "no multiple of 8.*use 64 or 72"), (RESNET, 100, "no multiple of 32")]
+)
 def test_sizes_a_tower_cannot_have(spec, size, message, tmp_path):
     save_checkpoint(small(spec), tmp_path / "a", info={})
     with pytest.raises(RequestError, match=message):
@@ -240,7 +262,9 @@ def write(kind, path):
         state = {"a": torch.zeros(2)}
         message = "not a Chinese CLIP"
     elif kind == "english":
-        state = {name: tensor for name, tensor in state.items() if ".bert." not in name} | {"token_embedding.weight": torch.zeros(9, 64)}
+        state = {name: tensor for name, tensor in state.items() if ".bert." not in name} | {
+            "token_embedding.weight": torch.zeros(9, 64)
+        }
         message = "an English CLIP. Its image tower may be a start"
     elif kind == "code":
         state = {"a": Bomb(path.parent / "executed")}
@@ -249,7 +273,9 @@ def write(kind, path):
     return message
 
 
-@pytest.mark.parametrize("kind", ["missing", "missing size", "extra", "extra text", "wrong size", "other", "english", "code"])
+@pytest.mark.parametrize(
+    "kind", ["missing", "missing size", "extra", "extra text", "wrong size", "other", "english", "code"]
+)
 def test_wrong_files_are_refused_in_one_sentence_and_nothing_runs(kind, tmp_path):
     message = write(kind, tmp_path / "x.pt")
     with pytest.raises(RequestError, match=message) as caught:
@@ -266,8 +292,12 @@ def test_wrong_folders(tmp_path):
         load(tmp_path)
     save_checkpoint(small(), tmp_path / "a", info={})
     info = json.loads((tmp_path / "a" / "cnclip_ft.json").read_text(encoding="utf-8"))
-    for content, message in (("{", "cannot be read"), (json.dumps(info | {"format": 9}), "format 9 is not known"),
-                             (json.dumps(info | {"model": None}), "does not describe a model"), ("[]", "expected a JSON object")):
+    for content, message in (
+        ("{", "cannot be read"),
+        (json.dumps(info | {"format": 9}), "format 9 is not known"),
+        (json.dumps(info | {"model": None}), "does not describe a model"),
+        ("[]", "expected a JSON object"),
+    ):
         (tmp_path / "a" / "cnclip_ft.json").write_text(content, encoding="utf-8")
         with pytest.raises(RequestError, match=message):
             load(tmp_path / "a")
@@ -298,5 +328,7 @@ def test_importing_the_package_imports_no_torch():
     import sys
 
     code = "import sys, cnclip_ft; cnclip_ft.available_models(); print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", cwd=os.getcwd())
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", cwd=os.getcwd()
+    )
     assert done.stdout.strip() == "[]", done.stderr

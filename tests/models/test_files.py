@@ -83,7 +83,9 @@ def test_torchscript_archive_is_read_without_its_code(tmp_path, monkeypatch):
     torch.jit.script(module).save(str(tmp_path / "x.pt"))
     monkeypatch.setattr(torch.jit, "load", lambda *_: pytest.fail("the archive's code was loaded"))
     read = read_file(tmp_path / "x.pt").tensors
-    expected = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in module.state_dict().items()}
+    expected = {
+        name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in module.state_dict().items()
+    }
     assert read.keys() == expected.keys()
     assert all(torch.equal(read[name], expected[name]) for name in read)
 

@@ -44,8 +44,13 @@ def test_a_path_wins_over_a_name(tmp_path):
     assert find("ViT-L-14") == Path("ViT-L-14")
 
 
-@pytest.mark.parametrize("source,site", [("huggingface", "huggingface.co/OFA-Sys/chinese-clip-vit-large-patch14"),
-                                         ("modelscope", "modelscope.cn/models/AI-ModelScope/chinese-clip-vit-large-patch14")])
+@pytest.mark.parametrize(
+    "source,site",
+    [
+        ("huggingface", "huggingface.co/OFA-Sys/chinese-clip-vit-large-patch14"),
+        ("modelscope", "modelscope.cn/models/AI-ModelScope/chinese-clip-vit-large-patch14"),
+    ],
+)
 def test_offline_names_file_places_and_source(source, site, tmp_path, monkeypatch):
     def offline(*_):
         raise ConnectionError("no route")
@@ -54,7 +59,13 @@ def test_offline_names_file_places_and_source(source, site, tmp_path, monkeypatc
     with pytest.raises(RequestError) as caught:
         find("ViT-L-14", source)
     said = str(caught.value)
-    for part in ("clip_cn_vit-l-14.pt", site, str(tmp_path / "here"), str(tmp_path / "home" / ".cache" / "clip"), "CNCLIP_FT_MODELS"):
+    for part in (
+        "clip_cn_vit-l-14.pt",
+        site,
+        str(tmp_path / "here"),
+        str(tmp_path / "home" / ".cache" / "clip"),
+        "CNCLIP_FT_MODELS",
+    ):
         assert part in said
     assert "\n" not in said
 
@@ -204,7 +215,9 @@ def fetch(server, tmp_path):
         **__import__("os").environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "cache"),
         "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(root), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
     }  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", FETCH], env=environment, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", FETCH], env=environment, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip().splitlines()[-1]
 

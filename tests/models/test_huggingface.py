@@ -63,7 +63,10 @@ def test_transformers_4_layout(folder):
 
 def test_norms_as_transformers_5_0_saves_them(folder):
     weights = load_file(folder / "model.safetensors")
-    old = {name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t for name, t in weights.items()}
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t
+        for name, t in weights.items()
+    }
     assert old.keys() != weights.keys()
     save_file(old, folder / "model.safetensors")
     assert equal(tensors(load(folder)), tensors(small()))
@@ -71,7 +74,10 @@ def test_norms_as_transformers_5_0_saves_them(folder):
 
 def test_incomplete_and_other_folders(folder):
     weights = load_file(folder / "model.safetensors")
-    save_file({name: tensor for name, tensor in weights.items() if "text_projection" not in name}, folder / "model.safetensors")
+    save_file(
+        {name: tensor for name, tensor in weights.items() if "text_projection" not in name},
+        folder / "model.safetensors",
+    )
     with pytest.raises(RequestError, match="incomplete, no 'text_projection.weight'"):
         load(folder)
     save_file(weights | {"extra": torch.zeros(1)}, folder / "model.safetensors")
@@ -84,7 +90,18 @@ def test_incomplete_and_other_folders(folder):
 
 # ---- pixels and ids -------------------------------------------------------------------------------------------------
 
-LETTERS = "".join(map(chr, (*range(0x20, 0x7F), *range(0xC0, 0x17F), *range(0x4E00, 0x4F00), *range(0x3041, 0x3097), *range(0xFF01, 0xFF5F))))
+LETTERS = "".join(
+    map(
+        chr,
+        (
+            *range(0x20, 0x7F),
+            *range(0xC0, 0x17F),
+            *range(0x4E00, 0x4F00),
+            *range(0x3041, 0x3097),
+            *range(0xFF01, 0xFF5F),
+        ),
+    )
+)
 RANGES = [
     (0x01, 0x530), (0x2000, 0x2060), (0x20A0, 0x20BE), (0x2100, 0x218B), (0x2190, 0x23FA), (0x2460, 0x2770), (0x3000, 0x3100),
     (0x3105, 0x312D), (0x3131, 0x318E), (0x3220, 0x32FE), (0x3400, 0x4DB5), (0x4E00, 0x9FD5), (0xAC00, 0xD7A3), (0xE000, 0xF8FF),

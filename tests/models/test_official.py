@@ -72,7 +72,9 @@ def test_without_prefix_in_fp16_and_with_what_old_files_carry(tmp_path):
 
 
 def test_half_of_a_half_checkpoint_is_written_as_it_was(tmp_path):
-    state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in official(small()).items()}
+    state = {
+        name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in official(small()).items()
+    }
     torch.save({"state_dict": state}, tmp_path / "a.pt")
     done = export_checkpoint(tmp_path / "a.pt", "cn_clip", tmp_path / "b.pt", dtype="float16")
     assert done.difference == 0
@@ -196,7 +198,9 @@ def check(folder, name, model):
         difference = np.abs(ours.numpy() - theirs[what]).max()
         assert difference < 1e-4, (name, what, difference)
     # The features say something: images and texts are told apart.
-    assert (theirs["text"][0] - theirs["text"][1]).std() > 1e-3 and (theirs["image"][0] - theirs["image"][1]).std() > 1e-4
+    assert (theirs["text"][0] - theirs["text"][1]).std() > 1e-3 and (
+        theirs["image"][0] - theirs["image"][1]
+    ).std() > 1e-4
 
 
 @requires_official

@@ -79,7 +79,10 @@ def test_openai_jit_archive(tmp_path):
 def test_open_clip_folder(tmp_path):
     """What open_clip pushes to the hub: weights and a configuration that knows activation, heads, mean and deviation."""
     save_file(english(), tmp_path / "open_clip_model.safetensors")
-    config = {"model_cfg": {"vision_cfg": {"head_width": 32}}, "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.5, 0.5]}}
+    config = {
+        "model_cfg": {"vision_cfg": {"head_width": 32}},
+        "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.5, 0.5]},
+    }
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
     for path in (tmp_path, tmp_path / "open_clip_model.safetensors"):
         model, report = start(str(path))
@@ -115,12 +118,16 @@ def test_transformers_clip_folder(act, tmp_path):
     torch.manual_seed(0)
     vision = CLIPVisionConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, image_size=32,
                               patch_size=8, hidden_act=act)  # fmt: skip
-    text = CLIPTextConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=99)
+    text = CLIPTextConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=99
+    )
     theirs = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=24)).eval()
     theirs.save_pretrained(tmp_path)
     model, report = start(str(tmp_path))
     with torch.inference_mode():
-        expected = theirs.get_image_features(normalise(pixels(32), model.image_tower.mean, model.image_tower.std)).pooler_output
+        expected = theirs.get_image_features(
+            normalise(pixels(32), model.image_tower.mean, model.image_tower.std)
+        ).pooler_output
     torch.testing.assert_close(image_features(model), torch.nn.functional.normalize(expected, dim=1), atol=1e-6, rtol=0)
     assert model.logit_scale == theirs.logit_scale and model.image_tower.output_dim == 24
     assert report.left_over and all(name.startswith(("text_model.", "text_projection")) for name in report.left_over)
@@ -143,7 +150,9 @@ def test_chinese_clip_as_image_tower(kind, tmp_path):
 def test_another_projection_and_resolution(tmp_path):
     torch.save(english(**NUMBERS), tmp_path / "x.pt")
     model, report = build_start({"image": str(tmp_path / "x.pt"), "text": TEXT, "projection": 48}, image_size=64)
-    assert model.image_tower.output_dim == 48 and model.image_size == 64 and "image_tower.visual_projection" in report.new
+    assert (
+        model.image_tower.output_dim == 48 and model.image_size == 64 and "image_tower.visual_projection" in report.new
+    )
     assert [part for part, _ in report.loaded] == ["image tower", "temperature"]
     assert any("resized 4×4 → 8×8" in line for line in report.changed)
     torch.save(english(RESNET), tmp_path / "r.pt")

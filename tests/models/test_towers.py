@@ -44,7 +44,9 @@ def test_gradient_checkpointing_changes_no_gradient(spec):
         torch.manual_seed(0)
         image, text = model(pixels(model.image_size), ids, torch.ones_like(ids))
         (image @ text.T).sum().backward()
-        gradients.append({name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None})
+        gradients.append(
+            {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+        )
     for other in gradients[1:]:
         assert other.keys() == gradients[0].keys()
         for name in other:
@@ -61,7 +63,8 @@ def test_patch_dropping_only_in_training_and_only_a_share():
         tower.train()
         lengths = []
         handle = tower.vision_model.encoder.layers[0].register_forward_pre_hook(
-            lambda _, args, kwargs: lengths.append((args or (kwargs.get("hidden_states"),))[0].shape[1]), with_kwargs=True
+            lambda _, args, kwargs: lengths.append((args or (kwargs.get("hidden_states"),))[0].shape[1]),
+            with_kwargs=True,
         )
         torch.manual_seed(0)
         first, second = tower(x), tower(x)
@@ -78,7 +81,9 @@ def test_padding_does_not_change_a_text():
     ids, mask = model.tokenizer.pad(model.tokenizer.encode(["一只狗"]))
     longer, longer_mask = model.tokenizer.pad(model.tokenizer.encode(["一只狗"]), length=20)
     with torch.inference_mode():
-        torch.testing.assert_close(model.text_features(ids, mask), model.text_features(longer, longer_mask), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            model.text_features(ids, mask), model.text_features(longer, longer_mask), atol=1e-6, rtol=0
+        )
 
 
 def test_attention_is_torch_s_own_kernel():
@@ -126,7 +131,9 @@ def test_a_checkpoint_whose_factory_is_gone(tmp_path):
     save_checkpoint(foreign()[0], tmp_path / "a", info={})
     path = tmp_path / "a" / "cnclip_ft.json"
     path.write_text(path.read_text(encoding="utf-8").replace(HERE, "no_such_package.towers"), encoding="utf-8")
-    with pytest.raises(RequestError, match="no_such_package.towers:plain cannot be imported.*Install the package.*PYTHONPATH"):
+    with pytest.raises(
+        RequestError, match="no_such_package.towers:plain cannot be imported.*Install the package.*PYTHONPATH"
+    ):
         load(tmp_path / "a")
 
 

@@ -27,7 +27,9 @@ def write_store(folder: Path, images: int, captions: int, seed: int) -> Path:
             writer.add_image(image_id, file.getvalue())
         for number in range(images * captions):
             text = "".join(random.choice(list(WORDS), random.integers(3, 12)))
-            writer.add_pair(number % images, number, text if number % 2 else f"{text} dog {number}", "zh" if number % 2 else "mixed")
+            writer.add_pair(
+                number % images, number, text if number % 2 else f"{text} dog {number}", "zh" if number % 2 else "mixed"
+            )
         writer.finish()
     return folder
 

@@ -14,7 +14,9 @@ from tests.training.helpers import random_batch, tiny_model
 
 
 def step(model, objective, micro):
-    return GradientStep(model, objective, micro_batch_size=micro, autocast=nullcontext, backward=lambda loss: loss.backward())
+    return GradientStep(
+        model, objective, micro_batch_size=micro, autocast=nullcontext, backward=lambda loss: loss.backward()
+    )
 
 
 def gradients(model):
@@ -48,7 +50,9 @@ def test_dropout_and_patch_dropping_are_replayed():
     for start in range(0, 12, micro):
         rows = slice(start, start + micro)
         longest = int(batch["attention_mask"][rows].sum(1).max())
-        image, text = model(batch["pixels"][rows], batch["input_ids"][rows, :longest], batch["attention_mask"][rows, :longest])
+        image, text = model(
+            batch["pixels"][rows], batch["input_ids"][rows, :longest], batch["attention_mask"][rows, :longest]
+        )
         images.append(image)
         texts.append(text)
     out = objective(torch.cat(images), torch.cat(texts), model.logit_scale, batch["image_keys"], batch["text_keys"])

@@ -27,7 +27,9 @@ def rates(entries, tower=None):
 def test_the_three_names():
     assert all(rates(table("both")).values())
     text = table("text")
-    assert not any(rates(text, "image").values()) and all(rates(text, "text").values()) and rates(text)["logit_scale"] == 1
+    assert (
+        not any(rates(text, "image").values()) and all(rates(text, "text").values()) and rates(text)["logit_scale"] == 1
+    )
     image = table("image")
     assert not any(rates(image, "text").values()) and all(rates(image, "image").values())
 
@@ -62,7 +64,10 @@ def test_last_layers_and_layer_decay():
     "rules,expected",
     [
         ([{"tower": "text"}, {"tower": "temperature"}], "no rule covers image_tower"),
-        ([{"tower": "text"}, {"tower": "text", "part": "projection"}, {"tower": "image"}, {"tower": "temperature"}], "2 rules cover"),
+        (
+            [{"tower": "text"}, {"tower": "text", "part": "projection"}, {"tower": "image"}, {"tower": "temperature"}],
+            "2 rules cover",
+        ),
         ([{"tower": "temperature"}, {"tower": "text", "rate": 0}, {"tower": "image", "rate": 0}], "trains nothing"),
     ],
 )
@@ -104,7 +109,12 @@ def test_the_curve_is_the_official_one():
 
 def test_a_warmup_that_never_ends_is_refused():
     with pytest.raises(RequestError, match="only 5 steps"):
-        RateCurve(Stage.model_validate({"train": "both", "epochs": 1, "batch_size": 4, "learning_rate": 1, "warmup_steps": 9}), 5)
+        RateCurve(
+            Stage.model_validate(
+                {"train": "both", "epochs": 1, "batch_size": 4, "learning_rate": 1, "warmup_steps": 9}
+            ),
+            5,
+        )
 
 
 def test_unknown_tower_is_refused_by_the_recipe():

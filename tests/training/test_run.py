@@ -80,13 +80,21 @@ def test_a_run_leaves_what_it_promises(finished):
     info = json.loads((finished / "contrast" / "best" / "cnclip_ft.json").read_text(encoding="utf-8"))
     assert info["stage"] == "contrast" and info["recipe"]["seed"] == 0 and set(info["data"]) == {"train", "valid"}
     validations = records(finished, "validation")
-    assert [(v["stage"], v["step"]) for v in validations] == [("start", 0)] + [(s, n) for s in ("align", "contrast") for n in (3, 6)]
+    assert [(v["stage"], v["step"]) for v in validations] == [("start", 0)] + [
+        (s, n) for s in ("align", "contrast") for n in (3, 6)
+    ]
     assert {"text_to_image", "image_to_text"} <= set(validations[0]["scores"]["valid"])
 
 
 def test_stage_one_leaves_the_image_tower_alone_and_stage_two_does_not(finished):
-    start, _ = __import__("cnclip_ft.models.start", fromlist=["build_start"]).build_start({"architecture": "tiny"}, seed=0)
-    before = {name.removeprefix("image_tower."): t for name, t in start.state_dict().items() if name.startswith("image_tower.")}
+    start, _ = __import__("cnclip_ft.models.start", fromlist=["build_start"]).build_start(
+        {"architecture": "tiny"}, seed=0
+    )
+    before = {
+        name.removeprefix("image_tower."): t
+        for name, t in start.state_dict().items()
+        if name.startswith("image_tower.")
+    }
     align, contrast = (load_file(finished / stage / "last" / "model.safetensors") for stage in ("align", "contrast"))
     assert all(torch.equal(tensor, align[name]) for name, tensor in before.items())
     assert any(not torch.equal(tensor, contrast[name]) for name, tensor in before.items())
@@ -128,18 +136,26 @@ def test_stopped_and_continued_equals_uninterrupted(stores, finished, monkeypatc
     assert (folder / "report" / "recall.txt").read_text() == (finished / "report" / "recall.txt").read_text()
 
 
-@pytest.mark.parametrize("changes", [{"micro_batch_size": 4}, {"ema": 0.9}, {"gradient_checkpointing": "both"}, {"patch_dropout": 0.5}])
+@pytest.mark.parametrize(
+    "changes", [{"micro_batch_size": 4}, {"ema": 0.9}, {"gradient_checkpointing": "both"}, {"patch_dropout": 0.5}]
+)
 def test_stopped_and_continued_with_other_settings(stores, monkeypatch, changes):
     name = next(iter(changes))
-    whole = tiny_recipe(stores, output=str(stores / f"whole-{name}"), contrast=changes, feature_cache=str(stores / "cache"))
-    parts = tiny_recipe(stores, output=str(stores / f"parts-{name}"), contrast=changes, feature_cache=str(stores / "cache"))
+    whole = tiny_recipe(
+        stores, output=str(stores / f"whole-{name}"), contrast=changes, feature_cache=str(stores / "cache")
+    )
+    parts = tiny_recipe(
+        stores, output=str(stores / f"parts-{name}"), contrast=changes, feature_cache=str(stores / "cache")
+    )
     assert train(whole)
     stop_after(monkeypatch, "contrast", 4)
     assert train(parts) is False
     monkeypatch.undo()
     assert train(parts, proceed=True)
     assert losses(stores / f"whole-{name}") == losses(stores / f"parts-{name}")
-    ours, theirs = (load_file(stores / f"{kind}-{name}" / "contrast" / "last" / "model.safetensors") for kind in ("parts", "whole"))
+    ours, theirs = (
+        load_file(stores / f"{kind}-{name}" / "contrast" / "last" / "model.safetensors") for kind in ("parts", "whole")
+    )
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
@@ -165,7 +181,9 @@ def test_two_processes_equal_one(stores):
     one = losses(stores / "processes-1-None")
     for name in ("processes-2-None", "processes-2-2"):
         assert max(abs(value - one[key]) for key, value in losses(stores / name).items()) < 1e-5
-        ours, theirs = (load_file(stores / n / "contrast" / "last" / "model.safetensors") for n in (name, "processes-1-None"))
+        ours, theirs = (
+            load_file(stores / n / "contrast" / "last" / "model.safetensors") for n in (name, "processes-1-None")
+        )
         # A key's bias has no gradient but rounding (softmax does not see a shift), and Adam blows that up.
         seen = [key for key in theirs if not key.endswith(("key.bias", "k_proj.bias"))]
         assert max((ours[key] - theirs[key]).abs().max().item() for key in seen) < 1e-4
@@ -211,7 +229,10 @@ def test_continuing_with_another_recipe_is_refused(stores, monkeypatch):
         ({"data": {"train": "nowhere", "valid": "nowhere"}}, "data.train: nowhere: no such folder"),
         ({"model": {"start": {"architecture": "huge"}}}, "'huge' is not known"),
         ({"model": {"start": "no/such/checkpoint"}}, "no/such/checkpoint"),
-        ({"align": {"warmup_steps": None, "steps": None, "epochs": 0.2, "train": [{"tower": "text"}]}}, "no rule covers"),
+        (
+            {"align": {"warmup_steps": None, "steps": None, "epochs": 0.2, "train": [{"tower": "text"}]}},
+            "no rule covers",
+        ),
         ({"precision": "fp16"}, "fp16 needs a CUDA device"),
         ({"output": "/proc/run"}, "cannot be written"),
     ],
@@ -259,7 +280,9 @@ def test_a_damaged_image_is_replaced_up_to_the_limit(stores, tmp_path):
         writer.finish()
     data = {"train": str(tmp_path / "train"), "valid": str(stores / "valid"), "workers": 0}
     for cached in (True, False):
-        recipe = tiny_recipe(tmp_path, data=data, output=str(tmp_path / f"run{cached}"), align={"feature_cache": cached})
+        recipe = tiny_recipe(
+            tmp_path, data=data, output=str(tmp_path / f"run{cached}"), align={"feature_cache": cached}
+        )
         assert train(recipe)
         strict = tiny_recipe(tmp_path, data=data | {"max_damaged_images": 0}, output=str(tmp_path / f"strict{cached}"),
                              feature_cache=str(tmp_path / f"c{cached}"), align={"feature_cache": cached, "epochs": 2, "steps": None})  # fmt: skip
