@@ -32,11 +32,20 @@ class ModelSection(Section):
     source: Literal["huggingface", "modelscope"] = "huggingface"
 
 
+class Guard(Section):
+    """A general split judged along, so that learning one's own data does not unlearn everything else."""
+
+    split: str
+    max_drop: float = Field(1.0, ge=0)  # points of mean recall below the score before the first step
+    action: Literal["report", "stop"] = "report"  # stop: such a model is never the best, and the run ends
+
+
 class DataSection(Section):
     """Stores (`cnclip-ft data build` or `data import` makes them) and how they are read."""
 
     train: str
     valid: str | dict[str, str]  # one split, or {name: split}; the first one decides what is best
+    guard: Guard | None = None  # a split on which the model must not get worse
     context_length: int = Field(52, ge=3, le=512)
     workers: int | Literal["auto"] = "auto"  # decoding processes per device
     length_window: int = Field(1, ge=1)  # batches sorted together by length; 1 keeps the order fully random
@@ -44,6 +53,14 @@ class DataSection(Section):
 
     def valid_sets(self) -> dict[str, str]:
         return self.valid if isinstance(self.valid, dict) else {"valid": self.valid}
+
+
+class Lora(Section):
+    """Low-rank updates (arXiv 2106.09685) through peft; merged into the weights of every checkpoint."""
+
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16, gt=0)  # the update is scaled by alpha / rank
+    dropout: Share = 0.0
 
 
 class TrainRule(Section):
@@ -55,6 +72,7 @@ class TrainRule(Section):
     )
     rate: float = Field(1.0, ge=0)  # factor on the stage's learning rate; 0 freezes
     layer_decay: float = Field(1.0, gt=0, le=1)  # factor per block, going down from the output
+    lora: Lora | None = None  # train low-rank updates of the part's linear layers instead of its weights
 
     @field_validator("part")
     @classmethod
@@ -64,6 +82,14 @@ class TrainRule(Section):
         if part not in ("all", "trunk", "projection", "rest") and not ranged:
             raise ValueError(f"'{part}' is not a part; use all, trunk, projection, rest, 'last N' or 'first N'")
         return part
+
+    @model_validator(mode="after")
+    def _lora_is_for_towers(self) -> TrainRule:
+        if self.lora and (self.tower == "temperature" or self.part == "projection" or self.rate == 0):
+            raise ValueError("lora is for the layers of a tower that trains: take it out of this rule, or set a rate")
+        if self.lora and self.layer_decay != 1:
+            raise ValueError("lora and layer_decay exclude each other: low-rank updates share one rate")
+        return self
 
 
 class Objective(Section):
@@ -111,6 +137,15 @@ class Stage(Section):
     unmasked_steps: int = Field(0, ge=0)  # last steps of the stage without patch dropping
     validate_every: int | None = Field(None, ge=1)  # steps; None: at every epoch's end
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights, judged and kept instead
+    until: Literal["end", "plateau"] = "end"  # plateau: epochs or steps are then the most it may take
+    min_gain: float = Field(0.1, ge=0)  # plateau: a smaller rise of the score that decides counts as none
+    patience: int = Field(2, ge=1)  # plateau: validations in a row without a rise
+    interpolate: int | None = Field(
+        None, ge=2, le=100
+    )  # at the end: judge weights between start and best in so many steps
+    skip_bad_steps: int = Field(
+        0, ge=0
+    )  # steps with a loss or gradient that is no number, left out before the run stops
 
     @model_validator(mode="after")
     def _agree(self) -> Stage:
@@ -141,6 +176,11 @@ class Recipe(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
     log_every: int = Field(10, ge=1)
+    save_every: int | None = Field(None, ge=1)  # steps between states to continue from, besides every validation
+    best_by: str = (
+        "mean_recall"  # what decides: mean_recall, text_to_image.r1, image_to_text.r10, "split: mean_recall", …
+    )
+    report_to: list[str] = []  # further trackers accelerate knows: wandb, mlflow, comet_ml, …
 
     @field_validator("stages")
     @classmethod
@@ -149,6 +189,32 @@ class Recipe(Section):
             if not name.replace("_", "").replace("-", "").isalnum() or name in ("report", "state", "tensorboard"):
                 raise ValueError(f"'{name}' cannot name a stage (it becomes a folder of the run)")
         return stages
+
+    @field_validator("best_by")
+    @classmethod
+    def _known_score(cls, best_by: str) -> str:
+        score_path(best_by)
+        return best_by
+
+    @model_validator(mode="after")
+    def _best_by_names_a_split(self) -> Recipe:
+        split = score_path(self.best_by)[0]
+        if split is not None and split not in self.data.valid_sets():
+            raise ValueError(f"best_by names the split '{split}'; data.valid has {', '.join(self.data.valid_sets())}")
+        return self
+
+
+def score_path(best_by: str) -> tuple[str | None, str | None, str]:
+    """``"split: text_to_image.r1"`` → (split or None for the first, direction or None for both, score)."""
+    split, colon, score = best_by.rpartition(":")
+    direction, dot, name = score.strip().rpartition(".")
+    scores = ("r1", "r5", "r10", "mean_recall") if dot else ("mean_recall",)
+    if name not in scores or (dot and direction not in ("text_to_image", "image_to_text")):
+        raise ValueError(
+            f"'{best_by}' is not a score; use mean_recall, or text_to_image or image_to_text with .r1, .r5, .r10 or "
+            ".mean_recall, after 'split:' when another than the first validation split decides"
+        )
+    return (split.strip() if colon else None), (direction if dot else None), name
 
 
 def shipped_recipes() -> list[str]:
@@ -231,7 +297,10 @@ def _explain(path: Path, error: ValidationError) -> str:
 
 
 def _section_at(where: list[str]) -> type[Section] | None:
-    names = {"": Recipe, "model": ModelSection, "data": DataSection, "objective": Objective, "augment": Augmentation}
+    names = {
+        "": Recipe, "model": ModelSection, "data": DataSection, "guard": Guard, "objective": Objective,
+        "augment": Augmentation, "lora": Lora,
+    }  # fmt: skip
     if len(where) == 2 and where[0] == "stages":
         return Stage
     return names.get(where[-1] if where else "")

@@ -5,11 +5,11 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=run_scripts/environment.sh
 source "$here/environment.sh"
-install ""
+install plots
 out=${OUTPUT:-demo}
 
 began=$SECONDS
-cnclip_ft data demo "$out/data"
+cnclip_ft data demo "$out/data" --train 6000
 cnclip_ft train demo "data.train=$out/data/train" "data.valid=$out/data/valid" "output=$out/run" --overwrite
 cnclip_ft evaluate "$out/run/contrast/best" "$out/data/valid" --json "$out/run/report/evaluation.json"
 cnclip_ft export "$out/run/contrast/best" --to huggingface --output "$out/huggingface"
@@ -19,5 +19,5 @@ cat "$out/run/report/recall.txt"
 echo
 echo "Checkpoint  $out/run/contrast/best        (cnclip_ft.load reads it, transformers too where the towers allow)"
 echo "Export      $out/huggingface"
-echo "Report      $out/run/report"
+echo "Report      $out/run/report/index.html"
 echo "Took        $((SECONDS - began)) s after installation"

@@ -1,10 +1,12 @@
-"""`micro_batch_size: auto`: the largest that fits on the device."""
+"""What fits on the device: `micro_batch_size: auto`, and what to say when something did not fit."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import torch
+
+from data_tools.errors import UserError
 
 if TYPE_CHECKING:
     from cnclip_ft.training.stage import StageRun
@@ -42,3 +44,33 @@ def _try(stage: StageRun, size: int) -> None:
     with run.autocast():
         images, texts = model(**image, input_ids=ids, attention_mask=torch.ones_like(ids))
     (images.float().sum() + texts.float().sum()).backward()
+
+
+def out_of_memory(stage: StageRun, error: BaseException) -> UserError | None:
+    """The message for a step that ran out of memory, with a setting that fits; None where that is not what happened."""
+    told = str(error)
+    if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not (
+        "can't allocate memory" in told or "not enough memory" in told
+    ):
+        return None
+    setting, run = stage.stage, stage.run
+    share = stage.gradient.micro_batch_size or setting.batch_size // run.accelerator.num_processes
+    run.model.zero_grad(set_to_none=True)
+    fits = None
+    if run.device.type == "cuda":
+        torch.cuda.empty_cache()
+        fits = largest_that_fits(stage)
+    size = fits or max(share // 2, 1)
+    ways = [
+        f"micro_batch_size: {size} ({'fits, tried just now' if fits else f'half of the {share} that did not fit'}; same gradient)"
+    ]
+    if setting.gradient_checkpointing == "none":
+        ways.append("gradient_checkpointing: both (about a third slower)")
+    if run.precision == "fp32" and run.device.type == "cuda":
+        ways.append("precision: bf16")
+    if not stage.image_frozen:
+        ways.append("patch_dropout: 0.5 for most of the stage")
+    return UserError(
+        f"stage {stage.name}, step {stage.step + 1}: out of memory on {run.device} with {share} pairs at once. The last state is "
+        f"intact; set for stages.{stage.name}: " + "; or ".join(ways) + ". Then start again with --overwrite."
+    )

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
+from tqdm import tqdm
 
 
 class Journal:
     """Records of a run. On any rank but the first it says and writes nothing, so callers never ask who they are."""
 
-    def __init__(self, folder: Path, *, active: bool = True) -> None:
-        self.active, self.folder, self._board = active, folder, None
+    def __init__(
+        self, folder: Path, *, active: bool = True, track: Callable[[dict[str, float]], None] | None = None
+    ) -> None:
+        self.active, self.folder, self.track, self._board = active, folder, track, None
         if active:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = open(folder / "journal.jsonl", "a", encoding="utf-8")
@@ -22,7 +30,8 @@ class Journal:
     def say(self, text: str = "") -> None:
         """Text for the reader alone."""
         if self.active:
-            print(text, flush=True)
+            tqdm.write(text)  # above the progress bar, where there is one
+            sys.stdout.flush()
 
     def write(self, kind: str, line: str | None = None, **values: Any) -> None:
         """One record: into the journal as it is, numbers to TensorBoard under `kind`, `line` to the terminal."""
@@ -32,26 +41,50 @@ class Journal:
         self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
         self._file.flush()
         if line is not None:
-            print(line, flush=True)
+            self.say(line)
         if "step" in values:
-            stage = values.get("stage", "run")
-            for name, value in values.items():
-                if name != "step" and isinstance(value, (int, float)) and not isinstance(value, bool):
-                    self._scalar(f"{stage}/{kind}/{name}", value, values["step"])
+            numbers = dict(_numbers(values, f"{values.get('stage', 'run')}/{kind}"))
+            for name, value in numbers.items():
+                self.board.add_scalar(name, value, values["step"])
+            if self.track is not None and numbers:
+                self.track(numbers)
 
-    def _scalar(self, name: str, value: float, step: int) -> None:
+    def picture(self, name: str, image: Image.Image, step: int) -> None:
+        """A picture for TensorBoard."""
+        if self.active:
+            self.board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+
+    @property
+    def board(self):
         if self._board is None:
             # Imported late: it takes longer than everything else here, and the tests of other parts do without.
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(self.folder / "tensorboard"))
-        self._board.add_scalar(name, value, step)
+        return self._board
+
+    @contextmanager
+    def bar(self, name: str, done: int, total: int) -> Iterator[Callable[[], Any]]:
+        """A progress bar on a terminal, nothing elsewhere; yields what moves it by one step."""
+        with tqdm(
+            total=total, initial=done, desc=name, unit="step", leave=False, disable=None if self.active else True
+        ) as bar:
+            yield bar.update
 
     def close(self) -> None:
         if self.active:
             self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+def _numbers(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+    """All numbers of a record, nested ones (recalls by split, direction and language) too."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{prefix}/{name}")
+        elif name != "step" and isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield f"{prefix}/{name}", value
 
 
 class Meter:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.recipe import Stage, TrainRule
+from cnclip_ft.recipe import Lora, Stage, TrainRule
 from data_tools.errors import RequestError
 
 PROJECTIONS = ("visual_projection", "text_projection")
@@ -28,6 +28,8 @@ class Entry:
     tower: str
     rate: float
     decays: bool
+    lora: Lora | None = None  # the rate is that of its low-rank update
+    linear: bool = False  # the weight of an nn.Linear
 
 
 def rules_for(stage: Stage, new_parts: list[str]) -> list[TrainRule]:
@@ -60,12 +62,15 @@ def build_table(model: DualEncoder, objective: nn.Module, rules: list[TrainRule]
     for tower_name, tower in (("image", model.image_tower), ("text", model.text_tower)):
         depth = _depths(tower)
         top = max(depth.values(), default=0)
+        linear = {id(m.weight) for m in tower.modules() if isinstance(m, nn.Linear)}
         for name, parameter in tower.named_parameters():
             full = f"{tower_name}_tower.{name}"
             place = depth.get(id(parameter), top)
             rule = _one_rule(full, tower_name, name, place, top, rules, used)
             rate = rule.rate * rule.layer_decay ** (top - place)
-            entries.append(Entry(full, parameter, tower_name, rate, _decays(name, parameter)))
+            entries.append(
+                Entry(full, parameter, tower_name, rate, _decays(name, parameter), rule.lora, id(parameter) in linear)
+            )
     scalars = [("logit_scale", model.logit_scale)]
     scalars += [(f"objective.{name}", parameter) for name, parameter in objective.named_parameters()]
     for name, parameter in scalars:
@@ -121,7 +126,7 @@ def _decays(name: str, parameter: nn.Parameter) -> bool:
 
 def apply_table(model: DualEncoder, table: list[Entry]) -> None:
     for entry in table:
-        entry.parameter.requires_grad_(entry.rate > 0)
+        entry.parameter.requires_grad_(entry.rate > 0 and entry.lora is None)
 
 
 def build_optimizer(table: list[Entry], stage: Stage, device: torch.device) -> torch.optim.AdamW:

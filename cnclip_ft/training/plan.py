@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from cnclip_ft.training.lora import adapter_size
+from cnclip_ft.training.memory import estimate
+from cnclip_ft.training.optimizer import Entry
 from data_tools.errors import RequestError
 
 if TYPE_CHECKING:
@@ -32,6 +35,14 @@ def describe(run: Run) -> str:
     )
     for name, store in run.valid_stores.items():
         lines.append(f"  validation   {name}: {len(store):,} pairs, {len(store.image_ids):,} images ({store.path})")
+    if run.guard_store is not None:
+        guard = run.recipe.data.guard
+        lines.append(
+            f"  guard        {len(run.guard_store):,} pairs ({run.guard_store.path}); a drop of more than "
+            f"{guard.max_drop:g} points " + ("is reported" if guard.action == "report" else "ends the run")
+        )
+    if run.recipe.best_by != "mean_recall":
+        lines.append(f"  best by      {run.recipe.best_by}")
     for stage in run.stages:
         lines += _stage(run, stage)
     lines += [f"  WARNING      {warning}" for warning in warnings(run)]
@@ -49,7 +60,7 @@ def _stage(run: Run, stage: StageRun) -> list[str]:
     lines = [f"  stage {stage.name}"]
     for tower in ("image", "text", "temperature"):
         entries = [entry for entry in stage.table if entry.tower == tower]
-        trained = sum(entry.parameter.numel() for entry in entries if entry.rate)
+        trained = sum(_trained(entry) for entry in entries)
         every = sum(entry.parameter.numel() for entry in entries)
         rates = sorted({setting.learning_rate * entry.rate for entry in entries if entry.rate})
         said = (
@@ -57,6 +68,8 @@ def _stage(run: Run, stage: StageRun) -> list[str]:
             if not rates
             else "rate " + " … ".join(f"{rate:.3g}" for rate in dict.fromkeys((rates[0], rates[-1])))
         )
+        if any(entry.lora for entry in entries):
+            said += f", as low-rank updates of rank {max(entry.lora.rank for entry in entries if entry.lora)}"
         lines.append(
             f"    {tower:<12} {trained:,} of {every:,} parameters train ({100 * trained / every:.0f}%), {said}"
         )
@@ -66,6 +79,10 @@ def _stage(run: Run, stage: StageRun) -> list[str]:
         + (f" in micro-batches of {setting.micro_batch_size}" if setting.micro_batch_size else "")
         + f", validation every {stage.validate_every} steps"
     )
+    if setting.until == "plateau":
+        lines.append(
+            f"    ends earlier when {setting.patience} validations in a row bring less than {setting.min_gain:g} points"
+        )
     lines.append(f"    rate {curve(stage)}  warm-up {stage.curve.warmup} steps, then {setting.schedule}")
     lines.append(
         f"    {setting.objective.kind} objective; other pairs with the same image or text: {setting.objective.positives} "
@@ -78,9 +95,7 @@ def _stage(run: Run, stage: StageRun) -> list[str]:
             else "computed every step"
         )
         lines.append(f"    image tower frozen: its features are {said}")
-    lines.append(
-        f"    memory for weights, gradients and optimizer: {_memory(run, stage):.2f} GiB per device, activations on top"
-    )
+    lines.append(f"    memory per device {estimate(stage)}")
     return lines
 
 
@@ -90,10 +105,10 @@ def curve(stage: StageRun, width: int = 32) -> str:
     return "".join(BARS[min(7, int(stage.curve(step) * 7.999))] for step in steps)
 
 
-def _memory(run: Run, stage: StageRun) -> float:
-    weights = sum(p.numel() * p.element_size() for p in run.model.parameters())
-    trained = sum(e.parameter.numel() * 4 for e in stage.table if e.rate)
-    return (weights + 3 * trained) / 2**30  # gradient and two Adam moments
+def _trained(entry: Entry) -> int:
+    if entry.lora is not None:
+        return adapter_size(entry)
+    return entry.parameter.numel() if entry.rate else 0
 
 
 def suggested_rate(batch_size: int) -> float:

@@ -1,7 +1,7 @@
 """A run from recipe to report, read straight down: devices → model → data → stages → table.
 
 The run folder holds ``recipe.yaml`` (every setting), ``journal.jsonl``, ``tensorboard/``, ``<stage>/{best,last}``,
-``state/`` (to continue), and ``report/``.
+``state/`` (to continue), and ``report/index.html``.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ from cnclip_ft.models.start import LoadReport, build_start
 from cnclip_ft.recipe import Recipe, dump_recipe
 from cnclip_ft.training import plan
 from cnclip_ft.training.devices import sum_numbers
+from cnclip_ft.training.examples import Example, draw_panel, find_examples
 from cnclip_ft.training.journal import Journal
 from cnclip_ft.training.precision import choose_precision
-from cnclip_ft.training.run_state import StopRequest, clear_states, load_state
+from cnclip_ft.training.report import write_report
+from cnclip_ft.training.run_state import StateWriter, StopRequest, clear_states, load_state
 from cnclip_ft.training.stage import StageRun, Stopped
-from cnclip_ft.training.validation import Judge, table
+from cnclip_ft.training.trackers import start_trackers, tracker_names
+from cnclip_ft.training.validation import Judge, Judgement, table
 from data_tools.errors import RequestError
 from data_tools.store import PairStore, open_store
 
@@ -37,16 +40,23 @@ class Run:
     def __init__(self, recipe: Recipe, *, write: bool = True) -> None:
         self.recipe, self.folder = recipe, Path(recipe.output)
         # accelerate launches on CPUs only when told that there is nothing else.
-        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+        self.accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(), log_with=tracker_names(recipe.report_to), project_dir=self.folder
+        )
         self.device = self.accelerator.device
         self.precision, self.precision_reason = choose_precision(recipe.precision, self.device)
         self.journal = Journal(self.folder, active=self.accelerator.is_main_process and write)
         self.stop, self.damaged = StopRequest(), 0
+        self.states = StateWriter(self.folder / "state")
         self.start_score: float | None = None
+        self.guard_start: float | None = None
+        self.examples: list[Example] = []
         self.rows: list[tuple[str, dict[str, float | None]]] = []
 
         self.train_store = open_split(recipe.data.train, "data.train")
         self.valid_stores = {name: open_split(path, "data.valid") for name, path in recipe.data.valid_sets().items()}
+        guard = recipe.data.guard
+        self.guard_store = open_split(guard.split, "data.guard.split") if guard else None
         self.workers = _workers(recipe, self.accelerator.num_processes)
         self.model, self.load_report = build_start(
             recipe.model.start, context_length=recipe.data.context_length, image_size=recipe.model.image_size,
@@ -59,7 +69,9 @@ class Run:
         self.tokenizer = self.model.tokenizer
         self.table = build_table(self.train_store, self.tokenizer)
         self.cache_folder = Path(recipe.feature_cache) if recipe.feature_cache else self.folder.parent / "feature_cache"
-        self.judge = Judge(self.valid_stores, self.device, self.workers, self.autocast)
+        self.judge = Judge(
+            self.valid_stores, self.device, self.workers, self.autocast, guard=self.guard_store, best_by=recipe.best_by
+        )
         # Made once here so that a setting that cannot work is refused before anything is trained.
         self.stages = [
             StageRun(self, number, name, stage) for number, (name, stage) in enumerate(recipe.stages.items())
@@ -82,59 +94,68 @@ class Run:
         with self.stop:
             try:
                 self._execute(state)
+                self.states.wait()
             except Stopped:
+                self.states.wait()
                 self.journal.say(f"Stopped. Continue with: {self.continue_line()}")
                 return False
             finally:
                 self.journal.close()
+                self.accelerator.end_training()
         return True
 
     def _execute(self, state: dict[str, Any] | None) -> None:
         if self.accelerator.is_main_process and state is None:
             (self.folder / "recipe.yaml").write_text(dump_recipe(self.recipe), encoding="utf-8")
-        self.journal.say(plan.describe(self))
+        self.journal.track = start_trackers(self.accelerator, self.recipe)
+        self.plan = plan.describe(self)
+        self.journal.say(self.plan)
         first = 0
         if state is not None:
-            first, self.start_score, self.rows, self.damaged = (
-                state["stage"],
+            first = state["stage"]
+            self.start_score, self.guard_start, self.damaged = (
                 state["start_score"],
-                state["rows"],
+                state["guard_start"],
                 state["damaged"],
             )
-            self.rows = [(name, row) for name, row in self.rows]
+            self.rows = [(name, row) for name, row in state["rows"]]
+            self.judge.chance = dict(self.rows).get("chance")
             self.journal.write("continue", f"Continuing stage {self.stages[first].name} at step {state['step']}",
                                step=state["step"], stage=self.stages[first].name)  # fmt: skip
         else:
             self._judge_start()
         for stage in self.stages[first:]:
-            if state is not None and stage.number == first:
-                # The weights first: the feature cache is keyed by them.
-                self.model.load_state_dict(state["model"])
-                stage.step = state["step"]
-                stage.prepare()
-                stage.restore(state)
-            else:
-                stage.prepare()
-            stage.train(after_validation=lambda: None)
-            stage.keep_best()
-            self.rows.append((f"after {stage.name}", stage.best_row))
-        self._report()
+            stage.prepare(state if stage.number == first else None)
+            stage.train()
+            self.rows.append((f"after {stage.name}", stage.selection.best_row))
+            if stage.selection.guard_broken:
+                self.journal.say(f"The run ends with stage {stage.name}: {stage.selection.ended}.")
+                break
+        self._report(stage)
 
     def _judge_start(self) -> None:
         """Score the model before its first step: what it must not sink below."""
-        score = 0.0
+        score = guard = 0.0
         if self.accelerator.is_main_process:
             judgement = self.judge(self.model)
-            score = judgement.mean_recall
+            score, guard = judgement.score, judgement.guard or 0.0
             self.rows = [("chance", self.judge.chance), ("start", judgement.row())]
+            said = "" if judgement.guard is None else f"  guard {guard:.2f}"
             self.journal.write(
                 "validation", f"before the first step | mean recall {judgement.mean_recall:.2f} "
-                f"(chance {self.judge.chance['mean_recall']:.2f})", stage="start", step=0,
+                f"(chance {self.judge.chance['mean_recall']:.2f}){judgement.details()}{said}", stage="start", step=0,
                 mean_recall=judgement.mean_recall, chance=self.judge.chance, scores=judgement.as_dict(),
             )  # fmt: skip
+            self.judge_seconds = judgement.seconds
         self.start_score = sum_numbers(score, self.device)
+        self.guard_start = None if self.guard_store is None else sum_numbers(guard, self.device)
 
-    def _report(self) -> None:
+    def show_examples(self, stage: StageRun, judgement: Judgement) -> None:
+        """Example queries with what the model finds for them, as a picture for TensorBoard."""
+        self.examples = find_examples(judgement.features, next(iter(self.valid_stores.values())))
+        self.journal.picture(f"{stage.name}/example queries", draw_panel(self.examples), stage.step)
+
+    def _report(self, last: StageRun) -> None:
         if not self.accelerator.is_main_process:
             return
         report = self.folder / "report"
@@ -142,9 +163,15 @@ class Run:
         text = table(self.rows)
         (report / "recall.txt").write_text(text + "\n", encoding="utf-8")
         (report / "recall.json").write_text(json.dumps(dict(self.rows), indent=2) + "\n", encoding="utf-8")
-        last = self.stages[-1]
         self.journal.write("done", rows=dict(self.rows))
-        self.journal.say(f"\n{text}\n\nBest checkpoint: {self.folder / last.name / 'best'}\nReport: {report}")
+        best = self.judge(self.model)  # the examples of the page are those of the model that is kept
+        page = write_report(
+            report, title=f"cnclip-ft: {self.folder.name}", plan=self.plan, rows=self.rows,
+            journal=self.folder / "journal.jsonl", settings=dump_recipe(self.recipe),
+            examples=find_examples(best.features, next(iter(self.valid_stores.values()))),
+        )  # fmt: skip
+        self.journal.say(f"\n{text}\n\nBest checkpoint: {self.folder / last.name / 'best'}\nReport: {page}")
+        self.states.wait()
         clear_states(self.folder / "state")
 
     # ---- what checkpoints and states carry --------------------------------------------------------------------
@@ -152,13 +179,13 @@ class Run:
     def state(self) -> dict[str, Any]:
         return {
             "format": 1, "recipe": dump_recipe(self.recipe), "start_score": self.start_score,
-            "rows": [[name, row] for name, row in self.rows], "damaged": self.damaged,
+            "guard_start": self.guard_start, "rows": [[name, row] for name, row in self.rows], "damaged": self.damaged,
         }  # fmt: skip
 
     def checkpoint_info(self, stage: StageRun, judgement) -> dict[str, Any]:
         return {
             "stage": stage.name, "step": stage.step, "steps": stage.total, "scores": judgement.as_dict(),
-            "mean_recall": judgement.mean_recall, "recipe": self.recipe.model_dump(mode="json"),
+            "mean_recall": judgement.mean_recall, "score": judgement.score, "recipe": self.recipe.model_dump(mode="json"),
             "data": {"train": self.train_store.checksum(), **{n: s.checksum() for n, s in self.valid_stores.items()}},
             "start": self.load_report.lines(), "precision": self.precision,
             "versions": {"cnclip_ft": cnclip_ft.__version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -235,7 +262,7 @@ def _refuse_other_recipe(recipe: Recipe, stored: str) -> None:
     import yaml
 
     ours, theirs = recipe.model_dump(mode="json"), yaml.safe_load(stored)
-    free = ("output", "log_every", "feature_cache")  # these do not change what is computed
+    free = ("output", "log_every", "feature_cache", "save_every", "report_to")  # these do not change what is computed
     changed = [
         line
         for line in _differences(theirs, ours)

@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import signal
+import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,6 +30,55 @@ def seed_step(seed: int, stage: int, step: int, rank: int) -> None:
     torch.manual_seed(mixed % 2**63)
     random.seed(mixed)
     np.random.seed(mixed % 2**32)
+
+
+class StateWriter:
+    """Writes states in a thread of its own, one at a time: training waits for the copy in memory, not for the disk.
+
+    The copy costs the state's size in memory while it is being written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, number: int, state: dict[str, Any]) -> None:
+        """Take a copy of `state` and write it behind the caller's back.
+
+        Raises:
+            UserError: the state before this one could not be written.
+        """
+        self.wait()
+        copy = _copied(state)
+        # Not a daemon: a program that ends in good order writes its state first.
+        self._thread = threading.Thread(target=self._write, args=(number, copy))
+        self._thread.start()
+
+    def _write(self, number: int, state: dict[str, Any]) -> None:
+        try:
+            save_state(self.folder, number, state)
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that trains
+            self._error = error
+
+    def wait(self) -> None:
+        """Until the state is on disk; raises what its writing raised."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copied(inner) for inner in value)
+    return value
 
 
 def save_state(folder: Path, number: int, state: dict[str, Any]) -> Path:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,16 +11,17 @@ from torch import nn
 from cnclip_ft.data.augment import augment
 from cnclip_ft.data.batching import BatchOrder, StageSampler, make_loader
 from cnclip_ft.data.pairs import Collate, PairDataset
-from cnclip_ft.models.checkpoints import load, save_checkpoint
 from cnclip_ft.recipe import Stage
 from cnclip_ft.training.averaging import MovingAverage
-from cnclip_ft.training.devices import sum_numbers
 from cnclip_ft.training.feature_cache import FeatureCache
+from cnclip_ft.training.fit import out_of_memory
 from cnclip_ft.training.journal import Meter, duration
 from cnclip_ft.training.large_batch import GradientStep
+from cnclip_ft.training.lora import add_lora, check_lora, remove_lora
 from cnclip_ft.training.loss import ContrastiveObjective, SigmoidObjective
 from cnclip_ft.training.optimizer import RateCurve, apply_table, build_optimizer, build_table, rules_for
-from cnclip_ft.training.run_state import save_state, seed_step
+from cnclip_ft.training.run_state import seed_step
+from cnclip_ft.training.selection import Selection
 from data_tools.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,12 +50,13 @@ class StageRun:
         self.model, device = run.model, run.device
         self.objective = make_objective(stage).to(device)
         self.table = build_table(self.model, self.objective, rules_for(stage, run.new_parts))
+        check_lora(self.model, self.table)
         self.order = self._order()
         self.total = stage.steps or max(1, round(stage.epochs * self.order.steps_per_epoch))
         self.curve = RateCurve(stage, self.total)
         self.validate_every = stage.validate_every or self.order.steps_per_epoch
-        self.step, self.best, self.best_step = 0, float("-inf"), 0
-        self.best_row: dict[str, float | None] = {}
+        self.step, self.skipped, self.average = 0, 0, None
+        self.selection = Selection(self)
         self.image_frozen = not any(
             e.rate for e in self.table if e.tower == "image" and "visual_projection" not in e.name
         )
@@ -72,9 +72,17 @@ class StageRun:
 
     # ---- before the first step -------------------------------------------------------------------------------
 
-    def prepare(self) -> None:
-        """Freeze, build the optimizer and the cache."""
+    def prepare(self, state: dict[str, Any] | None = None) -> None:
+        """Freeze, build the optimizer and the cache; with `state`, continue where it was written."""
         run, stage, device = self.run, self.stage, self.run.device
+        if state is None:
+            self.selection.keep_start()
+        else:
+            self.step = state["step"]
+        self.table = add_lora(self.model, self.table)
+        self.model.to(device)
+        if state is not None:
+            self.model.load_state_dict(state["model"])  # before the cache, which is keyed by the tower's weights
         apply_table(self.model, self.table)
         if self.objective.initial_logit_scale is not None and self.step == 0:
             with torch.no_grad():
@@ -95,6 +103,8 @@ class StageRun:
             backward=lambda loss: self.scaler.scale(loss).backward(),
             augment=lambda pixels: augment(pixels, stage.augment),
         )  # fmt: skip
+        if state is not None:
+            self._restore(state)
 
     def _set_mode(self) -> None:
         self.model.train()
@@ -146,28 +156,44 @@ class StageRun:
 
     # ---- the loop ---------------------------------------------------------------------------------------------
 
-    def train(self, after_validation: Callable[[], None]) -> None:
-        """Steps `self.step` … `self.total`; raises `Stopped` when asked to stop."""
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.total or self.selection.ended is not None
+
+    def train(self) -> None:
+        """Steps until the stage is over; raises `Stopped` when asked to stop."""
         run, meter = self.run, Meter(self.run.device)
-        batches = iter(self._loader())
-        while self.step < self.total:
-            asked = time.perf_counter()
-            batch = next(batches)
-            waited = time.perf_counter() - asked
-            self._count_faults(batch)
-            out = self._one_step(batch)
-            self.step += 1
-            meter.add(out.loss, out.accuracy, self.stage.batch_size, waited)
-            if self.step % run.recipe.log_every == 0 or self.step == self.total:
-                self._log(meter)
-            if self.step % self.validate_every == 0 or self.step == self.total:
+        batches = iter(self._loader()) if not self.finished else None
+        with run.journal.bar(self.name, self.step, self.total) as advance:
+            while not self.finished:
+                asked = time.perf_counter()
+                batch = next(batches)
+                waited = time.perf_counter() - asked
+                self._count_faults(batch)
+                out = self._one_step(batch)
+                self.step += 1
+                advance()
+                if out is not None:
+                    meter.add(out.loss, out.accuracy, self.stage.batch_size, waited)
+                if meter.steps and (self.step % run.recipe.log_every == 0 or self.step == self.total):
+                    self._log(meter)
                 began = time.perf_counter()
-                self.judge()
-                after_validation()
+                judged = self.step % self.validate_every == 0 or self.step == self.total
+                if judged:
+                    self.selection.judge()
+                if judged or (run.recipe.save_every and self.step % run.recipe.save_every == 0):
+                    self.save()
                 meter.pause(time.perf_counter() - began)
-            if run.stop.asked(run.device) and self.step < self.total:
-                self.save()
-                raise Stopped
+                if run.stop.asked(run.device) and not self.finished:
+                    self.save()
+                    raise Stopped
+        if self.selection.ended and self.step < self.total:
+            run.journal.write(
+                "ended", f"{self.name} ends at step {self.step} of {self.total}: {self.selection.ended}",
+                stage=self.name, step=self.step, reason=self.selection.ended,
+            )  # fmt: skip
+        remove_lora(self.model)
+        self.selection.finish()
 
     def _one_step(self, batch: dict[str, Any]):
         run = self.run
@@ -176,13 +202,19 @@ class StageRun:
         self.curve.set(self.optimizer, self.step)
         if self.cache is not None:
             batch["trunk"] = self.cache.rows(batch["image_keys"], self.step // self.order.steps_per_epoch)
-        out = self.gradient(batch)
-        self._refuse_bad_number(out.loss, "loss")
+        buffers = self._statistics()
+        try:
+            out = self.gradient(batch)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            raise (out_of_memory(self, error) or error) from None
+        if not self._is_number(out.loss, "loss", buffers):
+            return None
         self.scaler.unscale_(self.optimizer)
         trained = [e.parameter for e in self.table if e.rate]
         norm = nn.utils.clip_grad_norm_(trained, self.stage.gradient_clip or float("inf"), foreach=True)
         if not self.scaler.is_enabled():  # with loss scaling an overflow is expected now and then, and the step skipped
-            self._refuse_bad_number(norm, "gradient")
+            if not self._is_number(norm, "gradient", buffers):
+                return None
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -191,14 +223,31 @@ class StageRun:
             self.average.update()
         return out
 
-    def _refuse_bad_number(self, value: torch.Tensor, what: str) -> None:
+    def _statistics(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Batch-norm statistics and copies of them, where a bad step may be skipped: its forward has moved them."""
+        if not self.stage.skip_bad_steps:
+            return []
+        return [(buffer, buffer.clone()) for buffer in self.model.buffers() if buffer.is_floating_point()]
+
+    def _is_number(self, value: torch.Tensor, what: str, buffers: list[tuple[torch.Tensor, torch.Tensor]]) -> bool:
+        """Whether the step may reach the weights. False skips it; raises when no more may be skipped."""
         if torch.isfinite(value):
-            return
+            return True
         self.optimizer.zero_grad(set_to_none=True)
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        self.skipped += 1
+        if self.skipped <= self.stage.skip_bad_steps:
+            self.run.journal.write(
+                "skipped", f"{self.name} {self.step + 1}/{self.total} | the {what} is {value.item()}: step skipped "
+                f"({self.skipped} of at most {self.stage.skip_bad_steps})", stage=self.name, step=self.step + 1,
+            )  # fmt: skip
+            return False
         raise UserError(
             f"stage {self.name}, step {self.step + 1}: the {what} is {value.item()}. Training stopped before it reached the "
             f"weights; {self.run.folder / self.name / 'last'} and the state are good. Lower the learning rate "
-            f"(now {self.stage.learning_rate:g}), lengthen the warm-up, set gradient_clip: 1.0, or use precision: fp32."
+            f"(now {self.stage.learning_rate:g}), lengthen the warm-up, set gradient_clip: 1.0, or use precision: fp32. "
+            f"skip_bad_steps leaves out single ones (now {self.stage.skip_bad_steps})."
         )
 
     def _loader(self):
@@ -239,71 +288,25 @@ class StageRun:
         )  # fmt: skip
         meter.reset()
 
-    # ---- judging and keeping ----------------------------------------------------------------------------------
-
-    @contextmanager
-    def judged_weights(self):
-        """The weights that are judged and kept: the averaged ones where there are any."""
-        with self.average.in_place() if self.average is not None else nullcontext():
-            yield
-
-    def judge(self) -> None:
-        """Recall on the validation splits; keep `last`, and `best` when it is."""
-        run = self.run
-        accelerator = run.accelerator
-        with self.judged_weights():
-            if accelerator.is_main_process:
-                judgement = run.judge(self.model)
-                note = self._compare(judgement.mean_recall)
-                run.journal.write(
-                    "validation", f"{self.name} {self.step}/{self.total} | mean recall {judgement.mean_recall:.2f} "
-                    f"({duration(judgement.seconds)}){note}", stage=self.name, step=self.step,
-                    mean_recall=judgement.mean_recall, scores=judgement.as_dict(),
-                )  # fmt: skip
-                info = run.checkpoint_info(self, judgement)
-                save_checkpoint(self.model, run.folder / self.name / "last", info=info)
-                if judgement.mean_recall > self.best:
-                    self.best_row = judgement.row()
-                    save_checkpoint(self.model, run.folder / self.name / "best", info=info)
-        # The first device says, the others bring nothing.
-        score = sum_numbers(judgement.mean_recall if accelerator.is_main_process else 0.0, run.device)
-        if score > self.best:
-            self.best, self.best_step = score, self.step
-        self.save()
-
-    def _compare(self, score: float) -> str:
-        start = self.run.start_score
-        if start is not None and score < start:
-            return (
-                f"  BELOW THE START ({start:.2f}): lower the learning rate, or train longer if this is the first epoch"
-            )
-        return "  best so far" if score > self.best else f"  (best {self.best:.2f} at step {self.best_step})"
-
-    def keep_best(self) -> None:
-        """Go on from the best weights of this stage."""
-        best = load(self.run.folder / self.name / "best")
-        self.model.load_state_dict(best.state_dict())
-
     # ---- state ------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
+        """Write the state to continue from; training goes on while the file is written."""
         run = self.run
         if run.accelerator.is_main_process:
-            save_state(run.folder / "state", self.number * 10**7 + self.step, run.state() | {
-                "stage": self.number, "step": self.step, "best": self.best, "best_step": self.best_step,
-                "best_row": self.best_row,
+            run.states.save(self.number * 10**7 + self.step, run.state() | {
+                "stage": self.number, "step": self.step, "skipped": self.skipped, "selection": self.selection.state_dict(),
                 "model": self.model.state_dict(), "objective": self.objective.state_dict(),
                 "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
                 "average": self.average.state_dict() if self.average is not None else None,
             })  # fmt: skip
         run.accelerator.wait_for_everyone()
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was written; called after `prepare`."""
-        self.model.load_state_dict(state["model"])
+    def _restore(self, state: dict[str, Any]) -> None:
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        self.best, self.best_step, self.best_row = state["best"], state["best_step"], state["best_row"]
+        self.selection.load_state_dict(state["selection"])
+        self.skipped = state["skipped"]

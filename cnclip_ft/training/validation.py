@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from cnclip_ft.evaluation.encode import SplitFeatures, encode_split
 from cnclip_ft.evaluation.retrieval import RetrievalScores, recall
 from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.recipe import score_path
 from data_tools.errors import RequestError
 from data_tools.store import PairStore
 
@@ -20,17 +21,42 @@ KS = (1, 5, 10)
 
 @dataclass
 class Judgement:
-    """Scores of every validation split at one moment; the first split's mean recall decides what is best."""
+    """Scores of every validation split at one moment, and of the guard split where there is one."""
 
     scores: dict[str, RetrievalScores]
     seconds: float
+    best_by: str = "mean_recall"
+    guard: float | None = None  # mean recall of the guard split
+    features: SplitFeatures | None = field(default=None, repr=False)  # of the first split, for example queries
 
     @property
     def mean_recall(self) -> float:
         return next(iter(self.scores.values())).mean_recall
 
+    @property
+    def score(self) -> float:
+        """What decides which checkpoint is the best."""
+        split, direction, name = score_path(self.best_by)
+        scores = self.scores[split] if split else next(iter(self.scores.values()))
+        if direction is None:
+            return scores.mean_recall
+        found = getattr(scores, direction)
+        if found is None:
+            raise RequestError(f"best_by is {self.best_by!r}, but the split has no ground truth in that direction")
+        return found.mean_recall if name == "mean_recall" else found.recall[int(name[1:])]
+
     def as_dict(self) -> dict[str, Any]:
-        return {name: score.as_dict() for name, score in self.scores.items()}
+        values = {name: score.as_dict() for name, score in self.scores.items()}
+        return values if self.guard is None else values | {"guard": {"mean_recall": self.guard}}
+
+    def details(self) -> str:
+        """What the line says beyond the first split's mean recall: other splits, languages."""
+        parts = []
+        for number, (name, scores) in enumerate(self.scores.items()):
+            if number:
+                parts.append(f"{name} {scores.mean_recall:.2f}")
+            parts += [f"{lang} {part.mean_recall:.2f}" for lang, part in scores.by_language.items() if part.mean_recall]
+        return f" | {', '.join(parts)}" if parts else ""
 
     def row(self) -> dict[str, float | None]:
         """The first split as a flat row: t2i_r1 … i2t_r10, mean_recall, in percent."""
@@ -46,28 +72,42 @@ def flat_row(scores: RetrievalScores) -> dict[str, float | None]:
 
 
 class Judge:
-    """Scores a model on the validation splits (module docstring). Changes neither its weights nor its mode."""
+    """Scores a model on the validation splits (module docstring). Changes neither its weights nor its mode.
 
-    def __init__(self, stores: dict[str, PairStore], device: torch.device, workers: int, autocast) -> None:
+    Args:
+        stores: by the names of the recipe; the first is the one rows and tables show.
+        guard: judged along, and reported apart.
+    """
+
+    def __init__(
+        self, stores: dict[str, PairStore], device: torch.device, workers: int, autocast, *,
+        guard: PairStore | None = None, best_by: str = "mean_recall",
+    ) -> None:  # fmt: skip
         for name, store in stores.items():
             if len(store) == 0:
                 raise RequestError(f"data.valid: {name} ({store.path}) has no pairs, so there is nothing to judge by")
         self.stores, self.device, self.workers, self.autocast = stores, device, workers, autocast
+        self.guard, self.best_by = guard, best_by
         self.chance: dict[str, float | None] | None = None
 
     def __call__(self, model: DualEncoder) -> Judgement:
         began, modes = time.perf_counter(), {name: module.training for name, module in model.named_modules()}
         model.eval()
-        scores = {}
-        for store in self.stores.values():
-            with self.autocast():
-                features = encode_split(model, store, workers=self.workers)
-            if self.chance is None:
-                self.chance = chance_row(features)
-            scores[store.name if store.name not in scores else str(store.path)] = recall(features, ks=KS)
+        scores, first = {}, None
+        for name, store in self.stores.items():
+            features = self._encode(model, store)
+            if first is None:
+                first = features
+                self.chance = self.chance or chance_row(features)
+            scores[name] = recall(features, ks=KS)
+        guard = None if self.guard is None else recall(self._encode(model, self.guard), ks=KS).mean_recall
         for name, module in model.named_modules():
             module.training = modes[name]
-        return Judgement(scores, time.perf_counter() - began)
+        return Judgement(scores, time.perf_counter() - began, self.best_by, guard, first)
+
+    def _encode(self, model: DualEncoder, store: PairStore) -> SplitFeatures:
+        with self.autocast():
+            return encode_split(model, store, workers=self.workers)
 
 
 def chance_row(features: SplitFeatures) -> dict[str, float | None]:
@@ -87,11 +127,19 @@ def _hit(gallery: int, positives: int, k: int) -> float:
 
 def table(rows: list[tuple[str, dict[str, float | None]]]) -> str:
     """Plain-text table of named rows, text→image left, image→text right."""
-    keys = [f"{short}_r{k}" for short in ("t2i", "i2t") for k in KS] + ["mean_recall"]
-    heads = [f"{arrow} R@{k}" for arrow in ("text→image", "image→text") for k in KS] + ["mean recall"]
+    keys, heads = columns()
     width = max(len(name) for name, _ in rows)
     lines = [" " * width + "  " + "  ".join(head.rjust(14) for head in heads)]
     for name, row in rows:
-        cells = ["–" if row.get(key) is None else f"{row[key]:.1f}" for key in keys]
-        lines.append(name.ljust(width) + "  " + "  ".join(cell.rjust(14) for cell in cells))
+        lines.append(name.ljust(width) + "  " + "  ".join(cell(row.get(key)).rjust(14) for key in keys))
     return "\n".join(lines)
+
+
+def columns() -> tuple[list[str], list[str]]:
+    """Keys of a row, and their headings."""
+    keys = [f"{short}_r{k}" for short in ("t2i", "i2t") for k in KS] + ["mean_recall"]
+    return keys, [f"{arrow} R@{k}" for arrow in ("text→image", "image→text") for k in KS] + ["mean recall"]
+
+
+def cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"

@@ -1,0 +1,86 @@
+"""Example queries with the pictures found for them: what a recall of 60 looks like, in TensorBoard and in the report."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import torch
+from PIL import Image, ImageDraw, ImageOps
+
+from cnclip_ft.evaluation.encode import SplitFeatures
+from cnclip_ft.evaluation.retrieval import topk
+from data_tools.contact_sheet import find_font
+from data_tools.errors import RequestError
+from data_tools.store import PairStore
+
+QUERIES, SHOWN, SIDE = 8, 5, 112
+_GAP, _LINE = 6, 24
+_RIGHT = (24, 150, 70)
+
+
+@dataclass
+class Example:
+    """One text, and the pictures with the highest scores for it: (thumbnail, score, whether it belongs to the text)."""
+
+    text: str
+    found: list[tuple[Image.Image, float, bool]]
+
+
+def find_examples(
+    features: SplitFeatures, store: PairStore, queries: int = QUERIES, shown: int = SHOWN
+) -> list[Example]:
+    """`queries` texts spread evenly over the split (the same ones every time) with their `shown` best pictures."""
+    asked = features.positives[:, 1].unique()
+    asked = asked[torch.linspace(0, len(asked) - 1, min(queries, len(asked))).round().long()]
+    scores, indices = topk(features.text_features[asked], features.image_features, shown)
+    right = {(image, text) for image, text in features.positives.tolist()}
+    return [
+        Example(
+            features.texts[text],
+            [
+                (thumbnail(store.image(features.image_ids[image])), score, (image, text) in right)
+                for image, score in zip(row.tolist(), values.tolist(), strict=True)
+            ],
+        )
+        for text, row, values in zip(asked.tolist(), indices, scores, strict=True)
+    ]
+
+
+def thumbnail(content: bytes, side: int = SIDE) -> Image.Image:
+    """At most `side` pixels, upright, as it looks on white; what cannot be read is grey."""
+    try:
+        image = Image.open(io.BytesIO(content))
+        image.draft("RGB", (side * 2, side * 2))
+        image = ImageOps.exif_transpose(image)
+        if image.mode in ("RGBA", "LA", "P", "PA"):
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return ImageOps.contain(image.convert("RGB"), (side, side))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return Image.new("RGB", (side, side), "grey")
+
+
+def draw_panel(examples: list[Example]) -> Image.Image:
+    """One row per query: the text, its pictures below, right ones framed in green.
+
+    Without a font that has Chinese glyphs the rows are numbered instead.
+    """
+    try:
+        font = find_font(None, chinese=any(not example.text.isascii() for example in examples))
+        heads = [example.text for example in examples]
+    except RequestError:
+        font, heads = find_font(None, chinese=False), [f"query {n}" for n in range(1, len(examples) + 1)]
+    cell = SIDE + 2 * _GAP
+    panel = Image.new("RGB", (SHOWN * cell + _GAP, len(examples) * (cell + _LINE) + _GAP), "white")
+    pen = ImageDraw.Draw(panel)
+    for row, (example, head) in enumerate(zip(examples, heads, strict=True)):
+        top = row * (cell + _LINE) + _GAP
+        pen.text((_GAP, top), head, fill="black", font=font)
+        for column, (picture, _, right) in enumerate(example.found):
+            left = column * cell + _GAP
+            if right:
+                pen.rectangle((left - 3, top + _LINE - 3, left + SIDE + 3, top + _LINE + SIDE + 3), fill=_RIGHT)
+                pen.rectangle((left, top + _LINE, left + SIDE, top + _LINE + SIDE), fill="white")
+            panel.paste(picture, (left + (SIDE - picture.width) // 2, top + _LINE + (SIDE - picture.height) // 2))
+    return panel

@@ -1,0 +1,173 @@
+"""Which checkpoint of a stage is kept, and whether the stage has learnt what it can: decided by recall on validation."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cnclip_ft.models.checkpoints import load, save_checkpoint
+from cnclip_ft.training.devices import sum_numbers
+from cnclip_ft.training.journal import duration
+from cnclip_ft.training.lora import merged
+from cnclip_ft.training.validation import Judgement
+from data_tools.errors import UserError
+
+if TYPE_CHECKING:
+    from cnclip_ft.training.stage import StageRun
+
+
+class Selection:
+    """Judges the weights of a stage, keeps ``last`` and ``best``, and says in `ended` why the stage is over early.
+
+    Only the first device judges and writes; what is decided here is decided the same way on all of them.
+    """
+
+    def __init__(self, stage: StageRun) -> None:
+        self.stage, self.setting, self.run = stage, stage.stage, stage.run
+        self.folder = self.run.folder / stage.name
+        self.best, self.best_step = float("-inf"), 0
+        self.best_row: dict[str, float | None] = {}
+        self.risen_to, self.without_rise = float("-inf"), 0  # for the plateau
+        self.ended: str | None = None
+        self.guard_broken = False
+
+    def keep_start(self) -> None:
+        """The weights the stage begins with, where they are wanted at its end."""
+        if self.setting.interpolate and self.run.accelerator.is_main_process:
+            save_checkpoint(self.run.model, self.folder / "start", info={"stage": self.stage.name, "step": 0})
+
+    @contextmanager
+    def judged_weights(self):
+        """The weights that are judged and kept: averaged where there is an average, low-rank updates merged."""
+        average = self.stage.average
+        with average.in_place() if average is not None else nullcontext(), merged(self.run.model):
+            yield
+
+    def judge(self) -> None:
+        """Recall on the validation splits; keep ``last``, and ``best`` when it is."""
+        stage, run = self.stage, self.run
+        score = within = 0.0
+        if run.accelerator.is_main_process:
+            with self.judged_weights():
+                judgement = run.judge(run.model)
+                score, within = judgement.score, float(self._within_guard(judgement))
+                run.journal.write(
+                    "validation", f"{stage.name} {stage.step}/{stage.total} | mean recall {judgement.mean_recall:.2f}"
+                    f"{judgement.details()} ({duration(judgement.seconds)}){self._compare(score)}{self._guard_note(judgement)}",
+                    stage=stage.name, step=stage.step, mean_recall=judgement.mean_recall, scores=judgement.as_dict(),
+                )  # fmt: skip
+                info = run.checkpoint_info(stage, judgement)
+                save_checkpoint(run.model, self.folder / "last", info=info)
+                if score > self.best and within:
+                    self.best_row = judgement.row()
+                    save_checkpoint(run.model, self.folder / "best", info=info)
+            run.show_examples(stage, judgement)
+        score, within = sum_numbers(score, run.device), sum_numbers(within, run.device)
+        if score > self.best and within:
+            self.best, self.best_step = score, stage.step
+        if not within:
+            self.guard_broken = True
+            self.ended = "the guard split lost more than data.guard.max_drop allows"
+        self._watch_plateau(score)
+
+    def _watch_plateau(self, score: float) -> None:
+        if self.setting.until != "plateau":
+            return
+        if score >= self.risen_to + self.setting.min_gain:
+            self.risen_to, self.without_rise = score, 0
+        else:
+            self.without_rise += 1
+        if self.without_rise >= self.setting.patience and self.ended is None:
+            self.ended = (
+                f"plateau: no rise of {self.setting.min_gain:g} or more above {self.risen_to:.2f} in "
+                f"{self.without_rise} validations"
+            )
+
+    def _guard_drop(self, judgement: Judgement) -> float:
+        if judgement.guard is None or self.run.guard_start is None:
+            return 0.0
+        return self.run.guard_start - judgement.guard
+
+    def _within_guard(self, judgement: Judgement) -> bool:
+        guard = self.run.recipe.data.guard
+        return guard is None or guard.action == "report" or self._guard_drop(judgement) <= guard.max_drop
+
+    def _guard_note(self, judgement: Judgement) -> str:
+        guard = self.run.recipe.data.guard
+        if guard is None:
+            return ""
+        drop = self._guard_drop(judgement)
+        said = f"  guard {judgement.guard:.2f} ({-drop:+.2f})"
+        return said if drop <= guard.max_drop else f"{said} DROPPED BY MORE THAN {guard.max_drop:g}"
+
+    def _compare(self, score: float) -> str:
+        start = self.run.start_score
+        if start is not None and score < start:
+            return (
+                f"  BELOW THE START ({start:.2f}): lower the learning rate, or train longer if this is the first epoch"
+            )
+        return "  best so far" if score > self.best else f"  (best {self.best:.2f} at step {self.best_step})"
+
+    # ---- when the stage is over ---------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Interpolate where that is wanted, and put the best weights into the model."""
+        run = self.run
+        if not (self.folder / "best").is_dir():
+            raise UserError(
+                f"stage {self.stage.name}: no validation kept within the guard's limit, so there is no best model. "
+                f"{self.folder / 'last'} is the last one. Lower the learning rate, or raise data.guard.max_drop."
+            )
+        run.model.load_state_dict(load(self.folder / "best").state_dict())
+        if self.setting.interpolate and run.accelerator.is_main_process and (self.folder / "start").is_dir():
+            self._interpolate(self.setting.interpolate)
+        run.accelerator.wait_for_everyone()
+        run.model.load_state_dict(load(self.folder / "best").state_dict())
+
+    def _interpolate(self, steps: int) -> None:
+        """Judge ``(1 − α) · start + α · best`` (arXiv 2109.01903) and keep the best α when it beats the best."""
+        run, stage = self.run, self.stage
+        start, best = load(self.folder / "start").state_dict(), load(self.folder / "best").state_dict()
+
+        def put(alpha: float) -> None:
+            mixed = {
+                name: torch.lerp(start[name], tensor, alpha) if tensor.is_floating_point() else tensor
+                for name, tensor in best.items()
+            }
+            run.model.load_state_dict(mixed)
+
+        winner, judged, lines = None, None, []
+        for number in range(steps + 1):
+            alpha = number / steps
+            put(alpha)
+            judgement = run.judge(run.model)
+            lines.append((alpha, judgement.score, self._guard_note(judgement)))
+            run.journal.write("interpolation", None, stage=stage.name, step=number, alpha=alpha, score=judgement.score)
+            if judgement.score > self.best and self._within_guard(judgement):
+                self.best, self.best_row, winner, judged = judgement.score, judgement.row(), alpha, judgement
+        run.journal.say(
+            f"{stage.name}: weights between its start (α = 0) and its best (α = 1), by {run.recipe.best_by}"
+        )
+        for alpha, score, note in lines:
+            run.journal.say(f"  α {alpha:.2f}  {score:6.2f}{note}{'  kept' if alpha == winner else ''}")
+        if winner is None:
+            run.journal.say("  none beats the best checkpoint, which stays")
+        else:
+            put(winner)
+            info = run.checkpoint_info(stage, judged) | {"interpolated": winner}
+            save_checkpoint(run.model, self.folder / "best", info=info)
+        shutil.rmtree(self.folder / "start", ignore_errors=True)
+
+    # ---- state --------------------------------------------------------------------------------------------------
+
+    _KEPT = ("best", "best_step", "best_row", "risen_to", "without_rise", "ended", "guard_broken")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._KEPT}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in self._KEPT:
+            setattr(self, name, state[name])
