@@ -63,8 +63,8 @@ def make_recipe(stores: Path, text_folder: Path, output: Path, seed: int):
             "align": {"train": table(0, 1, 5), "epochs": 4, "batch_size": 256, "learning_rate": 2e-4, "warmup_steps": 16, **shared},
             # Short and gentle: 2,000 photos overfit quickly. Statistics of batch norm stay those of ImageNet.
             "contrast": {
-                "train": table(1, 0.3, 2), "steps": 30, "validate_every": 10, "batch_size": 128, "micro_batch_size": 16,
-                "learning_rate": 1e-4, "warmup_steps": 3, "batch_norm": "frozen", "augment": {"crop": 0.6}, **shared,
+                "train": table(1, 0.3, 2), "steps": 36, "validate_every": 12, "batch_size": 96, "learning_rate": 1e-4,
+                "warmup_steps": 4, "batch_norm": "frozen", "augment": {"crop": 0.6}, "ema": 0.9, "interpolate": 4, **shared,
             },
         },
         "output": str(output), "seed": seed,
@@ -75,6 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/flickr8k-cn"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, help="stage one's best checkpoint of an earlier run: stage two alone")
     arguments = parser.parse_args()
     if os.environ.get("MALLOC_TRIM_THRESHOLD_") is None and sys.platform == "linux":
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | MALLOC)
@@ -92,7 +93,11 @@ def main() -> None:
     stores = arguments.output.parent / "flickr8k-cn-stores"
     write_stores(Path(data) / "flickr8k-cn", stores)
     began = time.perf_counter()
-    train(make_recipe(stores, text_folder, arguments.output, arguments.seed), overwrite=True)
+    recipe = make_recipe(stores, text_folder, arguments.output, arguments.seed)
+    if arguments.start is not None:
+        recipe.model.start = str(arguments.start)
+        recipe.stages.pop("align")
+    train(recipe, overwrite=True)
     print(
         f"seconds {time.perf_counter() - began:.0f} | {platform.machine()}, {os.cpu_count()} cores | Python {platform.python_version()}, "
         f"torch {torch.__version__}, transformers {transformers.__version__}"

@@ -17,17 +17,9 @@ from cnclip_ft.training.run import Run, train
 from cnclip_ft.training.run_state import load_state, save_state
 from cnclip_ft.training.stage import StageRun
 from data_tools.errors import RequestError, UserError
-from tests.training.helpers import tiny_recipe, write_store
+from tests.training.helpers import tiny_recipe
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-
-@pytest.fixture(scope="module")
-def stores(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stores")
-    write_store(folder / "train", images=20, captions=2, seed=0)
-    write_store(folder / "valid", images=10, captions=2, seed=1)
-    return folder
 
 
 def records(folder, kind="train"):
@@ -72,7 +64,7 @@ def test_golden_losses(finished):
 
 def test_a_run_leaves_what_it_promises(finished):
     for name in ("recipe.yaml", "align/best/model.safetensors", "align/last/config.json", "contrast/best/cnclip_ft.json",
-                 "report/recall.txt", "report/recall.json"):  # fmt: skip
+                 "report/recall.txt", "report/recall.json", "report/index.html"):  # fmt: skip
         assert (finished / name).is_file(), name
     assert list((finished / "tensorboard").glob("events*"))
     rows = json.loads((finished / "report" / "recall.json").read_text(encoding="utf-8"))

@@ -1,0 +1,150 @@
+"""States: whole or not there, whatever ends the process."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from cnclip_ft.recipe import dump_recipe
+from cnclip_ft.training import run_state
+from cnclip_ft.training.run import train
+from cnclip_ft.training.run_state import StateWriter, load_state
+from cnclip_ft.training.stage import StageRun
+from data_tools.errors import UserError
+from tests.training.helpers import tiny_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and kill -9")
+def test_thirty_kills_while_states_are_written(tmp_path):
+    """Every process goes on from what the one before left, writes states, and is killed at a random moment."""
+    kills, reached, chance = 0, 0, random.Random(0)
+    while kills < 30:
+        child = os.fork()
+        if child == 0:
+            try:
+                state = load_state(tmp_path, lambda text: None)
+                number = state["number"] if state else 0
+                writer = StateWriter(tmp_path)
+                while True:
+                    number += 1
+                    writer.save(number, {"number": number, "tensor": torch.full((50_000,), float(number))})
+            finally:
+                os._exit(1)
+        time.sleep(chance.uniform(0.01, 0.08))
+        os.kill(child, signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        kills += 1
+        state = load_state(tmp_path, lambda text: pytest.fail(text))  # none is broken: they are renamed when whole
+        if state is not None:
+            assert state["number"] >= reached and torch.all(state["tensor"] == state["number"])
+            reached = state["number"]
+    assert reached > 30
+
+
+def test_the_copy_is_of_the_moment(tmp_path):
+    weights = torch.zeros(3)
+    writer = StateWriter(tmp_path)
+    writer.save(1, {"weights": weights, "nested": [{"weights": weights}]})
+    weights.fill_(9)
+    writer.wait()
+    state = load_state(tmp_path, print)
+    assert state["weights"].tolist() == state["nested"][0]["weights"].tolist() == [0, 0, 0]
+
+
+def test_a_full_disk_keeps_the_state_before(tmp_path, monkeypatch):
+    writer = StateWriter(tmp_path)
+    writer.save(1, {"step": 1})
+    writer.wait()
+
+    def full(state, file):
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_state.torch, "save", full)
+    writer.save(2, {"step": 2})
+    with pytest.raises(UserError, match="No space left.*The one before is intact.*--continue"):
+        writer.wait()
+    assert [file.name for file in tmp_path.iterdir()] == ["state-000000001.pt"]
+    assert load_state(tmp_path, print) == {"step": 1}
+
+
+def interrupted(monkeypatch, where: set[tuple[str, int]]):
+    """Ask for a stop when one of these steps is done, each once."""
+    original = StageRun._one_step
+
+    def stopping(self, batch):
+        out = original(self, batch)
+        if (self.name, self.step + 1) in where:
+            where.discard((self.name, self.step + 1))
+            self.run.stop._asked = True
+        return out
+
+    monkeypatch.setattr(StageRun, "_one_step", stopping)
+
+
+def test_ten_interruptions_in_one_run(stores, monkeypatch):
+    from safetensors.torch import load_file
+
+    settings = {"steps": 12, "validate_every": 5, "micro_batch_size": 4, "ema": 0.9}
+    make = {
+        "align": {**settings, "micro_batch_size": None},
+        "contrast": settings,
+        "feature_cache": str(stores / "cache"),
+    }
+    assert train(tiny_recipe(stores, output=str(stores / "through"), **make))
+    steps = [(name, step) for name in ("align", "contrast") for step in range(1, 12)]
+    where = set(random.Random(1).sample(steps, 10))
+    interrupted(monkeypatch, where)
+    recipe = tiny_recipe(stores, output=str(stores / "broken"), **make)
+    stops = 0
+    done = train(recipe)
+    while not done:
+        stops += 1
+        done = train(recipe, proceed=True)
+    assert stops == 10
+    for name in ("align/best", "contrast/best", "contrast/last"):
+        ours, theirs = (load_file(stores / f / name / "model.safetensors") for f in ("broken", "through"))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
+
+
+KILLED = """
+import os, signal, sys
+from cnclip_ft.recipe import load_recipe
+from cnclip_ft.training.run import train
+from cnclip_ft.training.stage import StageRun
+original = StageRun._one_step
+def killed(self, batch):
+    if (self.name, self.step) == ("contrast", 7):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(self, batch)
+StageRun._one_step = killed
+train(load_recipe(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs kill -9")
+def test_killed_between_saves_and_continued(stores):
+    """kill -9 leaves no chance to write: the run goes on from the newest state and takes the lost steps again."""
+    from safetensors.torch import load_file
+
+    make = {"contrast": {"steps": 8, "validate_every": 4}, "feature_cache": str(stores / "cache"), "save_every": 3}
+    assert train(tiny_recipe(stores, output=str(stores / "unkilled"), **make))
+    recipe = tiny_recipe(stores, output=str(stores / "killed"), **make)
+    (stores / "killed.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    done = subprocess.run([sys.executable, "-c", KILLED, str(stores / "killed.yaml")], cwd=ROOT, timeout=200)
+    assert done.returncode == -signal.SIGKILL
+    state = load_state(stores / "killed" / "state", print)
+    assert (state["stage"], state["step"]) in {(1, 6), (1, 4)}  # the writing of step 6 may not have been over
+    assert train(recipe, proceed=True)
+    ours, theirs = (load_file(stores / f / "contrast/last/model.safetensors") for f in ("killed", "unkilled"))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
