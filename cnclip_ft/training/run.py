@@ -50,6 +50,7 @@ class Run:
         self.states = StateWriter(self.folder / "state")
         self.start_score: float | None = None
         self.guard_start: float | None = None
+        self.judge_seconds: float | None = None  # of the latest judgement
         self.examples: list[Example] = []
         self.rows: list[tuple[str, dict[str, float | None]]] = []
 

@@ -53,6 +53,7 @@ class Selection:
         if run.accelerator.is_main_process:
             with self.judged_weights():
                 judgement = run.judge(run.model)
+                run.judge_seconds = judgement.seconds
                 score, within = judgement.score, float(self._within_guard(judgement))
                 run.journal.write(
                     "validation", f"{stage.name} {stage.step}/{stage.total} | mean recall {judgement.mean_recall:.2f}"

@@ -164,6 +164,7 @@ class StageRun:
         """Steps until the stage is over; raises `Stopped` when asked to stop."""
         run, meter = self.run, Meter(self.run.device)
         batches = iter(self._loader()) if not self.finished else None
+        foretold = False
         with run.journal.bar(self.name, self.step, self.total) as advance:
             while not self.finished:
                 asked = time.perf_counter()
@@ -177,6 +178,8 @@ class StageRun:
                     meter.add(out.loss, out.accuracy, self.stage.batch_size, waited)
                 if meter.steps and (self.step % run.recipe.log_every == 0 or self.step == self.total):
                     self._log(meter)
+                    if not foretold:
+                        foretold = self._foretell()
                 began = time.perf_counter()
                 judged = self.step % self.validate_every == 0 or self.step == self.total
                 if judged:
@@ -286,7 +289,18 @@ class StageRun:
             f"data wait {100 * summary['data_wait']:.0f}%{memory} | {duration(left)} left",
             stage=self.name, step=self.step, logit_scale=scale, rate=rate, seconds_left=left, **summary,
         )  # fmt: skip
+        self.seconds_left = left
         meter.reset()
+
+    def _foretell(self) -> bool:
+        """Say once how long the stage will take, now that its first steps are timed; validations are added."""
+        count = -(-self.total // self.validate_every) - self.step // self.validate_every
+        each = self.run.judge_seconds or 0.0
+        self.run.journal.say(
+            f"{self.name}: about {duration(self.seconds_left + count * each)} to go ({duration(self.seconds_left)} of steps, "
+            f"{count} validation{'s' * (count != 1)} of {duration(each)})"
+        )
+        return True
 
     # ---- state ------------------------------------------------------------------------------------------------
 
