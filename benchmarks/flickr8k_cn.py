@@ -63,8 +63,8 @@ def make_recipe(stores: Path, text_folder: Path, output: Path, seed: int):
             "align": {"train": table(0, 1, 5), "epochs": 4, "batch_size": 256, "learning_rate": 2e-4, "warmup_steps": 16, **shared},
             # Short and gentle: 2,000 photos overfit quickly. Statistics of batch norm stay those of ImageNet.
             "contrast": {
-                "train": table(1, 0.3, 2), "steps": 36, "validate_every": 12, "batch_size": 96, "learning_rate": 1e-4,
-                "warmup_steps": 4, "batch_norm": "frozen", "augment": {"crop": 0.6}, "ema": 0.9, "interpolate": 4, **shared,
+                "train": table(1, 3, 10), "steps": 54, "validate_every": 18, "batch_size": 96, "learning_rate": 5e-5,
+                "warmup_steps": 6, "batch_norm": "frozen", "augment": {"crop": 0.8}, "ema": 0.9, "interpolate": 4, **shared,
             },
         },
         "output": str(output), "seed": seed,

@@ -132,12 +132,14 @@ def test_stopped_between_finishing_and_taking_its_place(tmp_path, monkeypatch, s
 
 
 _KILLED = """
-import os, random, signal, sys, time
+import os, random, signal, sys, threading, time
 from pathlib import Path
+from tqdm import tqdm
 from data_tools.build import build_split
 from data_tools.store import environments, open_store
 
 environments.BATCH_ITEMS, environments._SYNCHRONOUS = 6, False
+tqdm.set_lock(threading.RLock())  # its own is shared with forked processes, and stays taken when one is killed
 folders, target = [Path(name) for name in sys.argv[1:3]], Path(sys.argv[3])
 began = time.perf_counter()
 sums = [build_split(folder, "train", target, progress=False).store.checksum() for folder in folders]
@@ -243,7 +245,8 @@ def test_a_full_tmpfs_keeps_the_old_store(tmp_path) -> None:
 def test_ctrl_c_is_quiet_and_can_be_continued(tmp_path) -> None:
     write_official(tmp_path, images=40)
     script = (
-        "import os, signal\nfrom data_tools import build\nfrom data_tools.store import environments\nenvironments.BATCH_ITEMS = 6\n"
+        # Shells start background jobs with Ctrl-C ignored, and what they start inherits it.
+        "import os, signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nfrom data_tools import build\nfrom data_tools.store import environments\nenvironments.BATCH_ITEMS = 6\n"
         "from cnclip_ft.cli import main\ntake = build._Build._take\n"
         "def stopping(self, position, item, data):\n"
         "    if position == 60: os.kill(os.getpid(), signal.SIGINT)\n"

@@ -31,13 +31,13 @@ def test_thirty_kills_while_states_are_written(tmp_path):
     while kills < 30:
         child = os.fork()
         if child == 0:
-            try:
+            try:  # tensors this small are copied without the thread pool, which a forked process lacks
                 state = load_state(tmp_path, lambda text: None)
                 number = state["number"] if state else 0
                 writer = StateWriter(tmp_path)
                 while True:
                     number += 1
-                    writer.save(number, {"number": number, "tensor": torch.full((50_000,), float(number))})
+                    writer.save(number, {"number": number, "tensor": torch.full((5_000,), float(number))})
             finally:
                 os._exit(1)
         time.sleep(chance.uniform(0.01, 0.08))
