@@ -178,7 +178,7 @@ class StageRun:
                     meter.add(out.loss, out.accuracy, self.stage.batch_size, waited)
                 if meter.steps and (self.step % run.recipe.log_every == 0 or self.step == self.total):
                     self._log(meter)
-                    if not foretold:
+                    if not foretold and self.step < self.total:
                         foretold = self._foretell()
                 began = time.perf_counter()
                 judged = self.step % self.validate_every == 0 or self.step == self.total
