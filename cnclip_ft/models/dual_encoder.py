@@ -67,12 +67,12 @@ class DualEncoder(nn.Module):
         return tower.trunk(pixels)
 
     def image_features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 ``[n, 3, s, s]`` on the model's device → unit ``[n, dim]`` fp32."""
-        return F.normalize(self.image_tower.project(self.image_trunk(pixels)).float(), dim=1)
+        """uint8 ``[n, 3, s, s]`` on the model's device → unit ``[n, dim]`` fp32 (fp64 of an fp64 model)."""
+        return _unit(self.image_tower.project(self.image_trunk(pixels)))
 
     def text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """int64 ``[n, tokens]`` twice → unit ``[n, dim]`` fp32."""
-        return F.normalize(self.text_tower(input_ids, attention_mask).float(), dim=1)
+        """int64 ``[n, tokens]`` twice → unit ``[n, dim]`` fp32 (fp64 of an fp64 model)."""
+        return _unit(self.text_tower(input_ids, attention_mask))
 
     def forward(
         self,
@@ -84,7 +84,7 @@ class DualEncoder(nn.Module):
         """Unit features of whatever is given; `trunk` (``[n, width]``) stands for pixels already walked once."""
         images = texts = None
         if trunk is not None:
-            images = F.normalize(self.image_tower.project(trunk.to(self.dtype)).float(), dim=1)
+            images = _unit(self.image_tower.project(trunk.to(self.dtype)))
         elif pixels is not None:
             images = self.image_features(pixels)
         if input_ids is not None:
@@ -132,6 +132,11 @@ class DualEncoder(nn.Module):
                 input_ids, mask = self.tokenizer.pad([ids[row] for row in rows])
                 out[rows] = self.text_features(input_ids.to(self.device), mask.to(self.device)).float().cpu()
         return out
+
+
+def _unit(features: torch.Tensor) -> torch.Tensor:
+    """Unit rows, in fp32 at least: half precision has too few bits for small differences of cosines."""
+    return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=1)
 
 
 class _Eval:

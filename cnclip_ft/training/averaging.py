@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from cnclip_ft.training.optimizer import Entry
+from cnclip_ft.training.sharding import is_shared
 
 
 class MovingAverage:
@@ -23,21 +22,11 @@ class MovingAverage:
     def update(self) -> None:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - decay)
-
-    @contextmanager
-    @torch.no_grad()
-    def in_place(self) -> Iterator[None]:
-        """The averaged weights stand in the model inside this context."""
-        raw = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
-        for name, parameter in self.parameters.items():
-            parameter.copy_(self.average[name])
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for name, parameter in self.parameters.items():
-                    parameter.copy_(raw[name])
+        for shared in (True, False):  # shares and whole tensors do not mix in one call
+            names = [name for name, parameter in self.parameters.items() if is_shared(parameter) is shared]
+            if names:
+                averages, weights = ([group[name] for name in names] for group in (self.average, self.parameters))
+                torch._foreach_lerp_(averages, weights, 1 - decay)
 
     def state_dict(self) -> dict[str, Any]:
         return {"updates": self.updates, "average": self.average}

@@ -84,11 +84,11 @@ class FeatureCache:
     def complete(self) -> bool:
         return (self.folder / "complete.json").is_file()
 
-    def build(self, accelerator, *, images_at_once: int = 64, workers: int = 0, max_damaged: int = 0) -> None:
-        """Compute what is missing, shared over all devices."""
+    def build(self, accelerator, autocast, *, images_at_once: int = 64, workers: int = 0, max_damaged: int = 0) -> None:
+        """Compute what is missing, shared over all devices; `autocast` makes the context the trunk computes in."""
         if not self.complete:
             self._prepare(accelerator)
-            self._fill(accelerator, images_at_once, workers, max_damaged)
+            self._fill(accelerator, autocast, images_at_once, workers, max_damaged)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 note = {"images": self.count, "views": self.views, "store": str(self.store.path)}
@@ -115,7 +115,7 @@ class FeatureCache:
             _new_array(self.folder / "done.npy", (self.views, self.blocks), np.uint8)
         accelerator.wait_for_everyone()
 
-    def _fill(self, accelerator, images_at_once: int, workers: int, max_damaged: int) -> None:
+    def _fill(self, accelerator, autocast, images_at_once: int, workers: int, max_damaged: int) -> None:
         features = np.load(self.folder / "features.npy", mmap_mode="r+")
         done = np.load(self.folder / "done.npy", mmap_mode="r+")
         missing = [(int(v), int(b)) for v, b in zip(*np.nonzero(done == 0), strict=True)]
@@ -131,7 +131,7 @@ class FeatureCache:
                     f"{len(damaged)} images cannot be decoded, the last: {list(damaged.values())[-1]}\n"
                     "Mend the data (`cnclip-ft data check`) or raise data.max_damaged_images."
                 )
-            computed = self._compute(accelerator, view, block, pixels, images_at_once)
+            computed = self._compute(autocast, view, block, pixels, images_at_once)
             features[view, block * BLOCK : block * BLOCK + len(pixels)] = computed
             features.flush()
             if faults:
@@ -143,12 +143,12 @@ class FeatureCache:
         bar.close()
 
     @torch.inference_mode()
-    def _compute(self, accelerator, view: int, block: int, pixels: torch.Tensor, at_once: int) -> np.ndarray:
+    def _compute(self, autocast, view: int, block: int, pixels: torch.Tensor, at_once: int) -> np.ndarray:
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + view) * 1_000_003 + block)
         parts = []
         for part in pixels.split(at_once):
             part = augment(part.to(self.model.device), self.augment, generator)
-            with accelerator.autocast():
+            with autocast():
                 parts.append(self.model.image_trunk(part).float().cpu())
         return torch.cat(parts).numpy()
 

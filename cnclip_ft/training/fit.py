@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from cnclip_ft.training.sharding import Sharded
 from data_tools.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def largest_that_fits(stage: StageRun) -> int | None:
             torch.cuda.empty_cache()
             size = -(-size // 2)
         finally:
-            run.model.zero_grad(set_to_none=True)
+            stage.model.zero_grad(set_to_none=True)
     return 1
 
 
@@ -55,9 +56,9 @@ def out_of_memory(stage: StageRun, error: BaseException) -> UserError | None:
         return None
     setting, run = stage.stage, stage.run
     share = stage.gradient.micro_batch_size or setting.batch_size // run.accelerator.num_processes
-    run.model.zero_grad(set_to_none=True)
+    stage.model.zero_grad(set_to_none=True)
     fits = None
-    if run.device.type == "cuda":
+    if run.device.type == "cuda" and not isinstance(run.sharding, Sharded):
         torch.cuda.empty_cache()
         fits = largest_that_fits(stage)
     size = fits or max(share // 2, 1)

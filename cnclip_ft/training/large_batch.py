@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from cnclip_ft.training.devices import mean_gradients
 from cnclip_ft.training.loss import LossOutput
+from cnclip_ft.training.sharding import Whole
 from data_tools.errors import RequestError
 
 _TENSORS = ("pixels", "trunk", "input_ids", "attention_mask")
@@ -32,15 +32,16 @@ class GradientStep:
         autocast: makes the context the towers compute in.
         backward: takes a scalar loss; scales it where fp16 needs it.
         augment: uint8 pixels → uint8 pixels on the device, drawn from torch's own generator and so replayed.
+        sharding: how the devices' gradients become one.
 
     Raises:
         RequestError: batch normalisation would use the statistics of a chunk.
     """
 
-    def __init__(self, model, objective, *, micro_batch_size, autocast, backward, augment=None) -> None:
+    def __init__(self, model, objective, *, micro_batch_size, autocast, backward, augment=None, sharding=None) -> None:
         self.model, self.objective = model, objective
         self.micro_batch_size, self.autocast, self.backward = micro_batch_size, autocast, backward
-        self.augment = augment or (lambda pixels: pixels)
+        self.augment, self.sharding = augment or (lambda pixels: pixels), sharding or Whole()
         if micro_batch_size is not None:
             refuse_batch_norm(model)
 
@@ -52,7 +53,7 @@ class GradientStep:
             self.backward(out.loss)
         else:
             out = self._divided(batch, size)
-        mean_gradients([*self.model.parameters(), *self.objective.parameters()])
+        self.sharding.mean_gradients([*self.model.parameters(), *self.objective.parameters()])
         return LossOutput(out.loss.detach(), out.accuracy)
 
     def _loss(self, images, texts, batch) -> LossOutput:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from cnclip_ft.training.lora import adapter_size
+from cnclip_ft.training.sharding import Sharded
 
 if TYPE_CHECKING:
     from cnclip_ft.training.stage import StageRun
@@ -46,6 +47,8 @@ def estimate(stage: StageRun) -> Memory:
     share = setting.batch_size // stage.run.accelerator.num_processes
     at_once = setting.micro_batch_size if isinstance(setting.micro_batch_size, int) else share
     activations = min(at_once, share) * bytes_per_pair(stage)
+    if isinstance(stage.run.sharding, Sharded):
+        weights, trained = (size // stage.run.accelerator.num_processes for size in (weights, trained))
     return Memory(weights, trained, (3 if setting.ema else 2) * trained, activations)
 
 

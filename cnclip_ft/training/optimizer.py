@@ -130,12 +130,15 @@ def apply_table(model: DualEncoder, table: list[Entry]) -> None:
 
 
 def build_optimizer(table: list[Entry], stage: Stage, device: torch.device) -> torch.optim.AdamW:
-    """AdamW with one group per (rate factor, decay). `peak` in each group is the rate the curve is multiplied with."""
-    groups: dict[tuple[float, bool], dict] = {}
+    """AdamW with one group per (rate factor, decay). `peak` in each group is the rate the curve is multiplied with.
+
+    Temperature and objective have groups of their own: under FSDP2 they stay whole, and one group cannot hold both.
+    """
+    groups: dict[tuple[float, bool, bool], dict] = {}
     for entry in table:
         if entry.rate:
             group = groups.setdefault(
-                (entry.rate, entry.decays),
+                (entry.rate, entry.decays, entry.tower == "temperature"),
                 {"params": [], "names": [], "peak": stage.learning_rate * entry.rate,
                  "weight_decay": stage.weight_decay if entry.decays else 0.0},
             )  # fmt: skip

@@ -25,7 +25,7 @@ def describe(run: Run) -> str:
     """The whole plan as text, warnings last."""
     lines = ["Plan", f"  run folder   {run.folder}", f"  device       {_device(run)}"]
     lines.append(f"  precision    {run.precision} ({run.precision_reason})")
-    lines.append("  attention    PyTorch scaled_dot_product_attention (picks its kernel by device; nothing to install)")
+    lines.append(f"  attention    {attention_kernel(run.device, run.precision)}")
     lines += ["  weights"] + [f"    {line}" for line in run.load_report.lines()]
     table = run.table
     lines.append(
@@ -52,7 +52,24 @@ def describe(run: Run) -> str:
 def _device(run: Run) -> str:
     count = run.accelerator.num_processes
     name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else run.device.type
-    return f"{count} × {name}" if count > 1 else name
+    return f"{count} × {name}, weights {run.sharding.name}" if count > 1 else name
+
+
+def attention_kernel(device: torch.device, precision: str) -> str:
+    """Which of PyTorch's attention kernels the towers get, and why that one."""
+    if device.type == "cuda":
+        enabled = torch.backends.cuda.flash_sdp_enabled() and torch.cuda.get_device_capability(device) >= (8, 0)
+        if precision == "fp32":
+            return "memory-efficient kernel of PyTorch's sdpa (flash attention computes in 16 bits, this run in fp32)"
+        if not enabled:
+            return "memory-efficient kernel of PyTorch's sdpa (flash attention needs compute capability 8.0 or more)"
+        return (
+            f"image tower: flash attention of PyTorch's sdpa ({precision}, no mask); text tower: its memory-efficient kernel "
+            "(padded texts need a mask, which flash attention does not take)"
+        )
+    if device.type == "cpu":
+        return "flash kernel for CPUs of PyTorch's sdpa (the only fused one there; takes masks)"
+    return f"PyTorch's sdpa on {device.type} (one kernel there)"
 
 
 def _stage(run: Run, stage: StageRun) -> list[str]:

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 
 import cnclip_ft
 from cnclip_ft.data.pairs import build_table
+from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.start import LoadReport, build_start
 from cnclip_ft.recipe import Recipe, dump_recipe
 from cnclip_ft.training import plan
@@ -27,6 +28,7 @@ from cnclip_ft.training.journal import Journal
 from cnclip_ft.training.precision import choose_precision
 from cnclip_ft.training.report import write_report
 from cnclip_ft.training.run_state import StateWriter, StopRequest, clear_states, load_state
+from cnclip_ft.training.sharding import settle_sharding
 from cnclip_ft.training.stage import StageRun, Stopped
 from cnclip_ft.training.trackers import start_trackers, tracker_names
 from cnclip_ft.training.validation import Judge, Judgement, table
@@ -45,6 +47,7 @@ class Run:
         )
         self.device = self.accelerator.device
         self.precision, self.precision_reason = choose_precision(recipe.precision, self.device)
+        self.sharding = settle_sharding(self.device)
         self.journal = Journal(self.folder, active=self.accelerator.is_main_process and write)
         self.stop, self.damaged = StopRequest(), 0
         self.states = StateWriter(self.folder / "state")
@@ -64,9 +67,7 @@ class Run:
             source=recipe.model.source, seed=recipe.seed,
         )  # fmt: skip
         self.model.to(self.device)
-        if recipe.compile:
-            self.model.image_tower.compile()
-            self.model.text_tower.compile()
+        self.compile(self.model)
         self.tokenizer = self.model.tokenizer
         self.table = build_table(self.train_store, self.tokenizer)
         self.cache_folder = Path(recipe.feature_cache) if recipe.feature_cache else self.folder.parent / "feature_cache"
@@ -81,6 +82,12 @@ class Run:
     @property
     def new_parts(self) -> list[str]:
         return _new_parts(self.load_report)
+
+    def compile(self, model: DualEncoder) -> None:
+        """Compile both towers where the recipe wants it."""
+        if self.recipe.compile:
+            model.image_tower.compile()
+            model.text_tower.compile()
 
     def autocast(self):
         """The number format the towers compute in."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,17 +41,18 @@ class Selection:
 
     @contextmanager
     def judged_weights(self):
-        """The weights that are judged and kept: averaged where there is an average, low-rank updates merged."""
-        average = self.stage.average
-        with average.in_place() if average is not None else nullcontext(), merged(self.run.model):
+        """In the run's model, those that are judged and kept: averaged if there is an average, low-rank updates merged."""
+        stage, run = self.stage, self.run
+        weights = stage.average.average if stage.average is not None else {}
+        with run.sharding.gathered(stage.model, run.model, weights), merged(run.model):
             yield
 
     def judge(self) -> None:
         """Recall on the validation splits; keep ``last``, and ``best`` when it is."""
         stage, run = self.stage, self.run
         score = within = 0.0
-        if run.accelerator.is_main_process:
-            with self.judged_weights():
+        with self.judged_weights():
+            if run.accelerator.is_main_process:
                 judgement = run.judge(run.model)
                 run.judge_seconds = judgement.seconds
                 score, within = judgement.score, float(self._within_guard(judgement))
@@ -65,7 +66,7 @@ class Selection:
                 if score > self.best and within:
                     self.best_row = judgement.row()
                     save_checkpoint(run.model, self.folder / "best", info=info)
-            run.show_examples(stage, judgement)
+                run.show_examples(stage, judgement)
         score, within = sum_numbers(score, run.device), sum_numbers(within, run.device)
         if score > self.best and within:
             self.best, self.best_step = score, stage.step

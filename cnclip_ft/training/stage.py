@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +23,7 @@ from cnclip_ft.training.loss import ContrastiveObjective, SigmoidObjective
 from cnclip_ft.training.optimizer import RateCurve, apply_table, build_optimizer, build_table, rules_for
 from cnclip_ft.training.run_state import seed_step
 from cnclip_ft.training.selection import Selection
+from cnclip_ft.training.sharding import refuse_with_sharding
 from data_tools.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,6 +53,10 @@ class StageRun:
         self.objective = make_objective(stage).to(device)
         self.table = build_table(self.model, self.objective, rules_for(stage, run.new_parts))
         check_lora(self.model, self.table)
+        refuse_with_sharding(
+            run.sharding, name, precision=run.precision, lora=any(e.lora for e in self.table),
+            micro_batch_size=stage.micro_batch_size,
+        )  # fmt: skip
         self.order = self._order()
         self.total = stage.steps or max(1, round(stage.epochs * self.order.steps_per_epoch))
         self.curve = RateCurve(stage, self.total)
@@ -93,18 +99,28 @@ class StageRun:
         )
         self._share_statistics()
         self._set_mode()
+        self.cache = self._build_cache() if self.cached else None
+        self._place()
         self.optimizer = build_optimizer(self.table, stage, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=run.precision == "fp16")
         self.average = MovingAverage(self.table, stage.ema) if stage.ema else None
-        self.cache = self._build_cache() if self.cached else None
         self.gradient = GradientStep(
             self.model, self.objective,
             micro_batch_size=self._micro_batch_size(), autocast=run.autocast,
             backward=lambda loss: self.scaler.scale(loss).backward(),
-            augment=lambda pixels: augment(pixels, stage.augment),
+            augment=lambda pixels: augment(pixels, stage.augment), sharding=run.sharding,
         )  # fmt: skip
         if state is not None:
             self._restore(state)
+
+    def _place(self) -> None:
+        """From here on `self.model` is the one that trains; the run's own is what is judged and kept."""
+        run = self.run
+        self.model = run.sharding.place(run.model)
+        if self.model is not run.model:
+            run.compile(self.model)
+            placed = dict(self.model.named_parameters())
+            self.table = [replace(e, parameter=placed.get(e.name, e.parameter)) for e in self.table]
 
     def _set_mode(self) -> None:
         self.model.train()
@@ -148,7 +164,7 @@ class StageRun:
         run.journal.say(
             f"Image features of the frozen tower: {'read from' if cache.complete else 'computed once into'} {cache.folder}"
         )
-        cache.build(run.accelerator, workers=run.workers, max_damaged=run.recipe.data.max_damaged_images)
+        cache.build(run.accelerator, run.autocast, workers=run.workers, max_damaged=run.recipe.data.max_damaged_images)
         if cache.damaged:
             run.journal.say(f"{len(cache.damaged)} images cannot be decoded; their pairs are passed over")
             self.order = self._order(cache.damaged)
@@ -196,6 +212,7 @@ class StageRun:
                 stage=self.name, step=self.step, reason=self.selection.ended,
             )  # fmt: skip
         remove_lora(self.model)
+        self.model = run.model
         self.selection.finish()
 
     def _one_step(self, batch: dict[str, Any]):
@@ -214,7 +231,7 @@ class StageRun:
             return None
         self.scaler.unscale_(self.optimizer)
         trained = [e.parameter for e in self.table if e.rate]
-        norm = nn.utils.clip_grad_norm_(trained, self.stage.gradient_clip or float("inf"), foreach=True)
+        norm = run.sharding.clip(trained, self.stage.gradient_clip or float("inf"))
         if not self.scaler.is_enabled():  # with loss scaling an overflow is expected now and then, and the step skipped
             if not self._is_number(norm, "gradient", buffers):
                 return None
@@ -307,20 +324,23 @@ class StageRun:
     def save(self) -> None:
         """Write the state to continue from; training goes on while the file is written."""
         run = self.run
+        state = run.sharding.full({
+            "model": self.model.state_dict(), "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
+        })  # fmt: skip
         if run.accelerator.is_main_process:
-            run.states.save(self.number * 10**7 + self.step, run.state() | {
+            run.states.save(self.number * 10**7 + self.step, run.state() | state | {
                 "stage": self.number, "step": self.step, "skipped": self.skipped, "selection": self.selection.state_dict(),
-                "model": self.model.state_dict(), "objective": self.objective.state_dict(),
-                "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-                "average": self.average.state_dict() if self.average is not None else None,
             })  # fmt: skip
         run.accelerator.wait_for_everyone()
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.objective.load_state_dict(state["objective"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        placed = dict(enumerate(p for group in self.optimizer.param_groups for p in group["params"]))
+        self.optimizer.load_state_dict(self.run.sharding.share(state["optimizer"], {"state": placed}))
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
-            self.average.load_state_dict(state["average"])
+            self.average.load_state_dict(self.run.sharding.share(state["average"], self.average.state_dict()))
         self.selection.load_state_dict(state["selection"])
         self.skipped = state["skipped"]

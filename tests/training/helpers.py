@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,17 @@ def tiny_recipe(folder: Path, **changes) -> Recipe:
         **changes,
     }
     return Recipe.model_validate(content)
+
+
+def records(folder: Path, kind: str = "train") -> list[dict]:
+    """Lines of a run's journal."""
+    lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def losses(folder: Path) -> dict[tuple[str, int], float]:
+    """(stage, step) → loss of a run; a step that was done twice has its last."""
+    return {(r["stage"], r["step"]): r["loss"] for r in records(folder)}
 
 
 def tiny_model(dropout: float = 0.1, seed: int = 0, **parts) -> DualEncoder:

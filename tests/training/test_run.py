@@ -5,30 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from cnclip_ft.recipe import dump_recipe
 from cnclip_ft.training.run import Run, train
 from cnclip_ft.training.run_state import load_state, save_state
 from cnclip_ft.training.stage import StageRun
 from data_tools.errors import RequestError, UserError
-from tests.training.helpers import tiny_recipe
+from tests.training.helpers import losses, records, tiny_recipe
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-
-def records(folder, kind="train"):
-    lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if line["kind"] == kind]
-
-
-def losses(folder):
-    return {(r["stage"], r["step"]): r["loss"] for r in records(folder)}
 
 
 @pytest.fixture(scope="module")
@@ -149,36 +137,6 @@ def test_stopped_and_continued_with_other_settings(stores, monkeypatch, changes)
         load_file(stores / f"{kind}-{name}" / "contrast" / "last" / "model.safetensors") for kind in ("parts", "whole")
     )
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-
-
-def test_two_processes_equal_one(stores):
-    """torchrun with gloo: same losses and weights as one process with the same global batch (no dropout)."""
-    model = {"start": {
-        "image": {"kind": "vit", "hidden": 32, "layers": 1, "heads": 2, "patch": 8, "image_size": 32},
-        "text": {"hidden": 32, "layers": 1, "heads": 2, "dropout": 0.0}, "projection": 16,
-    }}  # fmt: skip
-    for processes, micro in ((1, None), (2, None), (2, 2)):
-        name = f"processes-{processes}-{micro}"
-        recipe = tiny_recipe(stores, output=str(stores / name), model=model, feature_cache=str(stores / name / "cache"),
-                             contrast={"micro_batch_size": micro})  # fmt: skip
-        path = stores / f"{name}.yaml"
-        path.write_text(dump_recipe(recipe), encoding="utf-8")
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        code = f"from cnclip_ft.recipe import load_recipe; from cnclip_ft.training.run import train; train(load_recipe({str(path)!r}))"
-        script = stores / f"{name}.py"
-        script.write_text(code, encoding="utf-8")
-        environment = dict(os.environ, PYTHONPATH=ROOT, OMP_NUM_THREADS="1")
-        done = subprocess.run([*command, str(script)], env=environment, capture_output=True, text=True, timeout=200)
-        assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
-    one = losses(stores / "processes-1-None")
-    for name in ("processes-2-None", "processes-2-2"):
-        assert max(abs(value - one[key]) for key, value in losses(stores / name).items()) < 1e-5
-        ours, theirs = (
-            load_file(stores / n / "contrast" / "last" / "model.safetensors") for n in (name, "processes-1-None")
-        )
-        # A key's bias has no gradient but rounding (softmax does not see a shift), and Adam blows that up.
-        seen = [key for key in theirs if not key.endswith(("key.bias", "k_proj.bias"))]
-        assert max((ours[key] - theirs[key]).abs().max().item() for key in seen) < 1e-4
 
 
 def test_a_bad_number_stops_with_advice_and_keeps_the_last_good_checkpoint(stores, monkeypatch):

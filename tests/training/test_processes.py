@@ -1,0 +1,192 @@
+"""Several processes (torchrun with gloo): the numbers of one, whole or in shares (FSDP2), also stopped and continued."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cnclip_ft.recipe import dump_recipe
+from tests.training.helpers import losses, tiny_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # what `accelerate launch` sets from its configuration
+MODEL = {"start": {
+    "image": {"kind": "vit", "hidden": 32, "layers": 2, "heads": 2, "patch": 8, "image_size": 32},
+    "text": {"hidden": 32, "layers": 2, "heads": 2, "dropout": 0.0}, "projection": 16,
+}}  # fmt: skip
+
+TRAIN = """
+import os, signal, sys
+from cnclip_ft.recipe import load_recipe
+from cnclip_ft.training.run import train
+from cnclip_ft.training.stage import StageRun
+
+recipe, proceed, stop_at, how = sys.argv[1], sys.argv[2] == "continue", sys.argv[3], sys.argv[4]
+original = StageRun._one_step
+
+def step(self, batch):
+    out = original(self, batch)
+    if f"{self.name}-{self.step + 1}" == stop_at and (how == "kill" or self.run.accelerator.process_index == 1):
+        os.kill(os.getpid(), signal.SIGKILL if how == "kill" else signal.SIGTERM)
+    return out
+
+StageRun._one_step = step
+train(load_recipe(recipe), proceed=proceed)
+"""
+
+
+def launch(code: str, folder: Path, processes: int, *arguments: str, environment: dict | None = None) -> str:
+    script = folder / f"script-{abs(hash(code))}.py"
+    script.write_text(code, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    # One thread each: more threads than cores make gloo's waits long.
+    env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", **(environment or {}))
+    done = subprocess.run(
+        [*command, str(script), *arguments], env=env, capture_output=True, text=True, encoding="utf-8", timeout=300
+    )
+    if done.returncode and "kill" not in arguments:
+        raise AssertionError(done.stdout[-1500:] + done.stderr[-4000:])
+    return done.stdout
+
+
+def run(stores: Path, name: str, processes: int, stops: tuple[str, ...] = (), how: str = "term", shares: bool = False,
+        **changes) -> Path:  # fmt: skip
+    """Train the tiny recipe in `processes`; stop at each of `stops` and continue."""
+    recipe = tiny_recipe(stores, output=str(stores / name), model=MODEL, feature_cache=str(stores / "cache"), **changes)
+    path = stores / f"{name}.yaml"
+    path.write_text(dump_recipe(recipe), encoding="utf-8")
+    for number, stop in enumerate((*stops, "never")):
+        proceed = "continue" if number else "new"
+        launch(TRAIN, stores, processes, str(path), proceed, stop, how if stop != "never" else "term",
+               environment=FSDP2 if shares else None)  # fmt: skip
+    return stores / name
+
+
+def same_weights(ours: Path, theirs: Path) -> float:
+    """Largest difference between two runs' last weights."""
+    a, b = (load_file(folder / "contrast" / "last" / "model.safetensors") for folder in (ours, theirs))
+    # A key's bias has no gradient but rounding (softmax does not see a shift), and Adam blows that up.
+    seen = [key for key in b if not key.endswith(("key.bias", "k_proj.bias"))]
+    return max((a[key] - b[key]).abs().max().item() for key in seen)
+
+
+@pytest.fixture(scope="module")
+def one(stores) -> Path:
+    return run(stores, "one", 1)
+
+
+@pytest.mark.parametrize("micro", [None, 2])
+@pytest.mark.parametrize("shares", [False, True], ids=["whole", "fsdp2"])
+def test_two_processes_equal_one(stores, one, micro, shares):
+    two = run(stores, f"two-{micro}-{shares}", 2, shares=shares, contrast={"micro_batch_size": micro})
+    assert losses(two).keys() == losses(one).keys()
+    assert max(abs(value - losses(one)[key]) for key, value in losses(two).items()) < 1e-5
+    assert same_weights(two, one) < 1e-4
+    recalls = [(folder / "report" / "recall.txt").read_text(encoding="utf-8") for folder in (one, two)]
+    assert recalls[0] == recalls[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shares", [False, True], ids=["whole", "fsdp2"])
+def test_two_processes_stopped_and_continued_equal_uninterrupted(stores, shares):
+    """A stop asked of one process only stops both; with accumulation, averaged weights and the feature cache."""
+    changes = {"align": {"ema": 0.9}, "contrast": {"micro_batch_size": 2, "ema": 0.9}}
+    whole = run(stores, f"uninterrupted-{shares}", 2, shares=shares, **changes)
+    parts = run(stores, f"stopped-{shares}", 2, ("align-2", "align-5", "contrast-4"), shares=shares, **changes)
+    assert losses(parts) == losses(whole)
+    a, b = (load_file(folder / "contrast" / "last" / "model.safetensors") for folder in (parts, whole))
+    assert all(torch.equal(a[key], b[key]) for key in b)
+
+
+@pytest.mark.slow
+def test_two_processes_killed_between_saves_continue_from_the_last_one(stores):
+    whole = run(stores, "unkilled", 2)
+    parts = run(stores, "killed", 2, ("align-5", "contrast-4"), how="kill")
+    assert losses(parts) == losses(whole)
+    a, b = (load_file(folder / "contrast" / "last" / "model.safetensors") for folder in (parts, whole))
+    assert all(torch.equal(a[key], b[key]) for key in b)
+
+
+GRADIENTS = """
+import sys
+from contextlib import nullcontext
+import torch, torch.distributed as dist
+from cnclip_ft.training.large_batch import GradientStep
+from cnclip_ft.training.loss import ContrastiveObjective, SigmoidObjective
+from cnclip_ft.training.sharding import Sharded, Whole
+from tests.training.helpers import random_batch, tiny_model
+
+torch.set_default_dtype(torch.float32)
+dist.init_process_group("gloo")
+ranks, rank, found = dist.get_world_size(), dist.get_rank(), {}
+for shares in (False, True):
+    sharding = Sharded(torch.device("cpu"), reshard=True) if shares else Whole()
+    for micro in (None, 1):
+        for frozen in (False, True):
+            for kind in (ContrastiveObjective, SigmoidObjective):
+                model, objective = tiny_model(dropout=0.0).double(), kind(tile=3).double()
+                model.image_tower.vision_model.requires_grad_(not frozen)
+                batch = random_batch(model, 8)
+                rows = slice(rank * 8 // ranks, (rank + 1) * 8 // ranks)
+                share = {key: value[rows] for key, value in batch.items()}
+                trained = sharding.place(model)
+                step = GradientStep(trained, objective, micro_batch_size=micro, autocast=nullcontext,
+                                    backward=lambda loss: loss.backward(), sharding=sharding)
+                loss = step(share).loss
+                named = [*trained.named_parameters(), *objective.named_parameters("objective")]
+                grads = {n: sharding.full(p.grad) for n, p in named if p.grad is not None}
+                found[shares, micro, frozen, kind.__name__] = {"loss": loss, **grads}
+if rank == 0:
+    torch.save(found, sys.argv[1])
+dist.destroy_process_group()
+"""
+
+
+def test_gradients_of_two_and_four_processes_are_those_of_one(tmp_path):
+    """Float64; with and without accumulation, a frozen tower, both objectives, whole weights and shares."""
+    found = {}
+    for processes in (1, 2, 4):
+        launch(GRADIENTS, tmp_path, processes, str(tmp_path / f"{processes}.pt"))
+        found[processes] = torch.load(tmp_path / f"{processes}.pt")
+    reference = found[1]
+    for processes in (1, 2, 4):
+        for (shares, micro, frozen, kind), grads in found[processes].items():
+            expected = reference[False, None, frozen, kind]
+            assert grads.keys() == expected.keys()
+            assert any(name.startswith("image_tower.vision_model") for name in grads) is not frozen
+            for name, tensor in grads.items():
+                torch.testing.assert_close(
+                    tensor, expected[name], atol=1e-10, rtol=1e-8, msg=f"{processes} {shares} {micro} {name}"
+                )
+
+
+@pytest.mark.parametrize(
+    "environment,changes,says",
+    [
+        ({"FSDP_VERSION": "1"}, {}, "set fsdp_version: 2"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, {}, "fsdp_offload_params is not supported"),
+        ({}, {"contrast": {"micro_batch_size": "auto"}}, "micro_batch_size: auto.*give a number"),
+        ({}, {"contrast": {"train": [{"tower": "image", "lora": {"rank": 2}}, {"tower": "text", "rate": 0}, {"tower": "temperature"}]}},
+         "LoRA trains too little"),
+    ],
+)  # fmt: skip
+def test_what_shares_cannot_do_is_refused(stores, monkeypatch, environment, changes, says):
+    import torch.distributed as dist
+
+    from cnclip_ft.training.run import Run
+    from data_tools.errors import RequestError
+
+    for name, value in (FSDP2 | environment).items():
+        monkeypatch.setenv(name, value)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(RequestError, match=says):
+            Run(tiny_recipe(stores, output=str(stores / "refused"), **changes), write=False)
+    finally:
+        dist.destroy_process_group()
