@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
-from tests.official import FOLDER, PRELUDE  # noqa: E402
+from benchmarks.official import Official  # noqa: E402
 
 # Reads one JSON line {"module", "arguments"} after another, runs the script, answers with its seconds.
 OFFICIAL_SERVER = """
@@ -75,30 +74,6 @@ for line in sys.stdin:
     save_file({"features": torch.cat(rows).contiguous()}, folder / "official.safetensors")
     print("SECONDS", seconds, flush=True)
 """
-
-
-class Official:
-    """A subprocess with the official package in it that waits for lines."""
-
-    def __init__(self, code: str, *arguments: str) -> None:
-        environment = dict(os.environ, PYTHONPATH=str(FOLDER), PYTHONUTF8="1", HF_HUB_OFFLINE="1")
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PRELUDE + code, *arguments],
-            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
-        )  # fmt: skip
-
-    def ask(self, line: str) -> float:
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-        while answer := self.process.stdout.readline():
-            words = answer.split()
-            if len(words) == 1 or words[:1] == ["SECONDS"]:
-                return float(words[-1])
-        raise SystemExit("the official process ended early")
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
 
 
 def timed(work: Callable[[], object]) -> float:

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from cnclip_ft.data.pairs import Collate, PairDataset, PairTable
+from cnclip_ft.data.transport import Batches, SharedBlocks
 from data_tools.errors import RequestError
 
 
@@ -107,6 +108,9 @@ def _cut(order: np.ndarray, size: int) -> list[np.ndarray]:
     return np.split(order, range(size, len(order), size))
 
 
+_AHEAD = 4  # batches a worker decodes before they are asked for
+
+
 class StageSampler(Sampler[list[int]]):
     """This device's share of every global batch from `start` to `stop` (steps of the stage)."""
 
@@ -131,18 +135,23 @@ class StageSampler(Sampler[list[int]]):
             yield batches[step % steps][self.rank :: self.world].tolist()
 
 
-def make_loader(dataset: PairDataset, sampler: StageSampler, collate: Collate, workers: int, pin: bool) -> DataLoader:
+def make_loader(dataset: PairDataset, sampler: StageSampler, collate: Collate, workers: int, pin: bool) -> Batches:
     """Batches of one device, decoded ahead in `workers` processes (0: in this one)."""
-    return DataLoader(
+    if workers and dataset.image_size is not None:
+        share = sampler.order.batch_size // sampler.world
+        # Those a worker may have ready, the one in use, and one more.
+        collate.blocks = SharedBlocks(workers * (_AHEAD + 2), share, dataset.image_size)
+    loader = DataLoader(
         dataset,
         batch_sampler=sampler,
         collate_fn=collate,
         num_workers=workers,
         pin_memory=pin,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=_AHEAD if workers else None,
         persistent_workers=False,
         worker_init_fn=_one_thread if workers else None,
     )
+    return Batches(loader, collate.blocks, pin)
 
 
 def _one_thread(_worker: int) -> None:

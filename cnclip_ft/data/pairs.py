@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from cnclip_ft.data.images import decode
 from cnclip_ft.data.texts import TextTokenizer, prepare
+from cnclip_ft.data.transport import BLOCK, SharedBlocks
 from data_tools.errors import DataFault
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class PairDataset(Dataset):
         if self.image_size is not None:
             for attempt in range(len(self)):
                 candidate = (index + attempt) % len(self)
-                image_id = self.store[candidate].image_id
+                image_id = self.store.image_ids[self.table.image_keys[candidate]]
                 try:
                     pixels = decode(self.store.image(image_id), self.image_size, reduced=True)
                 except (DataFault, KeyError) as error:
@@ -160,10 +161,14 @@ class PairDataset(Dataset):
 
 
 class Collate:
-    """Samples → one batch; texts are padded to the longest of the batch (module `texts`)."""
+    """Samples → one batch; texts are padded to the longest of the batch (module `texts`).
+
+    With `blocks` (module `transport`) the pictures stay in shared memory and the batch says where.
+    """
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self.tokenizer = tokenizer
+        self.blocks: SharedBlocks | None = None
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         input_ids, attention_mask = self.tokenizer.pad([sample["token_ids"] for sample in samples])
@@ -175,5 +180,10 @@ class Collate:
             "faults": [sample["fault"] for sample in samples if sample["fault"]],
         }
         if "pixels" in samples[0]:
-            batch["pixels"] = torch.stack([sample["pixels"] for sample in samples])
+            rows = [sample["pixels"].permute(1, 2, 0) for sample in samples]  # as they lie in memory
+            block = self.blocks.fill(rows) if self.blocks is not None else None
+            if block is not None:
+                batch[BLOCK] = block
+            else:
+                batch["pixels"] = torch.stack(rows).permute(0, 3, 1, 2)
         return batch

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from cnclip_ft.data.augment import augment
-from cnclip_ft.data.images import decode
+from cnclip_ft.data.images import DECODER, decode
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import Augmentation
 from data_tools.errors import DataFault, UserError
@@ -60,7 +60,7 @@ def cache_key(
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     drawn = [setting.model_dump(), views, seed] if setting.changes else None
-    transform = [tower.image_size, list(tower.mean), list(tower.std), tower.input, "squash-bicubic-reduced", precision]
+    transform = [tower.image_size, list(tower.mean), list(tower.std), tower.input, "squash-bicubic-reduced", DECODER, precision]
     digest.update(json.dumps([1, transform, drawn, store.checksum()]).encode())
     return digest.hexdigest()[:24]
 

@@ -70,6 +70,35 @@ def test_reduced_decoding_never_goes_below_the_target():
     assert torch.equal(decode(small, 224), decode(small, 224, reduced=True))
 
 
+def upside_down() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    return exif
+
+
+@pytest.mark.parametrize("options", [
+    {"subsampling": 0}, {"subsampling": 2}, {"progressive": True}, {"quality": 5}, {"exif": upside_down()}, {"restart_marker_rows": 1},
+])  # fmt: skip
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_the_fast_decoder_gives_pillow_s_pixels(monkeypatch, mode, options):
+    """Extra `fast`: an installation without it computes the same."""
+    pytest.importorskip("simplejpeg")
+    data = encoded(picture(101, 77).convert(mode), "JPEG", **options)
+    fast = decode(data, 48)
+    monkeypatch.setattr("cnclip_ft.data.images.simplejpeg", None)
+    assert torch.equal(fast, decode(data, 48))
+
+
+def test_a_torn_jpeg_is_a_fault_for_both_decoders(monkeypatch):
+    data = encoded(picture(200, 200), "JPEG")
+    for end in (len(data) // 2, len(data) - 200):
+        with pytest.raises(DataFault, match="cannot be decoded"):
+            decode(data[:end], 48)
+    monkeypatch.setattr("cnclip_ft.data.images.simplejpeg", None)
+    with pytest.raises(DataFault, match="cannot be decoded"):
+        decode(data[: len(data) // 2], 48)
+
+
 @pytest.mark.parametrize("data", [b"", b"no image", encoded(picture(50, 50), "JPEG")[:400]])
 def test_broken_bytes_are_a_fault(data):
     with pytest.raises(DataFault, match="cannot be decoded"):

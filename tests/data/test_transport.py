@@ -1,0 +1,77 @@
+"""Pictures through shared blocks: the same pixels as without workers, blocks used again only when nobody looks at them."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cnclip_ft.data.batching import BatchOrder, StageSampler, make_loader
+from cnclip_ft.data.pairs import Collate, PairDataset, build_table
+from cnclip_ft.data.texts import TextTokenizer
+from cnclip_ft.data.transport import SharedBlocks
+from data_tools.store import StoreWriter, open_store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store") / "train"
+    with StoreWriter(folder) as writer:
+        for number in range(24):
+            pixels = np.random.default_rng(number).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, "JPEG")
+            writer.add_image(number, file.getvalue())
+            writer.add_pair(number, number, f"图片{number}", "zh")
+        writer.finish()
+    return open_store(folder)
+
+
+def loader(store, workers, steps):
+    table = build_table(store, TextTokenizer())
+    order = BatchOrder(table, 4, seed=0)
+    collate = Collate(TextTokenizer())
+    return make_loader(PairDataset(store, table, 32), StageSampler(order, 0, steps, 0, 1), collate, workers, pin=False)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_bring_the_same_pictures(store, workers):
+    steps = 40  # many times as many batches as blocks
+    alone = [batch["pixels"].clone() for batch in loader(store, 0, steps)]
+    brought = loader(store, workers, steps)
+    assert brought.blocks.shape == (workers * 6, 4, 32, 32, 3)
+    for expected, batch in zip(alone, brought, strict=True):
+        assert torch.equal(batch["pixels"], expected)
+    del batch
+    assert not brought.blocks.taken.any()
+
+
+def test_what_is_kept_is_not_written_over(store):
+    steps = 40  # all kept at once: when the blocks are in use, pictures come in memory of their own
+    alone = [batch["pixels"].clone() for batch in loader(store, 0, steps)]
+    brought = loader(store, 1, steps)
+    rows = [batch["pixels"][1:3] for batch in brought]  # a part keeps its block too
+    assert brought.blocks.taken.all()
+    assert all(torch.equal(row, expected[1:3]) for row, expected in zip(rows, alone, strict=True))
+    del rows
+    assert not brought.blocks.taken.any()
+
+
+def test_a_short_batch_fits_and_a_long_one_does_not(monkeypatch):
+    class Worker:
+        id, num_workers = 1, 2
+
+    monkeypatch.setattr("cnclip_ft.data.transport.get_worker_info", lambda: Worker)
+    blocks = SharedBlocks(4, 2, 3)
+    picture = torch.arange(27, dtype=torch.uint8).view(3, 3, 3)
+    assert blocks.fill([picture]) == (1, 1)
+    assert blocks.fill([picture] * 3) is None
+    assert blocks.fill([picture] * 2) == (3, 2)
+    assert blocks.fill([picture]) is None  # the others belong to another worker
+    shown = blocks.take(1, 1, pin=False)
+    assert torch.equal(shown[0], picture.permute(2, 0, 1))
+    del shown
+    assert blocks.taken.tolist() == [0, 0, 0, 1]
