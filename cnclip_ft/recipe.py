@@ -100,15 +100,17 @@ class Objective(Section):
 
 
 class Augmentation(Section):
-    """Random crop and colour on the device. Mirroring is off: it would mirror the text in pictures."""
+    """Random crop, colour and operations on the device. Mirroring is off: it would mirror the text in pictures."""
 
     crop: Annotated[float, Field(gt=0, le=1)] = 1.0  # smallest share of the area kept; 1 = no crop
     colour: float = Field(0.0, ge=0, le=1)  # strength of brightness, contrast and saturation changes
     mirror: bool = False
+    operations: int = Field(0, ge=0, le=8)  # so many random operations a picture, as RandAugment
+    strength: float = Field(0.3, ge=0, le=1)  # of these operations
 
     @property
     def changes(self) -> bool:
-        return self.crop < 1 or self.colour > 0 or self.mirror
+        return self.crop < 1 or self.colour > 0 or self.mirror or self.operations > 0
 
 
 class Stage(Section):

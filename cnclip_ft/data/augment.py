@@ -1,5 +1,5 @@
-"""Augmentation of a whole uint8 batch on its device: random resized crop and colour. No mirroring unless asked
-for, since it would mirror the writing in pictures, which captions speak of.
+"""Augmentation of a whole uint8 batch on its device: random resized crop, colour, random operations. No mirroring
+unless asked for, since it would mirror the writing in pictures, which captions speak of.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from cnclip_ft.data.rand_augment import rand_augment
 from cnclip_ft.recipe import Augmentation
 
 
@@ -39,4 +40,5 @@ def augment(pixels: torch.Tensor, setting: Augmentation, generator: torch.Genera
         x = grey + (x - grey) * saturation
         mean = grey.mean((2, 3), keepdim=True)
         x = mean + (x - mean) * contrast
-    return x.clamp_(0, 255).round_().to(torch.uint8)
+    x = x.clamp_(0, 255).round_().to(torch.uint8)
+    return rand_augment(x, setting.operations, setting.strength, generator) if setting.operations else x

@@ -60,7 +60,15 @@ def cache_key(
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     drawn = [setting.model_dump(), views, seed] if setting.changes else None
-    transform = [tower.image_size, list(tower.mean), list(tower.std), tower.input, "squash-bicubic-reduced", DECODER, precision]
+    transform = [
+        tower.image_size,
+        list(tower.mean),
+        list(tower.std),
+        tower.input,
+        "squash-bicubic-reduced",
+        DECODER,
+        precision,
+    ]
     digest.update(json.dumps([1, transform, drawn, store.checksum()]).encode())
     return digest.hexdigest()[:24]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -85,6 +86,21 @@ def test_the_cached_stage_equals_the_uncached_one(stores, finished):
     assert train(recipe)
     ours, theirs = losses(stores / "uncached"), losses(finished)
     assert max(abs(ours[key] - theirs[key]) for key in ours if key[0] == "align") < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, there is no g++")
+def test_the_compiled_towers_give_the_same_losses(stores):
+    found = {}  # without dropout: a compiled one draws other numbers
+    for name, changes in (("plain", {}), ("compiled", {"compile": True})):
+        recipe = tiny_recipe(
+            stores, output=str(stores / f"no-dropout-{name}"), feature_cache=str(stores / "cache"),
+            model={"start": {"image": {"kind": "vit", "hidden": 32, "layers": 2, "heads": 2, "patch": 8, "image_size": 32},
+                             "text": {"hidden": 32, "layers": 2, "heads": 2, "dropout": 0.0}, "projection": 16}}, **changes,
+        )  # fmt: skip
+        assert train(recipe)
+        found[name] = losses(stores / f"no-dropout-{name}")
+    assert found["compiled"] == pytest.approx(found["plain"], abs=1e-4)
 
 
 def stop_after(monkeypatch, stage_name, step):

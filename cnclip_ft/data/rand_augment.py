@@ -1,0 +1,104 @@
+"""Random operations on a uint8 batch after RandAugment (arXiv 1909.13719): each picture draws its own, all with one strength.
+
+Left out on purpose: mirroring, and what turns colours into others (invert, solarize), since captions speak of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+_GREY = (0.299, 0.587, 0.114)
+
+
+def _affine(entries: Callable[[torch.Tensor], dict[tuple[int, int], torch.Tensor]]):
+    """An operation that moves pixels; `entries` gives what differs from the identity ``[2, 3]``."""
+
+    def operation(x: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
+        theta = torch.eye(2, 3, device=x.device).repeat(len(x), 1, 1)
+        for (row, column), value in entries(amount).items():
+            theta[:, row, column] = value
+        grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+        return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+    return operation
+
+
+def _turn(amount: torch.Tensor) -> dict[tuple[int, int], torch.Tensor]:
+    angle = amount * (torch.pi / 6)
+    return {(0, 0): angle.cos(), (0, 1): -angle.sin(), (1, 0): angle.sin(), (1, 1): angle.cos()}
+
+
+def _blend(reference: Callable[[torch.Tensor], torch.Tensor]):
+    """An operation that goes from the picture towards a plainer one (amount < 0) or away from it."""
+
+    def operation(x: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
+        plain = reference(x)
+        return plain + (x - plain) * (1 + 0.9 * amount)[:, None, None, None]
+
+    return operation
+
+
+def _grey(x: torch.Tensor) -> torch.Tensor:
+    return (x * x.new_tensor(_GREY).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
+def _smooth(x: torch.Tensor) -> torch.Tensor:
+    kernel = x.new_tensor([[1, 1, 1], [1, 5, 1], [1, 1, 1]]).div(13).expand(3, 1, 3, 3)
+    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, groups=3)
+
+
+def _posterise(x: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
+    step = (2 ** (amount.abs() * 4).round())[:, None, None, None]  # 8 … 4 bits are left
+    return (x / step).floor() * step
+
+
+def _autocontrast(x: torch.Tensor, _amount: torch.Tensor) -> torch.Tensor:
+    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    return torch.where(high > low, (x - low) * (255 / (high - low).clamp(min=1)), x)
+
+
+def _equalise(x: torch.Tensor, _amount: torch.Tensor) -> torch.Tensor:
+    """Every channel's grey levels spread evenly over 0 … 255."""
+    levels = x.round().clamp(0, 255).long().flatten(2)
+    counts = torch.zeros(*levels.shape[:2], 256, device=x.device).scatter_add_(
+        2, levels, torch.ones_like(levels, dtype=x.dtype)
+    )
+    below = counts.cumsum(2) - counts / 2
+    return (below.gather(2, levels) * (255 / levels.shape[2])).view_as(x)
+
+
+OPERATIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "turn": _affine(_turn),
+    "shear across": _affine(lambda amount: {(0, 1): amount * 0.3}),
+    "shear down": _affine(lambda amount: {(1, 0): amount * 0.3}),
+    "shift across": _affine(lambda amount: {(0, 2): amount * 0.9}),
+    "shift down": _affine(lambda amount: {(1, 2): amount * 0.9}),
+    "brightness": _blend(torch.zeros_like),
+    "contrast": _blend(lambda x: _grey(x).mean((2, 3), keepdim=True)),
+    "saturation": _blend(_grey),
+    "sharpness": _blend(_smooth),
+    "posterise": _posterise,
+    "autocontrast": _autocontrast,
+    "equalise": _equalise,
+}
+
+
+def rand_augment(
+    pixels: torch.Tensor, operations: int, strength: float, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """uint8 ``[n, 3, s, s]`` → uint8, after so many operations drawn for every picture, each of up to `strength` (0 … 1).
+
+    `generator` is a CPU generator (None: torch's own), so that a device does not change what is drawn.
+    """
+    which = torch.randint(len(OPERATIONS), (len(pixels), operations), generator=generator)
+    amounts = ((torch.rand(which.shape, generator=generator) * 2 - 1) * strength).to(pixels.device)
+    x = pixels.float()
+    for turn in range(operations):
+        for number, operation in enumerate(OPERATIONS.values()):
+            rows = (which[:, turn] == number).nonzero()[:, 0].to(pixels.device)
+            if len(rows):
+                x[rows] = operation(x[rows], amounts[rows, turn]).clamp(0, 255)
+    return x.round_().to(torch.uint8)
