@@ -35,6 +35,9 @@ def find(name: str | Path, source: str = "huggingface", *, repositories: bool = 
     path = Path(name).expanduser()
     if path.exists():
         return path
+    replaced = path.with_name(f"{path.name}.old")
+    if (replaced / "cnclip_ft.json").is_file():  # a writer was killed between its two renames
+        return replaced
     if source not in OWNERS:
         raise RequestError(f"source is {source!r}; use {' or '.join(OWNERS)}")
     architecture = ARCHITECTURES.get(str(name))

@@ -173,3 +173,7 @@ class Selection:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in self._KEPT:
             setattr(self, name, state[name])
+        for kept in (self.folder / "best", self.folder / "start"):
+            replaced = kept.with_name(f"{kept.name}.old")
+            if self.run.accelerator.is_main_process and not kept.exists() and replaced.exists():
+                replaced.rename(kept)  # the run was killed between the two renames of a checkpoint

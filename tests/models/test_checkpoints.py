@@ -81,6 +81,13 @@ def test_an_interrupted_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["a"]
 
 
+def test_a_writer_killed_between_its_renames_leaves_the_old_one_readable(tmp_path):
+    model = small()
+    save_checkpoint(model, tmp_path / "best", info={"step": 1})
+    os.replace(tmp_path / "best", tmp_path / "best.old")
+    assert equal(tensors(load(tmp_path / "best")), tensors(model))
+
+
 def test_an_old_checkpoint_is_replaced(tmp_path):
     for step in (1, 2):
         save_checkpoint(small(seed=step), tmp_path / "a", info={"step": step})

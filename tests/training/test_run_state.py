@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cnclip_ft.recipe import dump_recipe
 from cnclip_ft.training import run_state
@@ -19,7 +20,7 @@ from cnclip_ft.training.run import train
 from cnclip_ft.training.run_state import StateWriter, load_state
 from cnclip_ft.training.stage import StageRun
 from data_tools.errors import UserError
-from tests.training.helpers import tiny_recipe
+from tests.training.helpers import losses, tiny_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -78,6 +79,40 @@ def test_a_full_disk_keeps_the_state_before(tmp_path, monkeypatch):
     assert load_state(tmp_path, print) == {"step": 1}
 
 
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_a_disk_full_while_a_checkpoint_is_written_loses_nothing(stores, tmp_path, monkeypatch, name):
+    """The checkpoint and the state from before stay; with room again the run goes on to the same end."""
+    from cnclip_ft.models import checkpoints
+
+    def recipe(output):
+        return tiny_recipe(stores, output=str(tmp_path / output), feature_cache=str(stores / "cache"))
+
+    assert train(recipe("whole"))
+    original, written = checkpoints.save_file, []
+
+    def full(tensors, path, metadata):
+        written.append(path)
+        if f"contrast/{name}" in path.as_posix() and written.count(path) == (2 if name == "last" else 1):
+            path.write_bytes(b"half of it")
+            raise OSError(28, "No space left on device")
+        return original(tensors, path, metadata=metadata)
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(UserError, match=f"{name}: the checkpoint could not be written.*No space left.*intact"):
+        train(recipe("full"))
+    monkeypatch.undo()
+    folder = tmp_path / "full"
+    assert not list(folder.rglob("*.writing"))
+    if name == "last":
+        assert checkpoints.read_info(folder / "contrast" / "last")["step"] == 3
+    assert load_state(folder / "state", print) is not None
+    assert train(recipe("full"), proceed=True)
+    assert losses(folder) == losses(tmp_path / "whole")
+    for which in ("align/best", "contrast/last", "contrast/best"):
+        ours, theirs = (load_file(where / which / "model.safetensors") for where in (folder, tmp_path / "whole"))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
 def interrupted(monkeypatch, where: set[tuple[str, int]]):
     """Ask for a stop when one of these steps is done, each once."""
     original = StageRun._one_step
@@ -93,8 +128,6 @@ def interrupted(monkeypatch, where: set[tuple[str, int]]):
 
 
 def test_ten_interruptions_in_one_run(stores, monkeypatch):
-    from safetensors.torch import load_file
-
     settings = {"steps": 12, "validate_every": 5, "micro_batch_size": 4, "ema": 0.9}
     make = {
         "align": {**settings, "micro_batch_size": None},
@@ -135,8 +168,6 @@ train(load_recipe(sys.argv[1]))
 @pytest.mark.skipif(sys.platform == "win32", reason="needs kill -9")
 def test_killed_between_saves_and_continued(stores):
     """kill -9 leaves no chance to write: the run goes on from the newest state and takes the lost steps again."""
-    from safetensors.torch import load_file
-
     make = {"contrast": {"steps": 8, "validate_every": 4}, "feature_cache": str(stores / "cache"), "save_every": 3}
     assert train(tiny_recipe(stores, output=str(stores / "unkilled"), **make))
     recipe = tiny_recipe(stores, output=str(stores / "killed"), **make)
