@@ -196,12 +196,17 @@ def _best_of_tile(scores: torch.Tensor, keep: int) -> tuple[torch.Tensor, torch.
     if size < 4:
         top = scores.topk(min(keep, width), dim=1, sorted=False)
         return top.values, top.indices
-    # The best `keep` lie in the `keep` blocks with the highest maxima, or in the ragged end.
+    # The best `keep` lie in the `keep` blocks with the highest maxima, or in the ragged end. A block is every
+    # `blocks`-th column: so maxima are taken of whole runs of memory, several times as fast as within short ones.
     blocks = width // size
-    body = scores[:, : blocks * size].unflatten(1, (blocks, size))
-    chosen = body.amax(2).topk(min(keep, blocks), dim=1, sorted=False).indices
-    values = body.gather(1, chosen[:, :, None].expand(-1, -1, size)).flatten(1)
-    index = (chosen[:, :, None] * size + torch.arange(size, device=scores.device)).flatten(1)
+    body = scores[:, : blocks * size].unflatten(1, (size, blocks))
+    if scores.stride(1) == 1:
+        maxima = body.amax(1)
+    else:  # turned: the rows lie together
+        maxima = body.permute(1, 2, 0).amax(0).T.contiguous()
+    chosen = maxima.topk(min(keep, blocks), dim=1, sorted=False).indices
+    index = (chosen[:, :, None] + blocks * torch.arange(size, device=scores.device)).flatten(1)
+    values = scores.gather(1, index)
     if width > blocks * size:
         values = torch.cat([values, scores[:, blocks * size :]], 1)
         rest = torch.arange(blocks * size, width, device=scores.device).expand(len(scores), -1)
