@@ -39,12 +39,14 @@ class OnnxEncoder(nn.Module):
         return _run(self.text, input_ids)
 
 
-def open_session(path: Path, threads: int | None = None):
+def open_session(path: Path):
     """An ONNX Runtime session on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.intra_op_num_threads = torch.get_num_threads()
+    # Its threads would go on spinning after a call and take the cores from whatever runs next, torch for one.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3  # errors; it warns of its own rewriting
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
