@@ -149,7 +149,8 @@ def read_features(target: Path, pixels: torch.Tensor, texts: list[str]) -> tuple
     return torch.cat(images), torch.cat(words)
 
 
-def _parts(items):
+def _parts(items: torch.Tensor | list) -> Iterator[torch.Tensor | list]:
+    """The first, the next two, the next three, …."""
     start, count = 0, 1
     while start < len(items):
         yield items[start : start + count]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 from tokenizers import Tokenizer
 
 here = Path(__file__).resolve().parent
@@ -17,7 +17,8 @@ texts = [word for word in sys.argv[1:] if not Path(word).is_file()]
 if not pictures or not texts:
     sys.exit("name at least one picture and one text")
 size = (about["image"]["size"],) * 2
-pixels = [np.array(Image.open(path).convert("RGB").resize(size, Image.Resampling.BICUBIC)) for path in pictures]
+upright = [ImageOps.exif_transpose(Image.open(path)).convert("RGB") for path in pictures]
+pixels = [np.array(picture.resize(size, Image.Resampling.BICUBIC)) for picture in upright]
 tokenizer = Tokenizer.from_file(str(here / "tokenizer.json"))
 tokenizer.enable_truncation(about["text"]["context_length"])
 tokenizer.enable_padding(pad_id=about["text"]["pad_id"])

@@ -11,6 +11,7 @@ import torch
 from cnclip_ft.data.images import decode
 from cnclip_ft.evaluation.sources import Source
 from cnclip_ft.models.dual_encoder import DualEncoder
+from data_tools.errors import UserError
 
 PICTURES, TEXTS, BATCH = 64, 256, 8
 
@@ -19,13 +20,16 @@ def quantise(source: Path, target: Path, model: DualEncoder, calibration: Source
     """Write `source` with 8-bit products at `target`.
 
     Weights get a scale per output channel, and 7 of the 8 bits: on CPUs without VNNI the products of 8-bit numbers
-    overflow their 16-bit sums. Of the rest only products with weights are 8-bit: those inside attention and the last
+    overflow their 16-bit sums. Only products with weights are 8-bit. Those inside attention and the last
     projection (a Gemm) cost little time and their errors go straight into the features; a convolution is slower in
     8 bits without ranges, and with them cost an EfficientNet 4 points of mean recall.
+
+    Raises:
+        UserError: ONNX Runtime's quantiser fails.
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
 
-    from cnclip_ft.export.onnx import INPUTS, ONE_FILE, quiet
+    from cnclip_ft.export.onnx import INPUTS, ONE_FILE, quiet, reason
 
     side = source.stem
     projections = forget_shapes(source)
@@ -35,13 +39,18 @@ def quantise(source: Path, target: Path, model: DualEncoder, calibration: Source
         "use_external_data_format": size_of(source) > ONE_FILE,
     }  # fmt: skip
     with quiet():
-        if calibration is None:
-            quantize_dynamic(source, target, **common)
-        else:
-            feeds = Feeds(calibration_batches(side, model, calibration), INPUTS[side])
-            quantize_static(
-                source, target, feeds, quant_format=QuantFormat.QDQ, activation_type=QuantType.QUInt8, **common
-            )
+        try:
+            if calibration is None:
+                quantize_dynamic(source, target, **common)
+            else:
+                feeds = Feeds(calibration_batches(side, model, calibration), INPUTS[side])
+                quantize_static(
+                    source, target, feeds, quant_format=QuantFormat.QDQ, activation_type=QuantType.QUInt8, **common
+                )
+        except (UserError, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001 - the quantiser's own kinds; a tower by import path may hold anything
+            raise UserError(f"ONNX Runtime cannot quantise the {side} tower: {reason(error)}") from None
 
 
 def forget_shapes(graph: Path) -> list[str]:
