@@ -12,11 +12,20 @@ def export(
     checkpoint: Annotated[
         str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder or file, or a published name.")
     ],
-    to: Annotated[str, typer.Option("--to", help="huggingface (a folder) or cn_clip (a .pt file).")] = "huggingface",
+    to: Annotated[
+        str, typer.Option("--to", help="huggingface (a folder), cn_clip (a .pt file) or onnx (a folder).")
+    ] = "huggingface",
     output: Annotated[Path, typer.Option("--output", help="Folder or file to write.")] = Path("export"),
     dtype: Annotated[
-        str, typer.Option(help="float32, float16 or bfloat16: precision of the written weights.")
+        str, typer.Option(help="Precision of the written weights: float32, float16, bfloat16 (not onnx), int8 (onnx).")
     ] = "float32",
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(metavar="SPLIT", help="int8: settle the ranges on this store, not anew for every input."),
+    ] = None,
+    verify: Annotated[
+        Path | None, typer.Option(metavar="SPLIT", help="Compare recall of source and export on this store.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
     source: Annotated[
         str, typer.Option("--source", help="Where a published name comes from: huggingface or modelscope.")
@@ -24,10 +33,17 @@ def export(
 ) -> None:
     """Write a checkpoint in another format and check its features against the source.
 
-    Example: cnclip-ft export runs/mine/contrast/best --to huggingface --output mine-hf
+    Example: cnclip-ft export runs/mine/contrast/best --to onnx --dtype int8 --verify data/valid --output mine-onnx
     """
-    from cnclip_ft.export.run import export_checkpoint
+    from cnclip_ft.evaluation.report import recall_table
+    from cnclip_ft.export.run import export_checkpoint, points_lost
 
-    done = export_checkpoint(checkpoint, to, output, dtype=dtype, overwrite=overwrite, source=source)
+    done = export_checkpoint(
+        checkpoint, to, output, dtype=dtype, overwrite=overwrite, source=source, calibrate=calibrate, verify=verify
+    )
     typer.echo(f"{done.output}: written; largest difference of unit features to the source {done.difference:.1e}")
+    if done.recall is not None:
+        before, after = done.recall
+        typer.echo(recall_table({"source": before, "export": after}))
+        typer.echo(f"points of mean recall lost: {points_lost(before, after)}")
     typer.echo(done.advice)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from cnclip_ft.export.order import Order
 from cnclip_ft.models.build import describe_model
 from cnclip_ft.models.catalog import VOCABULARY
 from cnclip_ft.models.checkpoints import file_tensors, load
@@ -15,6 +15,7 @@ from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.official import to_official
 from data_tools.errors import RequestError
 
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _TEXT_NAMES = {
     (768, 3): "RBT3-chinese",
     (768, 12): "RoBERTa-wwm-ext-base-chinese",
@@ -50,11 +51,12 @@ def check(model: DualEncoder) -> None:
         )
 
 
-def write(model: DualEncoder, target: Path, info: dict[str, Any]) -> None:
+def write(model: DualEncoder, target: Path, order: Order) -> None:
     """``epoch`` and ``step`` for the official training, the ``module.`` prefix both its loaders take.
 
     Beside them `cnclip_ft`, the description that `cnclip_ft.load` needs of sizes that were never published.
     """
+    info = order.info
     state = {f"module.{name}": tensor for name, tensor in to_official(file_tensors(model)).items()}
     content = {
         "epoch": int(info.get("epoch") or 0), "step": int(info.get("step") or 0), "name": str(info["exported_from"]),
@@ -66,9 +68,14 @@ def write(model: DualEncoder, target: Path, info: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
+def open_encoder(target: Path) -> DualEncoder:
+    """The file read back, in fp32. (That the official package reads the same is what the tests prove.)"""
+    return load(target)
+
+
 def read_features(target: Path, pixels: torch.Tensor, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit features of the file read back, in fp32. (That the official package reads the same is what the tests prove.)"""
-    model = load(target)
+    """Unit features of the file read back, in fp32."""
+    model = open_encoder(target)
     return model.image_features(pixels), model.encode_texts(texts)
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from cnclip_ft.data.images import normalise
 from cnclip_ft.data.texts import TextTokenizer
+from cnclip_ft.export.order import Order
 from cnclip_ft.models.build import describe_model
-from cnclip_ft.models.checkpoints import read_info, save_checkpoint
+from cnclip_ft.models.checkpoints import load, read_info, save_checkpoint
 from cnclip_ft.models.dual_encoder import DualEncoder
 from data_tools.errors import RequestError
 
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _WORDS = {"resnet": "a ResNet", "foreign": "a module by import path", "vit": "a ViT"}
 
 
@@ -29,9 +30,14 @@ def check(model: DualEncoder) -> None:
         )
 
 
-def write(model: DualEncoder, target: Path, info: dict[str, Any]) -> None:
+def write(model: DualEncoder, target: Path, order: Order) -> None:
     """Weights, configuration, processor and tokenizer; our own description beside them."""
-    save_checkpoint(model, target, info=info)
+    save_checkpoint(model, target, info=order.info)
+
+
+def open_encoder(target: Path) -> DualEncoder:
+    """The folder as our own reader sees it."""
+    return load(target)
 
 
 def read_features(target: Path, pixels: torch.Tensor, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:

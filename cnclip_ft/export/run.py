@@ -7,39 +7,50 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
-import torch
-
+from cnclip_ft.evaluation.encode import encode_source
+from cnclip_ft.evaluation.retrieval import RetrievalScores, recall
+from cnclip_ft.evaluation.sources import Source, store_source
+from cnclip_ft.export.order import Order
 from cnclip_ft.export.parity import difference, require
 from cnclip_ft.models.checkpoints import INFO, load, read_info
+from cnclip_ft.models.dual_encoder import DualEncoder
 from data_tools.errors import RequestError, UserError
 
-# Name → module with `check(model)`, `write(model, target, info)`, `read_features(target, pixels, texts)` and `advice(model, output)`.
-FORMATS = {"huggingface": "cnclip_ft.export.huggingface", "cn_clip": "cnclip_ft.export.cn_clip"}
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# Name → module with `DTYPES` (name → dtype the weights are loaded as), `check(model)`, `write(model, target, order)`,
+# `read_features(target, pixels, texts)`, `open_encoder(target)` (for recall) and `advice(model, output)`.
+FORMATS = {
+    "huggingface": "cnclip_ft.export.huggingface", "cn_clip": "cnclip_ft.export.cn_clip", "onnx": "cnclip_ft.export.onnx",
+}  # fmt: skip
+_MARKS = ("config.json", "image.onnx")  # of a folder written here
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the largest difference of unit features to the source, and how to use it."""
+    """What was written: the largest difference of unit features to the source, how to use it, and where a split was
+    given recall on it of source and export."""
 
     output: Path
     difference: float
     advice: str
+    recall: tuple[RetrievalScores, RetrievalScores] | None = None
 
 
 def export_checkpoint(
     checkpoint: str | Path, to: str, output: str | Path, *, dtype: str = "float32", overwrite: bool = False,
-    source: str = "huggingface",
+    source: str = "huggingface", calibrate: str | Path | None = None, verify: str | Path | None = None,
 ) -> Exported:  # fmt: skip
     """Write `checkpoint` (anything `load` reads) in the format `to`.
 
     Args:
         to: a name of `FORMATS`.
-        dtype: of the written weights. The features must agree within 1e-4 in float32; half the bits cost accuracy, and
-            for those the difference is bounded by 2e-2 only.
+        dtype: of the written weights, one of the format's. In float32 the features must agree within 1e-4; fewer bits
+            cost accuracy, and for those the difference is bounded more widely (`parity.TOLERANCES`).
         overwrite: replace an earlier export at `output`.
         source: where a published name comes from.
+        calibrate: a store whose pictures and texts settle the ranges of int8 beforehand (onnx).
+        verify: a store on which recall of source and export are compared.
 
     Raises:
         RequestError: unknown format, an output that is there, or towers the format has no place for.
@@ -47,11 +58,15 @@ def export_checkpoint(
     """
     output = Path(output)
     if to not in FORMATS:
-        raise RequestError(f"--to is {to!r}; use {' or '.join(FORMATS)}")
-    if dtype not in DTYPES:
-        raise RequestError(f"--dtype is {dtype!r}; use {', '.join(DTYPES)}")
-    _refuse_output(output, overwrite)
+        raise RequestError(f"--to is {to!r}; use {', '.join(FORMATS)}")
     writer = importlib.import_module(FORMATS[to])
+    if dtype not in writer.DTYPES:
+        raise RequestError(f"--dtype is {dtype!r}; --to {to} has {', '.join(writer.DTYPES)}")
+    if calibrate is not None and dtype != "int8":
+        raise RequestError("--calibrate settles the ranges of 8-bit numbers: it goes with --to onnx --dtype int8 only")
+    _refuse_output(output, overwrite)
+    order = Order(_history(checkpoint), dtype, None if calibrate is None else _split(calibrate))
+    judge = None if verify is None else _split(verify)
     model = load(checkpoint, source=source)
     writer.check(model)
     beside = output.with_name(f"{output.name}.unchecked")
@@ -59,17 +74,17 @@ def export_checkpoint(
     try:
         try:
             beside.parent.mkdir(parents=True, exist_ok=True)
+            weights = writer.DTYPES[dtype]
             writer.write(
-                load(checkpoint, dtype=DTYPES[dtype], source=source) if dtype != "float32" else model,
-                beside,
-                _history(checkpoint),
+                model if weights == model.dtype else load(checkpoint, dtype=weights, source=source), beside, order
             )
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"{output} could not be written ({error}); free some space or choose another --output"
             ) from None
         found = difference(model, lambda pixels, texts: writer.read_features(beside, pixels, texts))
-        require(found, output, exact=dtype == "float32")
+        require(found, output, dtype)
+        scores = None if judge is None else _recall_of_both(model, writer, beside, judge)
         try:
             _remove(output)
             os.replace(beside, output)
@@ -77,7 +92,40 @@ def export_checkpoint(
             raise UserError(f"{output} could not be written ({error})") from None
     finally:
         _remove(beside)
-    return Exported(output, found, writer.advice(model, output))
+    return Exported(output, found, writer.advice(model, output), scores)
+
+
+def _split(path: str | Path) -> Source:
+    """A store with pictures and texts in it."""
+    split = store_source(path)
+    if not split.split.image_ids or not split.split.texts:
+        raise RequestError(f"{path}: no pictures or no texts in it")
+    return split
+
+
+def _recall_of_both(
+    model: DualEncoder, writer: ModuleType, target: Path, judge: Source
+) -> tuple[RetrievalScores, RetrievalScores]:
+    """Recall of the source and of what was written."""
+    before, after = (
+        recall(encode_source(encoder, judge.split, judge.read, batch_size=32))
+        for encoder in (model, writer.open_encoder(target))
+    )
+    return before, after
+
+
+def points_lost(before: RetrievalScores, after: RetrievalScores) -> str:
+    """Mean recall that the export loses, in points, per direction and over all; negative where it gains."""
+    parts = [
+        f"{name} {a.mean_recall - b.mean_recall:+.2f}"
+        for name, a, b in (
+            ("text→image", before.text_to_image, after.text_to_image),
+            ("image→text", before.image_to_text, after.image_to_text),
+            ("all", before, after),
+        )
+        if a is not None and a.mean_recall is not None
+    ]
+    return ", ".join(parts) or "none: the split has no ground truth"
 
 
 def _history(checkpoint: str | Path) -> dict:
@@ -95,7 +143,7 @@ def _refuse_output(output: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise RequestError(f"{output} is there already; choose another --output, or --overwrite")
-    if output.is_dir() and not (output / "config.json").is_file():
+    if output.is_dir() and not any((output / mark).is_file() for mark in _MARKS):
         raise RequestError(f"{output} is a folder that holds something else than a model; it is not overwritten")
 
 

@@ -58,3 +58,14 @@ def wrong_input() -> nn.Module:
 
 def failing() -> nn.Module:
     raise FileNotFoundError("weights.bin")
+
+
+class DataDependent(Small):
+    """What is computed hangs on the pixels: fine in Python, no graph."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return super().forward(pixels) if pixels.float().mean().item() > 0 else super().forward(pixels) * 2
+
+
+def data_dependent() -> nn.Module:
+    return DataDependent()

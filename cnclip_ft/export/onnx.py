@@ -1,0 +1,165 @@
+"""Both encoders as ONNX files, with tokenizer, a description of the preprocessing and an example that needs no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cnclip_ft.export.graph import ImageEncoder, TextEncoder
+from cnclip_ft.export.order import Order
+from cnclip_ft.models.dual_encoder import DualEncoder
+from data_tools.errors import RequestError, UserError
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.float32}  # int8 is made from float32
+OPSET = 18  # LayerNormalization is one node from 17 on; TensorRT 10 and OpenVINO know all of 18
+DESCRIPTION = "description.json"
+ONE_FILE = 1_800_000_000  # bytes of weights; above, they lie beside the graph: a protobuf ends at 2 GiB
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+INPUTS = {"image": "pixels", "text": "input_ids"}
+OUTPUT = "features"
+
+
+def check(model: DualEncoder) -> None:
+    """Refuse where the extra is missing. Whether torch can export a tower shows when it tries."""
+    for package in PACKAGES:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise RequestError(f"--to onnx needs {package} ({error}): pip install 'cnclip-ft[onnx]'") from None
+
+
+def write(model: DualEncoder, target: Path, order: Order) -> None:
+    """``image.onnx``, ``text.onnx``, tokenizer files, ``description.json``, ``example.py``."""
+    from cnclip_ft.export.quantise import quantise
+
+    target.mkdir()
+    with tempfile.TemporaryDirectory(dir=target) as name:
+        place = Path(name) if order.dtype == "int8" else target
+        encoders = {"image": ImageEncoder(model).eval(), "text": TextEncoder(model).eval()}
+        for side, encoder in encoders.items():
+            write_graph(encoder, side, model, place / f"{side}.onnx")
+            if order.dtype == "int8":
+                quantise(place / f"{side}.onnx", target / f"{side}.onnx", model, order.calibration)
+    model.tokenizer.save(target)
+    text = json.dumps(describe(model, order), indent=2, ensure_ascii=False) + "\n"
+    (target / DESCRIPTION).write_text(text, encoding="utf-8")
+    shutil.copyfile(Path(__file__).with_name("onnx_example.py"), target / "example.py")
+    for file in target.iterdir():
+        with open(file, "rb+") as handle:
+            os.fsync(handle.fileno())
+
+
+def write_graph(encoder: nn.Module, side: str, model: DualEncoder, path: Path) -> None:
+    """One encoder, its batch (and text length) left open.
+
+    Raises:
+        UserError: torch cannot export it; the message says why.
+    """
+    batch = torch.export.Dim("batch")
+    if side == "image":
+        example = torch.zeros(2, 3, model.image_size, model.image_size, dtype=torch.uint8)
+        shapes = ({0: batch},)
+    else:
+        longest = model.text_tower.text_model.config.max_position_embeddings
+        tokens = torch.export.Dim("tokens", max=longest)
+        example = torch.ones(2, min(7, longest), dtype=torch.int64)
+        shapes = ({0: batch, 1: tokens},)
+    size = sum(tensor.nbytes for tensor in encoder.state_dict().values())
+    with quiet(), torch.no_grad():
+        try:
+            program = torch.onnx.export(
+                encoder, (example,), input_names=[INPUTS[side]], output_names=[OUTPUT], dynamo=True, verbose=False,
+                opset_version=OPSET, dynamic_shapes=shapes,
+            )  # fmt: skip
+        except Exception as error:  # noqa: BLE001 - a tower by import path may fail in any way
+            raise UserError(f"torch cannot export the {side} tower to ONNX: {reason(error)}") from None
+        program.save(path, external_data=size > ONE_FILE)
+
+
+def reason(error: BaseException) -> str:
+    """What lies at the bottom of an error, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence exporters and quantisers, which warn of what is neither ours nor the user's to mend."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def describe(model: DualEncoder, order: Order) -> dict:
+    """``description.json``: all it takes to use the two files without this package."""
+    tower = model.image_tower
+    size = tower.image_size
+    return {
+        "format": 1, "opset": OPSET, "dtype": order.dtype, "source": order.info["exported_from"],
+        "quantisation": None if order.dtype != "int8" else "dynamic" if order.calibration is None else "static",
+        "dimension": tower.output_dim, "logit_scale": model.logit_scale.exp().item(),
+        "image": {
+            "file": "image.onnx", "input": INPUTS["image"], "output": OUTPUT, "type": "uint8",
+            "shape": ["batch", 3, size, size], "size": size, "colours": "RGB",
+            "resize": "square squash (no crop, aspect ratio not kept), bicubic",
+            "normalisation": "inside the graph; give bytes 0 to 255" if tower.input == "normalised" else None,
+            "mean": list(tower.mean), "std": list(tower.std),
+        },
+        "text": {
+            "file": "text.onnx", "input": INPUTS["text"], "output": OUTPUT, "type": "int64",
+            "shape": ["batch", "tokens"], "context_length": model.context_length, "pad_id": model.tokenizer.pad_id,
+            "preparation": "tokenizer.json does it all; pad to the longest of the batch, the mask is made inside the graph",
+        },
+        "output": "float32 [batch, dimension] of unit length: a product of two is their cosine",
+    }  # fmt: skip
+
+
+def open_encoder(target: Path) -> nn.Module:
+    """What was written, as something `evaluation` can encode with."""
+    from cnclip_ft.export.onnx_encoder import OnnxEncoder
+
+    return OnnxEncoder(target)
+
+
+def read_features(target: Path, pixels: torch.Tensor, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit features through ONNX Runtime, in batches of 1, 2, … with texts of their own lengths: all dimensions that
+    were left open are walked."""
+    encoder = open_encoder(target)
+    ids = encoder.tokenizer.encode(texts)
+    images = [encoder.image_features(part) for part in _parts(pixels)]
+    words = [encoder.text_features(*encoder.tokenizer.pad(part)) for part in _parts(ids)]
+    return torch.cat(images), torch.cat(words)
+
+
+def _parts(items: torch.Tensor | list) -> Iterator[torch.Tensor | list]:
+    """The first, the next two, the next three, …."""
+    start, count = 0, 1
+    while start < len(items):
+        yield items[start : start + count]
+        start, count = start + count, count + 1
+
+
+def advice(model: DualEncoder, output: Path) -> str:
+    """How to try what was written."""
+    return (
+        f"ONNX opset {OPSET}; see {output / DESCRIPTION}, or try it (onnxruntime, tokenizers, numpy, Pillow): "
+        f"python {output / 'example.py'} PICTURE … TEXT …"
+    )
