@@ -5,7 +5,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=run_scripts/environment.sh
 source "$here/environment.sh"
-install plots
+install fast,plots
 out=${OUTPUT:-demo}
 
 began=$SECONDS
