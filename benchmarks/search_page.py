@@ -33,7 +33,8 @@ def server(*arguments: str) -> Iterator[str]:
     command = [sys.executable, "-m", "cnclip_ft", "search", "serve", *arguments, "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8")
     try:
-        line = process.stdout.readline()
+        said = iter(process.stdout.readline, "")
+        line = next((line for line in said if "http://" in line), "nothing was said")
         found = re.search(r"http://\S+", line)
         if not found:
             raise SystemExit(f"the server did not start: {line}")

@@ -17,7 +17,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from cnclip_ft.search.batcher import Batcher, Busy
+from cnclip_ft.search.batcher import Batcher, Busy, threads_for
 from cnclip_ft.search.engine import Engine, Found
 from cnclip_ft.search.guard import LOOPBACK, Guard, content_policy
 from cnclip_ft.search.listing import read_bytes
@@ -100,7 +100,7 @@ def make_app(
         any_host: answer to any host name: for a server that is meant to be reached from elsewhere.
     """
     limits = limits or Limits()
-    batcher = Batcher(engine.ask)
+    batcher = Batcher(engine.ask, threads_for(engine.model.device.type))
     decoders = anyio.CapacityLimiter(limits.decoders)
     source = engine.index.info["source"]
     thumbnails = Thumbnails(read_bytes(source["kind"], source["path"]), engine.index.key, limits.pixels)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cnclip_ft.search.engine import open_engine
-from cnclip_ft.search.query import Question
 from cnclip_ft.search.threshold import read_threshold
 from data_tools.errors import RequestError, UserError
 
@@ -39,7 +38,7 @@ def serve_index(
     say: Callable[[str], None] = print,
     warn: Callable[[str], None] = print,
 ) -> None:
-    """Open the index, answer one question to be warm, then serve until interrupted.
+    """Open the index, prepare it, then serve until interrupted.
 
     Raises:
         RequestError: index, model, threshold or a limit cannot be used, or an extra is missing.
@@ -57,7 +56,9 @@ def serve_index(
     limits = Limits(upload_bytes=parse_memory(upload), pixels=pixels)
     listener = _listen(host, port)  # before the model: a port in use is said at once
     engine = open_engine(folder, checkpoint=checkpoint, device=device, exact=exact, say=warn)
-    engine.ask([Question(text="暖")])
+    prepared = engine.prepare()
+    if prepared:
+        say(f"prepared: {prepared}")
     local = is_loopback(host)
     app = make_app(engine, threshold=limit, limits=limits, any_host=not local)
     place = f"[{host}]" if ":" in host else host

@@ -35,9 +35,12 @@ def test_exact_is_brute_force(monkeypatch, k, asked, dtype):
     for scores_bytes, converted in ((exact._SCORES, exact._CONVERTED), (4096, 4096)):  # one tile, and many
         monkeypatch.setattr(exact, "_SCORES", scores_bytes)
         monkeypatch.setattr(exact, "_CONVERTED", converted)
-        scores, numbers = ExactSearch(gallery, largest).search(queries, k)
-        assert torch.equal(numbers, expected[1])
-        assert torch.allclose(scores.double(), expected[0], atol=1e-6)
+        search = ExactSearch(gallery, largest)
+        for _ in range(2):  # from the features, and from a copy where the processor has the kernels
+            scores, numbers = search.search(queries, k)
+            assert torch.equal(numbers, expected[1])
+            assert torch.allclose(scores.double(), expected[0], atol=1e-6)
+            search.keep_copy()
     assert torch.equal(numbers, topk(queries, gallery.float(), k)[1])
 
 
@@ -46,9 +49,25 @@ def test_neighbours_in_the_last_bit_are_told_apart():
     base = unit(1, 64)[0]
     gallery = F.normalize(base + 1e-5 * unit(3000, 64, seed=2), dim=1)
     search = ExactSearch(gallery, float(gallery.double().norm(dim=1).max()))
-    _, numbers = search.search(base[None], 50)
-    assert torch.equal(numbers, brute_force(base[None], gallery, 50)[1])
+    for _ in range(2):  # the copy proposes 114 of 3,000 that are all alike to it: it has to give way
+        _, numbers = search.search(base[None], 50)
+        assert torch.equal(numbers, brute_force(base[None], gallery, 50)[1])
+        search.keep_copy()
     assert not torch.equal(numbers[0], (gallery @ base).argsort(descending=True, stable=True)[:50])
+
+
+def test_a_copy_decides_most_by_itself(monkeypatch):
+    gallery, queries = unit(5000, 64), unit(40, 64, seed=1)
+    search = ExactSearch(gallery, 1.0001)
+    if not search.keep_copy():
+        pytest.skip("this processor has no half-precision kernels")
+    asked: list[int] = []
+    real = search._by_features
+    monkeypatch.setattr(search, "_by_features", lambda q, k: asked.append(len(q)) or real(q, k))
+    scores, numbers = search.search(queries, 20)
+    expected = brute_force(queries, gallery, 20)
+    assert torch.equal(numbers, expected[1]) and torch.allclose(scores.double(), expected[0], atol=1e-7)
+    assert sum(asked) < 4
 
 
 def clustered(count: int = 4000, dim: int = 24) -> np.ndarray:
