@@ -16,6 +16,7 @@ from torch import nn
 from cnclip_ft.models.dual_encoder import DualEncoder
 
 ALIKE = 0.9999  # cosine of a text's two features below which the copies are not used
+_LARGEST = 65504.0  # of half precision
 _SAMPLES = [
     "狗",
     "一只在雪地里奔跑的狗",
@@ -35,9 +36,12 @@ def quicken(model: DualEncoder) -> float | None:
         return None
     before = model.encode_texts(_SAMPLES)
     layers = [m for m in model.text_tower.modules() if type(m) is nn.Linear and m.weight.dtype == torch.float32]
+    if any(float(layer.weight.detach().abs().max()) > _LARGEST for layer in layers):
+        return None
     try:
         for layer in layers:
-            packed = torch.ops.quantized.linear_prepack_fp16(layer.weight.detach(), layer.bias)
+            # A clone: the packing cuts what is out of its range in the tensor it is given.
+            packed = torch.ops.quantized.linear_prepack_fp16(layer.weight.detach().clone(), layer.bias)
             layer.forward = partial(_linear, packed)
         after = model.encode_texts(_SAMPLES)
         alike = float((before * after).sum(1).min())
