@@ -24,7 +24,7 @@ from typing import Any
 from PIL import Image
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-QUESTION = "雪地里的蓝色房子"
+QUESTION = "夜空下的红色小鱼"
 
 
 @contextlib.contextmanager

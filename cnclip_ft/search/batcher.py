@@ -36,7 +36,7 @@ class Batcher:
     ) -> None:
         self._answer, self._count = answer, threads
         self._queue: asyncio.Queue[tuple[Question, asyncio.Future[Answer]]] = asyncio.Queue(waiting)
-        self._pool = ThreadPoolExecutor(threads, "search", initializer=_share_cores, initargs=(threads,))
+        self._pool = ThreadPoolExecutor(threads, "search", initializer=set_cores, initargs=(threads,))
         self._idle = 0
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -83,10 +83,18 @@ class Batcher:
                     future.set_result(answer)
 
 
-def _share_cores(threads: int) -> None:
+def set_cores(threads: int) -> None:
+    """This thread's part of the cores, when `threads` compute side by side."""
     import torch
 
-    torch.set_num_threads(max(1, torch.get_num_threads() // threads))
+    torch.set_num_threads(max(1, usable_cores() // threads))
+
+
+def usable_cores() -> int:
+    """Cores this process may use, or fewer where OMP_NUM_THREADS says so."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wished = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(wished)) if wished.isdigit() and int(wished) else cores
 
 
 def threads_for(device: str) -> int:

@@ -47,14 +47,18 @@ def serve_index(
     require_serve()
     import uvicorn
 
+    from cnclip_ft.evaluation import record
     from cnclip_ft.evaluation.tiles import parse_memory
     from cnclip_ft.search.api import Limits, make_app
+    from cnclip_ft.search.batcher import set_cores, threads_for
     from cnclip_ft.search.guard import is_loopback
     from cnclip_ft.search.index_folder import Index
 
     limit = read_threshold(threshold, Index(folder).info)
     limits = Limits(upload_bytes=parse_memory(upload), pixels=pixels)
     listener = _listen(host, port)  # before the model: a port in use is said at once
+    if record.parse_device(device).type == "cpu":
+        set_cores(threads_for("cpu"))
     engine = open_engine(folder, checkpoint=checkpoint, device=device, exact=exact, say=warn)
     prepared = engine.prepare()
     if prepared:
