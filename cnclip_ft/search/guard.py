@@ -16,12 +16,14 @@ import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+import anyio
 from starlette.exceptions import HTTPException
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+_PATIENCE = 2.0  # seconds
 LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1"))
 _SECURITY = [
     (b"x-content-type-options", b"nosniff"),
@@ -81,7 +83,8 @@ class Guard:
             await _refuse(send, 421, "host", "this server answers to localhost only")
             return
         if _claims(headers) > limit:
-            await _drain(receive, 4 * limit)
+            with anyio.move_on_after(_PATIENCE):
+                await _drain(receive, 4 * limit)
             await _refuse(send, 413, "too-large", _too_large(limit))
             return
         got = 0
@@ -108,7 +111,10 @@ def _claims(headers: dict[bytes, bytes]) -> int:
 
 
 async def _drain(receive: Receive, most: int) -> None:
-    """Take in and forget a body, up to a bound: who is still sending when the answer comes sees only a broken line."""
+    """Take in and forget a body, up to a bound: who is still sending when the answer comes sees only a broken line.
+
+    The caller bounds the time: what a length promises may never come.
+    """
     while most > 0:
         message = await receive()
         most -= len(message.get("body", b""))

@@ -18,6 +18,7 @@ pytest.importorskip("httpx", reason="not installed: pip install 'cnclip-ft[test]
 
 from fastapi.testclient import TestClient
 
+from cnclip_ft.search import guard
 from cnclip_ft.search.api import Limits, make_app
 from cnclip_ft.search.batcher import Batcher, Busy
 from cnclip_ft.search.engine import open_engine
@@ -241,6 +242,28 @@ def test_a_body_is_counted_whatever_it_claims(client):
     response = client.post("/api/search/image", content=endless(), headers=headers)  # chunked: no length at all
     assert response.status_code in (400, 413)
     assert problem(client.post("/api/search", content=endless()), 413)
+
+
+def test_a_body_that_never_comes_is_not_waited_for(monkeypatch):
+    async def nobody(*_):
+        raise AssertionError("the application was asked")
+
+    async def silence():
+        await asyncio.sleep(60)
+
+    sent: list[dict] = []
+
+    async def send(message):
+        sent.append(message)
+
+    monkeypatch.setattr(guard, "_PATIENCE", 0.05)
+    scope = {
+        "type": "http",
+        "path": "/api/search",
+        "headers": [(b"host", b"localhost"), (b"content-length", b"99999999")],
+    }
+    asyncio.run(asyncio.wait_for(guard.Guard(nobody, None, {}, 1000)(scope, silence, send), 10))
+    assert sent[0]["status"] == 413
 
 
 @pytest.mark.parametrize("fields", [{"top": "x"}, {"top": "0"}, {"image_share": "nan"}, {"not_weight": "-1"}], ids=str)
