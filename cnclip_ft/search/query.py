@@ -14,7 +14,7 @@ from data_tools.errors import RequestError
 
 IMAGE_SHARE = 0.5
 WITHOUT_WEIGHT = 0.5
-_TEXTS_ON_CPU = 4
+_TEXTS_ON_CPU = 8
 MOST = 1000  # results of one question
 _NOTHING_LEFT = 1e-4  # length of a combined vector below which its direction is rounding
 

@@ -98,6 +98,21 @@ def test_prepared_answers_are_the_same(index, engine):
         assert all(by_number[hit.number] == pytest.approx(hit.score, abs=5e-3) for hit in first)
 
 
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_a_quick_tower_says_the_same(checkpoint, pooling):
+    model = cnclip_ft.load(checkpoint)
+    model.text_tower.pooling = pooling
+    texts = ["狗", "一只在雪地里奔跑的狗", "x y " * 40, "", "🐕", "two birds, and a tree"]
+    before = model.encode_texts(texts)
+    alike = quicken(model)
+    if alike is None:
+        pytest.skip("this processor has no half-precision kernels")
+    after = model.encode_texts(texts)
+    assert not torch.equal(after, before) and torch.allclose(after, before, atol=2e-3)
+    alone = torch.cat([model.encode_texts([text]) for text in texts])
+    assert torch.allclose(alone, after, atol=1e-5)
+
+
 @pytest.mark.parametrize("factor", [1e7, 1e-9], ids=["beyond half precision", "below it"])
 def test_a_model_that_suffers_is_left_alone(checkpoint, factor):
     model = cnclip_ft.load(checkpoint)
