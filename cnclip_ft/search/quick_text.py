@@ -21,7 +21,12 @@ from cnclip_ft.models.towers import RobertaTower
 
 ALIKE = 0.9999  # cosine of a text's two features below which none of it is used
 _LARGEST = 65504.0  # of half precision
-_SAMPLES = ["狗", "一只在雪地里奔跑的狗", "two red stars on a wooden floor, and a small blue umbrella", "2024年的Ａ４纸"]
+_SAMPLES = [
+    "狗",
+    "一只在雪地里奔跑的狗",
+    "two red stars on a wooden floor, and a small blue umbrella",
+    "2024年的Ａ４纸",
+]
 
 
 def quicken(model: DualEncoder) -> float | None:
