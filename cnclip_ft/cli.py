@@ -6,18 +6,19 @@ import sys
 
 import typer
 
-from cnclip_ft.commands import data, evaluate, export, train
+from cnclip_ft.commands import data, evaluate, export, search, train
 from data_tools.errors import UserError
 
 app = typer.Typer(
     name="cnclip-ft",
-    help="Fine-tune Chinese(-English) CLIP models in two stages: data, training, recall, export.",
+    help="Fine-tune Chinese(-English) CLIP models in two stages: data, training, recall, export, search.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 app.add_typer(data.app, name="data")
+app.add_typer(search.app, name="search")
 for function in (
     train.plan, train.train, evaluate.evaluate, evaluate.encode, evaluate.topk, evaluate.classify,
     evaluate.calibrate, evaluate.compare, export.export,

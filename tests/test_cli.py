@@ -43,11 +43,11 @@ def place(tmp_path_factory):
 
 
 def test_help_is_light():
-    code = "import sys, cnclip_ft.cli; print([m for m in ('torch', 'lmdb', 'numpy', 'transformers', 'pydantic', 'PIL') if m in sys.modules])"
+    code = "import sys, cnclip_ft.cli; print([m for m in ('torch', 'lmdb', 'numpy', 'transformers', 'pydantic', 'PIL', 'fastapi', 'faiss') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     said = command("--help")
-    for name in ("data", "plan", "train", "evaluate", "export", "encode", "topk", "classify", "calibrate", "compare"):
+    for name in ("data", "plan", "train", "evaluate", "export", "encode", "topk", "classify", "calibrate", "compare", "search"):
         assert name in said
     for name in ("plan", "train", "evaluate", "export"):
         assert "Example:" in command(name, "--help"), name
@@ -124,7 +124,7 @@ def test_every_command_of_the_readme_exists(name):
     helps: dict[tuple[str, ...], str] = {}
     for line in lines:
         words = shlex.split(line)[1:]
-        path = tuple(words[:2]) if words[0] == "data" else (words[0],)
+        path = tuple(words[:2]) if words[0] in ("data", "search") else (words[0],)
         if path not in helps:
             helps[path] = command(*path, "--help")
         for option in [word for word in words if word.startswith("--")]:

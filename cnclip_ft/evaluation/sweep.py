@@ -167,6 +167,8 @@ class TopLooker:
         if self.keep == len(self.offered):
             return
         undecided = asking[lowest + 2 * bound >= score[:, k - 1] - TIE * scale]
+        if not len(undecided):
+            return  # `split` of nothing is one empty part, and a look at the whole gallery in float64
         for rest in undecided.split(max(1, self.memory // (32 * len(self.offered)))):
             score, order = self._look_again(rest)
             self.values[rest.cpu()], self.indices[rest.cpu()] = score.float().cpu(), order.cpu()

@@ -1,0 +1,226 @@
+"""An index on the disk: features and what they are of.
+
+::
+
+    index.json          format, model, source, counts, and the names of the files that count now
+    features-N.npy      [pictures, dim] float32 or float16, unit length; memory-mapped
+    items-N.jsonl       [key, stamp] a line, in the same order;  offsets-N.npy: where each line begins
+    damaged-N.jsonl     [key, stamp, fault] of pictures that cannot be decoded
+    approximate-N.faiss faiss's own file, where one was built
+
+A new state is written as files of the next number N beside the old ones; the moment `index.json` is renamed it
+counts, and the old files go. So an index is whole at every moment, and a server that has it open keeps its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnclip_ft.search.listing import Key
+from data_tools.errors import RequestError, UserError
+
+FORMAT = 1
+INFO = "index.json"
+PARTS = "parts"
+_NUMBERED = re.compile(r"(features|items|offsets|damaged|approximate)-\d+\.(npy|jsonl|faiss)")
+
+
+class Index:
+    """An index opened for reading; features and items stay on the disk until they are used.
+
+    Raises:
+        RequestError: there is none, it is unfinished, damaged or of a format this version does not know.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.info = read_info(self.folder)
+        try:
+            # Copy on write: torch wants memory it may write to; nothing here does.
+            self.features: np.ndarray = np.load(self.folder / self.info["files"]["features"], mmap_mode="c")
+            self._offsets: np.ndarray = np.load(self.folder / self.info["files"]["offsets"], mmap_mode="r")
+            items = self.folder / self.info["files"]["items"]
+            # Not an open file with seek: several threads of a server ask at once.
+            self._lines: Any = np.memmap(items, mode="r") if items.stat().st_size else b""
+        except (OSError, ValueError, KeyError) as error:
+            raise RequestError(f"{folder}: the index is damaged ({error}); make it anew with --rebuild") from None
+        if len(self.features) != len(self) or self.features.ndim != 2 or len(self._offsets) != len(self) + 1:
+            raise RequestError(f"{folder}: the index's files do not fit together; make it anew with --rebuild")
+
+    def __len__(self) -> int:
+        return self.info["images"]
+
+    @property
+    def dim(self) -> int:
+        return self.features.shape[1]
+
+    def item(self, number: int) -> tuple[Key, str]:
+        """(key, stamp) of a picture.
+
+        Raises:
+            IndexError: no such number.
+        """
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        begin, end = int(self._offsets[number]), int(self._offsets[number + 1])
+        key, stamp = json.loads(bytes(self._lines[begin:end]))
+        return key, stamp
+
+    def key(self, number: int) -> Key:
+        return self.item(number)[0]
+
+    def stamps(self) -> dict[Key, str]:
+        """Every picture's stamp, in order."""
+        return dict(_rows(self.folder / self.info["files"]["items"]))
+
+    @cached_property
+    def damaged(self) -> dict[Key, tuple[str, str]]:
+        """Key → (stamp, fault) of the pictures that could not be decoded."""
+        return {key: (stamp, fault) for key, stamp, fault in _rows(self.folder / self.info["files"]["damaged"])}
+
+    @property
+    def approximate_file(self) -> Path | None:
+        name = self.info["files"].get("approximate")
+        return self.folder / name if name else None
+
+
+def is_index(folder: str | Path) -> bool:
+    return (Path(folder) / INFO).is_file()
+
+
+def read_info(folder: str | Path) -> dict[str, Any]:
+    """`index.json`.
+
+    Raises:
+        RequestError: as `Index`.
+    """
+    path = Path(folder) / INFO
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        known = info.get("format")
+    except FileNotFoundError:
+        unfinished = (Path(folder) / PARTS).is_dir()
+        hint = (
+            "it is unfinished: give the `search index` command again"
+            if unfinished
+            else "make one: cnclip-ft search index"
+        )
+        raise RequestError(f"{folder} holds no index ({hint})") from None
+    except (OSError, ValueError, AttributeError) as error:
+        raise RequestError(f"{path} cannot be read ({error}); make the index anew with --rebuild") from None
+    if known != FORMAT:
+        raise RequestError(f"{path}: format {known!r} is not known here (known: {FORMAT}); use a newer cnclip-ft")
+    return info
+
+
+def _rows(path: Path) -> Iterator[list[Any]]:
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+class IndexWriter:
+    """The next state of an index: files of the next number, then `commit`.
+
+    Raises (in every method):
+        UserError: the disk is full or cannot be written; the old state is intact.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        used = [int(re.findall(r"\d+", name)[0]) for name in os.listdir(folder) if _NUMBERED.fullmatch(name)]
+        self.number = max(used, default=0) + 1
+        self.files: dict[str, str] = {}
+
+    def _name(self, what: str, ending: str) -> Path:
+        self.files[what] = f"{what}-{self.number}.{ending}"
+        return self.folder / self.files[what]
+
+    def features(self, rows: Iterable[np.ndarray], count: int, dim: int, dtype: np.dtype) -> None:
+        """Write blocks ``[n, dim]``, `count` rows in all."""
+        with _told(self.folder):
+            path = self._name("features", "npy")
+            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count, dim)}
+            with open(path, "wb") as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                for block in rows:
+                    file.write(np.ascontiguousarray(block, dtype=dtype).data)
+                _to_disk(file)
+
+    def items(self, items: Sequence[tuple[Key, str]]) -> None:
+        offsets = np.zeros(len(items) + 1, dtype=np.uint64)
+        with _told(self.folder):
+            with open(self._name("items", "jsonl"), "wb") as file:
+                for number, row in enumerate(items, 1):
+                    line = _line(row)
+                    offsets[number] = offsets[number - 1] + len(line)
+                    file.write(line)
+                _to_disk(file)
+            with open(self._name("offsets", "npy"), "wb") as file:
+                np.save(file, offsets)
+                _to_disk(file)
+
+    def damaged(self, rows: Iterable[tuple[Key, str, str]]) -> None:
+        with _told(self.folder), open(self._name("damaged", "jsonl"), "wb") as file:
+            file.writelines(map(_line, rows))
+            _to_disk(file)
+
+    def approximate(self, write: Any) -> None:
+        """`write` is given the path."""
+        with _told(self.folder):
+            write(self._name("approximate", "faiss"))
+
+    def keep(self, what: str, name: str) -> None:
+        """A file of the old state that stays as it is."""
+        self.files[what] = name
+
+    def commit(self, info: dict[str, Any]) -> None:
+        """From here on the new state counts."""
+        content = {"format": FORMAT, **info, "files": self.files}
+        beside = self.folder / (INFO + ".writing")
+        with _told(self.folder):
+            with open(beside, "w", encoding="utf-8", newline="\n") as file:
+                json.dump(content, file, indent=2, ensure_ascii=False)
+                _to_disk(file)
+            os.replace(beside, self.folder / INFO)
+        for path in self.folder.iterdir():
+            if _NUMBERED.fullmatch(path.name) and path.name not in self.files.values():
+                try:
+                    path.unlink()
+                except OSError:  # Windows: a server has it open; the next commit takes it
+                    pass
+
+
+def _line(row: Sequence[Any]) -> bytes:
+    # A file name may hold bytes that are no UTF-8 (lone surrogates in Python): ASCII escapes carry them.
+    return json.dumps(row).encode("ascii") + b"\n"
+
+
+def _to_disk(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+class _told:  # noqa: N801 - reads as a word in a `with`
+    """Turns an OSError into a message; nothing that counts has been touched."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, OSError):
+            raise UserError(
+                f"{self.folder} cannot be written ({error.strerror or error}). What was there before is intact: free "
+                "some space and give the same command again"
+            ) from None

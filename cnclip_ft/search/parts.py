@@ -1,0 +1,111 @@
+"""Pictures encoded so far: parts beside the index that survive an interruption.
+
+A part is features with their keys and stamps, so it serves whatever the source has become meanwhile: what is still
+there with the same stamp is taken, the rest is not looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnclip_ft.search.index_folder import PARTS
+from cnclip_ft.search.listing import Key
+from data_tools.errors import UserError
+
+_ROWS, _SECONDS = 8192, 20.0  # a part is written when either is reached: what a power cut can cost
+
+
+class Parts:
+    """Parts of one model.
+
+    Args:
+        folder: the index. identity: what the features depend on; parts of another identity are thrown away.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any], dim: int) -> None:
+        self.folder, self.dim = folder / PARTS, dim
+        plan, own = self.folder / "plan.json", json.dumps(identity, sort_keys=True)
+        if self.folder.exists() and not (plan.is_file() and plan.read_text(encoding="utf-8") == own):
+            shutil.rmtree(self.folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not plan.exists():
+                plan.write_text(own, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written ({error.strerror}); choose another --output") from None
+        self._arrays: list[np.ndarray] = []
+        self.places: dict[Key, tuple[str, int, int]] = {}  # key → stamp, part, row
+        self.damaged: dict[Key, tuple[str, str]] = {}  # key → stamp, fault
+        for file in sorted(self.folder.glob("*.jsonl")):
+            self._take(file)
+        self._number = max((int(file.stem) for file in self.folder.glob("*.jsonl")), default=0)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._rows: list[tuple[Key, str, str | None]] = []
+        self._features: list[np.ndarray] = []
+        self._count, self._since = 0, time.monotonic()
+
+    def _take(self, file: Path) -> None:
+        features = np.load(file.with_suffix(".npy"), mmap_mode="r")
+        part, row = len(self._arrays), 0
+        self._arrays.append(features)
+        for line in file.read_text(encoding="ascii").splitlines():
+            key, stamp, fault = json.loads(line)
+            if fault is None:
+                self.places[key] = stamp, part, row
+                row += 1
+            else:
+                self.damaged[key] = stamp, fault
+
+    def has(self, key: Key, stamp: str) -> bool:
+        return any(key in known and known[key][0] == stamp for known in (self.places, self.damaged))
+
+    def add(self, rows: list[tuple[Key, str, str | None]], features: np.ndarray) -> None:
+        """Rows ``(key, stamp, fault or None)`` and the features ``[n, dim]`` of those without a fault, in order."""
+        self._rows += rows
+        self._features.append(features)
+        self._count += len(rows)
+        if self._count >= _ROWS or time.monotonic() - self._since >= _SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has been added; also on the way out of an interruption."""
+        if not self._rows:
+            return
+        self._number += 1
+        file = self.folder / f"{self._number:08d}.jsonl"
+        beside = file.with_suffix(".writing")
+        try:
+            # The features first: a part counts from the moment its list is there.
+            with open(file.with_suffix(".npy"), "wb") as out:
+                np.save(out, np.concatenate([np.empty((0, self.dim), np.float32), *self._features]))
+                out.flush()
+                os.fsync(out.fileno())
+            with open(beside, "w", encoding="ascii") as out:
+                out.writelines(json.dumps(row) + "\n" for row in self._rows)
+                out.flush()
+                os.fsync(out.fileno())
+            os.replace(beside, file)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise UserError(
+                f"{file} cannot be written ({error.strerror or error}). What was encoded before is kept: free some "
+                "space and give the same command again"
+            ) from None
+        self._begin()
+        self._take(file)
+
+    def rows(self, part: int, index: list[int]) -> np.ndarray:
+        return self._arrays[part][index]
+
+    def remove(self) -> None:
+        self._arrays.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,90 @@
+"""`cnclip-ft search query`: one question, answered as a table or as JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from cnclip_ft.search.engine import Found, open_engine
+from cnclip_ft.search.index_folder import Index
+from cnclip_ft.search.pictures import uploaded_pixels
+from cnclip_ft.search.query import Question
+from cnclip_ft.search.threshold import read_threshold
+from data_tools.errors import DataFault, RequestError
+
+
+def query_index(
+    folder: str | Path,
+    text: str | None,
+    *,
+    image: Path | None,
+    without: str | None,
+    image_share: float,
+    without_weight: float,
+    top: int,
+    threshold: str | None,
+    as_json: bool,
+    checkpoint: str | None,
+    device: str | None,
+    exact: bool,
+    say: Callable[[str], None] = print,
+    note: Callable[[str], None] = print,
+) -> None:
+    """Print what is found; `note` takes what is no result.
+
+    Raises:
+        RequestError: nothing asked, a number out of range, or index, model or picture cannot be opened.
+    """
+    index = Index(folder)
+    limit = read_threshold(threshold, index.info)
+    given = None
+    if image is not None:
+        try:
+            given = uploaded_pixels(image.read_bytes(), index.info["identity"]["image_size"])
+        except OSError as error:
+            raise RequestError(f"{image} cannot be read ({error.strerror})") from None
+        except DataFault as error:
+            raise RequestError(f"{image}: {error.problem}") from None
+    question = Question(text, without, given, None, image_share, without_weight, top)
+    question.check()  # before the model is opened
+    engine = open_engine(folder, checkpoint=checkpoint, device=device, exact=exact, say=note)
+    (answer,) = engine.ask([question])
+    if isinstance(answer, RequestError):
+        raise answer
+    if limit is not None:
+        answer = [found for found in answer if found.score >= limit]
+    if as_json:
+        for rank, found in enumerate(answer, 1):
+            say(json.dumps(_line(engine.index, rank, found), ensure_ascii=False))
+        return
+    if not answer:
+        note(f"nothing reaches the threshold {limit:.4f}")
+        return
+    say(_table(answer))
+
+
+def _line(index: Index, rank: int, found: Found) -> dict[str, object]:
+    line = {"rank": rank, "score": round(found.score, 6), "number": found.number, "id": found.key}
+    if index.info["source"]["kind"] == "folder":
+        line["path"] = str(Path(index.info["source"]["path"]) / str(found.key))
+    return line
+
+
+def _table(answer: list[Found]) -> str:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("#", justify="right")
+    table.add_column("score", justify="right")
+    table.add_column("number", justify="right")
+    table.add_column("picture", overflow="fold")
+    for rank, found in enumerate(answer, 1):
+        table.add_row(str(rank), f"{found.score:.4f}", str(found.number), Text(str(found.key)))
+    console = Console(no_color=True, highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get().strip("\n")

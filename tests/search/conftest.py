@@ -1,0 +1,60 @@
+"""A tiny checkpoint, pictures in a folder and in a store, and indexes of both."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cnclip_ft.evaluation.scorecard import Options
+from cnclip_ft.search.build import Wishes, build_index
+from tests.evaluation import tiny
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    return tiny.make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "best")
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory):
+    return tiny.make_store(tmp_path_factory.mktemp("data") / "valid", images=30)
+
+
+@pytest.fixture(scope="session")
+def photos_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("source") / "photos"
+    for number in range(20):
+        path = folder / ("雪 地" if number % 2 else "dogs") / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(tiny.png(number))
+    return folder
+
+
+@pytest.fixture
+def photos(photos_once, tmp_path):
+    """Twenty pictures in two folders, to be changed at will."""
+    shutil.copytree(photos_once, tmp_path / "photos")
+    return tmp_path / "photos"
+
+
+@pytest.fixture(scope="session")
+def make():
+    """Build an index on the CPU; gives what was said."""
+
+    def build(checkpoint: Path, what: Path, output: Path, **wishes) -> str:
+        said: list[str] = []
+        options = Options(batch_size=wishes.pop("batch_size", 8), workers=wishes.pop("workers", 0), device="cpu")
+        build_index(checkpoint, what, output, options, Wishes(**wishes), said.append)
+        return "\n".join(said)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def index(make, checkpoint, photos_once, tmp_path_factory):
+    """An index of twenty pictures whose source is not to be touched."""
+    folder = tmp_path_factory.mktemp("index") / "photos.index"
+    make(checkpoint, photos_once, folder)
+    return folder

@@ -1,0 +1,355 @@
+"""The server: answers, pictures by number, limits, and what must never be more than a refusal."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import re
+import shutil
+import threading
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("fastapi", reason="not installed: pip install 'cnclip-ft[serve]'")
+pytest.importorskip("httpx", reason="not installed: pip install 'cnclip-ft[test]'")
+
+from fastapi.testclient import TestClient
+
+from cnclip_ft.search import guard
+from cnclip_ft.search.api import Limits, make_app
+from cnclip_ft.search.batcher import Batcher, Busy
+from cnclip_ft.search.engine import open_engine
+from cnclip_ft.search.guard import content_policy, host_name, is_loopback
+from cnclip_ft.search.query import Question
+from cnclip_ft.search.thumbnails import SIZES
+from tests.evaluation import tiny
+
+LOCAL = "http://127.0.0.1"
+
+
+@pytest.fixture(scope="module")
+def engine(index):
+    return open_engine(index, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def client(engine):
+    limits = Limits(upload_bytes=2**20, pixels=4_000_000)
+    with TestClient(make_app(engine, threshold=0.25, limits=limits), LOCAL, raise_server_exceptions=False) as client:
+        yield client
+
+
+def png(width: int, height: int, mode: str = "RGB") -> bytes:
+    out = io.BytesIO()
+    Image.new(mode, (width, height)).save(out, "PNG")
+    return out.getvalue()
+
+
+def problem(response, status: int) -> dict:
+    assert response.status_code == status, response.text
+    content = response.json()
+    assert set(content) == {"code", "detail"} and len(content["detail"]) < 1500
+    return content
+
+
+def test_an_answer_is_the_engines(client, engine):
+    (found,) = engine.ask([Question("一只狗", without="车", top=5)])
+    answer = client.post("/api/search", json={"text": "一只狗", "not": "车", "top": 5}).json()
+    assert [(hit["number"], hit["id"]) for hit in answer["results"]] == [(hit.number, hit.key) for hit in found]
+    assert answer["results"][0]["score"] == pytest.approx(found[0].score, abs=1e-5) and answer["milliseconds"] > 0
+    (like,) = engine.ask([Question(like=3, top=4)])
+    answer = client.post("/api/search", json={"like": 3, "top": 4}).json()
+    assert [hit["number"] for hit in answer["results"]] == [hit.number for hit in like]
+
+
+def test_a_picture_finds_itself(client, engine, photos_once):
+    for number in (0, 7):
+        data = (photos_once / engine.index.key(number)).read_bytes()
+        answer = client.post("/api/search/image", files={"image": ("a.png", data)}, data={"top": "3"}).json()
+        assert answer["results"][0]["number"] == number and answer["results"][0]["score"] == pytest.approx(1, abs=1e-3)
+        mixed = client.post("/api/search/image", files={"image": data}, data={"text": "狗", "image_share": "0"}).json()
+        words = client.post("/api/search", json={"text": "狗"}).json()
+        assert [hit["number"] for hit in mixed["results"]] == [hit["number"] for hit in words["results"]]
+
+
+def test_the_index_and_its_limits_are_told(client):
+    about = client.get("/api/index").json()
+    assert (
+        about["images"] == 20 and about["threshold"] == 0.25 and about["exact"] and about["max_upload_bytes"] == 2**20
+    )
+
+
+def test_the_description_covers_the_api(client):
+    paths = client.get("/openapi.json").json()["paths"]
+    assert set(paths) == {"/api/index", "/api/search", "/api/search/image", "/api/images/{number}"}
+    assert client.get("/docs").status_code == 404  # it would load scripts from the network
+
+
+def test_the_page_needs_nothing_else(client):
+    response = client.get("/")
+    page, policy = response.text, response.headers["content-security-policy"]
+    assert not re.findall(r"""(?:src|href|url\(|@import)\s*=?\s*["'(]*\s*(?:https?:)?//""", page)
+    assert not re.findall(r"<(?:link|script|iframe)\s[^>]*(?:src|href)", page)
+    assert "default-src 'none'" in policy and "unsafe" not in policy and policy == content_policy(page)
+    assert len(re.findall("sha256-", policy)) == 2
+    assert response.headers["x-content-type-options"] == "nosniff" and response.headers["x-frame-options"] == "DENY"
+    words = {language: set(re.findall(r"^    (\w+):|, (\w+): (?=[\"n(v])", body, re.MULTILINE)) for language, body in
+             re.findall(r"^  (en|zh): \{(.*?)^  \},", page, re.MULTILINE | re.DOTALL)}  # fmt: skip
+    assert words["en"] == words["zh"] and len(words["en"]) > 15
+
+
+def test_thumbnails_are_small_upright_and_known_again(make, checkpoint, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    picture = Image.new("RGB", (900, 600), "blue")
+    picture.paste("red", (0, 0, 900, 100))  # the upper edge; turned by 90° it becomes the right one
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(folder / "turned.jpg", exif=exif)
+    Image.new("RGBA", (40, 40), (0, 0, 0, 0)).save(folder / "clear.png")
+    make(checkpoint, folder, tmp_path / "i")
+    with TestClient(make_app(open_engine(tmp_path / "i", device="cpu")), LOCAL) as client:
+        response = client.get("/api/images/1")
+        small = Image.open(io.BytesIO(response.content))
+        assert response.headers["content-type"] == "image/jpeg" and small.format == "JPEG"
+        assert small.size == (240, 360) == (SIZES["small"].max_side * 2 // 3, SIZES["small"].max_side)
+        assert small.getpixel((230, 180))[0] > 200 and small.getpixel((20, 180))[2] > 200
+        assert not small.getexif()
+        assert Image.open(io.BytesIO(client.get("/api/images/1?size=large").content)).size == (600, 900)
+        again = client.get("/api/images/1", headers={"If-None-Match": response.headers["etag"]})
+        assert again.status_code == 304 and not again.content
+        white = Image.open(io.BytesIO(client.get("/api/images/0").content))
+        assert white.size == (40, 40) and min(white.getpixel((20, 20))) > 250
+
+
+def test_pictures_that_are_gone_or_changed(make, checkpoint, photos, tmp_path):
+    make(checkpoint, photos, tmp_path / "i")
+    engine = open_engine(tmp_path / "i", device="cpu")
+    secret = tmp_path / "secret.txt"
+    secret.write_text("top secret")
+    (photos / engine.index.key(0)).unlink()
+    (photos / engine.index.key(1)).write_text("no picture any more")
+    (photos / engine.index.key(2)).unlink()
+    (photos / engine.index.key(2)).symlink_to(secret)
+    with TestClient(make_app(engine), LOCAL) as client:
+        for number in range(3):
+            content = problem(client.get(f"/api/images/{number}"), 404)
+            assert content["code"] == "gone" and "secret" not in content["detail"]
+        assert client.get("/api/images/3").status_code == 200
+        shutil.rmtree(photos)
+        assert problem(client.get("/api/images/4"), 404)["code"] == "gone"
+        assert client.get("/api/images/3").status_code == 200  # kept
+        assert len(client.post("/api/search", json={"text": "狗"}).json()["results"]) == 20
+
+
+def test_a_store_behind_the_server_may_go_too(make, checkpoint, store, tmp_path):
+    shutil.copytree(store, tmp_path / "s")
+    make(checkpoint, tmp_path / "s", tmp_path / "i")
+    with TestClient(make_app(open_engine(tmp_path / "i", device="cpu")), LOCAL) as client:
+        assert client.get("/api/images/0").status_code == 200
+        assert client.post("/api/search", json={"text": "狗"}).json()["results"][0]["id"].isdigit()
+    shutil.rmtree(tmp_path / "s")
+    with TestClient(make_app(open_engine(tmp_path / "i", device="cpu")), LOCAL) as client:
+        assert problem(client.get("/api/images/0"), 404)["code"] == "gone"
+
+
+@pytest.mark.skipif(os.name != "posix" or os.uname().sysname == "Darwin", reason="names are text on this system")
+def test_a_file_name_that_is_no_text(make, checkpoint, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(tiny.png(1))
+    make(checkpoint, folder, tmp_path / "i")
+    with TestClient(make_app(open_engine(tmp_path / "i", device="cpu")), LOCAL) as client:
+        assert client.post("/api/search", json={"text": "狗"}).json()["results"][0]["id"] == "caf?.png"
+        assert client.get("/api/images/0").status_code == 200
+
+
+TRAVERSAL = [
+    "/api/images/../../../etc/passwd", "/api/images/..%2f..%2fetc%2fpasswd", "/..%2f..%2f..%2fetc/passwd", "/etc/passwd",
+    "/api/images/%2e%2e/index.json", "/api/images/0.png", "/api/images/dogs/00.png", "/api/images/0%00", "/api/images/-1",
+    "/api/images/20", "/api/images/99999999999999999999", "/api/images/" + "9" * 5000, "/api/images/1?size=../large",
+    "/api/images/1/..;/2", "/page.html", "/guard.py", "/api/images/0x1", "/api/images/１", "/api/images/1e1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", TRAVERSAL, ids=lambda path: path[:40])
+def test_only_numbers_of_the_index_are_served(client, path):
+    response = client.get(path)
+    assert response.status_code in (404, 422) or path.endswith("１"), response.text
+    assert b"root:" not in response.content
+
+
+QUESTIONS = [
+    {}, {"text": ""}, {"text": "   "}, {"text": None}, {"text": 5}, {"text": ["狗"]}, {"text": "狗", "top": 0}, {"text": "狗", "top": -3},
+    {"text": "狗", "top": 1001}, {"text": "狗", "top": 10**40}, {"text": "狗", "top": "many"}, {"text": "狗", "top": 1.5},
+    {"like": 20}, {"like": -1}, {"like": "../1"}, {"like": 10**30}, {"text": "狗", "unknown": 1}, {"text": "狗", "image_share": 2},
+    {"text": "狗", "not": "狗", "not_weight": 1}, {"not": "狗"}, {"text": "雪" * 4001}, [], "狗", 7, None,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: str(question)[:30])
+def test_wrong_questions(client, question):
+    problem(client.post("/api/search", json=question), 422)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[" * 9000, b"\xff\xfe", b'{"text": "\\ud83d"}', b'{"text": "a", "not_weight": NaN}', b'{"\\ud83d": 1}',
+     b'{"text": "a", "top": 1e999}', b'{"text": "a", "top": ' + b"9" * 9000 + b"}", b'{"text": "\x00"}'],
+    ids=lambda body: str(body[:30]),
+)  # fmt: skip
+def test_broken_bodies(client, body):
+    response = client.post("/api/search", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code in (400, 422), response.text
+    assert response.json()["detail"] and len(response.content) < 2000
+
+
+@pytest.mark.parametrize(
+    "text", ["🐕‍🦺👩‍👩‍👧‍👦🇨🇳", "a\x00b", "‮abc", "\ufeff", "x" * 4000, "雪" * 4000, "<script>alert(1)</script>", "𠮷"]
+)
+def test_unusual_words_are_words(client, text):
+    assert len(client.post("/api/search", json={"text": text, "top": 20}).json()["results"]) == 20
+
+
+def test_a_hundred_kilobytes_of_text(client):
+    assert problem(client.post("/api/search", json={"text": "雪" * 33_400}), 413)["code"] == "too-large"
+    response = client.post("/api/search/image", files={"image": tiny.png(1)}, data={"text": "a" * 100_000})
+    problem(response, 422)
+
+
+UPLOADS = [
+    (b"", 415), (b"GIF89a", 415), (b"%!PS-Adobe-3.0 EPSF-3.0\n", 415), (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415),
+    (os.urandom(2000), 415), (tiny.png(3)[:70], 415), (tiny.png(3)[:-300], 415), (b"\xff\xd8\xff\xe0" + bytes(400), 415),
+    (png(2001, 2000), 413), (png(60_000, 60_000, "1"), 413), (bytes(2**20 + 1), 413), (bytes(4 * 2**20), 413),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("data, status", UPLOADS, ids=lambda value: str(value)[:24])
+def test_uploads_that_are_refused(client, data, status):
+    content = problem(client.post("/api/search/image", files={"image": ("a.jpg", data)}), status)
+    assert content["code"] == ("too-large" if status == 413 else "no-picture")
+
+
+def test_a_body_is_counted_whatever_it_claims(client):
+    def endless():
+        for _ in range(400):
+            yield b"x" * 65536
+
+    headers = {"Content-Type": "multipart/form-data; boundary=e"}
+    response = client.post("/api/search/image", content=endless(), headers=headers)  # chunked: no length at all
+    assert response.status_code in (400, 413)
+    assert problem(client.post("/api/search", content=endless()), 413)
+
+
+def test_a_body_that_never_comes_is_not_waited_for(monkeypatch):
+    async def nobody(*_):
+        raise AssertionError("the application was asked")
+
+    async def silence():
+        await asyncio.sleep(60)
+
+    sent: list[dict] = []
+
+    async def send(message):
+        sent.append(message)
+
+    monkeypatch.setattr(guard, "_PATIENCE", 0.05)
+    scope = {
+        "type": "http",
+        "path": "/api/search",
+        "headers": [(b"host", b"localhost"), (b"content-length", b"99999999")],
+    }
+    asyncio.run(asyncio.wait_for(guard.Guard(nobody, None, {}, 1000)(scope, silence, send), 10))
+    assert sent[0]["status"] == 413
+
+
+@pytest.mark.parametrize("fields", [{"top": "x"}, {"top": "0"}, {"image_share": "nan"}, {"not_weight": "-1"}], ids=str)
+def test_wrong_fields_beside_a_picture(client, fields):
+    problem(client.post("/api/search/image", files={"image": tiny.png(1)}, data=fields), 422)
+    problem(client.post("/api/search/image", data=fields), 422)
+
+
+def test_only_localhost_is_answered_unless_asked_for(engine, client):
+    for host in ("evil.example", "127.0.0.1.evil.example", "10.0.0.8:8000", "", "[::2]:80", "localhost.evil"):
+        assert client.get("/api/index", headers={"Host": host}).status_code == 421, host
+    for host in ("localhost", "LOCALHOST:80", "127.0.0.1:8000", "[::1]:8000"):
+        assert client.get("/api/index", headers={"Host": host}).status_code == 200, host
+    with TestClient(make_app(engine, any_host=True), "http://search.example") as open_to_all:
+        assert open_to_all.get("/api/index").status_code == 200
+    assert [host_name(name) for name in ("a:1", "[::1]", "::1", "")] == ["a", "::1", "", ""]
+    assert is_loopback("127.3.2.1") and is_loopback("::1") and not is_loopback("0.0.0.0") and not is_loopback("my.host")
+
+
+def test_waiting_questions_go_together():
+    """The first group holds one; while it is answered five gather; two threads halve what waits."""
+    groups: list[int] = []
+    started, go_on = threading.Event(), threading.Event()
+
+    def answer(questions):
+        groups.append(len(questions))
+        started.set()
+        go_on.wait(10)
+        return [[question.text] for question in questions]
+
+    async def scene(threads: int, waiting: int = 256) -> list:
+        async with Batcher(answer, threads, waiting) as batcher:
+            first = [asyncio.create_task(batcher.ask(Question("first"))) for _ in range(threads)]
+            while len(groups) < threads:
+                await asyncio.sleep(0.005)
+            rest = [asyncio.create_task(batcher.ask(Question(str(number)))) for number in range(6)]
+            await asyncio.sleep(0.02)
+            go_on.set()
+            await asyncio.gather(*first)
+            return await asyncio.gather(*rest, return_exceptions=True)
+
+    assert asyncio.run(scene(1)) == [[str(number)] for number in range(6)] and groups == [1, 6]
+    groups.clear()
+    go_on.clear()
+    assert asyncio.run(scene(2)) == [[str(number)] for number in range(6)]
+    assert groups[:2] == [1, 1] and sum(groups) == 8 and len(groups) < 8
+    groups.clear()
+    go_on.clear()
+    answers = asyncio.run(scene(1, waiting=4))
+    assert [isinstance(answer, Busy) for answer in answers] == [False] * 4 + [True] * 2
+
+
+def test_a_group_that_fails_takes_nobody_with_it():
+    def answer(questions):
+        if questions[0].text == "bad":
+            raise RuntimeError("broken")
+        return [["good"] for _ in questions]
+
+    async def scene() -> list:
+        async with Batcher(answer) as batcher:
+            bad = await asyncio.gather(batcher.ask(Question("bad")), return_exceptions=True)
+            return [*bad, await batcher.ask(Question("good"))]
+
+    bad, good = asyncio.run(scene())
+    assert isinstance(bad, RuntimeError) and good == ["good"]
+
+
+def test_many_at_once_get_their_own_answers(client, engine):
+    texts = [f"第{number}只狗" for number in range(24)]
+    expected = {text: [hit.number for hit in found] for text, found in
+                zip(texts, engine.ask([Question(text, top=5) for text in texts]), strict=True)}  # fmt: skip
+    found: dict[str, list[int]] = {}
+
+    def ask(text: str) -> None:
+        results = client.post("/api/search", json={"text": text, "top": 5}).json()["results"]
+        found[text] = [hit["number"] for hit in results]
+
+    threads = [threading.Thread(target=ask, args=(text,)) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == expected
+
+
+def test_answers_are_json_without_what_was_sent(client):
+    """A refusal never repeats the request: it may be large, or no text at all."""
+    for body in ({"text": "机密" * 2500}, {"text": "a", "top": "机密"}):
+        assert "机密" not in json.dumps(client.post("/api/search", json=body).json(), ensure_ascii=False)
