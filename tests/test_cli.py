@@ -47,7 +47,19 @@ def test_help_is_light():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     said = command("--help")
-    for name in ("data", "plan", "train", "evaluate", "export", "encode", "topk", "classify", "calibrate", "compare", "search"):
+    for name in (
+        "data",
+        "plan",
+        "train",
+        "evaluate",
+        "export",
+        "encode",
+        "topk",
+        "classify",
+        "calibrate",
+        "compare",
+        "search",
+    ):
         assert name in said
     for name in ("plan", "train", "evaluate", "export"):
         assert "Example:" in command(name, "--help"), name
