@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from cnclip_ft.data.pairs import Collate, PairDataset, PairTable
-from cnclip_ft.data.transport import Batches, SharedBlocks
+from cnclip_ft.data.transport import Batches, SharedBlocks, keep_freed_memory
 from data_tools.errors import RequestError
 
 
@@ -149,11 +149,12 @@ def make_loader(dataset: PairDataset, sampler: StageSampler, collate: Collate, w
         pin_memory=pin,
         prefetch_factor=_AHEAD if workers else None,
         persistent_workers=False,
-        worker_init_fn=_one_thread if workers else None,
+        worker_init_fn=_settle_worker if workers else None,
     )
     return Batches(loader, collate.blocks, pin)
 
 
-def _one_thread(_worker: int) -> None:
+def _settle_worker(_worker: int) -> None:
     # Resizing would otherwise start a thread pool per worker and fight the training for cores.
     torch.set_num_threads(1)
+    keep_freed_memory()

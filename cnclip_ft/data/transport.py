@@ -5,6 +5,7 @@ A fresh block costs a page fault for every 4 KiB, which takes many times as long
 
 from __future__ import annotations
 
+import ctypes
 import math
 import weakref
 from collections.abc import Iterator
@@ -64,3 +65,14 @@ class Batches:
             if BLOCK in batch:
                 batch["pixels"] = self.blocks.take(*batch.pop(BLOCK), self.pin)
             yield batch
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory of one picture for the next: glibc gives it back, and every page costs a fault again."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # another C library
+        return
+    trim_threshold, mmap_threshold = -1, -3  # names of malloc.h
+    mallopt(trim_threshold, 256 * 2**20)
+    mallopt(mmap_threshold, 32 * 2**20)
