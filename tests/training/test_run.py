@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 
@@ -221,6 +222,43 @@ def test_the_plan_says_what_will_happen_and_warns(stores):
     with pytest.raises(RequestError, match="--strict"):
         refuse_warnings(run)
     assert not (stores / "run").exists()
+
+
+def test_every_warning_of_the_plan_is_said(stores, tmp_path):
+    """Each with its suggestion; none of them where nothing is wrong."""
+    from cnclip_ft.models.checkpoints import save_checkpoint
+    from cnclip_ft.training.plan import warnings
+    from tests.training.helpers import tiny_model
+
+    save_checkpoint(tiny_model(), tmp_path / "start", info={})
+
+    def said(valid="valid", **contrast):
+        data = {"train": str(stores / "train"), "valid": str(stores / valid), "workers": 0}
+        stage = {"steps": 60, "batch_size": 16, "learning_rate": 1e-7, "warmup_steps": 1, "train": "both"} | contrast
+        recipe = tiny_recipe(tmp_path, data=data, model={"start": str(tmp_path / "start")}, stages={"contrast": stage})
+        recipe = recipe.model_copy(update={"stages": {"contrast": recipe.stages["contrast"]}})
+        return warnings(Run(recipe, write=False))
+
+    assert said() == []
+    for changes, words in (
+        ({"learning_rate": 1e-3}, r"rate 0\.001 is high for a global batch of 16 .* suggest about 2\.0e-06"),
+        ({"batch_size": 8}, r"batch 8 leaves few negatives; use 16 or more"),
+        ({"steps": 20}, r"only 20 steps; train more epochs or use a smaller batch"),
+        ({"valid": "train"}, r"valid is the training split itself: recall will look far better"),
+    ):
+        (warning,) = said(**changes)
+        assert re.search(words, warning), warning
+
+    from data_tools.store import StoreWriter, open_store
+
+    source = open_store(stores / "train")
+    with StoreWriter(tmp_path / "leaking") as writer:  # one picture of the training split under its id
+        writer.add_image(3, source.image(3))
+        writer.add_pair(3, 0, "图片", "zh")
+        writer.finish()
+    data = {"train": str(stores / "train"), "valid": str(tmp_path / "leaking"), "workers": 0}
+    run = Run(tiny_recipe(tmp_path, data=data), write=False)
+    assert any("shares images with the training split (e.g. id 3)" in warning for warning in warnings(run))
 
 
 def test_a_broken_newest_state_falls_back(tmp_path):
