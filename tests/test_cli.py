@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import cnclip_ft.cli
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -72,8 +74,6 @@ def test_evaluate_and_export_and_load(place):
     assert str(round(stored["mean_recall"], 2))[:4] in json.dumps(scores)
     said = command("export", "runs/mine/contrast/best", "--to", "huggingface", "--output", "hf", cwd=place)
     assert float(re.search(r"(\d\.\de[-+]\d\d)", said)[1]) < 1e-4
-    import cnclip_ft
-
     ours, exported = (cnclip_ft.load(place / name) for name in ("runs/mine/contrast/best", "hf"))
     texts = ["一个红色的圆", "a red circle"]
     assert torch.allclose(ours.encode_texts(texts), exported.encode_texts(texts), atol=1e-6)
@@ -122,9 +122,19 @@ def test_data_road(tmp_path):
         ("data check none", 2, "none"),
     ],
 )
-def test_bad_requests(place, arguments, code, expected):
-    said = command(*shlex.split(arguments), cwd=place, code=code)
-    assert expected in said and len(said.strip().splitlines()) < 12, said
+def test_bad_requests(place, arguments, code, expected, monkeypatch, capsys):
+    """In this process, as starting one a time costs more than all else; the next test starts one."""
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "argv", ["cnclip-ft", *shlex.split(arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cnclip_ft.cli.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == code and expected in said and len(said.strip().splitlines()) < 12, said
+
+
+def test_a_bad_request_from_the_shell(place):
+    said = command("train", "demo", "data.train=none", "data.valid=none", cwd=place, code=2)
+    assert said.startswith("error: data.train: none") and len(said.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])

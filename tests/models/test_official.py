@@ -212,6 +212,7 @@ def test_features_equal_those_of_the_official_package(made, name):
 
 
 @requires_official
+@pytest.mark.slow
 def test_the_official_loaders_read_what_is_exported(made):
     for name, (text, layers) in SIZES.items():
         # These weights have 11 bits, so that nothing is lost in float16; it halves the files.

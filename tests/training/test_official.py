@@ -61,7 +61,7 @@ for images, texts in torch.load(data):
 
 
 @requires_official
-@pytest.mark.parametrize("micro", [None, 3])
+@pytest.mark.parametrize("micro", [None, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_curve_of_losses_is_that_of_the_official_step(stores, tmp_path, micro):
     run_official(MAKE, json.dumps(CONFIG), tmp_path / "start.pt")
     save_checkpoint(load(tmp_path / "start.pt"), tmp_path / "start", info={})

@@ -81,8 +81,15 @@ def one(stores) -> Path:
     return run(stores, "one", 1)
 
 
-@pytest.mark.parametrize("micro", [None, 2])
-@pytest.mark.parametrize("shares", [False, True], ids=["whole", "fsdp2"])
+@pytest.mark.parametrize(
+    "micro,shares",
+    [
+        pytest.param(None, False, id="whole"),
+        pytest.param(2, True, id="fsdp2, accumulated"),
+        pytest.param(2, False, id="whole, accumulated", marks=pytest.mark.slow),
+        pytest.param(None, True, id="fsdp2", marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_equal_one(stores, one, micro, shares):
     two = run(stores, f"two-{micro}-{shares}", 2, shares=shares, contrast={"micro_batch_size": micro})
     assert losses(two).keys() == losses(one).keys()
@@ -148,6 +155,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_gradients_of_two_and_four_processes_are_those_of_one(tmp_path):
     """Float64; with and without accumulation, a frozen tower, both objectives, whole weights and shares."""
     found = {}

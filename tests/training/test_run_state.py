@@ -127,6 +127,7 @@ def interrupted(monkeypatch, where: set[tuple[str, int]]):
     monkeypatch.setattr(StageRun, "_one_step", stopping)
 
 
+@pytest.mark.slow
 def test_ten_interruptions_in_one_run(stores, monkeypatch):
     settings = {"steps": 12, "validate_every": 5, "micro_batch_size": 4, "ema": 0.9}
     make = {
