@@ -129,6 +129,7 @@ def test_example_runs_with_four_packages_and_gives_our_cosines(exported, model, 
     assert cosines == pytest.approx(expected.tolist(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_float16_halves_the_files(checkpoint, exported, model, tmp_path):
     done = export_checkpoint(checkpoint, "onnx", tmp_path / "half", dtype="float16")
     assert 1e-6 < done.difference < 2e-2 and furthest(done.output, model) < 2e-2

@@ -85,7 +85,7 @@ def one(stores) -> Path:
     "micro,shares",
     [
         pytest.param(None, False, id="whole"),
-        pytest.param(2, True, id="fsdp2, accumulated"),
+        pytest.param(2, True, id="fsdp2, accumulated", marks=pytest.mark.slow),
         pytest.param(2, False, id="whole, accumulated", marks=pytest.mark.slow),
         pytest.param(None, True, id="fsdp2", marks=pytest.mark.slow),
     ],

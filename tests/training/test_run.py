@@ -134,7 +134,14 @@ def test_stopped_and_continued_equals_uninterrupted(stores, finished, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "changes", [{"micro_batch_size": 4}, {"ema": 0.9}, {"gradient_checkpointing": "both"}, {"patch_dropout": 0.5}]
+    "changes",
+    [
+        {"micro_batch_size": 4},
+        *(
+            pytest.param(c, marks=pytest.mark.slow)
+            for c in ({"ema": 0.9}, {"gradient_checkpointing": "both"}, {"patch_dropout": 0.5})
+        ),
+    ],
 )
 def test_stopped_and_continued_with_other_settings(stores, monkeypatch, changes):
     name = next(iter(changes))

@@ -79,7 +79,7 @@ def test_a_full_disk_keeps_the_state_before(tmp_path, monkeypatch):
     assert load_state(tmp_path, print) == {"step": 1}
 
 
-@pytest.mark.parametrize("name", ["last", "best"])
+@pytest.mark.parametrize("name", ["last", pytest.param("best", marks=pytest.mark.slow)])
 def test_a_disk_full_while_a_checkpoint_is_written_loses_nothing(stores, tmp_path, monkeypatch, name):
     """The checkpoint and the state from before stay; with room again the run goes on to the same end."""
     from cnclip_ft.models import checkpoints
@@ -167,6 +167,7 @@ train(load_recipe(sys.argv[1]))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs kill -9")
+@pytest.mark.slow
 def test_killed_between_saves_and_continued(stores):
     """kill -9 leaves no chance to write: the run goes on from the newest state and takes the lost steps again."""
     make = {"contrast": {"steps": 8, "validate_every": 4}, "feature_cache": str(stores / "cache"), "save_every": 3}
