@@ -48,6 +48,9 @@ class DataSection(Section):
     guard: Guard | None = None  # a split on which the model must not get worse
     context_length: int = Field(52, ge=3, le=512)
     workers: int | Literal["auto"] = "auto"  # decoding processes per device
+    # Training may decode a JPEG at a half of its scale or less, never below what the tower needs: faster for large photos,
+    # whose pixels are then no longer within 1/255 of the whole decoding. Evaluation always decodes whole.
+    reduced_jpegs: bool = True
     length_window: int = Field(1, ge=1)  # batches sorted together by length; 1 keeps the order fully random
     max_damaged_images: int = Field(10, ge=0)  # replaced by another pair; one more stops the run
 

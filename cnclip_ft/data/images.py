@@ -8,6 +8,7 @@ into floats in the worker would cost more than decoding it.
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -90,18 +91,50 @@ def decode(source: bytes | str | Path | Image.Image, size: int, *, reduced: bool
 
 
 def _decode_plain_jpeg(data: bytes, size: int, reduced: bool) -> np.ndarray | None:
-    """uint8 ``[h, w, 3]`` of an upright grey or colour JPEG, whole the very pixels Pillow gives; None leaves it to Pillow."""
-    if not data.startswith(b"\xff\xd8\xff") or b"Exif\0\0" in data:
-        return None
+    """uint8 ``[h, w, 3]``, upright, of a grey or colour JPEG, whole the very pixels Pillow gives; None leaves it to Pillow."""
     try:
+        orientation = _jpeg_orientation(data) if data.startswith(b"\xff\xd8\xff") else None
+        if orientation is None:
+            return None
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         if height * width > PIXEL_LIMIT or colours not in ("YCbCr", "Gray"):
             return None
         # Scales between 1/2 and 1 would take longer than all of it: they have no vector code.
         scaled = {"min_height": size, "min_width": size, "min_factor": 2} if reduced else {}
-        return simplejpeg.decode_jpeg(data, **scaled)
-    except ValueError:  # damaged: Pillow says how
+        return _upright(simplejpeg.decode_jpeg(data, **scaled), orientation)
+    except (ValueError, IndexError, SyntaxError, struct.error):  # damaged: Pillow says how
         return None
+
+
+def _jpeg_orientation(data: bytes) -> int | None:
+    """The orientation (1…8, EXIF 2.3) in the segments before the picture; None where only Pillow may know."""
+    at = 2
+    while data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == 0xDA:  # the picture itself
+            return 1
+        if marker == 0xE1:  # where it may stand: EXIF, else XMP
+            segment, exif = data[at + 4 : at + 2 + length], Image.Exif()
+            if not segment.startswith(b"Exif\0\0"):
+                return None
+            exif.load(segment)
+            if _ORIENTATION in exif:
+                return exif[_ORIENTATION] if exif[_ORIENTATION] in range(1, 9) else None
+        filling = marker == 0xFF  # any number of these may stand before a marker
+        at += 1 if filling else 2 + length
+    return None
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    if orientation == 1:
+        return pixels
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def _name(source: object) -> str | None:
@@ -113,7 +146,8 @@ def resize(pixels: torch.Tensor, size: int) -> torch.Tensor:
     height, width = pixels.shape[1:]
     if (height, width) == (size, size):
         return pixels
-    batch = pixels.unsqueeze(0)
+    # Not `pixels.unsqueeze(0)`: by its strides torch would take it for planes, and lay out what it returns as such.
+    batch = pixels.permute(1, 2, 0).unsqueeze(0).permute(0, 3, 1, 2)
     if _PILLOW_TALL_FIRST and height - size > 2 * max(width - size, 0):
         # Between the two passes values are cut to 0…255, so their order shows (up to 8/255): take Pillow's.
         batch = _interpolate(batch, (size, width))

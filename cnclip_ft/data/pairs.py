@@ -123,12 +123,12 @@ def _in_batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
 class PairDataset(Dataset):
     """Index of a pair → its picture (uint8 ``[3, size, size]``), token ids and keys.
 
-    With `image_size` None no picture is read (its features come from a cache). A picture that cannot be read is
+    With `image_size` None no picture is read (its features come from a cache); `reduced` as in `decode`. A picture that cannot be read is
     replaced by the next pair's and reported under ``fault``: the run counts these and stops above its limit.
     """
 
-    def __init__(self, store: PairStore, table: PairTable, image_size: int | None) -> None:
-        self.store, self.table, self.image_size = store, table, image_size
+    def __init__(self, store: PairStore, table: PairTable, image_size: int | None, reduced: bool = True) -> None:
+        self.store, self.table, self.image_size, self.reduced = store, table, image_size, reduced
 
     def __len__(self) -> int:
         return len(self.table)
@@ -140,7 +140,7 @@ class PairDataset(Dataset):
                 candidate = (index + attempt) % len(self)
                 image_id = self.store.image_ids[self.table.image_keys[candidate]]
                 try:
-                    pixels = decode(self.store.image(image_id), self.image_size, reduced=True)
+                    pixels = decode(self.store.image(image_id), self.image_size, reduced=self.reduced)
                 except (DataFault, KeyError) as error:
                     fault = fault or f"{self.store.path}: image {image_id!r}: {error}"
                     continue

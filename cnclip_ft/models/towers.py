@@ -22,6 +22,7 @@ from transformers import (
 from cnclip_ft.data.images import OPENAI_MEAN, OPENAI_STD
 from cnclip_ft.models.catalog import ResNet, TextTransformer, VisionTransformer
 from cnclip_ft.models.fresh import keep_scale_, sine_positions_
+from cnclip_ft.models.last_layer import read_first_token
 from cnclip_ft.models.resnet import ModifiedResNet
 from data_tools.errors import RequestError
 
@@ -63,6 +64,7 @@ class ViTTower(ImageTower):
     def __init__(self, config: ChineseCLIPVisionConfig, output_dim: int) -> None:
         super().__init__()
         self.vision_model = ChineseCLIPVisionModel(config)
+        read_first_token(self.vision_model.encoder.layers)
         self.visual_projection = new_projection(config.hidden_size, output_dim)
         self.image_size, self.output_dim, self.patch_dropout = config.image_size, output_dim, 0.0
 
@@ -213,6 +215,8 @@ class RobertaTower(nn.Module):
         if pooling not in ("cls", "mean"):
             raise RequestError(f"text pooling is {pooling!r}; use cls or mean")
         self.text_model = ChineseCLIPTextModel(config, add_pooling_layer=False)
+        if pooling == "cls":
+            read_first_token(self.text_model.encoder.layer)
         self.text_projection = new_projection(config.hidden_size, output_dim)
         self.output_dim, self.pooling = output_dim, pooling
 

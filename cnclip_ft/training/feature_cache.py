@@ -31,8 +31,8 @@ BLOCK = 256  # images computed between two marks
 class _Images(Dataset):
     """Blocks of decoded images of a store, uint8 ``[≤ BLOCK, 3, size, size]``."""
 
-    def __init__(self, store: PairStore, size: int, blocks: list[tuple[int, int]]) -> None:
-        self.store, self.size, self.blocks = store, size, blocks
+    def __init__(self, store: PairStore, size: int, reduced: bool, blocks: list[tuple[int, int]]) -> None:
+        self.store, self.size, self.reduced, self.blocks = store, size, reduced, blocks
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -43,14 +43,14 @@ class _Images(Dataset):
         pixels, faults = torch.zeros(len(ids), 3, self.size, self.size, dtype=torch.uint8), {}
         for row, image_id in enumerate(ids):
             try:
-                pixels[row] = decode(self.store.image(image_id), self.size, reduced=True)
+                pixels[row] = decode(self.store.image(image_id), self.size, reduced=self.reduced)
             except DataFault as fault:
                 faults[block * BLOCK + row] = f"{self.store.path}: image {image_id!r}: {fault}"
         return view, block, pixels, faults
 
 
 def cache_key(
-    model: DualEncoder, store: PairStore, views: int, setting: Augmentation, precision: str, seed: int
+    model: DualEncoder, store: PairStore, views: int, setting: Augmentation, precision: str, seed: int, reduced: bool
 ) -> str:
     """Hex digest over all that decides the features."""
     tower = model.image_tower
@@ -65,7 +65,7 @@ def cache_key(
         list(tower.mean),
         list(tower.std),
         tower.input,
-        "squash-bicubic-reduced",
+        "squash-bicubic-reduced" if reduced else "squash-bicubic",
         DECODER,
         precision,
     ]
@@ -81,9 +81,10 @@ class FeatureCache:
     """
 
     def __init__(self, folder: Path, model: DualEncoder, store: PairStore, *, views: int, augment: Augmentation,
-                 precision: str, seed: int) -> None:  # fmt: skip
+                 precision: str, seed: int, reduced: bool) -> None:  # fmt: skip
         self.model, self.store, self.views, self.augment, self.seed = model, store, views, augment, seed
-        self.folder = folder / cache_key(model, store, views, augment, precision, seed)
+        self.reduced = reduced
+        self.folder = folder / cache_key(model, store, views, augment, precision, seed, reduced)
         self.count = len(store.image_ids)
         self.blocks = -(-self.count // BLOCK)
         self._features: np.memmap | None = None
@@ -128,7 +129,8 @@ class FeatureCache:
         done = np.load(self.folder / "done.npy", mmap_mode="r+")
         missing = [(int(v), int(b)) for v, b in zip(*np.nonzero(done == 0), strict=True)]
         mine = missing[accelerator.process_index :: accelerator.num_processes]
-        loader = DataLoader(_Images(self.store, self.model.image_size, mine), batch_size=None, num_workers=workers)
+        blocks = _Images(self.store, self.model.image_size, self.reduced, mine)
+        loader = DataLoader(blocks, batch_size=None, num_workers=workers)
         damaged: dict[int, str] = {}
         hidden = None if accelerator.is_main_process else True
         bar = tqdm(total=len(mine) * BLOCK, unit="image", desc="frozen image features", disable=hidden)

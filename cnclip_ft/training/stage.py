@@ -159,7 +159,7 @@ class StageRun:
         run = self.run
         cache = FeatureCache(
             run.cache_folder, self.model, run.train_store, views=self.stage.views, augment=self.stage.augment,
-            precision=run.precision, seed=run.recipe.seed,
+            precision=run.precision, seed=run.recipe.seed, reduced=run.recipe.data.reduced_jpegs,
         )  # fmt: skip
         run.journal.say(
             f"Image features of the frozen tower: {'read from' if cache.complete else 'computed once into'} {cache.folder}"
@@ -272,7 +272,8 @@ class StageRun:
 
     def _loader(self):
         run = self.run
-        dataset = PairDataset(run.train_store, run.table, None if self.cache is not None else self.model.image_size)
+        size = None if self.cache is not None else self.model.image_size
+        dataset = PairDataset(run.train_store, run.table, size, run.recipe.data.reduced_jpegs)
         sampler = StageSampler(
             self.order, self.step, self.total, run.accelerator.process_index, run.accelerator.num_processes
         )

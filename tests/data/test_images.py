@@ -34,6 +34,12 @@ def test_squash_is_within_one_of_pillow(size):
     assert (ours.int() - theirs.int()).abs().max() <= 1
 
 
+@pytest.mark.parametrize("shape", [(300, 100), (100, 300), (64, 64), (500, 65)])
+def test_channels_lie_together_in_memory(shape):
+    for kind in ("PNG", "JPEG"):
+        assert decode(encoded(picture(*shape), kind), 64).permute(1, 2, 0).is_contiguous()
+
+
 def test_all_sources_agree(tmp_path):
     image = picture(80, 60)
     (tmp_path / "a.png").write_bytes(encoded(image))
@@ -70,14 +76,20 @@ def test_reduced_decoding_never_goes_below_the_target():
     assert torch.equal(decode(small, 224), decode(small, 224, reduced=True))
 
 
-def upside_down() -> Image.Exif:
+def turned(orientation: int) -> Image.Exif:
     exif = Image.Exif()
-    exif[0x0112] = 3
+    exif[0x0112] = orientation
     return exif
 
 
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
 @pytest.mark.parametrize("options", [
-    {"subsampling": 0}, {"subsampling": 2}, {"progressive": True}, {"quality": 5}, {"exif": upside_down()}, {"restart_marker_rows": 1},
+    {"subsampling": 0}, {"subsampling": 2}, {"progressive": True}, {"quality": 5}, {"restart_marker_rows": 1}, {"xmp": XMP},
+    *({"exif": turned(n)} for n in range(1, 10)), {"exif": Image.Exif()}, {"exif": b"Exif\0\0II*\0"}, {"exif": turned(1), "xmp": XMP},
+    {"exif": turned(6), "comment": b"\xff\xda before it"}, {"comment": b"Exif\0\0 in words"},
+    {"icc_profile": bytes(70_000), "exif": turned(8)},
 ])  # fmt: skip
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_the_fast_decoder_gives_pillow_s_pixels(monkeypatch, mode, options):
@@ -87,6 +99,13 @@ def test_the_fast_decoder_gives_pillow_s_pixels(monkeypatch, mode, options):
     fast = decode(data, 48)
     monkeypatch.setattr("cnclip_ft.data.images.simplejpeg", None)
     assert torch.equal(fast, decode(data, 48))
+
+
+def test_filling_before_a_marker_hides_no_orientation():
+    data = encoded(picture(64, 64), "JPEG", exif=turned(3))
+    at = data.index(b"\xff\xe1")
+    assert torch.equal(decode(data[:at] + b"\xff\xff" + data[at:], 32), decode(data, 32))
+    assert not torch.equal(decode(data, 32), decode(encoded(picture(64, 64), "JPEG"), 32))
 
 
 def test_a_torn_jpeg_is_a_fault_for_both_decoders(monkeypatch):

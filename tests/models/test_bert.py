@@ -10,7 +10,7 @@ import torch
 from cnclip_ft.models.checkpoints import load, save_checkpoint
 from cnclip_ft.models.start import build_start
 from data_tools.errors import RequestError
-from tests.models.helpers import VIT, official, small, tensors
+from tests.models.helpers import VIT, equal, official, small, tensors
 
 WORDS = [*"[PAD] [UNK] [CLS] [SEP] [MASK]".split(), *"一二三四五红蓝猫狗", "a", "b", "##b"]
 IMAGE = VIT["image"]
@@ -55,8 +55,10 @@ def test_a_roberta_folder_of_another_size_and_vocabulary(tmp_path):
     assert {name.split(".")[1] for name in report.left_over if name.startswith("text_model")} == {"pooler"}
     assert any(name.startswith("cls.") for name in report.left_over)
     save_checkpoint(model, tmp_path / "mine", info={})
-    with torch.inference_mode():
-        assert torch.equal(load(tmp_path / "mine").text_features(ids, mask), model.text_features(ids, mask))
+    again = load(tmp_path / "mine")
+    assert equal(tensors(again), tensors(model))
+    with torch.inference_mode():  # products of few rows round by where the weights lie in memory
+        torch.testing.assert_close(again.text_features(ids, mask), model.text_features(ids, mask), atol=1e-6, rtol=0)
 
 
 def test_mean_of_the_tokens_on_request(tmp_path):
