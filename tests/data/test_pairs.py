@@ -1,0 +1,39 @@
+"""Pairs as training reads them: pictures decoded as the recipe asks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cnclip_ft.data.images import decode
+from cnclip_ft.data.pairs import PairDataset, build_table
+from cnclip_ft.data.texts import TextTokenizer
+from cnclip_ft.models.start import build_start
+from cnclip_ft.recipe import Augmentation
+from cnclip_ft.training.feature_cache import cache_key
+from data_tools.store import StoreWriter, open_store
+from tests.data.test_images import encoded, picture
+from tests.models.helpers import VIT
+
+
+@pytest.fixture
+def store(tmp_path):
+    with StoreWriter(tmp_path / "store") as writer:
+        writer.add_image(1, encoded(picture(400, 300), "JPEG", quality=95))
+        writer.add_pair(1, 1, "一只狗", None)
+        writer.finish()
+    return open_store(tmp_path / "store")
+
+
+def test_whole_decoding_on_request(store):
+    table = build_table(store, TextTokenizer(context_length=12))
+    whole = PairDataset(store, table, 32, reduced=False)[0]["pixels"]
+    assert torch.equal(whole, decode(store.image(1), 32))
+    assert torch.equal(PairDataset(store, table, 32)[0]["pixels"], decode(store.image(1), 32, reduced=True))
+    assert not torch.equal(whole, PairDataset(store, table, 32)[0]["pixels"])
+
+
+def test_features_of_reduced_pictures_are_others(store):
+    model = build_start(VIT)[0]
+    keys = {cache_key(model, store, 1, Augmentation(), "fp32", 0, reduced) for reduced in (True, False)}
+    assert len(keys) == 2
