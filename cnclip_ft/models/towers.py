@@ -164,11 +164,10 @@ class ForeignTower(ImageTower):
         return [*own, self.visual_projection]
 
     def set_gradient_checkpointing(self, wanted: bool) -> None:
-        if not wanted:
-            return
-        if not hasattr(self.module, "set_gradient_checkpointing"):
+        if hasattr(self.module, "set_gradient_checkpointing"):
+            self.module.set_gradient_checkpointing(wanted)
+        elif wanted:
             raise RequestError(f"{self.path} has no set_gradient_checkpointing(bool); leave gradient_checkpointing off")
-        self.module.set_gradient_checkpointing(True)
 
 
 def _make_foreign(path: str) -> nn.Module:

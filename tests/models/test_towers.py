@@ -166,3 +166,8 @@ def test_settings_a_module_does_not_offer(tmp_path):
     with pytest.raises(RequestError, match="no set_gradient_checkpointing"):
         model.set_gradient_checkpointing(True, True)
     model.set_gradient_checkpointing(False, True)
+    asked = []
+    model.image_tower.module.set_gradient_checkpointing = asked.append
+    model.set_gradient_checkpointing(True, True)
+    model.set_gradient_checkpointing(False, False)
+    assert asked == [True, False]
