@@ -67,12 +67,17 @@ class Batches:
             yield batch
 
 
-def keep_freed_memory() -> None:
-    """Let this process keep the memory of one picture for the next: glibc gives it back, and every page costs a fault again."""
+def keep_freed_memory(block: int = 32 * 2**20, total: int = 256 * 2**20) -> None:
+    """Let this process keep what it frees for its next use: glibc gives it back, and every page costs a fault again.
+
+    Args:
+        block: bytes up to which a piece of memory is kept.
+        total: bytes at the end of the heap above which memory is given back all the same.
+    """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # another C library
         return
     trim_threshold, mmap_threshold = -1, -3  # names of malloc.h
-    mallopt(trim_threshold, 256 * 2**20)
-    mallopt(mmap_threshold, 32 * 2**20)
+    mallopt(trim_threshold, total)
+    mallopt(mmap_threshold, block)

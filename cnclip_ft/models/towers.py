@@ -22,7 +22,7 @@ from transformers import (
 from cnclip_ft.data.images import OPENAI_MEAN, OPENAI_STD
 from cnclip_ft.models.catalog import ResNet, TextTransformer, VisionTransformer
 from cnclip_ft.models.fresh import keep_scale_, sine_positions_
-from cnclip_ft.models.last_layer import read_first_token
+from cnclip_ft.models.layers import Packing, lighten
 from cnclip_ft.models.resnet import ModifiedResNet
 from data_tools.errors import RequestError
 
@@ -64,7 +64,7 @@ class ViTTower(ImageTower):
     def __init__(self, config: ChineseCLIPVisionConfig, output_dim: int) -> None:
         super().__init__()
         self.vision_model = ChineseCLIPVisionModel(config)
-        read_first_token(self.vision_model.encoder.layers)
+        lighten(self.vision_model.encoder.layers, first_token=True)
         self.visual_projection = new_projection(config.hidden_size, output_dim)
         self.image_size, self.output_dim, self.patch_dropout = config.image_size, output_dim, 0.0
 
@@ -214,8 +214,7 @@ class RobertaTower(nn.Module):
         if pooling not in ("cls", "mean"):
             raise RequestError(f"text pooling is {pooling!r}; use cls or mean")
         self.text_model = ChineseCLIPTextModel(config, add_pooling_layer=False)
-        if pooling == "cls":
-            read_first_token(self.text_model.encoder.layer)
+        lighten(self.text_model.encoder.layer, first_token=pooling == "cls")
         self.text_projection = new_projection(config.hidden_size, output_dim)
         self.output_dim, self.pooling = output_dim, pooling
 
@@ -232,11 +231,25 @@ class RobertaTower(nn.Module):
         return tower
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        sdpa = self.text_model.config._attn_implementation == "sdpa"
+        if sdpa and input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            return self.text_projection(self._packed(input_ids, attention_mask))
         hidden = self.text_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         if self.pooling == "cls":
             return self.text_projection(hidden[:, 0])
         weight = attention_mask[..., None].to(hidden.dtype)
         return self.text_projection((hidden * weight).sum(1) / weight.sum(1))
+
+    def _packed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Tokens behind one another, without padding: ``[n, width]``. Elsewhere than on the CPU, counting them would wait for the device."""
+        packing = Packing.of(attention_mask)
+        hidden = packing.gather(self.text_model.embeddings(input_ids=input_ids))
+        for layer in self.text_model.encoder.layer:
+            hidden = layer(hidden, packing)
+        if self.pooling == "cls":
+            return hidden
+        lengths = attention_mask.sum(1, keepdim=True).to(hidden.dtype)
+        return packing.spread(hidden).sum(1) / lengths
 
     def blocks(self) -> list[nn.Module]:
         """Embeddings first, then layers, the projection last."""
