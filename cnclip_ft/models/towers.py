@@ -109,6 +109,10 @@ class ViTTower(ImageTower):
 class ResNetTower(ImageTower):
     """RN50's image tower and smaller ones like it; the pooling projects, so `project` is the identity."""
 
+    # Devices whose convolutions want the channels together in memory: tensor cores do (PyTorch's channels-last tutorial);
+    # on two CPU cores it was 2 %.
+    channels_last_on = ("cuda",)
+
     def __init__(self, numbers: ResNet, output_dim: int) -> None:
         super().__init__()
         self.visual = ModifiedResNet(numbers.layers, numbers.width, numbers.heads, numbers.image_size, output_dim)
@@ -120,6 +124,8 @@ class ResNetTower(ImageTower):
         )
 
     def trunk(self, pixels: torch.Tensor) -> torch.Tensor:
+        if pixels.device.type in self.channels_last_on:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)  # every layer passes it on
         if not (self.checkpointing and self.training):
             return self.visual(pixels)
         x = self.visual.stem(pixels)

@@ -53,6 +53,18 @@ def test_gradient_checkpointing_changes_no_gradient(spec):
             torch.testing.assert_close(other[name], gradients[0][name], atol=1e-6, rtol=1e-4)
 
 
+def test_channels_together_change_no_feature(monkeypatch):
+    model, formats = small(RESNET), []
+    for block in model.image_tower.visual.layer1:
+        block.register_forward_hook(
+            lambda _module, _inputs, out: formats.append(out.is_contiguous(memory_format=torch.channels_last))
+        )
+    before = features(model)
+    monkeypatch.setattr(type(model.image_tower), "channels_last_on", ("cpu",))
+    torch.testing.assert_close(features(model), before, atol=1e-5, rtol=0)
+    assert formats == [False, True]
+
+
 def test_patch_dropping_only_in_training_and_only_a_share():
     model = small()
     tower, x = model.image_tower, normalise(pixels(32), OPENAI_MEAN, OPENAI_STD)
