@@ -138,12 +138,13 @@ def journal(folder: Path, repeats: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "what", nargs="*", choices=["validation", "state", "journal"], default=["validation", "state", "journal"]
-    )
+    parser.add_argument("what", nargs="*", help="validation, state, journal; all of them where none is named")
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
-    for what in given.what:
+    parts = ["validation", "state", "journal"]
+    if unknown := set(given.what) - set(parts):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(parts)}")
+    for what in given.what or parts:
         with tempfile.TemporaryDirectory() as name:
             globals()[what](Path(name), given.repeats)
 
