@@ -105,7 +105,7 @@ def test_a_folder_without_captions_says_what_to_do(tmp_path) -> None:
         ("missing.jpg,text", "missing-file", 2), ("a.jpg,", "empty-text", 2), (",text", "bad-field", 2), ("a.jpg,b,c", "bad-csv", 2),
         ("a.jpg", "bad-csv", 2), ("\n\na.jpg,ok\nnope.jpg,x", "missing-file", 5), ("http://a/b.jpg,text", "remote-image", 2),
         ("text.csv,text", "undecodable-image", 2), ("a.jpg,\"quote \"here\"", "bad-csv", 2), ("a.jpg,\"never closed\nb", "bad-csv", 2),
-        ("a\0.jpg,text", "missing-file", 2),
+        ("a\0.jpg,text", "missing-file" if sys.version_info >= (3, 11) else "bad-csv", 2),  # 3.10's csv takes no NUL
     ],
 )  # fmt: skip
 def test_faults_of_a_table_are_named_by_line(tmp_path, rows: str, kind: str, line: int) -> None:
