@@ -8,11 +8,10 @@ from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, Sampler
 
 from cnclip_ft.data.pairs import Collate, PairDataset, PairTable
-from cnclip_ft.data.transport import Batches, SharedBlocks, keep_freed_memory
+from cnclip_ft.data.transport import Batches, SharedBlocks, settle_worker
 from data_tools.errors import RequestError
 
 
@@ -149,12 +148,6 @@ def make_loader(dataset: PairDataset, sampler: StageSampler, collate: Collate, w
         pin_memory=pin,
         prefetch_factor=_AHEAD if workers else None,
         persistent_workers=False,
-        worker_init_fn=_settle_worker if workers else None,
+        worker_init_fn=settle_worker,
     )
     return Batches(loader, collate.blocks, pin)
-
-
-def _settle_worker(_worker: int) -> None:
-    # Resizing would otherwise start a thread pool per worker and fight the training for cores.
-    torch.set_num_threads(1)
-    keep_freed_memory()

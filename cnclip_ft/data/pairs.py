@@ -123,8 +123,8 @@ def _in_batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
 class PairDataset(Dataset):
     """Index of a pair → its picture (uint8 ``[3, size, size]``), token ids and keys.
 
-    With `image_size` None no picture is read (its features come from a cache); `reduced` as in `decode`. A picture that cannot be read is
-    replaced by the next pair's and reported under ``fault``: the run counts these and stops above its limit.
+    With `image_size` None no picture is read (its features come from a cache); `reduced` as in `decode`. A picture that
+    cannot be read is replaced by the next pair's and reported under ``fault``: the run counts these and stops above its limit.
     """
 
     def __init__(self, store: PairStore, table: PairTable, image_size: int | None, reduced: bool = True) -> None:

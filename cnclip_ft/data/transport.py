@@ -81,3 +81,8 @@ def keep_freed_memory(block: int = 32 * 2**20, total: int = 256 * 2**20) -> None
     trim_threshold, mmap_threshold = -1, -3  # names of malloc.h
     mallopt(trim_threshold, total)
     mallopt(mmap_threshold, block)
+
+
+def settle_worker(_worker: int) -> None:
+    """`worker_init_fn` of loaders that decode pictures."""
+    keep_freed_memory()

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from cnclip_ft.data.images import decode
+from cnclip_ft.data.transport import settle_worker
 from data_tools.errors import DataFault
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def iterate_images(
     pictures = _Pictures(image_ids, read, model.image_size)
     loader = DataLoader(
         pictures, batch_size=batch_size, num_workers=min(workers, len(image_ids)), collate_fn=_collate,
-        pin_memory=model.device.type == "cuda",
+        pin_memory=model.device.type == "cuda", worker_init_fn=settle_worker,
     )  # fmt: skip
     for pixels, faults in loader:
         if faults:

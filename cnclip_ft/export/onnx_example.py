@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 from tokenizers import Tokenizer
 
 here = Path(__file__).resolve().parent
@@ -14,7 +14,8 @@ about = json.loads((here / "description.json").read_text(encoding="utf-8"))
 image, text = (onnxruntime.InferenceSession(str(here / about[side]["file"])) for side in ("image", "text"))
 pictures, texts = ([word for word in sys.argv[1:] if Path(word).is_file() is wanted] for wanted in (True, False))
 size = (about["image"]["size"],) * 2
-pixels = np.stack([Image.open(path).convert("RGB").resize(size, Image.Resampling.BICUBIC) for path in pictures])
+upright = [ImageOps.exif_transpose(Image.open(path)).convert("RGB") for path in pictures]
+pixels = np.stack([picture.resize(size, Image.Resampling.BICUBIC) for picture in upright])
 tokenizer = Tokenizer.from_file(str(here / "tokenizer.json"))
 tokenizer.enable_truncation(about["text"]["context_length"])
 tokenizer.enable_padding(pad_id=about["text"]["pad_id"])

@@ -22,7 +22,7 @@ from transformers import (
 from cnclip_ft.data.images import OPENAI_MEAN, OPENAI_STD
 from cnclip_ft.models.catalog import ResNet, TextTransformer, VisionTransformer
 from cnclip_ft.models.fresh import keep_scale_, sine_positions_
-from cnclip_ft.models.layers import Packing, lighten
+from cnclip_ft.models.layers import Packing, lighten, uses_sdpa
 from cnclip_ft.models.resnet import ModifiedResNet
 from data_tools.errors import RequestError
 
@@ -237,8 +237,8 @@ class RobertaTower(nn.Module):
         return tower
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        sdpa = self.text_model.config._attn_implementation == "sdpa"
-        if sdpa and input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+        on_cpu = input_ids.device.type == "cpu" and not torch.compiler.is_compiling()
+        if on_cpu and uses_sdpa(self.text_model.config):
             return self.text_projection(self._packed(input_ids, attention_mask))
         hidden = self.text_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         if self.pooling == "cls":
@@ -247,7 +247,7 @@ class RobertaTower(nn.Module):
         return self.text_projection((hidden * weight).sum(1) / weight.sum(1))
 
     def _packed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Tokens behind one another, without padding: ``[n, width]``. Elsewhere than on the CPU, counting them would wait for the device."""
+        """``[n, width]``, computed without padding. Elsewhere than on the CPU, counting the tokens would wait for the device."""
         packing = Packing.of(attention_mask)
         hidden = packing.gather(self.text_model.embeddings(input_ids=input_ids))
         for layer in self.text_model.encoder.layer:

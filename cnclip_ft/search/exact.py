@@ -15,6 +15,7 @@ import torch
 
 from cnclip_ft.evaluation.sweep import TopLooker
 from cnclip_ft.evaluation.tiles import TIE, Side, full_precision, parse_memory
+from cnclip_ft.search import half
 
 COPY_LIMIT = 300_000  # pictures; packing takes 2 s and 100 MB for every 100,000
 _COPY_ROWS = 8192
@@ -48,15 +49,10 @@ class ExactSearch:
 
     def keep_copy(self) -> bool:
         """Keep a half-precision copy in memory; False where it cannot be had or would be large."""
-        if self.gallery.device.type != "cpu" or not 0 < len(self) <= COPY_LIMIT:
+        if self.gallery.device.type != "cpu" or not 0 < len(self) <= COPY_LIMIT or not half.available():
             return False
-        try:
-            pack = torch.ops.quantized.linear_prepack_fp16
-            self._copy = [pack(part, None) for _, part in self.gallery.tiles(_COPY_ROWS)]
-            torch.ops.quantized.linear_dynamic_fp16(torch.zeros(1, self.gallery.dim), self._copy[0])
-        except (RuntimeError, AttributeError, NotImplementedError):  # no such kernels for this processor
-            self._copy = []
-        return bool(self._copy)
+        self._copy = [half.pack(part) for _, part in self.gallery.tiles(_COPY_ROWS)]
+        return True
 
     def search(self, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Unit float32 ``[q, dim]`` → float32 scores and int64 numbers ``[q, min(k, n)]`` on the CPU, best first."""
@@ -82,7 +78,7 @@ class ExactSearch:
     def _by_copy(self, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Scores, numbers, and the rows the copy cannot decide."""
         gallery, k = self.gallery, min(k, len(self))
-        near = torch.cat([torch.ops.quantized.linear_dynamic_fp16(queries, part) for part in self._copy], 1)
+        near = torch.cat([half.product(queries, part) for part in self._copy], 1)
         lowest, proposed = near.topk(min(len(self), k + _MORE), dim=1)
         proposed = proposed.sort(dim=1).values
         wide, norms = queries.double(), queries.double().norm(dim=1)

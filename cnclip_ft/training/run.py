@@ -47,9 +47,8 @@ class Run:
             cpu=not torch.accelerator.is_available(), log_with=tracker_names(recipe.report_to), project_dir=self.folder
         )
         self.device = self.accelerator.device
-        if (
-            self.device.type == "cpu"
-        ):  # activations of a step are fetched anew in every step otherwise: a fifth of its time
+        if self.device.type == "cpu":
+            # The memory of a step's activations is fetched anew in every step otherwise: a fifth of its time.
             keep_freed_memory(2**30, 2**31 - 1)
         self.precision, self.precision_reason = choose_precision(recipe.precision, self.device)
         self.sharding = settle_sharding(self.device)
