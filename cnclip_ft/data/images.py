@@ -8,9 +8,11 @@ into floats in the worker would cost more than decoding it.
 from __future__ import annotations
 
 import io
+import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
@@ -29,6 +31,7 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 PIXEL_LIMIT = 178_956_970  # Pillow's own bound for a decompression bomb
 DECODER = "simplejpeg" if simplejpeg else "pillow"  # they choose their reduced scales differently
 _ORIENTATION = 0x0112
+_XMP = b"http://ns.adobe.com/xap/1.0/\0"
 # Since version 13 Pillow resamples down before across where the height shrinks by more than twice as much.
 _PILLOW_TALL_FIRST = int(PIL.__version__.split(".")[0]) >= 13
 
@@ -108,21 +111,35 @@ def _decode_plain_jpeg(data: bytes, size: int, reduced: bool) -> np.ndarray | No
 
 def _jpeg_orientation(data: bytes) -> int | None:
     """The orientation (1…8, EXIF 2.3) in the segments before the picture; None where only Pillow may know."""
-    at = 2
+    at, exif, xmp = 2, None, None
     while data[at] == 0xFF:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
         if marker == 0xDA:  # the picture itself
-            return 1
-        if marker == 0xE1:  # where it may stand: EXIF, else XMP
-            segment, exif = data[at + 4 : at + 2 + length], Image.Exif()
-            if not segment.startswith(b"Exif\0\0"):
+            return _orientation(exif, xmp)
+        segment = data[at + 4 : at + 2 + length] if marker == 0xE1 else b""
+        if segment.startswith(b"Exif\0\0"):
+            if exif is not None:  # in parts
                 return None
-            exif.load(segment)
-            if _ORIENTATION in exif:
-                return exif[_ORIENTATION] if exif[_ORIENTATION] in range(1, 9) else None
+            exif = segment
+        elif segment.startswith(_XMP):
+            xmp = segment
         filling = marker == 0xFF  # any number of these may stand before a marker
         at += 1 if filling else 2 + length
     return None
+
+
+def _orientation(exif: bytes | None, xmp: bytes | None) -> int | None:
+    """What EXIF says goes before what XMP says, as with Pillow."""
+    found: Any = None
+    if exif is not None:
+        tags = Image.Exif()
+        tags.load(exif)
+        found = tags.get(_ORIENTATION)
+    if found is None and xmp is not None and (match := re.search(rb'tiff:Orientation(?:="|>)([0-9])', xmp)):
+        found = int(match[1])
+    if found is None:
+        return 1
+    return found if found in range(1, 9) else None
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

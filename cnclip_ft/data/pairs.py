@@ -134,8 +134,10 @@ class PairDataset(Dataset):
         return len(self.table)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        sample, fault = self._sample(index), None
-        if self.image_size is not None:
+        fault = None
+        if self.image_size is None:
+            sample = self._sample(index)
+        else:
             for attempt in range(len(self)):
                 candidate = (index + attempt) % len(self)
                 image_id = self.store.image_ids[self.table.image_keys[candidate]]

@@ -83,13 +83,15 @@ def turned(orientation: int) -> Image.Exif:
 
 
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+XMP_ELEMENT = b"<x:xmpmeta><tiff:Orientation>%d</tiff:Orientation></x:xmpmeta>"
 
 
 @pytest.mark.parametrize("options", [
     {"subsampling": 0}, {"subsampling": 2}, {"progressive": True}, {"quality": 5}, {"restart_marker_rows": 1}, {"xmp": XMP},
     *({"exif": turned(n)} for n in range(1, 10)), {"exif": Image.Exif()}, {"exif": b"Exif\0\0II*\0"}, {"exif": turned(1), "xmp": XMP},
     {"exif": turned(6), "comment": b"\xff\xda before it"}, {"comment": b"Exif\0\0 in words"},
-    {"icc_profile": bytes(70_000), "exif": turned(8)},
+    {"icc_profile": bytes(70_000), "exif": turned(8)}, {"xmp": b"<x:xmpmeta/>"}, {"exif": Image.Exif(), "xmp": XMP},
+    *({"xmp": XMP_ELEMENT % n} for n in (0, 3, 5, 9, 12)), {"exif": turned(9), "xmp": XMP}, {"exif": b"Exif\0\0II*\0", "xmp": XMP},
 ])  # fmt: skip
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_the_fast_decoder_gives_pillow_s_pixels(monkeypatch, mode, options):
@@ -99,6 +101,23 @@ def test_the_fast_decoder_gives_pillow_s_pixels(monkeypatch, mode, options):
     fast = decode(data, 48)
     monkeypatch.setattr("cnclip_ft.data.images.simplejpeg", None)
     assert torch.equal(fast, decode(data, 48))
+
+
+def test_a_photo_from_a_picture_editor_is_decoded_fast(monkeypatch):
+    pytest.importorskip("simplejpeg")
+    data = encoded(picture(64, 48), "JPEG", exif=turned(6), xmp=XMP)
+    upright = decode(data, 32)
+    monkeypatch.setattr(Image, "open", None)
+    assert torch.equal(decode(data, 32), upright)
+
+
+def test_exif_in_two_parts_is_left_to_pillow(monkeypatch):
+    data = encoded(picture(64, 48), "JPEG", exif=turned(1))
+    at, end = data.index(b"\xff\xe1"), data.index(b"\xff\xdb")
+    twice = data[:end] + data[at:end] + data[end:]
+    fast = decode(twice, 32)
+    monkeypatch.setattr("cnclip_ft.data.images.simplejpeg", None)
+    assert torch.equal(fast, decode(twice, 32))
 
 
 def test_filling_before_a_marker_hides_no_orientation():
