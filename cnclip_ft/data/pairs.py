@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from cnclip_ft.data.images import decode
 from cnclip_ft.data.texts import TextTokenizer, prepare
@@ -179,8 +179,10 @@ class Collate:
             "attention_mask": attention_mask,
             "image_keys": torch.tensor([sample["image_key"] for sample in samples]),
             "text_keys": torch.tensor([sample["text_key"] for sample in samples]),
-            "faults": [sample["fault"] for sample in samples if sample["fault"]],
         }
+        if get_worker_info() is not None:
+            batch = {name: tensor.numpy() for name, tensor in batch.items()}  # module `transport` says why
+        batch["faults"] = [sample["fault"] for sample in samples if sample["fault"]]
         if "pixels" in samples[0]:
             rows = [sample["pixels"].permute(1, 2, 0) for sample in samples]  # as they lie in memory
             block = self.blocks.fill(rows) if self.blocks is not None else None
