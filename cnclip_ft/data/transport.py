@@ -92,6 +92,12 @@ def keep_freed_memory(block: int = 32 * 2**20, total: int = 256 * 2**20) -> None
     mallopt(mmap_threshold, block)
 
 
+def keep_activations(device: torch.device) -> None:
+    """Before a model works on the CPU, batch after batch: fetching its memory anew takes a fifth of the time."""
+    if device.type == "cpu":
+        keep_freed_memory(2**30, 2**31 - 1)
+
+
 def settle_worker(_worker: int) -> None:
     """`worker_init_fn` of loaders that decode pictures."""
     keep_freed_memory()

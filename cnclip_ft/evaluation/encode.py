@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from cnclip_ft.data.images import decode
-from cnclip_ft.data.transport import settle_worker
+from cnclip_ft.data.transport import keep_activations, settle_worker
 from data_tools.errors import DataFault
 
 if TYPE_CHECKING:
@@ -211,6 +211,7 @@ def iterate_images(
     Raises:
         DataFault: an image cannot be read or decoded; the message names it.
     """
+    keep_activations(model.device)
     pictures = _Pictures(image_ids, read, model.image_size)
     loader = DataLoader(
         pictures, batch_size=batch_size, num_workers=min(workers, len(image_ids)), collate_fn=_collate,

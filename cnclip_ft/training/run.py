@@ -18,7 +18,7 @@ from accelerate import Accelerator
 
 import cnclip_ft
 from cnclip_ft.data.pairs import build_table
-from cnclip_ft.data.transport import keep_freed_memory
+from cnclip_ft.data.transport import keep_activations
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.start import LoadReport, build_start
 from cnclip_ft.recipe import Recipe, dump_recipe
@@ -47,9 +47,7 @@ class Run:
             cpu=not torch.accelerator.is_available(), log_with=tracker_names(recipe.report_to), project_dir=self.folder
         )
         self.device = self.accelerator.device
-        if self.device.type == "cpu":
-            # The memory of a step's activations is fetched anew in every step otherwise: a fifth of its time.
-            keep_freed_memory(2**30, 2**31 - 1)
+        keep_activations(self.device)
         self.precision, self.precision_reason = choose_precision(recipe.precision, self.device)
         self.sharding = settle_sharding(self.device)
         self.journal = Journal(self.folder, active=self.accelerator.is_main_process and write)
