@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
+from cnclip_ft.data.freed_memory import keep_pictures
 from cnclip_ft.data.pairs import Collate, PairDataset, PairTable
-from cnclip_ft.data.transport import Batches, SharedBlocks, settle_worker
+from cnclip_ft.data.transport import Batches, SharedBlocks
 from data_tools.errors import RequestError
 
 
@@ -148,6 +149,6 @@ def make_loader(dataset: PairDataset, sampler: StageSampler, collate: Collate, w
         pin_memory=pin,
         prefetch_factor=_AHEAD if workers else None,
         persistent_workers=False,
-        worker_init_fn=settle_worker,
+        worker_init_fn=keep_pictures,
     )
     return Batches(loader, collate.blocks, pin)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from cnclip_ft.data.images import decode
 from cnclip_ft.data.texts import TextTokenizer, prepare
@@ -163,7 +163,7 @@ class PairDataset(Dataset):
 
 
 class Collate:
-    """Samples → one batch; texts are padded to the longest of the batch (module `texts`).
+    """Samples → one batch for `transport.Batches`: arrays but for the pictures; texts padded to the longest (module `texts`).
 
     With `blocks` (module `transport`) the pictures stay in shared memory and the batch says where.
     """
@@ -175,14 +175,12 @@ class Collate:
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         input_ids, attention_mask = self.tokenizer.pad([sample["token_ids"] for sample in samples])
         batch: dict[str, Any] = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "image_keys": torch.tensor([sample["image_key"] for sample in samples]),
-            "text_keys": torch.tensor([sample["text_key"] for sample in samples]),
+            "input_ids": input_ids.numpy(),
+            "attention_mask": attention_mask.numpy(),
+            "image_keys": np.array([sample["image_key"] for sample in samples], dtype=np.int64),
+            "text_keys": np.array([sample["text_key"] for sample in samples], dtype=np.int64),
+            "faults": [sample["fault"] for sample in samples if sample["fault"]],
         }
-        if get_worker_info() is not None:
-            batch = {name: tensor.numpy() for name, tensor in batch.items()}  # module `transport` says why
-        batch["faults"] = [sample["fault"] for sample in samples if sample["fault"]]
         if "pixels" in samples[0]:
             rows = [sample["pixels"].permute(1, 2, 0) for sample in samples]  # as they lie in memory
             block = self.blocks.fill(rows) if self.blocks is not None else None

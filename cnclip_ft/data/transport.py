@@ -1,13 +1,12 @@
 """Pictures from worker to training process through a few blocks of shared memory that are used again and again.
 
 A fresh block costs a page fault for every 4 KiB, which takes many times as long as the copy itself. What else a batch
-holds comes as arrays: between processes a tensor takes a file of shared memory and a connection of its own, which for
+holds travels as arrays: between processes a tensor takes a file of shared memory and a connection of its own, which for
 four small ones is 2 % of a worker's time.
 """
 
 from __future__ import annotations
 
-import ctypes
 import math
 import weakref
 from collections.abc import Iterator
@@ -67,37 +66,9 @@ class Batches:
         for batch in self.loader:
             if BLOCK in batch:
                 batch["pixels"] = self.blocks.take(*batch.pop(BLOCK), self.pin)
-            yield {
-                name: self._tensor(value) if isinstance(value, np.ndarray) else value for name, value in batch.items()
-            }
+            arrays = {name: value for name, value in batch.items() if isinstance(value, np.ndarray)}
+            yield batch | {name: self._tensor(array) for name, array in arrays.items()}
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)
         return tensor.pin_memory() if self.pin else tensor
-
-
-def keep_freed_memory(block: int = 32 * 2**20, total: int = 256 * 2**20) -> None:
-    """Let this process keep what it frees for its next use: glibc gives it back, and every page costs a fault again.
-
-    Args:
-        block: bytes up to which a piece of memory is kept.
-        total: bytes at the end of the heap above which memory is given back all the same.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):  # another C library
-        return
-    trim_threshold, mmap_threshold = -1, -3  # names of malloc.h
-    mallopt(trim_threshold, total)
-    mallopt(mmap_threshold, block)
-
-
-def keep_activations(device: torch.device) -> None:
-    """Before a model works on the CPU, batch after batch: fetching its memory anew takes a fifth of the time."""
-    if device.type == "cpu":
-        keep_freed_memory(2**30, 2**31 - 1)
-
-
-def settle_worker(_worker: int) -> None:
-    """`worker_init_fn` of loaders that decode pictures."""
-    keep_freed_memory()

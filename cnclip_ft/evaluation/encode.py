@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from cnclip_ft.data.freed_memory import keep_activations, keep_pictures
 from cnclip_ft.data.images import decode
-from cnclip_ft.data.transport import keep_activations, settle_worker
+from cnclip_ft.models.modes import evaluation_mode
 from data_tools.errors import DataFault
 
 if TYPE_CHECKING:
@@ -159,16 +160,10 @@ def evaluating(
     """Evaluation mode, no gradients, the wished device and autocast inside; every module's mode restored after."""
     if device is not None and torch.device(device) != model.device:
         model.to(device)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     half = dtype in (torch.float16, torch.bfloat16)
     autocast = torch.autocast(model.device.type, dtype) if half else contextlib.nullcontext()
-    try:
-        with torch.inference_mode(), autocast:
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluation_mode(model), torch.inference_mode(), autocast:
+        yield
 
 
 class _Pictures(Dataset):
@@ -215,7 +210,7 @@ def iterate_images(
     pictures = _Pictures(image_ids, read, model.image_size)
     loader = DataLoader(
         pictures, batch_size=batch_size, num_workers=min(workers, len(image_ids)), collate_fn=_collate,
-        pin_memory=model.device.type == "cuda", worker_init_fn=settle_worker,
+        pin_memory=model.device.type == "cuda", worker_init_fn=keep_pictures,
     )  # fmt: skip
     for pixels, faults in loader:
         if faults:

@@ -14,6 +14,7 @@ from torch import nn
 from cnclip_ft.data.images import decode, normalise
 from cnclip_ft.data.texts import TextTokenizer
 from cnclip_ft.models.catalog import Architecture
+from cnclip_ft.models.modes import evaluation_mode
 from cnclip_ft.models.towers import ImageTower
 
 LOGIT_SCALE_START = math.log(1 / 0.07)
@@ -112,7 +113,7 @@ class DualEncoder(nn.Module):
         if isinstance(images, (str, bytes, Path)):
             raise TypeError("encode_images takes a list of images; put a single one into [ ]")
         parts = [torch.empty(0, self.image_tower.output_dim)]
-        with _Eval(self):
+        with evaluation_mode(self):
             for start in range(0, len(images), batch_size):
                 pixels = torch.stack([decode(image, self.image_size) for image in images[start : start + batch_size]])
                 parts.append(self.image_features(pixels.to(self.device)).float().cpu())
@@ -126,7 +127,7 @@ class DualEncoder(nn.Module):
         out = torch.empty(len(texts), self.image_tower.output_dim)
         ids = self.tokenizer.encode(texts) if len(texts) else []
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        with _Eval(self):
+        with evaluation_mode(self):
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
                 input_ids, mask = self.tokenizer.pad([ids[row] for row in rows])
@@ -137,19 +138,3 @@ class DualEncoder(nn.Module):
 def _unit(features: torch.Tensor) -> torch.Tensor:
     """Unit rows, in fp32 at least: half precision has too few bits for small differences of cosines."""
     return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=1)
-
-
-class _Eval:
-    """Evaluation mode inside, the former mode of every module after."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def __enter__(self) -> None:
-        self.trained = [module for module in self.model.modules() if module.training]
-        if self.trained:  # a question to a model in evaluation mode would pay 5 ms for setting it anew
-            self.model.eval()
-
-    def __exit__(self, *_: object) -> None:
-        for module in self.trained:
-            module.training = True

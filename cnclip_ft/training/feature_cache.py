@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from cnclip_ft.data.augment import augment
+from cnclip_ft.data.freed_memory import keep_pictures
 from cnclip_ft.data.images import DECODER, decode
-from cnclip_ft.data.transport import settle_worker
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import Augmentation
 from data_tools.errors import DataFault, UserError
@@ -131,7 +131,7 @@ class FeatureCache:
         missing = [(int(v), int(b)) for v, b in zip(*np.nonzero(done == 0), strict=True)]
         mine = missing[accelerator.process_index :: accelerator.num_processes]
         blocks = _Images(self.store, self.model.image_size, self.reduced, mine)
-        loader = DataLoader(blocks, batch_size=None, num_workers=workers, worker_init_fn=settle_worker)
+        loader = DataLoader(blocks, batch_size=None, num_workers=workers, worker_init_fn=keep_pictures)
         damaged: dict[int, str] = {}
         hidden = None if accelerator.is_main_process else True
         bar = tqdm(total=len(mine) * BLOCK, unit="image", desc="frozen image features", disable=hidden)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from cnclip_ft.models.modes import modes_kept
 from cnclip_ft.training.lora import adapter_size
 from cnclip_ft.training.sharding import Sharded
 
@@ -95,24 +96,22 @@ def _as_in_training(stage: StageRun):
     """What trains asks for gradients, checkpointing and dropout are on; batch-norm statistics do not move."""
     model, setting = stage.model, stage.stage
     before = [p.requires_grad for p in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
     random = torch.get_rng_state()
     for entry in stage.table:
         entry.parameter.requires_grad_(entry.rate > 0)
-    model.train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.eval()
     model.set_gradient_checkpointing(
         image=setting.gradient_checkpointing in ("image", "both") and not stage.image_frozen,
         text=setting.gradient_checkpointing in ("text", "both"),
     )
     try:
-        yield
+        with modes_kept(model):
+            model.train()
+            for module in model.modules():
+                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+            yield
     finally:
         model.set_gradient_checkpointing(image=False, text=False)
         for parameter, wanted in zip(model.parameters(), before, strict=True):
             parameter.requires_grad_(wanted)
-        for module, training in modes:
-            module.training = training
         torch.set_rng_state(random)

@@ -17,8 +17,8 @@ import torch
 from accelerate import Accelerator
 
 import cnclip_ft
+from cnclip_ft.data.freed_memory import keep_activations
 from cnclip_ft.data.pairs import build_table
-from cnclip_ft.data.transport import keep_activations
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.start import LoadReport, build_start
 from cnclip_ft.recipe import Recipe, dump_recipe

@@ -91,9 +91,7 @@ class Judge:
         self.chance: dict[str, float | None] | None = None
 
     def __call__(self, model: DualEncoder) -> Judgement:
-        began, modes = time.perf_counter(), {name: module.training for name, module in model.named_modules()}
-        model.eval()
-        scores, first = {}, None
+        began, scores, first = time.perf_counter(), {}, None
         for name, store in self.stores.items():
             features = self._encode(model, store)
             if first is None:
@@ -101,8 +99,6 @@ class Judge:
                 self.chance = self.chance or chance_row(features)
             scores[name] = recall(features, ks=KS)
         guard = None if self.guard is None else recall(self._encode(model, self.guard), ks=KS).mean_recall
-        for name, module in model.named_modules():
-            module.training = modes[name]
         return Judgement(scores, time.perf_counter() - began, self.best_by, guard, first)
 
     def _encode(self, model: DualEncoder, store: PairStore) -> SplitFeatures:
