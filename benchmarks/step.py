@@ -244,7 +244,7 @@ def loader(repeats: int, count: int = 960) -> None:
     """Photos through one worker process each; a JPEG far larger than needed is decoded at reduced scale by ours."""
     from cnclip_ft.data.batching import BatchOrder, StageSampler, make_loader
     from cnclip_ft.data.images import decode
-    from cnclip_ft.data.pairs import Collate, PairDataset, build_table
+    from cnclip_ft.data.pairs import PairDataset, build_table
     from cnclip_ft.data.texts import TextTokenizer
     from data_tools.pictures import Reencoding, reencode
     from data_tools.store import open_store
@@ -284,7 +284,7 @@ def loader(repeats: int, count: int = 960) -> None:
             order, a_pass = BatchOrder(table, 32, seed=0), len(table) // 32
             sampler = StageSampler(order, 0, (repeats + 2) * a_pass, 0, 1)
             batches = iter(
-                make_loader(PairDataset(opened, table, 224, reduced), sampler, Collate(tokenizer), 1, pin=False)
+                make_loader(PairDataset(opened, table, 224, reduced), sampler, tokenizer.pad_id, 1, pin=False)
             )
             for _ in range(a_pass):  # the worker has touched its memory; the official one had two passes for that
                 next(batches)

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
 from cnclip_ft.data.freed_memory import keep_pictures
-from cnclip_ft.data.pairs import Collate, PairDataset, PairTable
-from cnclip_ft.data.transport import Batches, SharedBlocks
+from cnclip_ft.data.pairs import PairDataset, PairTable
+from cnclip_ft.data.transport import Batches, Collate, SharedBlocks
 from data_tools.errors import RequestError
 
 
@@ -135,20 +136,21 @@ class StageSampler(Sampler[list[int]]):
             yield batches[step % steps][self.rank :: self.world].tolist()
 
 
-def make_loader(dataset: PairDataset, sampler: StageSampler, collate: Collate, workers: int, pin: bool) -> Batches:
-    """Batches of one device, decoded ahead in `workers` processes (0: in this one)."""
+def make_loader(dataset: PairDataset, sampler: StageSampler, pad_id: int, workers: int, pin: bool) -> Batches:
+    """Batches of one device, pictures decoded ahead in `workers` processes (0: in this one)."""
+    blocks = None
     if workers and dataset.image_size is not None:
         share = sampler.order.batch_size // sampler.world
         # Those a worker may have ready, the one in use, and one more.
-        collate.blocks = SharedBlocks(workers * (_AHEAD + 2), share, dataset.image_size)
+        blocks = SharedBlocks(workers * (_AHEAD + 2), share, dataset.image_size)
     loader = DataLoader(
         dataset,
         batch_sampler=sampler,
-        collate_fn=collate,
+        collate_fn=Collate(blocks),
         num_workers=workers,
         pin_memory=pin,
         prefetch_factor=_AHEAD if workers else None,
         persistent_workers=False,
         worker_init_fn=keep_pictures,
     )
-    return Batches(loader, collate.blocks, pin)
+    return Batches(loader, partial(dataset.table.batch, pad_id=pad_id), blocks, pin)

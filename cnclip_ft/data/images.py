@@ -52,7 +52,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def decode(source: bytes | str | Path | Image.Image, size: int, *, reduced: bool = False) -> torch.Tensor:
+def decode(source: bytes | memoryview | str | Path | Image.Image, size: int, *, reduced: bool = False) -> torch.Tensor:
     """Decode one picture and squash it to a square.
 
     Args:
@@ -68,13 +68,14 @@ def decode(source: bytes | str | Path | Image.Image, size: int, *, reduced: bool
         DataFault: it cannot be decoded, or has more than 179 million pixels.
     """
     try:
-        pixels = _decode_plain_jpeg(source, size, reduced) if isinstance(source, bytes) and simplejpeg else None
+        encoded = isinstance(source, (bytes, memoryview))
+        pixels = _decode_plain_jpeg(source, size, reduced) if encoded and simplejpeg else None
         if pixels is not None:
             return resize(torch.from_numpy(pixels).permute(2, 0, 1), size)
         if isinstance(source, Image.Image):
             image = source
         else:
-            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+            image = Image.open(io.BytesIO(source) if encoded else source)
         if image.width * image.height > PIXEL_LIMIT:
             raise DataFault(
                 f"the image has {image.width}×{image.height} pixels, more than {PIXEL_LIMIT:,}",
@@ -93,10 +94,10 @@ def decode(source: bytes | str | Path | Image.Image, size: int, *, reduced: bool
     return resize(torch.from_numpy(pixels).permute(2, 0, 1), size)
 
 
-def _decode_plain_jpeg(data: bytes, size: int, reduced: bool) -> np.ndarray | None:
+def _decode_plain_jpeg(data: bytes | memoryview, size: int, reduced: bool) -> np.ndarray | None:
     """uint8 ``[h, w, 3]``, upright, of a grey or colour JPEG, whole the very pixels Pillow gives; None leaves it to Pillow."""
     try:
-        orientation = _jpeg_orientation(data) if data.startswith(b"\xff\xd8\xff") else None
+        orientation = _jpeg_orientation(data) if data[:3] == b"\xff\xd8\xff" else None
         if orientation is None:
             return None
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -109,14 +110,14 @@ def _decode_plain_jpeg(data: bytes, size: int, reduced: bool) -> np.ndarray | No
         return None
 
 
-def _jpeg_orientation(data: bytes) -> int | None:
+def _jpeg_orientation(data: bytes | memoryview) -> int | None:
     """The orientation (1…8, EXIF 2.3) in the segments before the picture; None where only Pillow may know."""
     at, exif, xmp = 2, None, None
     while data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
         if marker == 0xDA:  # the picture itself
             return _orientation(exif, xmp)
-        segment = data[at + 4 : at + 2 + length] if marker == 0xE1 else b""
+        segment = bytes(data[at + 4 : at + 2 + length]) if marker == 0xE1 else b""
         if segment.startswith(b"Exif\0\0"):
             if exif is not None:  # in parts
                 return None

@@ -1,4 +1,4 @@
-"""A store's pairs as a torch data set: pictures decoded on demand, texts tokenised once per run."""
+"""A store's pairs: texts tokenised once per run, and pictures decoded on demand, as a torch data set."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 
 from cnclip_ft.data.images import decode
 from cnclip_ft.data.texts import TextTokenizer, prepare
-from cnclip_ft.data.transport import BLOCK, SharedBlocks
 from data_tools.errors import DataFault
 
 if TYPE_CHECKING:
@@ -45,8 +43,19 @@ class PairTable:
     def lengths(self) -> np.ndarray:
         return np.diff(self.starts)
 
-    def token_ids(self, index: int) -> np.ndarray:
-        return self.tokens[self.starts[index] : self.starts[index + 1]]
+    def batch(self, pairs: np.ndarray, pad_id: int) -> dict[str, np.ndarray]:
+        """Texts and keys of `pairs`, all int64: token ids padded to the longest among them (module `texts`), their mask."""
+        lengths = self.starts[pairs + 1] - self.starts[pairs]
+        columns = np.arange(lengths.max())
+        mask = columns < lengths[:, None]
+        input_ids = np.full(mask.shape, pad_id, dtype=np.int64)
+        input_ids[mask] = self.tokens[(self.starts[pairs][:, None] + columns)[mask]]
+        return {
+            "input_ids": input_ids,
+            "attention_mask": mask.astype(np.int64),
+            "image_keys": self.image_keys[pairs],
+            "text_keys": self.text_keys[pairs],
+        }
 
 
 class _TextKeys:
@@ -121,7 +130,7 @@ def _in_batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
 
 
 class PairDataset(Dataset):
-    """Index of a pair → its picture (uint8 ``[3, size, size]``), token ids and keys.
+    """Index of a pair → its picture: ``pixels`` uint8 ``[3, size, size]``, ``pair``, ``fault``. Texts are the table's matter.
 
     With `image_size` None no picture is read (its features come from a cache); `reduced` as in `decode`. A picture that
     cannot be read is replaced by the next pair's and reported under ``fault``: the run counts these and stops above its limit.
@@ -133,59 +142,22 @@ class PairDataset(Dataset):
     def __len__(self) -> int:
         return len(self.table)
 
+    def __getitems__(self, indices: list[int]) -> Iterator[dict[str, Any]]:
+        """One after the other, so that each picture is put in its place while the processor still has it at hand."""
+        return map(self.__getitem__, indices)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
-        fault = None
         if self.image_size is None:
-            sample = self._sample(index)
-        else:
-            for attempt in range(len(self)):
-                candidate = (index + attempt) % len(self)
-                image_id = self.store.image_ids[self.table.image_keys[candidate]]
-                try:
-                    pixels = decode(self.store.image(image_id), self.image_size, reduced=self.reduced)
-                except (DataFault, KeyError) as error:
-                    fault = fault or f"{self.store.path}: image {image_id!r}: {error}"
-                    continue
-                sample = self._sample(candidate) | {"pixels": pixels}
-                break
+            return {"pair": index, "fault": None}
+        fault = None
+        for attempt in range(len(self)):
+            pair = (index + attempt) % len(self)
+            image_id = self.store.image_ids[self.table.image_keys[pair]]
+            try:
+                pixels = decode(self.store.image_view(image_id), self.image_size, reduced=self.reduced)
+            except (DataFault, KeyError) as error:
+                fault = fault or f"{self.store.path}: image {image_id!r}: {error}"
             else:
-                raise DataFault("no image of the split can be decoded", mend="Run `cnclip-ft data check` on it.",
-                                kind="undecodable-image", file=self.store.path)  # fmt: skip
-        return sample | {"fault": fault}
-
-    def _sample(self, index: int) -> dict[str, Any]:
-        table = self.table
-        return {
-            "token_ids": table.token_ids(index),
-            "image_key": int(table.image_keys[index]),
-            "text_key": int(table.text_keys[index]),
-        }
-
-
-class Collate:
-    """Samples → one batch for `transport.Batches`: arrays but for the pictures; texts padded to the longest (module `texts`).
-
-    With `blocks` (module `transport`) the pictures stay in shared memory and the batch says where.
-    """
-
-    def __init__(self, tokenizer: TextTokenizer) -> None:
-        self.tokenizer = tokenizer
-        self.blocks: SharedBlocks | None = None
-
-    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        input_ids, attention_mask = self.tokenizer.pad([sample["token_ids"] for sample in samples])
-        batch: dict[str, Any] = {
-            "input_ids": input_ids.numpy(),
-            "attention_mask": attention_mask.numpy(),
-            "image_keys": np.array([sample["image_key"] for sample in samples], dtype=np.int64),
-            "text_keys": np.array([sample["text_key"] for sample in samples], dtype=np.int64),
-            "faults": [sample["fault"] for sample in samples if sample["fault"]],
-        }
-        if "pixels" in samples[0]:
-            rows = [sample["pixels"].permute(1, 2, 0) for sample in samples]  # as they lie in memory
-            block = self.blocks.fill(rows) if self.blocks is not None else None
-            if block is not None:
-                batch[BLOCK] = block
-            else:
-                batch["pixels"] = torch.stack(rows).permute(0, 3, 1, 2)
-        return batch
+                return {"pair": pair, "pixels": pixels, "fault": fault}
+        raise DataFault("no image of the split can be decoded", mend="Run `cnclip-ft data check` on it.",
+                        kind="undecodable-image", file=self.store.path)  # fmt: skip

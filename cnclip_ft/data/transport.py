@@ -1,15 +1,15 @@
 """Pictures from worker to training process through a few blocks of shared memory that are used again and again.
 
-A fresh block costs a page fault for every 4 KiB, which takes many times as long as the copy itself. What else a batch
-holds travels as arrays: between processes a tensor takes a file of shared memory and a connection of its own, which for
-four small ones is 2 % of a worker's time.
+A fresh block costs a page fault for every 4 KiB, which takes many times as long as the copy itself. Beside them a worker
+sends the numbers of the pairs, as an array: between processes a tensor takes a file of shared memory and a connection
+of its own. Texts and keys are looked up where they are used.
 """
 
 from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -31,14 +31,13 @@ class SharedBlocks:
         self.memory = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(math.prod(self.shape)))
         self.taken = torch.zeros(count, dtype=torch.uint8).share_memory_()
 
-    def fill(self, pictures: list[torch.Tensor]) -> tuple[int, int] | None:
-        """In a worker: stack pictures ``[size, size, 3]`` into a free block of its own; None when all are in use."""
+    def claim(self) -> tuple[int, torch.Tensor] | None:
+        """In a worker: a free block of its own, by number and as uint8 ``[batch, size, size, 3]``; None when all are in use."""
         worker = get_worker_info()
         for number in range(worker.id, self.shape[0], worker.num_workers):
-            if not self.taken[number] and len(pictures) <= self.shape[1]:
+            if not self.taken[number]:
                 self.taken[number] = 1
-                torch.stack(pictures, out=self.memory.view(self.shape)[number, : len(pictures)])
-                return number, len(pictures)
+                return number, self.memory.view(self.shape)[number]
         return None
 
     def take(self, number: int, pictures: int, pin: bool) -> torch.Tensor:
@@ -53,11 +52,44 @@ class SharedBlocks:
         return torch.from_numpy(array).permute(0, 3, 1, 2)  # whoever shares its memory keeps `array` alive
 
 
-class Batches:
-    """What a `DataLoader` brings, with the pictures taken out of their blocks and tensors for arrays."""
+class Collate:
+    """Samples → what travels: the numbers of the pairs, the pictures or their block, and what was wrong with others."""
 
-    def __init__(self, loader: DataLoader, blocks: SharedBlocks | None, pin: bool) -> None:
-        self.loader, self.blocks, self.pin = loader, blocks, pin
+    def __init__(self, blocks: SharedBlocks | None = None) -> None:
+        self.blocks = blocks
+
+    def __call__(self, samples: Iterable[dict[str, Any]]) -> dict[str, Any]:
+        claimed = self.blocks.claim() if self.blocks is not None else None
+        pairs, pictures, faults = [], [], []
+        for sample in samples:
+            if "pixels" in sample:
+                picture = sample["pixels"].permute(1, 2, 0)  # as it lies in memory
+                if claimed is not None:
+                    claimed[1][len(pairs)] = picture
+                else:
+                    pictures.append(picture)
+            pairs.append(sample["pair"])
+            if sample["fault"]:
+                faults.append(sample["fault"])
+        batch: dict[str, Any] = {"pairs": np.array(pairs, dtype=np.int64), "faults": faults}
+        if claimed is not None:
+            batch[BLOCK] = (claimed[0], len(pairs))
+        elif pictures:
+            batch["pixels"] = torch.stack(pictures).permute(0, 3, 1, 2)
+        return batch
+
+
+class Batches:
+    """What a `DataLoader` brings, with the pictures taken out of their blocks and `texts` of the pairs, as tensors."""
+
+    def __init__(
+        self,
+        loader: DataLoader,
+        texts: Callable[[np.ndarray], dict[str, np.ndarray]],
+        blocks: SharedBlocks | None,
+        pin: bool,
+    ) -> None:
+        self.loader, self.texts, self.blocks, self.pin = loader, texts, blocks, pin
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -66,8 +98,7 @@ class Batches:
         for batch in self.loader:
             if BLOCK in batch:
                 batch["pixels"] = self.blocks.take(*batch.pop(BLOCK), self.pin)
-            arrays = {name: value for name, value in batch.items() if isinstance(value, np.ndarray)}
-            yield batch | {name: self._tensor(array) for name, array in arrays.items()}
+            yield batch | {name: self._tensor(array) for name, array in self.texts(batch.pop("pairs")).items()}
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)

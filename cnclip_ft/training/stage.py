@@ -11,7 +11,7 @@ from torch import nn
 
 from cnclip_ft.data.augment import augment
 from cnclip_ft.data.batching import BatchOrder, StageSampler, make_loader
-from cnclip_ft.data.pairs import Collate, PairDataset
+from cnclip_ft.data.pairs import PairDataset
 from cnclip_ft.recipe import Stage
 from cnclip_ft.training.averaging import MovingAverage
 from cnclip_ft.training.feature_cache import FeatureCache
@@ -279,7 +279,7 @@ class StageRun:
         )
         # Without pictures to decode, worker processes would cost more than they bring.
         workers = 0 if self.cache is not None else run.workers
-        return make_loader(dataset, sampler, Collate(run.tokenizer), workers, pin=run.device.type == "cuda")
+        return make_loader(dataset, sampler, run.tokenizer.pad_id, workers, pin=run.device.type == "cuda")
 
     def _count_faults(self, batch: dict[str, Any]) -> None:
         run = self.run

@@ -84,7 +84,7 @@ class Layout(Protocol):
 
     def write_image(self, data: bytes) -> bytes: ...
 
-    def read_image(self, value: bytes, image_id: Id, file: Path) -> bytes: ...
+    def read_image(self, value: memoryview, image_id: Id, file: Path) -> bytes | memoryview: ...
 
 
 class PlainLayout:
@@ -109,7 +109,7 @@ class PlainLayout:
     def write_image(self, data: bytes) -> bytes:
         return data
 
-    def read_image(self, value: bytes, image_id: Id, file: Path) -> bytes:
+    def read_image(self, value: memoryview, image_id: Id, file: Path) -> memoryview:
         return value
 
 
@@ -138,7 +138,7 @@ class OfficialLayout:
     def write_image(self, data: bytes) -> bytes:
         return _encode_url_safe(data)
 
-    def read_image(self, value: bytes, image_id: Id, file: Path) -> bytes:
+    def read_image(self, value: memoryview, image_id: Id, file: Path) -> bytes:
         try:
             return decode_base64(value)
         except binascii.Error as error:

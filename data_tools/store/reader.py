@@ -76,7 +76,7 @@ class _Shard:
         # Named once: a path costs as much as reading a pair.
         self._pairs_file, self._images_file = folder / "pairs", folder / "imgs"
         self.pairs = open_readonly(self._pairs_file).begin()
-        self.images = open_readonly(self._images_file).begin()
+        self.images = open_readonly(self._images_file).begin(buffers=True)  # pictures are copied where that is wanted
 
     def pair_values(self, start: int) -> Iterator[bytes]:
         """Values in order of number; with our keys that is the order on the disk."""
@@ -102,7 +102,7 @@ class _Shard:
     def pair(self, index: int) -> Pair:
         return Pair(*self.layout.read_pair(self._value(index), index, self._pairs_file))
 
-    def image(self, image_id: Id) -> bytes | None:
+    def image(self, image_id: Id) -> bytes | memoryview | None:
         value = self.images.get(self.layout.image_key(image_id))
         return None if value is None else self.layout.read_image(value, image_id, self._images_file)
 
@@ -209,6 +209,14 @@ class PairStore:
         Raises:
             KeyError: no image of this id.
         """
+        return bytes(self.image_view(image_id))
+
+    def image_view(self, image_id: Id) -> bytes | memoryview:
+        """The encoded image file as it lies in the store, not copied where the layout allows: not to be kept after `close`.
+
+        Raises:
+            KeyError: no image of this id.
+        """
         if self._pid != os.getpid():
             self._open()
         # A pair's picture lies in the pair's shard, so the last one used is the likeliest.
@@ -227,7 +235,7 @@ class PairStore:
         """(id, encoded image file or None) of a key as it stands in `shard`."""
         part = self._open()[shard]
         image_id, value = part.layout.image_id(key), part.images.get(key)
-        return image_id, None if value is None else part.layout.read_image(value, image_id, part.folder / "imgs")
+        return image_id, None if value is None else bytes(part.layout.read_image(value, image_id, part.folder / "imgs"))
 
     def __contains__(self, image_id: Id) -> bool:
         return any(shard.images.get(shard.layout.image_key(image_id)) is not None for shard in self._open())

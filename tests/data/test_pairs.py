@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -37,3 +38,22 @@ def test_features_of_reduced_pictures_are_others(store):
     model = build_start(VIT)[0]
     keys = {cache_key(model, store, 1, Augmentation(), "fp32", 0, reduced) for reduced in (True, False)}
     assert len(keys) == 2
+
+
+def test_texts_of_a_batch_are_padded_to_its_longest(tmp_path):
+    with StoreWriter(tmp_path / "store") as writer:
+        for number, text in enumerate(["一只狗在雪地里跑", "猫", "两只狗", "猫"]):
+            writer.add_image(number, encoded(picture(40, 30), "JPEG"))
+            writer.add_pair(number, number, text, None)
+        writer.finish()
+    tokenizer = TextTokenizer(context_length=9)
+    table = build_table(open_store(tmp_path / "store"), tokenizer)
+    for pairs in ([3, 0, 2], [1], [2, 1], [3, 1]):
+        batch = table.batch(np.array(pairs), tokenizer.pad_id)
+        texts = [["一只狗在雪地里跑", "猫", "两只狗", "猫"][pair] for pair in pairs]
+        for found, expected in zip(
+            (batch["input_ids"], batch["attention_mask"]), tokenizer.pad(tokenizer.encode(texts)), strict=True
+        ):
+            assert np.array_equal(found, expected.numpy()) and found.dtype == np.int64
+        assert batch["image_keys"].tolist() == pairs
+    assert batch["text_keys"][0] == batch["text_keys"][1]  # the same caption twice

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from cnclip_ft.data.batching import BatchOrder, StageSampler, make_loader
-from cnclip_ft.data.pairs import Collate, PairDataset, build_table
+from cnclip_ft.data.pairs import PairDataset, build_table
 from cnclip_ft.data.texts import TextTokenizer
-from cnclip_ft.data.transport import SharedBlocks
+from cnclip_ft.data.transport import BLOCK, Collate, SharedBlocks
 from data_tools.store import StoreWriter, open_store
 
 
@@ -31,10 +31,10 @@ def store(tmp_path_factory):
 
 
 def loader(store, workers, steps):
-    table = build_table(store, TextTokenizer())
-    order = BatchOrder(table, 4, seed=0)
-    collate = Collate(TextTokenizer())
-    return make_loader(PairDataset(store, table, 32), StageSampler(order, 0, steps, 0, 1), collate, workers, pin=False)
+    tokenizer = TextTokenizer()
+    table = build_table(store, tokenizer)
+    sampler = StageSampler(BatchOrder(table, 4, seed=0), 0, steps, 0, 1)
+    return make_loader(PairDataset(store, table, 32), sampler, tokenizer.pad_id, workers, pin=False)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -62,18 +62,21 @@ def test_what_is_kept_is_not_written_over(store):
     assert not brought.blocks.taken.any()
 
 
-def test_a_short_batch_fits_and_a_long_one_does_not(monkeypatch):
+def test_blocks_belong_to_workers_and_may_be_filled_in_part(monkeypatch):
     class Worker:
         id, num_workers = 1, 2
 
     monkeypatch.setattr("cnclip_ft.data.transport.get_worker_info", lambda: Worker)
     blocks = SharedBlocks(4, 2, 3)
+    collate = Collate(blocks)
     picture = torch.arange(27, dtype=torch.uint8).view(3, 3, 3)
-    assert blocks.fill([picture]) == (1, 1)
-    assert blocks.fill([picture] * 3) is None
-    assert blocks.fill([picture] * 2) == (3, 2)
-    assert blocks.fill([picture]) is None  # the others belong to another worker
+    sample = {"pair": 7, "pixels": picture.permute(2, 0, 1), "fault": None}
+    assert collate([sample])[BLOCK] == (1, 1)
+    assert collate([sample, sample])[BLOCK] == (3, 2)
+    third = collate([sample | {"fault": "image 5: not read"}])  # the other blocks belong to another worker
+    assert BLOCK not in third and torch.equal(third["pixels"][0], sample["pixels"])
+    assert third["pairs"].tolist() == [7] and third["faults"] == ["image 5: not read"]
     shown = blocks.take(1, 1, pin=False)
-    assert torch.equal(shown[0], picture.permute(2, 0, 1))
+    assert torch.equal(shown, sample["pixels"][None])
     del shown
     assert blocks.taken.tolist() == [0, 0, 0, 1]

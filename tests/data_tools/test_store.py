@@ -39,6 +39,9 @@ def test_what_is_written_is_read(tmp_path, layout: str, shard_size: int | None) 
     store = open_store(fill(tmp_path / "train", layout=layout, shard_size=shard_size))
     images, pairs, lone = content(store)
     assert images == {image_id: b"picture %d" % image_id * 50 for image_id in range(10)}
+    assert all(type(images[n]) is bytes and store.image_view(n) == images[n] for n in range(10))
+    with pytest.raises(KeyError):
+        store.image_view(10)
     told = {(n % 10, n, f"句子 {n}", "zh" if n % 2 else None) for n in range(30)} | {
         (1, "both", "on two images", "en"),
         (2, "both", "on two images", "en"),
