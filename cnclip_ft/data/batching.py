@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from cnclip_ft.data.freed_memory import keep_pictures
 from cnclip_ft.data.pairs import PairDataset, PairTable
+from cnclip_ft.data.texts import TextTokenizer
 from cnclip_ft.data.transport import Batches, Collate, SharedBlocks
 from data_tools.errors import RequestError
 
@@ -136,7 +137,9 @@ class StageSampler(Sampler[list[int]]):
             yield batches[step % steps][self.rank :: self.world].tolist()
 
 
-def make_loader(dataset: PairDataset, sampler: StageSampler, pad_id: int, workers: int, pin: bool) -> Batches:
+def make_loader(
+    dataset: PairDataset, sampler: StageSampler, tokenizer: TextTokenizer, workers: int, pin: bool
+) -> Batches:
     """Batches of one device, pictures decoded ahead in `workers` processes (0: in this one)."""
     blocks = None
     if workers and dataset.image_size is not None:
@@ -153,4 +156,4 @@ def make_loader(dataset: PairDataset, sampler: StageSampler, pad_id: int, worker
         persistent_workers=False,
         worker_init_fn=keep_pictures,
     )
-    return Batches(loader, partial(dataset.table.batch, pad_id=pad_id), blocks, pin)
+    return Batches(loader, partial(dataset.table.batch, tokenizer=tokenizer), blocks, pin)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
 from cnclip_ft.data.images import decode
@@ -43,18 +44,17 @@ class PairTable:
     def lengths(self) -> np.ndarray:
         return np.diff(self.starts)
 
-    def batch(self, pairs: np.ndarray, pad_id: int) -> dict[str, np.ndarray]:
-        """Texts and keys of `pairs`, all int64: token ids padded to the longest among them (module `texts`), their mask."""
-        lengths = self.starts[pairs + 1] - self.starts[pairs]
-        columns = np.arange(lengths.max())
-        mask = columns < lengths[:, None]
-        input_ids = np.full(mask.shape, pad_id, dtype=np.int64)
-        input_ids[mask] = self.tokens[(self.starts[pairs][:, None] + columns)[mask]]
+    def token_ids(self, pair: int) -> np.ndarray:
+        return self.tokens[self.starts[pair] : self.starts[pair + 1]]
+
+    def batch(self, pairs: np.ndarray, tokenizer: TextTokenizer) -> dict[str, torch.Tensor]:
+        """Texts of `pairs`, padded to the longest among them, and keys; all int64."""
+        input_ids, attention_mask = tokenizer.pad([self.token_ids(pair) for pair in pairs])
         return {
             "input_ids": input_ids,
-            "attention_mask": mask.astype(np.int64),
-            "image_keys": self.image_keys[pairs],
-            "text_keys": self.text_keys[pairs],
+            "attention_mask": attention_mask,
+            "image_keys": torch.from_numpy(self.image_keys[pairs]),
+            "text_keys": torch.from_numpy(self.text_keys[pairs]),
         }
 
 

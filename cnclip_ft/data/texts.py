@@ -120,13 +120,12 @@ class TextTokenizer:
         import numpy as np
         import torch
 
-        longest = length if length is not None else max(map(len, ids), default=1)
-        padded = np.full((len(ids), longest), self.pad_id, dtype=np.int64)
-        mask = np.zeros((len(ids), longest), dtype=np.int64)
-        for row, tokens in enumerate(ids):
-            padded[row, : len(tokens)] = tokens
-            mask[row, : len(tokens)] = 1
-        return torch.from_numpy(padded), torch.from_numpy(mask)
+        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+        mask = np.arange(lengths.max(initial=1) if length is None else length) < lengths[:, None]
+        padded = np.full(mask.shape, self.pad_id, dtype=np.int64)
+        if len(ids):
+            padded[mask] = np.concatenate(ids)
+        return torch.from_numpy(padded), torch.from_numpy(mask.astype(np.int64))
 
     def save(self, folder: str | Path) -> None:
         """Write vocab.txt, tokenizer.json and tokenizer_config.json, as transformers reads them."""

@@ -31,18 +31,22 @@ class SharedBlocks:
         self.memory = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(math.prod(self.shape)))
         self.taken = torch.zeros(count, dtype=torch.uint8).share_memory_()
 
-    def claim(self) -> tuple[int, torch.Tensor] | None:
-        """In a worker: a free block of its own, by number and as uint8 ``[batch, size, size, 3]``; None when all are in use."""
+    def pictures(self, number: int) -> torch.Tensor:
+        """The block, uint8 ``[batch, size, size, 3]``."""
+        return self.memory.view(self.shape)[number]
+
+    def claim(self) -> int | None:
+        """In a worker: the number of a free block of its own; None when all are in use."""
         worker = get_worker_info()
         for number in range(worker.id, self.shape[0], worker.num_workers):
             if not self.taken[number]:
                 self.taken[number] = 1
-                return number, self.memory.view(self.shape)[number]
+                return number
         return None
 
     def take(self, number: int, pictures: int, pin: bool) -> torch.Tensor:
         """In the training process: uint8 ``[pictures, 3, size, size]``; the block is free when no tensor shows it any more."""
-        block = self.memory.view(self.shape)[number, :pictures]
+        block = self.pictures(number)[:pictures]
         if pin:
             pinned = block.pin_memory()
             self.taken[number] = 0
@@ -59,33 +63,34 @@ class Collate:
         self.blocks = blocks
 
     def __call__(self, samples: Iterable[dict[str, Any]]) -> dict[str, Any]:
-        claimed = self.blocks.claim() if self.blocks is not None else None
+        number = self.blocks.claim() if self.blocks is not None else None
+        block = None if number is None else self.blocks.pictures(number)
         pairs, pictures, faults = [], [], []
         for sample in samples:
             if "pixels" in sample:
                 picture = sample["pixels"].permute(1, 2, 0)  # as it lies in memory
-                if claimed is not None:
-                    claimed[1][len(pairs)] = picture
-                else:
+                if block is None:
                     pictures.append(picture)
+                else:
+                    block[len(pairs)] = picture
             pairs.append(sample["pair"])
             if sample["fault"]:
                 faults.append(sample["fault"])
         batch: dict[str, Any] = {"pairs": np.array(pairs, dtype=np.int64), "faults": faults}
-        if claimed is not None:
-            batch[BLOCK] = (claimed[0], len(pairs))
+        if block is not None:
+            batch[BLOCK] = (number, len(pairs))
         elif pictures:
             batch["pixels"] = torch.stack(pictures).permute(0, 3, 1, 2)
         return batch
 
 
 class Batches:
-    """What a `DataLoader` brings, with the pictures taken out of their blocks and `texts` of the pairs, as tensors."""
+    """What a `DataLoader` brings, with the pictures taken out of their blocks, and beside them `texts` of the pairs."""
 
     def __init__(
         self,
         loader: DataLoader,
-        texts: Callable[[np.ndarray], dict[str, np.ndarray]],
+        texts: Callable[[np.ndarray], dict[str, torch.Tensor]],
         blocks: SharedBlocks | None,
         pin: bool,
     ) -> None:
@@ -98,8 +103,5 @@ class Batches:
         for batch in self.loader:
             if BLOCK in batch:
                 batch["pixels"] = self.blocks.take(*batch.pop(BLOCK), self.pin)
-            yield batch | {name: self._tensor(array) for name, array in self.texts(batch.pop("pairs")).items()}
-
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        return tensor.pin_memory() if self.pin else tensor
+            texts = self.texts(batch.pop("pairs"))
+            yield batch | {name: tensor.pin_memory() if self.pin else tensor for name, tensor in texts.items()}

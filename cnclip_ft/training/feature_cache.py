@@ -44,7 +44,7 @@ class _Images(Dataset):
         pixels, faults = torch.zeros(len(ids), 3, self.size, self.size, dtype=torch.uint8), {}
         for row, image_id in enumerate(ids):
             try:
-                pixels[row] = decode(self.store.image(image_id), self.size, reduced=self.reduced)
+                pixels[row] = decode(self.store.image_view(image_id), self.size, reduced=self.reduced)
             except DataFault as fault:
                 faults[block * BLOCK + row] = f"{self.store.path}: image {image_id!r}: {fault}"
         return view, block, pixels, faults

@@ -279,7 +279,7 @@ class StageRun:
         )
         # Without pictures to decode, worker processes would cost more than they bring.
         workers = 0 if self.cache is not None else run.workers
-        return make_loader(dataset, sampler, run.tokenizer.pad_id, workers, pin=run.device.type == "cuda")
+        return make_loader(dataset, sampler, run.tokenizer, workers, pin=run.device.type == "cuda")
 
     def _count_faults(self, batch: dict[str, Any]) -> None:
         run = self.run

@@ -34,7 +34,7 @@ def loader(store, workers, steps):
     tokenizer = TextTokenizer()
     table = build_table(store, tokenizer)
     sampler = StageSampler(BatchOrder(table, 4, seed=0), 0, steps, 0, 1)
-    return make_loader(PairDataset(store, table, 32), sampler, tokenizer.pad_id, workers, pin=False)
+    return make_loader(PairDataset(store, table, 32), sampler, tokenizer, workers, pin=False)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
