@@ -129,6 +129,7 @@ class FeatureCache:
         features = np.load(self.folder / "features.npy", mmap_mode="r+")
         done = np.load(self.folder / "done.npy", mmap_mode="r+")
         missing = [(int(v), int(b)) for v, b in zip(*np.nonzero(done == 0), strict=True)]
+        accelerator.wait_for_everyone()  # a device that looked later would see other blocks missing, and take others
         mine = missing[accelerator.process_index :: accelerator.num_processes]
         blocks = _Images(self.store, self.model.image_size, self.reduced, mine)
         loader = DataLoader(blocks, batch_size=None, num_workers=workers, worker_init_fn=keep_pictures)

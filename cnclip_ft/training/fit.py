@@ -23,6 +23,9 @@ def largest_that_fits(stage: StageRun) -> int | None:
     if run.device.type != "cuda":
         return None
     size = share
+    statistics = [
+        (buffer, buffer.clone()) for buffer in stage.model.buffers()
+    ]  # batch norm would learn from blank pictures
     while size > 1:
         try:
             _try(stage, size)
@@ -33,6 +36,8 @@ def largest_that_fits(stage: StageRun) -> int | None:
             size = -(-size // 2)
         finally:
             stage.model.zero_grad(set_to_none=True)
+            for buffer, value in statistics:
+                buffer.copy_(value)
     return 1
 
 
@@ -42,9 +47,14 @@ def _try(stage: StageRun, size: int) -> None:
     image = {"pixels": torch.zeros(size, 3, model.image_size, model.image_size, dtype=torch.uint8, device=run.device)}
     if stage.cache is not None:
         image = {"trunk": stage.cache.rows(torch.zeros(size, dtype=torch.int64), 0).to(run.device)}
+    trained = [entry.parameter for entry in stage.table if entry.rate and not stage.optimizer.state]
+    moments = [
+        torch.empty_like(parameter) for parameter in trained for _ in range(2)
+    ]  # AdamW's, from the first step on
     with run.autocast():
         images, texts = model(**image, input_ids=ids, attention_mask=torch.ones_like(ids))
     (images.float().sum() + texts.float().sum()).backward()
+    del moments
 
 
 def out_of_memory(stage: StageRun, error: BaseException) -> UserError | None:

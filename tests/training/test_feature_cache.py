@@ -1,0 +1,136 @@
+"""The frozen trunk's features: those of the trunk, in views, shared out, continued, and never another trunk's."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from cnclip_ft.data.images import decode
+from cnclip_ft.recipe import Augmentation
+from cnclip_ft.training import feature_cache
+from cnclip_ft.training.feature_cache import FeatureCache
+from data_tools.store import open_store
+from tests.training.helpers import tiny_model
+
+ALONE = SimpleNamespace(is_main_process=True, process_index=0, num_processes=1, wait_for_everyone=lambda: None)
+CROPPED = Augmentation(crop=0.5)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(feature_cache, "BLOCK", 4)  # 20 pictures: five blocks
+
+
+def cache(folder, stores, *, model=None, **changes) -> FeatureCache:
+    settings = {"views": 1, "augment": Augmentation(), "precision": "fp32", "seed": 0, "reduced": False} | changes
+    return FeatureCache(folder, model or tiny_model().eval(), open_store(stores / "train"), **settings)
+
+
+def computed_blocks(monkeypatch) -> list[tuple[int, int]]:
+    """(view, block) of all that is computed from here on."""
+    seen, original = [], FeatureCache._compute
+
+    def counting(self, autocast, view, block, *rest):
+        seen.append((view, block))
+        return original(self, autocast, view, block, *rest)
+
+    monkeypatch.setattr(FeatureCache, "_compute", counting)
+    return seen
+
+
+def test_rows_are_what_the_trunk_gives(stores, tmp_path):
+    model = tiny_model().eval()
+    ours = cache(tmp_path, stores, model=model)
+    ours.build(ALONE, nullcontext)
+    keys = torch.tensor([7, 0, 19, 7])
+    pixels = torch.stack([decode(ours.store.image(ours.store.image_ids[key]), model.image_size) for key in keys])
+    with torch.inference_mode():
+        torch.testing.assert_close(ours.rows(keys, epoch=3), model.image_trunk(pixels), atol=1e-6, rtol=0)
+
+
+def test_epochs_take_turns_with_the_views(stores, tmp_path):
+    ours = cache(tmp_path, stores, views=3, augment=CROPPED)
+    ours.build(ALONE, nullcontext)
+    keys = torch.arange(20)
+    epochs = [ours.rows(keys, epoch) for epoch in range(6)]
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert ((epochs[a] - epochs[b]).abs().amax(1) > 1e-4).all()  # every picture was drawn anew
+    assert all(torch.equal(epochs[n], epochs[n + 3]) for n in range(3))
+
+
+def test_an_interrupted_building_continues(stores, tmp_path, monkeypatch):
+    settings = {"views": 2, "augment": CROPPED}
+    whole = cache(tmp_path / "whole", stores, **settings)
+    whole.build(ALONE, nullcontext)
+    seen = computed_blocks(monkeypatch)
+    counting = FeatureCache._compute
+
+    def interrupted(self, *arguments):
+        if len(seen) == 7:
+            raise KeyboardInterrupt
+        return counting(self, *arguments)
+
+    monkeypatch.setattr(FeatureCache, "_compute", interrupted)
+    broken = cache(tmp_path / "broken", stores, **settings)
+    with pytest.raises(KeyboardInterrupt):
+        broken.build(ALONE, nullcontext)
+    assert not broken.complete
+    monkeypatch.setattr(FeatureCache, "_compute", counting)
+    again = cache(tmp_path / "broken", stores, **settings)
+    again.build(ALONE, nullcontext)
+    assert seen == [(view, block) for view in range(2) for block in range(5)]  # each once
+    assert np.array_equal(again._features, whole._features)
+
+
+def test_a_later_run_reads_it_and_another_trunk_does_not(stores, tmp_path, monkeypatch):
+    cache(tmp_path, stores).build(ALONE, nullcontext)
+    seen = computed_blocks(monkeypatch)
+    later = cache(tmp_path, stores)
+    assert later.complete
+    later.build(ALONE, nullcontext)
+    assert not seen
+    projected = tiny_model().eval()
+    torch.nn.init.ones_(projected.image_tower.visual_projection.weight)
+    assert cache(tmp_path, stores, model=projected).complete  # the projection trains; the trunk before it counts
+    for changes in (
+        {"model": tiny_model(seed=1).eval()},
+        {"precision": "bf16"},
+        {"reduced": True},
+        {"augment": CROPPED},
+    ):
+        assert not cache(tmp_path, stores, **changes).complete
+
+
+def test_two_devices_share_the_work(stores, tmp_path, monkeypatch):
+    alone = cache(tmp_path / "alone", stores)
+    alone.build(ALONE, nullcontext)
+    seen, barrier = computed_blocks(monkeypatch), threading.Barrier(2, timeout=60)
+    both = [cache(tmp_path / "both", stores) for _ in range(2)]
+    original = np.load
+
+    def load(path, *arguments, **keywords):
+        if path.name == "done.npy" and threading.current_thread().name == "1":
+            time.sleep(1)  # the other one would have marked blocks by now, did nobody wait for this one
+        return original(path, *arguments, **keywords)
+
+    monkeypatch.setattr(feature_cache.np, "load", load)
+
+    def build(rank):
+        accelerator = SimpleNamespace(
+            is_main_process=rank == 0, process_index=rank, num_processes=2, wait_for_everyone=barrier.wait
+        )
+        both[rank].build(accelerator, nullcontext)
+
+    threads = [threading.Thread(target=build, args=(rank,), name=str(rank)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(seen) == [(0, block) for block in range(5)]
+    assert all(np.array_equal(one._features, alone._features) for one in both)
