@@ -59,7 +59,8 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
-    return found
+    # With its build (+cpu, +cu130), which the package's own record may leave out: other builds round differently.
+    return found | {"torch": torch.__version__}
 
 
 def weights_checksum(model: DualEncoder) -> str:

@@ -20,6 +20,7 @@ from tests.training.helpers import tiny_model
 
 ALONE = SimpleNamespace(is_main_process=True, process_index=0, num_processes=1, wait_for_everyone=lambda: None)
 CROPPED = Augmentation(crop=0.5)
+ROUNDED = {"atol": 1e-5, "rtol": 0}  # MKL rounds by where a tensor lies in memory; features are about 1, missing ones 0
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +52,7 @@ def test_rows_are_what_the_trunk_gives(stores, tmp_path):
     keys = torch.tensor([7, 0, 19, 7])
     pixels = torch.stack([decode(ours.store.image(ours.store.image_ids[key]), model.image_size) for key in keys])
     with torch.inference_mode():
-        torch.testing.assert_close(ours.rows(keys, epoch=3), model.image_trunk(pixels), atol=1e-6, rtol=0)
+        torch.testing.assert_close(ours.rows(keys, epoch=3), model.image_trunk(pixels), **ROUNDED)
 
 
 def test_epochs_take_turns_with_the_views(stores, tmp_path):
@@ -85,7 +86,7 @@ def test_an_interrupted_building_continues(stores, tmp_path, monkeypatch):
     again = cache(tmp_path / "broken", stores, **settings)
     again.build(ALONE, nullcontext)
     assert seen == [(view, block) for view in range(2) for block in range(5)]  # each once
-    assert np.array_equal(again._features, whole._features)
+    np.testing.assert_allclose(again._features, whole._features, **ROUNDED)
 
 
 def test_a_later_run_reads_it_and_another_trunk_does_not(stores, tmp_path, monkeypatch):
@@ -133,4 +134,5 @@ def test_two_devices_share_the_work(stores, tmp_path, monkeypatch):
     for thread in threads:
         thread.join()
     assert sorted(seen) == [(0, block) for block in range(5)]
-    assert all(np.array_equal(one._features, alone._features) for one in both)
+    for one in both:
+        np.testing.assert_allclose(one._features, alone._features, **ROUNDED)
