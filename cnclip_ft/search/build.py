@@ -20,7 +20,7 @@ from cnclip_ft.search.listing import Key, Listing, list_source
 from cnclip_ft.search.parts import Parts
 from cnclip_ft.search.pictures import UNREAD, encode_pictures
 from data_tools.errors import RequestError, UserError
-from data_tools.store.lock import BuildLock
+from data_tools.lock import FileLock
 
 EXACT_LIMIT = 10_000_000  # vectors; beyond, a look at every one takes seconds
 _BLOCK = 16384  # rows joined at once
@@ -70,11 +70,9 @@ def build_index(
         _check_same(old, identity, listing, wishes)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        lock = BuildLock(output / "lock")
+        lock = FileLock(output / "lock", "writing this index")
     except OSError as error:
         raise RequestError(f"{output} cannot be written ({error.strerror}); choose another --output") from None
-    except RequestError:
-        raise RequestError(f"{output}: another process is writing this index; wait for it, or stop it") from None
     try:
         parts = Parts(output, identity, model.image_tower.output_dim)
         state = _State(listing, old, parts)

@@ -3,7 +3,7 @@
 reader    PairStore, open_store: pairs by number, pictures by id
 writer    StoreWriter: beside its place, verified, put there in one step
 layouts   our records and the official ones          parts, seen, verify    what the writer writes into
-environments, swap, lock                              LMDB, the file system, the process table
+environments, swap                                    LMDB, the file system
 """
 
 from __future__ import annotations

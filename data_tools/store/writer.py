@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.errors import DataFault, RequestError, UserError
+from data_tools.lock import FileLock
 from data_tools.store import swap
 from data_tools.store.environments import write_error
 from data_tools.store.layouts import LAYOUTS, OFFICIAL, Id, is_id, is_text
-from data_tools.store.lock import BuildLock
 from data_tools.store.parts import Parts
 from data_tools.store.reader import PairStore, open_store
 from data_tools.store.seen import REFUSED, Seen, SeenImage, origin_hash, text_hash
@@ -56,7 +56,7 @@ class StoreWriter:
         try:
             self.target.parent.mkdir(parents=True, exist_ok=True)
             self.building.mkdir(exist_ok=True)
-            self._lock = BuildLock(self.building / "lock")
+            self._lock = FileLock(self.building / "lock", "building this store")
         except OSError as error:
             raise UserError(f"{self.target} cannot be written ({error.strerror}). Choose another place.") from None
         try:
