@@ -37,6 +37,7 @@ class BuildReport:
     faults: dict[str, int] = field(default_factory=dict)
     differences: list[str] = field(default_factory=list)  # from the published counts
     continued: int = 0  # items an interrupted build had written
+    notes: list[str] = field(default_factory=list)  # what the source passed over
 
     def lines(self) -> list[str]:
         """For people."""
@@ -47,7 +48,7 @@ class BuildReport:
         if self.faults:
             listed = ", ".join(f"{count:,} {kind}" for kind, count in self.faults.items())
             lines.append(f"  left out: {listed} (each in {self.store.path / FILE_NAME})")
-        return lines + [f"  {difference}" for difference in self.differences]
+        return lines + [f"  {said}" for said in (*self.differences, *self.notes)]
 
 
 def build_store(
@@ -90,7 +91,7 @@ def build_store(
     target = Path(target)
     with StoreWriter(target, layout=layout, shard_size=shard_size, request=request, resume=resume) as writer:
         if writer.in_place:
-            return _report(source, open_store(target), {}, 0, None)
+            return _report(source, stream, open_store(target), {}, 0, None)
         continued = writer.done
         with contextlib.closing(
             FaultList(writer.building / FILE_NAME, on_error, max_faults, writer.faults_bytes)
@@ -103,14 +104,23 @@ def build_store(
                                 kind="empty-split", file=target)  # fmt: skip
         kept = [faults.file] if faults.total else []
         store = writer.finish(kept)
-        return _report(source, store, dict(faults.kinds.most_common()), continued, writer.texts)
+        return _report(source, stream, store, dict(faults.kinds.most_common()), continued, writer.texts)
 
 
-def _report(source: Source, store: PairStore, faults: dict[str, int], continued: int, texts: int | None) -> BuildReport:
+def _report(
+    source: Source, stream: Stream, store: PairStore, faults: dict[str, int], continued: int, texts: int | None
+) -> BuildReport:
     if texts is None:
         texts = len({pair.text_id for pair in store.pairs()}) + len(store.lone_texts)
     report = BuildReport(
-        store, store.image_count, len(store), texts, len(store.lone_texts), faults, continued=continued
+        store,
+        store.image_count,
+        len(store),
+        texts,
+        len(store.lone_texts),
+        faults,
+        continued=continued,
+        notes=stream.notes,
     )
     found = {"images": report.images, "texts": report.texts}
     for what, count in source.expected().items():

@@ -91,12 +91,13 @@ def located(fault: DataFault, file: Path | str | None, line: int | None = None, 
 
 @dataclass
 class Stream:
-    """Items with what a progress bar needs: `tell` counts up to `total` in `unit`."""
+    """Items with what a progress bar needs: `tell` counts up to `total` in `unit`; `notes`: what was passed over."""
 
     items: Iterator[Item]
     total: int | None = None
     unit: str = "item"
     tell: Callable[[], int] = field(default=lambda: 0)
+    notes: list[str] = field(default_factory=list)
 
 
 class Source(Protocol):

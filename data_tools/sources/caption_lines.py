@@ -10,13 +10,13 @@ from pathlib import Path
 from data_tools.annotations import check_text, decode_line, read_lines
 from data_tools.errors import DataFault, RequestError
 from data_tools.items import located
+from data_tools.walk import is_picture
 
 # name, optionally #source, #number, then a tab or spaces, then the sentence; names may hold spaces if a tab follows
 _LINE = re.compile(
     r"(?:(?P<tabbed>[^\t]*?)|(?P<name>\S*?))(?:#(?P<source>[A-Za-z]\w*))?(?:#(?P<number>\d+))?(?(tabbed)\t|[ \t]+)(?P<text>.*)"
 )
 _TAG = re.compile(r":[A-Za-z]+$")
-_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,7 @@ class CaptionLine:
 
 def without_ending(name: str) -> str:
     """``a.jpg`` → ``a``."""
-    stem, dot, ending = name.rpartition(".")
-    return stem if dot and f".{ending.lower()}" in _ENDINGS else name
+    return name.rpartition(".")[0] if is_picture(name) else name
 
 
 def join_segmented(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from data_tools.items import ImageItem, Item, Source, Stream, TextItem, fingerpr
 from data_tools.sources.caption_lines import read_captions
 from data_tools.sources.rows import SUFFIXES
 from data_tools.sources.table import Columns, TableSource
+from data_tools.walk import walk
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 _TABLES = ("captions", "metadata")
 
 
@@ -45,54 +44,41 @@ def open_folder(
     return TableSource(captions, root=folder, columns=columns, encoding=encoding)
 
 
-def image_files(folder: Path) -> Iterator[Path]:
-    """Every image file below `folder`, sorted folder by folder; hidden ones are passed over."""
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if name.lower().endswith(ENDINGS) and not name.startswith("."):
-                yield Path(place, name)
-
-
-def _counted(folder: Path) -> tuple[int, int, int]:
-    """Number, total size and latest change of the files below: what a continued build checks."""
-    number = size = latest = 0
-    for place, _, files in os.walk(folder):
-        for name in files:
-            status = os.stat(os.path.join(place, name))
-            number, size, latest = number + 1, size + status.st_size, max(latest, status.st_mtime_ns)
-    return number, size, latest
-
-
 class TextFilesSource:
     """``photo.jpg`` and ``photo.txt``: every non-blank line of the .txt is a caption. Ids are the paths below `folder`."""
 
     kind = "folder"
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, outside: bool = False) -> None:
+        self.folder, self.outside = folder, outside
 
     def open(self) -> Stream:
-        images = [str(file.relative_to(self.folder)) for file in image_files(self.folder)]
+        found = walk(self.folder, outside=self.outside)
+        images = found.names()
         if not images:
-            raise RequestError(f"{self.folder} holds no images ({', '.join(ENDINGS)}).")
+            raise found.nothing()
         if not any((self.folder / name).with_suffix(".txt").is_file() for name in images):
             raise RequestError(
                 f"{self.folder}: no captions. Put captions.csv (columns image, text), .tsv, .jsonl or .parquet there, a .txt beside "
                 "each image, or name a file with --captions."
             )
         done = [0]
-        return Stream(self._items(images, done), total=len(images), unit="image", tell=lambda: done[0])
+        return Stream(
+            self._items(images, done),
+            total=len(images),
+            unit="image",
+            tell=lambda: done[0],
+            notes=found.lines((".txt",)),
+        )
 
     def _items(self, images: list[str], done: list[int]) -> Iterator[Item]:
         text_number = 0
-        for name in images:
+        for image_id in images:
             done[0] += 1
-            path = self.folder / name
-            image_id = name.replace(os.sep, "/")
+            path = self.folder / image_id
             captions = path.with_suffix(".txt")
             if not captions.is_file():
-                yield DataFault(f"image {name} has no {captions.name} beside it", mend="Write one, or move the image away.",
+                yield DataFault(f"image {image_id} has no {captions.name} beside it", mend="Write one, or move the image away.",
                                 kind="missing-caption", file=path, item_id=image_id)  # fmt: skip
                 continue
             yield ImageItem(image_id, path, path)
@@ -114,7 +100,7 @@ class TextFilesSource:
                                 item_id=image_id)  # fmt: skip
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"folder": str(self.folder.resolve()), "files": list(_counted(self.folder))}
+        return {"folder": str(self.folder.resolve()), "files": walk(self.folder, outside=self.outside).totals}
 
     def expected(self) -> dict[str, int]:
         return {}
@@ -125,20 +111,19 @@ class CaptionLinesSource:
 
     kind = "folder-lines"
 
-    def __init__(self, folder: Path, captions: Path) -> None:
-        self.folder, self.captions = folder, captions
+    def __init__(self, folder: Path, captions: Path, outside: bool = False) -> None:
+        self.folder, self.captions, self.outside = folder, captions, outside
 
     def open(self) -> Stream:
-        files = {}
-        for file in image_files(self.folder):
-            name = file.relative_to(self.folder).as_posix()
-            files[name.rpartition(".")[0]] = name
+        found = walk(self.folder, outside=self.outside)
+        files = {name.rpartition(".")[0]: name for name in found.names()}
         if not files:
-            raise RequestError(f"{self.folder} holds no images ({', '.join(ENDINGS)}).")
+            raise found.nothing()
         done = [0]
         with self.captions.open("rb") as handle:
             total = sum(1 for _ in handle)
-        return Stream(self._items(files, done), total=total, unit="caption", tell=lambda: done[0])
+        notes = found.lines((".txt",))
+        return Stream(self._items(files, done), total=total, unit="caption", tell=lambda: done[0], notes=notes)
 
     def _items(self, files: dict[str, str], done: list[int]) -> Iterator[Item]:
         for number, line in enumerate(read_captions(self.captions), start=1):

@@ -7,6 +7,7 @@ from pathlib import Path
 from data_tools.errors import RequestError
 from data_tools.items import Source
 from data_tools.sources.table import Columns, TableSource
+from data_tools.walk import is_hidden
 
 _NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _SPLITS = {"train": "train", "validation": "valid", "valid": "valid", "val": "valid", "dev": "valid", "test": "test"}
@@ -27,7 +28,7 @@ def imagefolder(source: Path, columns: Columns | None = None) -> dict[str, Sourc
     if top is not None:
         return {"": TableSource(top, columns=columns)}
     splits: dict[str, Source] = {}
-    for folder in sorted(path for path in source.iterdir() if path.is_dir()):
+    for folder in sorted(path for path in source.iterdir() if path.is_dir() and not is_hidden(path.name)):
         metadata = _metadata(folder)
         if metadata is not None:
             name = _SPLITS.get(folder.name.lower(), folder.name)

@@ -12,7 +12,7 @@ from typing import Any
 from data_tools.annotations import check_id, check_text, decode_line, parse_json
 from data_tools.errors import DataFault, RequestError
 from data_tools.items import ImageItem, Item, Stream, TextItem, fingerprint_of, located
-from data_tools.sources.folder import ENDINGS
+from data_tools.walk import ENDINGS
 
 _IMAGES = tuple(ending.removeprefix(".") for ending in ENDINGS)
 _TEXTS = ("txt", "text", "caption")

@@ -88,7 +88,7 @@ def test_a_folder_without_captions_says_what_to_do(tmp_path) -> None:
     with pytest.raises(RequestError, match="no such folder"):
         open_source("folder", str(tmp_path / "nothing"))
     (source,) = open_source("folder", str(tmp_path)).values()
-    with pytest.raises(RequestError, match="holds no images"):
+    with pytest.raises(RequestError, match="holds no pictures"):
         source.open()
     photos(tmp_path, "a.jpg")
     with pytest.raises(RequestError, match="no captions. Put captions.csv"):
