@@ -130,7 +130,11 @@ class _told:  # noqa: N801 - reads as a word in a `with`
         if not isinstance(name, (str, bytes, os.PathLike)):
             return True
         named = Path(os.fsdecode(name))
-        return named in (self.path, self.beside) or Path(os.path.realpath(self.path)).is_relative_to(named)
+        return (
+            named in (self.path, self.beside)
+            or named.name.startswith(_BESIDE[:11])
+            or Path(os.path.realpath(self.path)).is_relative_to(named)
+        )
 
 
 def leftovers(folder: Path) -> list[Path]:

@@ -228,10 +228,10 @@ def test_foreign_folders_are_left_alone(make, checkpoint, photos, tmp_path):
 
 
 def test_two_at_once_are_refused(make, checkpoint, photos, tmp_path):
-    from data_tools.store.lock import BuildLock
+    from data_tools.lock import FileLock
 
     make(checkpoint, photos, tmp_path / "i")
-    lock = BuildLock(tmp_path / "i" / "lock")
+    lock = FileLock(tmp_path / "i" / "lock", "writing this index")
     with pytest.raises(RequestError, match="another process is writing"):
         make(checkpoint, photos, tmp_path / "i")
     lock.release()
