@@ -5,7 +5,7 @@
     python benchmarks/step.py loader                                one worker: images a second, and how far pixels differ
     python benchmarks/step.py loss                                  memory and time of the loss at a batch of 16,384
     python benchmarks/step.py cpu                                   all of it, as docs/benchmarks.md has it
-    python benchmarks/step.py cuda                                  bf16 on a GPU beside the official AMP step (< 8 minutes)
+    python benchmarks/step.py cuda                                  on a GPU beside three others (benchmarks/gpu.py)
 
 Steps take turns, after two that do not count; given are medians and their ratio. Our side is the stage itself with its
 loader, ids, clipping and checks; the official side gets its batches ready made, its own `get_loss`, AdamW and clamp.
@@ -37,7 +37,6 @@ from PIL import Image  # noqa: E402
 from benchmarks.official import Official  # noqa: E402
 
 TEXT_OF = {"RN50": "RBT3-chinese", "ViT-H-14": "RoBERTa-wwm-ext-large-chinese"}
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40": 181e12, "4090": 165e12, "V100": 125e12}  # dense 16 bit
 
 OFFICIAL_STEP = """
 import json, time
@@ -128,6 +127,13 @@ def captions(count: int) -> list[str]:
     return ["".join(draw.choices(words, k=max(4, round(draw.gauss(9.5, 2.8))))) for _ in range(count)]
 
 
+def pictures_of_noise(count: int, side: int = 224) -> list[bytes]:
+    """`count` JPEGs that differ in their last bytes: one is encoded, and a tail told apart."""
+    blank = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)).save(blank, "JPEG")
+    return [blank.getvalue() + bytes([n % 256, n // 256]) for n in range(count)]
+
+
 def write_store(folder: Path, texts: list[str], images: list[bytes], **options) -> Path:
     from data_tools.store import StoreWriter
 
@@ -144,7 +150,7 @@ class OurStage:
     """A stage of a real run, stepped by hand."""
 
     def __init__(self, folder: Path, size: str, batch: int, texts: list[str], *, train: str, precision: str = "fp32",
-                 compile: bool = False, workers: int = 0) -> None:  # fmt: skip
+                 compile: bool = False, workers: int = 0, start: str | dict | None = None) -> None:  # fmt: skip
         from cnclip_ft.recipe import Recipe
         from cnclip_ft.training import feature_cache
         from cnclip_ft.training.run import Run
@@ -157,7 +163,7 @@ class OurStage:
         feature_cache.FeatureCache.build = drawn
         stage = {"train": train, "steps": 10_000, "batch_size": batch, "learning_rate": 1e-6, "warmup_steps": 0}
         recipe = Recipe.model_validate({
-            "model": {"start": str(folder / "start.pt")}, "stages": {"stage": stage}, "output": str(folder / "run"),
+            "model": {"start": start or str(folder / "start.pt")}, "stages": {"stage": stage}, "output": str(folder / "run"),
             "data": {"train": str(folder / "train"), "valid": str(folder / "train"), "workers": workers},
             "precision": precision, "compile": compile,
         })  # fmt: skip
@@ -176,7 +182,7 @@ class OurStage:
         return time.perf_counter() - began
 
 
-def flops_per_pair(size: str, texts: int, tokens: float, frozen: bool) -> float:
+def flops_per_pair(size: str, tokens: float, frozen: bool) -> float:
     """Multiply-adds twice of one pair's forward and backward; the transformer layers' products only."""
     from cnclip_ft.models.catalog import ARCHITECTURES
 
@@ -191,52 +197,29 @@ def flops_per_pair(size: str, texts: int, tokens: float, frozen: bool) -> float:
     return total
 
 
-def step(kind: str, size: str, batch: int, threads: int, repeats: int, device: str = "cpu") -> None:
+def step(kind: str, size: str, batch: int, threads: int, repeats: int) -> None:
     frozen = kind == "one"
     torch.set_num_threads(threads)
     texts = captions(2000)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        blank = io.BytesIO()
-        Image.fromarray(np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)).save(blank, "JPEG")
-        write_store(
-            folder / "train", texts, [blank.getvalue() + bytes([n % 256, n // 256]) for n in range(len(texts) // 5)]
-        )
+        write_store(folder / "train", texts, pictures_of_noise(len(texts) // 5))
         arguments = (size, TEXT_OF.get(size, "RoBERTa-wwm-ext-base-chinese"), str(batch), "frozen" if frozen else "both",
-                     str(threads), str(folder), device)  # fmt: skip
-        official = Official(OFFICIAL_STEP, *arguments, cuda=device == "cuda")
+                     str(threads), str(folder), "cpu")  # fmt: skip
+        official = Official(OFFICIAL_STEP, *arguments)
         lines = [json.dumps(random.Random(n).sample(texts, batch), ensure_ascii=False) for n in range(repeats + 2)]
         official.ask(lines[0])
-        variants = [("", {})]
-        if device == "cuda":
-            variants = [
-                ("bf16", {"precision": "bf16", "workers": 8}),
-                ("bf16, compiled", {"precision": "bf16", "compile": True, "workers": 8}),
-            ]
-        print(f"stage {kind}, {size}, batch {batch}, {device}, {threads} threads, median of {repeats}", flush=True)
-        for label, options in variants:
-            ours = OurStage(folder, size, batch, texts, train="text" if frozen else "both", **options)
-            for _ in range(2 if device == "cpu" else 12):
-                ours.step()
-            official.ask(lines[1])
-            if device == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            pairs = [(official.ask(line), ours.step()) for line in lines[2:]]
-            theirs, mine = (statistics.median(column) for column in zip(*pairs, strict=True))
-            print(
-                f"  official {batch / theirs:9.2f} pairs/s   ours {label} {batch / mine:9.2f} pairs/s   {theirs / mine:6.2f}×",
-                flush=True,
-            )
-            if device == "cuda":
-                peak = next((rate for card, rate in PEAKS.items() if card in torch.cuda.get_device_name()), None)
-                rate = flops_per_pair(size, len(texts), float(ours.run.table.lengths.mean()), frozen) * batch / mine
-                share = (
-                    f"{100 * rate / peak:.0f} % of {peak / 1e12:.0f} TFLOP/s" if peak else f"{rate / 1e12:.0f} TFLOP/s"
-                )
-                print(
-                    f"    peak memory: official {official.ask('memory') / 2**30:.1f} GiB, ours {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB; ours {share}"
-                )
-            del ours
+        print(f"stage {kind}, {size}, batch {batch}, {threads} threads, median of {repeats}", flush=True)
+        ours = OurStage(folder, size, batch, texts, train="text" if frozen else "both")
+        for _ in range(2):
+            ours.step()
+        official.ask(lines[1])
+        pairs = [(official.ask(line), ours.step()) for line in lines[2:]]
+        theirs, mine = (statistics.median(column) for column in zip(*pairs, strict=True))
+        print(
+            f"  official {batch / theirs:9.2f} pairs/s   ours {batch / mine:9.2f} pairs/s   {theirs / mine:6.2f}×",
+            flush=True,
+        )
         official.close()
 
 
@@ -364,15 +347,9 @@ def main() -> None:
     if given.what in ("one", "two"):
         step(given.what, given.size, given.batch or (32 if given.what == "one" else 16), given.threads, given.repeats)
     elif given.what == "cuda":
-        if not torch.cuda.is_available():
-            raise SystemExit("no CUDA device here")
-        for kind, size, batch in (
-            ("one", "ViT-B-16", 1024),
-            ("two", "ViT-B-16", 256),
-            ("one", "ViT-L-14", 1024),
-            ("two", "ViT-L-14", 96),
-        ):
-            step(kind, size, given.batch or batch, given.threads, 10, "cuda")
+        from benchmarks import gpu
+
+        gpu.main()
     elif given.what == "loader":
         loader(given.repeats)
     elif given.what == "loss":
