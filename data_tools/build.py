@@ -63,6 +63,7 @@ def build_store(
     on_error: OnError = "fail",
     max_faults: int = 1000,
     resume: bool = False,
+    overwrite: bool = False,
     workers: int = 0,
     progress: bool = True,
 ) -> BuildReport:
@@ -75,6 +76,7 @@ def build_store(
         language: of texts that do not say: ``zh``, ``en``, ``mixed``, or ``detect``.
         on_error: ``fail`` stops at the first fault; ``skip`` lists it in the store's ``faults.jsonl``.
         resume: go on with an interrupted build of the same source and settings.
+        overwrite: replace the store that is there; anything but a store is never replaced.
         workers: threads that read, check and re-encode images; 0 does it in the main one.
 
     Raises:
@@ -89,7 +91,9 @@ def build_store(
     stream = source.open()
     request: dict[str, Any] = {"source": source.kind, **source.fingerprint(), **settings}
     target = Path(target)
-    with StoreWriter(target, layout=layout, shard_size=shard_size, request=request, resume=resume) as writer:
+    with StoreWriter(
+        target, layout=layout, shard_size=shard_size, request=request, resume=resume, overwrite=overwrite
+    ) as writer:
         if writer.in_place:
             return _report(source, stream, open_store(target), {}, 0, None)
         continued = writer.done

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from data_tools.errors import RequestError
 from data_tools.store import environments
@@ -132,13 +133,19 @@ class Parts:
         """Whether the image that item `item` brings was written before the interruption."""
         return item < max(part.position for part in self._images)
 
-    def next_shard(self, item: int) -> int:
-        """The shard for the next image; a full one is written out and a new one begun."""
-        current = self._images[-1]
-        if self.shard_size is not None and current.count >= self.shard_size:
-            self.wait()
-            current.take(item)()
-            self._open_images(len(self._images))
+    @property
+    def full(self) -> bool:
+        """The next image begins a new shard: flush what waits, then `begin_shard`."""
+        return self.shard_size is not None and self._images[-1].count >= self.shard_size
+
+    def begin_shard(self) -> None:
+        """Close the full shard and begin the next; everything before is written then."""
+        self.wait()
+        self._open_images(len(self._images))
+
+    @property
+    def shard(self) -> int:
+        """The shard that images go to."""
         return len(self._images) - 1
 
     def add_image(self, image_id: Id, data: bytes) -> None:
@@ -187,8 +194,8 @@ class Parts:
         self._bytes = self._items = 0
         self._under_way = self._background.submit(_do_all, work)
 
-    def finish(self, position: int) -> None:
-        """What waits, counts, format and checksums into every shard; all of it is on the disk then. May be repeated."""
+    def finish(self, position: int, about: dict[str, Any]) -> None:
+        """What waits, counts, what the store says `about` its build, format and checksums into every shard; all of it is on the disk then. May be repeated."""
         self.wait()
         for number in range(len(self._images)):
             images, pairs = self._opened(number), self._pairs_of(number)
@@ -200,7 +207,7 @@ class Parts:
             sums.add(pairs.sums.sums)
             meta = {
                 "format": FORMAT, "version": VERSION, "layout": self.layout.name, "pairs": pairs.count, "images": images.count,
-                "lone_texts": pairs.lone, "sums": sums.sums, "shard": number, "shards": len(self._images),
+                "lone_texts": pairs.lone, "sums": sums.sums, "shard": number, "shards": len(self._images), **about,
             }  # fmt: skip
             pairs.put(META, json.dumps(meta).encode())
             pairs.take(position)()

@@ -15,11 +15,12 @@ from typing import Any
 from tqdm import tqdm
 
 from data_tools.errors import RequestError
+from data_tools.scratch import scratch_folder
 from data_tools.store.environments import close_readonly, open_readonly
 from data_tools.store.layouts import FORMAT, LAYOUTS, LONE, META, OFFICIAL, VERSION, Id, id_key, json_pair
-from data_tools.store.swap import replaced_store
 
 SHARD = "shard-{:05d}"
+PURPOSE, OLD = "building", "old"  # of the working folder, and in it the store being replaced (`data_tools.store.place`)
 _AT_ONCE = 1024
 
 
@@ -31,6 +32,11 @@ class Pair:
     text_id: Id
     text: str
     language: str | None = None  # "zh" | "en" | "mixed", where known
+
+
+def replaced_store(path: Path) -> Path:
+    """Where the old store lies if a build died between the two renames that replace it."""
+    return scratch_folder(Path(os.path.realpath(path)), PURPOSE) / OLD
 
 
 def shard_folders(path: Path) -> list[Path]:

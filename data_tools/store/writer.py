@@ -1,6 +1,4 @@
-"""Writing a store: built beside its place, verified by reading back, and put there in one step.
-
-    <target>.building/       lock, request.json, seen/ (ids met), faults.jsonl, store/ → becomes <target>
+"""Writing a store: built beside its place (`place`), verified by reading back, and put there in one step.
 
 Every batch is one synchronous transaction that also says how far it goes, so a killed build loses a batch at most.
 """
@@ -8,23 +6,21 @@ Every batch is one synchronous transaction that also says how far it goes, so a 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_tools.errors import DataFault, RequestError, UserError
-from data_tools.lock import FileLock
-from data_tools.store import swap
+from data_tools.atomic import sync_file
+from data_tools.errors import DataFault, RequestError
+from data_tools.faults import FILE_NAME
 from data_tools.store.environments import write_error
 from data_tools.store.layouts import LAYOUTS, OFFICIAL, Id, is_id, is_text
 from data_tools.store.parts import Parts
+from data_tools.store.place import NUMBERS_FILE, Workplace
 from data_tools.store.reader import PairStore, open_store
 from data_tools.store.seen import REFUSED, Seen, SeenImage, origin_hash, text_hash
 from data_tools.store.verify import verify
-
-NUMBERS_FILE = "image_ids.tsv"
 
 
 class StoreWriter:
@@ -35,88 +31,44 @@ class StoreWriter:
         shard_size: images a shard; None keeps everything in one piece.
         request: what is built from what, as JSON. Given, an interrupted build is kept and can be continued.
         resume: go on with an interrupted build of the same request; its first `done` items need not come again.
+        overwrite: replace the store that is there. Anything but a store is never replaced.
 
     Raises:
-        RequestError: another process builds here, or the interrupted build was of something else.
+        RequestError: the place is taken, another process builds here, or the interrupted build was of something else.
         UserError: the disk is full or not writable. What was at `target` before is untouched.
     """
 
     def __init__(
         self, target: str | Path, *, layout: str = "plain", shard_size: int | None = None,
-        request: dict[str, Any] | None = None, resume: bool = False,
+        request: dict[str, Any] | None = None, resume: bool = False, overwrite: bool = False,
     ) -> None:  # fmt: skip
         if shard_size is not None and shard_size < 1:
             raise RequestError(f"shard size {shard_size}: a shard holds at least one image")
         self.target = Path(target)
-        self.building = swap.building_folder(self.target)
-        self._folder, self._closed = self.building / "store", False
-        self._request = json.loads(json.dumps(request))  # as it will be read back
         self._layout, self._shard_size = LAYOUTS[layout], shard_size
         self._numbering: bool | None = None  # official layout: whether images have words for ids, and are numbered
+        request = json.loads(json.dumps(request))  # as it will be read back
+        self._keep = request is not None
+        self._work = Workplace(self.target, request, resume=resume, overwrite=overwrite)
+        self.building, self._folder = self._work.folder, self._work.store
+        self.in_place, self._closed = self._work.in_place, False
         try:
-            self.target.parent.mkdir(parents=True, exist_ok=True)
-            self.building.mkdir(exist_ok=True)
-            self._lock = FileLock(self.building / "lock", "building this store")
-        except OSError as error:
-            raise UserError(f"{self.target} cannot be written ({error.strerror}). Choose another place.") from None
-        try:
-            swap.mend_interrupted_swap(self.target)
-            self.resumed, self.in_place = self._prepare(resume)
             if not self.in_place:
-                self._seen, self._parts = self._open()
-        except (OSError, UserError) as error:
+                self._seen, self._parts = Seen(self.building / "seen"), Parts(self._folder, self._layout, shard_size)
+                if self._work.finished:
+                    self._take_place()
+                    self.in_place = True
+        except BaseException as error:
             self._closed = True
-            self._lock.release()
-            raise error if isinstance(error, UserError) else write_error(self.building, error) from None
+            self._work.leave()
+            raise write_error(self.building, error) from None if isinstance(error, OSError) else error
         if self.in_place:
             self._closed = True
-            self._lock.release()
-            shutil.rmtree(self.building, ignore_errors=True)
+            self._work.remove()
             return
         self.done = self._seen.safe["items"]  # items that are written and need not come again
         self.faults_bytes = self._seen.safe["faults"]  # length of the list of faults at that point; kept by its owner
         self._item = self.done
-
-    def _prepare(self, resume: bool) -> tuple[bool, bool]:
-        """(an interrupted build is there to go on with, it was even put in its place); else the folder is cleared."""
-        note = self.building / "request.json"
-        left = json.loads(note.read_text(encoding="utf-8")) if resume and note.exists() else {"finished": None}
-        there = self._folder.exists() and self._folder.stat().st_ino == left["finished"]
-        in_place = left["finished"] is not None and not there  # what lies here is the store before it
-        if "request" in left and left["request"] != self._request and not in_place:
-            differing = [key for key in left["request"] if left["request"].get(key) != (self._request or {}).get(key)]
-            raise RequestError(
-                f"{self.building} holds an interrupted build of other files or settings (different: {', '.join(differing)}). "
-                "Repeat it as it was, or start anew without --continue."
-            )
-        if "request" in left and left["request"] == self._request:
-            if left["finished"] is None:
-                return True, False
-            if there:
-                self._seen, self._parts = self._open()
-                self._take_place()
-            return True, True
-        self._clear()
-        if self._request is not None:
-            self._note(None)
-        return False, False
-
-    def _open(self) -> tuple[Seen, Parts]:
-        return Seen(self.building / "seen"), Parts(self._folder, self._layout, self._shard_size)
-
-    def _clear(self) -> None:
-        entries = sorted(self.building.iterdir(), key=lambda entry: entry.name != "request.json")
-        for entry in entries:
-            if entry.name != "lock":
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-
-    def _note(self, finished: int | None) -> None:
-        note, beside = self.building / "request.json", self.building / "request.new"
-        with beside.open("w", encoding="utf-8") as file:
-            json.dump({"request": self._request, "finished": finished}, file, ensure_ascii=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, note)
 
     def __enter__(self) -> StoreWriter:
         return self
@@ -124,19 +76,14 @@ class StoreWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if self._closed:
             return
-        keep = self._request is not None and kind is not None and not issubclass(kind, DataFault)
+        keep = self._keep and kind is not None and not issubclass(kind, DataFault)
         # What waits is not written: the item at hand may be half done. It comes again.
-        self._close()
-        if not keep:
-            shutil.rmtree(self.building, ignore_errors=True)
-
-    def _close(self) -> None:
         self._closed = True
         try:
             self._parts.close()
             self._seen.close()
         finally:
-            self._lock.release()
+            self._work.leave() if keep else self._work.remove()
 
     @property
     def images(self) -> int:
@@ -190,9 +137,12 @@ class StoreWriter:
         _check_id(image_id, "image")
         if self.wants_image(image_id, item, origin):
             number = self._number_for(image_id)
-            shard = self._parts.next_shard(item)
+            if self._parts.full:
+                self._item = item  # every item before this one is complete
+                self._flush()
+                self._parts.begin_shard()
             self._parts.add_image(number or image_id, data)
-            self._seen.add_image(image_id, SeenImage(item, shard, number, origin_hash(origin)))
+            self._seen.add_image(image_id, SeenImage(item, self._parts.shard, number, origin_hash(origin)))
         self._advance(item)
 
     def _number_for(self, image_id: Id) -> int:
@@ -240,7 +190,7 @@ class StoreWriter:
             )  # fmt: skip
         places, faults = [], []
         for image_id in image_ids:
-            seen = self._find_image(image_id)
+            seen = self._find_image(image_id, item)
             if isinstance(seen, DataFault):
                 seen.item_id = text_id
                 faults.append(seen)
@@ -256,7 +206,7 @@ class StoreWriter:
         self._advance(item)
         return faults
 
-    def _find_image(self, image_id: Id) -> tuple[Id, SeenImage] | DataFault:
+    def _find_image(self, image_id: Id, item: int) -> tuple[Id, SeenImage] | DataFault:
         _check_id(image_id, "image")
         seen = self._seen.image(image_id)
         if seen is None:
@@ -264,7 +214,7 @@ class StoreWriter:
             other = str(image_id) if isinstance(image_id, int) else _number_of(image_id)
             seen = None if other is None else self._seen.image(other)
             image_id = other if seen is not None else image_id
-        if seen is None:
+        if seen is None or seen.item > item:  # an interrupted build may have seen it, the straight one has not yet
             return DataFault(
                 f"it names image {image_id!r}, which is not there",
                 mend="Add the image or drop its id.",
@@ -297,6 +247,8 @@ class StoreWriter:
 
     def _flush(self) -> None:
         self._parts.wait()  # what `safe` speaks of is on the disk
+        if self.faults_bytes:
+            sync_file(self.building / FILE_NAME)
         self._seen.flush()  # first: ids that are known too early are harmless, pictures that are not known would be lost
         self._parts.flush(self._item)
         self._seen.safe = {"items": self._item, "faults": self.faults_bytes}
@@ -312,21 +264,20 @@ class StoreWriter:
         """
         self._parts.wait()
         self._seen.flush()
-        self._parts.finish(self._item)
+        self._parts.finish(self._item, self._work.about)
+        done = False
         try:
-            for file in extra:
-                os.replace(file, self._folder / file.name)
-            if self._request is not None:
-                self._note(
-                    self._folder.stat().st_ino
-                )  # from here on an interrupted build is finished, not gone on with
+            for file in extra:  # copied: should this be interrupted, it is needed again
+                shutil.copyfile(file, self._folder / file.name)
+                sync_file(self._folder / file.name)
+            self._work.finish()
             self._take_place()
+            done = True
         except OSError as error:
             raise write_error(self.building, error) from None
         finally:
             self._closed = True
-            self._lock.release()
-        shutil.rmtree(self.building, ignore_errors=True)
+            self._work.remove() if done or not self._keep else self._work.leave()
         return open_store(self.target)
 
     def _take_place(self) -> None:
@@ -337,12 +288,7 @@ class StoreWriter:
             verify(self._folder, self._seen, self._parts.samples())
         finally:
             self._seen.close()
-        try:
-            swap.swap_in(self._folder, self.target)
-        except PermissionError as error:
-            raise UserError(
-                f"{self.target} cannot be replaced ({error}). Close the programs that have it open."
-            ) from None
+        self._work.take_place()
 
     def _write_numbers(self) -> None:
         numbered = ((seen.number, image_id) for image_id, seen in self._seen.images() if seen.number)

@@ -13,7 +13,7 @@ import pytest
 
 from data_tools import build as building
 from data_tools.build import build_split
-from data_tools.errors import RequestError, UserError
+from data_tools.errors import RequestError
 from data_tools.store import environments, open_store
 from tests.data_tools.samples import content, write_lines, write_official
 
@@ -60,7 +60,7 @@ def test_a_stopped_build_goes_on_where_it_was(tmp_path, monkeypatch, small_batch
     assert content(open_store(tmp_path / "train")) == wanted
     assert report.pairs == 36 and report.texts == 36
     assert report.continued > 0 or after < 8
-    assert not (tmp_path / "train.building").exists()
+    assert not list(tmp_path.glob("*building*"))
 
 
 def test_faults_are_neither_lost_nor_told_twice(tmp_path, monkeypatch, small_batches) -> None:
@@ -99,12 +99,13 @@ def test_without_continue_it_begins_anew(tmp_path, monkeypatch, small_batches) -
 
 def test_stopped_between_finishing_and_taking_its_place(tmp_path, monkeypatch, small_batches) -> None:
     """At every step behind the last item: going on ends with the new store, once."""
-    from data_tools.store import parts, swap, writer
+    from data_tools import outputs
+    from data_tools.store import parts, place, writer
 
     write_official(tmp_path)
     steps = [
-        (parts.Parts, "finish"), (writer.StoreWriter, "_note"), (parts.Part, "seal"), (writer.StoreWriter, "_write_numbers"),
-        (writer, "verify"), (swap, "swap_in"),
+        (parts.Parts, "finish"), (place.Workplace, "finish"), (parts.Part, "seal"), (writer.StoreWriter, "_write_numbers"),
+        (writer, "verify"), (place, "swap_in"), (outputs.FolderKind, "clear"),
     ]  # fmt: skip
     for number, (owner, name) in enumerate(steps):
         for before in (True, False):
@@ -113,22 +114,20 @@ def test_stopped_between_finishing_and_taking_its_place(tmp_path, monkeypatch, s
             step = getattr(owner, name)
 
             def stopping(*arguments, step=step, before=before, name=name, **named):
-                if name == "_note" and arguments[1] is None:
-                    return step(*arguments, **named)
                 if not before:
                     step(*arguments, **named)
                 raise Stops
 
             with monkeypatch.context() as patch, pytest.raises(Stops):
                 patch.setattr(owner, name, stopping)
-                build_split(tmp_path, "train", target, progress=False)
+                build_split(tmp_path, "train", target, overwrite=True, progress=False)
             assert open_store(target).image_count in (3, 12)
             report = build_split(tmp_path, "train", target, resume=True, progress=False)
             assert (report.images, report.pairs, report.texts, len(open_store(target))) == (12, 36, 36, 36), (
                 name,
                 before,
             )
-            assert not target.with_name(f"{target.name}.building").exists()
+            assert not list(tmp_path.glob("*building*"))
 
 
 _KILLED = """
@@ -142,7 +141,7 @@ environments.BATCH_ITEMS, environments._SYNCHRONOUS = 6, False
 tqdm.set_lock(threading.RLock())  # its own is shared with forked processes, and stays taken when one is killed
 folders, target = [Path(name) for name in sys.argv[1:3]], Path(sys.argv[3])
 began = time.perf_counter()
-sums = [build_split(folder, "train", target, progress=False).store.checksum() for folder in folders]
+sums = [build_split(folder, "train", target, overwrite=True, progress=False).store.checksum() for folder in folders]
 lasts = (time.perf_counter() - began) / 2
 random.seed(7)
 stand, found = 1, {"old": 0, "new": 0, "continued": 0}
@@ -150,13 +149,13 @@ for attempt in range(50):
     new = 1 - stand
     resume = attempt % 2 == 1  # every other one goes on with what the one before left
     if attempt % 2 == 0 and attempt:
-        left = build_split(folders[new], "train", target, progress=False, resume=True)
+        left = build_split(folders[new], "train", target, overwrite=True, progress=False, resume=True)
         assert open_store(target).checksum() == sums[new]
         found["continued"] += left.continued > 0
         stand, new = new, stand
     child = os.fork()
     if child == 0:
-        build_split(folders[new], "train", target, progress=False, resume=resume)
+        build_split(folders[new], "train", target, overwrite=True, progress=False, resume=resume)
         os._exit(0)
     time.sleep(random.random() * lasts * 1.1)
     os.kill(child, signal.SIGKILL)
@@ -185,7 +184,7 @@ import sys
 from data_tools.build import build_split
 from data_tools.errors import UserError
 try:
-    build_split(sys.argv[1], "train", sys.argv[2], progress=False, **(eval(sys.argv[3]) if len(sys.argv) > 3 else {}))
+    build_split(sys.argv[1], "train", sys.argv[2], overwrite=True, progress=False, **(eval(sys.argv[3]) if len(sys.argv) > 3 else {}))
 except UserError as error:
     print(error)
     sys.exit(error.exit_code)
@@ -267,6 +266,6 @@ def test_ctrl_c_is_quiet_and_can_be_continued(tmp_path) -> None:
 
 def test_an_unwritable_place_is_said(tmp_path) -> None:
     write_official(tmp_path, images=2)
-    (tmp_path / "train.building").write_text("in the way", encoding="utf-8")
-    with pytest.raises(UserError, match="cannot be written"):
+    (tmp_path / "cnclip-ft.train.building").write_text("in the way", encoding="utf-8")
+    with pytest.raises(RequestError, match="this name is needed .* what is there is a file"):
         build_split(tmp_path, "train", progress=False)
