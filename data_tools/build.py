@@ -17,6 +17,7 @@ from data_tools.errors import DataFault
 from data_tools.faults import FILE_NAME, FaultList, OnError
 from data_tools.items import ImageItem, Item, Source, Stream, located
 from data_tools.language import detect_language
+from data_tools.outputs import refuse_overlap
 from data_tools.pictures import PIXEL_LIMIT, Reencoding, read_header, reencode
 from data_tools.sources.official import OfficialSource
 from data_tools.store import Id, PairStore, StoreWriter, open_store
@@ -80,7 +81,7 @@ def build_store(
         workers: threads that read, check and re-encode images; 0 does it in the main one.
 
     Raises:
-        RequestError: a file of the source is missing, or the interrupted build was of something else.
+        RequestError: a file of the source is missing, the interrupted build was of something else, or the place is taken.
         DataFault: a fault, with ``fail``.
         UserError: too many faults, nothing to store, or the disk is full. The old store is untouched.
     """
@@ -91,6 +92,7 @@ def build_store(
     stream = source.open()
     request: dict[str, Any] = {"source": source.kind, **source.fingerprint(), **settings}
     target = Path(target)
+    refuse_overlap(target, _read_places(request))
     with StoreWriter(
         target, layout=layout, shard_size=shard_size, request=request, resume=resume, overwrite=overwrite
     ) as writer:
@@ -109,6 +111,12 @@ def build_store(
         kept = [faults.file] if faults.total else []
         store = writer.finish(kept)
         return _report(source, stream, store, dict(faults.kinds.most_common()), continued, writer.texts)
+
+
+def _read_places(request: dict[str, Any]) -> list[str]:
+    """Files and folders that a source's fingerprint names."""
+    files = [entry[0] for entry in request.get("files") or () if isinstance(entry, list)]
+    return files + ([request["folder"]] if "folder" in request else [])
 
 
 def _report(

@@ -10,8 +10,11 @@ import sys
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
-from data_tools.errors import DataFault, RequestError, UserError
+from data_tools.atomic import whole_file
+from data_tools.errors import DataFault, RequestError
+from data_tools.outputs import begins, holds
 from data_tools.pictures import Reencoding, reencode
 from data_tools.store import Pair, PairStore
 
@@ -21,6 +24,7 @@ _FONT_NAMES = (
     "NotoSansCJK", "NotoSansSC", "NotoSerifCJK", "SourceHanSans", "wqy-microhei", "wqy-zenhei", "DroidSansFallback",
     "msyh", "simhei", "simsun", "Deng", "PingFang", "Hiragino Sans GB", "STHeiti", "Songti", "Arial Unicode", "uming", "ukai",
 )  # fmt: skip
+_SOFTWARE = "cnclip-ft data show"
 _CELL, _GAP, _LINES, _FONT_SIZE = 224, 12, 3, 16
 
 
@@ -107,12 +111,16 @@ def draw_sheet(
         _draw_picture(sheet, pen, store, pair, left, top)
         for index, text in enumerate(_wrapped(pair.text, letters)):
             pen.text((left, top + _CELL + 2 + index * line), text, fill="black", font=letters)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(output, "PNG")
-    except OSError as error:
-        raise UserError(f"{output} cannot be written ({error})") from None
+    said = PngInfo()
+    said.add_text("Software", _SOFTWARE)
+    with whole_file(output) as file:
+        sheet.save(file, "PNG", pnginfo=said)
     return count
+
+
+def is_sheet(file: Path) -> bool:
+    """Whether the file was written by `draw_sheet`."""
+    return begins(b"\x89PNG")(file) and holds(b"Software\0" + _SOFTWARE.encode())(file)
 
 
 def _draw_picture(

@@ -32,7 +32,7 @@ def refuse_overlap(output: str | Path, sources: Iterable[str | Path], *, inside:
         own, above = _identity(source), [_identity(path) for path in _ancestors(output)]
         relation = (
             "is" if above and above[0] is not None and above[0] == own
-            else "lies inside" if inside and own in above
+            else "lies inside" if inside and own in above and os.path.isdir(source)
             else "holds" if os.path.exists(output) and _identity(output) in map(_identity, _ancestors(source))
             else None
         )  # fmt: skip
@@ -146,6 +146,26 @@ def refuse_foreign_file(path: str | Path, known: Callable[[Path], bool], what: s
     except (OSError, ValueError, RecursionError):
         pass
     raise RequestError(f"{path} is there already and is not {what}: it is not overwritten. Choose another name, or move it away.")  # fmt: skip
+
+
+def refuse_files(
+    files: Iterable[tuple[str | Path | None, Callable[[Path], bool], str]], sources: Iterable[str | Path] = ()
+) -> None:
+    """`refuse_overlap` and `refuse_foreign_file` for every (path or None, known, what), before any work.
+
+    Raises:
+        RequestError: as those, or two of them are one file.
+    """
+    taken: dict[str, str | Path] = {}
+    for path, known, what in files:
+        if path is None:
+            continue
+        refuse_overlap(path, sources)
+        refuse_foreign_file(path, known, what)
+        place = os.path.realpath(path)
+        if place in taken and not is_stream(path):
+            raise RequestError(f"{path} is named for two outputs; choose two files")
+        taken[place] = path
 
 
 _HEAD = 64 * 1024

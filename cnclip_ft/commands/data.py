@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +24,7 @@ Language = Annotated[str, typer.Option(help="Of texts that do not say: zh, en, m
 OnError = Annotated[str, typer.Option(help="fail: stop at the first fault; skip: list it in faults.jsonl and go on.")]
 MaxFaults = Annotated[int, typer.Option(help="With skip: stop above this many.")]
 Continue = Annotated[bool, typer.Option("--continue", help="Go on with an interrupted build of the same data.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the stores that are there (stores only).")]
 Workers = Annotated[int, typer.Option(help="Threads that read, check and re-encode pictures.")]
 Stores = Annotated[list[Path], typer.Argument(metavar="STORE…", help="<dir>/<split>, or a folder of splits.")]
 
@@ -63,6 +64,17 @@ def _options(
     }  # fmt: skip
 
 
+def _refuse_targets(targets: Iterable[Path], read: list[Path], resume: bool, overwrite: bool, *, inside: bool) -> None:
+    """Every place is free or may be replaced, before the first store is built."""
+    from data_tools.outputs import refuse_overlap
+    from data_tools.store import refuse_place
+
+    for target in targets:
+        refuse_overlap(target, read, inside=inside)
+        if not resume:  # what an interrupted build was allowed, going on with it is: that is looked at there
+            refuse_place(target, overwrite=overwrite)
+
+
 @contextmanager
 def _interruptible() -> Iterator[None]:
     """Say on Ctrl-C how to go on."""
@@ -99,6 +111,7 @@ def build(
     on_error: OnError = "fail",
     max_faults: MaxFaults = 1000,
     resume: Continue = False,
+    overwrite: Overwrite = False,
     workers: Workers = 0,
 ) -> None:
     """Build stores from the official TSV + JSONL.
@@ -125,11 +138,16 @@ def build(
         resume,
         workers,
     )
-    for split in _comma_list(splits):
+    targets = {split: (output or folder) / split for split in _comma_list(splits)}
+    for split in targets:
         OfficialSource(folder, split).open()  # all of them are there, before the first is built
-    for split in _comma_list(splits):
+    files = [
+        file for split in targets for file in vars(OfficialSource(folder, split)).values() if isinstance(file, Path)
+    ]
+    _refuse_targets(targets.values(), files, resume, overwrite, inside=False)
+    for split, target in targets.items():
         with _interruptible():
-            report = build_split(folder, split, (output or folder) / split, **options)
+            report = build_split(folder, split, target, overwrite=overwrite, **options)
         typer.echo("\n".join(report.lines()))
 
 
@@ -170,6 +188,7 @@ def import_(
     on_error: OnError = "fail",
     max_faults: MaxFaults = 1000,
     resume: Continue = False,
+    overwrite: Overwrite = False,
     workers: Workers = 0,
 ) -> None:
     """Build a store from what you have.
@@ -213,9 +232,16 @@ def import_(
         ] or wanted
     for split in wanted:
         found[split].open()
-    for split in wanted:
+    targets = {split: output / split if split else output for split in wanted}
+    read = [Path(place) for place in (source, images, captions) if place is not None]
+    # Where the official files lie, their stores may lie as well; a table's pictures may be anywhere below it.
+    beside = kind in ("official", "muge", "flickr30k-cn") or (
+        images is not None and Path(source).is_relative_to(images)
+    )
+    _refuse_targets(targets.values(), read, resume, overwrite, inside=not beside)
+    for split, target in targets.items():
         with _interruptible():
-            report = build_store(found[split], output / split if split else output, **options)
+            report = build_store(found[split], target, overwrite=overwrite, **options)
         typer.echo("\n".join(report.lines()))
 
 
@@ -258,12 +284,18 @@ def check(
     from rich.console import Console
 
     from cnclip_ft.data.texts import TextTokenizer
+    from data_tools.atomic import whole_file
     from data_tools.check import judge, measure
-    from data_tools.check.page import write_page
+    from data_tools.check.page import BEGINS, write_page
     from data_tools.check.tables import print_report
-    from data_tools.errors import UserError
+    from data_tools.outputs import begins, json_with, refuse_files
 
     opened = _open_splits(stores)
+    ours = "a report of `data check`"
+    refuse_files(
+        [(json_file, json_with("splits", "leakage", "findings"), ours), (html_file, begins(BEGINS), ours)],
+        [store.path for store in opened.values()],
+    )
     lengths = TextTokenizer(vocabulary, context_length).lengths
     report = judge(
         [
@@ -273,11 +305,8 @@ def check(
     )
     print_report(report, Console(soft_wrap=False))
     if json_file is not None:
-        try:
-            json_file.parent.mkdir(parents=True, exist_ok=True)
-            json_file.write_text(json.dumps(report.as_dict(), ensure_ascii=False, indent=1), encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{json_file} cannot be written ({error.strerror})") from None
+        with whole_file(json_file, "w") as file:
+            json.dump(report.as_dict(), file, ensure_ascii=False, indent=1)
     if html_file is not None:
         write_page(report, opened, html_file)
     if report.hurts:
@@ -293,6 +322,7 @@ def demo(
     valid: Annotated[int, typer.Option(help="Scenes held out: combinations that training never shows.")] = 400,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
     size: Annotated[int | None, typer.Option(help="Side of the pictures in pixels.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a demonstration set that is there.")] = False,
 ) -> None:
     """Draw a captioned demonstration set: shapes, colours, positions, in Chinese and English.
 
@@ -301,7 +331,7 @@ def demo(
     from data_tools.scenes.writing import SIZE, draw_demo
     from data_tools.store import open_store
 
-    draw_demo(folder, train=train, valid=valid, seed=seed, size=SIZE if size is None else size)
+    draw_demo(folder, train=train, valid=valid, seed=seed, size=SIZE if size is None else size, overwrite=overwrite)
     for split in ("train", "valid"):
         store = open_store(folder / split)
         typer.echo(f"{store.path}: {store.image_count:,} scenes, {len(store):,} pairs")
@@ -321,8 +351,10 @@ def show(
 
     Example: cnclip-ft data show DIR/train --output sheet.png
     """
-    from data_tools.contact_sheet import draw_sheet
+    from data_tools.contact_sheet import draw_sheet, is_sheet
+    from data_tools.outputs import refuse_files
     from data_tools.store import open_store
 
+    refuse_files([(output, is_sheet, "a contact sheet of `data show`")], [store])
     count = draw_sheet(open_store(store), output, columns=columns, rows=rows, seed=None if first else seed, font=font)
     typer.echo(f"{output}: {count} pairs")

@@ -8,10 +8,11 @@ import random
 from pathlib import Path
 from typing import Any
 
+from data_tools.atomic import whole_file
 from data_tools.check.judge import CheckReport
 from data_tools.check.measure import SplitCheck
 from data_tools.check.tables import rows_of
-from data_tools.errors import DataFault, UserError
+from data_tools.errors import DataFault
 from data_tools.pictures import Reencoding, reencode
 from data_tools.store import Id, PairStore
 
@@ -22,6 +23,7 @@ table { border-collapse: collapse } td, th { text-align: left; padding: .15rem .
 figure { margin: 0; width: 168px } figure img { max-width: 160px; max-height: 160px; border: 1px solid #ccc; display: block }
 figcaption { font-size: 13px; overflow-wrap: anywhere } .missing { width: 160px; height: 60px; background: #eee }
 """
+BEGINS = b"<!doctype html><html lang='en'><meta charset='utf-8'><title>data check</title>"  # what it is known by
 _THUMBNAIL = Reencoding(max_side=160, quality=70)
 _RANDOM = 24
 
@@ -33,7 +35,7 @@ def write_page(report: CheckReport, stores: dict[str, PairStore], file: Path, se
         UserError: the file cannot be written.
     """
     parts = [
-        "<!doctype html><html lang='en'><meta charset='utf-8'><title>data check</title>",
+        BEGINS.decode(),
         f"<style>{_STYLE}</style>",
     ]
     parts.append("<h1>Data check</h1><ul>")
@@ -51,11 +53,8 @@ def write_page(report: CheckReport, stores: dict[str, PairStore], file: Path, se
         parts.append("".join(f"<div>{html.escape(text)}</div>" for text in leakage.text_examples))
     for split in report.splits:
         parts += _split(split, stores[split.name], seed)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("\n".join(parts), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{file} cannot be written ({error.strerror})") from None
+    with whole_file(file, "w") as page:
+        page.write("\n".join(parts))
 
 
 def _split(split: SplitCheck, store: PairStore, seed: int) -> list[str]:

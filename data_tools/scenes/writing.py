@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
-import os
 from pathlib import Path
 
 from tqdm import tqdm
 
-from data_tools.errors import RequestError, UserError
+from data_tools.atomic import whole_file
+from data_tools.errors import RequestError
+from data_tools.outputs import json_with, refuse_foreign_file
 from data_tools.scenes.captions import captions
 from data_tools.scenes.drawing import draw
 from data_tools.scenes.sampling import sample_scenes
 from data_tools.scenes.vocabulary import Scene
 
-SIZE = 96
+SIZE, MANIFEST = 96, "cnclip-ft-demo.json"
 _SMALLEST, _LARGEST = 16, 1024
 
 
@@ -27,6 +29,7 @@ def draw_demo(
     valid: int = 400,
     seed: int = 0,
     size: int = SIZE,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> None:
     """Draw the demonstration set: ``train`` and ``valid`` scenes with three Chinese and two English captions each.
@@ -37,12 +40,14 @@ def draw_demo(
 
     Args:
         size: side of the pictures in pixels.
+        overwrite: replace a set that is there: files with the digests that `cnclip-ft-demo.json` names, and stores.
 
     Raises:
-        RequestError: a count below 1, or a size outside 16…1024.
+        RequestError: a count below 1, a size outside 16…1024, or other files have these names.
         UserError: the folder cannot be written.
     """
     from data_tools.build import build_split  # scenes can be drawn without a store
+    from data_tools.store import refuse_place
 
     for name, number, low, high in (
         ("train", train, 1, None),
@@ -54,10 +59,13 @@ def draw_demo(
                 f"{name} is {number}; it must be at least {low}" + (f" and at most {high}" if high else "")
             )
     folder = Path(target_dir)
+    for split in ("train", "valid"):
+        _refuse_sources(folder, split, overwrite)
+        refuse_place(folder / split, overwrite=overwrite)
     for split, count in (("train", train), ("valid", valid)):
         scenes = sample_scenes(count, seed=seed, held_out=split == "valid")
         write_sources(folder, split, scenes, size=size, progress=progress)
-        build_split(folder, split, progress=progress)
+        build_split(folder, split, overwrite=overwrite, progress=progress)
 
 
 def write_sources(folder: Path, split: str, scenes: list[Scene], *, size: int = SIZE, progress: bool = True) -> None:
@@ -68,32 +76,69 @@ def write_sources(folder: Path, split: str, scenes: list[Scene], *, size: int = 
     Raises:
         UserError: the folder cannot be written.
     """
-    images, texts = folder / f"{split}_imgs.tsv", folder / f"{split}_texts.jsonl"
-    beside = [path.with_name(f"{path.name}.part") for path in (images, texts)]
+    images, texts = _source_files(folder, split)
+    with whole_file(images) as image_file, whole_file(texts) as text_file:
+        text_id, digests = 0, (hashlib.sha256(), hashlib.sha256())
+        bar = tqdm(scenes, desc=f"drawing {split}", unit="scene", disable=None if progress else True)
+        for image_id, scene in enumerate(bar, start=1):
+            row = b"%d\t%s\n" % (image_id, base64.b64encode(_encoded(scene, size)))
+            lines = []
+            for language, text in captions(scene):
+                text_id += 1
+                line = {"text_id": text_id, "text": text, "image_ids": [image_id], "language": language}
+                lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+            for file, digest, data in zip(
+                (image_file, text_file), digests, (row, "".join(lines).encode()), strict=True
+            ):
+                file.write(data)
+                digest.update(data)
+        # Before the files are there: whenever this is killed, they are known again.
+        _note_digests(folder, {file.name: d.hexdigest() for file, d in zip((images, texts), digests, strict=True)})
+
+
+def _source_files(folder: Path, split: str) -> tuple[Path, Path]:
+    return folder / f"{split}_imgs.tsv", folder / f"{split}_texts.jsonl"
+
+
+def _read_digests(folder: Path) -> dict[str, list[str]]:
+    """File name → sha256 of what was written under it, as `cnclip-ft-demo.json` says; empty where there is none."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (
-            beside[0].open("w", encoding="ascii", newline="\n") as image_file,
-            beside[1].open("w", encoding="utf-8", newline="\n") as text_file,
-        ):
-            text_id = 0
-            bar = tqdm(scenes, desc=f"drawing {split}", unit="scene", disable=None if progress else True)
-            for image_id, scene in enumerate(bar, start=1):
-                image_file.write(f"{image_id}\t{base64.b64encode(_encoded(scene, size)).decode('ascii')}\n")
-                for language, text in captions(scene):
-                    text_id += 1
-                    row = {"text_id": text_id, "text": text, "image_ids": [image_id], "language": language}
-                    text_file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        for part, path in zip(beside, (images, texts), strict=True):
-            os.replace(part, path)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: the demonstration set cannot be written ({error}). Choose another folder."
-        ) from None
-    finally:
-        for part in beside:
-            if folder.is_dir():
-                part.unlink(missing_ok=True)
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return {str(name): list(map(str, digests)) for name, digests in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _note_digests(folder: Path, written: dict[str, str]) -> None:
+    known = _read_digests(folder)
+    for name, digest in written.items():
+        known[name] = list(
+            dict.fromkeys([*known.get(name, ()), digest])
+        )  # of the file that is there, and the one to come
+    with whole_file(folder / MANIFEST, "w") as file:
+        json.dump({"about": "demonstration set of cnclip-ft: sha256 of its files", "files": known}, file, indent=1)
+
+
+def _refuse_sources(folder: Path, split: str, overwrite: bool) -> None:
+    known = _read_digests(folder)
+    refuse_foreign_file(folder / MANIFEST, json_with("about", "files"), "the list of a demonstration set")
+    for file in _source_files(folder, split):
+        refuse_foreign_file(
+            file,
+            lambda place, name=file.name: sha256(place) in known.get(name, ()),
+            "of a demonstration set as `data demo` drew it",
+        )
+        if file.exists() and not overwrite:
+            raise RequestError(f"{file} is there already; replace the demonstration set with --overwrite, or choose another folder")  # fmt: skip
+
+
+def sha256(file: Path) -> str:
+    """Of a file's content, hex."""
+    digest = hashlib.sha256()
+    with file.open("rb") as handle:
+        while block := handle.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _encoded(scene: Scene, size: int) -> bytes:

@@ -2,14 +2,16 @@
 
 reader    PairStore, open_store: pairs by number, pictures by id
 writer    StoreWriter: beside its place, verified, put there in one step
+place     what may be replaced, where a store is built, how it takes its place
 layouts   our records and the official ones          parts, seen, verify    what the writer writes into
-environments, swap                                    LMDB, the file system
+environments                                          LMDB
 """
 
 from __future__ import annotations
 
 from data_tools.store.layouts import Id
+from data_tools.store.place import refuse_place
 from data_tools.store.reader import Pair, PairStore, open_store
 from data_tools.store.writer import StoreWriter
 
-__all__ = ["Id", "Pair", "PairStore", "StoreWriter", "open_store"]
+__all__ = ["Id", "Pair", "PairStore", "StoreWriter", "open_store", "refuse_place"]

@@ -31,7 +31,7 @@ def photos(folder: Path, *names: str) -> Path:
 def taken(kind: str, place: Path | str, target: Path, options: SourceOptions | None = None, **build) -> list[tuple]:
     """Import the only split and give back its pairs."""
     (source,) = open_source(kind, str(place), options).values()
-    build_store(source, target, progress=False, **build)
+    build_store(source, target, overwrite=True, progress=False, **build)
     return [(pair.image_id, pair.text_id, pair.text) for pair in open_store(target).pairs()]
 
 
