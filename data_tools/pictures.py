@@ -1,24 +1,43 @@
-"""What an encoded picture is (header only), and how it is made smaller for fast training."""
+"""Encoded bytes → header, upright pixels, or smaller bytes. The one place where Pillow decodes, and where it may fail."""
 
 from __future__ import annotations
 
+import contextlib
 import io
-import struct
+import os
+import stat
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image, features
 
 from data_tools.errors import DataFault, RequestError
+from data_tools.metadata import JpegStart, bare, jpeg_scans, jpeg_start, tiff_weight
+from data_tools.upright import orientation_of, to_rgb
 
-PIXEL_LIMIT = 178_956_970  # Pillow's own bound for a decompression bomb: half a GiB of RGB
+
+def _limit(name: str, default: int) -> int:
+    value = os.environ.get(name, "").replace("_", "").replace(",", "") or str(default)
+    if not value.isascii() or not value.isdigit() or not 0 < int(value[:20]) < 2**40:
+        raise RequestError(f"{name}={os.environ[name]}: a number of pixels above 0 is needed, for example {default}")
+    return int(value)
+
+
+# Pillow's own bound for a decompression bomb: half a GiB of RGB. It holds wherever pictures are decoded.
+PIXEL_LIMIT = _limit("CNCLIP_FT_PIXEL_LIMIT", 178_956_970)
+SIDE_LIMIT = 65_535  # what a JPEG can have; a line of a hundred million pixels needs GiBs to resize
+BYTE_LIMIT = 2**30
+# Every scan of a JPEG is a walk over all its pixels, and may cost a few bytes. Encoders write 3 to 14 of them.
+_SCANS, _SURE_SCANS, _SCANNED_PIXELS = 100, 16, 2_000_000_000
+_TIFF_WEIGHT = 64 * 2**20
 # What cameras, browsers and phones write. Others are refused: some of Pillow's readers start programs (EPS).
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "AVIF")
-_ORIENTATION = 0x0112
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF")
 _JPEG_END, _TAIL = b"\xff\xd9", 4096
-_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive: what is met
-_WITHOUT_LENGTH = frozenset((0x01, 0xFF, *range(0xD0, 0xDA)))
-_FRAME = struct.Struct(">HBHHB")
+# Of large pictures, which are refused here, and of odd tags. For good: `catch_warnings` is not made for threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,56 +74,165 @@ class Reencoding:
         return {"max_side": self.max_side, "quality": self.quality, "format": self.format}
 
 
-def _fault(problem: str, mend: str, kind: str) -> DataFault:
-    return DataFault(problem, mend=mend, kind=kind)
+def read_file(path: str | Path) -> bytes:
+    """The bytes of a picture's file; a pipe or a device is not opened.
 
-
-def _opened(data: bytes, pixel_limit: int) -> Image.Image:
+    Raises:
+        DataFault: it is gone, no ordinary file, may not be read, or is larger than a GiB.
+    """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large pictures; here they are refused
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            what = "a folder" if stat.S_ISDIR(status.st_mode) else "no ordinary file (a pipe or a device)"
+            raise DataFault(f"{str(path)!r} is {what}", mend="Name a picture.", kind="no-file", file=path)
+        if status.st_size > BYTE_LIMIT:
+            raise _too_large(f"{status.st_size:,} bytes", BYTE_LIMIT, path)
+        with open(path, "rb") as file:
+            return file.read(BYTE_LIMIT + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise DataFault(f"the image cannot be read ({reason})", mend="Put it there, or correct the path.",
+                        kind="missing-file", file=path) from None  # fmt: skip
+
+
+def _fault(problem: str, mend: str, kind: str, file: str | Path | None = None) -> DataFault:
+    return DataFault(problem, mend=mend, kind=kind, file=file)
+
+
+def _too_large(what: str, limit: int, file: str | Path | None = None) -> DataFault:
+    mend = "Shrink it or leave it out."
+    return _fault(f"the image is too large ({what}; limit {limit:,})", mend, "image-too-large", file)
+
+
+def _check_size(width: int, height: int, pixel_limit: int) -> None:
+    if width * height > pixel_limit:
+        raise _too_large(f"{width}×{height} pixels", pixel_limit)
+    if max(width, height) > SIDE_LIMIT:
+        raise _too_large(f"{width}×{height}, a side of more than {SIDE_LIMIT:,} pixels", SIDE_LIMIT)
+
+
+def _allowed_scans(width: int, height: int) -> int:
+    return max(_SURE_SCANS, min(_SCANS, _SCANNED_PIXELS // max(1, width * height)))
+
+
+def _check_jpeg(data: bytes | memoryview, start: JpegStart, pixel_limit: int) -> None:
+    _check_size(start.width, start.height, pixel_limit)
+    allowed = _allowed_scans(start.width, start.height)
+    if jpeg_scans(data, start, allowed + 1) > allowed:
+        raise _too_many_scans(allowed)
+
+
+def _too_many_scans(allowed: int) -> DataFault:
+    return _fault(f"the JPEG has more than {allowed} scans, which hold a decoder for long", "Save it anew, or leave it out.",
+                  "too-many-scans")  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow has a reader for: AVIF depends on how it was built."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@contextlib.contextmanager
+def _told(data: bytes | None, doing: str) -> Iterator[None]:
+    """Every failure of a decoder as a fault. They raise anything: struct.error, TypeError, RuntimeError, MemoryError …"""
+    try:
+        yield
+    except DataFault:
+        raise
     except Image.DecompressionBombError as error:
-        raise _too_large(str(error), pixel_limit) from None
-    except Exception as error:  # noqa: BLE001 - damaged headers fail in many ways
-        what = f"it begins with {data[:12]!r}" if "cannot identify" in str(error) else str(error)
-        if not data:
-            what = "it is empty"
-        raise _fault(f"no readable image: {what}", f"Use {', '.join(FORMATS)}.", "undecodable-image") from None
-    if image.width * image.height > pixel_limit:
-        raise _too_large(f"{image.width}×{image.height} pixels", pixel_limit)
+        raise _fault(f"the image is too large ({error})", "Shrink it or leave it out.", "image-too-large") from None
+    except MemoryError:
+        raise _fault(f"{doing}: memory is short", "Shrink it or leave it out.", "undecodable-image") from None
+    except Exception as error:  # noqa: BLE001
+        what = str(error) or type(error).__name__
+        mend = "Replace it or leave it out."
+        if data is not None and "cannot identify" in what:
+            what, mend = _unknown(data)
+        raise _fault(f"{doing} ({what})", mend, "undecodable-image") from None
+
+
+def _unknown(data: bytes) -> tuple[str, str]:
+    if not data:
+        return "it is empty", "Replace it or leave it out."
+    if data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis") and not features.check("avif"):
+        return "an AVIF, which this Pillow cannot read", "Install a newer one: pip install -U pillow."
+    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"heim"):
+        return "a HEIC", "Convert it to JPEG or PNG."
+    return f"it begins with {data[:12]!r}", f"Use {', '.join(FORMATS)}."
+
+
+def _opened(data: bytes, pixel_limit: int) -> tuple[Image.Image, int | None]:
+    """The picture, its header read and held against the limits, and its orientation (None: `orientation_of` knows)."""
+    if len(data) > BYTE_LIMIT:
+        raise _too_large(f"{len(data):,} bytes", BYTE_LIMIT)
+    if (start := jpeg_start(data)) is not None:
+        _check_jpeg(data, start, pixel_limit)
+    if tiff_weight(data) > len(data) + _TIFF_WEIGHT:
+        raise _fault("the TIFF's tags share their content a thousandfold", "Save it anew.", "undecodable-image")
+    if pixel_limit > 2 * (Image.MAX_IMAGE_PIXELS or pixel_limit):
+        Image.MAX_IMAGE_PIXELS = pixel_limit  # Pillow's own bound would refuse what the user has allowed
+    with _told(data, "no readable image"):
+        plain, orientation = bare(data)
+        image = Image.open(io.BytesIO(plain), formats=_formats())
+    _check_size(image.width, image.height, pixel_limit)
+    if image.format == "JPEG" and start is None and data.count(b"\xff\xda") > (most := _allowed_scans(*image.size)):
+        raise _too_many_scans(most)
+    return image, orientation
+
+
+def _decoded(image: Image.Image) -> Image.Image:
+    with _told(None, "the image cannot be decoded"):
+        image.load()
     return image
 
 
-def _too_large(what: str, limit: int) -> DataFault:
-    return _fault(f"the image is too large ({what}; limit {limit:,})", "Shrink it or leave it out.", "image-too-large")
+def open_upright(data: bytes, *, pixel_limit: int = PIXEL_LIMIT, at_least: int | None = None) -> Image.Image:
+    """Encoded bytes → a decoded picture, upright, 8-bit RGB, transparency on white, without any metadata.
 
+    The first frame of several. Limits are held against the header, before anything is decoded.
 
-def _decoded(image: Image.Image) -> None:
-    try:
+    Args:
+        at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8, with both sides no smaller than this.
+
+    Raises:
+        DataFault: no picture of a known format, damaged, or above a limit; nothing else, whatever a decoder does.
+    """
+    image, orientation = _opened(data, pixel_limit)
+    with _told(None, "the image cannot be decoded"):
+        if at_least is not None and image.format == "JPEG":
+            image.draft("RGB", (at_least, at_least))
         image.load()
-    except Exception as error:  # noqa: BLE001 - damaged data fails in many ways
-        raise _fault(
-            f"the image cannot be decoded ({error})", "Replace it or leave it out.", "undecodable-image"
-        ) from None
+        return _bare_rgb(image, orientation)
 
 
-def _jpeg_header(data: bytes) -> Header | None:
-    """The header of an ordinary JPEG, walked from marker to marker: a tenth of Pillow's time. None: ask Pillow."""
-    if data[:2] != b"\xff\xd8":
+def _bare_rgb(image: Image.Image, orientation: int | None) -> Image.Image:
+    rgb = to_rgb(image, orientation)
+    rgb.info = {}  # writers put a comment and a profile of the old picture into the new one
+    return rgb
+
+
+def upright(image: Image.Image, pixel_limit: int = PIXEL_LIMIT) -> Image.Image:
+    """As `open_upright`, of a Pillow picture, which stays as it is."""
+    _check_size(image.width, image.height, pixel_limit)
+    with _told(None, "the image cannot be decoded"):
+        return to_rgb(image)
+
+
+def plain_jpeg(data: bytes | memoryview, *, pixel_limit: int = PIXEL_LIMIT) -> JpegStart | None:
+    """The beginning of an ordinary grey or colour JPEG, in a tenth of Pillow's time; None: ask Pillow.
+
+    Raises:
+        DataFault: it is above a limit.
+    """
+    start = jpeg_start(data)
+    if start is None or start.frame not in (0xC0, 0xC1, 0xC2) or start.depth != 8 or not start.plain:
         return None
-    at, end = 2, len(data) - 10
-    while at < end and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker in _FRAMES:
-            length, depth, height, width, components = _FRAME.unpack_from(data, at + 2)
-            if depth != 8 or not (width and height) or length != 8 + 3 * components or components not in (1, 3):
-                return None
-            return Header("JPEG", width, height, "RGB" if components == 3 else "L")
-        if marker in _WITHOUT_LENGTH:
-            return None
-        at += 2 + (data[at + 2] << 8 | data[at + 3])
-    return None
+    if not (start.width and start.height) or start.components not in (1, 3) or len(data) > BYTE_LIMIT:
+        return None
+    _check_jpeg(data, start, pixel_limit)
+    return start
 
 
 def read_header(data: bytes, *, pixel_limit: int = PIXEL_LIMIT) -> Header:
@@ -113,13 +241,13 @@ def read_header(data: bytes, *, pixel_limit: int = PIXEL_LIMIT) -> Header:
     A picture without its proper end is decoded nevertheless: it may be cut off.
 
     Raises:
-        DataFault: no picture, cut off, or of more than `pixel_limit` pixels.
+        DataFault: no picture, cut off, or above a limit.
     """
-    header = _jpeg_header(data)
-    if header is not None and header.width * header.height <= pixel_limit and _JPEG_END in data[-_TAIL:]:
-        return header
-    image = _opened(data, pixel_limit)
-    ends = image.format in ("JPEG", "MPO") and _JPEG_END not in data[-_TAIL:]
+    start = plain_jpeg(data, pixel_limit=pixel_limit)
+    if start is not None and _JPEG_END in data[-_TAIL:]:
+        return Header("JPEG", start.width, start.height, "RGB" if start.components == 3 else "L")
+    image, _ = _opened(data, pixel_limit)
+    ends = image.format == "JPEG" and _JPEG_END not in data[-_TAIL:]
     if ends or (image.format == "PNG" and b"IEND" not in data[-_TAIL:]):
         _decoded(image)
     return Header(image.format or "?", image.width, image.height, image.mode)
@@ -127,52 +255,39 @@ def read_header(data: bytes, *, pixel_limit: int = PIXEL_LIMIT) -> Header:
 
 def decode_check(data: bytes, *, pixel_limit: int = PIXEL_LIMIT) -> Header:
     """As `read_header`, having decoded everything (a JPEG at an eighth of its scale: every bit is read all the same)."""
-    image = _opened(data, pixel_limit)
+    image, orientation = _opened(data, pixel_limit)
     header = Header(image.format or "?", image.width, image.height, image.mode)
-    if image.format == "JPEG":
-        image.draft(image.mode, (1, 1))
-    _decoded(image)
+    with _told(None, "the image cannot be decoded"):
+        if image.format == "JPEG":
+            image.draft(image.mode, (1, 1))
+        image.load()
+        to_rgb(image, orientation)
     return header
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright by its EXIF tag, transparency on white, 16-bit grey to 8, CMYK and palette to RGB."""
-    if image.getexif().get(_ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB":
-        return image
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(ground, image).convert("RGB")
-    if image.mode.startswith("I;16"):
-        return image.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
-    return image.convert("RGB")
-
-
 def reencode(data: bytes, how: Reencoding, *, pixel_limit: int = PIXEL_LIMIT) -> bytes:
-    """The picture as `how` says, encoded.
+    """The picture as `how` says, encoded; where it is encoded anew, only pixels are in it.
 
     Raises:
-        DataFault: it cannot be decoded, or has more than `pixel_limit` pixels.
+        DataFault: as `open_upright`.
     """
-    image = _opened(data, pixel_limit)
+    image, orientation = _opened(data, pixel_limit)
     longest = max(image.size)
     small = how.max_side is None or longest <= how.max_side
-    if small and how.quality is None and image.format == how.format.upper() and image.mode == "RGB":
-        if image.getexif().get(_ORIENTATION, 1) == 1:
-            _decoded(image)
-            return data
-    if not small and image.format == "JPEG":
-        image.draft(
-            "RGB", (how.max_side * 2, how.max_side * 2)
-        )  # decodes at 1/2, 1/4, 1/8: never below twice the target
-    _decoded(image)
-    image = to_rgb(image)
-    if how.max_side is not None and max(image.size) > how.max_side:
-        scale = how.max_side / max(image.size)
-        size = tuple(max(1, round(side * scale)) for side in image.size)
-        image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
-    buffer = io.BytesIO()
-    image.save(buffer, how.format.upper(), quality=85 if how.quality is None else how.quality)
+    same = image.format == how.format.upper() and image.mode == "RGB" and how.quality is None
+    if small and same and (orientation_of(image) if orientation is None else orientation) == 1:
+        _decoded(image)
+        return data
+    with _told(None, "the image cannot be decoded"):
+        if not small and image.format == "JPEG":
+            # Decodes at 1/2, 1/4, 1/8: never below twice the target.
+            image.draft("RGB", (how.max_side * 2, how.max_side * 2))
+        image.load()
+        image = _bare_rgb(image, orientation)
+        if how.max_side is not None and max(image.size) > how.max_side:
+            scale = how.max_side / max(image.size)
+            size = tuple(max(1, round(side * scale)) for side in image.size)
+            image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+        buffer = io.BytesIO()
+        image.save(buffer, how.format.upper(), quality=85 if how.quality is None else how.quality)
     return buffer.getvalue()
