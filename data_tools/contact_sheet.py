@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import random
 import re
@@ -15,10 +14,10 @@ from PIL.PngImagePlugin import PngInfo
 from data_tools.atomic import whole_file
 from data_tools.errors import DataFault, RequestError
 from data_tools.outputs import begins, holds
-from data_tools.pictures import Reencoding, reencode
+from data_tools.pictures import thumbnail
 from data_tools.store import Pair, PairStore
 
-_HAN = re.compile("[\u3000-\u30ff\u3400-\u9fff\uf900-\uffef]")
+HAN = re.compile("[\u3000-\u30ff\u3400-\u9fff\uf900-\uffef]")
 # Names of fonts with Chinese glyphs, as systems and distributions ship them.
 _FONT_NAMES = (
     "NotoSansCJK", "NotoSansSC", "NotoSerifCJK", "SourceHanSans", "wqy-microhei", "wqy-zenhei", "DroidSansFallback",
@@ -101,7 +100,7 @@ def draw_sheet(
     count = min(columns * rows, len(store))
     chosen = range(count) if seed is None else sorted(random.Random(seed).sample(range(len(store)), count))
     pairs = [store[index] for index in chosen]
-    letters = find_font(font, chinese=any(_HAN.search(pair.text) for pair in pairs))
+    letters = find_font(font, chinese=any(HAN.search(pair.text) for pair in pairs))
     line = _FONT_SIZE + 4
     width, height = _CELL + _GAP, _CELL + _LINES * line + _GAP
     sheet = Image.new("RGB", (columns * width + _GAP, -(-count // columns) * height + _GAP), "white")
@@ -127,7 +126,7 @@ def _draw_picture(
     sheet: Image.Image, pen: ImageDraw.ImageDraw, store: PairStore, pair: Pair, left: int, top: int
 ) -> None:
     try:
-        picture = Image.open(io.BytesIO(reencode(store.image(pair.image_id), Reencoding(max_side=_CELL, quality=90))))
+        picture = thumbnail(store.image(pair.image_id), _CELL)
     except (DataFault, KeyError):
         pen.rectangle((left, top, left + _CELL, top + _CELL), outline="red", width=2)
         return

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_tools.errors import DataFault
+from data_tools.pictures import read_file
 from data_tools.store import Id
 from data_tools.store.layouts import decode_base64
-
-_LARGEST_FILE = 2**30
 
 
 @dataclass(slots=True)
@@ -52,15 +51,9 @@ class ImageItem:
                     f"the image is not base64 ({error})", "bad-base64", "Encode the image file again."
                 ) from None
         try:
-            if content.stat().st_size > _LARGEST_FILE:
-                raise self.fault(
-                    f"image {content} has more than {_LARGEST_FILE >> 20} MiB", "file-too-large", "Shrink it."
-                )
-            return content.read_bytes()
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise self.fault(f"image file {str(content)!r} cannot be read ({reason})", "missing-file",
-                             "Put it there, or correct the path.") from None  # fmt: skip
+            return read_file(content)
+        except DataFault as fault:
+            raise self.fault(fault.problem, fault.kind, fault.mend) from None
 
     def fault(self, problem: str, kind: str, mend: str) -> DataFault:
         return DataFault(problem, mend=mend, kind=kind, file=self.file, line=self.line, item_id=self.image_id)

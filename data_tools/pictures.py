@@ -28,6 +28,7 @@ def _limit(name: str, default: int) -> int:
 
 # Pillow's own bound for a decompression bomb: half a GiB of RGB. It holds wherever pictures are decoded.
 PIXEL_LIMIT = _limit("CNCLIP_FT_PIXEL_LIMIT", 178_956_970)
+MISSING = "missing-file"  # kind of a fault that may be over next time: rights, a network drive
 SIDE_LIMIT = 65_535  # what a JPEG can have; a line of a hundred million pixels needs GiBs to resize
 BYTE_LIMIT = 2**30
 # Every scan of a JPEG is a walk over all its pixels, and may cost a few bytes. Encoders write 3 to 14 of them.
@@ -83,25 +84,26 @@ def read_file(path: str | Path) -> bytes:
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            what = "a folder" if stat.S_ISDIR(status.st_mode) else "no ordinary file (a pipe or a device)"
-            raise DataFault(f"{str(path)!r} is {what}", mend="Name a picture.", kind="no-file", file=path)
+            what = (
+                "it is a folder" if stat.S_ISDIR(status.st_mode) else "it is no ordinary file, but a pipe or a device"
+            )
+            raise _fault(f"image file {str(path)!r} cannot be read ({what})", "Name a picture.", MISSING)
         if status.st_size > BYTE_LIMIT:
-            raise _too_large(f"{status.st_size:,} bytes", BYTE_LIMIT, path)
+            raise _fault(f"image {str(path)!r} has more than {BYTE_LIMIT >> 20} MiB", "Shrink it.", "file-too-large")
         with open(path, "rb") as file:
             return file.read(BYTE_LIMIT + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or error
-        raise DataFault(f"the image cannot be read ({reason})", mend="Put it there, or correct the path.",
-                        kind="missing-file", file=path) from None  # fmt: skip
+        raise _fault(f"image file {str(path)!r} cannot be read ({reason})", "Put it there, or correct the path.",
+                     MISSING) from None  # fmt: skip
 
 
-def _fault(problem: str, mend: str, kind: str, file: str | Path | None = None) -> DataFault:
-    return DataFault(problem, mend=mend, kind=kind, file=file)
+def _fault(problem: str, mend: str, kind: str) -> DataFault:
+    return DataFault(problem, mend=mend, kind=kind)
 
 
-def _too_large(what: str, limit: int, file: str | Path | None = None) -> DataFault:
-    mend = "Shrink it or leave it out."
-    return _fault(f"the image is too large ({what}; limit {limit:,})", mend, "image-too-large", file)
+def _too_large(what: str, limit: int) -> DataFault:
+    return _fault(f"the image is too large ({what}; limit {limit:,})", "Shrink it or leave it out.", "image-too-large")
 
 
 def _check_size(width: int, height: int, pixel_limit: int) -> None:
@@ -207,6 +209,22 @@ def open_upright(data: bytes, *, pixel_limit: int = PIXEL_LIMIT, at_least: int |
         return _bare_rgb(image, orientation)
 
 
+def thumbnail(data: bytes, side: int, *, enlarge: bool = False, pixel_limit: int = PIXEL_LIMIT) -> Image.Image:
+    """As `open_upright`, with `side` pixels at most on the longer side; nothing but pixels.
+
+    Raises:
+        DataFault: as there.
+    """
+    image = open_upright(data, pixel_limit=pixel_limit, at_least=2 * side)
+    return _fitted(image, side) if enlarge or max(image.size) > side else image
+
+
+def _fitted(image: Image.Image, side: int) -> Image.Image:
+    scale = side / max(image.size)
+    size = tuple(max(1, round(own * scale)) for own in image.size)
+    return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+
+
 def _bare_rgb(image: Image.Image, orientation: int | None) -> Image.Image:
     rgb = to_rgb(image, orientation)
     rgb.info = {}  # writers put a comment and a profile of the old picture into the new one
@@ -285,9 +303,7 @@ def reencode(data: bytes, how: Reencoding, *, pixel_limit: int = PIXEL_LIMIT) ->
         image.load()
         image = _bare_rgb(image, orientation)
         if how.max_side is not None and max(image.size) > how.max_side:
-            scale = how.max_side / max(image.size)
-            size = tuple(max(1, round(side * scale)) for side in image.size)
-            image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+            image = _fitted(image, how.max_side)
         buffer = io.BytesIO()
         image.save(buffer, how.format.upper(), quality=85 if how.quality is None else how.quality)
     return buffer.getvalue()

@@ -68,6 +68,7 @@ class Walk:
     endings: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     followed: list[str] = field(default_factory=list)  # links
+    closed: list[str] = field(default_factory=list)  # places that could not be looked into
     totals: list[int] = field(default_factory=lambda: [0, 0, 0])
 
     def names(self) -> list[str]:
@@ -108,6 +109,8 @@ class Walk:
 
     def _pass(self, kind: str, name: str) -> None:
         self.passed[kind] += 1
+        if kind in (CLOSED, EMPTY_LINK):
+            self.closed.append(name)
         examples = self.examples.setdefault(kind, [])
         if len(examples) < _SHOWN:
             examples.append(name)

@@ -18,6 +18,12 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [defau
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16: precision of the towers.")]
 ImageSize = Annotated[int | None, typer.Option(help="Another image size than the checkpoint's.")]
 Memory = Annotated[str, typer.Option(help="Bound for what a search holds beside the features, e.g. 512MiB.")]
+OnError = Annotated[
+    str,
+    typer.Option(
+        help="Pictures that cannot be used: report (go on, list them, exit 1 at the end), skip (the same, exit 0) or fail (stop at the first)."
+    ),
+]
 Hub = Annotated[str, typer.Option("--source", help="Where a published name comes from: huggingface or modelscope.")]
 Json = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write the result with all settings as JSON.")
@@ -97,6 +103,7 @@ def encode(
     ] = "npy",
     half: Annotated[bool, typer.Option("--half", help="Store float16.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what the output folder holds.")] = False,
+    on_error: OnError = "report",
     batch_size: BatchSize = 128,
     workers: Workers = None,
     device: Device = None,
@@ -115,7 +122,15 @@ def encode(
 
     options = Options(batch_size, workers, device, dtype, image_size, source=source)
     encode_to_folder(
-        checkpoint, what, output, options, file_format=file_format, half=half, overwrite=overwrite, say=typer.echo
+        checkpoint,
+        what,
+        output,
+        options,
+        file_format=file_format,
+        half=half,
+        overwrite=overwrite,
+        on_error=on_error,
+        say=typer.echo,
     )
 
 
@@ -169,6 +184,7 @@ def classify(
     cache: Annotated[
         bool, typer.Option("--cache/--no-cache", help="Keep the averaged prompts for the next time.")
     ] = True,
+    on_error: OnError = "report",
     batch_size: BatchSize = 128,
     workers: Workers = None,
     device: Device = None,
@@ -185,7 +201,7 @@ def classify(
 
     options = Options(batch_size, workers, device, dtype, image_size, source=source)
     classify_images(checkpoint, images, classes, templates, options, output=output, json_file=json_file, picture=picture,
-                    cache=cache, say=typer.echo)  # fmt: skip
+                    cache=cache, on_error=on_error, say=typer.echo)  # fmt: skip
 
 
 def calibrate(

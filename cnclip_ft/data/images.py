@@ -17,7 +17,7 @@ from PIL import Image
 
 from data_tools.errors import DataFault
 from data_tools.metadata import jpeg_orientation
-from data_tools.pictures import PIXEL_LIMIT, open_upright, plain_jpeg, read_file, upright
+from data_tools.pictures import MISSING, PIXEL_LIMIT, open_upright, plain_jpeg, read_file, upright
 
 try:
     import simplejpeg
@@ -62,7 +62,7 @@ def decode(
                 whole = open_upright(bytes(data), pixel_limit=pixel_limit, at_least=size if reduced else None)
                 pixels = np.array(whole)
     except DataFault as fault:
-        if isinstance(source, (str, Path)) and fault.file is None:
+        if isinstance(source, (str, Path)) and fault.kind not in (MISSING, "file-too-large"):  # these name it
             raise DataFault(fault.problem, mend=fault.mend, kind=fault.kind, file=source) from None
         raise
     except MemoryError:

@@ -10,6 +10,7 @@ import torch
 
 from cnclip_ft.evaluation import official_files, plots, record
 from cnclip_ft.evaluation.encode import Meter, encode_images, evaluating
+from cnclip_ft.evaluation.encode_run import check_on_error, tell_left_out
 from cnclip_ft.evaluation.report import number, plain_table
 from cnclip_ft.evaluation.scorecard import Options, open_model
 from cnclip_ft.evaluation.sources import open_source
@@ -21,7 +22,7 @@ from cnclip_ft.evaluation.zero_shot import (
     read_templates,
     score_classes,
 )
-from data_tools.errors import RequestError
+from data_tools.errors import DataFault, RequestError, UserError
 
 _SHOWN = 40  # classes in the printed table; the JSON has all
 
@@ -37,14 +38,17 @@ def classify_images(
     json_file: Path | None,
     picture: Path | None,
     cache: bool,
+    on_error: str = "report",
     say: Callable[[str], None] = print,
 ) -> None:
-    """Images without a label are classified and not scored.
+    """Images without a label are classified and not scored; `on_error` as in `encode_run.encode_to_folder`.
 
     Raises:
         RequestError, DataFault: classes, templates or images cannot be used.
+        UserError: images were left out, with ``report``; or none can be used.
     """
     options.check()
+    check_on_error(on_error)
     if picture:
         plots.require_matplotlib()
     classes, templates = read_classes(classes_file), read_templates(templates_spec)
@@ -52,6 +56,8 @@ def classify_images(
     if source.kind == "texts":
         raise RequestError(f"{images} is a file of texts; give a folder of images or a store")
     ids, labels = labelled_images(Path(images), source, classes)
+    for note in source.notes:
+        say(note)
     model, device, dtype = open_model(checkpoint, options)
     about = record.describe_checkpoint(model, checkpoint)
     settings = record.describe_settings(model, dtype, device)
@@ -64,11 +70,19 @@ def classify_images(
     with evaluating(model, dtype=dtype):
         words = class_features(model, classes, templates, key=key, batch_size=2 * options.batch_size)
         meter = Meter(len(ids), "images")
-        pixels = encode_images(model, ids, source.read, batch_size=options.batch_size, workers=workers, meter=meter)
+        faults: dict[int, DataFault] = {}
+        told = None if on_error == "fail" else faults.__setitem__
+        pixels = encode_images(
+            model, ids, source.read, batch_size=options.batch_size, workers=workers, meter=meter, on_fault=told
+        )
         meter.close()
+        if len(faults) == len(ids):
+            raise UserError(f"none of the {len(ids):,} pictures can be used; the first: {faults[0]}")
+        whole = [row for row in range(len(ids)) if row not in faults]
+        pixels = pixels[whole]
         cosines = pixels @ words.T
         shares = (cosines * model.logit_scale.exp().float().cpu()).softmax(1)
-    report = score_classes(cosines, labels, classes)
+    report = score_classes(cosines, [labels[row] for row in whole], classes)
     say(meter.line("images"))
     if report is None:
         say("no image has a label (a sub-folder named like its class), so nothing is scored")
@@ -78,17 +92,30 @@ def classify_images(
         say(_table(report))
     if output:
         best = cosines.topk(min(5, len(classes)), dim=1).indices
-        official_files.write_text(output, _lines(ids, labels, [c.key for c in classes], best, cosines, shares))
+        keys = [c.key for c in classes]
+        lines = _lines([ids[row] for row in whole], [labels[row] for row in whole], keys, best, cosines, shares)
+        official_files.write_text(output, [*lines, *_fault_lines(ids, labels, keys, faults)])
     if json_file:
         content = {
             "format": record.FORMAT, "checkpoint": about, "settings": settings, "versions": record.versions(),
-            "images": {"path": images, "count": len(ids), "checksum": source.checksum},
+            "images": {"path": images, "count": len(whole), "checksum": source.checksum},
+            "left_out": [fault.as_dict() for fault in faults.values()],
             "classes": {c.key: list(c.names) for c in classes}, "templates": templates,
             "scores": report.as_dict() if report else None,
         }  # fmt: skip
         official_files.write_json(json_file, content)
     if picture and report:
-        plots.confusion_picture(report.confusion, [c.key for c in classes], picture)
+        note = plots.confusion_picture(report.confusion, [c.key for c in classes], picture)
+        if note:
+            say(note)
+    if faults:
+        tell_left_out([fault.problem for fault in faults.values()], output, on_error, say)
+
+
+def _fault_lines(ids, labels, keys: list[str], faults: dict[int, DataFault]):
+    for row, fault in faults.items():
+        label = None if labels[row] is None else keys[labels[row]]
+        yield json.dumps({"image_id": ids[row], "label": label, "fault": fault.as_dict()})
 
 
 def _table(report: ClassReport) -> str:

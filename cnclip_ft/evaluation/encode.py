@@ -16,11 +16,13 @@ from cnclip_ft.data.freed_memory import keep_activations, keep_pictures
 from cnclip_ft.data.images import decode
 from cnclip_ft.models.modes import evaluation_mode
 from data_tools.errors import DataFault
+from data_tools.pictures import MISSING
 
 if TYPE_CHECKING:
     from cnclip_ft.models.dual_encoder import DualEncoder
     from data_tools.store import PairStore
 
+OnFault = Callable[[int, DataFault], None]  # position among the ids, and what is wrong with the image
 _TEXTS_AT_ONCE = 65536  # tokenised and sorted by length together
 
 
@@ -167,7 +169,7 @@ def evaluating(
 
 
 class _Pictures(Dataset):
-    """Image id → its id and picture, or the message of what is wrong with it (an error would lose its id on the way)."""
+    """Position → the picture, or the fault as a dictionary (an error would lose its id on the way)."""
 
     def __init__(self, image_ids: Sequence[Any], read: Callable[[Any], Any], size: int) -> None:
         self.image_ids, self.read, self.size = image_ids, read, size
@@ -175,18 +177,26 @@ class _Pictures(Dataset):
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor | None, str | None]:
+    def __getitem__(self, index: int) -> tuple[torch.Tensor | None, dict[str, Any] | None]:
+        image_id = self.image_ids[index]
         try:
-            return decode(self.read(self.image_ids[index]), self.size), None
+            return decode(self.read(image_id), self.size), None
         except DataFault as error:
-            return None, f"image {self.image_ids[index]!r}: {error.problem}"
+            fault = error.as_dict()
         except (KeyError, OSError) as error:
-            return None, f"image {self.image_ids[index]!r} cannot be read ({error})"
+            fault = DataFault(f"it cannot be read ({error})", mend="Bring it back.", kind=MISSING).as_dict()
+        # A file says where it is; a store's picture is looked for among all of them.
+        advice = "" if fault["file"] or fault["kind"] == MISSING else " (`cnclip-ft data check` lists all)"
+        return None, fault | {
+            "problem": f"image {image_id!r}: {fault['problem']}",
+            "mend": f"{fault['mend'].rstrip('.')}{advice}.",
+            "id": image_id,
+        }
 
 
-def _collate(samples: list[tuple[torch.Tensor | None, str | None]]) -> tuple[torch.Tensor | None, list[str]]:
-    faults = [fault for _, fault in samples if fault]
-    return (None if faults else torch.stack([pixels for pixels, _ in samples])), faults
+def _collate(samples: list[tuple[torch.Tensor | None, Any]]) -> tuple[torch.Tensor | None, list[dict[str, Any] | None]]:
+    whole = [pixels for pixels, _ in samples if pixels is not None]
+    return (torch.stack(whole) if whole else None), [fault for _, fault in samples]
 
 
 def iterate_images(
@@ -197,14 +207,16 @@ def iterate_images(
     batch_size: int = 128,
     workers: int = 0,
     meter: Meter | None = None,
+    on_fault: OnFault | None = None,
 ) -> Iterator[torch.Tensor]:
     """Unit float32 ``[<= batch_size, dim]`` on the CPU, in the order of the ids; call inside `evaluating`.
 
     Args:
         read: gives an image's encoded bytes, or its path, for an id.
+        on_fault: is told of an image that cannot be read or decoded, whose row is NaN; None raises the fault.
 
     Raises:
-        DataFault: an image cannot be read or decoded; the message names it.
+        DataFault: an image cannot be read or decoded, without `on_fault`; the message names it.
     """
     keep_activations(model.device)
     pictures = _Pictures(image_ids, read, model.image_size)
@@ -212,14 +224,19 @@ def iterate_images(
         pictures, batch_size=batch_size, num_workers=min(workers, len(image_ids)), collate_fn=_collate,
         pin_memory=model.device.type == "cuda", worker_init_fn=keep_pictures,
     )  # fmt: skip
+    first = 0
     for pixels, faults in loader:
-        if faults:
-            raise DataFault(
-                faults[0],
-                mend="Replace it or leave it out (`cnclip-ft data check` lists all).",
-                kind="undecodable-image",
-            )
-        part = model.image_features(pixels.to(model.device, non_blocking=True)).float().cpu()
+        for place, fault in enumerate(faults, first):
+            if fault is not None:
+                error = DataFault(fault.pop("problem"), item_id=fault.pop("id"), **fault)
+                if on_fault is None:
+                    raise error
+                on_fault(place, error)
+        first += len(faults)
+        part = torch.full((len(faults), model.image_tower.output_dim), torch.nan)
+        if pixels is not None:
+            whole = model.image_features(pixels.to(model.device, non_blocking=True)).float().cpu()
+            part[torch.tensor([fault is None for fault in faults])] = whole
         if meter is not None:
             meter.add(len(part))
         yield part

@@ -12,13 +12,24 @@ import torch
 
 from cnclip_ft.evaluation import record
 from cnclip_ft.evaluation.encode import Meter, encode_texts, evaluating, iterate_images
-from cnclip_ft.evaluation.feature_folder import FeatureWriter, fill_parts, read_info
+from cnclip_ft.evaluation.feature_folder import FAULTS, FeatureWriter, fill_parts, read_info
 from cnclip_ft.evaluation.official_files import IdFeatures, write_features
 from cnclip_ft.evaluation.scorecard import Options, open_model
 from cnclip_ft.evaluation.sources import open_source
-from data_tools.errors import RequestError
+from data_tools.errors import DataFault, RequestError, UserError
 
 FORMATS = ("npy", "jsonl")
+ON_ERROR = ("report", "skip", "fail")
+
+
+def check_on_error(on_error: str) -> None:
+    """Refuse anything but the three ways to meet a picture that cannot be used.
+
+    Raises:
+        RequestError: another word.
+    """
+    if on_error not in ON_ERROR:
+        raise RequestError(f"--on-error {on_error!r}: one of {', '.join(ON_ERROR)}")
 
 
 class Processes:
@@ -48,6 +59,7 @@ def encode_to_folder(
     file_format: str = "npy",
     half: bool = False,
     overwrite: bool = False,
+    on_error: str = "report",
     say: Callable[[str], None] = print,
 ) -> None:
     """Write unit features with their ids to `output` (layout: module `feature_folder`).
@@ -57,16 +69,23 @@ def encode_to_folder(
     Args:
         file_format: ``npy``, or ``jsonl`` for the official feature files beside it.
         half: store float16.
+        on_error: a picture that cannot be used is left out and listed in ``faults.jsonl``; ``report`` ends with an
+            error once the rest is done, ``skip`` does not; ``fail`` stops at the first.
 
     Raises:
         RequestError: something in the request cannot be used, or `output` holds something else.
-        DataFault: an image or a line is broken; the parts already written stay.
+        DataFault: an image (with ``fail``) or a line is broken; the parts already written stay.
+        UserError: pictures were left out, with ``report``; or none can be used.
     """
     options.check()
+    check_on_error(on_error)
     if file_format not in FORMATS:
         raise RequestError(f"--format is {file_format!r}; use {' or '.join(FORMATS)}")
     source = open_source(what)
     processes = Processes(options.device)
+    if processes.index == 0:
+        for note in source.notes:
+            say(note)
     options.device = processes.device
     model, device, dtype = open_model(checkpoint, options)
     settings = {
@@ -85,10 +104,18 @@ def encode_to_folder(
             meters[kind] = Meter(sum(p.stop - p.start for p in parts), f"{kind}s", wanted=first)
             if kind == "image":
                 ids, read = source.split.image_ids, source.read
+                faults: dict[int, DataFault] | None = None if on_error == "fail" else {}
                 take: Callable[[Sequence[int]], Iterator[torch.Tensor]] = partial(
-                    _images, model, ids, read, batch_size=options.batch_size, workers=workers, meter=meters[kind]
+                    _images,
+                    model,
+                    ids,
+                    read,
+                    faults,
+                    batch_size=options.batch_size,
+                    workers=workers,
+                    meter=meters[kind],
                 )
-                fill_parts(writer, parts, take)
+                fill_parts(writer, parts, take, faults)
             else:
                 for part in parts:
                     texts = source.split.texts[part.start : part.stop]
@@ -100,7 +127,7 @@ def encode_to_folder(
     if first:
         speed = {f"{kind}s": {"count": m.count, "seconds": m.seconds, "first_batch_seconds": m.first_seconds,
                               "per_second_after_it": m.rate} for kind, m in meters.items() if m.count}  # fmt: skip
-        writer.finish({"speed": speed, "versions": record.versions(), "processes": processes.count})
+        left_out = writer.finish({"speed": speed, "versions": record.versions(), "processes": processes.count})
         for kind, meter in meters.items():
             if meter.count:
                 say(meter.line(f"{kind}s" + (" (of this process)" if processes.count > 1 else "")))
@@ -111,10 +138,36 @@ def encode_to_folder(
             f"{info['images']:,} images and {info['texts']:,} texts, {info['dim']} values each ({info['dtype']}), in {output}"
         )
     processes.wait()
+    if first and left_out:
+        tell_left_out([fault["problem"] for fault in left_out.values()], Path(output) / FAULTS, on_error, say)
 
 
-def _images(model: Any, ids: Sequence[Any], read: Any, wanted: Sequence[int], **options: Any) -> Iterator[torch.Tensor]:
-    return iterate_images(model, [ids[index] for index in wanted], read, **options)
+def tell_left_out(problems: Sequence[str], listed: Path | None, on_error: str, say: Callable[[str], None]) -> None:
+    """Say which pictures were left out.
+
+    Raises:
+        UserError: with ``report``, so that a script notices.
+    """
+    where = f" (all of them in {listed})" if listed else ""
+    message = f"{len(problems):,} pictures cannot be used and are left out{where}; the first: {'; '.join(problems[:3])}"
+    if on_error == "report":
+        raise UserError(f"{message}. The rest is complete; --on-error skip takes this for success")
+    say(message)
+
+
+def _images(
+    model: Any,
+    ids: Sequence[Any],
+    read: Any,
+    faults: dict[int, DataFault] | None,
+    wanted: Sequence[int],
+    **options: Any,
+) -> Iterator[torch.Tensor]:
+    def note(place: int, fault: DataFault) -> None:
+        faults[wanted[place]] = fault
+
+    told = None if faults is None else note
+    return iterate_images(model, [ids[index] for index in wanted], read, on_fault=told, **options)
 
 
 def _official_files(folder: Path, name: str) -> None:

@@ -2,6 +2,7 @@
 
 ::
 
+    faults.jsonl             a line for every picture that was left out, where there are any
     features.json            format, dim, dtype, counts, and every setting they were made with
     image_features.npy       [images, dim]      image_ids.jsonl   an id a line, in the same order
     text_features.npy        [texts, dim]       texts.jsonl       {"text_id", "text", "image_ids"[, "language"]} a line
@@ -15,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,13 @@ from pydantic_core import from_json
 
 from cnclip_ft.evaluation.encode import SplitFeatures, SplitTexts
 from cnclip_ft.evaluation.official_files import IdFeatures, write_json, write_text
-from data_tools.errors import RequestError, UserError
+from data_tools.errors import DataFault, RequestError, UserError
+from data_tools.faults import FILE_NAME
 
 FORMAT = 1
 INFO = "features.json"
 PART = {"image": 4096, "text": 65536}  # items a part: what an interruption can cost
+FAULTS, _FAULTS = FILE_NAME, ".faults.jsonl"
 _IDS = {"image_features.npy": ("image", "image_ids.jsonl"), "text_features.npy": ("text", "texts.jsonl")}
 
 
@@ -67,7 +70,7 @@ class FeatureWriter:
     def _prepare(self, overwrite: bool) -> None:
         plan = self._plan()
         if overwrite and ((self.folder / INFO).exists() or (self.parts_folder / "plan.json").exists()):
-            for name in (INFO, *_IDS, *(ids for _, ids in _IDS.values())):
+            for name in (INFO, FAULTS, *_IDS, *(ids for _, ids in _IDS.values())):
                 (self.folder / name).unlink(missing_ok=True)
             shutil.rmtree(self.parts_folder, ignore_errors=True)
         if (self.folder / INFO).exists():
@@ -102,7 +105,13 @@ class FeatureWriter:
         ]
         return [part for part in parts if not part.file.exists()]
 
-    def write(self, part: Part, features: torch.Tensor) -> None:
+    def write(self, part: Part, features: torch.Tensor, faults: Mapping[int, DataFault] | None = None) -> None:
+        """One part, and the faults of its items by their position among all; their rows mean nothing."""
+        lines = [
+            json.dumps([at, fault.as_dict()]) for at, fault in (faults or {}).items() if part.start <= at < part.stop
+        ]
+        if lines:  # first: a part counts from the moment its features are there
+            write_text(part.file.with_suffix(_FAULTS), lines)
         beside = part.file.with_suffix(f".{os.getpid()}.writing")
         try:
             with open(beside, "wb") as file:
@@ -117,9 +126,21 @@ class FeatureWriter:
                 "space and give the same command again"
             ) from None
 
-    def finish(self, extra: dict[str, Any]) -> None:
-        """Join the parts; the folder counts as finished from the moment `features.json` is there."""
-        sizes = {"image": len(self.split.image_ids), "text": len(self.split.text_ids)}
+    def faults(self) -> dict[int, dict[str, Any]]:
+        """Position among the image ids → fault, of the parts written."""
+        files = sorted(self.parts_folder.glob(f"*{_FAULTS}"))
+        return dict(from_json(line) for file in files if file.with_suffix(".npy").exists() for line in _read(file))
+
+    def finish(self, extra: dict[str, Any]) -> dict[int, dict[str, Any]]:
+        """Join the parts; the folder counts as finished from the moment `features.json` is there.
+
+        Gives the pictures that were left out: position among the image ids → fault.
+        """
+        faults = self.faults()
+        image_ids = [image_id for at, image_id in enumerate(self.split.image_ids) if at not in faults]
+        if faults and not image_ids:
+            raise UserError(f"none of the {len(faults):,} pictures can be used; the first: {faults[0]['problem']}")
+        sizes = {"image": len(image_ids), "text": len(self.split.text_ids)}
         dim = 0
         for name, (kind, _) in _IDS.items():
             files = sorted(self.parts_folder.glob(f"{kind}-*.npy"))
@@ -128,9 +149,12 @@ class FeatureWriter:
             dim = np.load(files[0], mmap_mode="r").shape[1]
             beside = self.folder / f"{name}.writing"
             joined = np.lib.format.open_memmap(beside, "w+", self.dtype, (sizes[kind], dim))
-            filled = 0
+            filled = seen = 0
             for file in files:
                 rows = np.load(file, mmap_mode="r")
+                seen += len(rows)
+                if kind == "image" and faults:
+                    rows = rows[[at not in faults for at in range(seen - len(rows), seen)]]
                 joined[filled : filled + len(rows)] = rows
                 filled += len(rows)
             joined.flush()
@@ -140,14 +164,16 @@ class FeatureWriter:
                     f"{self.parts_folder} holds {filled:,} of {sizes[kind]:,} {kind} features; give the same command again"
                 )
             os.replace(beside, self.folder / name)
-        if self.split.image_ids:
-            write_text(
-                self.folder / "image_ids.jsonl", (json.dumps(i, ensure_ascii=False) for i in self.split.image_ids)
-            )
+        if image_ids:
+            write_text(self.folder / "image_ids.jsonl", map(json.dumps, image_ids))
+        if faults:
+            write_text(self.folder / FAULTS, (json.dumps(fault) for fault in faults.values()))
         if self.split.text_ids:
             write_text(self.folder / "texts.jsonl", text_lines(self.split))
-        write_json(self.folder / INFO, self._plan() | {"dim": dim} | extra)
+        counts = {"images": len(image_ids), "left_out": len(faults)}
+        write_json(self.folder / INFO, self._plan() | counts | {"dim": dim} | extra)
         shutil.rmtree(self.parts_folder, ignore_errors=True)
+        return faults
 
 
 def text_lines(split: SplitTexts) -> Iterator[str]:
@@ -262,9 +288,16 @@ def read_set(path: str | Path, kind: str) -> IdFeatures:
 
 
 def fill_parts(
-    writer: FeatureWriter, parts: Sequence[Part], batches: Callable[[Sequence[int]], Iterator[torch.Tensor]]
+    writer: FeatureWriter,
+    parts: Sequence[Part],
+    batches: Callable[[Sequence[int]], Iterator[torch.Tensor]],
+    faults: Mapping[int, DataFault] | None = None,
 ) -> int:
-    """Take batches of rows for the parts' items, in order, and write each part when it is full; items written."""
+    """Take batches of rows for the parts' items, in order, and write each part when it is full; items written.
+
+    Args:
+        faults: item → fault; `batches` adds to it before it gives the item's row.
+    """
     wanted = [index for part in parts for index in range(part.start, part.stop)]
     if not wanted:
         return 0
@@ -275,6 +308,6 @@ def fill_parts(
         while queue and sum(map(len, rows)) >= queue[-1].stop - queue[-1].start:
             part, joined = queue.pop(), torch.cat(rows)
             size = part.stop - part.start
-            writer.write(part, joined[:size])
+            writer.write(part, joined[:size], faults)
             rows = [joined[size:]]
     return len(wanted)

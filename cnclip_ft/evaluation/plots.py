@@ -8,17 +8,8 @@ from typing import Any
 
 import torch
 
+from data_tools.contact_sheet import HAN, find_font
 from data_tools.errors import RequestError
-
-_FONTS = [
-    "Noto Sans CJK SC",
-    "Source Han Sans SC",
-    "Microsoft YaHei",
-    "PingFang SC",
-    "WenQuanYi Zen Hei",
-    "SimHei",
-    "Arial Unicode MS",
-]
 
 
 def require_matplotlib() -> Any:
@@ -29,17 +20,29 @@ def require_matplotlib() -> Any:
     """
     try:
         import matplotlib
-        from matplotlib import font_manager
         from matplotlib.figure import Figure
     except ImportError:
         raise RequestError(
             "pictures need matplotlib: pip install 'cnclip-ft[plots]' (or leave --picture out)"
         ) from None
-    there = {font.name for font in font_manager.fontManager.ttflist}
-    # Class names may be Chinese; without such a font matplotlib draws boxes.
-    matplotlib.rcParams["font.sans-serif"] = [name for name in _FONTS if name in there] + ["DejaVu Sans"]
+    matplotlib.rcParams["font.sans-serif"] = ["DejaVu Sans"]
     matplotlib.rcParams["axes.unicode_minus"] = False
     return Figure
+
+
+def _chinese_font() -> bool:
+    """Let matplotlib draw with the font that contact sheets are written with; False where there is none."""
+    import matplotlib
+    from matplotlib import font_manager
+
+    try:
+        file = find_font(None, chinese=True).path
+        font_manager.fontManager.addfont(file)
+        name = font_manager.FontProperties(fname=file).get_name()
+    except (RequestError, OSError, RuntimeError):
+        return False
+    matplotlib.rcParams["font.sans-serif"] = ["DejaVu Sans", name]  # the second for what the first lacks
+    return True
 
 
 def _save(figure: Any, path: str | Path) -> None:
@@ -56,8 +59,18 @@ def _save(figure: Any, path: str | Path) -> None:
         ) from None
 
 
-def confusion_picture(confusion: torch.Tensor, names: Sequence[str], path: str | Path) -> None:
-    """Rows are true classes, columns predicted ones; shares of the row."""
+def confusion_picture(confusion: torch.Tensor, names: Sequence[str], path: str | Path) -> str | None:
+    """Rows are true classes, columns predicted ones; shares of the row.
+
+    Without a font that has Chinese glyphs such classes are numbered; what is returned says so.
+    """
+    note = None
+    if any(HAN.search(name) for name in names) and not _chinese_font():
+        names = [f"class {number}" for number in range(1, len(names) + 1)]
+        note = (
+            f"{path}: no font with Chinese glyphs is installed (fonts-noto-cjk, fonts-wqy-microhei), so the classes are "
+            "numbered in the order of --classes"
+        )
     figure = require_matplotlib()(figsize=(2 + 0.32 * min(len(names), 60), 2 + 0.32 * min(len(names), 60)))
     axes = figure.add_subplot()
     shares = confusion.double() / confusion.sum(1, keepdim=True).clamp_min(1)
@@ -72,6 +85,7 @@ def confusion_picture(confusion: torch.Tensor, names: Sequence[str], path: str |
     axes.set(xlabel="predicted", ylabel="true")
     figure.colorbar(image, label="share of the true class", shrink=0.8)
     _save(figure, path)
+    return note
 
 
 def precision_recall_picture(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ import torch
 from cnclip_ft.evaluation.encode import SplitTexts, read_texts
 from data_tools.errors import DataFault, RequestError
 from data_tools.store import open_store
-
-IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+from data_tools.walk import walk
 
 
 @dataclass
 class Source:
-    """Images and texts to encode. `read` gives an image's bytes or path; `checksum` tells this content from another."""
+    """Images and texts to encode. `read` gives an image's bytes or path; `checksum` tells this content from another.
+
+    `notes` say what was passed over.
+    """
 
     name: str
     path: Path
@@ -28,6 +30,7 @@ class Source:
     split: SplitTexts
     read: Callable[[Any], Any] | None
     checksum: str
+    notes: list[str] = field(default_factory=list)
 
 
 class FolderReader:
@@ -41,7 +44,9 @@ class FolderReader:
 
 
 def is_store(path: Path) -> bool:
-    return any((path / part).exists() for part in ("pairs", "imgs", "shards")) or any(path.glob("*/pairs/data.mdb"))
+    """By its files: a folder of pictures may have sub-folders called ``imgs`` or ``pairs``."""
+    shards = sorted(path.glob("shard-*")) or [path]
+    return any((shard / part / "data.mdb").is_file() for shard in shards for part in ("pairs", "imgs"))
 
 
 def open_source(path: str | Path) -> Source:
@@ -55,14 +60,18 @@ def open_source(path: str | Path) -> Source:
     if path.is_dir():
         if is_store(path):
             return store_source(path)
-        images = list_images(path)
-        if images:
-            listing = "\n".join(f"{name}\t{(path / name).stat().st_size}" for name in images)
+        found = walk(path)
+        if found.pictures:
+            listing = "\n".join(f"{name}\t{size}\t{changed}" for name, size, changed in found.pictures)
             return Source(
-                path.resolve().name, path, "images", SplitTexts(list(images), [], [], [], torch.empty(0, 2, dtype=torch.int64)),
-                FolderReader(path), hashlib.sha256(listing.encode()).hexdigest(),
+                path.resolve().name, path, "images", SplitTexts(found.names(), [], [], [], torch.empty(0, 2, dtype=torch.int64)),
+                FolderReader(path), hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest(), found.lines(),
             )  # fmt: skip
-        raise RequestError(f"{path} is neither a store (see `cnclip-ft data build`) nor a folder with images")
+        if any(is_store(inside) for inside in path.iterdir() if inside.is_dir()):
+            return store_source(path)  # which names the splits to choose from
+        raise RequestError(
+            f"{path} is neither a store (see `cnclip-ft data build`) nor a folder with images: {found.nothing()}"
+        )
     if path.is_file():
         split = SplitTexts([], *_read_text_file(path), torch.empty(0, 2, dtype=torch.int64))
         return Source(path.stem, path, "texts", split, None, hashlib.sha256(path.read_bytes()).hexdigest())
@@ -77,13 +86,6 @@ def store_source(path: str | Path) -> Source:
     """
     store = open_store(path)
     return Source(store.name, Path(path), "store", read_texts(store), store.image, store.checksum())
-
-
-def list_images(folder: Path) -> list[str]:
-    """Paths of all images below the folder, sorted, with forward slashes."""
-    return sorted(
-        p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS and p.is_file()
-    )
 
 
 def _read_text_file(path: Path) -> tuple[list[Any], list[str], list[str | None]]:

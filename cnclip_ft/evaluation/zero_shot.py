@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cnclip_ft.evaluation.encode import encode_texts
-from cnclip_ft.evaluation.sources import Source, list_images
+from cnclip_ft.evaluation.sources import Source
 from cnclip_ft.models.dual_encoder import DualEncoder
 from data_tools.errors import DataFault, RequestError
 
@@ -39,21 +40,33 @@ def read_classes(path: str | Path) -> list[Class]:
         RequestError: not readable, or fewer than two classes.
         DataFault: an empty name, or a key that stands twice.
     """
-    path, classes = Path(path), {}
+    path, classes, known = Path(path), {}, {}
     for number, line in _lines(path):
         key, tab, names = line.partition("\t")
-        words = tuple(word.strip() for word in (names if tab else key).split("|"))
-        key = key.strip() if tab else words[0]
+        words = tuple(dict.fromkeys(_same(word) for word in (names if tab else key).split("|")))
+        key = _same(key) if tab else words[0]
         if not key or not all(words):
             raise DataFault("an empty class name", mend="Write `name` or `key<TAB>name|other name`.",
                             kind="bad-class", file=path, line=number)  # fmt: skip
         if key in classes:
             raise DataFault(f"class {key!r} stands here a second time", mend="Keep one line a class; other names go behind |.",
                             kind="bad-class", file=path, line=number)  # fmt: skip
+        for word in {key, *words}:
+            if word in known:
+                raise DataFault(
+                    f"{word!r} is a name of class {known[word]!r} already (a folder or text of this name could be either)",
+                    mend="Give each class names of its own.", kind="bad-class", file=path, line=number,
+                )  # fmt: skip
+            known[word] = key
         classes[key] = Class(key, words)
     if len(classes) < 2:
         raise RequestError(f"{path} names {len(classes)} classes; at least two are needed")
     return list(classes.values())
+
+
+def _same(name: str) -> str:
+    """One spelling of letters that can be written in several ways: macOS writes file names apart."""
+    return unicodedata.normalize("NFC", name.strip())
 
 
 def read_templates(spec: str) -> list[str]:
@@ -149,8 +162,8 @@ def labelled_images(path: Path, source: Source, classes: Sequence[Class]) -> tup
     at = {c.key: number for number, c in enumerate(classes)}
     names = at | {name: number for number, c in enumerate(classes) for name in c.names}
     if source.kind == "images":
-        ids = list_images(path)
-        tops = [i.split("/")[0] if "/" in i else None for i in ids]
+        ids = source.split.image_ids
+        tops = [_same(i.split("/")[0]) if "/" in i else None for i in ids]
         unknown = next((top for top in tops if top is not None and top not in names), None)
         if unknown is not None:
             raise DataFault(f"folder {unknown!r} is no class of the list", mend="Add it to --classes, as `folder<TAB>name`.",
@@ -158,7 +171,7 @@ def labelled_images(path: Path, source: Source, classes: Sequence[Class]) -> tup
         return ids, [None if top is None else names[top] for top in tops]
     labels: list[int | None] = [None] * len(source.split.image_ids)
     for image, text in source.split.positives.tolist():
-        word = source.split.texts[text].strip()
+        word = _same(source.split.texts[text])
         if word not in names:
             raise DataFault(f"text {word!r} is no class of the list", mend="Build the store with class names as texts.",
                             kind="unknown-class", file=path, item_id=source.split.text_ids[text])  # fmt: skip

@@ -75,8 +75,13 @@ def build_index(
         raise RequestError(f"{output} cannot be written ({error.strerror}); choose another --output") from None
     try:
         parts = Parts(output, identity, model.image_tower.output_dim)
+        unseen = listing.keep_unseen(old.stamps() if old else {})
         state = _State(listing, old, parts)
         say(state.in_words())
+        for note in listing.notes:
+            say(note)
+        if unseen:
+            say(f"{unseen:,} pictures of the index lie where nobody could look now; they are kept")
         workers = record.default_workers(device) if options.workers is None else options.workers
         with evaluating(model, dtype=dtype):
             _encode(model, state, options.batch_size, workers, say)

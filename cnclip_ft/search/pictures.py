@@ -13,36 +13,18 @@ from cnclip_ft.evaluation.encode import Meter
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.search.listing import Key
 from data_tools.errors import DataFault
-from data_tools.pictures import PIXEL_LIMIT, decode_check, read_header
+from data_tools.pictures import MISSING, PIXEL_LIMIT
 
 UNREAD = "cannot be read"  # begins a fault that may be over next time: rights, a network drive
 
 
-def pixels_of(data: bytes, size: int) -> torch.Tensor:
-    """uint8 ``[3, size, size]`` of encoded bytes.
-
-    Raises:
-        DataFault: no picture of a known format, damaged, or too large.
-    """
-    read_header(data)  # before Pillow tries everything it has a reader for
-    try:
-        return decode(data, size)
-    except DataFault:
-        raise
-    except Exception as error:  # noqa: BLE001 - damaged data fails in many ways
-        raise DataFault(
-            f"the image cannot be decoded ({error})", mend="Replace it or leave it out.", kind="undecodable-image"
-        ) from None
-
-
 def uploaded_pixels(data: bytes, size: int, pixel_limit: int = PIXEL_LIMIT) -> torch.Tensor:
-    """As `pixels_of`, of a picture from a stranger: the limit on its pixels stands before the decoding.
+    """uint8 ``[3, size, size]`` of a picture from a stranger.
 
     Raises:
-        DataFault: as there, or more than `pixel_limit` pixels.
+        DataFault: no picture of a known format, damaged, or above a limit, which stands before the decoding.
     """
-    decode_check(data, pixel_limit=pixel_limit)
-    return pixels_of(data, size)
+    return decode(data, size, pixel_limit=pixel_limit)
 
 
 class _Pictures(Dataset):
@@ -56,9 +38,9 @@ class _Pictures(Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor | None, str | None]:
         try:
-            return pixels_of(self.read(self.keys[index]), self.size), None
+            return decode(self.read(self.keys[index]), self.size), None
         except DataFault as error:
-            return None, error.problem
+            return None, f"{UNREAD}: {error.problem}" if error.kind == MISSING else error.problem
         except KeyError:
             return None, f"{UNREAD}: it is gone"
         except OSError as error:

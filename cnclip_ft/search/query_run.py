@@ -12,6 +12,7 @@ from cnclip_ft.search.pictures import uploaded_pixels
 from cnclip_ft.search.query import Question
 from cnclip_ft.search.threshold import read_threshold
 from data_tools.errors import DataFault, RequestError
+from data_tools.pictures import read_file
 
 
 def query_index(
@@ -41,9 +42,7 @@ def query_index(
     given = None
     if image is not None:
         try:
-            given = uploaded_pixels(image.read_bytes(), index.info["identity"]["image_size"])
-        except OSError as error:
-            raise RequestError(f"{image} cannot be read ({error.strerror})") from None
+            given = uploaded_pixels(read_file(image), index.info["identity"]["image_size"])
         except DataFault as error:
             raise RequestError(f"{image}: {error.problem}") from None
     question = Question(text, without, given, None, image_share, without_weight, top)

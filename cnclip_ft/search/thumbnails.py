@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from cnclip_ft.search.listing import Key
 from data_tools.errors import DataFault
-from data_tools.pictures import Reencoding, reencode
+from data_tools.pictures import MISSING, Reencoding, reencode
 
 SIZES = {"small": Reencoding(max_side=360, quality=82), "large": Reencoding(max_side=1600, quality=88)}
 _KEPT = 24 * 2**20  # bytes of encoded thumbnails
@@ -51,7 +51,7 @@ class Thumbnails:
         except (OSError, KeyError):
             raise Gone("the picture is not where it was") from None
         except DataFault as error:
-            raise Gone(error.problem) from None
+            raise Gone("the picture is not where it was" if error.kind == MISSING else error.problem) from None
         with self._lock:
             if place not in self._kept:
                 self._kept[place] = data

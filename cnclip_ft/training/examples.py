@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
 import torch
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
 from cnclip_ft.evaluation.encode import SplitFeatures
 from cnclip_ft.evaluation.retrieval import topk
+from data_tools import pictures
 from data_tools.contact_sheet import find_font
-from data_tools.errors import RequestError
+from data_tools.errors import DataFault, RequestError
 from data_tools.store import PairStore
 
 QUERIES, SHOWN, SIDE = 8, 5, 112
@@ -48,16 +48,10 @@ def find_examples(
 
 
 def thumbnail(content: bytes, side: int = SIDE) -> Image.Image:
-    """At most `side` pixels, upright, as it looks on white; what cannot be read is grey."""
+    """The longer side `side` pixels, upright, as it looks on white; what cannot be read is grey."""
     try:
-        image = Image.open(io.BytesIO(content))
-        image.draft("RGB", (side * 2, side * 2))
-        image = ImageOps.exif_transpose(image)
-        if image.mode in ("RGBA", "LA", "P", "PA"):
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return ImageOps.contain(image.convert("RGB"), (side, side))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return pictures.thumbnail(content, side, enlarge=True)
+    except DataFault:
         return Image.new("RGB", (side, side), "grey")
 
 
