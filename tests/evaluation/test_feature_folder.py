@@ -51,11 +51,11 @@ def test_an_interrupted_run_is_taken_up_and_ends_the_same(tmp_path, store, check
     written = []
     write = FeatureWriter.write
 
-    def stop_after_two(self, part, features):
+    def stop_after_two(self, part, features, *rest):
         if len(written) == 2:
             raise KeyboardInterrupt
         written.append(part)
-        write(self, part, features)
+        write(self, part, features, *rest)
 
     monkeypatch.setattr(FeatureWriter, "write", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
