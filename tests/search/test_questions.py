@@ -17,7 +17,7 @@ import cnclip_ft
 from cnclip_ft.commands import search as commands
 from cnclip_ft.search.engine import open_engine
 from cnclip_ft.search.index_folder import Index
-from cnclip_ft.search.pictures import pixels_of
+from cnclip_ft.search.pictures import uploaded_pixels
 from cnclip_ft.search.query import Question
 from cnclip_ft.search.quick_text import quicken
 from data_tools.errors import RequestError, UserError
@@ -56,7 +56,7 @@ def test_words_pictures_and_what_is_not_wanted(engine, truth):
     text, other = model.encode_texts(["一只在雪地里奔跑的狗", "a red car"])
     data = tiny.png(1234)
     picture = model.encode_images([data])[0]
-    pixels = pixels_of(data, model.image_size)
+    pixels = uploaded_pixels(data, model.image_size)
     asked = [
         (Question("一只在雪地里奔跑的狗", top=7), text),
         (Question(pixels=pixels, top=7), picture),
