@@ -12,7 +12,7 @@ from cnclip_ft.search.pictures import uploaded_pixels
 from cnclip_ft.search.query import Question
 from cnclip_ft.search.threshold import read_threshold
 from data_tools.errors import DataFault, RequestError
-from data_tools.pictures import read_file
+from data_tools.pictures import MISSING, read_file
 
 
 def query_index(
@@ -44,7 +44,7 @@ def query_index(
         try:
             given = uploaded_pixels(read_file(image), index.info["identity"]["image_size"])
         except DataFault as error:
-            raise RequestError(f"{image}: {error.problem}") from None
+            raise RequestError(error.problem if error.kind == MISSING else f"{image}: {error.problem}") from None
     question = Question(text, without, given, None, image_share, without_weight, top)
     question.check()  # before the model is opened
     engine = open_engine(folder, checkpoint=checkpoint, device=device, exact=exact, say=note)

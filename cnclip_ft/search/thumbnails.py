@@ -51,7 +51,13 @@ class Thumbnails:
         except (OSError, KeyError):
             raise Gone("the picture is not where it was") from None
         except DataFault as error:
-            raise Gone("the picture is not where it was" if error.kind == MISSING else error.problem) from None
+            # Not the fault's own words: they may quote what lies there now.
+            there = (
+                "the picture is not where it was"
+                if error.kind == MISSING
+                else "what lies there is no picture that can be shown"
+            )
+            raise Gone(there) from None
         with self._lock:
             if place not in self._kept:
                 self._kept[place] = data

@@ -63,7 +63,9 @@ def test_an_interrupted_run_is_taken_up_and_ends_the_same(tmp_path, store, check
     with pytest.raises(RequestError, match="unfinished: give the `encode` command again"):
         read_split(broken)
     again = []
-    monkeypatch.setattr(FeatureWriter, "write", lambda self, part, rows: (again.append(part), write(self, part, rows)))
+    monkeypatch.setattr(
+        FeatureWriter, "write", lambda self, part, *rest: (again.append(part), write(self, part, *rest))
+    )
     encode_to_folder(checkpoint, store, broken, Options(batch_size=4), say=lambda _: None)
     assert len(again) == 3 + 4 - 2 and not set(again) & set(written)
     for name in ("image_features.npy", "text_features.npy"):

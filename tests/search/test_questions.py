@@ -177,7 +177,7 @@ def test_the_command_prints_a_table_or_lines(run, index, photos_once, truth):
     [
         (("query", "{index}"), "nothing is asked"),
         (("query", "{index}", "狗", "--top", "0"), "1 to 1,000"),
-        (("query", "{index}", "狗", "--image", "none.png"), "none.png cannot be read"),
+        (("query", "{index}", "狗", "--image", "none.png"), "'none.png' cannot be read"),
         (("query", "{index}", "狗", "--image", "{index}/index.json"), "no readable image"),
         (("query", "{index}", "狗", "--image-share", "3"), "between 0 and 1"),
         (("query", "{index}", "狗", "--threshold", "7"), "between -1 and 1"),
