@@ -61,7 +61,10 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         if isinstance(transparent, int):
             grey[values == transparent] = 255
         return Image.fromarray(grey)
-    values = np.nan_to_num(values.astype(np.float32), posinf=np.nan, neginf=np.nan, nan=0.0)
+    values = values.astype(np.float32)
+    finite = np.isfinite(values)
+    if not finite.all():
+        values = np.where(finite, values, values[finite].min() if finite.any() else 0)
     least, most = float(values.min()), float(values.max())
     if least < 0 or most > 65535:
         values, most = values - least, most - least

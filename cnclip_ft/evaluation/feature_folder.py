@@ -129,7 +129,8 @@ class FeatureWriter:
     def faults(self) -> dict[int, dict[str, Any]]:
         """Position among the image ids → fault, of the parts written."""
         files = sorted(self.parts_folder.glob(f"*{_FAULTS}"))
-        return dict(from_json(line) for file in files if file.with_suffix(".npy").exists() for line in _read(file))
+        whole = [file for file in files if file.with_name(file.name.removesuffix(_FAULTS) + ".npy").exists()]
+        return dict(from_json(line) for file in whole for line in _read(file))
 
     def finish(self, extra: dict[str, Any]) -> dict[int, dict[str, Any]]:
         """Join the parts; the folder counts as finished from the moment `features.json` is there.
