@@ -64,14 +64,14 @@ def confusion_picture(confusion: torch.Tensor, names: Sequence[str], path: str |
 
     Without a font that has Chinese glyphs such classes are numbered; what is returned says so.
     """
-    note = None
+    note, make = None, require_matplotlib()
     if any(HAN.search(name) for name in names) and not _chinese_font():
         names = [f"class {number}" for number in range(1, len(names) + 1)]
         note = (
             f"{path}: no font with Chinese glyphs is installed (fonts-noto-cjk, fonts-wqy-microhei), so the classes are "
             "numbered in the order of --classes"
         )
-    figure = require_matplotlib()(figsize=(2 + 0.32 * min(len(names), 60), 2 + 0.32 * min(len(names), 60)))
+    figure = make(figsize=(2 + 0.32 * min(len(names), 60), 2 + 0.32 * min(len(names), 60)))
     axes = figure.add_subplot()
     shares = confusion.double() / confusion.sum(1, keepdim=True).clamp_min(1)
     image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)

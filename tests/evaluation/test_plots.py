@@ -26,3 +26,20 @@ def test_pictures_are_drawn(tmp_path):
     ).read_bytes()
     with pytest.raises(RequestError, match=r"ending in .png"):
         plots.confusion_picture(torch.eye(2).long(), ["a", "b"], tmp_path / "c.word")
+
+
+def test_chinese_names_are_written_in_a_chinese_font_or_numbered_and_said(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    import matplotlib
+    from matplotlib import font_manager
+    from PIL import ImageFont
+
+    note = plots.confusion_picture(torch.eye(2).long(), ["cat", "dog"], tmp_path / "a.png")
+    assert note is None
+    monkeypatch.setattr("data_tools.contact_sheet.font_folders", list)
+    first = plots.confusion_picture(torch.eye(2).long(), ["猫", "狗"], tmp_path / "b.png")
+    assert "no font with Chinese glyphs" in first and "numbered in the order of --classes" in first
+    file = font_manager.findfont("DejaVu Serif")
+    monkeypatch.setattr(plots, "find_font", lambda *_, **__: ImageFont.truetype(file))
+    assert plots.confusion_picture(torch.eye(2).long(), ["猫", "狗"], tmp_path / "c.png") is None
+    assert matplotlib.rcParams["font.sans-serif"] == ["DejaVu Sans", "DejaVu Serif"]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from cnclip_ft.evaluation.sources import open_source
@@ -22,6 +24,28 @@ def test_a_folder_of_images(tmp_path):
     assert source.read("子/一.PNG").read_bytes() == png(1)
     (tmp_path / "b.png").write_bytes(png(2))
     assert open_source(tmp_path).checksum != source.checksum
+
+
+@pytest.mark.parametrize("name", ["imgs", "pairs", "shards", "shard-00000"])
+def test_a_sub_folder_called_like_a_store_s_makes_no_store(tmp_path, name):
+    for file in (f"{name}/a.png", "other/b.png"):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).write_bytes(png(1))
+    (tmp_path / "c.heic").write_bytes(b"x")
+    source = open_source(tmp_path)
+    assert source.kind == "images" and len(source.split.image_ids) == 2
+    assert source.notes == [
+        "passed over: 1 of formats that are not read (.heic 1; c.heic; convert them to JPEG or PNG)"
+    ]
+
+
+def test_a_store_without_a_part_is_still_a_store_and_a_folder_of_stores_names_them(store, tmp_path):
+    shutil.copytree(store, tmp_path / "all" / "valid")
+    with pytest.raises(RequestError, match="name a split: .*valid"):
+        open_source(tmp_path / "all")
+    shutil.rmtree(tmp_path / "all" / "valid" / "pairs")
+    with pytest.raises(RequestError, match="data.mdb is missing"):
+        open_source(tmp_path / "all" / "valid")
 
 
 def test_texts_with_and_without_ids(tmp_path):

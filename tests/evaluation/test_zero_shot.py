@@ -130,3 +130,22 @@ def test_labels_come_from_folders_or_from_a_stores_texts(tmp_path):
     with pytest.raises(RequestError, match="several classes"):
         both = build("both", (1, "猫"), (1, "狗"))
         zero_shot.labelled_images(both.path, both, ANIMALS)
+
+
+@pytest.mark.parametrize(
+    "lines", ["a\t猫\nb\t狗|猫\n", "a\t猫\n猫\t狗\n", "猫|狗\n狗\n", "a\tb\nb\tc\n", "e\u0301\n\u00e9\n"]
+)
+def test_a_name_of_two_classes_is_refused(tmp_path, lines):
+    (tmp_path / "c.txt").write_text(lines, encoding="utf-8")
+    with pytest.raises(DataFault, match=r"c.txt:2: ") as caught:
+        zero_shot.read_classes(tmp_path / "c.txt")
+    assert caught.value.kind == "bad-class"
+
+
+def test_spellings_of_one_name_are_one(tmp_path):
+    (tmp_path / "c.txt").write_text("caf\u00e9|caf\u00e9\nbar\n", encoding="utf-8")
+    classes = zero_shot.read_classes(tmp_path / "c.txt")
+    assert classes[0].names == ("caf\u00e9",)
+    (tmp_path / "P" / "cafe\u0301").mkdir(parents=True)  # as macOS writes it
+    (tmp_path / "P" / "cafe\u0301" / "a.png").write_bytes(png(1))
+    assert zero_shot.labelled_images(tmp_path / "P", open_source(tmp_path / "P"), classes)[1] == [0]

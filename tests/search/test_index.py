@@ -280,3 +280,29 @@ def test_no_path_leads_out_of_the_folder(tmp_path):
     for key in ("../secret.png", str(tmp_path / "secret.png"), "a/../../secret.png"):
         with pytest.raises(DataFault, match="outside"):
             FolderBytes(tmp_path / "photos")(key)
+
+
+def test_what_nobody_can_look_at_is_kept(make, checkpoint, photos, tmp_path):
+    """A drive that is away: its pictures are not taken for gone."""
+    (photos / "dogs").rename(tmp_path / "drive")
+    (photos / "dogs").symlink_to(tmp_path / "drive")
+    assert "followed 1 links (dogs)" in make(checkpoint, photos, tmp_path / "i")
+    before = Index(tmp_path / "i").stamps()
+    (tmp_path / "drive").rename(tmp_path / "away")
+    said = make(checkpoint, photos, tmp_path / "i")
+    assert "10 pictures of the index lie where nobody could look now" in said and "links to nothing (dogs)" in said
+    assert Index(tmp_path / "i").stamps() == before
+    (photos / "dogs").unlink()  # now they are gone indeed
+    assert "10 gone" in make(checkpoint, photos, tmp_path / "i")
+
+
+def test_another_order_of_the_same_pictures_encodes_and_drops_nothing(make, checkpoint, photos, tmp_path, monkeypatch):
+    make(checkpoint, photos, tmp_path / "i")
+    index = Index(tmp_path / "i")
+    before = {index.key(row): index.features[row].copy() for row in range(len(index))}
+    (photos / "new.png").write_bytes(tiny.png(77))
+    monkeypatch.setattr("data_tools.walk.natural", lambda name: [-ord(letter) for letter in name])
+    assert "20 as they were, 0 changed, 0 gone; 1 to encode" in make(checkpoint, photos, tmp_path / "i")
+    index = Index(tmp_path / "i")
+    after = {index.key(row): index.features[row] for row in range(len(index))}
+    assert list(after)[:20] != list(before) and all((after[key] == before[key]).all() for key in before)
