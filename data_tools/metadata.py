@@ -12,6 +12,8 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from data_tools.errors import DataFault
+
 _ORIENTATION = 0x0112
 _WHOLE_NUMBERS = {3: "H", 4: "L", 8: "h", 9: "l"}  # TIFF's types
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
@@ -21,6 +23,7 @@ _FRAMES = frozenset((0xC0, 0xC1, 0xC2, 0xC3, *range(0xC5, 0xC8), *range(0xC9, 0x
 _KEPT_IN_JPEG = frozenset((0xE0, 0xEE))  # JFIF, and Adobe's word on the colours
 _KEPT_IN_PNG = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
 _PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG_SEGMENTS, _PNG_CHUNKS = 20_000, 200_000  # a photo has dozens; of 4 bytes each they take minutes to walk
 _TEXT_LIMIT = 2**20  # bytes of a text in a PNG that may hold an orientation
 _SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # a marker behind coded data
 
@@ -39,11 +42,17 @@ class JpegStart(NamedTuple):
 
 
 def jpeg_start(data: bytes | memoryview) -> JpegStart | None:
-    """The segments up to the first scan; None where this is no JPEG, or an odd one."""
+    """The segments up to the first scan; None where this is no JPEG, or an odd one.
+
+    Raises:
+        DataFault: more segments than anything writes.
+    """
     if data[:2] != b"\xff\xd8":
         return None
     at, end, frame, segments = 2, len(data) - 3, None, []
-    while at < end and data[at] == 0xFF:
+    for _ in range(_JPEG_SEGMENTS):
+        if at >= end or data[at] != 0xFF:
+            return None
         marker = data[at + 1]
         if marker == 0xFF:  # any number of these may stand before a marker
             at += 1
@@ -60,7 +69,7 @@ def jpeg_start(data: bytes | memoryview) -> JpegStart | None:
             frame = marker, depth, width, height, components, length == 8 + 3 * components
         segments.append((marker, at, at + 2 + length))
         at += 2 + length
-    return None
+    raise _too_many(f"the JPEG begins with more than {_JPEG_SEGMENTS:,} segments")
 
 
 def jpeg_scans(data: bytes | memoryview, start: JpegStart, most: int) -> int:
@@ -68,7 +77,9 @@ def jpeg_scans(data: bytes | memoryview, start: JpegStart, most: int) -> int:
     if start.frame in (0xC0, 0xC1) and data[start.scan + 4] == start.components:
         return 1  # all in one; decoders take no second
     at, scans = start.scan, 0
-    while scans < most:
+    for _ in range(_JPEG_SEGMENTS):
+        if scans >= most:
+            break
         marker = data[at + 1]
         scans += marker == 0xDA
         if marker == 0xD9:
@@ -77,6 +88,8 @@ def jpeg_scans(data: bytes | memoryview, start: JpegStart, most: int) -> int:
         if found is None or found.start() + 4 > len(data):
             break
         at = found.start()
+    else:
+        return most  # so much between the scans is no photo either
     return scans
 
 
@@ -150,10 +163,17 @@ def _bare_png(data: bytes) -> tuple[bytes, int]:
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     at = 8
-    while at + 8 <= len(data):
+    for _ in range(_PNG_CHUNKS):
+        if at + 8 > len(data):
+            return
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
         yield data[at + 4 : at + 8], at, end
         at = end
+    raise _too_many(f"the PNG has more than {_PNG_CHUNKS:,} chunks")
+
+
+def _too_many(what: str) -> DataFault:
+    return DataFault(what, mend="Save it anew, or leave it out.", kind="undecodable-image")
 
 
 def _inflated(data: bytes) -> bytes:

@@ -202,6 +202,7 @@ def test_compare(run, here, tmp_path):
         (("evaluate", "{a}", "{valid}", "--dataset", "imagenet"), "imagenet"),
         (("evaluate", "{a}", "{valid}", "--memory", "lots"), "lots"),
         (("encode", "{a}", "{valid}", "--output", "f", "--format", "csv"), "csv"),
+        (("encode", "{a}", "{valid}", "--output", "f", "--on-error", "go"), "--on-error 'go': one of report, skip, fail"),
         (("topk", "x.npy", "y.npy", "--output", "p.jsonl"), "x.npy: no such file"),
         (("topk", "x.npy", "y.npy", "--output", "p.jsonl", "--direction", "up"), "up"),
         (("classify", "{a}", "{valid}", "--classes", "none.txt"), "none.txt cannot be read"),

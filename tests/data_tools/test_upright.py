@@ -16,7 +16,7 @@ from data_tools.errors import DataFault, RequestError
 from data_tools.metadata import bare, jpeg_scans, jpeg_start
 from data_tools.pictures import Reencoding, decode_check, open_upright, read_file, read_header, reencode, thumbnail
 from tests.data_tools.samples import picture
-from tests.data_tools.test_pictures import encoded
+from tests.data_tools.test_pictures import bomb, encoded
 
 SECRET = b"SECRET 31.2304N 121.4737E"
 
@@ -158,6 +158,9 @@ def test_only_pixels_are_in_what_is_made_of_a_picture(format: str) -> None:
         assert SECRET not in encoded(small, writer) and SECRET not in encoded(whole, writer)
 
 
+GIF = picture(1, format="GIF")
+
+
 def long_gif(megabytes: int) -> bytes:
     data = encoded(Image.new("P", (8, 8), 3), "GIF")
     at = 13 + (3 << (data[10] & 7) + 1)
@@ -210,15 +213,19 @@ def test_scans_are_counted_and_bounded_before_decoding() -> None:
     ("data", "wanted"),
     [
         (lambda: long_gif(16), (8, 8)), (lambda: progressive(8000, 8000, 100), "too-many-scans"),
-        (lambda: with_chunks(png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**28)))), (32, 24)),
-        (lambda: with_chunks(png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**28)))), (32, 24)),
+        (lambda: with_chunks(png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**25)))), (32, 24)),
+        (lambda: with_chunks(png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**25)))), (32, 24)),
         (lambda: with_chunks(b"\0\0\0\1tEXta\1\2\3\4"), (32, 24)),  # a wrong checksum, of no pixel
         (shared_tags, "undecodable-image"),
+        (lambda: picture(1)[:2] + b"\xff\xec\0\2" * 5_000_000 + picture(1)[2:], "undecodable-image"),
+        (lambda: picture(1)[:2] + b"\xff" * 20_000_000 + picture(1)[2:], "undecodable-image"),
+        (lambda: progressive(30, 20, 0)[:-2] + b"\xff\xec\0\2" * 5_000_000 + b"\xff\xd9", "too-many-scans"),
+        (lambda: picture(1, format="PNG")[:33] + png_chunk(b"IDAT", b"") * 1_000_000 + picture(1, format="PNG")[33:], "undecodable-image"),
         (lambda: encoded(Image.new("L", (1, 65_000)), "PNG"), (1, 65_000)),
         (lambda: encoded(Image.new("L", (65_000, 1)), "JPEG"), (65_000, 1)),
-        (lambda: encoded(Image.new("1", (100_000_000, 1)), "PNG"), "image-too-large"),
+        (lambda: bomb(100_000_000, 1), "image-too-large"),
         (lambda: encoded(Image.new("1", (1, 70_000)), "TIFF"), "image-too-large"),
-        (lambda: encoded(Image.new("1", (20_000, 9_000)), "GIF"), "image-too-large"),
+        (lambda: GIF[:6] + struct.pack("<HH", 20_000, 9_000) + GIF[10:], "image-too-large"),
         (lambda: encoded(Image.new("P", (9, 9)), "GIF", save_all=True, append_images=[Image.new("P", (9, 9), n) for n in range(250)]), (9, 9)),
     ],
 )  # fmt: skip

@@ -30,6 +30,7 @@ from data_tools.errors import DataFault, UserError
 from data_tools.pictures import Reencoding, decode_check, open_upright, read_header, reencode
 from data_tools.sources import open_source
 from data_tools.store import StoreWriter, open_store
+from tests.data_tools.samples import picture
 from tests.evaluation import tiny
 
 RAISED = [
@@ -98,6 +99,19 @@ def test_every_way_to_decode_gives_a_fault(look, failing) -> None:
 def test_every_way_to_open_gives_a_fault(look, failing_to_open) -> None:
     with pytest.raises(DataFault):
         look(failing_to_open)
+
+
+@pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
+def test_what_the_fast_decoder_cannot_do_is_left_to_pillow(error, monkeypatch) -> None:
+    simplejpeg = pytest.importorskip("simplejpeg")
+    data = picture(1, (60, 40))
+    wanted = images.decode(data, 24)
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", fail)
+    assert images.decode(data, 24).equal(wanted)
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
