@@ -96,10 +96,14 @@ class FolderKind:
         if foreign is not None:
             raise RequestError(f"{folder} is a {self.name}, but {foreign} does not belong to one. {mend}")
 
-    def clear(self, folder: Path) -> str | None:
-        """Remove the files of this kind and the folders that become empty; what else lies there stays, and is named."""
+    def clear(self, folder: Path, *, first: str = "") -> str | None:
+        """Remove the files of this kind, `first` before the others, and the folders that become empty.
+
+        Returns:
+            What else lies there: it stays.
+        """
         kept = None
-        for path, plain in list(_walk(folder)):
+        for path, plain in sorted(_walk(folder), key=lambda found: found[0] != first):
             if plain and self._belongs(path):
                 os.unlink(folder / path)
             else:
@@ -168,7 +172,7 @@ def refuse_files(
         taken[place] = path
 
 
-_HEAD = 64 * 1024
+_ENDS = 64 * 1024
 
 
 def begins(*starts: bytes) -> Callable[[Path], bool]:
@@ -182,11 +186,13 @@ def begins(*starts: bytes) -> Callable[[Path], bool]:
 
 
 def holds(sign: bytes) -> Callable[[Path], bool]:
-    """Known by a sign within its first 64 KiB."""
+    """Known by a sign within its first or last 64 KiB."""
 
     def known(path: Path) -> bool:
         with open(path, "rb") as file:
-            return sign in file.read(_HEAD)
+            head = file.read(_ENDS)
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _ENDS))
+            return sign in head or sign in file.read()
 
     return known
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import stat
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
+from data_tools.atomic import mend_interrupted_swap, swap_in
 from data_tools.errors import RequestError, UserError
 from data_tools.lock import FileLock
+from data_tools.outputs import FolderKind
 
+OLD = "old"  # what stood at the place, where it and the new one cannot be exchanged at once
 MARKER = (
     "cnclip-ft-scratch.json"  # says what the folder is, and is its lock: the two cannot be there one without the other
 )
@@ -105,11 +110,40 @@ class Scratch:
                     return f"no longer as it was made ({os.path.join(above, name)} is a link)"
         return None
 
-    def clear(self, *, first: str = "") -> None:
-        """Remove what lies in it, `first` before the rest."""
-        for entry in sorted(self.folder.iterdir(), key=lambda entry: entry.name != first):
+    def clear(self) -> None:
+        """Remove what lies in it."""
+        for entry in self.folder.iterdir():
             if entry.name != MARKER:
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+    def swap_in(self, new: Path, kind: FolderKind) -> None:
+        """Put `new`, a folder or file in here, at the place. What was there goes, but for what `kind` does not know.
+
+        Raises:
+            OSError: it cannot be replaced.
+        """
+        old = self.folder / OLD
+        swap_in(new, self.place, old)
+        for before in (new, old):
+            self.put_aside(before, kind)
+
+    def put_aside(self, before: Path, kind: FolderKind) -> None:
+        """Remove the folder or file `before`, which stood at the place; what is not of this kind is kept beside it."""
+        if before.is_dir():
+            kept = kind.clear(before)
+            if kept is not None:
+                aside = self.place.with_name(f"cnclip-ft.{self.place.name}.{secrets.token_hex(4)}")
+                os.rename(before, aside)
+                print(
+                    f"note: {kept} is not of a {kind.name}: what was at {self.place} lies in {aside} now",
+                    file=sys.stderr,
+                )
+        else:
+            before.unlink(missing_ok=True)
+
+    def mend(self) -> None:
+        """Bring back what stood at the place if a process died between the two renames that replace it."""
+        mend_interrupted_swap(self.place, self.folder / OLD)
 
     def remove(self) -> None:
         """Remove it and let go. What cannot be removed stays, marked, for the next one to clear."""

@@ -66,10 +66,12 @@ def evaluate(
     Example: cnclip-ft evaluate runs/mine/contrast/best data/valid data/test --json scores.json
     """
     from cnclip_ft.evaluation import feature_folder, official_files, scorecard
+    from cnclip_ft.evaluation.outputs import refuse_outputs
     from data_tools.errors import RequestError
 
     options = scorecard.Options(batch_size, workers, device, dtype, image_size, memory, dataset, source)
     path = Path(checkpoint)
+    refuse_outputs([checkpoint, *(splits or [])], json_file=json_file, markdown=markdown)
     if path.is_file() and path.suffix == ".jsonl":
         line, score = scorecard.score_predictions(path, splits or [])
         typer.echo(line)

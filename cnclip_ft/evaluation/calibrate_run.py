@@ -12,6 +12,7 @@ import torch
 from cnclip_ft.evaluation import feature_folder, official_files, plots, record
 from cnclip_ft.evaluation.calibration import choose, curve, in_words, read_pairs, sampled_scores
 from cnclip_ft.evaluation.encode import encode_images, encode_source, encode_texts, evaluating
+from cnclip_ft.evaluation.outputs import refuse_outputs
 from cnclip_ft.evaluation.scorecard import Options, open_model
 from cnclip_ft.evaluation.sources import FolderReader, is_store, store_source
 from cnclip_ft.models.dual_encoder import DualEncoder
@@ -46,6 +47,7 @@ def calibrate_model(
         raise RequestError("say either --precision or --recall, e.g. --precision 0.95")
     if share is not None and not 0 < share < 1:
         raise RequestError(f"--share is {share}; it lies between 0 and 1, e.g. 0.01 when one pair in a hundred matches")
+    refuse_outputs([checkpoint, pairs], json_file=json_file, picture=picture)
     if picture:
         plots.require_matplotlib()
     labelled = Path(pairs).is_file()

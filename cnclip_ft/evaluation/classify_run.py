@@ -11,6 +11,7 @@ import torch
 from cnclip_ft.evaluation import official_files, plots, record
 from cnclip_ft.evaluation.encode import Meter, encode_images, evaluating
 from cnclip_ft.evaluation.encode_run import check_on_error, tell_left_out
+from cnclip_ft.evaluation.outputs import refuse_outputs
 from cnclip_ft.evaluation.report import number, plain_table
 from cnclip_ft.evaluation.scorecard import Options, open_model
 from cnclip_ft.evaluation.sources import open_source
@@ -49,6 +50,7 @@ def classify_images(
     """
     options.check()
     check_on_error(on_error)
+    refuse_outputs([checkpoint, images, classes_file], json_file=json_file, lines=output, picture=picture)
     if picture:
         plots.require_matplotlib()
     classes, templates = read_classes(classes_file), read_templates(templates_spec)

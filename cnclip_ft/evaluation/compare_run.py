@@ -9,6 +9,7 @@ from typing import Any
 from cnclip_ft.evaluation import feature_folder, official_files, record
 from cnclip_ft.evaluation.comparison import HitTable, compare, hit_table
 from cnclip_ft.evaluation.encode import SplitFeatures, encode_source
+from cnclip_ft.evaluation.outputs import refuse_outputs
 from cnclip_ft.evaluation.report import plain_table
 from cnclip_ft.evaluation.retrieval import split_ranks
 from cnclip_ft.evaluation.scorecard import Options, open_model
@@ -33,6 +34,7 @@ def compare_models(
         RequestError: fewer than two, no split for a checkpoint, or features of different splits.
     """
     options.check()
+    refuse_outputs([*checkpoints, *([split] if split else [])], json_file=json_file)
     if len(checkpoints) < 2:
         raise RequestError("name at least two checkpoints to compare")
     source = store_source(split) if split else None

@@ -17,6 +17,7 @@ from cnclip_ft.evaluation.official_files import IdFeatures, write_features
 from cnclip_ft.evaluation.scorecard import Options, open_model
 from cnclip_ft.evaluation.sources import open_source
 from data_tools.errors import DataFault, RequestError, UserError
+from data_tools.outputs import refuse_overlap
 
 FORMATS = ("npy", "jsonl")
 ON_ERROR = ("report", "skip", "fail")
@@ -81,6 +82,7 @@ def encode_to_folder(
     check_on_error(on_error)
     if file_format not in FORMATS:
         raise RequestError(f"--format is {file_format!r}; use {' or '.join(FORMATS)}")
+    refuse_overlap(output, [what, checkpoint])
     source = open_source(what)
     processes = Processes(options.device)
     if processes.index == 0:

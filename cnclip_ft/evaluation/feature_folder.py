@@ -14,8 +14,7 @@ processes share the parts; whoever comes back takes up those that are missing.
 from __future__ import annotations
 
 import json
-import os
-import shutil
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +26,45 @@ from pydantic_core import from_json
 
 from cnclip_ft.evaluation.encode import SplitFeatures, SplitTexts
 from cnclip_ft.evaluation.official_files import IdFeatures, write_json, write_text
+from data_tools.atomic import whole_file, whole_path
 from data_tools.errors import DataFault, RequestError, UserError
 from data_tools.faults import FILE_NAME
+from data_tools.outputs import FolderKind
+from data_tools.scratch import real_place
 
 FORMAT = 1
 INFO = "features.json"
 PART = {"image": 4096, "text": 65536}  # items a part: what an interruption can cost
 FAULTS, _FAULTS = FILE_NAME, ".faults.jsonl"
 _IDS = {"image_features.npy": ("image", "image_ids.jsonl"), "text_features.npy": ("text", "texts.jsonl")}
+_AGAIN = "The parts before it are kept: free some space and give the same command again."
+
+
+def _is_ours(folder: Path) -> bool:
+    """Finished features or the beginning of some, by what their JSON says."""
+    for file, keys in (
+        (folder / INFO, {"format", "dim", "settings"}),
+        (folder / "parts/plan.json", {"format", "part", "settings"}),
+    ):
+        try:
+            content = from_json(file.read_bytes())
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict) and keys <= content.keys():
+            return True
+    return False
+
+
+_PART_FILES = r"plan\.json|(image|text)-\d{6}(\.npy|\.faults\.jsonl)|[^/]*\.writing"
+_PARTS = FolderKind("folder of parts", lambda folder: _is_ours(folder.parent), re.compile(_PART_FILES))
+FEATURES = FolderKind(
+    "folder of features",
+    _is_ours,
+    re.compile(
+        rf"{re.escape(INFO)}|(image|text)_features\.npy|image_ids\.jsonl|texts\.jsonl|faults\.jsonl|[^/]+\.(img|txt)_feat\.jsonl|[^/]*\.writing"
+        rf"|parts/({_PART_FILES})"
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -69,10 +99,9 @@ class FeatureWriter:
 
     def _prepare(self, overwrite: bool) -> None:
         plan = self._plan()
-        if overwrite and ((self.folder / INFO).exists() or (self.parts_folder / "plan.json").exists()):
-            for name in (INFO, FAULTS, *_IDS, *(ids for _, ids in _IDS.values())):
-                (self.folder / name).unlink(missing_ok=True)
-            shutil.rmtree(self.parts_folder, ignore_errors=True)
+        FEATURES.refuse_other(self.folder)
+        if overwrite and self.folder.is_dir():
+            FEATURES.clear(real_place(self.folder), first=INFO)
         if (self.folder / INFO).exists():
             raise RequestError(f"{self.folder} holds finished features; choose another --output or say --overwrite")
         if (self.parts_folder / "plan.json").exists():
@@ -112,19 +141,8 @@ class FeatureWriter:
         ]
         if lines:  # first: a part counts from the moment its features are there
             write_text(part.file.with_suffix(_FAULTS), lines)
-        beside = part.file.with_suffix(f".{os.getpid()}.writing")
-        try:
-            with open(beside, "wb") as file:
-                np.save(file, features.numpy().astype(self.dtype))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, part.file)
-        except OSError as error:
-            beside.unlink(missing_ok=True)
-            raise UserError(
-                f"{part.file} cannot be written ({error.strerror or error}). The parts before it are kept: free some "
-                "space and give the same command again"
-            ) from None
+        with whole_file(part.file, advice=_AGAIN) as file:
+            np.save(file, features.numpy().astype(self.dtype))
 
     def faults(self) -> dict[int, dict[str, Any]]:
         """Position among the image ids → fault, of the parts written."""
@@ -148,23 +166,22 @@ class FeatureWriter:
             if not files:
                 continue
             dim = np.load(files[0], mmap_mode="r").shape[1]
-            beside = self.folder / f"{name}.writing"
-            joined = np.lib.format.open_memmap(beside, "w+", self.dtype, (sizes[kind], dim))
-            filled = seen = 0
-            for file in files:
-                rows = np.load(file, mmap_mode="r")
-                seen += len(rows)
-                if kind == "image" and faults:
-                    rows = rows[[at not in faults for at in range(seen - len(rows), seen)]]
-                joined[filled : filled + len(rows)] = rows
-                filled += len(rows)
-            joined.flush()
-            del joined
-            if filled != sizes[kind]:
-                raise UserError(
-                    f"{self.parts_folder} holds {filled:,} of {sizes[kind]:,} {kind} features; give the same command again"
-                )
-            os.replace(beside, self.folder / name)
+            with whole_path(self.folder / name, advice=_AGAIN) as beside:
+                joined = np.lib.format.open_memmap(beside, "w+", self.dtype, (sizes[kind], dim))
+                filled = seen = 0
+                for file in files:
+                    rows = np.load(file, mmap_mode="r")
+                    seen += len(rows)
+                    if kind == "image" and faults:
+                        rows = rows[[at not in faults for at in range(seen - len(rows), seen)]]
+                    joined[filled : filled + len(rows)] = rows
+                    filled += len(rows)
+                joined.flush()
+                del joined
+                if filled != sizes[kind]:
+                    raise UserError(
+                        f"{self.parts_folder} holds {filled:,} of {sizes[kind]:,} {kind} features; give the same command again"
+                    )
         if image_ids:
             write_text(self.folder / "image_ids.jsonl", map(json.dumps, image_ids))
         if faults:
@@ -173,7 +190,7 @@ class FeatureWriter:
             write_text(self.folder / "texts.jsonl", text_lines(self.split))
         counts = {"images": len(image_ids), "left_out": len(faults)}
         write_json(self.folder / INFO, self._plan() | counts | {"dim": dim} | extra)
-        shutil.rmtree(self.parts_folder, ignore_errors=True)
+        _PARTS.clear(self.parts_folder)
         return faults
 
 

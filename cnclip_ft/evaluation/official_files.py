@@ -11,7 +11,6 @@ Ids may be strings as well as integers here; the official scripts accept integer
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,8 @@ import numpy as np
 import torch
 from pydantic_core import from_json
 
-from data_tools.errors import DataFault, RequestError
+from data_tools.atomic import whole_file
+from data_tools.errors import DataFault, RequestError, UserError
 
 Id = int | str
 OTHER = {"text": "image", "image": "text"}
@@ -45,18 +45,19 @@ class Answers:
 
 
 def write_text(path: str | Path, lines: Iterable[str]) -> None:
-    """Write the lines beside `path` and rename: the file is whole or it is not there."""
-    path = Path(path)
-    beside = path.with_name(path.name + ".writing")
+    """Write the lines; the file is whole or it is not there.
+
+    Raises:
+        RequestError: it cannot be written.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "w", encoding="utf-8", newline="\n") as file:
+        with whole_file(path, "w", advice="Choose another file.") as file:
             for line in lines:
                 file.write(line + "\n")
-        os.replace(beside, path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise RequestError(f"{path} cannot be written ({error.strerror or error}); choose another file") from None
+    except DataFault:
+        raise  # of what is written, not of the writing
+    except UserError as error:
+        raise RequestError(str(error)) from None
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from data_tools.atomic import whole_file
 from data_tools.contact_sheet import HAN, find_font
 from data_tools.errors import RequestError
+
+MADE_BY = {"png": "Software", "svg": "Creator", "pdf": "Creator"}  # where a format says who wrote the file
+MAKER = "cnclip-ft evaluation"
 
 
 def require_matplotlib() -> Any:
@@ -46,14 +51,13 @@ def _chinese_font() -> bool:
 
 
 def _save(figure: Any, path: str | Path) -> None:
-    import warnings
-
+    kind = Path(path).suffix.removeprefix(".").lower()
+    said = {MADE_BY[kind]: MAKER} if kind in MADE_BY else None
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), whole_file(path, advice="Choose another file.") as file:
             warnings.filterwarnings("ignore", message="Glyph .* missing")
-            figure.savefig(path, dpi=120, bbox_inches="tight")
-    except (OSError, ValueError) as error:
+            figure.savefig(file, format=kind or "png", metadata=said, dpi=120, bbox_inches="tight")
+    except ValueError as error:
         raise RequestError(
             f"{path}: the picture cannot be written ({error}); use a name ending in .png, .svg or .pdf"
         ) from None

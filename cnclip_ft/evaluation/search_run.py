@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cnclip_ft.evaluation import official_files, record
 from cnclip_ft.evaluation.feature_folder import read_set
+from cnclip_ft.evaluation.outputs import refuse_outputs
 from cnclip_ft.evaluation.retrieval import topk
 from cnclip_ft.evaluation.scorecard import score_predictions
 from cnclip_ft.evaluation.tiles import parse_memory
@@ -41,6 +42,7 @@ def search_files(
     if score and not answers:
         raise RequestError("--score needs --answers to score against")
     parse_memory(memory)
+    refuse_outputs([queries, gallery, *([answers] if answers else [])], json_file=score, lines=Path(output))
     asking, offered = direction.split("-")
     if answers and asking == offered:
         raise RequestError("answers say which images belong to which texts; a search within one kind has none")

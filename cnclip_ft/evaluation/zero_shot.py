@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-import tempfile
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from cnclip_ft.evaluation.encode import encode_texts
 from cnclip_ft.evaluation.sources import Source
 from cnclip_ft.models.dual_encoder import DualEncoder
-from data_tools.errors import DataFault, RequestError
+from data_tools.atomic import whole_path
+from data_tools.errors import DataFault, RequestError, UserError
 
 TEMPLATES = Path(__file__).with_name("templates")
 
@@ -142,14 +143,9 @@ def class_features(
 
 
 def _keep(file: Path, features: torch.Tensor) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(dir=file.parent, suffix=".writing")
-        os.close(handle)
-        save_file({"classes": features.contiguous()}, beside)
-        os.replace(beside, file)
-    except OSError:
-        pass  # a cache that cannot be written costs time, not the answer
+    with contextlib.suppress(OSError, UserError):  # a cache that cannot be written costs time, not the answer
+        with whole_path(file) as beside:
+            save_file({"classes": features.contiguous()}, beside)
 
 
 def labelled_images(path: Path, source: Source, classes: Sequence[Class]) -> tuple[list[Any], list[int | None]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 
 import torch
@@ -66,6 +67,17 @@ def write(model: DualEncoder, target: Path, order: Order) -> None:
         torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())
+
+
+def is_export(file: Path) -> bool:
+    """Whether the file was written here; nothing of it is unpickled."""
+    try:
+        with zipfile.ZipFile(file) as parts:
+            name = next(name for name in parts.namelist() if name.endswith("/data.pkl"))
+            head = parts.open(name).read(2**24)
+    except (OSError, StopIteration, zipfile.BadZipFile, RuntimeError):
+        return False
+    return all(word in head for word in (b"state_dict", b"cnclip_ft", b"module.bert"))
 
 
 def open_encoder(target: Path) -> DualEncoder:

@@ -7,6 +7,7 @@ import importlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import warnings
@@ -18,8 +19,10 @@ from torch import nn
 
 from cnclip_ft.export.graph import ImageEncoder, TextEncoder
 from cnclip_ft.export.order import Order
+from cnclip_ft.models.checkpoints import TOKENIZER_FILES
 from cnclip_ft.models.dual_encoder import DualEncoder
 from data_tools.errors import RequestError, UserError
+from data_tools.outputs import FolderKind
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.float32}  # int8 is made from float32
 OPSET = 18  # LayerNormalization is one node from 17 on; TensorRT 10 and OpenVINO know all of 18
@@ -28,6 +31,21 @@ ONE_FILE = 1_800_000_000  # bytes of weights; above, they lie beside the graph: 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 INPUTS = {"image": "pixels", "text": "input_ids"}
 OUTPUT = "features"
+
+
+def _is_onnx(folder: Path) -> bool:
+    try:
+        about = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(about, dict) and {"format", "opset", "image", "text"} <= about.keys()
+
+
+ONNX = FolderKind(
+    "folder of ONNX files",
+    _is_onnx,
+    re.compile(rf"(image|text)\.onnx(\.data|_data)?|{re.escape(DESCRIPTION)}|example\.py|{TOKENIZER_FILES}"),
+)
 
 
 def check(model: DualEncoder) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -12,18 +11,22 @@ from types import ModuleType
 from cnclip_ft.evaluation.encode import encode_source
 from cnclip_ft.evaluation.retrieval import RetrievalScores, recall
 from cnclip_ft.evaluation.sources import Source, store_source
+from cnclip_ft.export.cn_clip import is_export
+from cnclip_ft.export.onnx import ONNX
 from cnclip_ft.export.order import Order
 from cnclip_ft.export.parity import difference, require
-from cnclip_ft.models.checkpoints import INFO, load, read_info
+from cnclip_ft.models.checkpoints import CHECKPOINT, INFO, load, read_info
 from cnclip_ft.models.dual_encoder import DualEncoder
 from data_tools.errors import RequestError, UserError
+from data_tools.outputs import FolderKind, is_empty, refuse_foreign_file, refuse_overlap
+from data_tools.scratch import Scratch, real_place
 
 # Name → module with `DTYPES` (name → dtype the weights are loaded as), `check(model)`, `write(model, target, order)`,
 # `read_features(target, pixels, texts)`, `open_encoder(target)` (for recall) and `advice(model, output)`.
 FORMATS = {
     "huggingface": "cnclip_ft.export.huggingface", "cn_clip": "cnclip_ft.export.cn_clip", "onnx": "cnclip_ft.export.onnx",
 }  # fmt: skip
-_MARKS = ("config.json", "image.onnx")  # of a folder written here
+_KINDS = (CHECKPOINT, ONNX)  # of folder written here
 
 
 @dataclass(frozen=True)
@@ -64,16 +67,17 @@ def export_checkpoint(
         raise RequestError(f"--dtype is {dtype!r}; --to {to} has {', '.join(writer.DTYPES)}")
     if calibrate is not None and dtype != "int8":
         raise RequestError("--calibrate settles the ranges of 8-bit numbers: it goes with --to onnx --dtype int8 only")
-    _refuse_output(output, overwrite)
+    _refuse_output(output, overwrite, [path for path in (checkpoint, calibrate, verify) if path is not None])
     order = Order(_history(checkpoint), dtype, None if calibrate is None else _split(calibrate))
     judge = None if verify is None else _split(verify)
     model = load(checkpoint, source=source)
     writer.check(model)
-    beside = output.with_name(f"{output.name}.unchecked")
-    _remove(beside)
+    scratch = Scratch(real_place(output), "exporting", "exporting to this place")
+    beside = scratch.folder / "new"
     try:
+        scratch.mend()
+        scratch.clear()
         try:
-            beside.parent.mkdir(parents=True, exist_ok=True)
             weights = writer.DTYPES[dtype]
             writer.write(
                 model if weights == model.dtype else load(checkpoint, dtype=weights, source=source), beside, order
@@ -85,13 +89,13 @@ def export_checkpoint(
         found = difference(model, lambda pixels, texts: writer.read_features(beside, pixels, texts))
         require(found, output, dtype)
         scores = None if judge is None else _recall_of_both(model, writer, beside, judge)
+        kind = _refuse_output(output, overwrite, [])  # minutes have gone by
         try:
-            _remove(output)
-            os.replace(beside, output)
+            scratch.swap_in(beside, kind)
         except OSError as error:
             raise UserError(f"{output} could not be written ({error})") from None
     finally:
-        _remove(beside)
+        scratch.remove()
     return Exported(output, found, writer.advice(model, output), scores)
 
 
@@ -137,18 +141,18 @@ def _history(checkpoint: str | Path) -> dict:
     }
 
 
-def _refuse_output(output: Path, overwrite: bool) -> None:
-    empty = output.is_dir() and not any(output.iterdir())
-    if not output.exists() or empty:
-        return
-    if not overwrite:
-        raise RequestError(f"{output} is there already; choose another --output, or --overwrite")
-    if output.is_dir() and not any((output / mark).is_file() for mark in _MARKS):
-        raise RequestError(f"{output} is a folder that holds something else than a model; it is not overwritten")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _refuse_output(output: Path, overwrite: bool, sources: list[str | Path]) -> FolderKind:
+    """The kind of folder that is there."""
+    refuse_overlap(output, sources)
+    place = real_place(output)
+    known = next((kind for kind in _KINDS if kind.known(place)), None)
+    if os.path.lexists(place) and not is_empty(place):
+        if not place.is_dir():
+            refuse_foreign_file(output, is_export, "an export of ours")
+        elif known is None:
+            raise RequestError(f"{output} is a folder that holds something else than a model of ours; it is not overwritten. Choose another --output")  # fmt: skip
+        else:
+            known.refuse_other(output)
+        if not overwrite:
+            raise RequestError(f"{output} is there already; choose another --output, or --overwrite")
+    return known or CHECKPOINT

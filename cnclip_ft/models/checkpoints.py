@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +34,32 @@ from cnclip_ft.models.hub import find, sha256
 from cnclip_ft.models.huggingface import read_chinese_clip
 from cnclip_ft.models.official import is_dropped, is_official, modern, to_ours
 from cnclip_ft.models.openai import is_openai
+from data_tools.atomic import mend_interrupted_swap, sync_file
 from data_tools.errors import RequestError, UserError
+from data_tools.outputs import FolderKind
+from data_tools.scratch import OLD, Scratch, real_place, scratch_folder
 
 FORMAT = 1
 INFO = "cnclip_ft.json"
+PURPOSE = "saving"  # of the working folder
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    try:
+        info = json.loads((folder / INFO).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(info, dict) and {"format", "model"} <= info.keys()
+
+
+TOKENIZER_FILES = (
+    r"(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json|vocab\.txt|merges\.txt|[a-z_.]+\.model"
+)
+CHECKPOINT = FolderKind(
+    "checkpoint of ours",
+    _is_checkpoint,
+    re.compile(rf"model\.safetensors|{re.escape(INFO)}|(processor_|preprocessor_)?config\.json|{TOKENIZER_FILES}"),
+)
 
 # ---- writing --------------------------------------------------------------------------------------------------------
 
@@ -46,33 +67,40 @@ INFO = "cnclip_ft.json"
 def save_checkpoint(model: DualEncoder, folder: str | Path, *, info: dict[str, Any]) -> None:
     """Write the folder whole or not at all; one that is there is replaced at the end.
 
+    Files in it that are not of a checkpoint are kept, in a folder beside.
+
     Raises:
+        RequestError: another process saves here, or something else has the working folder's name.
         UserError: it cannot be written; what was there before is intact.
     """
-    folder = Path(folder)
-    beside, old = folder.with_name(folder.name + ".writing"), folder.with_name(folder.name + ".old")
+    scratch = Scratch(real_place(folder), PURPOSE, "saving this checkpoint")
+    new = scratch.folder / "new"
     try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        save_file(file_tensors(model), beside / "model.safetensors", metadata={"format": "pt"})
-        _write_json(beside / "config.json", transformers_config(model))
-        _write_json(beside / "preprocessor_config.json", processor_config(model))
-        model.tokenizer.save(beside)
-        _write_json(beside / INFO, {"format": FORMAT, "model": describe_model(model), **info})
-        for file in beside.iterdir():
-            with open(file, "rb+") as handle:
-                os.fsync(handle.fileno())
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(beside, folder)
-        shutil.rmtree(old, ignore_errors=True)
+        scratch.mend()
+        scratch.clear()
+        new.mkdir()
+        save_file(file_tensors(model), new / "model.safetensors", metadata={"format": "pt"})
+        _write_json(new / "config.json", transformers_config(model))
+        _write_json(new / "preprocessor_config.json", processor_config(model))
+        model.tokenizer.save(new)
+        _write_json(new / INFO, {"format": FORMAT, "model": describe_model(model), **info})
+        for file in new.iterdir():
+            sync_file(file)
+        scratch.swap_in(new, CHECKPOINT)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(beside, ignore_errors=True)
         raise UserError(
             f"{folder}: the checkpoint could not be written ({error}). What was there before is intact; "
             "free some space or choose another output."
         ) from None
+    finally:
+        scratch.remove()
+
+
+def mend_checkpoint(folder: Path) -> None:
+    """Bring back the checkpoint that was being replaced when the process died between two renames."""
+    for old in (scratch_folder(folder, PURPOSE) / OLD, folder.with_name(f"{folder.name}.old")):  # the second: by 0.1.0
+        if _is_checkpoint(old):
+            mend_interrupted_swap(folder, old)
 
 
 def file_tensors(model: DualEncoder) -> dict[str, torch.Tensor]:

@@ -15,12 +15,13 @@ from cnclip_ft.evaluation.encode import Meter, evaluating
 from cnclip_ft.evaluation.scorecard import Options, open_model
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.search import approximate as approximate_search
-from cnclip_ft.search.index_folder import PARTS, Index, IndexWriter, is_index
+from cnclip_ft.search.index_folder import INDEX, Index, IndexWriter, is_index
 from cnclip_ft.search.listing import Key, Listing, list_source
 from cnclip_ft.search.parts import Parts
 from cnclip_ft.search.pictures import UNREAD, encode_pictures
 from data_tools.errors import RequestError, UserError
 from data_tools.lock import FileLock
+from data_tools.outputs import refuse_overlap
 
 EXACT_LIMIT = 10_000_000  # vectors; beyond, a look at every one takes seconds
 _BLOCK = 16384  # rows joined at once
@@ -57,7 +58,10 @@ def build_index(
     options.check()
     wishes.check()
     output = Path(output)
-    _check_place(output)
+    if output.exists() and not output.is_dir():
+        raise RequestError(f"{output} is a file; --output is a folder")
+    refuse_overlap(output, [what, checkpoint])
+    INDEX.refuse_other(output)
     listing = list_source(what)
     model, device, dtype = open_model(checkpoint, options)
     described = record.describe_checkpoint(model, _whole_path(checkpoint))
@@ -98,15 +102,6 @@ def build_index(
 def _whole_path(checkpoint: str | Path) -> str:
     """Absolute, so that the index finds its model from anywhere; a published name as it is."""
     return str(Path(checkpoint).resolve()) if Path(checkpoint).exists() else str(checkpoint)
-
-
-def _check_place(output: Path) -> None:
-    if output.exists() and not output.is_dir():
-        raise RequestError(f"{output} is a file; --output is a folder")
-    if output.is_dir() and not is_index(output) and any(output.iterdir()) and not (output / PARTS).is_dir():
-        foreign = [path.name for path in output.iterdir() if path.name != "lock"]
-        if foreign:
-            raise RequestError(f"{output} holds other files (e.g. {sorted(foreign)[0]}); choose another --output")
 
 
 def _check_same(old: Index, identity: dict[str, Any], listing: Listing, wishes: Wishes) -> None:

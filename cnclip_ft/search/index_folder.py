@@ -25,12 +25,36 @@ from typing import Any
 import numpy as np
 
 from cnclip_ft.search.listing import Key
+from data_tools.atomic import leftovers, whole_file
 from data_tools.errors import RequestError, UserError
+from data_tools.outputs import FolderKind
 
 FORMAT = 1
 INFO = "index.json"
 PARTS = "parts"
 _NUMBERED = re.compile(r"(features|items|offsets|damaged|approximate)-\d+\.(npy|jsonl|faiss)")
+_PART_FILES = r"plan\.json|\d{8}\.(npy|jsonl)|[^/]*\.writing"
+
+
+def _is_ours(folder: Path) -> bool:
+    """An index or the beginning of one, by what its JSON says."""
+    for file, keys in (
+        (folder / INFO, {"format", "files", "source"}),
+        (folder / PARTS / "plan.json", {"checksum", "image_size"}),
+    ):
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict) and keys <= content.keys():
+            return True
+    return list(map(str, folder.iterdir())) == [str(folder / "lock")]  # begun, and stopped at once
+
+
+PART_FILES = FolderKind("folder of parts", lambda folder: _is_ours(folder.parent), re.compile(_PART_FILES))
+INDEX = FolderKind(
+    "index", _is_ours, re.compile(rf"{re.escape(INFO)}|lock|[^/]*\.writing|{_NUMBERED.pattern}|{PARTS}/({_PART_FILES})")
+)
 
 
 class Index:
@@ -185,12 +209,10 @@ class IndexWriter:
     def commit(self, info: dict[str, Any]) -> None:
         """From here on the new state counts."""
         content = {"format": FORMAT, **info, "files": self.files}
-        beside = self.folder / (INFO + ".writing")
-        with _told(self.folder):
-            with open(beside, "w", encoding="utf-8", newline="\n") as file:
-                json.dump(content, file, indent=2, ensure_ascii=False)
-                _to_disk(file)
-            os.replace(beside, self.folder / INFO)
+        with whole_file(self.folder / INFO, "w", advice="Free some space and give the same command again.") as file:
+            json.dump(content, file, indent=2, ensure_ascii=False)
+        for path in leftovers(self.folder):
+            path.unlink(missing_ok=True)
         for path in self.folder.iterdir():
             if _NUMBERED.fullmatch(path.name) and path.name not in self.files.values():
                 try:

@@ -7,17 +7,15 @@ there with the same stamp is taken, the rest is not looked at.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cnclip_ft.search.index_folder import PARTS
+from cnclip_ft.search.index_folder import PART_FILES, PARTS
 from cnclip_ft.search.listing import Key
-from data_tools.errors import UserError
+from data_tools.atomic import whole_file
 
 _ROWS, _SECONDS = 8192, 20.0  # a part is written when either is reached: what a power cut can cost
 
@@ -33,13 +31,10 @@ class Parts:
         self.folder, self.dim = folder / PARTS, dim
         plan, own = self.folder / "plan.json", json.dumps(identity, sort_keys=True)
         if self.folder.exists() and not (plan.is_file() and plan.read_text(encoding="utf-8") == own):
-            shutil.rmtree(self.folder)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not plan.exists():
-                plan.write_text(own, encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{folder} cannot be written ({error.strerror}); choose another --output") from None
+            PART_FILES.clear(self.folder, first=plan.name)  # `build_index` has looked that nothing else is in it
+        if not plan.exists():
+            with whole_file(plan, "w", advice="Choose another --output.") as file:
+                file.write(own)
         self._arrays: list[np.ndarray] = []
         self.places: dict[Key, tuple[str, int, int]] = {}  # key → stamp, part, row
         self.damaged: dict[Key, tuple[str, str]] = {}  # key → stamp, fault
@@ -82,24 +77,12 @@ class Parts:
             return
         self._number += 1
         file = self.folder / f"{self._number:08d}.jsonl"
-        beside = file.with_suffix(".writing")
-        try:
-            # The features first: a part counts from the moment its list is there.
-            with open(file.with_suffix(".npy"), "wb") as out:
-                np.save(out, np.concatenate([np.empty((0, self.dim), np.float32), *self._features]))
-                out.flush()
-                os.fsync(out.fileno())
-            with open(beside, "w", encoding="ascii") as out:
-                out.writelines(json.dumps(row) + "\n" for row in self._rows)
-                out.flush()
-                os.fsync(out.fileno())
-            os.replace(beside, file)
-        except OSError as error:
-            beside.unlink(missing_ok=True)
-            raise UserError(
-                f"{file} cannot be written ({error.strerror or error}). What was encoded before is kept: free some "
-                "space and give the same command again"
-            ) from None
+        advice = "What was encoded before is kept: free some space and give the same command again."
+        # The features first: a part counts from the moment its list is there.
+        with whole_file(file.with_suffix(".npy"), advice=advice) as out:
+            np.save(out, np.concatenate([np.empty((0, self.dim), np.float32), *self._features]))
+        with whole_file(file, "w", advice=advice) as out:
+            out.writelines(json.dumps(row) + "\n" for row in self._rows)
         self._begin()
         self._take(file)
 
@@ -108,4 +91,4 @@ class Parts:
 
     def remove(self) -> None:
         self._arrays.clear()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        PART_FILES.clear(self.folder)

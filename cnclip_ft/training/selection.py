@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cnclip_ft.models.checkpoints import load, save_checkpoint
+from cnclip_ft.models.checkpoints import CHECKPOINT, load, mend_checkpoint, save_checkpoint
 from cnclip_ft.training.devices import sum_numbers
 from cnclip_ft.training.journal import duration
 from cnclip_ft.training.lora import merged
@@ -161,7 +160,8 @@ class Selection:
             put(winner)
             info = run.checkpoint_info(stage, judged) | {"interpolated": winner}
             save_checkpoint(run.model, self.folder / "best", info=info)
-        shutil.rmtree(self.folder / "start", ignore_errors=True)
+        if (self.folder / "start").is_dir():
+            CHECKPOINT.clear(self.folder / "start")
 
     # ---- state --------------------------------------------------------------------------------------------------
 
@@ -174,6 +174,5 @@ class Selection:
         for name in self._KEPT:
             setattr(self, name, state[name])
         for kept in (self.folder / "best", self.folder / "start"):
-            replaced = kept.with_name(f"{kept.name}.old")
-            if self.run.accelerator.is_main_process and not kept.exists() and replaced.exists():
-                replaced.rename(kept)  # the run was killed between the two renames of a checkpoint
+            if self.run.accelerator.is_main_process:
+                mend_checkpoint(kept)

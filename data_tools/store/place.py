@@ -11,19 +11,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import secrets
-import sys
 from pathlib import Path
 from typing import Any
 
-from data_tools.atomic import mend_interrupted_swap, swap_in, whole_file
+from data_tools.atomic import swap_in, whole_file
 from data_tools.errors import DataFault, RequestError, UserError
 from data_tools.faults import FILE_NAME
 from data_tools.outputs import FolderKind, is_empty
-from data_tools.scratch import Scratch, real_place
-from data_tools.store.reader import OLD, PURPOSE, open_store, read_meta, shard_folders
+from data_tools.scratch import OLD, Scratch, real_place
+from data_tools.store.reader import PURPOSE, open_store, read_meta, shard_folders
 
 NUMBERS_FILE = "image_ids.tsv"
 
@@ -84,7 +82,7 @@ class Workplace:
         self.resumed = self.finished = self.in_place = False
         note: dict[str, Any] = {}
         try:
-            mend_interrupted_swap(self.place, self.folder / OLD)
+            self._scratch.mend()
             note = self._read_note()
             self._choose(note, request, resume, overwrite)
         except BaseException:
@@ -120,7 +118,9 @@ class Workplace:
         if self.resumed:
             self._note = note
             return
-        self._scratch.clear(first=self._note_file.name)
+        self._note_file.unlink(missing_ok=True)  # first: what is cleared in part is not gone on with
+        self._put_aside()
+        self._scratch.clear()
         self._note = {
             "request": request, "digest": digest, "build": secrets.token_hex(16), "overwrite": overwrite, "finished": False,
         }  # fmt: skip
@@ -170,20 +170,16 @@ class Workplace:
     def remove(self) -> None:
         """Remove the folder, with the store that was replaced: only what belongs to one."""
         try:
-            for before in (self.store, self.folder / OLD):
-                self._put_aside(before)
+            self._put_aside()
             self._scratch.remove()
         except OSError:
             pass  # it stays, marked, for the next build to clear
         finally:
             self._scratch.release()
 
-    def _put_aside(self, before: Path) -> None:
-        kept = STORE.clear(before) if before.is_dir() else None
-        if kept is not None:  # it came between the last look and the exchange
-            aside = self.place.with_name(f"cnclip-ft.{self.place.name}.{secrets.token_hex(4)}")
-            os.rename(before, aside)
-            print(f"note: {kept} is not of a store; it was in {self.target} and lies in {aside} now", file=sys.stderr)
+    def _put_aside(self) -> None:
+        for before in (self.store, self.folder / OLD):
+            self._scratch.put_aside(before, STORE)
 
     def leave(self) -> None:
         """Let go; what is there can be gone on with."""

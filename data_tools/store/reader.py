@@ -15,12 +15,12 @@ from typing import Any
 from tqdm import tqdm
 
 from data_tools.errors import RequestError
-from data_tools.scratch import scratch_folder
+from data_tools.scratch import OLD, scratch_folder
 from data_tools.store.environments import close_readonly, open_readonly
 from data_tools.store.layouts import FORMAT, LAYOUTS, LONE, META, OFFICIAL, VERSION, Id, id_key, json_pair
 
 SHARD = "shard-{:05d}"
-PURPOSE, OLD = "building", "old"  # of the working folder, and in it the store being replaced (`data_tools.store.place`)
+PURPOSE = "building"  # of the working folder (`data_tools.store.place`)
 _AT_ONCE = 1024
 
 

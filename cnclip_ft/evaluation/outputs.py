@@ -1,0 +1,48 @@
+"""Which files the evaluation commands may write over: those they wrote, known by their content."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from cnclip_ft.evaluation.official_files import is_prediction_file
+from cnclip_ft.evaluation.plots import MAKER
+from cnclip_ft.evaluation.report import markdown_table, recall_heads
+from data_tools.outputs import begins, holds, refuse_files
+
+_REPORTS = ({"format", "versions"}, {"success", "score", "scoreJson"})  # keys of ours, and of the official score file
+_HEADS = markdown_table(recall_heads((1, 5, 10)), []).split("\n")[0].encode()
+
+
+def _is_report(path: Path) -> bool:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return isinstance(content, dict) and any(keys <= content.keys() for keys in _REPORTS)
+
+
+def _is_answer_file(path: Path) -> bool:
+    if is_prediction_file(path):
+        return True
+    with open(path, "rb") as file:
+        first = json.loads(file.readline(2**24))
+    return isinstance(first, dict) and first.keys() == {"image_id", "label", "classes"}
+
+
+def refuse_outputs(
+    sources: Iterable[str | Path], *, json_file: Path | None = None, lines: Path | None = None,
+    markdown: Path | None = None, picture: Path | None = None,
+) -> None:  # fmt: skip
+    """Before any work: refuse outputs that overlap a source, are one file, or were not written by these commands.
+
+    Raises:
+        RequestError: naming the file.
+    """
+    refuse_files(
+        [
+            (json_file, _is_report, "a report in JSON of this command"),
+            (lines, _is_answer_file, "a file of predictions"),
+            (markdown, begins(_HEADS), "a table of results"),
+            (picture, holds(MAKER.encode()), "a picture of this command"),
+        ],
+        sources,
+    )  # fmt: skip
