@@ -33,7 +33,7 @@ def write_stores(source: Path, target: Path) -> None:
 
     rows = [line.split("\t") for line in (source / "images.tsv").read_text(encoding="utf-8").splitlines()[1:]]
     for split in ("train", "valid"):
-        with StoreWriter(target / split) as writer:
+        with StoreWriter(target / split, overwrite=True) as writer:
             for image_id, file, where in rows:
                 if where == split:
                     writer.add_image(int(image_id), (source / file).read_bytes())

@@ -39,7 +39,7 @@ def validation(folder: Path, repeats: int) -> None:
     from data_tools.scenes.writing import draw_demo
     from data_tools.store import open_store
 
-    draw_demo(folder / "demo", train=8, valid=1000, progress=False)
+    draw_demo(folder / "demo", train=8, valid=1000, overwrite=True, progress=False)
     store = open_store(folder / "demo" / "valid")
     recipe = load_recipe("demo", ["data.train=x", "data.valid=x"])
     model, _ = build_start(recipe.model.start)
