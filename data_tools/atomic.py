@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from data_tools.errors import RequestError, UserError
 
+LEFTOVER = r"\.cnclip-ft-[0-9a-f]{16}\.writing"  # pattern of the names beside
 _BESIDE = ".cnclip-ft-{}.writing"  # short: the place's own name may be as long as the file system allows
 
 

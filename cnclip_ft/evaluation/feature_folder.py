@@ -26,7 +26,7 @@ from pydantic_core import from_json
 
 from cnclip_ft.evaluation.encode import SplitFeatures, SplitTexts
 from cnclip_ft.evaluation.official_files import IdFeatures, write_json, write_text
-from data_tools.atomic import whole_file, whole_path
+from data_tools.atomic import LEFTOVER, whole_file, whole_path
 from data_tools.errors import DataFault, RequestError, UserError
 from data_tools.faults import FILE_NAME
 from data_tools.outputs import FolderKind
@@ -55,13 +55,14 @@ def _is_ours(folder: Path) -> bool:
     return False
 
 
-_PART_FILES = r"plan\.json|(image|text)-\d{6}(\.npy|\.faults\.jsonl)|[^/]*\.writing"
+_PART_FILES = rf"plan\.json|(image|text)-\d{{6}}(\.npy|\.faults\.jsonl|\.\d+\.writing)|plan\.json\.writing|{LEFTOVER}"
 _PARTS = FolderKind("folder of parts", lambda folder: _is_ours(folder.parent), re.compile(_PART_FILES))
 FEATURES = FolderKind(
     "folder of features",
     _is_ours,
     re.compile(
-        rf"{re.escape(INFO)}|(image|text)_features\.npy|image_ids\.jsonl|texts\.jsonl|faults\.jsonl|[^/]+\.(img|txt)_feat\.jsonl|[^/]*\.writing"
+        rf"{re.escape(INFO)}|(image|text)_features\.npy|image_ids\.jsonl|texts\.jsonl|faults\.jsonl|[^/]+\.(img|txt)_feat\.jsonl|{LEFTOVER}"
+        r"|(features\.json|image_ids\.jsonl|texts\.jsonl|(image|text)_features\.npy)\.writing"
         rf"|parts/({_PART_FILES})"
     ),
 )

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from cnclip_ft.search.listing import Key
-from data_tools.atomic import leftovers, whole_file
+from data_tools.atomic import LEFTOVER, leftovers, whole_file
 from data_tools.errors import RequestError, UserError
 from data_tools.outputs import FolderKind
 
@@ -33,7 +33,7 @@ FORMAT = 1
 INFO = "index.json"
 PARTS = "parts"
 _NUMBERED = re.compile(r"(features|items|offsets|damaged|approximate)-\d+\.(npy|jsonl|faiss)")
-_PART_FILES = r"plan\.json|\d{8}\.(npy|jsonl)|[^/]*\.writing"
+_PART_FILES = rf"plan\.json|\d{{8}}\.(npy|jsonl|writing)|{LEFTOVER}"
 
 
 def _is_ours(folder: Path) -> bool:
@@ -53,7 +53,9 @@ def _is_ours(folder: Path) -> bool:
 
 PART_FILES = FolderKind("folder of parts", lambda folder: _is_ours(folder.parent), re.compile(_PART_FILES))
 INDEX = FolderKind(
-    "index", _is_ours, re.compile(rf"{re.escape(INFO)}|lock|[^/]*\.writing|{_NUMBERED.pattern}|{PARTS}/({_PART_FILES})")
+    "index",
+    _is_ours,
+    re.compile(rf"{re.escape(INFO)}|lock|index\.json\.writing|{LEFTOVER}|{_NUMBERED.pattern}|{PARTS}/({_PART_FILES})"),
 )
 
 

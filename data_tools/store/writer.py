@@ -6,6 +6,7 @@ Every batch is one synchronous transaction that also says how far it goes, so a 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -268,8 +269,9 @@ class StoreWriter:
         done = False
         try:
             for file in extra:  # copied: should this be interrupted, it is needed again
-                shutil.copyfile(file, self._folder / file.name)
-                sync_file(self._folder / file.name)
+                copy = shutil.copyfile(file, self.building / f"copy-of-{file.name}")
+                sync_file(copy)
+                os.replace(copy, self._folder / file.name)
             self._work.finish()
             self._take_place()
             done = True
