@@ -280,7 +280,10 @@ class StoreWriter:
         finally:
             self._closed = True
             self._work.remove() if done or not self._keep else self._work.leave()
-        return open_store(self.target)
+        place = self._work.place
+        # `.` is still the folder that was replaced.
+        there = self.target.exists() and os.path.samefile(self.target, place)
+        return open_store(self.target if there else place)
 
     def _take_place(self) -> None:
         self._parts.seal()

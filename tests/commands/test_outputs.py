@@ -94,6 +94,12 @@ def test_a_store_is_replaced_on_request_only(photos) -> None:
     assert set(os.listdir(photos)) - {name.split("/")[0] for name in before} == {"to-store"}
 
 
+def test_the_folder_stood_in_is_replaced_as_well(photos, monkeypatch) -> None:
+    monkeypatch.chdir("store")
+    code, out = call("import", "folder", "../photos", "--output", ".", "--overwrite")
+    assert code == 0 and "4 images" in out and open_store(photos / "store").image_count == 4
+
+
 def test_stores_lie_beside_their_official_files_and_all_are_looked_at_first(tmp_path) -> None:
     for split in ("train", "valid"):
         write_official(tmp_path, split, images=2)
