@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_tools.errors import DataFault, UserError
+from data_tools.plain_pickle import PlainUnpickler
 
 FORMAT, VERSION = "cnclip-ft-store", 1
 META, LONE, PROGRESS = b"meta", b"lone", b"progress"
@@ -193,16 +194,6 @@ else:
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Tuples of int and str need no import at all: every attempt at one is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it wants to import {module}.{name}")
-
-    def persistent_load(self, _id: Any) -> Any:
-        raise pickle.UnpicklingError("it refers to something outside")
-
-
 def unpickle_pair(value: bytes, key: str, file: Path) -> tuple[Id, Id, str]:
     """A pickled pair as (image_id, text_id, text).
 
@@ -210,13 +201,13 @@ def unpickle_pair(value: bytes, key: str, file: Path) -> tuple[Id, Id, str]:
         DataFault: it holds anything but a tuple of int and str; nothing of it was executed.
     """
     try:
-        found = _PlainUnpickler(io.BytesIO(value)).load()
+        found = PlainUnpickler(io.BytesIO(value), most_bytes=len(value)).load()
     except Exception as error:  # noqa: BLE001 - damaged pickles fail in many ways
         problem = f"the pickle under key {key} is refused: {error}"
     else:
         if (
             isinstance(found, tuple) and len(found) == 3 and isinstance(found[2], str)
-            and all(isinstance(part, (int, str)) and not isinstance(part, bool) for part in found[:2])
+            and all(is_id(part) for part in found[:2])
         ):  # fmt: skip
             return found
         problem = (
