@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_tools.errors import RequestError
+from data_tools.regular import regular
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,30 @@ if TYPE_CHECKING:
 
 PACKAGED_VOCABULARY = Path(__file__).with_name("vocab.txt")
 CONTEXT_LENGTH = 52
+_LONGEST = 64 << 20  # bytes of a vocabulary
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def read_vocabulary(file: Path) -> dict[str, int]:
+    """Token → number, of a ``vocab.txt`` (a token a line) or a WordPiece ``tokenizer.json``.
+
+    Raises:
+        RequestError: it cannot be read, or is none.
+    """
+    regular(file, _LONGEST)
+    try:
+        if file.suffix == ".json":
+            found = json.loads(file.read_text(encoding="utf-8"))["model"]["vocab"]
+            vocabulary = {token: found[token] for token in sorted(found, key=found.__getitem__)}
+            if list(vocabulary.values()) != list(range(len(vocabulary))):
+                raise ValueError("its tokens are not numbered from 0 without a gap")
+            return vocabulary
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RequestError(f"{file}: the vocabulary cannot be read ({error}); name a BERT vocab.txt") from None
+    if lines and not lines[-1]:
+        lines.pop()
+    return {token.rstrip("\r"): number for number, token in enumerate(lines)}
 
 
 def prepare(text: str) -> str:
@@ -39,7 +63,7 @@ class TextTokenizer:
     """BERT WordPiece over a vocabulary file.
 
     Args:
-        vocab_file: one token a line; None takes the packaged BERT-base-Chinese list (21,128 tokens).
+        vocab_file: as `read_vocabulary` takes it; None takes the packaged BERT-base-Chinese list (21,128 tokens).
         context_length: longest text in tokens, ``[CLS]`` and ``[SEP]`` included.
 
     Raises:
@@ -54,15 +78,7 @@ class TextTokenizer:
 
     @cached_property
     def _vocabulary(self) -> dict[str, int]:
-        try:
-            lines = self.vocab_file.read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RequestError(
-                f"{self.vocab_file}: the vocabulary cannot be read ({error}); name a BERT vocab.txt"
-            ) from None
-        if lines and not lines[-1]:
-            lines.pop()
-        vocabulary = {token.rstrip("\r"): number for number, token in enumerate(lines)}
+        vocabulary = read_vocabulary(self.vocab_file)
         missing = [token for token in SPECIAL_TOKENS[:4] if token not in vocabulary]
         if missing:
             raise RequestError(f"{self.vocab_file}: no {', '.join(missing)} in it; this is not a BERT vocabulary")
@@ -130,7 +146,12 @@ class TextTokenizer:
     def save(self, folder: str | Path) -> None:
         """Write vocab.txt, tokenizer.json and tokenizer_config.json, as transformers reads them."""
         folder = Path(folder)
-        (folder / "vocab.txt").write_bytes(self.vocab_file.read_bytes())
+        if self.vocab_file.suffix == ".json":
+            (folder / "vocab.txt").write_text(
+                "".join(f"{token}\n" for token in self._vocabulary), encoding="utf-8", newline="\n"
+            )
+        else:
+            (folder / "vocab.txt").write_bytes(self.vocab_file.read_bytes())
         self._tokenizer.save(str(folder / "tokenizer.json"))
         config = {
             # Not BertTokenizer: transformers would rebuild its rules from the vocabulary and lose the quotation marks.

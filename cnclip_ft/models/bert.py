@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cnclip_ft.models.build import own_vocabulary, recognise_text
-from cnclip_ft.models.files import Tensors, read_file, read_folder, read_json
+from cnclip_ft.models.files import Tensors, read_json, read_weights
 from cnclip_ft.models.huggingface import text_numbers
 from cnclip_ft.models.official import is_official, modern, to_ours
 from data_tools.errors import RequestError
@@ -42,8 +42,9 @@ def read_text_half(path: Path) -> TextHalf:
         RequestError: no BERT-style text tower in it, or incomplete.
     """
     folder = path if path.is_dir() else path.parent
-    tensors = read_folder(path).tensors if path.is_dir() else read_file(path).tensors
     config = _configuration(folder, path)
+    content = read_weights(path)
+    tensors = content.tensors
     if is_official(tensors):
         config, tensors = None, to_ours(tensors)
     tensors = {_name(name): tensor for name, tensor in modern(tensors).items()}
@@ -55,16 +56,18 @@ def read_text_half(path: Path) -> TextHalf:
     left_over = sorted(tensors.keys() - text.keys())
     unexpected = [name for name in left_over if not _is_other(name)]
     try:
-        found = recognise_text(text) if config is None else text_numbers(config)
+        found = recognise_text(text) if config is None else text_numbers(folder, config)
     except (KeyError, ValueError) as error:
         raise RequestError(f"{path}: the text tower is incomplete, no {error} in it") from None
     if unexpected:
         raise RequestError(f"{path}: {len(unexpected)} tensors belong to no BERT, e.g. {', '.join(unexpected[:3])}")
-    notes = []
+    notes = content.notes
     tokenizer = folder / "tokenizer_config.json"
     if config is not None and tokenizer.is_file() and read_json(tokenizer).get("do_lower_case") is False:
         notes.append("texts are lower-cased, though this text tower was trained with upper case too")
-    return TextHalf(found, text, own_vocabulary(folder, found, str(path)), str(path), left_over, notes)
+    return TextHalf(
+        found, text, own_vocabulary(folder, found, str(path)), str(path), left_over + content.left_over, notes
+    )
 
 
 def _configuration(folder: Path, path: Path) -> dict[str, Any] | None:
@@ -91,7 +94,7 @@ def _configuration(folder: Path, path: Path) -> dict[str, Any] | None:
 
 
 def _name(name: str) -> str:
-    name = name.removeprefix("module.").removeprefix("bert.")
+    name = name.removeprefix("bert.")
     return f"text_model.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name
 
 

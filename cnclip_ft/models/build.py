@@ -18,6 +18,7 @@ from transformers import ChineseCLIPTextConfig, ChineseCLIPVisionConfig
 from cnclip_ft.data.images import OPENAI_MEAN, OPENAI_STD
 from cnclip_ft.data.texts import CONTEXT_LENGTH, TextTokenizer
 from cnclip_ft.models.catalog import ARCHITECTURES, VOCABULARY, Architecture, ResNet
+from cnclip_ft.models.description import checked_description
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.files import Tensors
 from cnclip_ft.models.towers import ForeignTower, ImageTower, ResNetTower, RobertaTower, ViTTower
@@ -49,6 +50,7 @@ class Checkpoint:
     vocab_file: Path | None = None
     left_over: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    trust_import: bool = False  # the user lets the file name code
 
 
 def file_name(name: str) -> str:
@@ -89,11 +91,36 @@ def describe_model(model: DualEncoder) -> dict[str, Any]:
 # ---- description → model --------------------------------------------------------------------------------------------
 
 
-def image_tower(description: dict[str, Any], projection: int) -> ImageTower:
-    """A tower of this description; without memory on the meta device unless it is an import path."""
+def described_in_file(found: Any, source: str) -> dict[str, Any]:
+    """The description that stands beside a state dict in the files we export; such a file never names code.
+
+    Raises:
+        RequestError: it does, or it describes no model.
+    """
+    described = checked_description(found, f"{source}: cnclip_ft")
+    if described["image"]["kind"] == "foreign":
+        raise RequestError(
+            f"{source}: refused, it names code to import ({described['image']['factory']}), which no file of weights may do. "
+            "Nothing was imported"
+        )
+    return described
+
+
+def image_tower(description: dict[str, Any], projection: int, *, source: str, trust_import: bool) -> ImageTower:
+    """A tower of this description; without memory on the meta device unless it is an import path.
+
+    Raises:
+        RequestError: it is code, and the user did not allow `source` to name any.
+    """
     numbers = dict(description)
     kind, mean, std = numbers.pop("kind"), numbers.pop("mean", None), numbers.pop("std", None)
     if kind == "foreign":
+        if not trust_import:
+            raise RequestError(
+                f"{source}: its image tower is code that the checkpoint names, {numbers['factory']}. Nothing was imported. If "
+                "you know that code and where the checkpoint comes from: --trust-import on the command line, "
+                "trust_import=True in Python"
+            )
         return ForeignTower(numbers["factory"], projection)
     with torch.device("meta"):
         if kind == "vit":
@@ -119,15 +146,32 @@ def assemble(checkpoint: Checkpoint) -> DualEncoder:
     Raises:
         RequestError: a tensor is missing, left over or of another shape, or the vocabulary does not fit.
     """
-    description = checkpoint.description
-    image = image_tower(description["image"], description["projection"])
+    description, source = checkpoint.description, checkpoint.source
+    _check_layers(description, checkpoint.tensors, source)
+    image = image_tower(
+        description["image"], description["projection"], source=source, trust_import=checkpoint.trust_import
+    )
     text = text_tower(description["text"], description["projection"])
     tokenizer = TextTokenizer(checkpoint.vocab_file, description["context_length"])
-    check_vocabulary(tokenizer, text, checkpoint.source)
+    check_vocabulary(tokenizer, text, source)
     known = description["architecture"]
     model = DualEncoder(image, text, tokenizer, Architecture.from_dict(known) if known else None)
-    fill(model, checkpoint.tensors, checkpoint.source)
+    fill(model, checkpoint.tensors, source)
     return model.eval()
+
+
+def _check_layers(description: dict[str, Any], tensors: Tensors, source: str) -> None:
+    """Refuse a number of layers the weights do not have before so many are laid out; all else is told by the shapes."""
+    for half, pattern in (
+        ("image", r"vision_model\.encoder\.layers\.(\d+)\."),
+        ("text", r"text_model\.encoder\.layer\.(\d+)\."),
+    ):
+        described, found = description[half].get("num_hidden_layers"), _count(tensors, pattern)
+        if described not in (None, found):
+            raise RequestError(
+                f"{source}: the tensors are not those of the model it describes: {described} {half} layers, {found} in the weights; "
+                "fetch both again"
+            )
 
 
 def check_vocabulary(tokenizer: TextTokenizer, text: RobertaTower, source: str) -> None:
@@ -268,9 +312,10 @@ def _is(known: Architecture, description: dict[str, Any]) -> bool:
 
 
 def own_vocabulary(folder: Path, description: dict[str, Any], source: str) -> Path | None:
-    """``vocab.txt`` of a folder; None (the packaged list) where there is none and the sizes agree."""
-    if (folder / "vocab.txt").is_file():
-        return folder / "vocab.txt"
+    """``vocab.txt`` or ``tokenizer.json`` of a folder; None (the packaged list) where there is none and the sizes agree."""
+    for name in ("vocab.txt", "tokenizer.json"):
+        if (folder / name).exists():
+            return folder / name
     if description["vocab_size"] != VOCABULARY:
         raise RequestError(
             f"{source}: no vocab.txt beside the weights, and {description['vocab_size']:,} tokens are not BERT-base-Chinese's {VOCABULARY:,}"
@@ -279,7 +324,7 @@ def own_vocabulary(folder: Path, description: dict[str, Any], source: str) -> Pa
 
 
 def _count(tensors: Tensors, pattern: str) -> int:
-    return max(int(match[1]) for name in tensors if (match := re.match(pattern, name))) + 1
+    return max((int(match[1]) for name in tensors if (match := re.match(pattern, name))), default=-1) + 1
 
 
 def _heads(hidden: int) -> int:

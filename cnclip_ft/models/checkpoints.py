@@ -22,14 +22,16 @@ from cnclip_ft.models.build import (
     Checkpoint,
     assemble,
     describe_model,
+    described_in_file,
     file_name,
     recognise,
     resize_image,
     with_architecture,
 )
 from cnclip_ft.models.catalog import ARCHITECTURES
+from cnclip_ft.models.description import checked_description
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.models.files import FOLDER_FILES, read_file, read_folder, read_json
+from cnclip_ft.models.files import FOLDER_FILES, read_folder, read_json, read_weights
 from cnclip_ft.models.hub import find, sha256
 from cnclip_ft.models.huggingface import read_chinese_clip
 from cnclip_ft.models.official import is_dropped, is_official, modern, to_ours
@@ -156,7 +158,7 @@ def read_info(folder: str | Path) -> dict[str, Any]:
         RequestError: not our checkpoint, or of a format this version does not know.
     """
     path = Path(folder) / INFO
-    if not path.is_file():
+    if not path.exists():
         raise RequestError(f"{path}: no such file; this is not a checkpoint of cnclip-ft")
     info = read_json(path)
     if info.get("format") != FORMAT:
@@ -178,14 +180,10 @@ def read_checkpoint(path: Path, dtype: torch.dtype = torch.float32) -> Checkpoin
 
 
 def _read_folder(folder: Path, dtype: torch.dtype) -> Checkpoint:
-    if (folder / INFO).is_file():
-        model = read_info(folder).get("model")
-        if not isinstance(model, dict) or not {"image", "text", "projection", "context_length"} <= model.keys():
-            raise RequestError(f"{folder / INFO}: it does not describe a model; the checkpoint is damaged")
-        return Checkpoint(
-            str(folder), {"architecture": None} | model, read_folder(folder, dtype).tensors, folder / "vocab.txt"
-        )
-    if (folder / "config.json").is_file():
+    if (folder / INFO).exists():
+        description = checked_description(read_info(folder).get("model"), str(folder / INFO))
+        return Checkpoint(str(folder), description, read_folder(folder, dtype).tensors, folder / "vocab.txt")
+    if (folder / "config.json").exists():
         return read_chinese_clip(folder, dtype)
     inside = sorted(p for p in folder.glob("*.pt") if p.name in {a.file for a in ARCHITECTURES.values()})
     if len(inside) == 1:
@@ -197,10 +195,10 @@ def _read_folder(folder: Path, dtype: torch.dtype) -> Checkpoint:
 
 
 def _read_file(path: Path, dtype: torch.dtype) -> Checkpoint:
-    content = read_file(path, dtype)
+    content = read_weights(path, dtype)
     tensors = content.tensors
     if is_official(tensors):
-        left_over = sorted(name for name in tensors if is_dropped(name))
+        left_over = sorted(content.file_names[name] for name in tensors if is_dropped(name))
         try:
             tensors = to_ours(tensors)
         except RequestError as error:
@@ -208,7 +206,7 @@ def _read_file(path: Path, dtype: torch.dtype) -> Checkpoint:
     elif "text_projection.weight" in tensors and any(name.startswith("text_model.") for name in tensors):
         left_over = sorted(name for name in tensors if is_dropped(name))
         tensors = modern({name: tensor for name, tensor in tensors.items() if not is_dropped(name)})
-    elif is_openai({name.removeprefix("module."): tensor for name, tensor in tensors.items()}):
+    elif is_openai(tensors):
         raise RequestError(
             f"{path}: an English CLIP. Its image tower may be a start: model.start={{image: {path}, text: a BERT folder}}"
         )
@@ -217,13 +215,13 @@ def _read_file(path: Path, dtype: torch.dtype) -> Checkpoint:
             f"{path}: not a Chinese CLIP (it has no text_projection, or no bert. or text_model. tensors)"
         )
     described = content.extras.get("cnclip_ft")  # beside the state dict of the files we export
-    description = described if isinstance(described, dict) else recognise(tensors, str(path))
-    return Checkpoint(str(path), description, tensors, None, left_over)
+    description = recognise(tensors, str(path)) if described is None else described_in_file(described, str(path))
+    return Checkpoint(str(path), description, tensors, None, left_over + content.left_over, content.notes)
 
 
 def load(
     path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None,
-    image_size: int | None = None, source: str = "huggingface",
+    image_size: int | None = None, source: str = "huggingface", trust_import: bool = False,
 ) -> DualEncoder:  # fmt: skip
     """A model from a checkpoint of any kind, in evaluation mode on `device`.
 
@@ -233,14 +231,18 @@ def load(
         dtype: of the weights; None is float32, whatever the file has.
         image_size: another resolution; position embeddings are resized once, and that is logged.
         source: where a published name is downloaded from: ``huggingface`` or ``modelscope``.
+        trust_import: import the code a checkpoint of ours names for its image tower (docs/towers.md). Without it such a
+            checkpoint is refused: importing runs whatever has that name.
 
     Raises:
-        RequestError: nothing readable is there, or it is no Chinese CLIP.
+        RequestError: nothing readable is there, it is no Chinese CLIP, or it names code that is not trusted.
 
     Example:
         ``cnclip_ft.load("clip_cn_vit-b-16.pt").encode_texts(["一只狗"])``
     """
-    checkpoint = open_checkpoint(path, dtype=dtype or torch.float32, image_size=image_size, source=source)
+    checkpoint = open_checkpoint(
+        path, dtype=dtype or torch.float32, image_size=image_size, source=source, trust_import=trust_import
+    )
     model = assemble(checkpoint)
     for note in checkpoint.notes:
         logging.getLogger("cnclip_ft").warning("%s: %s", checkpoint.source, note)
@@ -248,10 +250,11 @@ def load(
 
 
 def open_checkpoint(
-    path: str | Path, *, dtype: torch.dtype = torch.float32, image_size: int | None, source: str
+    path: str | Path, *, dtype: torch.dtype = torch.float32, image_size: int | None, source: str, trust_import: bool
 ) -> Checkpoint:
     """`read_checkpoint` of a path or a published name; a file under a published name must be of that size."""
     checkpoint = read_checkpoint(find(path, source), dtype)
+    checkpoint.trust_import = trust_import
     known, found = ARCHITECTURES.get(str(path)), checkpoint.description["architecture"]
     if known is not None and not Path(path).expanduser().exists() and (found or {}).get("name") != known.name:
         raise RequestError(
@@ -263,6 +266,19 @@ def open_checkpoint(
     checkpoint.description = with_architecture(checkpoint.description | {"image": image})
     checkpoint.notes += notes
     return checkpoint
+
+
+def saved_state(model: DualEncoder, folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint of this very model, under its parameters' names; nothing the folder names is imported.
+
+    Raises:
+        RequestError: they cannot be read, or are another model's.
+    """
+    tensors = read_folder(folder).tensors
+    names = {name: file_name(name) for name in model.state_dict()}
+    if set(names.values()) != tensors.keys():
+        raise RequestError(f"{folder}: the tensors are not those of the model that is trained")
+    return {name: tensors[own] for name, own in names.items()}
 
 
 def checkpoint_checksum(path: str | Path) -> str:

@@ -103,7 +103,6 @@ class DualEncoder(nn.Module):
 
     # ---- for callers outside training -------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def encode_images(self, images: Sequence[Any], batch_size: int = 64) -> torch.Tensor:
         """Paths, encoded bytes or Pillow images → unit float32 ``[n, dim]`` on the CPU.
 
@@ -113,13 +112,12 @@ class DualEncoder(nn.Module):
         if isinstance(images, (str, bytes, Path)):
             raise TypeError("encode_images takes a list of images; put a single one into [ ]")
         parts = [torch.empty(0, self.image_tower.output_dim)]
-        with evaluation_mode(self):
+        with evaluation_mode(self), torch.inference_mode():
             for start in range(0, len(images), batch_size):
                 pixels = torch.stack([decode(image, self.image_size) for image in images[start : start + batch_size]])
                 parts.append(self.image_features(pixels.to(self.device)).float().cpu())
-        return torch.cat(parts)
+        return torch.cat(parts)  # outside of inference mode, so that it may take part in a gradient
 
-    @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
         """Texts → unit float32 ``[n, dim]`` on the CPU, in the order given; texts of like length share a batch."""
         if isinstance(texts, str):
@@ -127,7 +125,7 @@ class DualEncoder(nn.Module):
         out = torch.empty(len(texts), self.image_tower.output_dim)
         ids = self.tokenizer.encode(texts) if len(texts) else []
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        with evaluation_mode(self):
+        with evaluation_mode(self), torch.inference_mode():
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
                 input_ids, mask = self.tokenizer.pad([ids[row] for row in rows])

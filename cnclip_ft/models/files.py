@@ -10,7 +10,6 @@ import json
 import math
 import os
 import pickle
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from safetensors import safe_open
 from cnclip_ft.models.state_dict import find_state_dict, own_names
 from cnclip_ft.models.torch_files import TorchFile
 from data_tools.errors import RequestError
+from data_tools.regular import regular
 
 Tensors = dict[str, torch.Tensor]
 _LONGEST_JSON = 16 << 20  # bytes
@@ -31,13 +31,14 @@ FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 
 @dataclass(frozen=True)
 class Content:
-    """A file's tensors, the plain values that stand beside them (epoch, step, name, …), what was adapted, in words, and
-    names of tensors that were left."""
+    """A file's tensors, the plain values that stand beside them (epoch, step, name, …), what was adapted, in words, names
+    of tensors that were left, and the names in the file of those whose name was adapted."""
 
     tensors: Tensors
     extras: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     left_over: list[str] = field(default_factory=list)
+    file_names: dict[str, str] = field(default_factory=dict)
 
 
 def read_file(path: str | Path, dtype: torch.dtype = torch.float32) -> Content:
@@ -83,30 +84,7 @@ def read_weights(path: Path, dtype: torch.dtype = torch.float32) -> Content:
     except RequestError as error:
         raise RequestError(f"{path}: {error}") from None
     tensors = {own[name]: tensor for name, tensor in content.tensors.items() if name in own}
-    return Content(tensors, content.extras, content.notes + notes, rest)
-
-
-def regular(path: Path, most: int | None = None) -> int:
-    """Size in bytes of a file that can be read to its end; pipes, devices and folders cannot.
-
-    Args:
-        most: bytes it may have.
-
-    Raises:
-        RequestError: it is not there, is something else than a file, or is larger.
-    """
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        raise RequestError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    if not stat.S_ISREG(found.st_mode):
-        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or a device"
-        raise RequestError(f"{path}: {kind}, not a file; name a regular file")
-    if most is not None and found.st_size > most:
-        raise RequestError(f"{path}: {found.st_size:,} bytes; at most {most:,} were expected of such a file")
-    return found.st_size
+    return Content(tensors, content.extras, content.notes + notes, rest, {mine: name for name, mine in own.items()})
 
 
 def read_folder(folder: Path, dtype: torch.dtype = torch.float32) -> Content:
@@ -179,7 +157,9 @@ def _read_safetensors(path: Path, head: bytes, dtype: torch.dtype) -> Tensors:
     # The library itself refuses tensors that overlap, leave gaps or lie beyond the file's end.
     length = int.from_bytes(head[:8], "little")
     if length > _LONGEST_JSON:
-        raise RequestError(f"torn or damaged: a head of {length:,} bytes; tensors' names take at most {_LONGEST_JSON:,}")
+        raise RequestError(
+            f"torn or damaged: a head of {length:,} bytes; tensors' names take at most {_LONGEST_JSON:,}"
+        )
     with safe_open(path, "pt") as file:
         names = list(file.keys())
         sizes = {name: math.prod(file.get_slice(name).get_shape()) * 4 for name in names}

@@ -1,6 +1,6 @@
 """The names of the official checkpoint (cn_clip ``.pt``), both ways; OpenAI's and open_clip's image towers share them.
 
-``{"epoch", "step", "name", "state_dict", "optimizer"}``; keys may carry ``module.``; released files are often fp16;
+``{"epoch", "step", "name", "state_dict", "optimizer"}``; released files are often fp16;
 checkpoints trained with flash attention use fused names. The projections are stored transposed.
 """
 
@@ -31,8 +31,7 @@ _FUSED_LAYER = re.compile(r"visual\.transformer\.resblocks\.(\d+)\.attn\.in_proj
 
 def is_official(tensors: Tensors) -> bool:
     """Whether a state dict is a Chinese CLIP of the official code (an OpenAI CLIP has no ``bert.``)."""
-    names = {name.removeprefix("module.") for name in tensors}
-    return "text_projection" in names and any(name.startswith("bert.embeddings.") for name in names)
+    return "text_projection" in tensors and any(name.startswith("bert.embeddings.") for name in tensors)
 
 
 def is_dropped(name: str) -> bool:
@@ -56,7 +55,7 @@ def to_ours(tensors: Tensors) -> Tensors:
         RequestError: a tensor of no known name.
     """
     out: Tensors = {}
-    plain = {_unfuse(name.removeprefix("module.")): tensor for name, tensor in tensors.items()}
+    plain = {_unfuse(name): tensor for name, tensor in tensors.items()}
     is_vit = any(name.startswith("visual.transformer.") for name in plain)
     unknown = []
     for name, tensor in plain.items():

@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cnclip_ft.data.images import OPENAI_MEAN, OPENAI_STD
-from cnclip_ft.models.build import recognise_image
-from cnclip_ft.models.files import Tensors, read_file, read_folder, read_json
+from cnclip_ft.models.build import described_in_file, recognise_image
+from cnclip_ft.models.files import Content, Tensors, read_json, read_weights
 from cnclip_ft.models.huggingface import vision_numbers
 from cnclip_ft.models.official import is_dropped, is_official, to_ours
+from cnclip_ft.models.open_clip import open_clip_rules
 from data_tools.errors import RequestError
 
 _OPEN_CLIP_CONFIGURATION = "open_clip_config.json"
@@ -53,8 +53,8 @@ def read_image_half(path: Path, activation: str | None = None) -> ImageHalf:
     if path.is_dir() and not any((path / name).is_file() for name in _OPEN_CLIP_FILES):
         return _transformers_folder(path, activation)
     file = path if path.is_file() else next(path / name for name in _OPEN_CLIP_FILES if (path / name).is_file())
-    content = read_file(file)
-    tensors = {name.removeprefix("module."): tensor for name, tensor in content.tensors.items()}
+    content = read_weights(file)
+    tensors = content.tensors
     if any(name.startswith("visual.trunk.") for name in tensors):
         raise RequestError(
             f"{file}: an open_clip model with a timm image tower; it can be used by an import path (docs/towers.md)"
@@ -62,21 +62,21 @@ def read_image_half(path: Path, activation: str | None = None) -> ImageHalf:
     visual = {name: tensor for name, tensor in tensors.items() if name.startswith("visual.") or name == "logit_scale"}
     if len(visual) < 2:
         if any(name.startswith("vision_model.") for name in tensors):
-            return _from_tensors(file, tensors, None, activation or "quick_gelu")
+            return _from_tensors(file, content, None, activation or "quick_gelu")
         raise RequestError(f"{file}: no image tower in it (no tensor named visual.… or vision_model.…)")
     left_over = _check_rest(file, tensors.keys() - visual.keys())
     described = content.extras.get("cnclip_ft") if is_official(tensors) else None  # in the files we export
     try:
         ours = to_ours(visual)
-        numbers = described["image"] if isinstance(described, dict) else recognise_image(ours)
+        numbers = described_in_file(described, str(file))["image"] if described is not None else recognise_image(ours)
     except (KeyError, ValueError) as error:
         raise RequestError(f"{file}: the image tower is incomplete, no {error} in it") from None
     except RequestError as error:
         raise RequestError(f"{file}: not an image tower of CLIP's kind: {error}") from None
     notes: list[str] = []
-    if numbers["kind"] == "vit" and not is_official(tensors):
+    if not is_official(tensors):
         numbers, notes = _open_clip_numbers(file, numbers, activation, from_openai="input_resolution" in tensors)
-    return ImageHalf(numbers, ours, str(file), left_over, notes)
+    return ImageHalf(numbers, ours, str(file), left_over + content.left_over, content.notes + notes)
 
 
 def _open_clip_numbers(
@@ -84,17 +84,11 @@ def _open_clip_numbers(
 ) -> tuple[dict[str, Any], list[str]]:
     """What shapes do not say: activation, heads, mean and std; from open_clip's configuration where it lies beside."""
     configuration = file.parent / _OPEN_CLIP_CONFIGURATION
-    if configuration.is_file():
-        content = read_json(configuration)
-        model, processing = content.get("model_cfg") or {}, content.get("preprocess_cfg") or {}
-        vision = model.get("vision_cfg") or {}
-        activation = activation or ("quick_gelu" if model.get("quick_gelu") else "gelu")
-        if vision.get("head_width"):
-            numbers |= {"num_attention_heads": numbers["hidden_size"] // vision["head_width"]}
-        mean, std = processing.get("mean") or OPENAI_MEAN, processing.get("std") or OPENAI_STD
-        if (tuple(mean), tuple(std)) != (OPENAI_MEAN, OPENAI_STD):
-            numbers |= {"mean": list(mean), "std": list(std)}
-        return numbers | {"hidden_act": activation}, []
+    if configuration.exists():
+        said, notes = open_clip_rules(configuration, numbers)
+        return numbers | said | ({"hidden_act": activation} if activation and numbers["kind"] == "vit" else {}), notes
+    if numbers["kind"] != "vit":
+        return numbers, []
     if activation or from_openai:
         return numbers | {"hidden_act": activation or "quick_gelu"}, []
     # open_clip's own models use gelu unless their name ends in -quickgelu; everything else comes from OpenAI's weights.
@@ -112,20 +106,23 @@ def _transformers_folder(folder: Path, activation: str | None) -> ImageHalf:
             f"{folder}: a model of type {kind!r}; an image tower comes from a clip or chinese_clip folder"
         )
     # CLIP's own default is quick_gelu as well, and so are its other numbers.
-    numbers = vision_numbers(folder, config.get("vision_config") or config)
+    numbers, said = vision_numbers(folder, config.get("vision_config") or config)
     if activation:
         numbers |= {"hidden_act": activation}
-    return _from_tensors(folder, read_folder(folder).tensors, numbers, activation)
+    half = _from_tensors(folder, read_weights(folder), numbers, activation)
+    half.notes += said
+    return half
 
 
-def _from_tensors(path: Path, tensors: Tensors, numbers: dict[str, Any] | None, activation: str | None) -> ImageHalf:
+def _from_tensors(path: Path, content: Content, numbers: dict[str, Any] | None, activation: str | None) -> ImageHalf:
+    tensors = content.tensors
     taken = ("vision_model.", "visual_projection.", "logit_scale")
     vision = {name: tensor for name, tensor in tensors.items() if name.startswith(taken) and not is_dropped(name)}
     rest = {name for name in tensors.keys() - vision.keys() if not is_dropped(name)}
     left_over = _check_rest(path, rest)
     if numbers is None:
         numbers = recognise_image(vision) | {"hidden_act": activation}
-    return ImageHalf(numbers, vision, str(path), left_over, [])
+    return ImageHalf(numbers, vision, str(path), left_over + content.left_over, content.notes)
 
 
 def _check_rest(path: Path, names: set[str]) -> list[str]:

@@ -45,7 +45,7 @@ class LoadReport:
 
 def build_start(
     spec: str | dict[str, Any], *, context_length: int | None = None, image_size: int | None = None,
-    source: str = "huggingface", seed: int = 0,
+    source: str = "huggingface", seed: int = 0, trust_import: bool = False,
 ) -> tuple[DualEncoder, LoadReport]:  # fmt: skip
     """A model as `model.start` of a recipe describes it, in training mode.
 
@@ -58,22 +58,23 @@ def build_start(
         image_size: another resolution in pixels; pretrained position embeddings are resized once.
         source: where published names come from: ``huggingface`` or ``modelscope``.
         seed: of everything newly made.
+        trust_import: as for `load`, where a checkpoint is named. An import path in `spec` itself is the user's own word.
 
     Raises:
         RequestError: something named is not there, does not fit, or is not known.
     """
     torch.manual_seed(seed)
     if isinstance(spec, (str, Path)):
-        return _whole(spec, context_length, image_size, source)
+        return _whole(spec, context_length, image_size, source, trust_import)
     if "architecture" in spec:
         return _random(spec, context_length, image_size)
-    return _from_towers(spec, context_length, image_size, source)
+    return _from_towers(spec, context_length, image_size, source, trust_import)
 
 
 def _whole(
-    spec: str | Path, context_length: int | None, image_size: int | None, source: str
+    spec: str | Path, context_length: int | None, image_size: int | None, source: str, trust_import: bool
 ) -> tuple[DualEncoder, LoadReport]:
-    checkpoint = open_checkpoint(spec, image_size=image_size, source=source)
+    checkpoint = open_checkpoint(spec, image_size=image_size, source=source, trust_import=trust_import)
     model = assemble(checkpoint)
     if context_length is not None:
         model.tokenizer = TextTokenizer(model.tokenizer.vocab_file, context_length)
@@ -99,14 +100,14 @@ def _random(spec: dict[str, Any], context_length: int | None, image_size: int | 
 
 
 def _from_towers(
-    spec: dict[str, Any], context_length: int | None, image_size: int | None, source: str
+    spec: dict[str, Any], context_length: int | None, image_size: int | None, source: str, trust_import: bool
 ) -> tuple[DualEncoder, LoadReport]:
     _refuse_unknown(spec, {"image", "text", "projection", "pooling", "logit_scale"}, "model.start")
     for side in ("image", "text"):
         if side not in spec:
             raise RequestError(f"model.start needs both image and text (or a name or path); {side} is missing")
     report = LoadReport()
-    image, logit_scale = _image_tower(spec["image"], spec.get("projection"), image_size, source, report)
+    image, logit_scale = _image_tower(spec["image"], spec.get("projection"), image_size, source, report, trust_import)
     text, vocab_file = _text_tower(spec["text"], image.output_dim, spec.get("pooling", "cls"), source, report)
     tokenizer = TextTokenizer(
         vocab_file, context_length or min(CONTEXT_LENGTH, text.text_model.config.max_position_embeddings)
@@ -141,7 +142,7 @@ def _make_image(numbers: VisionTransformer | ResNet, projection: int, image_size
 
 
 def _image_tower(
-    spec: Any, projection: int | None, image_size: int | None, source: str, report: LoadReport
+    spec: Any, projection: int | None, image_size: int | None, source: str, report: LoadReport, trust_import: bool
 ) -> tuple[ImageTower, float | None]:
     if isinstance(spec, dict) and "path" not in spec:
         report.new.append("image_tower")
@@ -157,11 +158,17 @@ def _image_tower(
         report.loaded.append(("image tower", f"{spec} (import path)"))
         report.new.append("image_tower.visual_projection")
         return tower, None
-    return _pretrained_image(find(spec, source, repositories=True), activation, projection, image_size, report)
+    path = find(spec, source, repositories=True)
+    return _pretrained_image(path, activation, projection, image_size, report, trust_import)
 
 
 def _pretrained_image(
-    path: Path, activation: str | None, projection: int | None, image_size: int | None, report: LoadReport
+    path: Path,
+    activation: str | None,
+    projection: int | None,
+    image_size: int | None,
+    report: LoadReport,
+    trust_import: bool,
 ) -> tuple[ImageTower, float | None]:
     if (path / INFO).is_file():  # one of ours, whatever its towers are
         checkpoint = read_checkpoint(path)
@@ -177,7 +184,7 @@ def _pretrained_image(
     if image_size is not None:
         numbers, resized = resize_image(numbers, tensors, image_size)
         notes = notes + resized
-    tower = image_tower(numbers, dim)
+    tower = image_tower(numbers, dim, source=where, trust_import=trust_import)
     fill(tower, tensors, where)
     report.loaded.append(("image tower and visual projection", where))
     if scale is not None:

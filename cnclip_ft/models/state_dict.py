@@ -109,7 +109,9 @@ def own_names(names: Iterable[str]) -> tuple[dict[str, str], list[str], list[str
     prefixes = next((found for anchor in _ANCHORS if (found := _before(anchor, plain.values()))), {""})
     if len(prefixes) > 1:
         said = " and ".join(repr(prefix) for prefix in sorted(prefixes))
-        raise RequestError(f"two models are in it, with names that begin with {said}; save the one that is meant, alone")
+        raise RequestError(
+            f"two models are in it, with names that begin with {said}; save the one that is meant, alone"
+        )
     (prefix,) = prefixes
     unknown = [word for word in prefix.split(".")[:-1] if word not in _WRAPPERS]
     if unknown:
@@ -120,7 +122,10 @@ def own_names(names: Iterable[str]) -> tuple[dict[str, str], list[str], list[str
     own = {name: short.removeprefix(prefix) for name, short in plain.items() if short.startswith(prefix)}
     if len(set(own.values())) < len(own):
         raise RequestError("two tensors have one name once the words of wrappers (module., _orig_mod.) are taken off")
-    taken_off = {name[: len(name) - len(short)] for name, short in own.items() if name.endswith(short)} - {"", "module."}
+    taken_off = {name[: len(name) - len(short)] for name, short in own.items() if name.endswith(short)} - {
+        "",
+        "module.",
+    }
     inside = any(not name.endswith(short) for name, short in own.items())
     words = sorted(taken_off) + ["_orig_mod. and the like within names"] * inside
     notes = [f"the prefix {' and '.join(words)} of a wrapper was taken off the tensors' names"] if words else []

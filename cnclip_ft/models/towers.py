@@ -182,15 +182,17 @@ def _make_foreign(path: str) -> nn.Module:
         raise RequestError(f"{path!r} is neither a folder nor an import path like package.module:factory")
     try:
         factory = getattr(importlib.import_module(name), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise RequestError(
             f"the image tower {path} cannot be imported ({error}). Install the package that holds it, or set PYTHONPATH to its folder"
         ) from None
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - foreign code; one that leaves would end the command as if done
+        raise RequestError(f"{path}: importing it failed ({type(error).__name__}: {error})") from error
     try:
         module = factory()
     except RequestError:
         raise
-    except Exception as error:  # noqa: BLE001 - foreign code
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - as above
         raise RequestError(f"{path}: the factory failed ({type(error).__name__}: {error})") from error
     missing = [name for name in ("output_dim", "image_size", "mean", "std") if not hasattr(module, name)]
     said = (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cnclip_ft.models.checkpoints import CHECKPOINT, load, mend_checkpoint, save_checkpoint
+from cnclip_ft.models.checkpoints import CHECKPOINT, mend_checkpoint, save_checkpoint, saved_state
 from cnclip_ft.training.devices import sum_numbers
 from cnclip_ft.training.journal import duration
 from cnclip_ft.training.lora import merged
@@ -122,16 +122,16 @@ class Selection:
                 f"stage {self.stage.name}: no validation kept within the guard's limit, so there is no best model. "
                 f"{self.folder / 'last'} is the last one. Lower the learning rate, or raise data.guard.max_drop."
             )
-        run.model.load_state_dict(load(self.folder / "best").state_dict())
+        run.model.load_state_dict(saved_state(run.model, self.folder / "best"))
         if self.setting.interpolate and run.accelerator.is_main_process and (self.folder / "start").is_dir():
             self._interpolate(self.setting.interpolate)
         run.accelerator.wait_for_everyone()
-        run.model.load_state_dict(load(self.folder / "best").state_dict())
+        run.model.load_state_dict(saved_state(run.model, self.folder / "best"))
 
     def _interpolate(self, steps: int) -> None:
         """Judge ``(1 − α) · start + α · best`` (arXiv 2109.01903) and keep the best α when it beats the best."""
         run, stage = self.run, self.stage
-        start, best = load(self.folder / "start").state_dict(), load(self.folder / "best").state_dict()
+        start, best = saved_state(run.model, self.folder / "start"), saved_state(run.model, self.folder / "best")
 
         def put(alpha: float) -> None:
             mixed = {

@@ -129,12 +129,12 @@ def test_its_statistics_and_shared_weights_survive_a_checkpoint(tmp_path):
     model.train().image_features(pixels(24))  # moves the statistics
     model.eval()
     save_checkpoint(model, tmp_path / "a", info={})
-    back = load(tmp_path / "a")
+    back = load(tmp_path / "a", trust_import=True)
     inner = back.image_tower.module
     assert inner.norm.num_batches_tracked == 1 and inner.two.weight is inner.one.weight
     torch.testing.assert_close(features(back), features(model))
     assert json.loads((tmp_path / "a" / "config.json").read_text())["model_type"] == "cnclip_ft"
-    again, report = build_start({"image": str(tmp_path / "a"), "text": TEXT})
+    again, report = build_start({"image": str(tmp_path / "a"), "text": TEXT}, trust_import=True)
     assert torch.equal(tensors(again)["module.norm.running_mean"], inner.norm.running_mean)
     assert report.loaded[0] == ("image tower and visual projection", str(tmp_path / "a"))
 
@@ -146,7 +146,7 @@ def test_a_checkpoint_whose_factory_is_gone(tmp_path):
     with pytest.raises(
         RequestError, match="no_such_package.towers:plain cannot be imported.*Install the package.*PYTHONPATH"
     ):
-        load(tmp_path / "a")
+        load(tmp_path / "a", trust_import=True)
 
 
 @pytest.mark.parametrize("spec,message", [
