@@ -3,10 +3,8 @@
 ``load(path)`` gives a model with `encode_images` and `encode_texts`. Importing the package imports no torch.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
+# No import at all: `python -m cnclip_ft` runs this before it can take the working folder off the search path.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cnclip_ft.models.checkpoints import load
 

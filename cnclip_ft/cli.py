@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -28,6 +29,7 @@ for function in (
 
 def main() -> None:
     """Run the command. Exit 0: done; 1: the work failed; 2: the request was wrong."""
+    os.environ.setdefault("PYTHONSAFEPATH", "1")  # processes started from here do not import from the working folder
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # Windows consoles default to a code page without Chinese
             stream.reconfigure(encoding="utf-8", errors="replace")

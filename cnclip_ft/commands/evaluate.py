@@ -25,6 +25,9 @@ OnError = Annotated[
     ),
 ]
 Hub = Annotated[str, typer.Option("--source", help="Where a published name comes from: huggingface or modelscope.")]
+TrustImport = Annotated[
+    bool, typer.Option("--trust-import", help="Import the code a checkpoint names for its image tower (docs/towers.md).")
+]
 Json = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write the result with all settings as JSON.")
 ]
@@ -58,6 +61,7 @@ def evaluate(
     image_size: ImageSize = None,
     memory: Memory = "2GiB",
     source: Hub = "huggingface",
+    trust_import: TrustImport = False,
 ) -> None:
     """Recall@1/5/10 text→image and image→text, mean recall and median rank over the whole pool, per language.
 
@@ -69,7 +73,9 @@ def evaluate(
     from cnclip_ft.evaluation.outputs import refuse_outputs
     from data_tools.errors import RequestError
 
-    options = scorecard.Options(batch_size, workers, device, dtype, image_size, memory, dataset, source)
+    options = scorecard.Options(
+        batch_size, workers, device, dtype, image_size, memory, dataset, source, trust_import
+    )
     path = Path(checkpoint)
     refuse_outputs([checkpoint, *(splits or [])], json_file=json_file, markdown=markdown)
     if path.is_file() and path.suffix == ".jsonl":
@@ -112,6 +118,7 @@ def encode(
     dtype: Dtype = "float32",
     image_size: ImageSize = None,
     source: Hub = "huggingface",
+    trust_import: TrustImport = False,
 ) -> None:
     """Unit features of images and texts, with their ids. The same command given again continues where it stopped.
 
@@ -122,7 +129,7 @@ def encode(
     from cnclip_ft.evaluation.encode_run import encode_to_folder
     from cnclip_ft.evaluation.scorecard import Options
 
-    options = Options(batch_size, workers, device, dtype, image_size, source=source)
+    options = Options(batch_size, workers, device, dtype, image_size, source=source, trust_import=trust_import)
     encode_to_folder(
         checkpoint,
         what,
@@ -193,6 +200,7 @@ def classify(
     dtype: Dtype = "float32",
     image_size: ImageSize = None,
     source: Hub = "huggingface",
+    trust_import: TrustImport = False,
 ) -> None:
     """Zero-shot classification with your own classes: top-1, top-5, accuracy per class, confusion picture.
 
@@ -201,7 +209,7 @@ def classify(
     from cnclip_ft.evaluation.classify_run import classify_images
     from cnclip_ft.evaluation.scorecard import Options
 
-    options = Options(batch_size, workers, device, dtype, image_size, source=source)
+    options = Options(batch_size, workers, device, dtype, image_size, source=source, trust_import=trust_import)
     classify_images(checkpoint, images, classes, templates, options, output=output, json_file=json_file, picture=picture,
                     cache=cache, on_error=on_error, say=typer.echo)  # fmt: skip
 
@@ -231,6 +239,7 @@ def calibrate(
     dtype: Dtype = "float32",
     image_size: ImageSize = None,
     source: Hub = "huggingface",
+    trust_import: TrustImport = False,
 ) -> None:
     """A threshold on the cosine from labelled pairs, or from a split's own pairs against random ones.
 
@@ -239,7 +248,7 @@ def calibrate(
     from cnclip_ft.evaluation.calibrate_run import calibrate_model
     from cnclip_ft.evaluation.scorecard import Options
 
-    options = Options(batch_size, workers, device, dtype, image_size, source=source)
+    options = Options(batch_size, workers, device, dtype, image_size, source=source, trust_import=trust_import)
     calibrate_model(checkpoint, pairs, options, images=images, precision=precision, recall=recall, share=share,
                     negatives=negatives, seed=seed, json_file=json_file, picture=picture, say=typer.echo)  # fmt: skip
 
@@ -264,6 +273,7 @@ def compare(
     dtype: Dtype = "float32",
     memory: Memory = "2GiB",
     source: Hub = "huggingface",
+    trust_import: TrustImport = False,
 ) -> None:
     """Checkpoints side by side on one split: is B better than A, or is it chance? Paired bootstrap over images.
 
@@ -272,7 +282,7 @@ def compare(
     from cnclip_ft.evaluation.compare_run import compare_models
     from cnclip_ft.evaluation.scorecard import Options
 
-    options = Options(batch_size, workers, device, dtype, memory=memory, source=source)
+    options = Options(batch_size, workers, device, dtype, memory=memory, source=source, trust_import=trust_import)
     compare_models(
         checkpoints, split, options, draws=draws, seed=seed, confidence=confidence, json_file=json_file, say=typer.echo
     )

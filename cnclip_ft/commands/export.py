@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from cnclip_ft.commands.evaluate import TrustImport
+
 
 def export(
     checkpoint: Annotated[
@@ -30,6 +32,7 @@ def export(
     source: Annotated[
         str, typer.Option("--source", help="Where a published name comes from: huggingface or modelscope.")
     ] = "huggingface",
+    trust_import: TrustImport = False,
 ) -> None:
     """Write a checkpoint in another format and check its features against the source.
 
@@ -39,7 +42,8 @@ def export(
     from cnclip_ft.export.run import export_checkpoint, points_lost
 
     done = export_checkpoint(
-        checkpoint, to, output, dtype=dtype, overwrite=overwrite, source=source, calibrate=calibrate, verify=verify
+        checkpoint, to, output, dtype=dtype, overwrite=overwrite, source=source, calibrate=calibrate, verify=verify,
+        trust_import=trust_import,
     )
     typer.echo(f"{done.output}: written; largest difference of unit features to the source {done.difference:.1e}")
     if done.recall is not None:

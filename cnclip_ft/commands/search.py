@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from cnclip_ft.commands.evaluate import TrustImport
+
 app = typer.Typer(help="Index pictures, search them with words and pictures, serve a search page.", no_args_is_help=True,
                   rich_markup_mode=None)  # fmt: skip
 
@@ -42,6 +44,7 @@ def index(
     source: Annotated[str, typer.Option(help="Where a published name comes from: huggingface or modelscope.")] = (
         "huggingface"
     ),
+    trust_import: TrustImport = False,
 ) -> None:
     """Make an index, or bring it up to date: only new and changed pictures are encoded. Stopped, it continues.
 
@@ -50,7 +53,7 @@ def index(
     from cnclip_ft.evaluation.scorecard import Options
     from cnclip_ft.search.build import Wishes, build_index
 
-    options = Options(batch_size, workers, device, dtype, source=source)
+    options = Options(batch_size, workers, device, dtype, source=source, trust_import=trust_import)
     build_index(checkpoint, what, output, options, Wishes(half, rebuild, moved, approximate), typer.echo)
 
 
@@ -68,6 +71,7 @@ def query(
     checkpoint: Moved = None,
     device: Device = None,
     exact: Exact = False,
+    trust_import: TrustImport = False,
 ) -> None:
     """Search with words, a picture, or both.
 
@@ -77,8 +81,8 @@ def query(
 
     query_index(
         index, text, image=image, without=without, image_share=image_share, without_weight=not_weight, top=top,
-        threshold=threshold, as_json=as_json, checkpoint=checkpoint, device=device, exact=exact, say=typer.echo,
-        note=lambda line: typer.echo(line, err=True),
+        threshold=threshold, as_json=as_json, checkpoint=checkpoint, device=device, exact=exact, trust_import=trust_import,
+        say=typer.echo, note=lambda line: typer.echo(line, err=True),
     )  # fmt: skip
 
 
@@ -95,6 +99,7 @@ def serve(
     checkpoint: Moved = None,
     device: Device = None,
     exact: Exact = False,
+    trust_import: TrustImport = False,
 ) -> None:
     """A search page and a JSON API, on this machine only unless --host says otherwise. Needs cnclip-ft[serve].
 
@@ -104,5 +109,5 @@ def serve(
 
     serve_index(
         index, host=host, port=port, threshold=threshold, upload=max_upload, pixels=max_pixels, checkpoint=checkpoint,
-        device=device, exact=exact, say=typer.echo, warn=lambda line: typer.echo(line, err=True),
+        device=device, exact=exact, trust_import=trust_import, say=typer.echo, warn=lambda line: typer.echo(line, err=True),
     )  # fmt: skip

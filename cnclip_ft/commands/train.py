@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from cnclip_ft.commands.evaluate import TrustImport
+from data_tools.errors import RequestError
+
+if TYPE_CHECKING:
+    from cnclip_ft.recipe import Recipe
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")]
 Overrides = Annotated[
@@ -13,16 +20,17 @@ Overrides = Annotated[
 Strict = Annotated[bool, typer.Option("--strict", help="Treat the plan's warnings as errors.")]
 
 
-def plan(recipe: RecipeName, overrides: Overrides = None, strict: Strict = False) -> None:
+def plan(
+    recipe: RecipeName, overrides: Overrides = None, strict: Strict = False, trust_import: TrustImport = False
+) -> None:
     """Say what a run would do, and do nothing.
 
     Example: cnclip-ft plan demo data.train=demo/train data.valid=demo/valid
     """
-    from cnclip_ft.recipe import load_recipe
     from cnclip_ft.training import plan as planning
     from cnclip_ft.training.run import Run
 
-    run = Run(load_recipe(recipe, overrides), write=False)
+    run = Run(_recipe(recipe, overrides, trust_import), write=False, trust_import=trust_import)
     typer.echo(planning.describe(run))
     if strict:
         planning.refuse_warnings(run)
@@ -36,12 +44,35 @@ def train(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is in the output folder.")] = False,
     strict: Strict = False,
+    trust_import: TrustImport = False,
 ) -> None:
     """Train all stages of a recipe: on one device as it is, on many under torchrun or accelerate launch.
 
     Example: cnclip-ft train flickr30k-cn_vit-b-16 data.train=flickr30k/train data.valid=flickr30k/valid output=runs/f30k
     """
-    from cnclip_ft.recipe import load_recipe
     from cnclip_ft.training.run import train as execute
 
-    execute(load_recipe(recipe, overrides), proceed=proceed, overwrite=overwrite, strict=strict)
+    execute(
+        _recipe(recipe, overrides, trust_import),
+        proceed=proceed,
+        overwrite=overwrite,
+        strict=strict,
+        trust_import=trust_import,
+    )
+
+
+def _recipe(name: str, overrides: list[str] | None, trust_import: bool) -> Recipe:
+    """The recipe. One that lies in a checkpoint's or a run's folder came with it: it may name code only where that is allowed."""
+    from cnclip_ft.recipe import find_recipe, load_recipe
+
+    recipe = load_recipe(name, overrides)
+    start, folder = recipe.model.start, find_recipe(name).parent
+    image = start.get("image") if isinstance(start, dict) else None
+    image = image.get("path") if isinstance(image, dict) else image
+    came_along = any((folder / mark).exists() for mark in ("cnclip_ft.json", "config.json", "journal.jsonl"))
+    if came_along and not trust_import and ":" in str(image) and not Path(str(image)).expanduser().exists():
+        raise RequestError(
+            f"{find_recipe(name)}: a recipe that lies in the folder of a checkpoint or a run, and names code as image tower, "
+            f"{image}. Nothing was imported. If the folder is your own, or you know that code: --trust-import"
+        )
+    return recipe

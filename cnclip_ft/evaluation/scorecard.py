@@ -31,6 +31,7 @@ class Options:
     memory: str = "2GiB"
     dataset: str | None = None
     source: str = "huggingface"
+    trust_import: bool = False  # a checkpoint may name code
 
     def check(self) -> None:
         """Raises:
@@ -65,7 +66,8 @@ class Scorecard:
 def open_model(checkpoint: str | Path, options: Options) -> tuple[DualEncoder, torch.device, torch.dtype]:
     """The model on the wished device, and the precision to run it in."""
     device, dtype = record.parse_device(options.device), record.parse_dtype(options.dtype)
-    model = load(checkpoint, device=device, image_size=options.image_size, source=options.source)
+    model = load(checkpoint, device=device, image_size=options.image_size, source=options.source,
+                 trust_import=options.trust_import)  # fmt: skip
     return model, device, dtype
 
 

@@ -43,6 +43,7 @@ class Exported:
 def export_checkpoint(
     checkpoint: str | Path, to: str, output: str | Path, *, dtype: str = "float32", overwrite: bool = False,
     source: str = "huggingface", calibrate: str | Path | None = None, verify: str | Path | None = None,
+    trust_import: bool = False,
 ) -> Exported:  # fmt: skip
     """Write `checkpoint` (anything `load` reads) in the format `to`.
 
@@ -54,6 +55,7 @@ def export_checkpoint(
         source: where a published name comes from.
         calibrate: a store whose pictures and texts settle the ranges of int8 beforehand (onnx).
         verify: a store on which recall of source and export are compared.
+        trust_import: as for `load`.
 
     Raises:
         RequestError: unknown format, an output that is there, or towers the format has no place for.
@@ -70,7 +72,7 @@ def export_checkpoint(
     _refuse_output(output, overwrite, [path for path in (checkpoint, calibrate, verify) if path is not None])
     order = Order(_history(checkpoint), dtype, None if calibrate is None else _split(calibrate))
     judge = None if verify is None else _split(verify)
-    model = load(checkpoint, source=source)
+    model = load(checkpoint, source=source, trust_import=trust_import)
     writer.check(model)
     scratch = Scratch(real_place(output), "exporting", "exporting to this place")
     beside = scratch.folder / "new"
@@ -80,7 +82,7 @@ def export_checkpoint(
         try:
             weights = writer.DTYPES[dtype]
             writer.write(
-                model if weights == model.dtype else load(checkpoint, dtype=weights, source=source), beside, order
+                model if weights == model.dtype else load(checkpoint, dtype=weights, source=source, trust_import=trust_import), beside, order
             )
         except (OSError, RuntimeError) as error:
             raise UserError(

@@ -88,19 +88,21 @@ class Engine:
 
 def open_engine(
     folder: str | Path, *, checkpoint: str | Path | None = None, device: str | None = None, exact: bool = False,
-    source: str = "huggingface", say=print,
+    source: str = "huggingface", trust_import: bool = False, say=print,
 ) -> Engine:  # fmt: skip
     """Open an index with the model it was made by.
 
     Args:
         checkpoint: where the model lies now, when it was moved. exact: leave an approximate index aside.
+        trust_import: as for `load`.
 
     Raises:
         RequestError: no index, the model is gone, or it is another one.
     """
     index = Index(folder)
     made = index.info["checkpoint"]
-    options = replace(Options(), device=device, image_size=index.info["identity"]["image_size"], source=source)
+    options = replace(Options(), device=device, image_size=index.info["identity"]["image_size"], source=source,
+                      trust_import=trust_import)  # fmt: skip
     try:
         model, where, _ = open_model(checkpoint or made["path"], options)
     except RequestError as error:

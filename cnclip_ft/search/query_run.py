@@ -29,6 +29,7 @@ def query_index(
     checkpoint: str | None,
     device: str | None,
     exact: bool,
+    trust_import: bool = False,
     say: Callable[[str], None] = print,
     note: Callable[[str], None] = print,
 ) -> None:
@@ -47,7 +48,7 @@ def query_index(
             raise RequestError(error.problem if error.kind == MISSING else f"{image}: {error.problem}") from None
     question = Question(text, without, given, None, image_share, without_weight, top)
     question.check()  # before the model is opened
-    engine = open_engine(folder, checkpoint=checkpoint, device=device, exact=exact, say=note)
+    engine = open_engine(folder, checkpoint=checkpoint, device=device, exact=exact, trust_import=trust_import, say=note)
     (answer,) = engine.ask([question])
     if isinstance(answer, RequestError):
         raise answer

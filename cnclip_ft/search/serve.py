@@ -35,6 +35,7 @@ def serve_index(
     checkpoint: str | None,
     device: str | None,
     exact: bool,
+    trust_import: bool = False,
     say: Callable[[str], None] = print,
     warn: Callable[[str], None] = print,
 ) -> None:
@@ -59,7 +60,7 @@ def serve_index(
     listener = _listen(host, port)  # before the model: a port in use is said at once
     if record.parse_device(device).type == "cpu":
         set_cores(threads_for("cpu"))
-    engine = open_engine(folder, checkpoint=checkpoint, device=device, exact=exact, say=warn)
+    engine = open_engine(folder, checkpoint=checkpoint, device=device, exact=exact, trust_import=trust_import, say=warn)
     prepared = engine.prepare()
     if prepared:
         say(f"prepared: {prepared}")

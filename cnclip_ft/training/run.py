@@ -40,7 +40,7 @@ from data_tools.store import PairStore, open_store
 class Run:
     """What all stages of a run share. `execute` trains; `show_plan` only says what would happen."""
 
-    def __init__(self, recipe: Recipe, *, write: bool = True) -> None:
+    def __init__(self, recipe: Recipe, *, write: bool = True, trust_import: bool = False) -> None:
         self.recipe, self.folder = recipe, Path(recipe.output)
         # accelerate launches on CPUs only when told that there is nothing else.
         self.accelerator = Accelerator(
@@ -66,7 +66,7 @@ class Run:
         self.workers = _workers(recipe, self.accelerator.num_processes)
         self.model, self.load_report = build_start(
             recipe.model.start, context_length=recipe.data.context_length, image_size=recipe.model.image_size,
-            source=recipe.model.source, seed=recipe.seed,
+            source=recipe.model.source, seed=recipe.seed, trust_import=trust_import,
         )  # fmt: skip
         self.model.to(self.device)
         self.compile(self.model)
@@ -228,7 +228,9 @@ def open_split(path: str, key: str) -> PairStore:
     return store
 
 
-def train(recipe: Recipe, *, proceed: bool = False, overwrite: bool = False, strict: bool = False) -> bool:
+def train(
+    recipe: Recipe, *, proceed: bool = False, overwrite: bool = False, strict: bool = False, trust_import: bool = False
+) -> bool:
     """Run a recipe; `proceed` continues the run in its folder at the very step.
 
     Returns:
@@ -262,7 +264,7 @@ def train(recipe: Recipe, *, proceed: bool = False, overwrite: bool = False, str
     if overwrite and not proceed:
         clear_states(folder / "state")
         (folder / "journal.jsonl").unlink(missing_ok=True)
-    run = Run(recipe)
+    run = Run(recipe, trust_import=trust_import)
     if strict:
         plan.refuse_warnings(run)
     return run.execute(state)
