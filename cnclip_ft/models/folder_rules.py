@@ -93,7 +93,10 @@ def picture_rules(folder: Path, size: int) -> tuple[dict[str, list[float]], list
     if rules.get("do_normalize") is False:
         return {"mean": [0.0] * 3, "std": [1.0] * 3}, said
     mean, std = rules.get("image_mean") or list(OPENAI_MEAN), rules.get("image_std") or list(OPENAI_STD)
-    if _near(mean, OPENAI_MEAN, file, "image_mean") and _near(std, OPENAI_STD, file, "image_std"):
+    usual = [_near(mean, OPENAI_MEAN, file, "image_mean"), _near(std, OPENAI_STD, file, "image_std")]
+    if min(std) <= 0:
+        raise RequestError(f"{file}: image_std is {std}, expected numbers above 0")
+    if all(usual):
         return {}, said
     return {"mean": [float(x) for x in mean], "std": [float(x) for x in std]}, said
 
