@@ -82,13 +82,13 @@ def _configuration(folder: Path, path: Path) -> dict[str, Any] | None:
     kind = config.get("model_type", "bert")
     if kind not in _TYPES:
         raise RequestError(
-            f"{folder}: a text model of type {kind!r}; the text tower is BERT (also RoBERTa-wwm and other RoBERTas of type bert)"
+            f"{folder}: a text model of type {repr(kind)[:60]}; the text tower is BERT (also RoBERTa-wwm and other RoBERTas of type bert)"
         )
     if kind == "chinese_clip":
         return config.get("text_config") or {}
     if config.get("position_embedding_type", "absolute") != "absolute":
         raise RequestError(
-            f"{folder}: position embeddings of type {config['position_embedding_type']!r}; the text tower has absolute ones"
+            f"{folder}: position embeddings of type {repr(config['position_embedding_type'])[:60]}; the text tower has absolute ones"
         )
     return config
 

@@ -163,7 +163,7 @@ def read_info(folder: str | Path) -> dict[str, Any]:
     info = read_json(path)
     if info.get("format") != FORMAT:
         raise RequestError(
-            f"{path}: format {info.get('format')!r} is not known here (known: {FORMAT}); use a newer cnclip-ft"
+            f"{path}: format {repr(info.get('format'))[:60]} is not known here (known: {FORMAT}); use a newer cnclip-ft"
         )
     return info
 

@@ -94,6 +94,15 @@ class Description(Part):
     projection: Width
     context_length: Annotated[int, Field(ge=3, le=1 << 16)]
 
+    @model_validator(mode="after")
+    def _fits(self) -> Description:
+        positions = self.text.max_position_embeddings
+        if self.context_length > positions:
+            raise ValueError(
+                f"context_length {self.context_length} is more than the text tower's {positions} positions"
+            )
+        return self
+
 
 def checked_description(found: Any, where: str) -> dict[str, Any]:
     """A whole model's description out of a file.

@@ -109,7 +109,7 @@ def _read_shards(folder: Path, index: Path, dtype: torch.dtype) -> Tensors:
     tensors: Tensors = {}
     for shard in sorted(set(where.values())):
         if Path(shard).name != shard or "\\" in shard:
-            raise RequestError(f"{index}: names the file {shard!r} outside of its folder")
+            raise RequestError(f"{index}: names the file {shard[:80]!r} outside of its folder")
         found = read_file(folder / shard, dtype).tensors
         twice = tensors.keys() & found.keys()
         if twice:

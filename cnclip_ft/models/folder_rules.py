@@ -76,12 +76,12 @@ def picture_rules(folder: Path, size: int) -> tuple[dict[str, list[float]], list
         expected = {"do_resize": True, "do_rescale": True, "do_center_crop": False}.get(key)
         if expected is not None and value is not None and bool(value) != expected:
             said.append(
-                f"{file}: {key} is {value}; pictures here are always squashed to the square, and nothing is cut off"
+                f"{file}: {key} is {repr(value)[:60]}; pictures here are always squashed to the square, and nothing is cut off"
             )
         elif key == "resample" and value not in (None, 3, "bicubic"):
-            said.append(f"{file}: resample is {value!r}; pictures here are resized bicubically (3)")
+            said.append(f"{file}: resample is {repr(value)[:60]}; pictures here are resized bicubically (3)")
         elif key == "rescale_factor" and value is not None and not _near([value], [1 / 255], file, key):
-            said.append(f"{file}: rescale_factor is {value!r}; pictures here are divided by 255")
+            said.append(f"{file}: rescale_factor is {repr(value)[:60]}; pictures here are divided by 255")
         elif key == "size" and value not in (None, size, {"height": size, "width": size}):
             square = isinstance(value, dict) and value.get("shortest_edge") == size and rules.get("do_center_crop")
             if not square:  # said above
@@ -95,7 +95,7 @@ def picture_rules(folder: Path, size: int) -> tuple[dict[str, list[float]], list
     mean, std = rules.get("image_mean") or list(OPENAI_MEAN), rules.get("image_std") or list(OPENAI_STD)
     usual = [_near(mean, OPENAI_MEAN, file, "image_mean"), _near(std, OPENAI_STD, file, "image_std")]
     if min(std) <= 0:
-        raise RequestError(f"{file}: image_std is {std}, expected numbers above 0")
+        raise RequestError(f"{file}: image_std is {repr(std)[:60]}, expected numbers above 0")
     if all(usual):
         return {}, said
     return {"mean": [float(x) for x in mean], "std": [float(x) for x in std]}, said
@@ -145,14 +145,16 @@ def text_rules(folder: Path) -> tuple[Path | None, int | None]:
             found = found.get("content") if isinstance(found, dict) else found
             if found not in (None, token):
                 raise RequestError(
-                    f"{settings_file}: {token[1:-1].lower()}_token is {found!r}; only {token} is known here"
+                    f"{settings_file}: {token[1:-1].lower()}_token is {repr(found)[:60]}; only {token} is known here"
                 )
         added = settings.get("added_tokens_decoder") or {}
         _no_added(settings_file, list(added.values()) if isinstance(added, dict) else added)
         length = settings.get("model_max_length")
         if length is not None:
             if type(length) not in (int, float) or not length >= 3:
-                raise RequestError(f"{settings_file}: model_max_length is {length!r}, expected a whole number from 3")
+                raise RequestError(
+                    f"{settings_file}: model_max_length is {repr(length)[:60]}, expected a whole number from 3"
+                )
             lengths.append(length)
     if whole_file.exists():
         whole = read_json(whole_file)

@@ -26,7 +26,7 @@ def read_chinese_clip(folder: Path, dtype: torch.dtype) -> Checkpoint:
     config = read_json(folder / "config.json")
     if config.get("model_type") != "chinese_clip":
         raise RequestError(
-            f"{folder}: a model of type {config.get('model_type')!r}, not chinese_clip. One of its towers may be a start: "
+            f"{folder}: a model of type {repr(config.get('model_type'))[:60]}, not chinese_clip. One of its towers may be a start: "
             "model.start={image: …, text: …}"
         )
     file = folder / "config.json"

@@ -71,7 +71,7 @@ def open_clip_rules(file: Path, numbers: dict[str, Any]) -> tuple[dict[str, Any]
             raise _refusal(file, f"preprocess_cfg.{key}", value, "'bicubic'")
         if key == "resize_mode" and value not in ("squash", None):
             notes.append(
-                f"{file}: preprocess_cfg.resize_mode is {value!r}; pictures here are always squashed to the square"
+                f"{file}: preprocess_cfg.resize_mode is {repr(value)[:60]}; pictures here are always squashed to the square"
             )
     mean, std = pictures.get("mean") or list(OPENAI_MEAN), pictures.get("std") or list(OPENAI_STD)
     for key, value in (("mean", mean), ("std", std)):

@@ -103,7 +103,7 @@ def _transformers_folder(folder: Path, activation: str | None) -> ImageHalf:
     kind = config.get("model_type")
     if kind not in ("clip", "chinese_clip", "clip_vision_model", "chinese_clip_vision_model"):
         raise RequestError(
-            f"{folder}: a model of type {kind!r}; an image tower comes from a clip or chinese_clip folder"
+            f"{folder}: a model of type {repr(kind)[:60]}; an image tower comes from a clip or chinese_clip folder"
         )
     # CLIP's own default is quick_gelu as well, and so are its other numbers.
     numbers, said = vision_numbers(folder, config.get("vision_config") or config)

@@ -239,6 +239,9 @@ class _Reader(PlainUnpickler):
         self._script, self.stored = script, {}
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
+        module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(
+            module, module
+        )  # protocol 2 has Python 2's names
         known = _KNOWN.get((module, name))
         if known is not None:
             return known

@@ -186,7 +186,9 @@ def test_open_clip_keys_that_cannot_be_obeyed(tmp_path, vision, more, key):
 # ---- names of other trainers ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "model.", "model._orig_mod.", "net.module."])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "model.", "model._orig_mod.", "net.module."]
+)
 @pytest.mark.parametrize("kind", ["official", "transformers"])
 def test_prefixes_of_wrappers_are_taken_off(tmp_path, prefix, kind):
     model = small()
