@@ -33,8 +33,8 @@ def read_vocabulary(file: Path) -> dict[str, int]:
     Raises:
         RequestError: it cannot be read, or is none.
     """
-    regular(file, _LONGEST)
     try:
+        regular(file, _LONGEST)
         if file.suffix == ".json":
             found = json.loads(file.read_text(encoding="utf-8"))["model"]["vocab"]
             vocabulary = {token: found[token] for token in sorted(found, key=found.__getitem__)}
@@ -42,6 +42,8 @@ def read_vocabulary(file: Path) -> dict[str, int]:
                 raise ValueError("its tokens are not numbered from 0 without a gap")
             return vocabulary
         lines = file.read_text(encoding="utf-8").split("\n")
+    except RequestError as error:
+        raise RequestError(f"{error}; the vocabulary cannot be read without it: name a BERT vocab.txt") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RequestError(f"{file}: the vocabulary cannot be read ({error}); name a BERT vocab.txt") from None
     if lines and not lines[-1]:

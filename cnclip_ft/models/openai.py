@@ -52,7 +52,7 @@ def read_image_half(path: Path, activation: str | None = None) -> ImageHalf:
     """
     if path.is_dir() and not any((path / name).is_file() for name in _OPEN_CLIP_FILES):
         return _transformers_folder(path, activation)
-    file = path if path.is_file() else next(path / name for name in _OPEN_CLIP_FILES if (path / name).is_file())
+    file = next(path / name for name in _OPEN_CLIP_FILES if (path / name).is_file()) if path.is_dir() else path
     content = read_weights(file)
     tensors = content.tensors
     if any(name.startswith("visual.trunk.") for name in tensors):
