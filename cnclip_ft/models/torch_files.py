@@ -11,6 +11,7 @@ import io
 import math
 import pickle
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -156,6 +157,16 @@ class TorchFile:
     def _unpack(self, member: zipfile.ZipInfo, wanted: int) -> bytearray:
         """The first `wanted` bytes of a member, its checksum compared where that is all of it."""
         data, at = bytearray(wanted), 0
+        if member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & 1:
+            # As torch writes them: straight into place, in a third of the time `zipfile` takes.
+            self._file.seek(member.header_offset + 26)
+            lengths = self._file.read(4)
+            begin = member.header_offset + 30 + sum(int.from_bytes(lengths[i : i + 2], "little") for i in (0, 2))
+            self._file.seek(begin)
+            whole = self._file.readinto(data) == wanted
+            if not whole or (wanted == member.file_size and zlib.crc32(data) != member.CRC):
+                raise RequestError(f"torn or damaged: {member.filename} is not what was written; fetch it again")
+            return data
         with self._archive.open(member) as file, memoryview(data) as view:
             while at < wanted:
                 # In pieces: what a compressed member gives at once could be more than its header says.
