@@ -132,7 +132,7 @@ class TorchFile:
             raise RequestError("a zip archive without weights; unpack it and name the file inside")
         self._prefix = data[0].removesuffix("data.pkl")
         order = self._members.get(f"{self._prefix}byteorder")
-        if order is not None and self._archive.read(order)[:8] not in (b"little", b""):
+        if order is not None and self._unpack(order, min(order.file_size, 9)) not in (b"little", b""):
             raise RequestError("its numbers are stored in big-endian order, which is not read here")
         script = f"{self._prefix}constants.pkl" in self._members
         info = self._members[data[0]]
@@ -158,13 +158,14 @@ class TorchFile:
         """The first `wanted` bytes of a member, its checksum compared where that is all of it."""
         data, at = bytearray(wanted), 0
         if member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & 1:
-            # As torch writes them: straight into place, in a third of the time `zipfile` takes.
+            # As torch writes them: straight into place, in a third of the time `zipfile` takes. Torch can be told to write no
+            # checksum; it is 0 then.
             self._file.seek(member.header_offset + 26)
             lengths = self._file.read(4)
             begin = member.header_offset + 30 + sum(int.from_bytes(lengths[i : i + 2], "little") for i in (0, 2))
             self._file.seek(begin)
             whole = self._file.readinto(data) == wanted
-            if not whole or (wanted == member.file_size and zlib.crc32(data) != member.CRC):
+            if not whole or (wanted == member.file_size and member.CRC not in (0, zlib.crc32(data))):
                 raise RequestError(f"torn or damaged: {member.filename} is not what was written; fetch it again")
             return data
         with self._archive.open(member) as file, memoryview(data) as view:

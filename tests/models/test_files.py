@@ -220,6 +220,22 @@ def test_tensors_beyond_what_is_stored_are_refused(tmp_path, numbers):
         read_file(path)
 
 
+def test_checksums_of_an_archive(tmp_path):
+    state = {"a": torch.arange(1000.0)}
+    torch.save(state, tmp_path / "x.pt")
+    content = bytearray((tmp_path / "x.pt").read_bytes())
+    content[content.find(state["a"].numpy().tobytes()) + 2000] ^= 1
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(RequestError, match="x/data/0 is not what was written"):
+        read_file(tmp_path / "x.pt")
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(state, tmp_path / "none.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert torch.equal(read_file(tmp_path / "none.pt").tensors["a"], state["a"])
+
+
 def test_many_tensors_of_few_numbers(tmp_path):
     torch.save({f"t{i}": t for t in [torch.zeros(200_000)] for i in range(30)}, tmp_path / "x.pt")
     with pytest.raises(RequestError, match="many times larger than what is stored"):
