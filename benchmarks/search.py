@@ -69,13 +69,15 @@ def make_index(folder: Path, images: int, architecture: str = "ViT-B-16") -> Pat
         blocks.append(block / np.linalg.norm(block, axis=1, keepdims=True))
     writer = IndexWriter(index)
     writer.features(blocks, images, dim, np.dtype(np.float32))
-    writer.items([(f"{number % 50}.jpg", f"{number}") for number in range(images)])
-    writer.damaged([])
     from PIL import Image
 
     for number in range(50):
         pixels = draw.integers(0, 256, (30, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((1200, 900)).save(photos / f"{number}.jpg", quality=90)
+    stats = [(photos / f"{number}.jpg").stat() for number in range(50)]
+    stamps = [f"{stat.st_size}-{stat.st_mtime_ns}" for stat in stats]
+    writer.items([(f"{number % 50}.jpg", stamps[number % 50]) for number in range(images)])
+    writer.damaged([])
     largest = max(float(np.linalg.norm(block.astype(np.float64), axis=1).max()) for block in blocks)
     checksum = checkpoint_checksum(checkpoint)
     writer.commit({
@@ -190,6 +192,13 @@ def resident(process: subprocess.Popen) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
 
 
+def running(process: subprocess.Popen) -> tuple[int, int]:
+    """Threads of the server, and its child processes (Linux)."""
+    tasks = Path(f"/proc/{process.pid}/task")
+    threads = list(tasks.iterdir()) if tasks.is_dir() else []
+    return len(threads), sum(len((task / "children").read_text().split()) for task in threads)
+
+
 def hostile(folder: Path, images: int, count: int, threads: int | None) -> None:
     index = make_index(folder, images)
     with server(index, threads) as (port, process):
@@ -222,9 +231,10 @@ def hostile(folder: Path, images: int, count: int, threads: int | None) -> None:
         four(200)  # the first of each kind load what they need: decoders, caches, threads
         found.clear()
         dropped.clear()
-        before = resident(process)
+        before, held = resident(process), running(process)
         four(count)
         after, alive = resident(process), process.poll() is None
+        held_after = running(process)
         works = Client(port).ask("一只在雪地里奔跑的狗") > 0
     totals = Counter({status: 0 for status in ()})
     for (_, status), number in found.items():
@@ -241,6 +251,7 @@ def hostile(folder: Path, images: int, count: int, threads: int | None) -> None:
         f"{total:,} hostile requests from 4 clients: {failed} answered 5xx (target 0), server {'alive' if alive and works else 'DEAD'}"
     )
     print(f"memory {before:.0f} → {after:.0f} MiB: {after - before:+.1f} (target ± {RSS:.0f})")
+    print(f"threads and decoders {held} → {held_after}")
     if failed or not (alive and works):
         raise SystemExit(1)
 

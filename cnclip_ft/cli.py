@@ -9,6 +9,7 @@ import typer
 
 from cnclip_ft.commands import data, evaluate, export, search, train
 from data_tools.errors import UserError
+from data_tools.terminal import use_plain_streams
 
 app = typer.Typer(
     name="cnclip-ft",
@@ -30,9 +31,7 @@ for function in (
 def main() -> None:
     """Run the command. Exit 0: done; 1: the work failed; 2: the request was wrong."""
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # processes started from here do not import from the working folder
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # Windows consoles default to a code page without Chinese
-            stream.reconfigure(encoding="utf-8", errors="replace")
+    use_plain_streams()
     try:
         app()
     except UserError as error:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from data_tools.terminal import plain
+
 
 class UserError(Exception):
     """The work failed for a reason the user can mend; the message says how."""
@@ -41,7 +43,8 @@ class DataFault(UserError):
     ) -> None:
         self.problem, self.mend, self.kind = problem, mend, kind
         self.file, self.line, self.item_id = None if file is None else str(file), line, item_id
-        where = "" if file is None else f"{file}:{line}: " if line is not None else f"{file}: "
+        name = plain(str(file), lines=False)
+        where = "" if file is None else f"{name}:{line}: " if line is not None else f"{name}: "
         super().__init__(f"{where}{problem}. {mend}")
 
     def as_dict(self) -> dict[str, object]:

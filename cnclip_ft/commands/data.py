@@ -303,7 +303,7 @@ def check(
             for store in opened.values()
         ]
     )
-    print_report(report, Console(soft_wrap=False))
+    print_report(report, Console(color_system=None))
     if json_file is not None:
         with whole_file(json_file, "w") as file:
             json.dump(report.as_dict(), file, ensure_ascii=False, indent=1)

@@ -26,7 +26,8 @@ OnError = Annotated[
 ]
 Hub = Annotated[str, typer.Option("--source", help="Where a published name comes from: huggingface or modelscope.")]
 TrustImport = Annotated[
-    bool, typer.Option("--trust-import", help="Import the code a checkpoint names for its image tower (docs/towers.md).")
+    bool,
+    typer.Option("--trust-import", help="Import the code a checkpoint names for its image tower (docs/towers.md)."),
 ]
 Json = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write the result with all settings as JSON.")
@@ -73,9 +74,7 @@ def evaluate(
     from cnclip_ft.evaluation.outputs import refuse_outputs
     from data_tools.errors import RequestError
 
-    options = scorecard.Options(
-        batch_size, workers, device, dtype, image_size, memory, dataset, source, trust_import
-    )
+    options = scorecard.Options(batch_size, workers, device, dtype, image_size, memory, dataset, source, trust_import)
     path = Path(checkpoint)
     refuse_outputs([checkpoint, *(splits or [])], json_file=json_file, markdown=markdown)
     if path.is_file() and path.suffix == ".jsonl":

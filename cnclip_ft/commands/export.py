@@ -42,7 +42,14 @@ def export(
     from cnclip_ft.export.run import export_checkpoint, points_lost
 
     done = export_checkpoint(
-        checkpoint, to, output, dtype=dtype, overwrite=overwrite, source=source, calibrate=calibrate, verify=verify,
+        checkpoint,
+        to,
+        output,
+        dtype=dtype,
+        overwrite=overwrite,
+        source=source,
+        calibrate=calibrate,
+        verify=verify,
         trust_import=trust_import,
     )
     typer.echo(f"{done.output}: written; largest difference of unit features to the source {done.difference:.1e}")

@@ -96,6 +96,12 @@ def serve(
     threshold: Threshold = None,
     max_upload: Annotated[str, typer.Option(help="Bytes of a picture that is sent.")] = "20MiB",
     max_pixels: Annotated[int, typer.Option(min=1, help="Pixels of a picture that is sent or shown.")] = 50_000_000,
+    max_decode_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds one picture may take to decode.")] = 5.0,
+    max_request_seconds: Annotated[float, typer.Option(min=1, help="Seconds a request may take to arrive.")] = 30.0,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Another host name to answer to, e.g. a proxy's; may be repeated; '*': any."),
+    ] = None,
     checkpoint: Moved = None,
     device: Device = None,
     exact: Exact = False,
@@ -108,6 +114,7 @@ def serve(
     from cnclip_ft.search.serve import serve_index
 
     serve_index(
-        index, host=host, port=port, threshold=threshold, upload=max_upload, pixels=max_pixels, checkpoint=checkpoint,
+        index, host=host, port=port, threshold=threshold, upload=max_upload, pixels=max_pixels,
+        decode_seconds=max_decode_seconds, request_seconds=max_request_seconds, allowed=allow_host or (), checkpoint=checkpoint,
         device=device, exact=exact, trust_import=trust_import, say=typer.echo, warn=lambda line: typer.echo(line, err=True),
     )  # fmt: skip

@@ -82,7 +82,11 @@ def export_checkpoint(
         try:
             weights = writer.DTYPES[dtype]
             writer.write(
-                model if weights == model.dtype else load(checkpoint, dtype=weights, source=source, trust_import=trust_import), beside, order
+                model
+                if weights == model.dtype
+                else load(checkpoint, dtype=weights, source=source, trust_import=trust_import),
+                beside,
+                order,
             )
         except (OSError, RuntimeError) as error:
             raise UserError(

@@ -7,118 +7,106 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from importlib import resources
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import anyio.to_thread
-from fastapi import FastAPI, File, Form, Request, UploadFile
+import torch
+from fastapi import FastAPI, File, Form, Header, Query, Request, UploadFile
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from cnclip_ft.search.batcher import Batcher, Busy, threads_for
+from cnclip_ft.search.decoders import TOO_SLOW, Decoders
 from cnclip_ft.search.engine import Engine, Found
-from cnclip_ft.search.guard import LOOPBACK, Guard, content_policy
-from cnclip_ft.search.listing import read_bytes
-from cnclip_ft.search.pictures import uploaded_pixels
-from cnclip_ft.search.query import IMAGE_SHARE, MOST, WITHOUT_WEIGHT, Question
+from cnclip_ft.search.guard import LOOPBACK, RETRY, Guard, content_policy
+from cnclip_ft.search.index_folder import Damaged
+from cnclip_ft.search.messages import (
+    BYTES,
+    CODES,
+    IMAGE_SHARE_WORDS,
+    NOT_WEIGHT_WORDS,
+    TEXT,
+    TOP_WORDS,
+    About,
+    Answer,
+    Ask,
+    Hit,
+    Share,
+    Text,
+    Top,
+    Weight,
+    problems,
+)  # fmt: skip
+from cnclip_ft.search.query import IMAGE_SHARE, WITHOUT_WEIGHT, Question
 from cnclip_ft.search.thumbnails import Gone, Thumbnails
 from data_tools.errors import DataFault, RequestError
 
 MIB = 2**20
-_TEXT = 4000  # characters; the tower reads the first fifty or so
 _FORM = MIB  # what the other fields of an upload may take
 _JSON = 64 * 1024
+_TOO_MUCH = ("image-too-large", "too-many-scans", TOO_SLOW)
+_NUMBER = 2**31  # pictures; more digits than any index has are refused before they are turned into a number
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a stranger may send, and what a thumbnail may be made of; decoders at once bound the memory."""
+    """What a stranger may send, and what a thumbnail may be made of; decoders at once bound the memory.
+
+    Args:
+        decoders: processes for pictures that are sent, and as many for thumbnails, so that neither waits for the other.
+        decode_seconds: that one picture may take. body_seconds: that a request may take to arrive.
+    """
 
     upload_bytes: int = 20 * MIB
     pixels: int = 50_000_000
     decoders: int = 2
-
-
-Text = Annotated[str, Field(max_length=_TEXT)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Weight = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
-Top = Annotated[int, Field(ge=1, le=MOST)]
-
-
-class Ask(BaseModel):
-    """A question in words, for pictures like one of the index, or both."""
-
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
-    text: Text | None = Field(None, description="Words wanted.", examples=["一只在雪地里奔跑的狗"])
-    without: Text | None = Field(None, alias="not", description="Words not wanted.")
-    like: Annotated[int, Field(ge=0)] | None = Field(None, description="Number of a picture of the index.")
-    image_share: Share = Field(IMAGE_SHARE, description="The picture's part where words and a picture are given.")
-    not_weight: Weight = Field(WITHOUT_WEIGHT, description="How strongly `not` pushes away.")
-    top: Top = 20
-
-
-class Hit(BaseModel):
-    number: int = Field(description="For /api/images/{number} and `like`.")
-    id: str
-    score: float = Field(description="Cosine of question and picture.")
-
-
-class Answer(BaseModel):
-    results: list[Hit] = Field(description="Best first.")
-    milliseconds: float = Field(description="From the request's arrival, waiting included.")
-
-
-class About(BaseModel):
-    name: str
-    images: int
-    exact: bool = Field(description="False: answers come from an approximate index.")
-    threshold: float | None = Field(description="Cosine from which on a picture counts as a match, where measured.")
-    max_upload_bytes: int
-    max_pixels: int
-    max_text: int
-
-
-class Problem(BaseModel):
-    code: str = Field(description="A stable word.")
-    detail: str
-
-
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem} for status in (404, 413, 415, 422, 503)
-}  # fmt: skip
-_CODES = {404: "not-found", 405: "method", 413: "too-large", 415: "no-picture", 422: "bad-request", 503: "busy"}
+    decode_seconds: float = 5.0
+    body_seconds: float = 30.0
 
 
 def make_app(
-    engine: Engine, *, threshold: float | None = None, limits: Limits | None = None, any_host: bool = False
+    engine: Engine,
+    *,
+    threshold: float | None = None,
+    limits: Limits | None = None,
+    names: frozenset[str] = LOOPBACK,
+    allowed: frozenset[str] = frozenset(),
+    addresses: bool = False,
 ) -> FastAPI:
     """The application over an opened engine.
 
     Args:
-        any_host: answer to any host name: for a server that is meant to be reached from elsewhere.
+        names: host names it answers to, and `allowed`, whose pages may ask too (`guard.ANY`: all names). addresses: and
+            to any address.
     """
     limits = limits or Limits()
     batcher = Batcher(engine.ask, threads_for(engine.model.device.type))
-    decoders = anyio.CapacityLimiter(limits.decoders)
+    sent, shown = (Decoders(limits.decoders, waiting, limits.decode_seconds, limits.pixels) for waiting in (16, 512))
     source = engine.index.info["source"]
-    thumbnails = Thumbnails(read_bytes(source["kind"], source["path"]), engine.index.key, limits.pixels)
+    thumbnails = Thumbnails(source["kind"], source["path"], engine.index.item, shown)
     page = resources.files("cnclip_ft.search").joinpath("page.html").read_text(encoding="utf-8")
     policy = {"Content-Security-Policy": content_policy(page), "Cache-Control": "no-cache"}
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with batcher:
+        async with batcher, sent, shown:
             yield
 
     # FastAPI's own documentation pages load scripts from the network: only the description itself is served.
-    app = FastAPI(title="cnclip-ft search", version="1", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(
+        title="cnclip-ft search", version="1.1", docs_url=None, redoc_url=None, lifespan=lifespan,
+        summary="Search pictures with words and pictures.", servers=[{"url": "/", "description": "This server."}],
+        generate_unique_id_function=lambda route: route.name,
+    )  # fmt: skip
     app.add_middleware(
-        Guard, names=None if any_host else LOOPBACK, limit={"/api/search/image": limits.upload_bytes + _FORM}, other=_JSON
+        Guard, names=names | allowed, addresses=addresses, origins=allowed, seconds=limits.body_seconds,
+        limit={"/api/search/image": limits.upload_bytes + _FORM}, other=_JSON,
     )  # fmt: skip
     app.add_exception_handler(HTTPException, _http_problem)
     app.add_exception_handler(RequestValidationError, _validation_problem)
+    app.add_exception_handler(Busy, _busy)
+    app.add_exception_handler(Damaged, _damaged)
 
     @app.get("/", include_in_schema=False)
     def start() -> HTMLResponse:
@@ -128,64 +116,71 @@ def make_app(
     def icon() -> Response:
         return Response(status_code=204)
 
-    @app.get("/api/index")
-    def about() -> About:
+    @app.get("/api/index", responses=problems(), tags=["search"])
+    def get_index() -> About:
         """What is searched, and the limits."""
         return About(
             name=printable(source["name"]), images=len(engine.index), exact=engine.exact, threshold=threshold,
-            max_upload_bytes=limits.upload_bytes, max_pixels=limits.pixels, max_text=_TEXT,
+            max_upload_bytes=limits.upload_bytes, max_pixels=limits.pixels, max_text=TEXT,
         )  # fmt: skip
 
-    @app.post("/api/search", responses=_PROBLEMS)
+    @app.post("/api/search", responses=problems(400, 408, 413, 422, 503), tags=["search"])
     async def search(ask: Ask) -> Answer:
         """Search with words, with a picture of the index (`like`), or both."""
         began = time.perf_counter()
         question = Question(ask.text, ask.without, None, ask.like, ask.image_share, ask.not_weight, ask.top)
         return await _answer(question, began)
 
-    @app.post("/api/search/image", responses=_PROBLEMS)
+    @app.post("/api/search/image", responses=problems(400, 408, 413, 415, 422, 503), tags=["search"])
     async def search_image(
-        image: Annotated[UploadFile, File(description="A picture file.")],
-        text: Annotated[str | None, Form(max_length=_TEXT)] = None,
-        without: Annotated[str | None, Form(alias="not", max_length=_TEXT)] = None,
-        image_share: Annotated[float, Form(ge=0, le=1, allow_inf_nan=False)] = IMAGE_SHARE,
-        not_weight: Annotated[float, Form(ge=0, le=2, allow_inf_nan=False)] = WITHOUT_WEIGHT,
-        top: Annotated[int, Form(ge=1, le=MOST)] = 20,
+        image: Annotated[UploadFile, File(description="A picture file.", json_schema_extra=_as_file)],
+        text: Annotated[Text, Form(description="Words wanted.")] = "",
+        without: Annotated[Text, Form(alias="not", description="Words not wanted.")] = "",
+        image_share: Annotated[Share, Form(description=IMAGE_SHARE_WORDS)] = IMAGE_SHARE,
+        not_weight: Annotated[Weight, Form(description=NOT_WEIGHT_WORDS)] = WITHOUT_WEIGHT,
+        top: Annotated[Top, Form(description=TOP_WORDS)] = 20,
     ) -> Answer:
         """Search with a picture of your own, and words beside it if you like."""
         began = time.perf_counter()
         data = await image.read(limits.upload_bytes + 1)
         if len(data) > limits.upload_bytes:
             raise HTTPException(413, f"the picture has more than {limits.upload_bytes / MIB:.1f} MiB")
+        size = engine.model.image_size
         try:
-            pixels = await anyio.to_thread.run_sync(
-                uploaded_pixels, data, engine.model.image_size, limits.pixels, limiter=decoders
-            )
+            square = await sent.run({"do": "square", "size": size}, data)
         except DataFault as error:
-            raise HTTPException(413 if error.kind == "image-too-large" else 415, printable(error.problem)) from None
+            raise HTTPException(413 if error.kind in _TOO_MUCH else 415, printable(error.problem)) from None
+        pixels = torch.frombuffer(bytearray(square), dtype=torch.uint8).view(size, size, 3).permute(2, 0, 1)
         return await _answer(Question(text, without, pixels, None, image_share, not_weight, top), began)
 
     async def _answer(question: Question, began: float) -> Answer:
-        try:
-            answer = await batcher.ask(question)
-        except Busy:
-            raise HTTPException(503, "too many questions wait; ask again in a moment") from None
+        answer = await batcher.ask(question)
+        if isinstance(answer, Damaged):
+            raise answer
         if isinstance(answer, RequestError):
             raise HTTPException(422, str(answer))
         return Answer(results=[_hit(found) for found in answer], milliseconds=(time.perf_counter() - began) * 1e3)
 
-    @app.get("/api/images/{number}", responses={200: {"content": {"image/jpeg": {}}}, 404: {"model": Problem}},
-             response_class=Response)  # fmt: skip
-    async def image(
-        request: Request, number: Annotated[int, InPath()], size: Literal["small", "large"] = "small"
+    @app.get(
+        "/api/images/{number}", response_class=Response, tags=["pictures"],
+        responses={
+            200: {"description": "A JPEG.", "content": {"image/jpeg": {"schema": BYTES}}},
+            304: {"description": "It is still the one of `If-None-Match`."},
+            **problems(404, 422, 503),
+        },
+    )  # fmt: skip
+    async def get_image(
+        number: Annotated[int, InPath(ge=0, lt=_NUMBER, description="As `results` name it.", examples=[17])],
+        size: Annotated[Literal["small", "large"], Query(description="Longer side 360 or 1,600 pixels.")] = "small",
+        if_none_match: Annotated[str, Header(description="`ETag` of an earlier answer.")] = "",
     ) -> Response:
         """A picture of the index, made small; 404 where it is not there any more."""
         try:
             tag = f'"{engine.index.item(number)[1]}-{size}"'
             headers = {"ETag": tag, "Cache-Control": "private, max-age=600"}
-            if request.headers.get("if-none-match") == tag:
+            if if_none_match == tag:
                 return Response(status_code=304, headers=headers)
-            data = await anyio.to_thread.run_sync(thumbnails.get, number, size, limiter=decoders)
+            data = await thumbnails.get(number, size)
         except IndexError:
             raise HTTPException(404, f"no picture of this number: there are {len(engine.index):,}, from 0") from None
         except Gone as error:
@@ -193,6 +188,12 @@ def make_app(
         return Response(data, media_type="image/jpeg", headers=headers)
 
     return app
+
+
+def _as_file(schema: dict[str, object]) -> None:
+    """As generators of clients know a file; FastAPI names its content type only."""
+    schema.pop("contentMediaType", None)
+    schema.update(BYTES)
 
 
 def printable(text: str) -> str:
@@ -204,13 +205,23 @@ def _hit(found: Found) -> Hit:
     return Hit(number=found.number, id=printable(str(found.key)), score=round(found.score, 6))
 
 
-def _problem(status: int, detail: str, code: str | None = None) -> JSONResponse:
-    return JSONResponse({"code": code or _CODES.get(status, "refused"), "detail": detail}, status)
+def _problem(status: int, detail: str, code: str | None = None, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"code": code or CODES.get(status, "refused"), "detail": detail}, status, headers)
 
 
 async def _http_problem(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    return _problem(error.status_code, str(error.detail))
+    return _problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+
+
+async def _busy(_: Request, error: Exception) -> JSONResponse:
+    return _problem(
+        503, "too many wait; ask again in a moment", headers={name.decode(): value.decode() for name, value in (RETRY,)}
+    )
+
+
+async def _damaged(_: Request, error: Exception) -> JSONResponse:
+    return _problem(503, printable(str(error)), "index-damaged")
 
 
 async def _validation_problem(_: Request, error: Exception) -> JSONResponse:

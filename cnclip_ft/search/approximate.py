@@ -91,6 +91,10 @@ def read(path: Path, features: np.ndarray, about: dict[str, Any]) -> Approximate
         index = faiss.read_index(str(path))
     except RuntimeError as error:
         raise RequestError(f"{path} cannot be read ({str(error)[:120]}); make the index anew with --rebuild") from None
+    if (index.ntotal, index.d) != features.shape:
+        raise RequestError(
+            f"{path} is of other features ({index.ntotal:,} × {index.d}); make the index anew with --rebuild"
+        )
     return ApproximateSearch(index, features, about)
 
 

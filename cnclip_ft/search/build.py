@@ -22,6 +22,7 @@ from cnclip_ft.search.pictures import UNREAD, encode_pictures
 from data_tools.errors import RequestError, UserError
 from data_tools.lock import FileLock
 from data_tools.outputs import refuse_overlap
+from data_tools.terminal import plain
 
 EXACT_LIMIT = 10_000_000  # vectors; beyond, a look at every one takes seconds
 _BLOCK = 16384  # rows joined at once
@@ -228,7 +229,7 @@ def _finish(
     if damaged:
         say(f"{len(damaged):,} pictures cannot be used and are left out:")
         for key, _, fault in damaged[:_NAMED]:
-            say(f"  {key}: {fault}")
+            say(f"  {plain(str(key), lines=False)}: {fault}")
         if len(damaged) > _NAMED:
             say(f"  … all of them in {output / writer.files['damaged']}")
 

@@ -14,7 +14,7 @@ from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.search import approximate
 from cnclip_ft.search.approximate import ApproximateSearch
 from cnclip_ft.search.exact import ExactSearch
-from cnclip_ft.search.index_folder import Index
+from cnclip_ft.search.index_folder import Damaged, Index
 from cnclip_ft.search.listing import Key
 from cnclip_ft.search.query import Question, vectors
 from cnclip_ft.search.quick_text import quicken
@@ -77,7 +77,10 @@ class Engine:
             k = max(questions[place].top + (questions[place].like is not None) for place, _ in usable)
             scores, numbers = self.search.search(torch.stack([vector for _, vector in usable]), k)
             for (place, _), row, found in zip(usable, scores.tolist(), numbers.tolist(), strict=True):
-                answers[place] = self._found(questions[place], row, found)
+                try:
+                    answers[place] = self._found(questions[place], row, found)
+                except Damaged as error:
+                    answers[place] = error
         return answers
 
     def _found(self, question: Question, scores: list[float], numbers: list[int]) -> list[Found]:
@@ -100,9 +103,12 @@ def open_engine(
         RequestError: no index, the model is gone, or it is another one.
     """
     index = Index(folder)
-    made = index.info["checkpoint"]
-    options = replace(Options(), device=device, image_size=index.info["identity"]["image_size"], source=source,
-                      trust_import=trust_import)  # fmt: skip
+    made, identity = index.info["checkpoint"], index.info["identity"]
+    if not isinstance(made.get("path"), str) or not {"image_size", "checksum"} <= identity.keys():
+        raise Damaged(folder, "index.json does not say by which model it was made")
+    options = replace(
+        Options(), device=device, image_size=identity["image_size"], source=source, trust_import=trust_import
+    )
     try:
         model, where, _ = open_model(checkpoint or made["path"], options)
     except RequestError as error:
@@ -113,7 +119,7 @@ def open_engine(
         ) from None
     described = record.describe_checkpoint(model, checkpoint or made["path"])
     checksum = described.get("checksum") or described.get("weights_checksum")
-    if checksum != index.info["identity"]["checksum"]:
+    if checksum != identity["checksum"]:
         raise RequestError(
             f"{folder} was made by another model than {checkpoint or made['path']} is now; give the right one with "
             "--checkpoint, or bring the index up to date: cnclip-ft search index … --rebuild"

@@ -1,8 +1,12 @@
 """What stands before the application: who may ask by which name, how much may be sent, what a browser is told.
 
-* **Host.** A page elsewhere can point a name of its own at 127.0.0.1 and then read this server as if it were its own
-  (DNS rebinding). So a server on a loopback address answers only to loopback names.
-* **Bytes.** A body is counted as it arrives and cut off at its limit, whatever its length claims.
+* **Host.** A page elsewhere can point a name of its own at this server and then read it as if it were its own (DNS
+  rebinding). So only known names are answered: those of this machine, and those that were allowed. An address is no
+  name, so it is safe where the server is meant to be reached by it.
+* **Origin.** A page elsewhere can have its visitor's browser send requests here without reading the answers: uploads,
+  questions, pictures, all of which cost. Browsers say so in ``Sec-Fetch-Site`` or ``Origin``; programs send neither.
+* **Bytes and time.** A body is counted as it arrives and cut off at its limit, whatever its length claims, and at its
+  deadline. Few large ones are taken in at a time.
 * **Headers.** The page may load nothing but itself and this server's pictures, and may not be framed.
 """
 
@@ -13,6 +17,7 @@ import hashlib
 import ipaddress
 import json
 import re
+import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -24,7 +29,10 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _PATIENCE = 2.0  # seconds
+_LARGE = 32  # bodies of the larger limits at a time
 LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1"))
+ANY = "*"
+RETRY = (b"retry-after", b"2")  # seconds
 _SECURITY = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -47,6 +55,14 @@ def host_name(header: str) -> str:
     return ((found[1] or found[2] or "") if found else "").lower()
 
 
+def names_of(host: str) -> frozenset[str]:
+    """The names a server that listens on `host` answers to by itself."""
+    if is_loopback(host):
+        return LOOPBACK
+    own = socket.gethostname().lower()
+    return LOOPBACK | {host.lower(), own, f"{own}.local"}
+
+
 def content_policy(page: str) -> str:
     """Content-Security-Policy of a page whose script and style stand in it: they run by their hashes, nothing else does."""
 
@@ -65,12 +81,18 @@ class Guard:
     """ASGI middleware (module docstring).
 
     Args:
-        names: host names it answers to; None: all.
+        names: host names it answers to. addresses: and to any address. origins: names of other sites whose pages may ask.
         limit: bytes of a body, by path; `other` for paths that are not named.
+        seconds: that a body may take to arrive.
     """
 
-    def __init__(self, app: Any, names: frozenset[str] | None, limit: dict[str, int], other: int) -> None:
-        self.app, self.names, self.limit, self.other = app, names, limit, other
+    def __init__(
+        self, app: Any, names: frozenset[str], addresses: bool, origins: frozenset[str], limit: dict[str, int],
+        other: int, seconds: float,
+    ) -> None:  # fmt: skip
+        self.app, self.names, self.addresses, self.origins, self.seconds = app, names, addresses, origins, seconds
+        self.limit, self.other = limit, other
+        self._large = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -78,31 +100,89 @@ class Guard:
             return
         headers = dict(scope["headers"])
         limit = self.limit.get(scope["path"], self.other)
-        name = host_name(headers.get(b"host", b"").decode("latin-1"))
-        if self.names is not None and name not in self.names:
-            await _refuse(send, 421, "host", "this server answers to localhost only")
-            return
-        if _claims(headers) > limit:
+        if not self._known(host_name(headers.get(b"host", b"").decode("latin-1"))):
+            await _refuse(send, 421, "host", "this server does not answer to this name (allow one: --allow-host NAME)")
+        elif self._foreign(headers) and not _is_a_visit(scope):
+            await _refuse(
+                send, 403, "foreign", "this was sent by a page of another site (allow one: --allow-host NAME)"
+            )
+        elif _claims(headers) > limit:
             with anyio.move_on_after(_PATIENCE):
                 await _drain(receive, 4 * limit)
             await _refuse(send, 413, "too-large", _too_large(limit))
-            return
-        got = 0
+        elif scope["path"] not in self.limit:
+            await self.app(scope, self._bounded(receive, limit), _secured(send))
+        elif self._large >= _LARGE:
+            await _refuse(send, 503, "busy", "too many pictures are being sent; ask again in a moment")
+        else:
+            self._large += 1
+            try:
+                await self.app(scope, self._bounded(receive, limit), _secured(send))
+            finally:
+                self._large -= 1
 
-        async def counted() -> MutableMapping[str, Any]:
-            nonlocal got
-            message = await receive()
+    def _known(self, name: str) -> bool:
+        return ANY in self.names or name in self.names or (self.addresses and _is_address(name))
+
+    def _foreign(self, headers: dict[bytes, bytes]) -> bool:
+        origin = headers.get(b"origin", b"").decode("latin-1").lower()
+        _, _, place = origin.partition("://")
+        if host_name(place) in self.origins:
+            return False
+        # A browser's own word goes first: a proxy may have changed the host, so that no origin fits.
+        site = headers.get(b"sec-fetch-site")
+        if site is not None:
+            return site not in (b"same-origin", b"none")
+        host = headers.get(b"host", b"").decode("latin-1").lower()
+        return bool(origin) and _without_port(origin) != _without_port(f"{origin.partition('://')[0]}://{host}")
+
+    def _bounded(self, receive: Receive, limit: int) -> Receive:
+        got, whole, end = 0, False, anyio.current_time() + self.seconds
+
+        async def bounded() -> MutableMapping[str, Any]:
+            nonlocal got, whole
+            if whole:  # what comes now is that the client has gone
+                return await receive()
+            with anyio.move_on_after(end - anyio.current_time()) as time:
+                message = await receive()
+            if time.cancelled_caught:
+                raise HTTPException(
+                    408, f"the request has not arrived within {self.seconds:g} s", {"connection": "close"}
+                )
             got += len(message.get("body", b""))
             if got > limit:
-                raise HTTPException(413, _too_large(limit))
+                raise HTTPException(413, _too_large(limit), {"connection": "close"})
+            whole = not message.get("more_body", False)
             return message
 
-        async def secured(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), *_SECURITY]
-            await send(message)
+        return bounded
 
-        await self.app(scope, counted, secured)
+
+def _is_a_visit(scope: Scope) -> bool:
+    """Somebody follows a link to the page, or a program of another site reads the description: both cost nothing."""
+    return scope["method"] in ("GET", "HEAD") and not scope["path"].startswith("/api")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _without_port(origin: str) -> str:
+    scheme, _, place = origin.partition("://")
+    return f"{scheme}://{place.removesuffix({'http': ':80', 'https': ':443'}.get(scheme, ':'))}"
+
+
+def _secured(send: Send) -> Send:
+    async def secured(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", []), *_SECURITY]
+        await send(message)
+
+    return secured
 
 
 def _claims(headers: dict[bytes, bytes]) -> int:
@@ -129,6 +209,6 @@ def _too_large(limit: int) -> str:
 async def _refuse(send: Send, status: int, code: str, detail: str) -> None:
     body = json.dumps({"code": code, "detail": detail}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()),
-               (b"connection", b"close"), *_SECURITY]  # fmt: skip
+               (b"connection", b"close"), *([RETRY] if status == 503 else []), *_SECURITY]  # fmt: skip
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

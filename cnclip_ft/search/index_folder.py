@@ -20,9 +20,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, Field, ValidationError
 
 from cnclip_ft.search.listing import Key
 from data_tools.atomic import LEFTOVER, leftovers, whole_file
@@ -44,7 +45,7 @@ def _is_ours(folder: Path) -> bool:
     ):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
         if isinstance(content, dict) and keys <= content.keys():
             return True
@@ -57,6 +58,50 @@ INDEX = FolderKind(
     _is_ours,
     re.compile(rf"{re.escape(INFO)}|lock|index\.json\.writing|{LEFTOVER}|{_NUMBERED.pattern}|{PARTS}/({_PART_FILES})"),
 )
+_Name = Annotated[str, Field(pattern=f"^{_NUMBERED.pattern}$")]  # never a path
+
+
+class _Files(BaseModel):
+    features: _Name
+    items: _Name
+    offsets: _Name
+    damaged: _Name
+    approximate: _Name | None = None
+
+
+class _Source(BaseModel):
+    kind: Literal["folder", "store"]
+    name: str
+    path: str
+
+
+class _Approximate(BaseModel):
+    kind: str
+    effort: Annotated[int, Field(ge=1)]
+
+
+class _Info(BaseModel):
+    """What the rest reads of `index.json`."""
+
+    images: Annotated[int, Field(ge=0)]
+    dim: Annotated[int, Field(ge=1)]
+    largest_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    checkpoint: dict[str, Any]
+    identity: dict[str, Any]
+    source: _Source
+    files: _Files
+    approximate: _Approximate | None = None
+
+
+class Damaged(RequestError):
+    """A file of the index is not what was written."""
+
+    def __init__(self, folder: str | Path, what: object) -> None:
+        # Nothing is written over that cannot be known for an index.
+        how = "with --rebuild" if _is_ours(Path(folder)) else "with another --output, or remove the folder first"
+        super().__init__(
+            f"{folder}: the index is damaged ({what}); make it anew: give its `search index` command {how}"
+        )
 
 
 class Index:
@@ -69,17 +114,26 @@ class Index:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.info = read_info(self.folder)
+        files = self.info["files"]
         try:
             # Copy on write: torch wants memory it may write to; nothing here does.
-            self.features: np.ndarray = np.load(self.folder / self.info["files"]["features"], mmap_mode="c")
-            self._offsets: np.ndarray = np.load(self.folder / self.info["files"]["offsets"], mmap_mode="r")
-            items = self.folder / self.info["files"]["items"]
+            self.features: np.ndarray = np.load(self.folder / files["features"], mmap_mode="c")
+            self._offsets: np.ndarray = np.load(self.folder / files["offsets"], mmap_mode="r")
+            items = self.folder / files["items"]
             # Not an open file with seek: several threads of a server ask at once.
             self._lines: Any = np.memmap(items, mode="r") if items.stat().st_size else b""
-        except (OSError, ValueError, KeyError) as error:
-            raise RequestError(f"{folder}: the index is damaged ({error}); make it anew with --rebuild") from None
-        if len(self.features) != len(self) or self.features.ndim != 2 or len(self._offsets) != len(self) + 1:
-            raise RequestError(f"{folder}: the index's files do not fit together; make it anew with --rebuild")
+        except (OSError, ValueError, EOFError) as error:  # numpy: headers that are none, files cut short
+            raise Damaged(folder, error) from None
+        shape, kind = (len(self), self.info["dim"]), self.features.dtype.name
+        if self.features.shape != shape or kind not in ("float16", "float32"):
+            raise Damaged(folder, f"{files['features']} holds {self.features.shape} values of {kind}, not {shape}")
+        if self._offsets.shape != (len(self) + 1,) or self._offsets.dtype != np.uint64:
+            raise Damaged(folder, f"{files['offsets']} does not fit {len(self):,} pictures")
+        if self._offsets[0] != 0 or self._offsets[-1] != len(self._lines):
+            raise Damaged(
+                folder,
+                f"{files['items']} has {len(self._lines):,} bytes, not {self._offsets[-1]:,}: it was cut or changed",
+            )
 
     def __len__(self) -> int:
         return self.info["images"]
@@ -93,24 +147,50 @@ class Index:
 
         Raises:
             IndexError: no such number.
+            Damaged: what stands there is no item.
         """
         if not 0 <= number < len(self):
             raise IndexError(number)
         begin, end = int(self._offsets[number]), int(self._offsets[number + 1])
-        key, stamp = json.loads(bytes(self._lines[begin:end]))
-        return key, stamp
+        return self._row(bytes(self._lines[begin:end]), number, 2)  # type: ignore[return-value]
 
     def key(self, number: int) -> Key:
         return self.item(number)[0]
 
     def stamps(self) -> dict[Key, str]:
         """Every picture's stamp, in order."""
-        return dict(_rows(self.folder / self.info["files"]["items"]))
+        stamps = dict(self._rows("items", 2))
+        if len(stamps) != len(self):
+            raise Damaged(
+                self.folder, f"{self.info['files']['items']} names {len(stamps):,} pictures, not {len(self):,}"
+            )
+        return stamps
 
     @cached_property
     def damaged(self) -> dict[Key, tuple[str, str]]:
         """Key → (stamp, fault) of the pictures that could not be decoded."""
-        return {key: (stamp, fault) for key, stamp, fault in _rows(self.folder / self.info["files"]["damaged"])}
+        return {key: (stamp, fault) for key, stamp, fault in self._rows("damaged", 3)}
+
+    def _rows(self, what: str, width: int) -> Iterator[tuple[Any, ...]]:
+        path = self.folder / self.info["files"][what]
+        try:
+            with open(path, "rb") as file:
+                for number, line in enumerate(file):
+                    yield self._row(line, number, width, what)
+        except OSError as error:
+            raise Damaged(self.folder, error) from None
+
+    def _row(self, line: bytes, number: int, width: int, what: str = "items") -> tuple[Any, ...]:
+        """A key, and `width` − 1 texts."""
+        try:
+            row = json.loads(line)
+            whole = line.endswith(b"\n") and isinstance(row, list) and len(row) == width
+            whole = whole and type(row[0]) in (int, str) and all(isinstance(text, str) for text in row[1:])
+        except (ValueError, RecursionError):
+            whole = False
+        if not whole:
+            raise Damaged(self.folder, f"{self.info['files'][what]}, line {number + 1:,}: {line[:40]!r} is no entry")
+        return tuple(row)
 
     @property
     def approximate_file(self) -> Path | None:
@@ -140,17 +220,16 @@ def read_info(folder: str | Path) -> dict[str, Any]:
             else "make one: cnclip-ft search index"
         )
         raise RequestError(f"{folder} holds no index ({hint})") from None
-    except (OSError, ValueError, AttributeError) as error:
-        raise RequestError(f"{path} cannot be read ({error}); make the index anew with --rebuild") from None
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise Damaged(folder, f"{INFO}: {error}") from None
     if known != FORMAT:
         raise RequestError(f"{path}: format {known!r} is not known here (known: {FORMAT}); use a newer cnclip-ft")
+    try:
+        _Info.model_validate(info, strict=True)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        raise Damaged(folder, f"{INFO}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
     return info
-
-
-def _rows(path: Path) -> Iterator[list[Any]]:
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
 
 
 class IndexWriter:

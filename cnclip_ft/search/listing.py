@@ -92,20 +92,6 @@ def list_source(path: str | Path) -> Listing:
     return Listing("folder", whole.name, whole, stamps, FolderBytes(whole), found.lines(), found.closed)
 
 
-def read_bytes(kind: str, path: str | Path) -> Callable[[Key], bytes]:
-    """How an index's pictures are read later; a source that is gone fails picture by picture, not here."""
-    if kind == "folder":
-        return FolderBytes(Path(path))
-    try:
-        return StoreBytes(Path(path))
-    except RequestError:
-        return _nothing
-
-
-def _nothing(key: Key) -> bytes:
-    raise KeyError(key)
-
-
 def _list_store(path: Path) -> Listing:
     read = StoreBytes(path)
     ids = read.store.image_ids

@@ -49,11 +49,19 @@ class Parts:
         self._count, self._since = 0, time.monotonic()
 
     def _take(self, file: Path) -> None:
-        features = np.load(file.with_suffix(".npy"), mmap_mode="r")
+        """A part that was cut or changed is passed over: its pictures are encoded again."""
+        try:
+            features = np.load(file.with_suffix(".npy"), mmap_mode="r")
+            rows = [(key, stamp, fault) for key, stamp, fault in map(json.loads, file.read_bytes().splitlines())]
+        except (OSError, ValueError, TypeError, EOFError):
+            return
+        if not all(isinstance(key, (int, str)) for key, _, _ in rows):
+            return
+        if features.shape != (sum(fault is None for _, _, fault in rows), self.dim) or features.dtype != np.float32:
+            return
         part, row = len(self._arrays), 0
         self._arrays.append(features)
-        for line in file.read_text(encoding="ascii").splitlines():
-            key, stamp, fault = json.loads(line)
+        for key, stamp, fault in rows:
             if fault is None:
                 self.places[key] = stamp, part, row
                 row += 1

@@ -13,6 +13,7 @@ from cnclip_ft.search.query import Question
 from cnclip_ft.search.threshold import read_threshold
 from data_tools.errors import DataFault, RequestError
 from data_tools.pictures import MISSING, read_file
+from data_tools.terminal import plain
 
 
 def query_index(
@@ -83,8 +84,8 @@ def _table(answer: list[Found]) -> str:
     table.add_column("number", justify="right")
     table.add_column("picture", overflow="fold")
     for rank, found in enumerate(answer, 1):
-        table.add_row(str(rank), f"{found.score:.4f}", str(found.number), Text(str(found.key)))
-    console = Console(no_color=True, highlight=False)
+        table.add_row(str(rank), f"{found.score:.4f}", str(found.number), Text(plain(str(found.key), lines=False)))
+    console = Console(color_system=None, highlight=False)
     with console.capture() as captured:
         console.print(table)
     return captured.get().strip("\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cnclip_ft.search.engine import open_engine
@@ -32,6 +32,9 @@ def serve_index(
     threshold: str | None,
     upload: str,
     pixels: int,
+    decode_seconds: float = 5.0,
+    request_seconds: float = 30.0,
+    allowed: Sequence[str] = (),
     checkpoint: str | None,
     device: str | None,
     exact: bool,
@@ -52,11 +55,14 @@ def serve_index(
     from cnclip_ft.evaluation.tiles import parse_memory
     from cnclip_ft.search.api import Limits, make_app
     from cnclip_ft.search.batcher import set_cores, threads_for
-    from cnclip_ft.search.guard import is_loopback
+    from cnclip_ft.search.guard import is_loopback, names_of
     from cnclip_ft.search.index_folder import Index
+    from cnclip_ft.search.patience import patient
 
     limit = read_threshold(threshold, Index(folder).info)
-    limits = Limits(upload_bytes=parse_memory(upload), pixels=pixels)
+    limits = Limits(
+        upload_bytes=parse_memory(upload), pixels=pixels, decode_seconds=decode_seconds, body_seconds=request_seconds
+    )
     listener = _listen(host, port)  # before the model: a port in use is said at once
     if record.parse_device(device).type == "cpu":
         set_cores(threads_for("cpu"))
@@ -65,14 +71,24 @@ def serve_index(
     if prepared:
         say(f"prepared: {prepared}")
     local = is_loopback(host)
-    app = make_app(engine, threshold=limit, limits=limits, any_host=not local)
+    app = make_app(
+        engine, threshold=limit, limits=limits, names=names_of(host), addresses=not local,
+        allowed=frozenset(name.lower() for name in allowed),
+    )  # fmt: skip
     place = f"[{host}]" if ":" in host else host
     say(f"{len(engine.index):,} pictures at http://{place}:{listener.getsockname()[1]}/  (Ctrl-C stops)")
     if not local:
         warn(f"WARNING: {host} can be reached from other machines. Anyone who reaches this server can search and see "
              "every picture of the index; there is no password. Put it behind a proxy that asks for one")  # fmt: skip
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5
+        app,
+        log_level="warning",
+        access_log=False,
+        use_colors=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+        http=patient(),
+        ws="none",
     )
     try:
         uvicorn.Server(config).run(sockets=[listener])

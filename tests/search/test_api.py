@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import threading
 
 import pytest
@@ -18,7 +19,7 @@ pytest.importorskip("httpx", reason="not installed: pip install 'cnclip-ft[test]
 
 from fastapi.testclient import TestClient
 
-from cnclip_ft.search import guard
+from cnclip_ft.search import decoders, guard
 from cnclip_ft.search.api import Limits, make_app
 from cnclip_ft.search.batcher import Batcher, Busy
 from cnclip_ft.search.engine import open_engine
@@ -83,8 +84,27 @@ def test_the_index_and_its_limits_are_told(client):
 
 
 def test_the_description_covers_the_api(client):
-    paths = client.get("/openapi.json").json()["paths"]
+    description = client.get("/openapi.json").json()
+    paths = description["paths"]
     assert set(paths) == {"/api/index", "/api/search", "/api/search/image", "/api/images/{number}"}
+    routes = {route["operationId"]: route for methods in paths.values() for route in methods.values()}
+    assert set(routes) == {"get_index", "search", "search_image", "get_image"}
+    always, asked = {"403", "405", "421"}, {"400", "408", "413", "422", "503"}
+    assert set(routes["get_index"]["responses"]) == {"200", *always}
+    assert set(routes["search"]["responses"]) == {"200", *always, *asked}
+    assert set(routes["search_image"]["responses"]) == {"200", "415", *always, *asked}
+    assert set(routes["get_image"]["responses"]) == {"200", "304", "404", "422", "503", *always}
+    for route in routes.values():
+        for status, response in route["responses"].items():
+            if status not in ("200", "304"):
+                assert response["content"]["application/json"]["schema"]["$ref"].endswith("/Problem"), status
+    form = description["components"]["schemas"]["Body_search_image"]["properties"]
+    assert form["image"]["type"] == "string" and form["image"]["format"] == "binary" and "not" in form
+    assert not any("anyOf" in field for field in form.values())  # a form cannot carry null
+    image = routes["get_image"]["responses"]["200"]["content"]
+    assert image == {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}
+    assert {given["name"].lower() for given in routes["get_image"]["parameters"]} == {"number", "size", "if-none-match"}
+    assert "HTTPValidationError" not in description["components"]["schemas"] and description["servers"][0]["url"] == "/"
     assert client.get("/docs").status_code == 404  # it would load scripts from the network
 
 
@@ -134,8 +154,11 @@ def test_pictures_that_are_gone_or_changed(make, checkpoint, photos, tmp_path):
     (photos / engine.index.key(1)).write_text("no picture any more")
     (photos / engine.index.key(2)).unlink()
     (photos / engine.index.key(2)).symlink_to(secret)
+    (photos / engine.index.key(5)).unlink()
+    os.mkfifo(photos / engine.index.key(5))
+    (photos / engine.index.key(6)).write_bytes(tiny.png(99))
     with TestClient(make_app(engine), LOCAL) as client:
-        for number in range(3):
+        for number in (0, 1, 2, 5, 6):
             content = problem(client.get(f"/api/images/{number}"), 404)
             assert content["code"] == "gone" and "secret" not in content["detail"]
         assert client.get("/api/images/3").status_code == 200
@@ -262,7 +285,11 @@ def test_a_body_that_never_comes_is_not_waited_for(monkeypatch):
         "path": "/api/search",
         "headers": [(b"host", b"localhost"), (b"content-length", b"99999999")],
     }
-    asyncio.run(asyncio.wait_for(guard.Guard(nobody, None, {}, 1000)(scope, silence, send), 10))
+    asyncio.run(
+        asyncio.wait_for(
+            guard.Guard(nobody, guard.LOOPBACK, False, frozenset(), {}, 1000, 5.0)(scope, silence, send), 10
+        )
+    )
     assert sent[0]["status"] == 413
 
 
@@ -277,10 +304,98 @@ def test_only_localhost_is_answered_unless_asked_for(engine, client):
         assert client.get("/api/index", headers={"Host": host}).status_code == 421, host
     for host in ("localhost", "LOCALHOST:80", "127.0.0.1:8000", "[::1]:8000"):
         assert client.get("/api/index", headers={"Host": host}).status_code == 200, host
-    with TestClient(make_app(engine, any_host=True), "http://search.example") as open_to_all:
+    with TestClient(make_app(engine, allowed=frozenset((guard.ANY,))), "http://search.example") as open_to_all:
         assert open_to_all.get("/api/index").status_code == 200
     assert [host_name(name) for name in ("a:1", "[::1]", "::1", "")] == ["a", "::1", "", ""]
     assert is_loopback("127.3.2.1") and is_loopback("::1") and not is_loopback("0.0.0.0") and not is_loopback("my.host")
+
+
+FOREIGN = [
+    {"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": "http://127.0.0.1:3000"},
+    {"Origin": "http://127.0.0.1.evil.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"},
+    {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, {"Sec-Fetch-Site": "nonsense"}, {"Origin": "evil"},
+]  # fmt: skip
+OWN = [
+    {}, {"Origin": "http://127.0.0.1"}, {"Origin": "http://127.0.0.1:80"}, {"Origin": "https://127.0.0.1"}, {"Sec-Fetch-Site": "same-origin"},
+    {"Sec-Fetch-Site": "none"}, {"Origin": "https://photos.example", "Sec-Fetch-Site": "same-origin"},
+    {"Origin": "https://friend.example:8443", "Sec-Fetch-Site": "cross-site"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("headers, status", [(h, 403) for h in FOREIGN] + [(h, 200) for h in OWN], ids=str)
+def test_pages_of_other_sites_may_not_ask(headers, status, engine):
+    with TestClient(make_app(engine, allowed=frozenset(("friend.example",))), LOCAL) as client:
+        answers = [
+            client.post("/api/search", json={"text": "狗"}, headers=headers),
+            client.get("/api/index", headers=headers),
+            client.get("/api/images/1", headers=headers),
+            client.post("/api/search/image", files={"image": tiny.png(1)}, headers=headers),
+        ]
+        assert [answer.status_code for answer in answers] == [status] * 4
+        assert not any(name.startswith("access-control") for answer in answers for name in answer.headers)
+        assert client.get("/", headers=headers).status_code == 200  # a link to the page
+        assert client.get("/api/index", headers={"Host": "friend.example"}).status_code == 200
+
+
+def test_a_server_for_others_answers_to_addresses_and_its_own_names(engine):
+    names = guard.names_of("0.0.0.0")
+    with TestClient(make_app(engine, names=names, addresses=True), "http://10.0.0.8:8000") as client:
+        for host in ("10.0.0.8:8000", "[fe80::1]:8000", "localhost", socket.gethostname()):
+            assert client.get("/api/index", headers={"Host": host}).status_code == 200, host
+        for host in ("rebound.example", "10.0.0.8.example", ""):
+            assert "--allow-host" in problem(client.get("/api/index", headers={"Host": host}), 421)["detail"], host
+    assert guard.names_of("127.0.0.1") == guard.LOOPBACK
+
+
+def test_a_body_that_trickles_is_given_up(engine):
+    async def scene() -> list[dict]:
+        sent, app = [], make_app(engine, limits=Limits(body_seconds=0.3))
+
+        async def receive() -> dict:
+            await asyncio.sleep(0.1)
+            return {"type": "http.request", "body": b" ", "more_body": True}
+
+        async def send(message) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/api/search", "raw_path": b"/api/search", "query_string": b"",
+                 "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")], "scheme": "http",
+                 "client": None, "server": None, "http_version": "1.1", "root_path": ""}  # fmt: skip
+        await asyncio.wait_for(app(scope, receive, send), 10)
+        return sent
+
+    sent = asyncio.run(scene())
+    assert sent[0]["status"] == 408 and json.loads(sent[1]["body"])["code"] == "too-slow"
+
+
+def test_who_finds_the_server_busy_is_told_when_to_come_again(engine, monkeypatch):
+    async def busy(*_):
+        raise Busy
+
+    monkeypatch.setattr(Batcher, "ask", busy)
+    with TestClient(make_app(engine), LOCAL) as client:
+        response = client.post("/api/search", json={"text": "狗"})
+        assert problem(response, 503)["code"] == "busy" and int(response.headers["retry-after"]) >= 1
+        response = client.put("/api/search")
+        assert problem(response, 405)["code"] == "method" and response.headers["allow"] == "POST"
+
+
+def test_an_upload_that_holds_a_decoder_is_ended(engine, monkeypatch):
+    code = "import sys; sys.path[:] = sys.argv[3:]; import time, cnclip_ft.search.decoder as d\n"
+    code += (
+        "d._JOBS['square'] = lambda data, size, pixels: time.sleep(60)\nd.main(int(sys.argv[1]), float(sys.argv[2]))"
+    )
+    monkeypatch.setattr(decoders, "_CODE", code)
+    with TestClient(make_app(engine, limits=Limits(decoders=1, decode_seconds=0.5)), LOCAL) as client:
+        answer = {}
+        upload = threading.Thread(
+            target=lambda: answer.update(it=client.post("/api/search/image", files={"image": tiny.png(1)}))
+        )
+        upload.start()
+        assert client.get("/api/images/1").status_code == 200
+        assert client.post("/api/search", json={"text": "狗"}).status_code == 200
+        upload.join()
+        assert "--max-decode-seconds" in problem(answer["it"], 413)["detail"]
 
 
 def test_waiting_questions_go_together():

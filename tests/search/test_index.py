@@ -12,7 +12,10 @@ import torch
 
 import cnclip_ft
 from cnclip_ft.search import build as building
+from cnclip_ft.search.engine import open_engine
 from cnclip_ft.search.index_folder import Index
+from cnclip_ft.search.parts import Parts
+from cnclip_ft.search.query import Question
 from data_tools.errors import RequestError, UserError
 from data_tools.store import StoreWriter
 from tests.evaluation import tiny
@@ -306,3 +309,92 @@ def test_another_order_of_the_same_pictures_encodes_and_drops_nothing(make, chec
     index = Index(tmp_path / "i")
     after = {index.key(row): index.features[row] for row in range(len(index))}
     assert list(after)[:20] != list(before) and all((after[key] == before[key]).all() for key in before)
+
+
+def _json(change):
+    def damage(folder):
+        info = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        change(info)
+        (folder / "index.json").write_text(json.dumps(info), encoding="utf-8")
+
+    return damage
+
+
+def _bytes(name, change):
+    def damage(folder):
+        (path,) = folder.glob(f"{name}-*")
+        path.write_bytes(change(path.read_bytes()))
+
+    return damage
+
+
+DAMAGES = {
+    "items cut": _bytes("items", lambda data: data[:-30]),
+    "items cut at a line": _bytes("items", lambda data: data[: data.rindex(b"\n", 0, -1) + 1]),
+    "items empty": _bytes("items", lambda data: b""),
+    "items longer": _bytes("items", lambda data: data + b'["x", "1"]\n'),
+    "items garbled": _bytes("items", lambda data: b"\xff" * len(data)),
+    "items of other shapes": _bytes("items", lambda data: b'{"a": 1}' + b" " * (len(data) - 9) + b"\n"),
+    "items nested": _bytes("items", lambda data: b"[" * len(data)),
+    "items shifted": _bytes("items", lambda data: data[1:] + b"\n"),
+    "offsets cut": _bytes("offsets", lambda data: data[:-9]),
+    "offsets are text": _bytes("offsets", lambda data: b"hello"),
+    "offsets garbled": _bytes("offsets", lambda data: data[:128] + b"\xff" * (len(data) - 128)),
+    "features cut": _bytes("features", lambda data: data[:-9]),
+    "features empty": _bytes("features", lambda data: b""),
+    "features of another type": _bytes("features", lambda data: data.replace(b"<f4", b"<i4", 1)),
+    "damaged garbled": _bytes("damaged", lambda data: b"hello\n"),
+    "info is a list": lambda folder: (folder / "index.json").write_text("[]"),
+    "info is nested": lambda folder: (folder / "index.json").write_text("[" * 100_000),
+    "info is cut": lambda folder: (folder / "index.json").write_text('{"format": 1'),
+    "no files": _json(lambda info: info.pop("files")),
+    "files are a list": _json(lambda info: info.update(files=[])),
+    "files elsewhere": _json(lambda info: info["files"].update(items="../../etc/passwd")),
+    "images are words": _json(lambda info: info.update(images="20")),
+    "images are negative": _json(lambda info: info.update(images=-1)),
+    "more images": _json(lambda info: info.update(images=info["images"] + 1)),
+    "another width": _json(lambda info: info.update(dim=7)),
+    "no norm": _json(lambda info: info.update(largest_norm=None)),
+    "source is a word": _json(lambda info: info.update(source="photos")),
+    "source of an unknown kind": _json(lambda info: info["source"].update(kind="s3")),
+    "model without a path": _json(lambda info: info["checkpoint"].update(path=None)),
+    "identity empty": _json(lambda info: info.update(identity={})),
+    "approximate without effort": _json(lambda info: info.update(approximate={"kind": "ivf"})),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_index_is_told_in_one_message(name, index, make, checkpoint, photos_once, tmp_path):
+    """By the question, or where it can only show there by the next update; with --rebuild it is whole again."""
+    folder = tmp_path / "i"
+    shutil.copytree(index, folder)
+    DAMAGES[name](folder)
+    with pytest.raises(RequestError, match=r"--rebuild|--output|newer cnclip-ft") as caught:
+        engine = open_engine(folder, device="cpu")
+        (answer,) = engine.ask([Question("狗", top=20)])
+        if isinstance(answer, RequestError):
+            raise answer
+        make(checkpoint, photos_once, folder)
+    assert len(str(caught.value)) < 600
+    assert ("--rebuild" in str(caught.value)) == (
+        name not in ("info is a list", "info is nested", "info is cut", "no files")
+    )
+    if name in ("items cut", "identity empty", "another width"):
+        make(checkpoint, photos_once, folder, rebuild=True)
+        assert len(open_engine(folder, device="cpu").ask([Question("狗", top=20)])[0]) == 20
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-9], lambda data: b"", lambda data: b"\xff" * len(data)])
+@pytest.mark.parametrize("ending", ["npy", "jsonl"])
+def test_a_damaged_part_is_encoded_again(ending, change, tmp_path):
+    identity, features = {"checksum": "a"}, np.ones((2, 3), np.float32)
+    parts = Parts(tmp_path, identity, 3)
+    parts.add([("a", "1", None), ("b", "1", "broken"), ("c", "1", None)], features)
+    parts.flush()
+    (file,) = (tmp_path / "parts").glob(f"*.{ending}")
+    file.write_bytes(change(file.read_bytes()))
+    again = Parts(tmp_path, identity, 3)
+    assert not any(again.has(key, "1") for key in "abc")
+    again.add([("d", "1", None)], features[:1])
+    again.flush()
+    assert Parts(tmp_path, identity, 3).has("d", "1")
