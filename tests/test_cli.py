@@ -79,7 +79,7 @@ def test_evaluate_and_export_and_load(place):
     assert torch.allclose(ours.encode_texts(texts), exported.encode_texts(texts), atol=1e-6)
     assert torch.allclose(ours.encode_texts(texts).norm(dim=1), torch.ones(2))
     picture = next(iter((place / "hf").glob("*.json")))
-    with pytest.raises(Exception, match="cannot be decoded"):
+    with pytest.raises(Exception, match="no readable image"):
         ours.encode_images([picture])
 
 
