@@ -256,7 +256,7 @@ def _open_splits(places: list[Path]) -> dict[str, object]:
         if place.is_dir() and not (place / "pairs").exists() and not any(place.glob("shard-*")):
             inside = sorted(p for p in place.iterdir() if (p / "pairs").is_dir() or any(p.glob("shard-*")))
         for path in inside or [place]:
-            store = open_store(path)
+            store = open_store(path, sample=False)  # all of it is compared
             name = path.name if path.name not in stores else str(path)
             if name in stores:
                 raise RequestError(f"{path} is named twice")

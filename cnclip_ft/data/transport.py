@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
+from cnclip_ft.data.from_workers import from_workers
+
 BLOCK = "block"  # stands in a batch for the pictures a worker put into a block: (number, pictures)
 
 
@@ -100,7 +102,7 @@ class Batches:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in self.loader:
+        for batch in from_workers(self.loader):
             if BLOCK in batch:
                 batch["pixels"] = self.blocks.take(*batch.pop(BLOCK), self.pin)
             texts = self.texts(batch.pop("pairs"))

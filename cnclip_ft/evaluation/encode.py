@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from cnclip_ft.data.freed_memory import keep_activations, keep_pictures
+from cnclip_ft.data.from_workers import from_workers
 from cnclip_ft.data.images import decode
 from cnclip_ft.models.modes import evaluation_mode
 from data_tools.errors import DataFault
@@ -225,7 +226,7 @@ def iterate_images(
         pin_memory=model.device.type == "cuda", worker_init_fn=keep_pictures,
     )  # fmt: skip
     first = 0
-    for pixels, faults in loader:
+    for pixels, faults in from_workers(loader):
         for place, fault in enumerate(faults, first):
             if fault is not None:
                 error = DataFault(fault.pop("problem"), item_id=fault.pop("id"), **fault)

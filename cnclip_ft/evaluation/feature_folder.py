@@ -13,6 +13,7 @@ processes share the parts; whoever comes back takes up those that are missing.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -95,6 +96,7 @@ class FeatureWriter:
         self.folder, self.split, self.settings = Path(folder), split, settings
         self.dtype = np.dtype(np.float16 if half else np.float32)
         self.parts_folder = self.folder / "parts"
+        self._rows = rows_digest(split)
         if main:
             self._prepare(overwrite)
 
@@ -122,6 +124,7 @@ class FeatureWriter:
         plan = {
             "format": FORMAT, "dtype": self.dtype.name, "images": len(self.split.image_ids),
             "texts": len(self.split.text_ids), "part": PART, "settings": self.settings,
+            "rows": self._rows,
         }  # fmt: skip
         return from_json(json.dumps(plan))  # as it will be read again: tuples become lists
 
@@ -193,6 +196,14 @@ class FeatureWriter:
         write_json(self.folder / INFO, self._plan() | counts | {"dim": dim} | extra)
         _PARTS.clear(self.parts_folder)
         return faults
+
+
+def rows_digest(split: SplitTexts) -> str:
+    """sha256 over which image and which text stands in which row: a source's checksum may not tell its order."""
+    digest = hashlib.sha256(json.dumps(split.image_ids).encode())
+    for text_id, text in zip(split.text_ids, split.texts, strict=True):
+        digest.update(f"\n{json.dumps(text_id)} {json.dumps(text)}".encode())
+    return digest.hexdigest()
 
 
 def text_lines(split: SplitTexts) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from cnclip_ft.data.images import DECODER
 from cnclip_ft.evaluation import record
 from cnclip_ft.evaluation.encode import Meter, evaluating
 from cnclip_ft.evaluation.scorecard import Options, open_model
@@ -69,6 +70,7 @@ def build_index(
     identity = {
         "checksum": described.get("checksum") or described.get("weights_checksum"), "image_size": model.image_size,
         "dtype": str(dtype).removeprefix("torch."), "stored": "float16" if wishes.half else "float32",
+        "image_transform": record.describe_settings(model, dtype, device)["image_transform"],
     }  # fmt: skip
     old = Index(output) if is_index(output) and not wishes.rebuild else None
     if old is not None:
@@ -79,7 +81,9 @@ def build_index(
     except OSError as error:
         raise RequestError(f"{output} cannot be written ({error.strerror}); choose another --output") from None
     try:
-        parts = Parts(output, identity, model.image_tower.output_dim)
+        # A file's stamp is its size and time, which another folder's file of that name may share.
+        plan = {**identity, "source": [listing.kind, str(listing.path)], "decoder": DECODER}
+        parts = Parts(output, plan, model.image_tower.output_dim)
         unseen = listing.keep_unseen(old.stamps() if old else {})
         state = _State(listing, old, parts)
         say(state.in_words())
@@ -106,7 +110,9 @@ def _whole_path(checkpoint: str | Path) -> str:
 
 
 def _check_same(old: Index, identity: dict[str, Any], listing: Listing, wishes: Wishes) -> None:
-    before, path = old.info.get("identity", {}), old.info["source"]["path"]
+    # Older indexes say how pictures were prepared among their settings.
+    before = {"image_transform": old.info.get("settings", {}).get("image_transform")} | old.info.get("identity", {})
+    path = old.info["source"]["path"]
     if before.get("checksum") != identity["checksum"]:
         made = old.info["checkpoint"].get("path")
         raise RequestError(

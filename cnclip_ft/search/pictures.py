@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from cnclip_ft.data.from_workers import from_workers
 from cnclip_ft.data.images import decode
 from cnclip_ft.evaluation.encode import Meter
 from cnclip_ft.models.dual_encoder import DualEncoder
@@ -67,7 +68,7 @@ def encode_pictures(
         collate_fn=_collate, pin_memory=model.device.type == "cuda",
     )  # fmt: skip
     at = 0
-    for pixels, faults in loader:
+    for pixels, faults in from_workers(loader):
         features = np.empty((0, model.image_tower.output_dim), np.float32)
         if pixels is not None:
             features = model.image_features(pixels.to(model.device, non_blocking=True)).float().cpu().numpy()

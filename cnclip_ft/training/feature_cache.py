@@ -20,13 +20,16 @@ from tqdm import tqdm
 
 from cnclip_ft.data.augment import augment
 from cnclip_ft.data.freed_memory import keep_pictures
+from cnclip_ft.data.from_workers import from_workers
 from cnclip_ft.data.images import DECODER, decode
+from cnclip_ft.models.build import describe_image
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import Augmentation
 from data_tools.errors import DataFault, UserError
 from data_tools.store import PairStore
 
 BLOCK = 256  # images computed between two marks
+KEY = 2  # raised when anything else decides the features, the decoding for one: caches made before are not found
 
 
 class _Images(Dataset):
@@ -60,8 +63,9 @@ def cache_key(
         if not name.startswith("visual_projection"):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    drawn = [setting.model_dump(), views, seed] if setting.changes else None
+    drawn = [setting.model_dump(), views, seed, BLOCK] if setting.changes else None
     transform = [
+        describe_image(tower),  # equal weights compute other features with other heads or another activation
         tower.image_size,
         list(tower.mean),
         list(tower.std),
@@ -70,7 +74,9 @@ def cache_key(
         DECODER,
         precision,
     ]
-    digest.update(json.dumps([1, transform, drawn, store.checksum()]).encode())
+    # A row's place is that of its image; `checksum` does not tell in which order images lie.
+    rows = hashlib.sha256(json.dumps(store.image_ids).encode()).hexdigest()
+    digest.update(json.dumps([KEY, transform, drawn, store.checksum(), rows]).encode())
     return digest.hexdigest()[:24]
 
 
@@ -136,7 +142,7 @@ class FeatureCache:
         damaged: dict[int, str] = {}
         hidden = None if accelerator.is_main_process else True
         bar = tqdm(total=len(mine) * BLOCK, unit="image", desc="frozen image features", disable=hidden)
-        for view, block, pixels, faults in loader:
+        for view, block, pixels, faults in from_workers(loader):
             damaged |= faults
             if len(damaged) > max_damaged:
                 raise UserError(

@@ -85,6 +85,11 @@ def _of_split(split: SplitCheck) -> list[Finding]:
     def add(hurts: bool, problem: str, mend: str) -> None:
         found.append(Finding(split.name, hurts, problem, mend))
 
+    for what in ("checksum", "order", "images"):
+        there, stated = getattr(split, what), getattr(split, f"stated_{what}", None)
+        if stated is not None and there != stated:
+            add(True, f"{what}: {str(there)[:16]} found, {str(stated)[:16]} stated by the store: something in it has changed",
+                "Copy it again from where it is whole, or build it again.")  # fmt: skip
     if split.undecodable:
         add(
             True,

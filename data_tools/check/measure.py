@@ -17,6 +17,9 @@ from data_tools.errors import DataFault
 from data_tools.language import detect_language
 from data_tools.pictures import PIXEL_LIMIT, Header, decode_check, read_header
 from data_tools.store import Id, PairStore
+from data_tools.store.checksum import Checksum, Order, image_digest
+from data_tools.store.damage import refuse_damage
+from data_tools.store.layouts import damaged_value
 
 Lengths = Callable[[Sequence[str]], list[int]]
 BATCHES = (128, 1024, 8192)
@@ -59,7 +62,7 @@ class SplitCheck:
 
     name: str
     path: str
-    checksum: str
+    checksum: str  # computed from what was read, as is `order`
     images: int
     pairs: int
     texts: int
@@ -82,6 +85,11 @@ class SplitCheck:
     bytes: int
     undecodable: int
     decoded: bool
+    order: str = ""
+    # As the store says, where it does.
+    stated_checksum: str | None = None
+    stated_order: str | None = None
+    stated_images: int | None = None
     examples: dict[str, list[Any]] = field(default_factory=dict)
     image_hashes: dict[bytes, Id] = field(default_factory=dict, repr=False)
     text_hashes: dict[bytes, str] = field(default_factory=dict, repr=False)
@@ -122,8 +130,11 @@ def measure(
         decode: decode every picture; False reads the headers only.
         workers: threads for pictures.
     """
+    refuse_damage(store, progress)
     images = _Images(store, decode, workers, progress)
-    pairs = _Pairs(store, images.numbers, images.groups, progress)
+    pairs = _Pairs(store, images.numbers, images.groups, progress, images.order)
+    content, order = Checksum(images.content.sums), images.order
+    content.add(pairs.content.sums)
     texts = _Texts(pairs.distinct, lengths, progress)
     examples = {
         "undecodable": images.undecodable_examples,
@@ -134,7 +145,7 @@ def measure(
         "without_text": pairs.without_text(images.ids),
     }
     return SplitCheck(
-        name=store.name, path=str(store.path), checksum=store.checksum(), images=len(images.ids), pairs=len(store),
+        name=store.name, path=str(store.path), checksum=content.hexdigest(), images=len(images.ids), pairs=len(store),
         texts=len(pairs.distinct), lone_texts=len(store.lone_texts),
         pairs_per_image=Spread.of(Counter(pairs.per_image.values())),
         images_without_text=len(images.ids) - len(pairs.per_image), missing_images=pairs.missing,
@@ -144,7 +155,9 @@ def measure(
         characters=Spread.of(texts.characters), languages=dict(pairs.languages.most_common()),
         formats=dict(images.formats.most_common()), modes=dict(images.modes.most_common()),
         widths=Spread.of(images.widths), heights=Spread.of(images.heights), bytes=images.bytes,
-        undecodable=images.undecodable, decoded=decode, examples=examples,
+        undecodable=images.undecodable, decoded=decode, examples=examples, order=order.hexdigest(),
+        stated_checksum=store.stated_checksum, stated_order=store.manifest.order if store.manifest else None,
+        stated_images=store.image_count,
         image_hashes=images.first, text_hashes=pairs.first_text,
     )  # fmt: skip
 
@@ -159,6 +172,7 @@ class _Images:
         self.modes: Counter[str] = Counter()
         self.widths: Counter[int] = Counter()
         self.heights: Counter[int] = Counter()
+        self.content, self.order = Checksum(), Order()
         self.first: dict[bytes, Id] = {}  # content → the first image that has it
         self.undecodable_examples: list[list[Any]] = []
         self.groups = array("q")  # image number → number of the first image of equal content
@@ -171,7 +185,9 @@ class _Images:
             delay=1.0,
         )
         with bar:
-            for image_id, size, digest, found in _looked_at(store, self.ids, look, workers):
+            for image_id, size, digest, own, found in _looked_at(store, self.ids, look, workers):
+                self.content.add_image(own)
+                self.order.image(image_id)
                 self.bytes += size
                 self.groups.append(self.numbers[self.first.setdefault(digest, image_id)])
                 if isinstance(found, DataFault):
@@ -200,38 +216,54 @@ class _Images:
 
 
 class _Look:
+    """(id, bytes) → (id, length, hash of the bytes, what the image adds to the checksum, header or what is wrong)."""
+
     def __init__(self, decode: bool) -> None:
         self._read = decode_check if decode else read_header
 
-    def __call__(self, data: bytes) -> tuple[int, bytes, Header | DataFault]:
+    def __call__(self, image_id: Id, data: bytes | DataFault) -> tuple[Id, int, bytes, bytes, Header | DataFault]:
+        if isinstance(data, DataFault):
+            return image_id, 0, short_hash(repr(image_id).encode()), bytes(32), data
         try:
-            return len(data), short_hash(data), self._read(data, pixel_limit=PIXEL_LIMIT)
+            found: Header | DataFault = self._read(data, pixel_limit=PIXEL_LIMIT)
         except DataFault as fault:
-            return len(data), short_hash(data), fault
+            found = fault
+        return image_id, len(data), short_hash(data), image_digest(image_id, data), found
 
 
 def _looked_at(
     store: PairStore, ids: list[Id], look: _Look, workers: int
-) -> Iterator[tuple[Id, int, bytes, Header | DataFault]]:
+) -> Iterator[tuple[Id, int, bytes, bytes, Header | DataFault]]:
     if workers <= 0:
         for image_id in ids:
-            yield image_id, *look(store.image(image_id))
+            yield look(image_id, _read(store, image_id))
         return
-    waiting: deque[tuple[Id, Future[tuple[int, bytes, Header | DataFault]]]] = deque()
+    waiting: deque[Future[tuple[Id, int, bytes, bytes, Header | DataFault]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         for image_id in ids:
-            waiting.append((image_id, pool.submit(look, store.image(image_id))))
+            waiting.append(pool.submit(look, image_id, _read(store, image_id)))
             if len(waiting) > 4 * workers:
-                done, future = waiting.popleft()
-                yield done, *future.result()
-        for done, future in waiting:
-            yield done, *future.result()
+                yield waiting.popleft().result()
+        for future in waiting:
+            yield future.result()
+
+
+def _read(store: PairStore, image_id: Id) -> bytes | DataFault:
+    try:
+        return store.image(image_id)
+    except DataFault as fault:
+        return fault
+    except KeyError:
+        return damaged_value("its key stands where it is not found", store.path, image_id)
 
 
 class _Pairs:
     """One pass over the pairs: who stands with whom, and which texts there are."""
 
-    def __init__(self, store: PairStore, numbers: dict[Id, int], image_groups: array[int], progress: bool) -> None:
+    def __init__(
+        self, store: PairStore, numbers: dict[Id, int], image_groups: array[int], progress: bool, order: Order | None = None
+    ) -> None:  # fmt: skip
+        self.content, order = Checksum(), order or Order()
         self.per_image: Counter[Id] = Counter()
         self.languages: Counter[str] = Counter()
         self.distinct: dict[Id, str] = {}
@@ -241,6 +273,8 @@ class _Pairs:
         text_numbers: dict[bytes, int] = {}
         for pair in tqdm(store.pairs(), total=len(store), desc=f"{store.name}: pairs", unit="pair",
                          disable=None if progress else True, delay=1.0):  # fmt: skip
+            self.content.pair(pair.image_id, pair.text_id, pair.text)
+            order.pair(pair.image_id, pair.text_id, pair.text)
             number = numbers.get(pair.image_id)
             if number is None:
                 self.missing += 1
@@ -256,6 +290,8 @@ class _Pairs:
                 self.distinct[pair.text_id] = pair.text
                 self.languages[pair.language or detect_language(pair.text) or "none"] += 1
         for text_id, text, language in store.lone_texts:
+            self.content.pair(None, text_id, text)
+            order.pair(None, text_id, text)
             self.distinct[text_id] = text
             self.first_text.setdefault(same_text(text), text)
             self.languages[language or detect_language(text) or "none"] += 1

@@ -3,57 +3,95 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import lmdb
 
 from data_tools.errors import RequestError, UserError
+from data_tools.store.pages import MEND, walk
 
-_open: dict[tuple[int, int], tuple[int, lmdb.Environment]] = {}  # (device, inode) → (process, environment)
+Identity = tuple[int, int, int, int]  # device, inode, bytes, time of change
+
+
+@dataclass
+class _Opened:
+    process: int
+    environment: lmdb.Environment
+    users: int = 0
+
+
+_open: dict[tuple[int, int], _Opened] = {}  # by device and inode
+walked: set[Identity] = set()  # files whose pages lead nowhere else, by this process or the one it comes from
 _FIRST_MAP, _LARGEST_STEP = 16 * 2**20, 2**30
 BATCH_BYTES, BATCH_ITEMS = 32 * 2**20, 16384  # of one transaction: that much is lost by a kill, and held in memory
 _SYNCHRONOUS = True  # tests of many small builds turn it off: it matters for a power cut only
 
 
-def _identity(folder: Path) -> tuple[int, int]:
-    status = (folder / "data.mdb").stat()
-    return status.st_dev, status.st_ino
+def identity(file: Path) -> Identity:
+    """What tells one state of a file from another.
+
+    Raises:
+        RequestError: it is not there, or cannot be read.
+    """
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise RequestError(f"{file} cannot be read ({error.strerror}). {MEND}") from None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def open_readonly(folder: Path) -> lmdb.Environment:
-    """The environment of this process for `folder`.
+    """The environment of this process for `folder`, after a look at the pages LMDB will follow.
 
     LMDB allows one per process and file, and none that came through a fork. A folder that was replaced holds another
     file and is opened anew.
 
     Raises:
         RequestError: not a readable LMDB file.
+        DataFault: it is damaged, or was copied in part.
     """
-    try:
-        key = _identity(folder)
-    except OSError as error:
-        raise RequestError(f"{folder / 'data.mdb'} cannot be read ({error.strerror}). Build the store again.") from None
-    process, environment = _open.get(key, (None, None))
-    if process == os.getpid():
-        return environment
-    if environment is not None:
-        environment.close()  # the parent's; closing our copy does not touch it, and LMDB opens no file twice in one process
-    try:
-        # No lock file: a store never changes once it is there, and may lie on a read-only disk.
-        environment = lmdb.open(str(folder), readonly=True, create=False, lock=False, readahead=False, max_spare_txns=4)
-    except lmdb.Error as error:
-        raise RequestError(
-            f"{folder / 'data.mdb'} is not a readable LMDB file ({error}). Build the store again."
-        ) from None
-    _open[key] = (os.getpid(), environment)
-    return environment
+    file = folder / "data.mdb"
+    found = identity(file)
+    if found not in walked:
+        walk(file)
+    opened = _open.get(found[:2])
+    if opened is not None and opened.process != os.getpid():
+        opened.environment.close()  # the parent's; closing our copy does not touch it, and LMDB opens no file twice in one process
+        opened = None
+    if opened is None:
+        try:
+            # No lock file: a store never changes once it is there, and may lie on a read-only disk.
+            environment = lmdb.open(
+                str(folder), readonly=True, create=False, lock=False, readahead=False, max_spare_txns=4
+            )
+        except lmdb.Error as error:
+            raise RequestError(f"{file} is not a readable LMDB file ({error}). {MEND}") from None
+        opened = _Opened(os.getpid(), environment)
+    if identity(file) != found:  # replaced between the look and the opening
+        if not opened.users:
+            opened.environment.close()
+        return open_readonly(folder)
+    opened.users += 1
+    _open[found[:2]] = opened
+    walked.add(found)
+    return opened.environment
 
 
-def close_readonly(folder: Path) -> None:
-    """Close this process's environment for `folder`: Windows renames no open file."""
-    process, environment = _open.pop(_identity(folder), (None, None))
-    if process == os.getpid():
-        environment.close()
+def is_open(found: Identity, environment: lmdb.Environment) -> bool:
+    """Whether `environment` is this process's for the file of that identity."""
+    opened = _open.get(found[:2])
+    return opened is not None and opened.environment is environment and opened.process == os.getpid()
+
+
+def close_readonly(environment: lmdb.Environment) -> None:
+    """Close an environment of this process when its last user does: Windows renames no open file."""
+    for key, opened in list(_open.items()):
+        if opened.environment is environment and opened.process == os.getpid():
+            opened.users -= 1
+            if not opened.users:
+                del _open[key]
+                environment.close()
 
 
 class GrowingWriter:

@@ -15,14 +15,16 @@ import struct
 from pathlib import Path
 from typing import Any, Protocol
 
-from data_tools.errors import DataFault, UserError
+from data_tools.errors import DataFault
 from data_tools.plain_pickle import PlainUnpickler
+from data_tools.store.pages import MEND
 
 FORMAT, VERSION = "cnclip-ft-store", 1
 META, LONE, PROGRESS = b"meta", b"lone", b"progress"
 LONGEST_ID = 500  # bytes; LMDB's keys end at 511
 Id = int | str
 _INT64 = 2**63
+_ID_TYPES = (int, str)
 _NUMBER = struct.Struct(">Q")
 _scan = json.JSONDecoder().scan_once  # `json.loads` without looking for the encoding first
 _quoted = json.encoder.encode_basestring  # a JSON string as it is written, not escaped to ASCII
@@ -62,8 +64,38 @@ def id_key(item_id: Id) -> bytes:
 
 
 def key_id(key: bytes) -> Id:
-    """The id a key was made of."""
+    """The id a key was made of.
+
+    Raises:
+        ValueError: it was made of none.
+    """
+    if key[:1] not in (b"i", b"s") or len(key) < 2 or (key[:1] == b"i" and len(key) != 9):
+        raise ValueError(bytes(key))
     return _NUMBER.unpack(key[1:])[0] - _INT64 if key[:1] == b"i" else bytes(key[1:]).decode("utf-8")
+
+
+def is_pair(fields: Any) -> bool:
+    """Whether it is ``[image_id, text_id, text, language]`` as we write it; the ids' kinds alone, not their lengths."""
+    return (
+        type(fields) is list and len(fields) == 4 and type(fields[2]) is str
+        and type(fields[0]) in _ID_TYPES and type(fields[1]) in _ID_TYPES
+        and (fields[3] is None or type(fields[3]) is str)
+    )  # fmt: skip
+
+
+def lone_text(value: bytes, number: int, file: Path) -> tuple[Id, str, str | None]:
+    """A record of a text without image as (text_id, text, language).
+
+    Raises:
+        DataFault: it is none.
+    """
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        found = None
+    if type(found) is not list or not is_pair([0, *found]):
+        raise damaged_value(f"text {number} without image is not [text_id, text, language] in JSON", file, number)
+    return tuple(found)
 
 
 class Layout(Protocol):
@@ -103,9 +135,13 @@ class PlainLayout:
 
     def read_pair(self, value: bytes, index: int, file: Path) -> list[Any]:
         try:
-            return _scan(value.decode("utf-8"), 0)[0]
-        except (ValueError, StopIteration):
-            raise _damaged(f"pair {index} is not JSON", file) from None
+            text = value.decode("utf-8")
+            found, end = _scan(text, 0)
+        except (ValueError, StopIteration, RecursionError):
+            raise damaged_value(f"pair {index} is not JSON in UTF-8", file, index) from None
+        if end != len(text) or not is_pair(found):
+            raise damaged_value(f"pair {index} is not [image_id, text_id, text, language]", file, index)
+        return found
 
     def write_image(self, data: bytes) -> bytes:
         return data
@@ -143,7 +179,7 @@ class OfficialLayout:
         try:
             return decode_base64(value)
         except binascii.Error as error:
-            raise _damaged(f"image {image_id!r} is not base64 ({error})", file) from None
+            raise damaged_value(f"image {image_id!r} is not base64 ({error})", file, image_id) from None
 
 
 PLAIN, OFFICIAL = PlainLayout(), OfficialLayout()
@@ -218,5 +254,6 @@ def unpickle_pair(value: bytes, key: str, file: Path) -> tuple[Id, Id, str]:
     )
 
 
-def _damaged(problem: str, file: Path) -> UserError:
-    return DataFault(problem, mend="The store is damaged: build it again.", kind="damaged-store", file=file)
+def damaged_value(problem: str, file: Path, item_id: Id | None = None) -> DataFault:
+    """The fault of a key or value that cannot be what was written."""
+    return DataFault(problem, mend=MEND, kind="damaged-store", file=file, item_id=item_id)

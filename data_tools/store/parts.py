@@ -11,9 +11,10 @@ from typing import Any
 
 from data_tools.errors import RequestError
 from data_tools.store import environments
+from data_tools.store.checksum import Checksum
 from data_tools.store.environments import GrowingWriter
 from data_tools.store.layouts import FORMAT, LONE, META, PLAIN, PROGRESS, VERSION, Id, Layout
-from data_tools.store.reader import SHARD, Checksum
+from data_tools.store.shard import SHARD
 
 _MOST_SAMPLED = 256  # images a file that are read back at the end
 MOST_SHARDS = 400  # every shard's pairs stay open while texts come in: files a process may hold

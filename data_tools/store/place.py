@@ -21,7 +21,8 @@ from data_tools.errors import DataFault, RequestError, UserError
 from data_tools.faults import FILE_NAME
 from data_tools.outputs import FolderKind, is_empty
 from data_tools.scratch import OLD, Scratch, real_place
-from data_tools.store.reader import PURPOSE, open_store, read_meta, shard_folders
+from data_tools.store.manifest import LIST, MANIFEST, read_manifest
+from data_tools.store.reader import PURPOSE, open_store
 
 NUMBERS_FILE = "image_ids.tsv"
 
@@ -29,19 +30,30 @@ NUMBERS_FILE = "image_ids.tsv"
 def _about(folder: Path) -> dict[str, Any] | None:
     """The `meta` record of the store in `folder`; None: no store that can be read."""
     try:
-        store = open_store(folder)
+        store = open_store(folder, sample=False)
     except (RequestError, DataFault):
         return None
     try:
-        return read_meta(shard_folders(folder)[0])
+        return store.about
     finally:
         store.close()  # Windows renames no open file
 
 
+def _is_store(folder: Path) -> bool:
+    """A damaged store is one by its manifest: it is to be built again in its place."""
+    try:
+        return _about(folder) is not None or read_manifest(folder) is not None
+    except RequestError:
+        return False
+
+
 STORE = FolderKind(
     "store",
-    lambda folder: _about(folder) is not None,
-    re.compile(rf"(shard-\d{{5}}/)?(pairs|imgs)/(data|lock)\.mdb|{re.escape(NUMBERS_FILE)}|{re.escape(FILE_NAME)}"),
+    _is_store,
+    re.compile(
+        rf"(shard-\d{{5}}/)?(pairs|imgs)/((data|lock)\.mdb|{re.escape(LIST)})|"
+        + "|".join(map(re.escape, (NUMBERS_FILE, FILE_NAME, MANIFEST)))
+    ),
 )
 
 

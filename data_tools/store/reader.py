@@ -14,14 +14,29 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_tools.errors import RequestError
+from data_tools.errors import DataFault, RequestError, UserError
 from data_tools.scratch import OLD, scratch_folder
-from data_tools.store.environments import close_readonly, open_readonly
-from data_tools.store.layouts import FORMAT, LAYOUTS, LONE, META, OFFICIAL, VERSION, Id, id_key, json_pair
+from data_tools.store import environments
+from data_tools.store.checksum import Checksum, Order
+from data_tools.store.layouts import OFFICIAL, Id, is_pair
+from data_tools.store.manifest import MEANT, Manifest, compare_samples, compare_sizes, data_files, read_manifest
+from data_tools.store.pages import MEND, damaged
+from data_tools.store.shard import SHARD, Shard, shard_folders
 
-SHARD = "shard-{:05d}"
 PURPOSE = "building"  # of the working folder (`data_tools.store.place`)
+
 _AT_ONCE = 1024
+_TRIES = 5  # a store may be replaced while it is being opened
+
+
+class ReplacedStore(UserError):
+    """The store that is read is not the one that was opened."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(
+            f"{path}: {what}. What was read of it before and what would be read from here on do not belong "
+            "together. Start again with the store that is there now, and change no store while it is used."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,120 +54,74 @@ def replaced_store(path: Path) -> Path:
     return scratch_folder(Path(os.path.realpath(path)), PURPOSE) / OLD
 
 
-def shard_folders(path: Path) -> list[Path]:
-    """The folders holding ``pairs/`` and ``imgs/``: `path` itself, or its shards in order."""
-    return sorted(path.glob("shard-*")) or [path]
-
-
-def read_meta(folder: Path) -> dict[str, Any]:
-    """The record of format, version, layout, counts and checksums of one shard.
-
-    Raises:
-        RequestError: not a store, or of a format this version does not know.
-    """
-    transaction = open_readonly(folder / "pairs").begin()
-    value = transaction.get(META)
-    if value is None:
-        count = transaction.get(OFFICIAL.pair_count_key)
-        images = open_readonly(folder / "imgs").begin().get(OFFICIAL.image_count_key)
-        if count is None or images is None:
-            raise RequestError(
-                f"{folder}: neither a store of cnclip-ft nor of the official code (no meta, no num_samples)"
-            )
-        return {"layout": "official", "pairs": int(count), "images": int(images), "lone_texts": 0, "foreign": True}
-    try:
-        meta = json.loads(value)
-        known = (meta.get("format"), meta.get("version")) == (FORMAT, VERSION) and meta.get("layout") in LAYOUTS
-    except (ValueError, AttributeError):
-        raise RequestError(f"{folder}: the store's meta record is damaged; build the store again") from None
-    if not known:
-        raise RequestError(
-            f"{folder}: store format {meta.get('format')!r} version {meta.get('version')!r} ({meta.get('layout')}) is not known "
-            f"here (known: {FORMAT} {VERSION}). Use a newer cnclip-ft, or build the store again."
-        )
-    return meta
-
-
-class _Shard:
-    """One pair of LMDB files, opened in this process."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.meta = folder, read_meta(folder)
-        self.layout = LAYOUTS[self.meta["layout"]]
-        # Named once: a path costs as much as reading a pair.
-        self._pairs_file, self._images_file = folder / "pairs", folder / "imgs"
-        self.pairs = open_readonly(self._pairs_file).begin()
-        self.images = open_readonly(self._images_file).begin(buffers=True)  # pictures are copied where that is wanted
-
-    def pair_values(self, start: int) -> Iterator[bytes]:
-        """Values in order of number; with our keys that is the order on the disk."""
-        count = self.meta["pairs"]
-        if self.layout is OFFICIAL:
-            for index in range(start, count):
-                yield self._value(index)
-            return
-        if start < count:
-            cursor = self.pairs.cursor()
-            if cursor.set_key(self.layout.pair_key(start)):
-                for _, value in zip(range(start, count), cursor.iternext(keys=False, values=True), strict=False):
-                    yield value
-
-    def _value(self, index: int) -> bytes:
-        value = self.pairs.get(self.layout.pair_key(index))
-        if value is None:
-            raise RequestError(
-                f"{self.folder}: pair {index} of {self.meta['pairs']} is missing; the store is damaged, build it again"
-            )
-        return value
-
-    def pair(self, index: int) -> Pair:
-        return Pair(*self.layout.read_pair(self._value(index), index, self._pairs_file))
-
-    def image(self, image_id: Id) -> bytes | memoryview | None:
-        value = self.images.get(self.layout.image_key(image_id))
-        return None if value is None else self.layout.read_image(value, image_id, self._images_file)
-
-    def image_ids(self) -> Iterator[Id]:
-        for key in self.images.cursor().iternext(keys=True, values=False):
-            if key != self.layout.image_count_key:
-                yield self.layout.image_id(key)
-
-    def lone_texts(self) -> Iterator[tuple[Id, str, str | None]]:
-        cursor = self.pairs.cursor()
-        if self.meta["lone_texts"] and cursor.set_range(LONE):
-            for key, value in cursor:
-                if not (key.startswith(LONE) and len(key) == 12):
-                    break
-                yield tuple(json.loads(value))
-
-
 class PairStore:
     """Read access to one split; opened on first use in each process, so it may be sent to workers or held across a fork.
 
+    What was opened once stays what is read: another process that finds another store at `path` refuses it.
+
     Raises (on use):
         RequestError: not a store, or of an unknown format.
-        DataFault: the official layout holds a pickle that is not a plain pair.
+        DataFault: it is damaged, or the official layout holds a pickle that is not a plain pair.
+        ReplacedStore: it was replaced, moved or deleted since it was opened.
     """
 
     def __init__(self, path: Path) -> None:
         self.path, self.name = Path(path), Path(path).name
-        self._pid = -1
+        self._pid, self._generation = -1, ""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "name": self.name}
+        seen = [kept for shard in self._shards for kept in shard.identities()] if self._pid == os.getpid() else []
+        return {"path": self.path, "name": self.name, "_generation": self._generation, "seen": seen}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        environments.walked.update(state.pop("seen"))
         self.__dict__.update(state, _pid=-1)
 
-    def _open(self) -> list[_Shard]:
-        if self._pid != os.getpid():
-            self._shards = [_Shard(folder) for folder in shard_folders(self.path)]
-            self._starts, total = [], 0
-            for shard in self._shards:
-                self._starts.append(total)
-                total += shard.meta["pairs"]
-            self._count, self._last, self._pid = total, self._shards[0], os.getpid()
-        return self._shards
+    def _open(self) -> list[Shard]:
+        if self._pid == os.getpid():
+            return self._shards
+        try:
+            shards, generation = self._open_all_at_once()
+        except (RequestError, DataFault, OSError) as error:
+            if not self._generation:
+                raise
+            raise ReplacedStore(self.path, f"the store cannot be opened any more ({error})") from None
+        if self._generation not in ("", generation):
+            raise ReplacedStore(self.path, "the store was replaced while it was being read")
+        self._shards, self._generation = shards, generation
+        self._starts, total = [], 0
+        for shard in shards:
+            self._starts.append(total)
+            total += shard.meta["pairs"]
+        self._count, self._last, self._pid = total, shards[0], os.getpid()
+        return shards
+
+    def _open_all_at_once(self) -> tuple[list[Shard], str]:
+        """The shards and what tells them from any other; all of one state of the folder."""
+        for _ in range(_TRIES):
+            folders = shard_folders(self.path)
+            shards = [Shard(folder) for folder in folders]
+            before = [shard.identities() for shard in shards]
+            digest = hashlib.sha256(b"".join(shard.fingerprint() for shard in shards))
+            same = all(shard.holds(found) for shard, found in zip(shards, before, strict=True))
+            if same and folders == shard_folders(self.path):
+                return shards, digest.hexdigest()[:32]
+        raise UserError(f"{self.path} is replaced again and again while it is opened. Wait until that is over.")
+
+    @property
+    def generation(self) -> str:
+        """32 hex digits that tell this build of the store from any other, also from one of equal content.
+
+        Quick to find (the record of the build, sizes, some blocks of the files), equal for a copy elsewhere. A store of
+        an older version or of the official code names no build: one of equal files has the same generation.
+        """
+        self._open()
+        return self._generation
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the store says of itself: the `meta` record of its first shard (docs/store-format.md)."""
+        return self._open()[0].meta
 
     @property
     def layout(self) -> str:
@@ -178,36 +147,31 @@ class PairStore:
         if not 0 <= index < self._count:
             raise IndexError(f"{self.path} has {self._count} pairs, no number {index}")
         if len(self._shards) == 1:
-            return self._last.pair(index)
+            return Pair(*self._last.pair(index))
         number = bisect_right(self._starts, index) - 1
         self._last = self._shards[number]
-        return self._last.pair(index - self._starts[number])
-
-    def count_entries(self) -> tuple[int, int, int]:
-        """(images, pairs, texts without image) really there, from the number of entries in the files."""
-        shards = self._open()
-        lone = sum(shard.meta["lone_texts"] for shard in shards)
-        counts = 1 if shards[0].layout.pair_count_key else 0  # entries a file that hold its count
-        images = sum(shard.images.stat()["entries"] - counts for shard in shards)
-        pairs = sum(shard.pairs.stat()["entries"] - counts - 1 for shard in shards) - lone
-        return images, pairs, lone
+        return Pair(*self._last.pair(index - self._starts[number]))
 
     def pairs(self) -> Iterator[Pair]:
-        """All pairs in order, read in one sweep."""
+        """All pairs in order, read in one sweep.
+
+        Raises:
+            DataFault: a pair is damaged or missing; it is named.
+        """
         for shard in self._open():
             if shard.layout is OFFICIAL:
                 for index in range(shard.meta["pairs"]):
-                    yield shard.pair(index)
+                    yield Pair(*shard.pair(index))
                 continue
             count = 0
-            for values in _in_batches(shard.pair_values(0)):
-                count += len(values)
-                for fields in json.loads(b"[" + b",".join(values) + b"]"):
+            for values in _in_batches(shard.pair_values()):
+                for fields in _parsed(values) or (
+                    shard.layout.read_pair(value, count + at, shard.pairs_file) for at, value in enumerate(values)
+                ):
                     yield Pair(*fields)
+                count += len(values)
             if count != shard.meta["pairs"]:
-                raise RequestError(
-                    f"{shard.folder}: {count} of {shard.meta['pairs']} pairs are there; build the store again"
-                )
+                raise damaged(shard.pairs_file, f"{count:,} of {shard.meta['pairs']:,} pairs are there")
 
     def image(self, image_id: Id) -> bytes:
         """The encoded image file.
@@ -240,11 +204,12 @@ class PairStore:
     def image_of_key(self, shard: int, key: bytes) -> tuple[Id, bytes | None]:
         """(id, encoded image file or None) of a key as it stands in `shard`."""
         part = self._open()[shard]
-        image_id, value = part.layout.image_id(key), part.images.get(key)
-        return image_id, None if value is None else bytes(part.layout.read_image(value, image_id, part.folder / "imgs"))
+        image_id = part.layout.image_id(key)
+        data = part.image_of_key(key, image_id)
+        return image_id, None if data is None else bytes(data)
 
     def __contains__(self, image_id: Id) -> bool:
-        return any(shard.images.get(shard.layout.image_key(image_id)) is not None for shard in self._open())
+        return any(image_id in shard for shard in self._open())
 
     @cached_property
     def image_ids(self) -> list[Id]:
@@ -257,64 +222,85 @@ class PairStore:
         return [text for shard in self._open() for text in shard.lone_texts()]
 
     @cached_property
-    def _checksum(self) -> str:
+    def manifest(self) -> Manifest | None:
+        """What the finished store's files were; None for one of an older version or of the official code.
+
+        Raises:
+            RequestError: it is damaged.
+        """
+        return read_manifest(self.path)
+
+    @cached_property
+    def stated_checksum(self) -> str | None:
+        """The checksum the store was finished with, not looked at again; None where the official code wrote it."""
         total = Checksum()
-        metas = [shard.meta for shard in self._open()]
-        if all("sums" in meta for meta in metas):
-            for meta in metas:
-                total.add(meta["sums"])
-        else:
-            for image_id in tqdm(self.image_ids, desc=f"{self.name}: checksum", unit="image", disable=None, delay=2.0):
-                total.image(image_id, self.image(image_id))
-            for pair in self.pairs():
-                total.pair(pair.image_id, pair.text_id, pair.text)
-            for text_id, text, _ in self.lone_texts:
-                total.pair(None, text_id, text)
+        for shard in self._open():
+            if "sums" not in shard.meta:
+                return None
+            total.add(shard.meta["sums"])
+        return total.hexdigest()
+
+    @cached_property
+    def _checksum(self) -> str:
+        if self.stated_checksum is not None:
+            return self.stated_checksum
+        total = Checksum()
+        for image_id in self._bar(self.image_ids, "checksum", "image"):
+            total.image(image_id, self.image(image_id))
+        for image_id, text_id, text in self.texts():
+            total.pair(image_id, text_id, text)
         return total.hexdigest()
 
     def checksum(self) -> str:
         """sha256 over all images and pairs, hex. Kept in the store; computed where the official code wrote it.
 
-        The same images and pairs give the same sum in any layout, order or number of shards.
+        The same images and pairs give the same sum in any layout, order or number of shards. `data check` is what
+        computes it again.
         """
         return self._checksum
 
+    @cached_property
+    def _order(self) -> str:
+        if self.manifest is not None:
+            return self.manifest.order
+        digest = Order()
+        for image_id in self.image_ids:
+            digest.image(image_id)
+        for image_id, text_id, text in self._bar(self.texts(), "order", "pair", len(self)):
+            digest.pair(image_id, text_id, text)
+        return digest.hexdigest()
+
+    def order(self) -> str:
+        """sha256 over the order of all images and pairs, hex. Kept in the manifest; computed for stores without one.
+
+        Equal `checksum` and `order` mean: image and pair of any number are the same.
+        """
+        return self._order
+
+    def texts(self) -> Iterator[tuple[Id | None, Id, str]]:
+        """(image_id, text_id, text) of every pair, then of texts without an image (image_id None)."""
+        for pair in self.pairs():
+            yield pair.image_id, pair.text_id, pair.text
+        for text_id, text, _ in self.lone_texts:
+            yield None, text_id, text
+
+    def _bar(self, items: Any, what: str, unit: str, total: int | None = None) -> Any:
+        return tqdm(items, desc=f"{self.name}: {what}", unit=unit, total=total, disable=None, delay=2.0)
+
     def close(self) -> None:
         """Close this process's files."""
-        for folder in shard_folders(self.path) if self._pid == os.getpid() else []:
-            for part in ("pairs", "imgs"):
-                close_readonly(folder / part)
+        for shard in self._shards if self._pid == os.getpid() else []:
+            shard.close()
         self._pid = -1
 
 
-class Checksum:
-    """Sums of sha256 values, so that neither order nor sharding shows, and a sum can be saved and gone on with."""
-
-    def __init__(self, sums: tuple[str, str] = ("0", "0")) -> None:
-        self._images, self._pairs = (int(value, 16) for value in sums)
-
-    @property
-    def sums(self) -> tuple[str, str]:
-        return f"{self._images:064x}", f"{self._pairs:064x}"
-
-    def add(self, sums: tuple[str, str]) -> None:
-        self._images = (self._images + int(sums[0], 16)) % 2**256
-        self._pairs = (self._pairs + int(sums[1], 16)) % 2**256
-
-    def image(self, image_id: Id, data: bytes) -> bytes:
-        """Add an image; returns the 32 bytes added."""
-        sha = hashlib.sha256(id_key(image_id) + b"\0")
-        sha.update(data)
-        digest = sha.digest()
-        self._images = (self._images + int.from_bytes(digest, "big")) % 2**256
-        return digest
-
-    def pair(self, image_id: Id | None, text_id: Id, text: str) -> None:
-        value = f"[{json_pair(image_id, text_id, text)}]".encode("utf-8", "replace")
-        self._pairs = (self._pairs + int.from_bytes(hashlib.sha256(value).digest(), "big")) % 2**256
-
-    def hexdigest(self) -> str:
-        return hashlib.sha256("".join(self.sums).encode()).hexdigest()
+def _parsed(values: list[bytes]) -> list[list[Any]] | None:
+    """The values of many pairs read at once; None where one of them is not what it must be."""
+    try:
+        found = json.loads(b"[" + b",".join(values) + b"]")
+    except (ValueError, RecursionError):
+        return None
+    return found if len(found) == len(values) and all(map(is_pair, found)) else None
 
 
 def _in_batches(values: Iterator[bytes]) -> Iterator[list[bytes]]:
@@ -328,11 +314,15 @@ def _in_batches(values: Iterator[bytes]) -> Iterator[list[bytes]]:
         yield batch
 
 
-def open_store(path: str | Path) -> PairStore:
+def open_store(path: str | Path, *, sample: bool = True) -> PairStore:
     """Open ``<dir>/<split>``, our layout or the official one, in one piece or in shards.
+
+    Args:
+        sample: compare some of every file with the manifest; `refuse_damage` compares all of it.
 
     Raises:
         RequestError: it is not a store, or of an unknown format.
+        DataFault: it is damaged, copied in part, or put together from several stores.
     """
     path = Path(path)
     place = path if path.exists() else replaced_store(path)
@@ -349,13 +339,31 @@ def open_store(path: str | Path) -> PairStore:
                 )
     store = PairStore(place)
     store.name = path.name
-    shards = store._open()
+    _refuse_mixture(store, sample)
+    return store
+
+
+def _refuse_mixture(store: PairStore, sample: bool) -> None:
+    """Shards that are missing, in another's place or of another store, files the manifest does not speak of."""
+    shards, path = store._open(), store.path
     stated = shards[0].meta.get("shards", 1)
     if stated != len(shards):
         raise RequestError(
             f"{path}: {len(shards)} shards are there, the store has {stated}. Bring the missing ones back."
         )
-    return store
+    for number, shard in enumerate(shards):
+        found = [shard.meta.get(name) for name in ("shards", "build", "layout")]
+        if found != [shards[0].meta.get(name) for name in ("shards", "build", "layout")]:
+            raise DataFault(f"{shard.folder.name} is of another store than {shards[0].folder.name}", mend=MEND,
+                            kind="damaged-store", file=path)  # fmt: skip
+        if shard.meta.get("shard", number) != number:
+            raise DataFault(f"{shard.folder.name} is shard {shard.meta['shard']} of the store", mend="Give it its name back.",
+                            kind="damaged-store", file=path)  # fmt: skip
+    if store.manifest is not None:
+        if store.manifest.build != shards[0].meta.get("build"):
+            raise DataFault("the manifest is that of another build", mend=MEANT, kind="damaged-store", file=path)
+        compare = compare_samples if sample else compare_sizes
+        compare(store.manifest, path, data_files(path, shard_folders(path)))
 
 
 def _splits_inside(path: Path) -> str:

@@ -1,20 +1,23 @@
-"""Reading a finished store back before it takes its place."""
+"""Reading a finished store back before it takes its place, and noting what its files are."""
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-from data_tools.errors import UserError
-from data_tools.store.layouts import id_key
+from data_tools.errors import DataFault, UserError
+from data_tools.store.checksum import image_digest
+from data_tools.store.manifest import MANIFEST, data_files, write_manifest
 from data_tools.store.reader import open_store
 from data_tools.store.seen import Seen, text_hash
+from data_tools.store.shard import shard_folders
 
 _SAMPLE = 200
 
 
 def verify(folder: Path, seen: Seen, samples: dict[int, dict[str, str]]) -> None:
-    """Count what is there, and compare sampled images and up to 200 pairs spread over the store with what was put in.
+    """Compare sampled images and up to 200 pairs spread over the store with what was put in, then write the manifest.
+
+    Opening has counted what is there already.
 
     Args:
         samples: shard → key in hex → hash in hex, of images.
@@ -22,24 +25,26 @@ def verify(folder: Path, seen: Seen, samples: dict[int, dict[str, str]]) -> None
     Raises:
         UserError: something reads back differently; the disk may be failing.
     """
-    store = open_store(folder)
+    (folder / MANIFEST).unlink(missing_ok=True)  # of a build that was interrupted here
     try:
-        images, pairs = store.image_count, len(store)
-        found = store.count_entries()
-        if found != (images, pairs, len(store.lone_texts)):
-            raise _different(
-                folder, f"{found} images, pairs and texts without image were read back, not {images, pairs}"
-            )
+        store = open_store(folder)
+    except DataFault as fault:
+        raise _different(folder, f"it cannot be read back ({fault})") from None
+    try:
+        pairs = len(store)
         for number, sample in samples.items():
             for key, digest in sample.items():
                 image_id, data = store.image_of_key(number, bytes.fromhex(key))
-                if data is None or hashlib.sha256(id_key(image_id) + b"\0" + data).hexdigest() != digest:
+                if data is None or image_digest(image_id, data).hex() != digest:
                     raise _different(folder, f"image {image_id!r} reads back differently")
         for index in range(0, pairs, max(1, pairs // _SAMPLE)):
             pair = store[index]
             known = seen.text(pair.text_id)
             if known is None or known[1] != text_hash(pair.text) or pair.image_id not in store:
                 raise _different(folder, f"pair {index} reads back differently")
+        folders = shard_folders(folder)
+        build = store.about["build"]
+        write_manifest(folder, data_files(folder, folders), build=build, checksum=store.checksum(), order=store.order())
     finally:
         store.close()
 

@@ -1,0 +1,72 @@
+"""A store against its manifest: which pictures, pairs or pages are not what the store was finished with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_tools.store import manifest
+from data_tools.store.layouts import LONE, Id, Layout
+from data_tools.store.manifest import BLOCK, Manifest, data_files
+from data_tools.store.pages import check_runs, damaged, keys_of, walk
+from data_tools.store.reader import PairStore
+from data_tools.store.shard import Shard, shard_folders
+
+_NAMED = 10
+
+
+def refuse_damage(store: PairStore, progress: bool = True) -> None:
+    """Compare every byte with the manifest; without one, look at the pages of every value at least.
+
+    Raises:
+        DataFault: the first damaged file, with the pictures or pairs that are hurt.
+    """
+    found = store.manifest
+    for shard in store._open():
+        if found is None:
+            for file in (shard.pairs_file, shard.images_file):
+                check_runs(walk(file))
+    if found is None:
+        return
+    files = data_files(store.path, shard_folders(store.path))
+    manifest.compare_sizes(found, store.path, files)
+    total = sum(size for size, _ in found.files.values())
+    off = None if progress else True
+    with tqdm(total=total, desc=f"{store.name}: files", unit="B", unit_scale=True, disable=off, delay=1.0) as bar:
+        for shard in store._open():
+            for file in (shard.pairs_file, shard.images_file):
+                _compare(found, shard, file, file.relative_to(store.path).as_posix(), bar)
+
+
+def _compare(found: Manifest, shard: Shard, file: Path, name: str, bar: tqdm) -> None:
+    blocks = manifest.damaged_blocks(found, name, file, bar)
+    if not blocks:
+        return
+    tree = walk(file)
+    pages = {
+        page
+        for block in blocks
+        for page in range(block * BLOCK // tree.page_size, -(-(block + 1) * BLOCK // tree.page_size))
+    }
+    what = ", ".join(_name(shard.layout, file is shard.images_file, key) for key in keys_of(tree, pages)[:_NAMED])
+    count = len(keys_of(tree, pages))
+    problem = (
+        f"{what}{' …' if count > _NAMED else ''} ({count:,} in all) differ from what was written" if count
+        else f"its pages {sorted(pages)[:_NAMED]} differ from what was written, which hold no picture or pair"
+    )  # fmt: skip
+    fault = damaged(file, problem)
+    fault.item_id = what or None
+    raise fault
+
+
+def _name(layout: Layout, image: bool, key: bytes) -> str:
+    try:
+        if image:
+            return f"image {layout.image_id(key)!r}" if key != layout.image_count_key else "the count of images"
+        if key.startswith(LONE) and len(key) == 12:
+            return f"text {int.from_bytes(key[4:], 'big')} without image"
+        number: Id = int.from_bytes(key, "big") if layout.pair_count_key is None and len(key) == 8 else key.decode()
+        return f"pair {number}"
+    except (ValueError, LookupError):
+        return f"key {key!r}"
