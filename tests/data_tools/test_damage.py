@@ -291,7 +291,13 @@ def test_pickles_are_refused_before_they_take_memory_or_time(value: bytes) -> No
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 def test_pickles_of_pairs_are_read_as_pickle_reads_them(protocol: int) -> None:
     word = "id" * 40
-    for pair in [(1, 10, "第一句"), (2**40, -5, "x" * 300), (-(2**63), 2**63 - 1, "é" * 70000), (word, word, word), (300, 70000, "")]:
+    for pair in [
+        (1, 10, "第一句"),
+        (2**40, -5, "x" * 300),
+        (-(2**63), 2**63 - 1, "é" * 70000),
+        (word, word, word),
+        (300, 70000, ""),
+    ]:
         assert read_pickle(pickle.dumps(pair, protocol)) == pair
 
 
