@@ -89,6 +89,16 @@ def test_what_is_there_is_not_mixed_with_another_request(tmp_path, store, checkp
         FeatureWriter(tmp_path / "g", split, SETTINGS | {"checkpoint": {"checksum": "b"}}, half=False)
 
 
+@pytest.mark.parametrize("what", ["image_ids", "texts"])
+def test_parts_of_another_order_are_not_gone_on_with(tmp_path, what):
+    FeatureWriter(tmp_path / "f", random_split(12, 30), SETTINGS, half=False)
+    FeatureWriter(tmp_path / "f", random_split(12, 30), SETTINGS, half=False)  # the same request
+    turned = random_split(12, 30)
+    setattr(turned, what, getattr(turned, what)[::-1])
+    with pytest.raises(RequestError, match="another request"):
+        FeatureWriter(tmp_path / "f", turned, SETTINGS, half=False)
+
+
 def test_a_lost_part_is_noticed(tmp_path):
     split = random_split(12, 30)
     writer = FeatureWriter(tmp_path / "f", split, SETTINGS, half=False)
