@@ -102,7 +102,7 @@ def test_workers_refuse_a_store_that_was_replaced(tmp_path, start):
     assert torch.equal(data[3]["pixels"], kept[3])
     with pytest.raises(UserError, match="replaced while it was being read") as caught:
         list(from_workers(DataLoader(data, batch_size=None, num_workers=1, multiprocessing_context=start)))
-    assert "Traceback" not in str(caught.value) and "worker" not in str(caught.value)
+    assert "Traceback" not in str(caught.value)
 
 
 def test_faults_of_workers_keep_their_words(tmp_path, store):
