@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import random
 import re
 import shutil
@@ -21,7 +20,6 @@ from data_tools.check import judge, measure
 from data_tools.errors import RequestError, UserError
 from data_tools.store import PairStore, StoreWriter, environments, open_store
 from data_tools.store.pages import check_runs, keys_of, walk
-from data_tools.store.pair_pickle import read_pickle
 from tests.data_tools.samples import content, picture
 
 FIXTURE = Path(__file__).parent / "fixtures" / "stores_version_1.tar.xz"
@@ -272,33 +270,6 @@ def test_what_lmdb_would_follow_out_of_the_file_is_refused(whole, tmp_path) -> N
     with pytest.raises(UserError, match="none of LMDB's"):
         check_runs(walk(copy))
     assert keys_of(walk(copy), {int(run[0])}) == [b"i" + struct.pack(">Q", 2**63 + 5)]
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        b"\x80\x04K\x01K\x02\x8c\x01xr\xff\xff\xff\x7f\x87.", b"\x80\x04\x96\xff\xff\xff\xff\x01\0\0\0", b"(" * 10**5,
-        b"\x80\x04" + b"K\x01" * 10**5 + b".", b"\x80\x04\x8b\xff\xff\xff\x7f" + b"1" * 50, b"\x80\x04K\x01)\x81.", b"I1\n.",
-        b"\x80\x04K\x01K\x02X\xff\xff\xff\xffx\x87.", b"\x80\x04h\x05.", b"\x80\x04\x94.", pickle.dumps((2**63, 1, "x")),
-        pickle.dumps(("\ud800", 1, "x")), pickle.dumps((1, 2, "x")) + b".", pickle.dumps(((1, 2), 3, "x")),
-    ],
-)  # fmt: skip
-def test_pickles_are_refused_before_they_take_memory_or_time(value: bytes) -> None:
-    with pytest.raises(ValueError):
-        read_pickle(value)
-
-
-@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
-def test_pickles_of_pairs_are_read_as_pickle_reads_them(protocol: int) -> None:
-    word = "id" * 40
-    for pair in [
-        (1, 10, "第一句"),
-        (2**40, -5, "x" * 300),
-        (-(2**63), 2**63 - 1, "é" * 70000),
-        (word, word, word),
-        (300, 70000, ""),
-    ]:
-        assert read_pickle(pickle.dumps(pair, protocol)) == pair
 
 
 # ---- loops: CNCLIP_FT_FLIPS and CNCLIP_FT_CUTS make them longer ------------------------------------------------------
