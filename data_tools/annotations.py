@@ -15,59 +15,39 @@ from data_tools.items import Base64, ImageItem, TextItem, located
 from data_tools.language import read_language
 from data_tools.store import Id
 from data_tools.store.layouts import LONGEST_ID, canonical_id, is_id, is_text
+from data_tools.text_files import decode_line, read_lines
 
-LONGEST_LINE = 256 * 2**20  # bytes; a picture of 190 MiB
-_BOM = b"\xef\xbb\xbf"
 _SHOWN = 60
+_MOST_DIGITS = 1000  # of a number in JSON; reading one takes time with the square of its length
 
 
-def read_lines(handle: BinaryIO, file: Path, longest: int = LONGEST_LINE) -> Iterator[tuple[int, bytes | DataFault]]:
-    """(line number, line without its end) of every non-blank line; LF or CRLF, a byte order mark is skipped."""
-    number = 0
-    while line := handle.readline(longest):
-        number += 1
-        if number == 1 and line.startswith(_BOM):
-            line = line[len(_BOM) :]
-        if len(line) >= longest and not line.endswith(b"\n"):
-            while (rest := handle.readline(longest)) and not rest.endswith(b"\n"):
-                pass
-            yield number, DataFault(
-                f"the line is longer than {longest >> 20} MiB", mend="Is it the right file? Lines end with a newline.",
-                kind="line-too-long", file=file, line=number,
-            )  # fmt: skip
-        elif line := line.rstrip(b"\r\n"):
-            if not line.isspace():
-                yield number, line
+def _whole(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits):,} digits")
+    return int(digits)
 
 
-def decode_line(line: bytes) -> str:
-    """UTF-8 text.
-
-    Raises:
-        DataFault: other bytes; says so when they read as GBK.
-    """
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if b"\0" in line:
-            kind = "it looks like UTF-16"
-        else:
-            try:
-                kind = f"it reads as GBK: {line.decode('gb18030')[:_SHOWN]!r}"
-            except UnicodeDecodeError:
-                kind = f"byte {error.start} is {line[error.start]:#04x}"
-        raise DataFault(f"the line is not UTF-8 ({kind})", mend="Save the file as UTF-8.", kind="not-utf8") from None
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"field {twice[:_SHOWN]!r} stands twice")
+    return row
 
 
-def parse_json(line: bytes) -> Any:
+_decoder = json.JSONDecoder(parse_int=_whole, object_pairs_hook=_once)
+
+
+def parse_json(line: bytes | str) -> Any:
     """One line of JSON.
 
     Raises:
-        DataFault: not UTF-8, not JSON, or nested or numbered beyond reason.
+        DataFault: not UTF-8, not JSON, a field twice, or nested or numbered beyond reason.
     """
-    text = decode_line(line)
+    text = decode_line(line) if isinstance(line, bytes) else line
     try:
-        return json.loads(text)
+        return _decoder.decode(text)
     except (ValueError, RecursionError) as error:
         where = (
             f"column {error.colno}: {error.msg}"
@@ -103,6 +83,8 @@ def check_text(value: object) -> str:
     Raises:
         DataFault: anything else.
     """
+    if value is None:
+        raise DataFault("there is no text (null)", mend="Write a caption or drop the line.", kind="empty-text")
     if not isinstance(value, str):
         raise DataFault(f"text is {type(value).__name__}, not a string", mend='Write "text": "…".', kind="bad-text")
     if not value.strip():
@@ -180,9 +162,9 @@ def parse_text(line: bytes) -> TextItem:
 
 def read_images(handle: BinaryIO, file: Path) -> Iterator[ImageItem | DataFault]:
     """The images of an opened `{split}_imgs.tsv`."""
-    for number, line in read_lines(handle, file):
+    for number, line in read_lines(handle):
         if isinstance(line, DataFault):
-            yield line
+            yield located(line, file, number)
             continue
         try:
             image_id, content = parse_image(line)
@@ -194,9 +176,9 @@ def read_images(handle: BinaryIO, file: Path) -> Iterator[ImageItem | DataFault]
 
 def read_texts(handle: BinaryIO, file: Path) -> Iterator[TextItem | DataFault]:
     """The texts of an opened `{split}_texts.jsonl`."""
-    for number, line in read_lines(handle, file):
+    for number, line in read_lines(handle):
         if isinstance(line, DataFault):
-            yield line
+            yield located(line, file, number)
             continue
         try:
             item = parse_text(line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,9 @@ class Base64:
 class ImageItem:
     """An image of the source: its id, where its bytes are, and where it was named.
 
-    `origin` names its file where a source may name the same image several times (a table with a row per caption).
+    `origin` tells the image from others: its file where a source may name it several times (a table with a row per
+    caption), else its content (filled in where it is read). With `own_name` the id is only a name of the file: another
+    image of that name goes in as ``<name>~<12 digits of its origin>``; else an id given twice is a fault.
     """
 
     image_id: Id
@@ -33,6 +36,11 @@ class ImageItem:
     file: Path | str | None = None
     line: int | None = None
     origin: str | None = None
+    own_name: bool = False
+
+    def __post_init__(self) -> None:
+        if self.origin is None and not isinstance(self.content, Path):
+            self.origin = content_origin(self.content.text if isinstance(self.content, Base64) else self.content)
 
     def read(self) -> bytes:
         """The encoded image file.
@@ -61,7 +69,10 @@ class ImageItem:
 
 @dataclass(slots=True)
 class TextItem:
-    """A text of the source and the images it stands on (none: they are unknown)."""
+    """A text of the source and the images it stands on (none: they are unknown).
+
+    `origin` is that of its image where both came together: it stands on that image only, not on another of its id.
+    """
 
     text_id: Id
     text: str
@@ -69,6 +80,7 @@ class TextItem:
     language: str | None = None
     file: Path | str | None = None
     line: int | None = None
+    origin: str | None = None
 
 
 Item = ImageItem | TextItem | DataFault
@@ -113,6 +125,11 @@ class Source(Protocol):
     def expected(self) -> dict[str, int]:
         """Published counts of `images` and `texts`; empty where there are none."""
         ...
+
+
+def content_origin(data: bytes) -> str:
+    """What tells images apart whose bytes are at hand."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def fingerprint_of(*files: Path) -> list[list[Any]]:

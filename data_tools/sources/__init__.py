@@ -15,7 +15,7 @@ from data_tools.sources.table import Columns
 KINDS = {
     "official": "{split}_imgs.tsv + {split}_texts.jsonl in a folder",
     "folder": "images with captions.csv/.tsv/.jsonl/.parquet/.txt, or a .txt beside each",
-    "table": "a CSV, TSV, JSONL or Parquet file with image paths or bytes",
+    "table": "a CSV, TSV, JSONL, JSON or Parquet file with image paths or bytes",
     "imagefolder": "a Hugging Face imagefolder with metadata.*",
     "webdataset": "tars with images beside .txt or .json",
     "flickr8k-cn": "caption files + photos of Flickr8k",
@@ -34,15 +34,17 @@ class SourceOptions:
     captions_from: tuple[str, ...] = ()
     columns: Columns = field(default_factory=Columns)
     encoding: str = "utf-8"
+    header: bool = True
+    allow_outside: bool = False
 
 
 # Which options mean something to which kind; any other is refused rather than ignored.
 _TAKES = {
     "official": (),
-    "folder": ("captions", "columns", "encoding"),
-    "table": ("images", "columns", "encoding"),
-    "imagefolder": ("columns",),
-    "webdataset": ("columns",),
+    "folder": ("captions", "columns", "encoding", "header", "allow_outside"),
+    "table": ("images", "columns", "encoding", "header", "allow_outside"),
+    "imagefolder": ("columns", "encoding", "allow_outside"),
+    "webdataset": ("columns", "encoding"),
     "flickr8k-cn": ("images", "captions_from"),
     "flickr30k-cn": ("images",),
     "coco-cn": ("images", "captions_from"),
@@ -60,30 +62,31 @@ def open_source(kind: str, place: str, options: SourceOptions | None = None) -> 
     if kind not in KINDS:
         raise RequestError(f"source {kind!r} is not known; there are {', '.join(KINDS)}")
     default = SourceOptions()
-    for name in ("captions", "images", "captions_from", "columns", "encoding"):
+    for name in vars(default):
         if getattr(options, name) != getattr(default, name) and name not in _TAKES[kind]:
-            flag = "--…-column" if name == "columns" else f"--{name.replace('_', '-')}"
+            flag = {"columns": "--…-column", "header": "--no-header"}.get(name, f"--{name.replace('_', '-')}")
             raise RequestError(f"{flag} means nothing to source {kind!r}; leave it out")
     path = Path(place)
     if kind == "webdataset":
         from data_tools.sources.webdataset import WebDatasetSource
 
-        return {"": WebDatasetSource(place, options.columns.text)}
+        return {"": WebDatasetSource(place, options.columns.text, options.encoding)}
     if kind == "table":
         from data_tools.sources.table import TableSource
 
-        return {"": TableSource(path, root=options.images, columns=options.columns, encoding=options.encoding)}
+        table = {"header": options.header, "outside": options.allow_outside, "encoding": options.encoding}
+        return {"": TableSource(path, root=options.images, columns=options.columns, **table)}
     if not path.is_dir():
         hint = "; unpack it first" if path.suffix == ".zip" else ""
         raise RequestError(f"{path}: no such folder{hint}")
     if kind == "folder":
         from data_tools.sources.folder import open_folder
 
-        return {"": open_folder(path, captions=options.captions, columns=options.columns, encoding=options.encoding)}
+        return {"": open_folder(path, options)}
     if kind == "imagefolder":
         from data_tools.sources.imagefolder import imagefolder
 
-        return imagefolder(path, options.columns)
+        return imagefolder(path, options.columns, options.encoding, options.allow_outside)
     if kind == "flickr8k-cn":
         from data_tools.sources.flickr8k_cn import flickr8k_cn
 

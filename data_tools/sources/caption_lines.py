@@ -7,22 +7,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_tools.annotations import check_text, decode_line, read_lines
+from data_tools.annotations import check_text
 from data_tools.errors import DataFault, RequestError
 from data_tools.items import located
+from data_tools.text_files import TextFile
 from data_tools.walk import is_picture
 
 # name, optionally #source, #number, then a tab or spaces, then the sentence; names may hold spaces if a tab follows
 _LINE = re.compile(
-    r"(?:(?P<tabbed>[^\t]*?)|(?P<name>\S*?))(?:#(?P<source>[A-Za-z]\w*))?(?:#(?P<number>\d+))?(?(tabbed)\t|[ \t]+)(?P<text>.*)"
+    r"(?:(?P<tabbed>[^\t]*?)|(?P<name>\S*?))(?:#(?P<source>[A-Za-z]\w*))?(?:#(?P<number>\d+))?(?(tabbed)\t|[ \t]+)(?P<text>.*)",
+    re.DOTALL,  # texts may hold a vertical tab or the like
 )
 _TAG = re.compile(r":[A-Za-z]+$")
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionLine:
-    """One sentence: the image's name without ending, the mark before the sentence (its id), the sentence."""
+    """One sentence: the image as named, its name without ending, the mark before the sentence (its id), the sentence."""
 
+    name: str
     image: str
     mark: str
     text: str
@@ -40,18 +43,20 @@ def join_segmented(text: str) -> str:
     return "，".join("".join(_TAG.sub("", word) for word in words) for words in parts if words)
 
 
-def read_captions(file: Path, clean: Callable[[str], str] = str.strip) -> Iterator[CaptionLine | DataFault]:
-    """Every line of a caption file as a sentence or a fault."""
-    try:
-        handle = file.open("rb")
-    except OSError as error:
-        raise RequestError(f"{file} cannot be read ({error.strerror})") from None
-    with handle:
-        for number, line in read_lines(handle, file):
+def read_captions(
+    file: Path, clean: Callable[[str], str] = str.strip, encoding: str = "utf-8"
+) -> Iterator[CaptionLine | DataFault]:
+    """Every line of a caption file as a sentence or a fault.
+
+    Raises:
+        RequestError: the file cannot be read.
+    """
+    with TextFile(file, encoding) as text:
+        for number, line in text.lines():
             try:
                 if isinstance(line, DataFault):
                     raise line
-                found = _LINE.fullmatch(decode_line(line))
+                found = _LINE.fullmatch(line)
                 name = found and (found["tabbed"] or found["name"])
                 if not found or not name:
                     raise DataFault(
@@ -59,24 +64,29 @@ def read_captions(file: Path, clean: Callable[[str], str] = str.strip) -> Iterat
                         mend="A line is image#number<TAB>sentence.",
                         kind="bad-caption-line",
                     )
-                image = without_ending(name.strip())
+                name = name.strip()
+                image = without_ending(name)
                 mark = "#".join(part for part in (image, found["source"], found["number"] or str(number)) if part)
-                yield CaptionLine(image, mark, check_text(clean(found["text"])), number)
+                yield CaptionLine(name, image, mark, check_text(clean(found["text"])), number)
             except DataFault as fault:
                 yield located(fault, file, number)
 
 
-def read_names(file: Path) -> list[str]:
+def read_names(file: Path, encoding: str = "utf-8") -> list[str]:
     """The image names of a split file, one a line, with or without ending, in order.
 
     Raises:
-        RequestError: the file is missing or not text, or names an image twice.
+        RequestError: the file is missing or not text, names an image twice, or one outside of the folder of images.
     """
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"{file}: the list of images cannot be read ({error})") from None
-    names = [without_ending(line.split("#")[0].strip()) for line in lines if line.strip()]
+    names = []
+    with TextFile(file, encoding) as text:
+        for number, line in text.lines():
+            if isinstance(line, DataFault):
+                raise RequestError(str(located(line, file, number)))
+            name = without_ending(line.split("#")[0].strip())
+            if "/" in name or "\\" in name or name in ("", ".", "..") or "\0" in name:
+                raise RequestError(f"{file}:{number}: {name[:60]!r} is no name of an image; a line is like 1000092795.jpg")
+            names.append(name)
     if len(set(names)) < len(names):
         raise RequestError(f"{file} names {len(names) - len(set(names))} images twice")
     return names

@@ -34,12 +34,13 @@ class CaptionedImagesSource:
     captions: Sequence[CaptionFile]
     find_image: Callable[[str], Path]
     counts: dict[str, int] = field(default_factory=dict)
+    encoding: str = "utf-8"
 
     def open(self) -> Stream:
         for file in (self.names_file, *(captions.path for captions in self.captions)):
             if not file.is_file():
                 raise RequestError(f"{file}: no such file; it belongs to the published captions of this set")
-        names = read_names(self.names_file)
+        names = read_names(self.names_file, self.encoding)
         if not names:
             raise RequestError(f"{self.names_file} names no image")
         done = [0]
@@ -53,7 +54,7 @@ class CaptionedImagesSource:
         uncaptioned = dict.fromkeys(names)
         wanted = frozenset(names)
         for captions in self.captions:
-            for line in read_captions(captions.path, captions.clean):
+            for line in read_captions(captions.path, captions.clean, self.encoding):
                 done[0] += 1
                 if isinstance(line, DataFault):
                     yield line

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from data_tools.annotations import check_text, decode_line, read_lines
+from data_tools.annotations import check_text
 from data_tools.errors import DataFault, RequestError
 from data_tools.items import ImageItem, Item, Source, Stream, TextItem, fingerprint_of, located
-from data_tools.sources.caption_lines import read_captions
+from data_tools.sources.caption_lines import read_captions, without_ending
+from data_tools.sources.places import Root, readable
 from data_tools.sources.rows import SUFFIXES
-from data_tools.sources.table import Columns, TableSource
-from data_tools.walk import walk
+from data_tools.sources.table import IMAGE_NAMES, TEXT_NAMES, TableSource
+from data_tools.text_files import TextFile
+from data_tools.walk import is_picture, walk
+
+if TYPE_CHECKING:
+    from data_tools.sources import SourceOptions
 
 _TABLES = ("captions", "metadata")
 
 
-def open_folder(
-    folder: Path, *, captions: Path | None = None, columns: Columns | None = None, encoding: str = "utf-8"
-) -> Source:
+def open_folder(folder: Path, options: SourceOptions) -> Source:
     """The source a folder of images is: by its captions file, else by the .txt files in it.
 
     Raises:
@@ -27,6 +32,7 @@ def open_folder(
     """
     if not folder.is_dir():
         raise RequestError(f"{folder}: no such folder of images")
+    captions, outside = options.captions, options.allow_outside
     if captions is None:
         found = [folder / f"{name}{suffix}" for name in _TABLES for suffix in (*SUFFIXES, ".txt")]
         found = [file for file in found if file.is_file()]
@@ -35,112 +41,190 @@ def open_folder(
                 f"{folder}: which is it, {' or '.join(file.name for file in found)}? Name it with --captions."
             )
         captions = found[0] if found else None
+        if captions is not None:
+            try:
+                Root(folder, outside).check(captions)
+            except DataFault as fault:
+                raise RequestError(f"{fault} Or name the file with --captions {os.path.realpath(captions)}.") from None
     if captions is None:
-        return TextFilesSource(folder)
-    if not captions.is_file():
+        found_as: Source = TextFilesSource(folder, options.encoding, outside)
+    elif not captions.is_file():
         raise RequestError(f"{captions}: no such file of captions")
-    if captions.suffix.lower() == ".txt":
-        return CaptionLinesSource(folder, captions)
-    return TableSource(captions, root=folder, columns=columns, encoding=encoding)
+    elif captions.suffix.lower() in SUFFIXES or _is_table(captions, options.encoding):
+        form = captions.suffix.lower() if captions.suffix.lower() in SUFFIXES else ".csv"
+        return TableSource(captions, root=folder, columns=options.columns, encoding=options.encoding,
+                           header=options.header, outside=outside, form=form)  # fmt: skip
+    else:
+        found_as = CaptionLinesSource(folder, captions, options.encoding, outside)
+    if any(vars(options.columns).values()) or not options.header:
+        flag = "--…-column" if options.header else "--no-header"
+        raise RequestError(f"{flag} is for tables, and {captions or folder} is none; leave it out")
+    return found_as
+
+
+def _is_table(file: Path, encoding: str) -> bool:
+    """``image,caption`` as first line of a .txt: a CSV of another name (Flickr8k as Kaggle has it)."""
+    with TextFile(file, encoding) as text:
+        first = next((line for _, line in text.lines()), "")
+    names = [] if isinstance(first, DataFault) or "\t" in first else [name.strip().lower() for name in first.split(",")]
+    return any(name in IMAGE_NAMES for name in names) and any(name in TEXT_NAMES for name in names)
 
 
 class TextFilesSource:
-    """``photo.jpg`` and ``photo.txt``: every non-blank line of the .txt is a caption. Ids are the paths below `folder`."""
+    """``photo.jpg`` and ``photo.txt`` (or ``photo.jpg.txt``): every non-blank line is a caption.
+
+    Ids are the paths below `folder`. A ``photo.txt`` beside ``photo.jpg`` and ``photo.png`` says not which it means.
+    """
 
     kind = "folder"
 
-    def __init__(self, folder: Path, outside: bool = False) -> None:
-        self.folder, self.outside = folder, outside
+    def __init__(self, folder: Path, encoding: str = "utf-8", outside: bool = False) -> None:
+        self.folder, self.encoding, self.outside = folder, encoding, outside
 
     def open(self) -> Stream:
         found = walk(self.folder, outside=self.outside)
         images = found.names()
         if not images:
             raise found.nothing()
-        if not any((self.folder / name).with_suffix(".txt").is_file() for name in images):
+        if not any(file.is_file() for name in images for file in self._beside(name)):
             raise RequestError(
-                f"{self.folder}: no captions. Put captions.csv (columns image, text), .tsv, .jsonl or .parquet there, a .txt beside "
-                "each image, or name a file with --captions."
+                f"{readable(str(self.folder))}: no captions. Put captions.csv (columns image, text), .tsv, .jsonl or .parquet "
+                "there, a .txt beside each image, or name a file with --captions."
             )
+        with_text = next(file for name in images for file in self._beside(name) if file.is_file())
+        with TextFile(with_text, self.encoding):  # an unknown encoding is told now
+            pass
         done = [0]
-        return Stream(
-            self._items(images, done),
-            total=len(images),
-            unit="image",
-            tell=lambda: done[0],
-            notes=found.lines((".txt",)),
-        )
+        items = self._items(images, done)
+        return Stream(items, len(images), "image", lambda: done[0], found.lines((".txt",)))
+
+    def _beside(self, name: str) -> tuple[Path, Path]:
+        path = self.folder / name
+        return path.with_name(f"{path.name}.txt"), path.with_suffix(".txt")
 
     def _items(self, images: list[str], done: list[int]) -> Iterator[Item]:
+        root = Root(self.folder, self.outside)
+        stems = Counter(without_ending(name) for name in images if not self._beside(name)[0].is_file())
         text_number = 0
-        for image_id in images:
+        for name in images:
             done[0] += 1
-            path = self.folder / image_id
-            captions = path.with_suffix(".txt")
-            if not captions.is_file():
-                yield DataFault(f"image {image_id} has no {captions.name} beside it", mend="Write one, or move the image away.",
-                                kind="missing-caption", file=path, item_id=image_id)  # fmt: skip
+            image_id, path = readable(name), self.folder / name
+            own, shared = self._beside(name)
+            captions = own if own.is_file() else shared
+            try:
+                if not captions.is_file():
+                    raise DataFault(f"image {image_id} has no {readable(captions.name)} beside it", kind="missing-caption",
+                                    mend="Write one, or move the image away.")  # fmt: skip
+                if captions is shared and stems[without_ending(name)] > 1:
+                    raise DataFault(
+                        f"{readable(shared.name)} stands beside {stems[without_ending(name)]} images of that name",
+                        mend=f"Call the captions of this one {readable(own.name)}, or move the other image away.",
+                        kind="shared-captions",
+                    )  # fmt: skip
+                root.check(captions)
+            except DataFault as fault:
+                yield located(fault, path, None, image_id)
                 continue
-            yield ImageItem(image_id, path, path)
+            yield ImageItem(image_id, path, path, None, name, True)
             written = 0
-            with captions.open("rb") as handle:
-                for number, line in read_lines(handle, captions):
-                    text_number += 1
-                    written += 1
-                    try:
-                        if isinstance(line, DataFault):
-                            raise line
-                        yield TextItem(
-                            text_number, check_text(decode_line(line).strip()), (image_id,), None, captions, number
-                        )
-                    except DataFault as fault:
-                        yield located(fault, captions, number, image_id)
+            try:
+                with TextFile(captions, self.encoding) as text:
+                    for number, line in text.lines():
+                        text_number += 1
+                        written += 1
+                        try:
+                            if isinstance(line, DataFault):
+                                raise line
+                            yield TextItem(
+                                text_number, check_text(line.strip()), (image_id,), None, captions, number, name
+                            )
+                        except DataFault as fault:
+                            yield located(fault, captions, number, image_id)
+            except (RequestError, OSError) as error:  # it went away, or may not be read
+                yield DataFault(f"the captions cannot be read ({error})", mend="Give yourself the right to read them.",
+                                kind="missing-file", file=captions, item_id=image_id)  # fmt: skip
+                continue
             if not written:
-                yield DataFault("the caption file is empty", mend="Write a caption a line.", kind="empty-text", file=captions,
-                                item_id=image_id)  # fmt: skip
+                yield DataFault("the caption file is empty", mend="Write a caption a line.", kind="empty-text",
+                                file=captions, item_id=image_id)  # fmt: skip
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"folder": str(self.folder.resolve()), "files": walk(self.folder, outside=self.outside).totals}
+        return {
+            "folder": str(self.folder.resolve()),
+            "files": walk(self.folder, outside=self.outside).totals,
+            "reading": [self.encoding, self.outside],
+        }
 
     def expected(self) -> dict[str, int]:
         return {}
 
 
 class CaptionLinesSource:
-    """``captions.txt`` with lines ``photo.jpg<TAB>caption`` or ``photo.jpg#0 caption``; images below `folder`."""
+    """``captions.txt`` with lines ``photo.jpg<TAB>caption`` or ``photo.jpg#0 caption``; images below `folder`.
+
+    A name without ending means the one image that has it before its ending.
+    """
 
     kind = "folder-lines"
 
-    def __init__(self, folder: Path, captions: Path, outside: bool = False) -> None:
-        self.folder, self.captions, self.outside = folder, captions, outside
+    def __init__(self, folder: Path, captions: Path, encoding: str = "utf-8", outside: bool = False) -> None:
+        self.folder, self.captions, self.encoding, self.outside = folder, captions, encoding, outside
 
     def open(self) -> Stream:
         found = walk(self.folder, outside=self.outside)
-        files = {name.rpartition(".")[0]: name for name in found.names()}
-        if not files:
-            raise found.nothing()
-        done = [0]
-        with self.captions.open("rb") as handle:
-            total = sum(1 for _ in handle)
-        notes = found.lines((".txt",))
-        return Stream(self._items(files, done), total=total, unit="caption", tell=lambda: done[0], notes=notes)
+        names = {readable(name): name for name in found.names()}
+        with TextFile(self.captions, self.encoding) as text:
+            total = sum(1 for _ in text.lines())
+        done, notes = [0], found.lines((".txt",))
+        return Stream(self._items(names, done, notes), total, "caption", lambda: done[0], notes)
 
-    def _items(self, files: dict[str, str], done: list[int]) -> Iterator[Item]:
-        for number, line in enumerate(read_captions(self.captions), start=1):
+    def _items(self, names: dict[str, str], done: list[int], notes: list[str]) -> Iterator[Item]:
+        root = Root(self.folder, self.outside)
+        stems: dict[str, list[str]] = {}
+        for name in names:
+            stems.setdefault(without_ending(name), []).append(name)
+        for number, line in enumerate(read_captions(self.captions, encoding=self.encoding), start=1):
             done[0] += 1
             if isinstance(line, DataFault):
                 yield line
                 continue
-            name = files.get(line.image)
-            if name is None:
-                yield DataFault(f"image {line.image!r} is not in {self.folder}", mend="Put it there or drop the line.",
-                                kind="missing-file", file=self.captions, line=line.line, item_id=line.image)  # fmt: skip
+            try:
+                path, image_id = self._find(line.name, names, stems, root)
+            except DataFault as fault:
+                yield located(fault, self.captions, line.line, line.name[:500])
                 continue
-            yield ImageItem(name, self.folder / name, self.captions, line.line, origin=name)
-            yield TextItem(number, line.text, (name,), None, self.captions, line.line)
+            yield ImageItem(image_id, path, self.captions, line.line, str(path), True)
+            yield TextItem(number, line.text, (image_id,), None, self.captions, line.line, str(path))
+        notes += root.notes()
+
+    def _find(
+        self, written: str, names: dict[str, str], stems: dict[str, list[str]], root: Root
+    ) -> tuple[Path, str]:
+        path, image_id = root.find(written)
+        if image_id in names:
+            return self.folder / names[image_id], image_id
+        if is_picture(image_id) or image_id.startswith(("/", "../")):
+            if path.is_file():  # outside, or hidden
+                return path, image_id
+            same = [name for name in stems.get(without_ending(image_id), ()) if name != image_id]
+            there = f"; {', '.join(same[:3])} is" if same else ""
+            raise DataFault(f"image {image_id!r} is not in {self.folder}{there}", mend="Put it there or correct the line.",
+                            kind="missing-file")  # fmt: skip
+        found = stems.get(image_id, [])
+        if len(found) == 1:
+            return self.folder / names[found[0]], found[0]
+        if found:
+            raise DataFault(f"{image_id!r} may be {' or '.join(found[:4])}", mend="Write the name with its ending.",
+                            kind="ambiguous-name")  # fmt: skip
+        raise DataFault(f"no image {image_id!r} is in {self.folder}", mend="Put it there or drop the line.",
+                        kind="missing-file")  # fmt: skip
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"files": fingerprint_of(self.captions), "folder": str(self.folder.resolve())}
+        return {
+            "files": fingerprint_of(self.captions),
+            "folder": str(self.folder.resolve()),
+            "reading": [self.encoding, self.outside],
+        }
 
     def expected(self) -> dict[str, int]:
         return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from data_tools.errors import RequestError
@@ -13,7 +14,9 @@ _NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _SPLITS = {"train": "train", "validation": "valid", "valid": "valid", "val": "valid", "dev": "valid", "test": "test"}
 
 
-def imagefolder(source: Path, columns: Columns | None = None) -> dict[str, Source]:
+def imagefolder(
+    source: Path, columns: Columns | None = None, encoding: str = "utf-8", outside: bool = False
+) -> dict[str, Source]:
     """Its splits by our names (``validation`` is ``valid``); one nameless split where the metadata lie at the top.
 
     Raises:
@@ -23,10 +26,15 @@ def imagefolder(source: Path, columns: Columns | None = None) -> dict[str, Sourc
         raise RequestError(f"{source}: no such folder")
     columns = columns or Columns()
     if columns.image is None:
-        columns = Columns("file_name", columns.text, columns.image_id, columns.text_id, columns.language)
+        columns = replace(columns, image="file_name")
+
+    def table(file: Path) -> TableSource:
+        own = encoding if file.suffix != ".parquet" else "utf-8"
+        return TableSource(file, columns=columns, encoding=own, outside=outside)
+
     top = _metadata(source)
     if top is not None:
-        return {"": TableSource(top, columns=columns)}
+        return {"": table(top)}
     splits: dict[str, Source] = {}
     for folder in sorted(path for path in source.iterdir() if path.is_dir() and not is_hidden(path.name)):
         metadata = _metadata(folder)
@@ -34,7 +42,7 @@ def imagefolder(source: Path, columns: Columns | None = None) -> dict[str, Sourc
             name = _SPLITS.get(folder.name.lower(), folder.name)
             if name in splits:
                 raise RequestError(f"{source}: two folders for split {name!r}")
-            splits[name] = TableSource(metadata, columns=columns)
+            splits[name] = table(metadata)
     if not splits:
         raise RequestError(
             f"{source}: no {', '.join(_NAMES)} at the top or one folder down; captions have to be in one of them"

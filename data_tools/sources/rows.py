@@ -1,20 +1,21 @@
-"""Rows of a table file, one dict each: CSV, TSV, JSONL, Parquet. A bad row becomes a fault."""
+"""Rows of a table file, one dict each: CSV, TSV, JSONL, JSON, Parquet. A bad row becomes a fault and costs itself only."""
 
 from __future__ import annotations
 
-import codecs
-import csv
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from data_tools.annotations import decode_line, parse_json, read_lines
+from data_tools.annotations import parse_json
 from data_tools.errors import DataFault, RequestError
 from data_tools.items import located
+from data_tools.regular import regular
+from data_tools.sources.json_rows import read_json
+from data_tools.sources.separated import Dialect, find_dialect, records
+from data_tools.text_files import TextFile
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-_BUFFER = 2**20
-_LONGEST_ROW = 4 * 2**20  # bytes; a caption, not a picture
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+_SEPARATED, _LINES = (".csv", ".tsv"), (".jsonl", ".ndjson")
 _PARQUET_ROWS = 64
 
 Row = tuple[int, "dict[str, Any] | DataFault"]
@@ -24,151 +25,157 @@ class RowFile:
     """A table file opened for one sweep: `columns` (None where every row names its own), `rows`, and `tell` for progress.
 
     Args:
-        wanted: chooses the columns to read from those there are (Parquet reads no others).
         encoding: of CSV, TSV and JSONL.
+        header: False: the first row of a CSV or TSV is data, and its columns are called 1, 2, ….
+        form: the ending that says what it is, where the name's does not.
 
     Raises:
         RequestError: no such file, an unknown kind, no header, or pyarrow is missing.
     """
 
-    def __init__(self, file: Path, encoding: str = "utf-8") -> None:
-        if not file.is_file():
-            raise RequestError(f"{file}: no such file")
-        if file.suffix.lower() not in SUFFIXES:
+    def __init__(self, file: Path, encoding: str = "utf-8", *, header: bool = True, form: str | None = None) -> None:
+        size = regular(file)
+        self.form = form or file.suffix.lower()
+        if self.form not in SUFFIXES:
             raise RequestError(f"{file}: a table is one of {', '.join(SUFFIXES)}")
-        try:
-            codecs.lookup(encoding)
-        except LookupError:
-            raise RequestError(f"--encoding {encoding!r} is not known; try utf-8 or gb18030") from None
-        self.file, self.encoding = file, encoding
-        self.total, self.unit = file.stat().st_size, "B"
+        if not header and self.form not in _SEPARATED:
+            raise RequestError(f"--no-header is for CSV and TSV; {file} names the fields itself")
+        if encoding != "utf-8" and self.form in (".json", ".parquet"):
+            raise RequestError(f"--encoding means nothing to {file}; leave it out")
+        self.file, self.encoding, self.header = file, encoding, header
+        self.total, self.unit = size, "B"
         self.tell: Callable[[], int] = lambda: 0
-        self._delimiter = ","
-        if file.suffix.lower() == ".parquet":
+        self.columns: list[str] | None = None
+        self.notes: list[str] = []
+        if self.form == ".parquet":
             self._parquet = _open_parquet(file)
-            self.columns: list[str] | None = list(self._parquet.schema_arrow.names)
+            self.columns = list(self._parquet.schema_arrow.names)
             self.total, self.unit = self._parquet.metadata.num_rows, "row"
-        elif file.suffix.lower() in (".csv", ".tsv"):
-            self.columns = self._header()
-        else:
-            self.columns = None
+        elif self.form == ".json":
+            self.columns, self._json = read_json(file)
+            self.total, self.unit = len(self._json), "row"
+        elif self.form in _SEPARATED:
+            self._dialect = self._find_dialect()
+            self.columns = self._names()
 
-    def _header(self) -> list[str]:
-        with self.file.open("rb") as handle:
-            line = next((line for _, line in read_lines(handle, self.file, _LONGEST_ROW)), b"")
-        try:
-            if isinstance(line, DataFault):
-                raise line
-            text = self._decode(line)
-        except DataFault as fault:
-            raise RequestError(str(located(fault, self.file, 1))) from None
-        if self.file.suffix.lower() == ".tsv":
-            self._delimiter = "\t"
-        elif ";" in text and "," not in text:
-            self._delimiter = ";"  # Excel where the comma is the decimal mark
-        elif "\t" in text and "," not in text:
-            self._delimiter = "\t"
-        return [name.strip() for name in next(csv.reader([text], **self._dialect()), [])]
+    def _find_dialect(self) -> Dialect:
+        with TextFile(self.file, self.encoding) as text:
+            dialect, said = find_dialect(text.raw, self.form)
+        self.notes += said
+        return dialect
 
-    def _dialect(self) -> dict[str, Any]:
-        # A tab-separated caption may begin with a quotation mark, and nobody doubles it there.
-        quoting = csv.QUOTE_NONE if self._delimiter == "\t" else csv.QUOTE_MINIMAL
-        return {"delimiter": self._delimiter, "quoting": quoting, "strict": True}
-
-    def _decode(self, line: bytes) -> str:
-        if self.encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
-            return decode_line(line)
-        try:
-            return line.decode(self.encoding)
-        except UnicodeDecodeError as error:
-            raise DataFault(
-                f"the line is not {self.encoding} ({error.reason})", mend="Name its --encoding.", kind="not-utf8"
-            ) from None
+    def _names(self) -> list[str]:
+        with TextFile(self.file, self.encoding) as text:
+            number, cells = next(records(text.raw(), self._dialect), (1, []))
+        if isinstance(cells, DataFault):
+            fault = located(cells, self.file, number)
+            raise RequestError(f"{fault} The first line has to name the columns (or add --no-header).")
+        return [name.strip() for name in cells] if self.header else [str(n) for n in range(1, len(cells) + 1)]
 
     def rows(self, wanted: list[str] | None = None) -> Iterator[Row]:
-        """(line or row number, row or fault); numbers count from 1 as an editor does, the header included."""
-        suffix = self.file.suffix.lower()
-        if suffix == ".parquet":
-            yield from self._parquet_rows(wanted)
-            return
-        with self.file.open("rb", buffering=_BUFFER) as handle:
-            self.tell = lambda: self.total if handle.closed else handle.tell()
-            for number, row in self._csv_rows(handle) if suffix in (".csv", ".tsv") else self._json_rows(handle):
-                yield number, located(row, self.file, number) if isinstance(row, DataFault) else row
+        """(line or row number, row or fault); numbers count from 1 as an editor does, the header included.
 
-    def _json_rows(self, handle: BinaryIO) -> Iterator[Row]:
-        for number, line in read_lines(handle, self.file):
+        Args:
+            wanted: the columns to read, where others cost something (Parquet).
+        """
+        if self.form == ".parquet":
+            found = self._parquet_rows(wanted)
+        elif self.form == ".json":
+            found = self._json_rows()
+        else:
+            found = self._text_rows()
+        for number, row in found:
+            yield number, located(row, self.file, number) if isinstance(row, DataFault) else row
+
+    def _json_rows(self) -> Iterator[Row]:
+        number = 0
+        self.tell = lambda: number
+        for row in self._json:
+            number += 1
+            yield number, row if isinstance(row, (dict, DataFault)) else _no_object(row, "row")
+
+    def _text_rows(self) -> Iterator[Row]:
+        with TextFile(self.file, self.encoding) as text:
+            self.tell = text.tell
+            yield from self._line_rows(text) if self.form in _LINES else self._separated_rows(text)
+
+    def _line_rows(self, text: TextFile) -> Iterator[Row]:
+        for number, line in text.lines():
             try:
-                if isinstance(line, DataFault):
-                    raise line
-                row = parse_json(self._decode(line).encode("utf-8"))
-                if not isinstance(row, dict):
-                    raise DataFault(
-                        f"the line is {type(row).__name__}, not an object",
-                        mend='Write {"image": …, "text": …}.',
-                        kind="bad-json",
-                    )
+                row = line if isinstance(line, DataFault) else parse_json(line)
             except DataFault as fault:
-                yield number, fault
-            else:
-                yield number, row
+                row = fault
+            yield number, row if isinstance(row, (dict, DataFault)) else _no_object(row, "line")
 
-    def _csv_rows(self, handle: BinaryIO) -> Iterator[Row]:
-        faults: list[tuple[int, DataFault]] = []
-        last = [0]
-
-        def lines() -> Iterator[str]:
-            for number, line in _raw_lines(handle):
-                last[0] = number
-                try:
-                    yield self._decode(line)
-                except DataFault as fault:
-                    faults.append((number, fault))
-                    yield line.decode("utf-8", "replace")  # keeps quotes and commas; the row is refused below
-
-        reader, names = csv.reader(lines(), **self._dialect()), None
-        while True:
-            first = last[0] + 1
-            faults.clear()
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                many = f" (lines {first} to {last[0]} are lost by it)" if last[0] > first else ""
-                yield first, DataFault(f"broken row: {error}{many}", mend="Close every quotation mark.", kind="bad-csv")
-                continue
-            if not any(cell.strip() for cell in cells):
-                continue
-            if faults:
-                yield faults[0]
-            elif names is None:
-                names = self.columns
+    def _separated_rows(self, text: TextFile) -> Iterator[Row]:
+        names, header = self.columns or [], self.header
+        for number, cells in records(text.raw(), self._dialect):
+            if isinstance(cells, DataFault):
+                yield number, cells
+            elif header:
+                header = False
             elif len(cells) != len(names):
-                yield first, DataFault(
-                    f"{len(cells)} cells, the header has {len(names)}: {cells[:4]}",
+                yield number, DataFault(
+                    f"{len(cells)} cells, the {'header' if self.header else 'first row'} has {len(names)}: {[cell[:60] for cell in cells[:4]]}",
                     mend="Put a cell that holds a separator in quotation marks.", kind="bad-csv",
                 )  # fmt: skip
             else:
-                yield first, dict(zip(names, cells, strict=True))
+                yield number, dict(zip(names, cells, strict=True))
 
     def _parquet_rows(self, wanted: list[str] | None) -> Iterator[Row]:
-        number = 0
+        number, bad = 0, _parquet_errors()
         self.tell = lambda: number
-        try:
-            for batch in self._parquet.iter_batches(batch_size=_PARQUET_ROWS, columns=wanted, use_threads=False):
-                for row in batch.to_pylist():
+        for group in range(self._parquet.num_row_groups):
+            end = number + self._parquet.metadata.row_group(group).num_rows
+            try:
+                batches = self._parquet.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=wanted, use_threads=False)
+                for batch in batches:
+                    for row in _batch_rows(batch, bad):
+                        number += 1
+                        yield number, row
+            except bad as error:
+                # The pages of a group cannot be told apart: each of its rows that did not come is a fault.
+                while number < end:
                     number += 1
-                    yield number, row
-        except (OSError, ValueError) as error:  # what pyarrow raises for damaged pages
-            yield number + 1, DataFault(f"Parquet cannot be read on ({error})", mend="Write the file again.", kind="bad-parquet",
-                                        file=self.file, line=number + 1)  # fmt: skip
+                    yield number, DataFault(f"this part of the Parquet cannot be read ({_first_line(error)})",
+                                            mend="Write the file again.", kind="bad-parquet")  # fmt: skip
 
 
-def _raw_lines(handle: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Lines with their ends: a quoted cell may span several."""
-    for number, line in enumerate(iter(lambda: handle.readline(_LONGEST_ROW), b""), start=1):
-        yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+def _batch_rows(batch: Any, bad: tuple[type[Exception], ...]) -> Iterator[dict[str, Any] | DataFault]:
+    try:
+        yield from batch.to_pylist()
+        return
+    except bad:
+        pass
+    for at in range(batch.num_rows):
+        row: dict[str, Any] | DataFault = {}
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            try:
+                row[name] = column[at].as_py()
+            except bad as error:
+                text = isinstance(error, UnicodeDecodeError)
+                row = DataFault(
+                    f"column {name!r} {'is not UTF-8' if text else 'cannot be read'} ({_first_line(error)})",
+                    mend="Write the row again.", kind="not-utf8" if text else "bad-field",
+                )  # fmt: skip
+                break
+        yield row
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).split("\n")[0] or type(error).__name__)[:200]
+
+
+def _no_object(row: Any, what: str) -> DataFault:
+    return DataFault(f"the {what} is {type(row).__name__}, not an object", mend='Write {"image": …, "text": …}.',
+                     kind="bad-json")  # fmt: skip
+
+
+def _parquet_errors() -> tuple[type[Exception], ...]:
+    """What pyarrow raises for damaged pages and for values that have no Python form."""
+    import pyarrow
+
+    return OSError, ValueError, OverflowError, TypeError, KeyError, MemoryError, pyarrow.ArrowException
 
 
 def _open_parquet(file: Path) -> Any:
@@ -179,5 +186,5 @@ def _open_parquet(file: Path) -> Any:
         raise RequestError("Parquet needs pyarrow: pip install 'cnclip-ft[parquet]'") from None
     try:
         return pyarrow.parquet.ParquetFile(file)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise RequestError(f"{file} is not a readable Parquet file ({error})") from None
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise RequestError(f"{file} is not a readable Parquet file ({_first_line(error)})") from None

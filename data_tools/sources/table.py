@@ -5,17 +5,19 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_tools.annotations import check_id, check_text
 from data_tools.errors import DataFault, RequestError
-from data_tools.items import ImageItem, Item, Stream, TextItem, fingerprint_of, located
+from data_tools.items import ImageItem, Item, Stream, TextItem, content_origin, fingerprint_of, located
 from data_tools.language import read_language
+from data_tools.sources.places import Root, readable
 from data_tools.sources.rows import RowFile
 from data_tools.store import Id
-from data_tools.store.layouts import canonical_id
+from data_tools.store.layouts import canonical_id, is_id
+from data_tools.walk import is_picture
 
 IMAGE_NAMES = (
     "image",
@@ -25,6 +27,7 @@ IMAGE_NAMES = (
     "path",
     "file",
     "filepath",
+    "image_name",
     "img",
     "image_file",
     "图片",
@@ -38,6 +41,7 @@ TEXT_NAMES = (
     "title",
     "description",
     "sentence",
+    "comment",
     "query",
     "描述",
     "标题",
@@ -80,6 +84,8 @@ def _one(name: str | None, usual: tuple[str, ...], names: list[str], file: Path,
     if name is None:
         lower = {known.lower(): known for known in reversed(names)}
         name = next((lower[known] for known in usual if known in lower), None)
+    if names.count(name) > 1:
+        raise RequestError(f"{file}: {names.count(name)} columns are called {name!r}; give each a name of its own.")
     if name not in names:
         wanted = f"no column {name!r}" if name else f"none of the columns is known to hold the {what}"
         raise RequestError(f"{file}: {wanted}; there are {', '.join(map(repr, names)) or 'none'}. Name it with {flag}.")
@@ -89,111 +95,178 @@ def _one(name: str | None, usual: tuple[str, ...], names: list[str], file: Path,
 class TableSource:
     """Rows of `file`; image paths are relative to `root` (the table's folder).
 
-    An image may stand on several rows: one caption each. Its id is that of the id column, else its path as written,
-    else (bytes without a name) ``row-<number>``. Texts are numbered from 1 unless there is an id column.
+    An image may stand on several rows: one caption each. Its id is that of the id column, else its path as written. Where
+    the rows hold the bytes, equal bytes are one picture: its id is the path given with them (another picture of that
+    name gets its own, see `ImageItem.own_name`), else ``row-<number>`` of the first. Texts are numbered from 1 unless
+    there is an id column.
+
+    Args:
+        header: False: the first row is data; columns are called 1, 2, … and the image is in 1, the text in 2.
+        outside: whether paths may lead out of `root`.
+        form: the ending that says what `file` is, where its name does not.
 
     Raises (on `open`):
-        RequestError: no such file, an unknown kind, a missing column.
+        RequestError: no such file, an unknown kind, a missing column, or no header.
     """
 
     kind = "table"
 
     def __init__(
-        self, file: Path, *, root: Path | None = None, columns: Columns | None = None, encoding: str = "utf-8"
-    ) -> None:
+        self, file: Path, *, root: Path | None = None, columns: Columns | None = None, encoding: str = "utf-8",
+        header: bool = True, outside: bool = False, form: str | None = None,
+    ) -> None:  # fmt: skip
         self.file, self.root = file, file.parent if root is None else root
         self.columns, self.encoding = columns or Columns(), encoding
-        self._untyped = file.suffix.lower() in (".csv", ".tsv")  # 7 and "7" look the same there: it is the number
+        self.header, self.outside, self.form = header, outside, form
+        if not header:
+            self.columns = replace(self.columns, image=self.columns.image or "1", text=self.columns.text or ("2",))
+        # 7 and "7" look the same there: it is the number
+        self._untyped = (form or file.suffix.lower()) in (".csv", ".tsv")
 
     def open(self) -> Stream:
-        table = RowFile(self.file, self.encoding)
+        table = RowFile(self.file, self.encoding, header=self.header, form=self.form)
         if not self.root.is_dir():
             raise RequestError(f"{self.root}: no such folder of images")
-        columns = self.columns.resolve(table.columns, self.file) if table.columns is not None else None
-        return Stream(self._items(table, columns), total=table.total, unit=table.unit, tell=lambda: table.tell())
+        columns = None
+        if table.columns is not None:
+            if self.header and self._untyped:
+                self._look_for_header(table.columns)
+            columns = self.columns.resolve(table.columns, self.file)
+        notes: list[str] = list(table.notes)
+        items = _Rows(self, table, columns, notes)
+        return Stream(items, total=table.total, unit=table.unit, tell=lambda: table.tell(), notes=notes)
 
-    def _items(self, table: RowFile, columns: Columns | None) -> Iterator[Item]:
-        text_number = 0
-        for number, row in table.rows(columns.as_list() if columns else None):
-            if isinstance(row, DataFault):
-                yield row
-                continue
-            if columns is None:  # JSONL: the first row speaks for all
-                columns = self.columns.resolve(list(row), self.file)
-            try:
-                image, captions = self._row(row, columns, number)
-            except DataFault as fault:
-                yield located(fault, self.file, number)
-                continue
-            yield image
-            for text in captions:
-                text_number += 1
-                try:
-                    yield TextItem(
-                        check_id(row[columns.text_id], columns.text_id) if columns.text_id else text_number,
-                        check_text(text), (image.image_id,), read_language(row.get(columns.language) if columns.language else None),
-                        self.file, number,
-                    )  # fmt: skip
-                except DataFault as fault:
-                    yield located(fault, self.file, number, image.image_id)
-
-    def _row(self, row: dict[str, Any], columns: Columns, number: int) -> tuple[ImageItem, list[Any]]:
-        for name in columns.as_list():
-            if name not in row:
-                raise DataFault(f"field {name!r} is missing", mend="Every row needs it.", kind="missing-field")
-        content, name = _image(row[columns.image], self.root)
-        image_id: Id = name or f"row-{number}"
-        if columns.image_id is not None:
-            given = row[columns.image_id]
-            image_id = check_id(
-                canonical_id(given) if isinstance(given, str) and self._untyped else given, columns.image_id
-            )
-        captions: list[Any] = []
-        for column in columns.text:
-            captions += row[column] if isinstance(row[column], list) else [row[column]]
-        if columns.text_id is not None and len(captions) > 1:
-            raise DataFault(
-                f"{len(captions)} texts share one text id", mend="Leave out --text-id-column.", kind="bad-field"
-            )
-        if columns.text_id is not None and isinstance(row[columns.text_id], str) and self._untyped:
-            row[columns.text_id] = canonical_id(row[columns.text_id])
-        return ImageItem(check_id(image_id, "the image's name"), content, self.file, number, origin=name), captions
+    def _look_for_header(self, names: list[str]) -> None:
+        """Raises:
+        RequestError: the first line holds a picture's path.
+        """
+        for number, cell in enumerate(names, start=1):
+            if is_picture(cell) and len(cell) < 4096 and "\0" not in cell and _exists(self.root, cell):
+                other = next((n for n in range(1, len(names) + 1) if n != number), 2)
+                raise RequestError(
+                    f"{self.file}: the first line has to name the columns (a header like image,text), and it holds the picture "
+                    f"{cell!r}. Add such a line, or add --no-header --image-column {number} --text-column {other}."
+                )
 
     def fingerprint(self) -> dict[str, Any]:
         return {
             "files": fingerprint_of(self.file),
             "root": str(self.root.resolve()),
             "columns": list(map(str, vars(self.columns).values())),
+            "reading": [self.encoding, self.header, self.outside],
         }
 
     def expected(self) -> dict[str, int]:
         return {}
 
 
-def _image(value: Any, root: Path) -> tuple[bytes | Path, str | None]:
-    """A cell → (bytes or path, name): a path, bytes, a data address, or {"bytes", "path"} as Hugging Face writes it."""
-    if isinstance(value, dict):
-        name = value.get("path") if isinstance(value.get("path"), str) else None
-        if isinstance(value.get("bytes"), bytes):
-            return value["bytes"], PurePosixPath(name.replace("\\", "/")).name if name else None
-        value = name
-    if isinstance(value, bytes):
-        return value, None
-    if not isinstance(value, str) or not value.strip():
-        raise DataFault(
-            f"the image is {value!r:.60}", mend="It is the path of an image file, or its bytes.", kind="bad-field"
-        )
-    value = value.strip()
-    if value.startswith("data:image/"):
-        try:
-            return base64.b64decode(value.partition(",")[2], validate=True), None
-        except binascii.Error as error:
-            raise DataFault(
-                f"the data address is not base64 ({error})", mend="Encode the image again.", kind="bad-base64"
-            ) from None
-    if value.startswith(("http://", "https://", "s3://", "gs://")):
-        raise DataFault(
-            f"the image is an address ({value[:60]})", mend="Download it and write its path.", kind="remote-image"
-        )
-    name = value.replace("\\", "/").removeprefix("./")
-    return root / name, name
+def _exists(root: Path, name: str) -> bool:
+    try:
+        return Root(root, outside=True).find(name)[0].is_file()
+    except (DataFault, OSError, ValueError):
+        return False
+
+
+class _Rows:
+    """The items of one sweep over a table."""
+
+    def __init__(self, source: TableSource, table: RowFile, columns: Columns | None, notes: list[str]) -> None:
+        self.source, self.table, self.columns, self.notes = source, table, columns, notes
+        self.root = Root(source.root, source.outside)
+        self.texts = self.blanks = 0
+        self.nameless: dict[str, int] = {}  # content → the row it came on first
+
+    def __iter__(self) -> Iterator[Item]:
+        file = self.source.file
+        for number, row in self.table.rows(self.columns.as_list() if self.columns else None):
+            if isinstance(row, DataFault):
+                yield row
+                continue
+            if self.columns is None:  # JSON: the first row speaks for all
+                self.columns = self.source.columns.resolve(list(row), file)
+            try:
+                image, captions = self._row(row, self.columns, number)
+            except DataFault as fault:
+                yield located(fault, file, number)
+                continue
+            yield image
+            yield from self._texts(row, self.columns, image, captions)
+        self.notes += self.root.notes()
+        if self.blanks:
+            self.notes.append(f"{self.blanks:,} blank captions beside others of the same row were passed over")
+
+    def _texts(self, row: dict[str, Any], columns: Columns, image: ImageItem, captions: list[Any]) -> Iterator[Item]:
+        file, number = self.source.file, image.line
+        given = [text for text in captions if not (text is None or (isinstance(text, str) and not text.strip()))]
+        if not given:
+            mend = "Write a caption or drop the row."
+            yield DataFault("the text is empty" if captions else "the list of texts is empty", mend=mend, kind="empty-text",
+                            file=file, line=number, item_id=image.image_id)  # fmt: skip
+        self.blanks += len(captions) - len(given) if given else 0
+        for text in given:
+            self.texts += 1
+            try:
+                text_id = check_id(row[columns.text_id], columns.text_id) if columns.text_id else self.texts
+                language = read_language(row.get(columns.language) if columns.language else None)
+                yield TextItem(text_id, check_text(text), (image.image_id,), language, file, number, image.origin)
+            except DataFault as fault:
+                yield located(fault, file, number, image.image_id)
+
+    def _row(self, row: dict[str, Any], columns: Columns, number: int) -> tuple[ImageItem, list[Any]]:
+        untyped = self.source._untyped
+        for name in columns.as_list():
+            if name not in row and name not in columns.text[1:]:
+                raise DataFault(f"field {name!r} is missing", mend="Every row needs it.", kind="missing-field")
+        content, image_id, origin = self._image(row[columns.image], number)
+        if columns.image_id is not None:
+            given = row[columns.image_id]
+            image_id = check_id(canonical_id(given) if isinstance(given, str) and untyped else given, columns.image_id)
+        captions: list[Any] = []
+        for column in columns.text:
+            cell = row.get(column)
+            captions += cell if isinstance(cell, list) else [cell]
+        if columns.text_id is not None:
+            if len(captions) > 1:
+                raise DataFault(f"{len(captions)} texts share one text id", mend="Leave out --text-id-column.", kind="bad-field")
+            if isinstance(row[columns.text_id], str) and untyped:
+                row[columns.text_id] = canonical_id(row[columns.text_id])
+        return ImageItem(
+            check_id(image_id, "the image's name"), content, self.source.file, number, origin, columns.image_id is None
+        ), captions
+
+    def _image(self, value: Any, number: int) -> tuple[bytes | Path, Id, str]:
+        """A cell → (bytes or path, id, origin): a path, bytes, a data address, or {"bytes", "path"} as Hugging Face writes it."""
+        name = None
+        if isinstance(value, dict):
+            name = value.get("path") if isinstance(value.get("path"), str) else None
+            value = value["bytes"] if isinstance(value.get("bytes"), bytes) else name
+        if isinstance(value, str) and value.strip().lower().startswith("data:"):
+            value = _data_address(value.strip())
+        if isinstance(value, bytes):
+            origin = content_origin(value)
+            return value, _name_of(name) or f"row-{self.nameless.setdefault(origin, number)}", origin
+        if not isinstance(value, str) or not value.strip():
+            shown = repr(value)[:60] if not isinstance(value, (dict, list)) else type(value).__name__
+            raise DataFault(f"the image is {shown}", mend="It is the path of an image file, or its bytes.", kind="bad-field")
+        path, image_id = self.root.find(value)
+        return path, image_id, str(path)
+
+
+def _name_of(path: str | None) -> str | None:
+    """The name that came with bytes: the path as written; of one that says where it lay on another machine, its last part."""
+    parts = [part for part in (path or "").replace("\\", "/").split("/") if part not in ("", ".")]
+    if not parts:
+        return None
+    name = "/".join(parts)
+    elsewhere = path.startswith(("/", "\\")) or ".." in parts or ":" in parts[0] or not is_id(name)
+    return readable(PurePosixPath(name).name if elsewhere else name)
+
+
+def _data_address(value: str) -> bytes:
+    kind, comma, data = value.partition(",")
+    if not comma or not kind.lower().endswith(";base64"):
+        raise DataFault(f"the data address {value[:40]!r} is not base64", mend="Write data:image/jpeg;base64,….", kind="bad-base64")
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise DataFault(f"the data address is not base64 ({error})", mend="Encode the image again.", kind="bad-base64") from None

@@ -4,43 +4,77 @@ from __future__ import annotations
 
 import glob
 import json
-import tarfile
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_tools.annotations import check_id, check_text, decode_line, parse_json
+from data_tools.annotations import check_id, check_text, parse_json
 from data_tools.errors import DataFault, RequestError
 from data_tools.items import ImageItem, Item, Stream, TextItem, fingerprint_of, located
+from data_tools.sources.places import readable
+from data_tools.sources.tar_members import LARGEST_MEMBER, Member, TarMembers
+from data_tools.text_files import decode_line
 from data_tools.walk import ENDINGS
 
 _IMAGES = tuple(ending.removeprefix(".") for ending in ENDINGS)
 _TEXTS = ("txt", "text", "caption")
 _FIELDS = ("caption", "text", "captions", "texts", "title")
+_LARGEST_TEXT = 16 * 2**20  # bytes
+_NAME = re.compile(r"((?:.*/|)[^./][^./]*)\.([^/]*)", re.DOTALL)
+_OF_LIBRARIES = re.compile(r"__[^/]*__($|/)")
+
+
+@dataclass(slots=True)
+class _Sample:
+    key: str
+    parts: dict[str, bytes] = field(default_factory=dict)
+    fault: DataFault | None = None
+    size: int = 0
+
+    def add(self, ending: str, member: Member) -> None:
+        content = member.content
+        if isinstance(content, bytes):
+            self.size += len(content)
+            if self.parts.get(ending, content) != content:
+                content = _bad(f"{member.name!r} stands twice, with other bytes", "Keep one of them.")
+            elif self.size > LARGEST_MEMBER:
+                content = _bad(f"the sample has more than {LARGEST_MEMBER >> 20} MiB", "Shrink it.")
+                self.parts.clear()
+        if isinstance(content, bytes):
+            self.parts[ending] = content
+        else:
+            self.fault = self.fault or content
 
 
 class WebDatasetSource:
-    """One or many local tars. Ids are the samples' keys; a .txt is one caption, a .json holds one or a list.
+    """One or many local tars. A .txt is one caption, a .json holds one or a list.
+
+    Ids are the samples' keys; another picture of a key gets its own (`ImageItem.own_name`), the same picture is one.
 
     Args:
         pattern: a tar, a folder of tars, or a pattern (``data-*.tar``, ``data-{0000..0012}.tar``).
         text_fields: names of the caption in the .json.
+        encoding: of the .txt.
 
     Raises (on `open`):
-        RequestError: no tar, or webdataset is not installed.
+        RequestError: no tar, or braces in the pattern and webdataset is not installed.
     """
 
     kind = "webdataset"
 
-    def __init__(self, pattern: str | Path, text_fields: tuple[str, ...] = ()) -> None:
-        self.pattern, self.text_fields = str(pattern), text_fields or _FIELDS
+    def __init__(self, pattern: str | Path, text_fields: tuple[str, ...] = (), encoding: str = "utf-8") -> None:
+        self.pattern, self.text_fields, self.encoding = str(pattern), text_fields or _FIELDS, encoding
 
     def tars(self) -> list[Path]:
         place = Path(self.pattern)
         if place.is_dir():
             found = sorted(place.glob("*.tar"))
+        elif place.is_file():  # its name may hold marks of patterns
+            found = [place]
         elif "{" in self.pattern:
-            found = [Path(name) for name in _library().braceexpand.braceexpand(self.pattern)]
+            found = [Path(name) for name in _expand(self.pattern)]
         else:
             found = [Path(name) for name in sorted(glob.glob(self.pattern))]
         missing = [str(file) for file in found if not file.is_file()]
@@ -49,98 +83,112 @@ class WebDatasetSource:
         return found
 
     def open(self) -> Stream:
-        library, tars = _library(), self.tars()
-        done = [0]
-        total = sum(file.stat().st_size for file in tars)
-        return Stream(self._items(library, tars, done), total=total, unit="B", tell=lambda: done[0])
+        tars = [TarMembers(file) for file in self.tars()]
+        done, notes = [0], []
+        total = sum(tar.size for tar in tars)
+        return Stream(self._items(tars, done, notes), total=total, unit="B", tell=lambda: done[0], notes=notes)
 
-    def _items(self, library: Any, tars: list[Path], done: list[int]) -> Iterator[Item]:
-        numbers = iter(range(1, 2**62))
+    def _items(self, tars: list[TarMembers], done: list[int], notes: list[str]) -> Iterator[Item]:
+        numbers, passed = iter(range(1, 2**62)), [0]
         for tar in tars:
             before = done[0]
-            with tar.open("rb") as handle:
-                faults: list[DataFault] = []
+            for sample in self._samples(tar, passed):
+                done[0] = before + tar.tell()
+                if isinstance(sample, DataFault):
+                    yield located(sample, tar.file)
+                else:
+                    yield from self._sample(sample, tar.file, numbers)
+            done[0] = before + tar.size
+        if passed[0]:
+            notes.append(f"passed over: {passed[0]:,} members that belong to no sample (their names have no dot, or begin with one)")
 
-                def handler(error: Exception, tar: Path = tar, faults: list[DataFault] = faults) -> bool:
-                    faults.append(_tar_fault(str(error.args[0] if error.args else error), tar))
-                    return True
+    def _samples(self, tar: TarMembers, passed: list[int]) -> Iterator[_Sample | DataFault]:
+        sample: _Sample | None = None
+        for member in tar:
+            if isinstance(member, DataFault):
+                yield member
+                continue
+            name = _NAME.fullmatch(member.name)
+            if name is None or _OF_LIBRARIES.match(member.name):
+                passed[0] += 1
+                continue
+            if sample is None or sample.key != name[1]:
+                if sample is not None:
+                    yield sample
+                sample = _Sample(name[1])
+            sample.add(name[2].lower(), member)
+        if sample is not None:
+            yield sample
 
-                samples = library.group_by_keys(
-                    {"__url__": str(tar), **member} for member in library.tar_file_iterator(handle, handler=handler)
-                )
-                while True:
-                    try:
-                        sample = next(samples, None)
-                    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-                        yield _tar_fault(str(error.args[0] if error.args else error), tar)
-                        break
-                    yield from faults
-                    faults.clear()
-                    if sample is None:
-                        break
-                    done[0] = before + handle.tell()
-                    yield from self._sample(sample, tar, numbers)
-            done[0] = before + tar.stat().st_size
-
-    def _sample(self, sample: dict[str, Any], tar: Path, numbers: Iterator[int]) -> Iterator[Item]:
-        key = sample["__key__"]
+    def _sample(self, sample: _Sample, tar: Path, numbers: Iterator[int]) -> Iterator[Item]:
         try:
-            image_id = check_id(key, "the sample's name")
-            data = next((sample[ending] for ending in _IMAGES if ending in sample), None)
-            if data is None:
+            image_id = check_id(readable(sample.key), "the sample's name")
+            if sample.fault is not None:
+                raise sample.fault
+            images = [ending for ending in _IMAGES if ending in sample.parts]
+            if not images:
                 raise DataFault(
-                    f"no image ({', '.join(name for name in sample if not name.startswith('__')) or 'nothing'} is there)",
+                    f"no image ({', '.join(sample.parts) or 'nothing'} is there)",
                     mend=f"A sample has one of .{', .'.join(_IMAGES)}.", kind="missing-image",
                 )  # fmt: skip
+            if len({sample.parts[ending] for ending in images}) > 1:
+                raise _bad(f"the sample has {len(images)} images (.{', .'.join(images)})", "Give each a name of its own.")
         except DataFault as fault:
-            yield located(fault, tar, None, key)
+            yield located(fault, tar, None, readable(sample.key)[:500])
             return
-        yield ImageItem(image_id, data, tar)
+        image = ImageItem(image_id, sample.parts[images[0]], tar, own_name=True)
+        yield image
         try:
-            captions, language = self._captions(sample)
+            captions, language = self._captions(sample.parts)
         except DataFault as fault:
-            yield located(fault, tar, None, key)
+            yield located(fault, tar, None, image_id)
             return
         for caption in captions:
-            number = next(numbers)
             try:
-                yield TextItem(number, check_text(caption), (image_id,), language, tar)
+                yield TextItem(next(numbers), check_text(caption), (image_id,), language, tar, None, image.origin)
             except DataFault as fault:
-                yield located(fault, tar, None, key)
+                yield located(fault, tar, None, image_id)
 
-    def _captions(self, sample: dict[str, Any]) -> tuple[list[Any], str | None]:
+    def _captions(self, parts: dict[str, bytes]) -> tuple[list[Any], str | None]:
+        for ending in (*_TEXTS, "json"):
+            if len(parts.get(ending, b"")) > _LARGEST_TEXT:
+                raise _bad(f"the .{ending} has more than {_LARGEST_TEXT >> 20} MiB", "It holds a caption; shorten it.")
         for ending in _TEXTS:
-            if ending in sample:
-                return [decode_line(sample[ending]).strip()], None
-        if "json" in sample:
-            row = parse_json(sample["json"])
+            if ending in parts:
+                return [decode_line(parts[ending], self.encoding).lstrip("\ufeff").strip()], None
+        if "json" in parts:
+            row = parse_json(parts["json"])
             name = next((name for name in self.text_fields if isinstance(row, dict) and name in row), None)
             if name is not None:
                 found = row[name] if isinstance(row[name], list) else [row[name]]
-                return found, row.get("language") if row.get("language") in ("zh", "en", "mixed") else None
+                if not found:
+                    raise DataFault(f"the list {name!r} in the .json is empty", mend="Write a caption.", kind="empty-text")
+                language = row.get("language")
+                return found, language if language in ("zh", "en", "mixed") else None
             fields = ", ".join(map(json.dumps, row)) if isinstance(row, dict) else type(row).__name__
-            raise DataFault(
-                f"no caption in the .json ({fields})", mend="Name its field with --text-column.", kind="missing-caption"
-            )
+            raise DataFault(f"no caption in the .json ({fields[:200]})", mend="Name its field with --text-column.",
+                            kind="missing-caption")  # fmt: skip
         raise DataFault("no caption", mend="A sample has a .txt or a .json beside its image.", kind="missing-caption")
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"files": fingerprint_of(*self.tars())}
+        return {"files": fingerprint_of(*self.tars()), "reading": [self.encoding, list(self.text_fields)]}
 
     def expected(self) -> dict[str, int]:
         return {}
 
 
-def _tar_fault(problem: str, tar: Path) -> DataFault:
-    return DataFault(
-        f"the tar cannot be read on ({problem})", mend="Fetch or write it again.", kind="bad-tar", file=tar
-    )
+def _bad(problem: str, mend: str) -> DataFault:
+    return DataFault(problem, mend=mend, kind="bad-member")
 
 
-def _library() -> Any:
+def _expand(pattern: str) -> Iterator[str]:
     try:
-        # Imported when needed only: it loads torch where that is installed.
-        from webdataset import tariterators
+        import braceexpand
     except ImportError:
-        raise RequestError("WebDataset tars need webdataset: pip install 'cnclip-ft[webdataset]'") from None
-    return tariterators
+        raise RequestError(
+            "patterns with braces need webdataset: pip install 'cnclip-ft[webdataset]', or write data-*.tar"
+        ) from None
+    try:
+        return braceexpand.braceexpand(pattern)
+    except ValueError as error:
+        raise RequestError(f"{pattern}: {error}") from None

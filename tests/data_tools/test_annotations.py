@@ -92,7 +92,7 @@ def test_line_ends_marks_and_blank_lines() -> None:
 
 
 def test_an_endless_line_costs_no_memory_and_one_fault() -> None:
-    found = list(read_lines(io.BytesIO(b"x" * 1000 + b"\nshort\n" + b"y" * 500), FILE, longest=100))
+    found = list(read_lines(io.BytesIO(b"x" * 1000 + b"\nshort\n" + b"y" * 500), longest=100))
     assert [(number, getattr(line, "kind", line)) for number, line in found] == [
         (1, "line-too-long"), (2, b"short"), (3, "line-too-long"),
     ]  # fmt: skip

@@ -1,0 +1,189 @@
+"""Text files line by line, whatever wrote them: every line is text or a fault of its own.
+
+Lines end with LF, CRLF or, in files that have no LF, CR; nothing else ends a line (not U+2028, U+0085 or a vertical tab).
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from data_tools.errors import DataFault, RequestError
+from data_tools.regular import regular
+
+LONGEST_LINE = 256 * 2**20  # bytes; a picture of 190 MiB
+_BUFFER = 2**20
+_LOOKED_AT = 2**16  # bytes at the beginning that tell how lines end
+_SHOWN = 60
+_MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF8: "utf-8",
+          codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
+# Broken units become half characters, which no UTF-8 holds: the line they stand on is a fault, the others are not.
+codecs.register_error("half", lambda error: ("\udc80", error.end))
+
+
+class TextFile:
+    """A text file opened for one sweep; `tell` counts bytes read.
+
+    Args:
+        encoding: of the lines; a byte order mark at the beginning knows better.
+
+    Raises:
+        RequestError: no such file, no regular one, or an unknown encoding.
+    """
+
+    def __init__(self, file: Path, encoding: str = "utf-8") -> None:
+        self.file, self.size = file, regular(file)
+        name = _known(encoding)
+        try:
+            self._bytes: BinaryIO = file.open("rb", buffering=_BUFFER)
+        except OSError as error:
+            raise RequestError(f"{file} cannot be read ({error.strerror})") from None
+        first = self._bytes.read(_LOOKED_AT)
+        self._bytes.seek(0)
+        name = next((name for mark, name in _MARKS.items() if first.startswith(mark)), name)
+        self._handle, self.encoding = self._bytes, name
+        if not _ends_lines_as_ascii(name):
+            self._handle, self.encoding = io.BufferedReader(_InUtf8(self._bytes, name), _BUFFER), "utf-8"
+            first = self._handle.peek(_LOOKED_AT)[:_LOOKED_AT]
+        if b"\r" in first[:-1] and b"\n" not in first:
+            self._handle = io.BufferedReader(_WithLineFeeds(self._handle), _BUFFER)
+
+    def __enter__(self) -> TextFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bytes.close()
+
+    def tell(self) -> int:
+        return self.size if self._bytes.closed else self._bytes.tell()
+
+    def raw(self) -> Iterator[tuple[int, str | DataFault]]:
+        """(line number, line with its end) of every line."""
+        return self._decoded(raw_lines(self._handle))
+
+    def lines(self) -> Iterator[tuple[int, str | DataFault]]:
+        """(line number, line without its end) of every non-blank line."""
+        return self._decoded(read_lines(self._handle))
+
+    def _decoded(self, lines: Iterator[tuple[int, bytes | DataFault]]) -> Iterator[tuple[int, str | DataFault]]:
+        for number, line in lines:
+            try:
+                yield number, decode_line(line, self.encoding) if isinstance(line, bytes) else line
+            except DataFault as fault:
+                yield number, fault
+
+
+def raw_lines(handle: BinaryIO, longest: int = LONGEST_LINE) -> Iterator[tuple[int, bytes | DataFault]]:
+    """(line number, line with its end) of every line; a byte order mark is skipped."""
+    number = 0
+    while line := handle.readline(longest):
+        number += 1
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if len(line) >= longest and not line.endswith(b"\n"):
+            while (rest := handle.readline(longest)) and not rest.endswith(b"\n"):
+                pass
+            yield number, DataFault(f"the line is longer than {longest >> 20} MiB", kind="line-too-long",
+                                    mend="Is it the right file? Lines end with a newline.")  # fmt: skip
+        else:
+            yield number, line
+
+
+def read_lines(handle: BinaryIO, longest: int = LONGEST_LINE) -> Iterator[tuple[int, bytes | DataFault]]:
+    """(line number, line without its end) of every non-blank line."""
+    for number, line in raw_lines(handle, longest):
+        if isinstance(line, DataFault):
+            yield number, line
+        elif (line := line.rstrip(b"\r\n")) and not line.isspace():
+            yield number, line
+
+
+def decode_line(line: bytes, encoding: str | None = None) -> str:
+    """The text of a line.
+
+    Args:
+        encoding: None for files that are UTF-8 by definition.
+
+    Raises:
+        DataFault: other bytes; says as what they read, and the flag for it where there is one.
+    """
+    try:
+        return line.decode(encoding or "utf-8")
+    except (UnicodeError, ValueError) as error:
+        asked = encoding or "utf-8"
+        found, other = _reads_as(line, asked, getattr(error, "start", 0))
+    if other is None:
+        mend = "Save the file again as UTF-8." if encoding is None else "Name its encoding with --encoding."
+    elif encoding is None:
+        mend = f"Save the file as UTF-8: iconv -f {other} -t utf-8 FILE > NEW."
+    else:
+        mend = "Leave out --encoding." if other == "utf-8" else f"Add --encoding {other}."
+    name = "UTF-8" if asked == "utf-8" else asked
+    raise DataFault(f"the line is not {name} ({found})", mend=mend, kind="not-utf8")
+
+
+def _reads_as(line: bytes, asked: str, start: int) -> tuple[str, str | None]:
+    nulls = line.count(b"\0")
+    if nulls:
+        even = line[::2].count(b"\0") * 2 > nulls
+        return "it looks like UTF-16", "utf-16" if line[:2] in _MARKS else "utf-16-be" if even else "utf-16-le"
+    for other, name in (("utf-8", "UTF-8"), ("gb18030", "GBK")):
+        if other != asked:
+            try:
+                return f"it reads as {name}: {line.decode(other).rstrip()[:_SHOWN]!r}", other
+            except UnicodeDecodeError:
+                pass
+    return f"byte {start} is 0x{line[start : start + 1].hex()}", None
+
+
+def _known(encoding: str) -> str:
+    try:
+        if "图,text\n".encode(encoding, "ignore").decode(encoding).endswith("text\n"):
+            name = codecs.lookup(encoding).name
+            return "utf-8" if name == "utf-8-sig" else name
+    except (LookupError, UnicodeError, ValueError):
+        pass
+    raise RequestError(f"--encoding {encoding!r} is not known; try utf-8, gb18030 or utf-16")
+
+
+def _ends_lines_as_ascii(encoding: str) -> bool:
+    return "\t,\n".encode(encoding) == b"\t,\n"
+
+
+class _InUtf8(io.RawIOBase):
+    """A file in UTF-16 or the like, as UTF-8."""
+
+    def __init__(self, handle: BinaryIO, encoding: str) -> None:
+        self._source, self._rest = handle, b""
+        self._decoder = codecs.getincrementaldecoder(encoding)("half")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        while not self._rest:
+            data = self._source.read(_BUFFER)
+            self._rest = self._decoder.decode(data, final=not data).encode("utf-8", "surrogatepass")
+            if not data:
+                break
+        taken, self._rest = self._rest[: len(buffer)], self._rest[len(buffer) :]
+        buffer[: len(taken)] = taken
+        return len(taken)
+
+
+class _WithLineFeeds(io.RawIOBase):
+    """A file whose lines end with CR."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self._source = handle
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        data = self._source.read(len(buffer)).replace(b"\r", b"\n")
+        buffer[: len(data)] = data
+        return len(data)
