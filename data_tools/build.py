@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_tools.errors import DataFault
+from data_tools.errors import DataFault, printable
 from data_tools.faults import FILE_NAME, FaultList, OnError
 from data_tools.items import ImageItem, Item, Source, Stream, located
 from data_tools.language import detect_language
@@ -39,6 +39,10 @@ class BuildReport:
     differences: list[str] = field(default_factory=list)  # from the published counts
     continued: int = 0  # items an interrupted build had written
     notes: list[str] = field(default_factory=list)  # what the source passed over
+    # Pictures, texts and faults that the source gave = stored + named again + left out; 0: built before it was continued.
+    read: int = 0
+    again: int = 0
+    left_out: int = 0
 
     def lines(self) -> list[str]:
         """For people."""
@@ -49,7 +53,11 @@ class BuildReport:
         if self.faults:
             listed = ", ".join(f"{count:,} {kind}" for kind, count in self.faults.items())
             lines.append(f"  left out: {listed} (each in {self.store.path / FILE_NAME})")
-        return lines + [f"  {said}" for said in (*self.differences, *self.notes)]
+        if self.read:
+            again = f", {self.again:,} pictures named again" if self.again else ""
+            stored = self.read - self.again - self.left_out
+            lines.insert(1, f"  read {self.read:,} items: {stored:,} stored{again}, {self.left_out:,} left out")
+        return [printable(line) for line in lines + [f"  {said}" for said in (*self.differences, *self.notes)]]
 
 
 def build_store(
@@ -100,7 +108,7 @@ def build_store(
             return _report(source, stream, open_store(target), {}, 0, None)
         continued = writer.done
         with contextlib.closing(
-            FaultList(writer.building / FILE_NAME, on_error, max_faults, writer.faults_bytes)
+            FaultList(writer.building / FILE_NAME, on_error, max_faults, writer.faults(), writer.remember_fault)
         ) as faults:
             build = _Build(writer, faults, language, _Preparation(reencoding, pixel_limit))
             build.run(stream, workers, progress=progress, name=target.name)
@@ -110,7 +118,9 @@ def build_store(
                                 kind="empty-split", file=target)  # fmt: skip
         kept = [faults.file] if faults.total else []
         store = writer.finish(kept)
-        return _report(source, stream, store, dict(faults.kinds.most_common()), continued, writer.texts)
+        report = _report(source, stream, store, dict(faults.kinds.most_common()), continued, writer.texts)
+        report.read, report.again, report.left_out = build.read, writer.again, writer.left_out
+        return report
 
 
 def _read_places(request: dict[str, Any]) -> list[str]:
@@ -169,6 +179,7 @@ class _Preparation:
 class _Build:
     def __init__(self, writer: StoreWriter, faults: FaultList, language: str, prepare: _Preparation) -> None:
         self.writer, self.faults, self.language, self.prepare = writer, faults, language, prepare
+        self.read = writer.done
 
     def run(self, stream: Stream, workers: int, *, progress: bool, name: str) -> None:
         bar = tqdm(
@@ -177,9 +188,11 @@ class _Build:
         )  # fmt: skip
         with bar, contextlib.closing(self._prepared(stream.items, workers)) as items:
             for position, item, data in items:
+                self.read = position + 1
                 try:
                     self._take(position, item, data)
                 except DataFault as fault:
+                    self.writer.left_out += 1
                     self._fault(located(fault, getattr(item, "file", None), getattr(item, "line", None)))
                 if position % _PROGRESS_EVERY == 0:
                     bar.update(stream.tell() - bar.n)
@@ -193,16 +206,23 @@ class _Build:
         if isinstance(item, DataFault):
             raise item
         if isinstance(item, ImageItem):
+            image_id = self._id(position, item)
             if isinstance(data, DataFault):
-                self.writer.refuse_image(item.image_id, position, item.origin)
+                self.writer.refuse_image(image_id, position, item.origin)
                 raise data
             if data is not None:
-                self.writer.add_image(item.image_id, data, item=position, origin=item.origin)
+                self.writer.add_image(image_id, data, item=position, origin=item.origin)
+            elif not self.writer.wrote_image(image_id, position):
+                if self.writer.refused_image(image_id) and not isinstance(item.content, Path):
+                    raise item.fault("it is an image again that was refused", "refused-image", "Mend it or drop it.")
+                self.writer.again += 1
             return
         language = item.language
         if language is None:
             language = detect_language(item.text) if self.language == "detect" else self.language
-        for fault in self.writer.add_text(item.text_id, item.text, item.image_ids, language, item=position):
+        for fault in self.writer.add_text(
+            item.text_id, item.text, item.image_ids, language, item=position, origin=item.origin
+        ):
             self._fault(located(fault, item.file, item.line))
 
     def _prepared(self, items: Iterable[Item], workers: int) -> Iterator[tuple[int, Item, bytes | DataFault | None]]:
@@ -225,9 +245,12 @@ class _Build:
         wanted = self._wanted(position, item)
         return self.prepare(item) if wanted is True else wanted or None
 
+    def _id(self, position: int, item: ImageItem) -> Id:
+        return self.writer.own_id(item.image_id, position, item.origin) if item.own_name else item.image_id
+
     def _wanted(self, position: int, item: ImageItem) -> bool | DataFault:
         try:
-            return self.writer.wants_image(item.image_id, position, item.origin)
+            return self.writer.wants_image(self._id(position, item), position, item.origin)
         except DataFault as fault:
             return located(fault, item.file, item.line)
 

@@ -12,6 +12,11 @@ from pathlib import Path
 from data_tools.terminal import plain
 
 
+def printable(text: str) -> str:
+    """`text` with bytes of file names that are no UTF-8 written ``\\udcb0``: printing them would fail."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
 class UserError(Exception):
     """The work failed for a reason the user can mend; the message says how."""
 
@@ -41,11 +46,12 @@ class DataFault(UserError):
         line: int | None = None,
         item_id: int | str | None = None,
     ) -> None:
-        self.problem, self.mend, self.kind = problem, mend, kind
-        self.file, self.line, self.item_id = None if file is None else str(file), line, item_id
-        name = plain(str(file), lines=False)
+        self.problem, self.mend, self.kind = printable(problem), printable(mend), kind
+        self.file, self.line = None if file is None else printable(str(file)), line
+        self.item_id = printable(item_id) if isinstance(item_id, str) else item_id
+        name = "" if file is None else plain(self.file, lines=False)
         where = "" if file is None else f"{name}:{line}: " if line is not None else f"{name}: "
-        super().__init__(f"{where}{problem}. {mend}")
+        super().__init__(f"{where}{self.problem}. {self.mend}")
 
     def as_dict(self) -> dict[str, object]:
         """The fault as one line of ``faults.jsonl``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -19,22 +20,26 @@ class FaultList:
     Args:
         on_error: ``fail`` raises the first fault; ``skip`` lists it.
         max_faults: more of them stop the work.
-        keep_bytes: going on with an interrupted build: what is listed behind this length comes again.
+        remembered: going on with an interrupted build: the lines that stand, whatever became of `file` meanwhile.
+        remember: called with the place and the bytes of every line, to be kept with what is built.
     """
 
-    def __init__(self, file: Path, on_error: OnError = "fail", max_faults: int = 1000, keep_bytes: int = 0) -> None:
+    def __init__(
+        self, file: Path, on_error: OnError = "fail", max_faults: int = 1000, remembered: Iterable[bytes] = (),
+        remember: Callable[[int, bytes], object] | None = None,
+    ) -> None:  # fmt: skip
         if on_error not in ("fail", "skip"):
             raise RequestError(f"--on-error {on_error!r}: fail or skip")
         if max_faults < 0:
             raise RequestError(f"--max-faults {max_faults}: it cannot be negative")
         self.file, self.on_error, self.max_faults = file, on_error, max_faults
         self.kinds: Counter[str] = Counter()
-        self._handle = file.open("a+b")
-        if self._handle.tell() < keep_bytes:
-            raise UserError(f"{file} is shorter than the interrupted build left it; start anew without --continue.")
-        self._handle.truncate(keep_bytes)
-        self._handle.seek(0)
-        self.kinds.update(json.loads(line)["kind"] for line in self._handle)
+        self._remember = remember
+        self._handle = file.open("w+b")
+        for line in remembered:
+            self._handle.write(line)
+            self.kinds[json.loads(line)["kind"]] += 1
+        self._handle.flush()
 
     @property
     def total(self) -> int:
@@ -55,7 +60,10 @@ class FaultList:
         if self.on_error == "fail":
             raise fault
         self.kinds[fault.kind] += 1
-        self._handle.write(json.dumps(fault.as_dict(), ensure_ascii=True).encode() + b"\n")
+        line = json.dumps(fault.as_dict(), ensure_ascii=True).encode() + b"\n"
+        if self._remember is not None:
+            self._remember(self.bytes, line)
+        self._handle.write(line)
         self._handle.flush()
         if self.total > self.max_faults:
             raise UserError(

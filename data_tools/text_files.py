@@ -28,15 +28,15 @@ class TextFile:
     """A text file opened for one sweep; `tell` counts bytes read.
 
     Args:
-        encoding: of the lines; a byte order mark at the beginning knows better.
+        encoding: of the lines (None: UTF-8, and no flag says otherwise); a byte order mark at the beginning knows better.
 
     Raises:
         RequestError: no such file, no regular one, or an unknown encoding.
     """
 
-    def __init__(self, file: Path, encoding: str = "utf-8") -> None:
+    def __init__(self, file: Path, encoding: str | None = "utf-8") -> None:
         self.file, self.size = file, regular(file)
-        name = _known(encoding)
+        name = None if encoding is None else _known(encoding)
         try:
             self._bytes: BinaryIO = file.open("rb", buffering=_BUFFER)
         except OSError as error:
@@ -45,7 +45,7 @@ class TextFile:
         self._bytes.seek(0)
         name = next((name for mark, name in _MARKS.items() if first.startswith(mark)), name)
         self._handle, self.encoding = self._bytes, name
-        if not _ends_lines_as_ascii(name):
+        if name is not None and not _ends_lines_as_ascii(name):
             self._handle, self.encoding = io.BufferedReader(_InUtf8(self._bytes, name), _BUFFER), "utf-8"
             first = self._handle.peek(_LOOKED_AT)[:_LOOKED_AT]
         if b"\r" in first[:-1] and b"\n" not in first:

@@ -177,7 +177,17 @@ def import_(
     image_id_column: Annotated[str | None, typer.Option(help="Column of image ids; default: the path.")] = None,
     text_id_column: Annotated[str | None, typer.Option(help="Column of text ids; default: numbered.")] = None,
     language_column: Annotated[str | None, typer.Option(help="Column of languages.")] = None,
-    encoding: Annotated[str, typer.Option(help="Of CSV, TSV and JSONL, for example gb18030.")] = "utf-8",
+    encoding: Annotated[str, typer.Option(help="Of text files (tables, captions), for example gb18030.")] = "utf-8",
+    header: Annotated[
+        bool,
+        typer.Option(
+            "--header/--no-header",
+            help="Whether the first row of a CSV or TSV names the columns; else they are 1, 2, ….",
+        ),
+    ] = True,
+    allow_outside: Annotated[
+        bool, typer.Option("--allow-outside", help="Take pictures that names or links find outside of the folder.")
+    ] = False,
     layout: Layout = "plain",
     shard_size: ShardSize = None,
     max_side: MaxSide = None,
@@ -219,7 +229,9 @@ def import_(
     )
     columns = Columns(image_column, tuple(text_column or ()), image_id_column, text_id_column, language_column)
     found = open_source(
-        kind, source, SourceOptions(captions, images, tuple(_comma_list(captions_from)), columns, encoding)
+        kind,
+        source,
+        SourceOptions(captions, images, tuple(_comma_list(captions_from)), columns, encoding, header, allow_outside),
     )
     wanted = _comma_list(splits) or list(found)
     for split in wanted:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +11,11 @@ from typing import Any
 import torch
 
 from cnclip_ft.evaluation.encode import SplitTexts, read_texts
+from data_tools.annotations import check_id, check_text, parse_json
 from data_tools.errors import DataFault, RequestError
+from data_tools.items import located
 from data_tools.store import open_store
+from data_tools.text_files import TextFile
 from data_tools.walk import walk
 
 
@@ -90,30 +92,21 @@ def store_source(path: str | Path) -> Source:
 
 def _read_text_file(path: Path) -> tuple[list[Any], list[str], list[str | None]]:
     """``.jsonl``: `text` and, where there, `text_id` and `language`; anything else: one text a line, numbered from 0."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
     ids, texts, languages = [], [], []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        if path.suffix.lower() != ".jsonl":
-            ids.append(len(ids))
-            texts.append(line.strip())
-            languages.append(None)
-            continue
-        try:
-            value = json.loads(line)
-            text = value["text"]
-        except (ValueError, KeyError, TypeError):
-            raise DataFault(
-                "the line is not a JSON object with a 'text'", mend='Write {"text_id": …, "text": "…"} on each line.',
-                kind="bad-json", file=path, line=number,
-            ) from None  # fmt: skip
-        ids.append(value.get("text_id", len(ids)))
-        texts.append(str(text))
-        languages.append(value.get("language"))
+    with TextFile(path, None) as file:
+        for number, line in file.lines():
+            try:
+                if isinstance(line, DataFault):
+                    raise line
+                value = {"text": line.strip()} if path.suffix.lower() != ".jsonl" else parse_json(line)
+                if not isinstance(value, dict) or "text" not in value:
+                    raise DataFault("the line is not a JSON object with a 'text'", kind="bad-json",
+                                    mend='Write {"text_id": …, "text": "…"} on each line.')  # fmt: skip
+                texts.append(check_text(value["text"]))
+                ids.append(check_id(value.get("text_id", len(ids)), "text_id"))
+                languages.append(value.get("language"))
+            except DataFault as fault:
+                raise located(fault, path, number) from None
     if not texts:
         raise RequestError(f"{path} holds no texts")
     if len(set(ids)) != len(ids):

@@ -85,7 +85,9 @@ def read_names(file: Path, encoding: str = "utf-8") -> list[str]:
                 raise RequestError(str(located(line, file, number)))
             name = without_ending(line.split("#")[0].strip())
             if "/" in name or "\\" in name or name in ("", ".", "..") or "\0" in name:
-                raise RequestError(f"{file}:{number}: {name[:60]!r} is no name of an image; a line is like 1000092795.jpg")
+                raise RequestError(
+                    f"{file}:{number}: {name[:60]!r} is no name of an image; a line is like 1000092795.jpg"
+                )
             names.append(name)
     if len(set(names)) < len(names):
         raise RequestError(f"{file} names {len(names) - len(set(names))} images twice")

@@ -197,9 +197,7 @@ class CaptionLinesSource:
             yield TextItem(number, line.text, (image_id,), None, self.captions, line.line, str(path))
         notes += root.notes()
 
-    def _find(
-        self, written: str, names: dict[str, str], stems: dict[str, list[str]], root: Root
-    ) -> tuple[Path, str]:
+    def _find(self, written: str, names: dict[str, str], stems: dict[str, list[str]], root: Root) -> tuple[Path, str]:
         path, image_id = root.find(written)
         if image_id in names:
             return self.folder / names[image_id], image_id

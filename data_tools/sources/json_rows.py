@@ -30,7 +30,11 @@ def read_json(file: Path) -> tuple[list[str] | None, list[Any]]:
         return None, content
     if isinstance(content, dict) and all(isinstance(content.get(part), list) for part in ("images", "annotations")):
         return ["image", "text"], _coco(content["images"], content["annotations"])
-    found = f"an object with {', '.join(map(repr, list(content)[:6])) or 'nothing'}" if isinstance(content, dict) else type(content).__name__
+    found = (
+        f"an object with {', '.join(map(repr, list(content)[:6])) or 'nothing'}"
+        if isinstance(content, dict)
+        else type(content).__name__
+    )
     raise RequestError(f"{file} is {found}. {_MEND}")
 
 
@@ -45,7 +49,9 @@ def _coco(images: list[Any], annotations: list[Any]) -> list[Any]:
 
 def _coco_row(annotation: Any, names: dict[Any, Any]) -> dict[str, Any] | DataFault:
     if not isinstance(annotation, dict) or "caption" not in annotation:
-        return DataFault("the annotation has no caption", mend="Is it the file of captions (captions_….json)?", kind="missing-field")
+        return DataFault(
+            "the annotation has no caption", mend="Is it the file of captions (captions_….json)?", kind="missing-field"
+        )
     image = annotation.get("image_id")
     if not isinstance(image, (int, str)) or image not in names:
         return DataFault(f"it names image {image!r:.60}, which is not among the images", mend="Add the image or drop the caption.",

@@ -128,7 +128,9 @@ class RowFile:
         for group in range(self._parquet.num_row_groups):
             end = number + self._parquet.metadata.row_group(group).num_rows
             try:
-                batches = self._parquet.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=wanted, use_threads=False)
+                batches = self._parquet.iter_batches(
+                    _PARQUET_ROWS, row_groups=[group], columns=wanted, use_threads=False
+                )
                 for batch in batches:
                     for row in _batch_rows(batch, bad):
                         number += 1

@@ -126,4 +126,6 @@ def _judge(lines: Iterator[Line]) -> tuple[Dialect, list[str]]:
     quoted = quoting > literal or (wrapped > 0 and not literal and not bare)
     if quoted:
         return Dialect("\t"), ["quotation marks around cells are taken off, as in CSV"]
-    return Dialect("\t", quoted=False), ["quotation marks are taken as part of the texts, for not all of them are CSV's"]
+    return Dialect("\t", quoted=False), [
+        "quotation marks are taken as part of the texts, for not all of them are CSV's"
+    ]

@@ -227,7 +227,9 @@ class _Rows:
             captions += cell if isinstance(cell, list) else [cell]
         if columns.text_id is not None:
             if len(captions) > 1:
-                raise DataFault(f"{len(captions)} texts share one text id", mend="Leave out --text-id-column.", kind="bad-field")
+                raise DataFault(
+                    f"{len(captions)} texts share one text id", mend="Leave out --text-id-column.", kind="bad-field"
+                )
             if isinstance(row[columns.text_id], str) and untyped:
                 row[columns.text_id] = canonical_id(row[columns.text_id])
         return ImageItem(
@@ -247,7 +249,9 @@ class _Rows:
             return value, _name_of(name) or f"row-{self.nameless.setdefault(origin, number)}", origin
         if not isinstance(value, str) or not value.strip():
             shown = repr(value)[:60] if not isinstance(value, (dict, list)) else type(value).__name__
-            raise DataFault(f"the image is {shown}", mend="It is the path of an image file, or its bytes.", kind="bad-field")
+            raise DataFault(
+                f"the image is {shown}", mend="It is the path of an image file, or its bytes.", kind="bad-field"
+            )
         path, image_id = self.root.find(value)
         return path, image_id, str(path)
 
@@ -265,8 +269,12 @@ def _name_of(path: str | None) -> str | None:
 def _data_address(value: str) -> bytes:
     kind, comma, data = value.partition(",")
     if not comma or not kind.lower().endswith(";base64"):
-        raise DataFault(f"the data address {value[:40]!r} is not base64", mend="Write data:image/jpeg;base64,….", kind="bad-base64")
+        raise DataFault(
+            f"the data address {value[:40]!r} is not base64", mend="Write data:image/jpeg;base64,….", kind="bad-base64"
+        )
     try:
         return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise DataFault(f"the data address is not base64 ({error})", mend="Encode the image again.", kind="bad-base64") from None
+        raise DataFault(
+            f"the data address is not base64 ({error})", mend="Encode the image again.", kind="bad-base64"
+        ) from None

@@ -100,7 +100,9 @@ class TarMembers:
             try:
                 yield Member(entry.name, _read(archive, entry))
             except _ERRORS as error:
-                yield Member(entry.name, _bad(f"{entry.name!r} cannot be read ({_said(error)})", "Write the tar again."))
+                yield Member(
+                    entry.name, _bad(f"{entry.name!r} cannot be read ({_said(error)})", "Write the tar again.")
+                )
 
 
 class _Sparing:
@@ -132,7 +134,11 @@ class _Sparing:
         here = self._content.tell()
         self._content.seek(start)
         found, left = False, end - start if end is not None else None
-        while not found and (left is None or left > 0) and (piece := self._content.read(_PIECE if left is None else min(left, _PIECE))):
+        while (
+            not found
+            and (left is None or left > 0)
+            and (piece := self._content.read(_PIECE if left is None else min(left, _PIECE)))
+        ):
             found = bool(piece.strip(b"\0"))
             left = None if left is None else left - len(piece)
         self._content.seek(here)

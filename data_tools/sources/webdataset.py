@@ -100,7 +100,9 @@ class WebDatasetSource:
                     yield from self._sample(sample, tar.file, numbers)
             done[0] = before + tar.size
         if passed[0]:
-            notes.append(f"passed over: {passed[0]:,} members that belong to no sample (their names have no dot, or begin with one)")
+            notes.append(
+                f"passed over: {passed[0]:,} members that belong to no sample (their names have no dot, or begin with one)"
+            )
 
     def _samples(self, tar: TarMembers, passed: list[int]) -> Iterator[_Sample | DataFault]:
         sample: _Sample | None = None
@@ -132,7 +134,9 @@ class WebDatasetSource:
                     mend=f"A sample has one of .{', .'.join(_IMAGES)}.", kind="missing-image",
                 )  # fmt: skip
             if len({sample.parts[ending] for ending in images}) > 1:
-                raise _bad(f"the sample has {len(images)} images (.{', .'.join(images)})", "Give each a name of its own.")
+                raise _bad(
+                    f"the sample has {len(images)} images (.{', .'.join(images)})", "Give each a name of its own."
+                )
         except DataFault as fault:
             yield located(fault, tar, None, readable(sample.key)[:500])
             return
@@ -162,7 +166,9 @@ class WebDatasetSource:
             if name is not None:
                 found = row[name] if isinstance(row[name], list) else [row[name]]
                 if not found:
-                    raise DataFault(f"the list {name!r} in the .json is empty", mend="Write a caption.", kind="empty-text")
+                    raise DataFault(
+                        f"the list {name!r} in the .json is empty", mend="Write a caption.", kind="empty-text"
+                    )
                 language = row.get("language")
                 return found, language if language in ("zh", "en", "mixed") else None
             fields = ", ".join(map(json.dumps, row)) if isinstance(row, dict) else type(row).__name__

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from data_tools.errors import UserError
 from data_tools.store import environments
 from data_tools.store.environments import GrowingWriter
 from data_tools.store.layouts import Id, id_key, key_id
 
-_IMAGE, _TEXT, _SAFE = b"\x01", b"\x02", b"\x00safe"
+_IMAGE, _TEXT, _CLASH, _FAULT, _SAFE = b"\x01", b"\x02", b"\x03", b"\x04", b"\x00safe"
 _IMAGE_RECORD, _TEXT_RECORD = struct.Struct(">QIq8s"), struct.Struct(">QQ")
+_PLACE = struct.Struct(">Q")
 REFUSED = 2**32 - 1
 
 
@@ -78,6 +80,31 @@ class Seen:
 
     def add_text(self, text_id: Id, item: int, digest: int) -> None:
         self._put(_TEXT + id_key(text_id), _TEXT_RECORD.pack(item, digest))
+
+    def add_clash(self, image_id: Id) -> None:
+        """A second image has this id."""
+        self._put(_CLASH + id_key(image_id), b"1")
+
+    def clashes(self, image_id: Id) -> bool:
+        return self._get(_CLASH + id_key(image_id)) is not None
+
+    def add_fault(self, place: int, line: bytes) -> None:
+        """A line of the list of faults, and where in it the line begins."""
+        self._put(_FAULT + _PLACE.pack(place), line)
+
+    def faults(self, end: int) -> Iterator[bytes]:
+        """The lines of the list up to byte `end`.
+
+        Raises:
+            UserError: they were not kept.
+        """
+        place = 0
+        while place < end:
+            line = self._get(_FAULT + _PLACE.pack(place))
+            if line is None:
+                raise UserError("the faults of the interrupted build were not kept; start anew without --continue.")
+            yield line
+            place += len(line)
 
     def flush(self) -> None:
         """Write what is new; `safe` says up to where everything else was written before."""

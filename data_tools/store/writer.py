@@ -8,15 +8,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_tools.atomic import sync_file
 from data_tools.errors import DataFault, RequestError
-from data_tools.faults import FILE_NAME
 from data_tools.store.environments import write_error
-from data_tools.store.layouts import LAYOUTS, OFFICIAL, Id, is_id, is_text
+from data_tools.store.layouts import LAYOUTS, LONGEST_ID, OFFICIAL, Id, is_id, is_text
 from data_tools.store.parts import Parts
 from data_tools.store.place import NUMBERS_FILE, Workplace
 from data_tools.store.reader import PairStore, open_store
@@ -69,6 +68,8 @@ class StoreWriter:
             return
         self.done = self._seen.safe["items"]  # items that are written and need not come again
         self.faults_bytes = self._seen.safe["faults"]  # length of the list of faults at that point; kept by its owner
+        # Of the items so far: named again (not stored a second time), and left out.
+        self.again, self.left_out = self._seen.safe.get("again", 0), self._seen.safe.get("left", 0)
         self._item = self.done
 
     def __enter__(self) -> StoreWriter:
@@ -101,6 +102,30 @@ class StoreWriter:
     def _next_item(self, item: int | None) -> int:
         return self._item if item is None else item
 
+    def remember_fault(self, place: int, line: bytes) -> None:
+        """Keep a line of the list of faults with the build: going on does not need the file."""
+        self._seen.add_fault(place, line)
+
+    def faults(self) -> Iterator[bytes]:
+        """The lines of the list of faults that stand where an interrupted build goes on."""
+        return self._seen.faults(self.faults_bytes)
+
+    def own_id(self, image_id: Id, item: int, origin: str) -> Id:
+        """The id for an image of this name: the name, or ``<name>~<digits of its origin>`` where another image has it."""
+        known = self._seen.image(image_id)
+        if known is None or known.item == item or known.origin == origin_hash(origin):
+            return image_id
+        return _beside(image_id, origin)
+
+    def wrote_image(self, image_id: Id, item: int) -> bool:
+        """Whether this very item was written, by the interrupted build, as `image_id`."""
+        known = self._seen.image(image_id)
+        return known is not None and known.item == item
+
+    def refused_image(self, image_id: Id) -> bool:
+        known = self._seen.image(image_id)
+        return known is not None and known.refused
+
     def knows_image(self, image_id: Id) -> bool:
         """Whether `image_id` was written or refused before."""
         return self._seen.image(image_id) is not None
@@ -124,9 +149,17 @@ class StoreWriter:
         )  # fmt: skip
 
     def refuse_image(self, image_id: Id, item: int, origin: str | None = None) -> None:
-        """Remember a faulty image, so that the texts on it are not reported as lacking one."""
-        if is_id(image_id) and self._seen.image(image_id) is None:
+        """Remember a faulty image, so that the texts on it are not reported as lacking one.
+
+        Where another image had this id before, texts that name no more than the id are refused: they may mean either.
+        """
+        if not is_id(image_id):
+            return
+        known = self._seen.image(image_id)
+        if known is None:
             self._seen.add_image(image_id, SeenImage(item, REFUSED, 0, origin_hash(origin)))
+        elif known.item != item:
+            self._seen.add_clash(image_id)
 
     def add_image(self, image_id: Id, data: bytes, *, item: int | None = None, origin: str | None = None) -> None:
         """Add an encoded image file. `item` is its position in the source, ascending over all calls.
@@ -144,6 +177,8 @@ class StoreWriter:
                 self._parts.begin_shard()
             self._parts.add_image(number or image_id, data)
             self._seen.add_image(image_id, SeenImage(item, self._parts.shard, number, origin_hash(origin)))
+        elif not self.wrote_image(image_id, item):
+            self.again += 1
         self._advance(item)
 
     def _number_for(self, image_id: Id) -> int:
@@ -163,9 +198,12 @@ class StoreWriter:
         return self._parts.images + 1 if words else 0
 
     def add_text(
-        self, text_id: Id, text: str, image_ids: Sequence[Id], language: str | None = None, *, item: int | None = None
-    ) -> list[DataFault]:
+        self, text_id: Id, text: str, image_ids: Sequence[Id], language: str | None = None, *, item: int | None = None,
+        origin: str | None = None,
+    ) -> list[DataFault]:  # fmt: skip
         """Add a text on several images (one pair each) or on none (searched with, never trained on).
+
+        With `origin` it stands on the image of that origin only, not on another that has its id.
 
         Returns:
             One fault for each image that is not there; the pairs with the others are written.
@@ -191,7 +229,7 @@ class StoreWriter:
             )  # fmt: skip
         places, faults = [], []
         for image_id in image_ids:
-            seen = self._find_image(image_id, item)
+            seen = self._find_image(image_id, item, origin)
             if isinstance(seen, DataFault):
                 seen.item_id = text_id
                 faults.append(seen)
@@ -204,10 +242,12 @@ class StoreWriter:
                 self._parts.add_pair(item, seen.shard, seen.number or image_id, text_id, text, language)
             if not image_ids and (known is None or known[0] == item):
                 self._parts.add_lone(item, text_id, text, language)
+        else:
+            self.left_out += 1
         self._advance(item)
         return faults
 
-    def _find_image(self, image_id: Id, item: int) -> tuple[Id, SeenImage] | DataFault:
+    def _find_image(self, image_id: Id, item: int, origin: str | None) -> tuple[Id, SeenImage] | DataFault:
         _check_id(image_id, "image")
         seen = self._seen.image(image_id)
         if seen is None:
@@ -215,6 +255,19 @@ class StoreWriter:
             other = str(image_id) if isinstance(image_id, int) else _number_of(image_id)
             seen = None if other is None else self._seen.image(other)
             image_id = other if seen is not None else image_id
+        if seen is not None and origin is not None and seen.origin != origin_hash(origin):
+            image_id = _beside(image_id, origin)
+            seen = self._seen.image(image_id)
+            if seen is None:
+                return DataFault(
+                    f"its image was refused: {image_id.rpartition('~')[0]!r} is another image's id", kind="refused-image",
+                    mend="Give every image an id of its own.",
+                )  # fmt: skip
+        if seen is not None and origin is None and self._seen.clashes(image_id):
+            return DataFault(
+                f"it names image {image_id!r}, and several images have this id", kind="refused-image",
+                mend="Give every image an id of its own (the fault of the second one is listed).",
+            )  # fmt: skip
         if seen is None or seen.item > item:  # an interrupted build may have seen it, the straight one has not yet
             return DataFault(
                 f"it names image {image_id!r}, which is not there",
@@ -248,11 +301,11 @@ class StoreWriter:
 
     def _flush(self) -> None:
         self._parts.wait()  # what `safe` speaks of is on the disk
-        if self.faults_bytes:
-            sync_file(self.building / FILE_NAME)
         self._seen.flush()  # first: ids that are known too early are harmless, pictures that are not known would be lost
         self._parts.flush(self._item)
-        self._seen.safe = {"items": self._item, "faults": self.faults_bytes}
+        self._seen.safe = {
+            "items": self._item, "faults": self.faults_bytes, "again": self.again, "left": self.left_out,
+        }  # fmt: skip
 
     def finish(self, extra: Sequence[Path] = ()) -> PairStore:
         """Write counts, verify by reading back, bring it to the disk, and put it in its place.
@@ -302,6 +355,11 @@ class StoreWriter:
             with (self._folder / NUMBERS_FILE).open("w", encoding="utf-8", newline="\n") as file:
                 for number, image_id in (first, *numbered):
                     file.write(f"{number}\t{image_id}\n")
+
+
+def _beside(image_id: Id, origin: str) -> str:
+    mark = f"~{origin_hash(origin).hex()[:12]}"
+    return str(image_id).encode()[: LONGEST_ID - len(mark)].decode("utf-8", "ignore") + mark
 
 
 def _number_of(word: str) -> int | None:
