@@ -26,7 +26,7 @@ class CaptionFile:
 class CaptionedImagesSource:
     """Images in the order of the split's list, then the captions of each file on images of the list.
 
-    Captions on other images belong to other splits and are passed over. An image without any caption is a fault.
+    Captions on other images belong to other splits: they are passed over and counted. An image without any caption is a fault.
     """
 
     kind: str
@@ -45,14 +45,15 @@ class CaptionedImagesSource:
             raise RequestError(f"{self.names_file} names no image")
         done = [0]
         total = len(names) + sum(_count_lines(captions.path) for captions in self.captions)
-        return Stream(self._items(names, done), total=total, unit="line", tell=lambda: done[0])
+        notes: list[str] = []
+        return Stream(self._items(names, done, notes), total, "line", lambda: done[0], notes)
 
-    def _items(self, names: list[str], done: list[int]) -> Iterator[Item]:
+    def _items(self, names: list[str], done: list[int], notes: list[str]) -> Iterator[Item]:
         for number, name in enumerate(names, start=1):
             done[0] += 1
             yield ImageItem(canonical_id(name), self.find_image(name), self.names_file, number)
         uncaptioned = dict.fromkeys(names)
-        wanted = frozenset(names)
+        wanted, others = frozenset(names), 0
         for captions in self.captions:
             for line in read_captions(captions.path, captions.clean, self.encoding):
                 done[0] += 1
@@ -63,6 +64,10 @@ class CaptionedImagesSource:
                     yield TextItem(
                         line.mark, line.text, (canonical_id(line.image),), captions.language, captions.path, line.line
                     )
+                else:
+                    others += 1
+        if others:
+            notes.append(f"{others:,} captions of images that the list of this split does not name")
         for name in uncaptioned:
             yield DataFault(f"image {name} has no caption", mend="Are the caption files those of this split?", kind="missing-caption",
                             file=self.names_file, item_id=canonical_id(name))  # fmt: skip

@@ -56,9 +56,20 @@ class TarMembers:
                 yield _fault(error)
 
     def _members(self, content: _Sparing) -> Iterator[Member | DataFault]:
-        expected = 0
-        archive = tarfile.TarFile(fileobj=content, mode="r", errors="surrogateescape", encoding="utf-8")
-        archive.ignore_zeros = True  # on behind damage, and into a second archive written behind the first
+        expected = start = 0
+        while True:  # the constructor reads the first header
+            try:
+                content.seek(start)
+                # On behind damage, and into a second archive written behind the first.
+                archive = tarfile.TarFile(
+                    fileobj=content, mode="r", ignore_zeros=True, encoding="utf-8", errors="surrogateescape"
+                )
+                break
+            except _ERRORS as error:
+                yield _fault(error)
+                expected = start = start + _BLOCK
+                if not content.reaches(start):
+                    return
         entry = archive.firstmember
         while True:
             if entry is not None:

@@ -82,5 +82,5 @@ def test_what_cannot_be_encoded_is_refused(tmp_path):
         ("nothing", "neither a store"),
         ("none", "no such"),
     ):
-        with pytest.raises(RequestError, match=said):
+        with pytest.raises((RequestError, DataFault), match=said):
             open_source(tmp_path / name)
