@@ -31,12 +31,12 @@ class TextFile:
         encoding: of the lines (None: UTF-8, and no flag says otherwise); a byte order mark at the beginning knows better.
 
     Raises:
-        RequestError: no such file, no regular one, or an unknown encoding.
+        RequestError: no such file, no regular one, an unknown encoding, or UTF-16 that nothing says to be it.
     """
 
     def __init__(self, file: Path, encoding: str | None = "utf-8") -> None:
         self.file, self.size = file, regular(file)
-        name = None if encoding is None else _known(encoding)
+        name = None if encoding is None else known_encoding(encoding)
         try:
             self._bytes: BinaryIO = file.open("rb", buffering=_BUFFER)
         except OSError as error:
@@ -48,6 +48,15 @@ class TextFile:
         if name is not None and not _ends_lines_as_ascii(name):
             self._handle, self.encoding = io.BufferedReader(_InUtf8(self._bytes, name), _BUFFER), "utf-8"
             first = self._handle.peek(_LOOKED_AT)[:_LOOKED_AT]
+        elif first.count(b"\0") * 4 >= len(first) > 0:
+            self._bytes.close()
+            found, other = _reads_as(first, self.encoding or "utf-8", 0)
+            mend = (
+                f"save it as UTF-8: iconv -f {other} -t utf-8 FILE > NEW"
+                if encoding is None
+                else f"add --encoding {other}"
+            )
+            raise RequestError(f"{file} is no text of one byte a letter ({found}); {mend}")
         if b"\r" in first[:-1] and b"\n" not in first:
             self._handle = io.BufferedReader(_WithLineFeeds(self._handle), _BUFFER)
 
@@ -139,7 +148,12 @@ def _reads_as(line: bytes, asked: str, start: int) -> tuple[str, str | None]:
     return f"byte {start} is 0x{line[start : start + 1].hex()}", None
 
 
-def _known(encoding: str) -> str:
+def known_encoding(encoding: str) -> str:
+    """Python's name of it.
+
+    Raises:
+        RequestError: there is no such encoding of text.
+    """
     try:
         if "图,text\n".encode(encoding, "ignore").decode(encoding).endswith("text\n"):
             name = codecs.lookup(encoding).name

@@ -15,7 +15,7 @@ from data_tools.sources.caption_lines import read_captions, without_ending
 from data_tools.sources.places import Root, readable
 from data_tools.sources.rows import SUFFIXES
 from data_tools.sources.table import IMAGE_NAMES, TEXT_NAMES, TableSource
-from data_tools.text_files import TextFile
+from data_tools.text_files import TextFile, known_encoding
 from data_tools.walk import is_picture, walk
 
 if TYPE_CHECKING:
@@ -91,9 +91,7 @@ class TextFilesSource:
                 f"{readable(str(self.folder))}: no captions. Put captions.csv (columns image, text), .tsv, .jsonl or .parquet "
                 "there, a .txt beside each image, or name a file with --captions."
             )
-        with_text = next(file for name in images for file in self._beside(name) if file.is_file())
-        with TextFile(with_text, self.encoding):  # an unknown encoding is told now
-            pass
+        known_encoding(self.encoding)
         done = [0]
         items = self._items(images, done)
         return Stream(items, len(images), "image", lambda: done[0], found.lines((".txt",)))
@@ -140,9 +138,9 @@ class TextFilesSource:
                             )
                         except DataFault as fault:
                             yield located(fault, captions, number, image_id)
-            except (RequestError, OSError) as error:  # it went away, or may not be read
-                yield DataFault(f"the captions cannot be read ({error})", mend="Give yourself the right to read them.",
-                                kind="missing-file", file=captions, item_id=image_id)  # fmt: skip
+            except (RequestError, OSError) as error:  # it went away, may not be read, or is UTF-16
+                yield DataFault(f"the captions cannot be read ({readable(str(error))})", kind="unreadable-captions",
+                                mend="Mend or drop that file.", file=captions, item_id=image_id)  # fmt: skip
                 continue
             if not written:
                 yield DataFault("the caption file is empty", mend="Write a caption a line.", kind="empty-text",
