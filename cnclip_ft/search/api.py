@@ -40,7 +40,7 @@ from cnclip_ft.search.messages import (
 )  # fmt: skip
 from cnclip_ft.search.query import IMAGE_SHARE, WITHOUT_WEIGHT, Question
 from cnclip_ft.search.thumbnails import Gone, Thumbnails
-from data_tools.errors import DataFault, RequestError
+from data_tools.errors import DataFault, RequestError, printable
 
 MIB = 2**20
 _FORM = MIB  # what the other fields of an upload may take
@@ -194,11 +194,6 @@ def _as_file(schema: dict[str, object]) -> None:
     """As generators of clients know a file; FastAPI names its content type only."""
     schema.pop("contentMediaType", None)
     schema.update(BYTES)
-
-
-def printable(text: str) -> str:
-    """Text that UTF-8 can carry: a file name may hold bytes that are none."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _hit(found: Found) -> Hit:
