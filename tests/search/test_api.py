@@ -186,7 +186,7 @@ def test_a_file_name_that_is_no_text(make, checkpoint, tmp_path):
     (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(tiny.png(1))
     make(checkpoint, folder, tmp_path / "i")
     with TestClient(make_app(open_engine(tmp_path / "i", device="cpu")), LOCAL) as client:
-        assert client.post("/api/search", json={"text": "狗"}).json()["results"][0]["id"] == "caf?.png"
+        assert client.post("/api/search", json={"text": "狗"}).json()["results"][0]["id"] == r"caf\udce9.png"
         assert client.get("/api/images/0").status_code == 200
 
 
