@@ -31,7 +31,8 @@ class StoreWriter:
         shard_size: images a shard; None keeps everything in one piece.
         request: what is built from what, as JSON. Given, an interrupted build is kept and can be continued.
         resume: go on with an interrupted build of the same request; its first `done` items need not come again.
-        overwrite: replace the store that is there. Anything but a store is never replaced.
+        overwrite: replace the store that is there; the commands ask for it (`--overwrite`). Anything but a store is
+            never replaced.
 
     Raises:
         RequestError: the place is taken, another process builds here, or the interrupted build was of something else.
@@ -40,7 +41,7 @@ class StoreWriter:
 
     def __init__(
         self, target: str | Path, *, layout: str = "plain", shard_size: int | None = None,
-        request: dict[str, Any] | None = None, resume: bool = False, overwrite: bool = False,
+        request: dict[str, Any] | None = None, resume: bool = False, overwrite: bool = True,
     ) -> None:  # fmt: skip
         if shard_size is not None and shard_size < 1:
             raise RequestError(f"shard size {shard_size}: a shard holds at least one image")

@@ -15,7 +15,7 @@ from data_tools.store import StoreWriter, open_store
 
 
 def build(target: Path, order: range, **options) -> Path:
-    with StoreWriter(target, overwrite=True, **options) as writer:
+    with StoreWriter(target, **options) as writer:
         for number in range(8):
             writer.add_image(number, b"picture %d" % order[number])
         for number in order:

@@ -151,7 +151,7 @@ def test_the_official_layout_numbers_words_and_keeps_the_list(tmp_path) -> None:
 def test_a_writer_that_fails_leaves_the_old_store_and_nothing_else(tmp_path) -> None:
     fill(tmp_path / "s")
     before = open_store(tmp_path / "s").checksum()
-    with pytest.raises(ZeroDivisionError), StoreWriter(tmp_path / "s", overwrite=True) as writer:
+    with pytest.raises(ZeroDivisionError), StoreWriter(tmp_path / "s") as writer:
         writer.add_image(1, b"x")
         raise ZeroDivisionError
     assert open_store(tmp_path / "s").checksum() == before
@@ -161,7 +161,7 @@ def test_a_writer_that_fails_leaves_the_old_store_and_nothing_else(tmp_path) -> 
 def test_a_new_store_takes_the_place_of_an_open_one(tmp_path) -> None:
     old = open_store(fill(tmp_path / "s"))
     assert old[0].text == "句子 0"
-    with StoreWriter(tmp_path / "s", overwrite=True) as writer:
+    with StoreWriter(tmp_path / "s") as writer:
         writer.add_image(99, b"new")
         writer.add_pair(99, 1, "new")
         new = writer.finish()
@@ -185,11 +185,11 @@ def test_replacing_in_two_steps_never_loses_the_old_store(tmp_path, monkeypatch)
 
     monkeypatch.setattr(os, "rename", dies_between)
     with pytest.raises(KeyboardInterrupt):
-        fill(tmp_path / "s", images=5, request={"what": "new"}, overwrite=True)
+        fill(tmp_path / "s", images=5, request={"what": "new"})
     assert not (tmp_path / "s").exists()
     assert open_store(tmp_path / "s").checksum() == before  # found where it waits
     monkeypatch.setattr(os, "rename", rename)
-    after = open_store(fill(tmp_path / "s", images=6, overwrite=True)).checksum()
+    after = open_store(fill(tmp_path / "s", images=6)).checksum()
     assert after != before and [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
