@@ -48,17 +48,19 @@ def train(
 ) -> None:
     """Train all stages of a recipe: on one device as it is, on many under torchrun or accelerate launch.
 
+    Exit 130: stopped on request (Ctrl-C, SIGTERM, a closed terminal); go on with --continue.
+
     Example: cnclip-ft train flickr30k-cn_vit-b-16 data.train=flickr30k/train data.valid=flickr30k/valid output=runs/f30k
     """
     from cnclip_ft.training.run import train as execute
+    from cnclip_ft.training.run_folder import run_of
 
-    execute(
-        _recipe(recipe, overrides, trust_import),
-        proceed=proceed,
-        overwrite=overwrite,
-        strict=strict,
-        trust_import=trust_import,
-    )
+    settings = _recipe(recipe, overrides, trust_import)
+    moved = run_of(Path(recipe)) if proceed and not any(o.startswith("output=") for o in overrides or []) else None
+    if moved is not None:  # the folder that the recipe lies in, wherever it was when the run began
+        settings = settings.model_copy(update={"output": str(moved)})
+    if not execute(settings, proceed=proceed, overwrite=overwrite, strict=strict, trust_import=trust_import):
+        raise typer.Exit(130)
 
 
 def _recipe(name: str, overrides: list[str] | None, trust_import: bool) -> Recipe:

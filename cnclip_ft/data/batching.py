@@ -11,10 +11,10 @@ from functools import partial
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
-from cnclip_ft.data.freed_memory import keep_pictures
 from cnclip_ft.data.pairs import PairDataset, PairTable
 from cnclip_ft.data.texts import TextTokenizer
 from cnclip_ft.data.transport import Batches, Collate, SharedBlocks
+from cnclip_ft.data.workers import start_worker
 from data_tools.errors import RequestError
 
 
@@ -154,6 +154,6 @@ def make_loader(
         pin_memory=pin,
         prefetch_factor=_AHEAD if workers else None,
         persistent_workers=False,
-        worker_init_fn=keep_pictures,
+        worker_init_fn=start_worker,
     )
     return Batches(loader, partial(dataset.table.batch, tokenizer=tokenizer), blocks, pin)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from cnclip_ft.data.freed_memory import keep_activations, keep_pictures
+from cnclip_ft.data.freed_memory import keep_activations
 from cnclip_ft.data.from_workers import from_workers
 from cnclip_ft.data.images import decode
+from cnclip_ft.data.workers import start_worker
 from cnclip_ft.models.modes import evaluation_mode
 from data_tools.errors import DataFault
 from data_tools.pictures import MISSING
@@ -223,7 +224,7 @@ def iterate_images(
     pictures = _Pictures(image_ids, read, model.image_size)
     loader = DataLoader(
         pictures, batch_size=batch_size, num_workers=min(workers, len(image_ids)), collate_fn=_collate,
-        pin_memory=model.device.type == "cuda", worker_init_fn=keep_pictures,
+        pin_memory=model.device.type == "cuda", worker_init_fn=start_worker,
     )  # fmt: skip
     first = 0
     for pixels, faults in from_workers(loader):

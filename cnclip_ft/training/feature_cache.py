@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from cnclip_ft.data.augment import augment
-from cnclip_ft.data.freed_memory import keep_pictures
 from cnclip_ft.data.from_workers import from_workers
 from cnclip_ft.data.images import DECODER, decode
+from cnclip_ft.data.workers import start_worker
 from cnclip_ft.models.build import describe_image
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import Augmentation
@@ -138,7 +138,7 @@ class FeatureCache:
         accelerator.wait_for_everyone()  # a device that looked later would see other blocks missing, and take others
         mine = missing[accelerator.process_index :: accelerator.num_processes]
         blocks = _Images(self.store, self.model.image_size, self.reduced, mine)
-        loader = DataLoader(blocks, batch_size=None, num_workers=workers, worker_init_fn=keep_pictures)
+        loader = DataLoader(blocks, batch_size=None, num_workers=workers, worker_init_fn=start_worker)
         damaged: dict[int, str] = {}
         hidden = None if accelerator.is_main_process else True
         bar = tqdm(total=len(mine) * BLOCK, unit="image", desc="frozen image features", disable=hidden)
@@ -162,7 +162,7 @@ class FeatureCache:
 
     @torch.inference_mode()
     def _compute(self, autocast, view: int, block: int, pixels: torch.Tensor, at_once: int) -> np.ndarray:
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + view) * 1_000_003 + block)
+        generator = torch.Generator().manual_seed(((self.seed * 1_000_003 + view) * 1_000_003 + block) % 2**63)
         parts = []
         for part in pixels.split(at_once):
             part = augment(part.to(self.model.device), self.augment, generator)

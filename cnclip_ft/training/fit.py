@@ -72,16 +72,18 @@ def out_of_memory(stage: StageRun, error: BaseException) -> UserError | None:
         torch.cuda.empty_cache()
         fits = largest_that_fits(stage)
     size = fits or max(share // 2, 1)
-    ways = [
+    going_on = [
         f"micro_batch_size: {size} ({'fits, tried just now' if fits else f'half of the {share} that did not fit'}; same gradient)"
     ]
     if setting.gradient_checkpointing == "none":
-        ways.append("gradient_checkpointing: both (about a third slower)")
+        going_on.append("gradient_checkpointing: both (about a third slower)")
+    anew = []
     if run.precision == "fp32" and run.device.type == "cuda":
-        ways.append("precision: bf16")
+        anew.append("precision: bf16")
     if not stage.image_frozen:
-        ways.append("patch_dropout: 0.5 for most of the stage")
+        anew.append("patch_dropout: 0.5 for most of the stage")
     return UserError(
-        f"stage {stage.name}, step {stage.step + 1}: out of memory on {run.device} with {share} pairs at once. The last state is "
-        f"intact; set for stages.{stage.name}: " + "; or ".join(ways) + ". Then start again with --overwrite."
-    )
+        f"stage {stage.name}, step {stage.step + 1}: out of memory on {run.device} with {share} pairs at once. "
+        f"Set for stages.{stage.name}, also with --continue: " + "; or ".join(going_on)
+        + (f". In a new run also: {'; or '.join(anew)}" if anew else "")
+    )  # fmt: skip

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
+
+from data_tools.errors import UserError
 
 
 class Journal:
@@ -23,36 +26,65 @@ class Journal:
         self, folder: Path, *, active: bool = True, track: Callable[[dict[str, float]], None] | None = None
     ) -> None:
         self.active, self.folder, self.track, self._board = active, folder, track, None
-        if active:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(folder / "journal.jsonl", "a", encoding="utf-8")
+        self._opened: IO[bytes] | None = None
+
+    @property
+    def _file(self) -> IO[bytes]:
+        """Opened with the first record: a run that is refused before leaves nothing."""
+        if self._opened is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._opened = open(self.folder / "journal.jsonl", "ab+")
+            if self._opened.seek(0, os.SEEK_END):
+                self._opened.seek(-1, os.SEEK_END)
+                if self._opened.read(1) != b"\n":  # a kill or a full disk cut the last line off
+                    self._opened.write(b"\n")
+        return self._opened
 
     def say(self, text: str = "") -> None:
         """Text for the reader alone."""
         if self.active:
-            tqdm.write(text)  # above the progress bar, where there is one
-            sys.stdout.flush()
+            try:
+                tqdm.write(text)  # above the progress bar, where there is one
+                sys.stdout.flush()
+            except OSError:  # the terminal or the pipe is gone; the journal has it all
+                sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
     def write(self, kind: str, line: str | None = None, **values: Any) -> None:
-        """One record: into the journal as it is, numbers to TensorBoard under `kind`, `line` to the terminal."""
+        """One record: into the journal as it is, numbers to TensorBoard under `kind`, `line` to the terminal.
+
+        Raises:
+            UserError: the disk is full or cannot be written.
+        """
         if not self.active:
             return
-        record = {"time": round(time.time(), 3), "kind": kind, **values}
-        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self._file.flush()
         if line is not None:
             self.say(line)
-        if "step" in values:
-            numbers = dict(_numbers(values, f"{values.get('stage', 'run')}/{kind}"))
-            for name, value in numbers.items():
-                self.board.add_scalar(name, value, values["step"])
-            if self.track is not None and numbers:
-                self.track(numbers)
+        record = {"time": round(time.time(), 3), "kind": kind, **values}
+        with self._told():
+            self._file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+            self._file.flush()
+            if "step" in values:
+                numbers = dict(_numbers(values, f"{values.get('stage', 'run')}/{kind}"))
+                for name, value in numbers.items():
+                    self.board.add_scalar(name, value, values["step"])
+                if self.track is not None and numbers:
+                    self.track(numbers)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{error.filename or self.folder}: the run's records cannot be written ({error.strerror or error}). "
+                "Free some space"
+            ) from None
 
     def picture(self, name: str, image: Image.Image, step: int) -> None:
         """A picture for TensorBoard."""
         if self.active:
-            self.board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+            with self._told():
+                self.board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     @property
     def board(self):
@@ -72,10 +104,12 @@ class Journal:
             yield bar.update
 
     def close(self) -> None:
-        if self.active:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
+        with suppress(OSError):  # a full disk, said by then
+            if self._opened is not None:
+                self._opened.close()
+        with suppress(OSError):
+            if self._board is not None:
+                self._board.close()
 
 
 def _numbers(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, float]]:

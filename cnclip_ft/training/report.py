@@ -13,6 +13,7 @@ from PIL import Image
 
 from cnclip_ft.training.examples import Example
 from cnclip_ft.training.validation import cell, columns
+from data_tools.atomic import whole_file
 
 _STYLE = """
 body{font:15px/1.5 system-ui,"Noto Sans SC","Microsoft YaHei",sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#222}
@@ -40,16 +41,16 @@ def write_report(
         _heading("Plan", "训练计划"), f"<pre>{html.escape(plan)}</pre>",
         _heading("Settings", "全部设置"), f"<pre>{html.escape(settings)}</pre></html>",
     ]  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / "index.html"
-    target.write_text("\n".join(parts), encoding="utf-8")
+    with whole_file(target, "w") as file:
+        file.write("\n".join(parts))
     return target
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
     """The records of a journal; a last line that a kill cut off is passed over."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:

@@ -9,39 +9,48 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 
 import cnclip_ft
 from cnclip_ft.data.freed_memory import keep_activations
 from cnclip_ft.data.pairs import build_table
+from cnclip_ft.data.workers import loader_fault
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.start import LoadReport, build_start
 from cnclip_ft.recipe import Recipe, dump_recipe
 from cnclip_ft.training import plan
+from cnclip_ft.training.continuing import identity, refuse_other_data, refuse_other_recipe
 from cnclip_ft.training.devices import sum_numbers
 from cnclip_ft.training.examples import Example, draw_panel, find_examples
 from cnclip_ft.training.journal import Journal
 from cnclip_ft.training.precision import choose_precision
 from cnclip_ft.training.report import write_report
-from cnclip_ft.training.run_state import StateWriter, StopRequest, clear_states, load_state
-from cnclip_ft.training.sharding import settle_sharding
-from cnclip_ft.training.stage import StageRun, Stopped
+from cnclip_ft.training.run_folder import begin, check_place, held, refuse_nothing, refuse_taken
+from cnclip_ft.training.run_state import FORMAT, StateWriter, clear_states, load_state, newest_state
+from cnclip_ft.training.sharding import refuse_other_engines, settle_sharding
+from cnclip_ft.training.stage import MOST_STEPS, StageRun
+from cnclip_ft.training.stop import Stopped, StopRequest
 from cnclip_ft.training.trackers import start_trackers, tracker_names
 from cnclip_ft.training.validation import Judge, Judgement, table
-from data_tools.errors import RequestError
+from data_tools.atomic import whole_file
+from data_tools.errors import RequestError, UserError
 from data_tools.store import PairStore, open_store
 
 
 class Run:
-    """What all stages of a run share. `execute` trains; `show_plan` only says what would happen."""
+    """What all stages of a run share. `execute` trains; `plan.describe` only says what would happen."""
 
     def __init__(self, recipe: Recipe, *, write: bool = True, trust_import: bool = False) -> None:
-        self.recipe, self.folder = recipe, Path(recipe.output)
+        refuse_other_engines()
+        check_place(recipe)
+        self.recipe, self.folder, self.trust_import = recipe, Path(recipe.output), trust_import
         # accelerate launches on CPUs only when told that there is nothing else.
         self.accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(), log_with=tracker_names(recipe.report_to), project_dir=self.folder
@@ -58,6 +67,7 @@ class Run:
         self.judge_seconds: float | None = None  # of the latest judgement
         self.examples: list[Example] = []
         self.rows: list[tuple[str, dict[str, float | None]]] = []
+        self.identity: dict[str, Any] | None = None  # of data and model, for the states
 
         self.train_store = open_split(recipe.data.train, "data.train")
         self.valid_stores = {name: open_split(path, "data.valid") for name, path in recipe.data.valid_sets().items()}
@@ -103,26 +113,70 @@ class Run:
         """Train all stages, from `state` on. True when done, False when stopped on request."""
         with self.stop:
             try:
+                self._begin(state)
                 self._execute(state)
                 self.states.wait()
             except Stopped:
                 self.states.wait()
                 self.journal.say(f"Stopped. Continue with: {self.continue_line()}")
+                self.accelerator.wait_for_everyone()  # a launcher ends all processes when the first one goes
                 return False
             finally:
                 self.journal.close()
                 self.accelerator.end_training()
         return True
 
-    def _execute(self, state: dict[str, Any] | None) -> None:
-        if self.accelerator.is_main_process and state is None:
-            (self.folder / "recipe.yaml").write_text(dump_recipe(self.recipe), encoding="utf-8")
-        self.journal.track = start_trackers(self.accelerator, self.recipe)
+    def _begin(self, state: dict[str, Any] | None) -> None:
+        """Compare with the run that goes on, or make the folder that of a new one; say the plan."""
         self.plan = plan.describe(self)
-        self.journal.say(self.plan)
+        said = [self.plan]
+        if self.accelerator.is_main_process:
+            self.identity = identity(self)
+            if state is None:
+                begin(self.folder, self.recipe)
+            else:
+                said += refuse_other_data(self, state)
+        self.journal.track = start_trackers(self.accelerator, self.recipe)
+        for text in said:
+            self.journal.say(text)
+
+    def _execute(self, state: dict[str, Any] | None) -> None:
+        try:
+            self._train_stages(state)
+        except Stopped:
+            raise
+        except Exception as error:
+            told = self._told(error)
+            if told is error:
+                raise
+            raise told from None
+
+    def _told(self, error: Exception) -> Exception:
+        """The error as a message that says what is saved and how to go on. A mistake of ours keeps its traceback."""
+        try:
+            self.states.wait()
+        except UserError as unsaved:
+            self.journal.say(str(unsaved))
+        said = str(error) if isinstance(error, UserError) else loader_fault(error, self.workers)
+        if said is None and isinstance(error, OSError):
+            said = f"{error.filename or self.folder}: {error.strerror or error}"
+        newest = newest_state(self.folder / "state")
+        if newest is None:
+            way = "There is no state yet, so nothing is lost: mend this and start again."
+        else:
+            stage, step = divmod(newest, MOST_STEPS + 1)
+            way = f"The newest state is of stage {self.stages[stage].name}, step {step}. Continue with: {self.continue_line()}"
+        if said is None:
+            print(f"A mistake in the program ({type(error).__name__}). {way}", file=sys.stderr)
+            return error
+        kind = RequestError if isinstance(error, RequestError) and newest is None else UserError
+        return kind(f"{said.rstrip('. ')}.\n{way}")
+
+    def _train_stages(self, state: dict[str, Any] | None) -> None:
         first = 0
         if state is not None:
             first = state["stage"]
+            name, step = self.stages[first].name, state["step"]
             self.start_score, self.guard_start, self.damaged = (
                 state["start_score"],
                 state["guard_start"],
@@ -130,8 +184,7 @@ class Run:
             )
             self.rows = [(name, row) for name, row in state["rows"]]
             self.judge.chance = dict(self.rows).get("chance")
-            self.journal.write("continue", f"Continuing stage {self.stages[first].name} at step {state['step']}",
-                               step=state["step"], stage=self.stages[first].name)  # fmt: skip
+            self.journal.write("continue", f"Continuing stage {name} at step {step}", step=step, stage=name)
         else:
             self._judge_start()
         for stage in self.stages[first:]:
@@ -169,10 +222,9 @@ class Run:
         if not self.accelerator.is_main_process:
             return
         report = self.folder / "report"
-        report.mkdir(exist_ok=True)
         text = table(self.rows)
-        (report / "recall.txt").write_text(text + "\n", encoding="utf-8")
-        (report / "recall.json").write_text(json.dumps(dict(self.rows), indent=2) + "\n", encoding="utf-8")
+        with whole_file(report / "recall.txt", "w") as file:
+            file.write(text + "\n")
         self.journal.write("done", rows=dict(self.rows))
         best = self.judge(self.model)  # the examples of the page are those of the model that is kept
         page = write_report(
@@ -180,6 +232,8 @@ class Run:
             journal=self.folder / "journal.jsonl", settings=dump_recipe(self.recipe),
             examples=find_examples(best.features, next(iter(self.valid_stores.values()))),
         )  # fmt: skip
+        with whole_file(report / "recall.json", "w") as file:  # last: it says that the run is done
+            file.write(json.dumps(dict(self.rows), indent=2) + "\n")
         self.journal.say(f"\n{text}\n\nBest checkpoint: {self.folder / last.name / 'best'}\nReport: {page}")
         self.states.wait()
         clear_states(self.folder / "state")
@@ -188,7 +242,7 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         return {
-            "format": 1, "recipe": dump_recipe(self.recipe), "start_score": self.start_score,
+            "format": FORMAT, "recipe": dump_recipe(self.recipe), "identity": self.identity, "start_score": self.start_score,
             "guard_start": self.guard_start, "rows": [[name, row] for name, row in self.rows], "damaged": self.damaged,
         }  # fmt: skip
 
@@ -202,7 +256,7 @@ class Run:
         }  # fmt: skip
 
     def continue_line(self) -> str:
-        return f"cnclip-ft train {self.folder / 'recipe.yaml'} --continue"
+        return f"cnclip-ft train {shlex.quote(str(self.folder / 'recipe.yaml'))} --continue{' --trust-import' * self.trust_import}"
 
 
 def _new_parts(report: LoadReport) -> list[str]:
@@ -237,62 +291,23 @@ def train(
         True when the last stage is done, False when it was stopped on request (and can be continued).
 
     Raises:
-        RequestError: the folder holds another run, there is nothing to continue, or a setting cannot work.
+        RequestError: the folder holds another run or is at work, there is nothing to continue, or a setting cannot work.
+        UserError: the work failed; the message says what is saved and how to go on.
     """
     folder = Path(recipe.output)
-    state = None
-    if proceed:
-        state = load_state(folder / "state", print)
-        if state is None:
-            done = " The run there is finished." if (folder / "report" / "recall.json").is_file() else ""
-            raise RequestError(f"{folder}: no state to continue from.{done} Start it without --continue.")
-        _refuse_other_recipe(recipe, state["recipe"])
-    elif (folder / "recipe.yaml").exists() and not overwrite:
-        raise RequestError(
-            f"{folder} holds a run already. Continue it with --continue, replace it with --overwrite, "
-            "or choose another folder with output=FOLDER."
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise RequestError(
-            f"output: {folder} cannot be written ({error.strerror}). Choose another with output=FOLDER."
-        ) from None
-    if overwrite and not proceed:
-        clear_states(folder / "state")
-        (folder / "journal.jsonl").unlink(missing_ok=True)
-    run = Run(recipe, trust_import=trust_import)
-    if strict:
-        plan.refuse_warnings(run)
-    return run.execute(state)
-
-
-def _refuse_other_recipe(recipe: Recipe, stored: str) -> None:
-    import yaml
-
-    ours, theirs = recipe.model_dump(mode="json"), yaml.safe_load(stored)
-    free = ("output", "log_every", "feature_cache", "save_every", "report_to")  # these do not change what is computed
-    changed = [
-        line
-        for line in _differences(theirs, ours)
-        if line.split(":")[0] not in free and "workers" not in line.split(":")[0]
-    ]
-    if changed:
-        raise RequestError(
-            "--continue goes on with the very same recipe, but these settings differ (stored → now):\n  "
-            + "\n  ".join(changed) + "\nTo train on from its weights instead, set model.start to its checkpoint."
-        )  # fmt: skip
-
-
-def _differences(before: Any, now: Any, path: str = "") -> list[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = dict.fromkeys([*before, *now])
-        return [
-            line
-            for key in keys
-            for line in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
-        ]
-    return [] if before == now else [f"{path}: {before!r} → {now!r}"]
+    refuse_other_engines()
+    devices = PartialState(cpu=not torch.accelerator.is_available())
+    with held(folder) if devices.is_main_process else nullcontext():
+        state = None
+        if proceed:
+            state = load_state(folder / "state", print if devices.is_main_process else lambda text: None)
+            if state is None:
+                refuse_nothing(folder)
+            refuse_other_recipe(recipe, state)
+        else:
+            refuse_taken(folder, recipe, overwrite=overwrite)
+        devices.wait_for_everyone()  # all have looked before the first one writes
+        run = Run(recipe, trust_import=trust_import)
+        if strict:
+            plan.refuse_warnings(run)
+        return run.execute(state)

@@ -6,22 +6,26 @@ pairs is a function of (seed, epoch). So a continued run draws what an uninterru
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
-import shutil
-import signal
+import re
+import struct
 import threading
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 
-from cnclip_ft.training.devices import sum_numbers
-from data_tools.errors import UserError
+from data_tools.atomic import leftovers, whole_file
+from data_tools.errors import RequestError, UserError
 
 KEPT = 2
+FORMAT = 1
 
 
 def seed_step(seed: int, stage: int, step: int, rank: int) -> None:
@@ -82,66 +86,110 @@ def _copied(value: Any) -> Any:
 
 
 def save_state(folder: Path, number: int, state: dict[str, Any]) -> Path:
-    """Write ``folder/state-<number>.pt`` whole or not at all, and drop all but the newest two."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write ``folder/state-<number>.pt`` whole or not at all, and drop all but the newest two.
+
+    The file is torch's zip; the sha256 of its bytes stands in the zip's comment, which torch passes over.
+    """
     target = folder / f"state-{number:09d}.pt"
-    beside = target.with_suffix(".writing")
     try:
-        with open(beside, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, target)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        beside.unlink(missing_ok=True)
+        for unfinished in leftovers(folder):  # of a process that was killed while it wrote
+            unfinished.unlink(missing_ok=True)
+        with whole_file(target, advice="") as file:
+            hashed = _Hashed(file)
+            torch.save(state, hashed)
+            file.seek(-2, os.SEEK_END)
+            file.write(_LENGTH + hashed.sha.hexdigest().encode())
+    except (OSError, RuntimeError, UserError) as error:  # torch reports a full disk as RuntimeError
         raise UserError(
             f"{target}: the state could not be written ({error}). The one before is intact: free some space, "
             "then continue with --continue."
         ) from None
-    for old in sorted(folder.glob("state-*.pt"))[:-KEPT]:
+    for old in _states(folder)[:-KEPT]:
         old.unlink(missing_ok=True)
     return target
 
 
-def load_state(folder: Path, say) -> dict[str, Any] | None:
-    """The newest state that can be read whole; a broken one is named and the one before taken. None without any."""
-    for path in sorted(folder.glob("state-*.pt"), reverse=True):
+_LENGTH = struct.pack("<H", 64)  # of the comment: a zip's last field
+_NONE = b"\0\0"
+_SEALED = re.compile(re.escape(_LENGTH) + rb"([0-9a-f]{64})")
+
+
+class _Hashed:
+    """A file to write that knows the sha256 of what went in."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.sha, self.flush = file, hashlib.sha256(), file.flush
+
+    def write(self, data: Any) -> int:
+        self.sha.update(data)
+        return self.file.write(data)
+
+
+def _states(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("state-*.pt") if path.is_file() and path.stem[6:].isdigit())
+
+
+def newest_state(folder: Path) -> int | None:
+    """The number of the newest state there is."""
+    states = _states(folder)
+    return int(states[-1].stem.partition("-")[2]) if states else None
+
+
+def _fault(path: Path) -> str | None:
+    """What is wrong with a state's bytes; states from before there were checksums have those of the zip."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 66, 0))
+        tail = file.read()
+        sealed = _SEALED.fullmatch(tail)
+        if sealed is None:
+            if tail[-22:-18] != b"PK\x05\x06" or tail[-2:] != _NONE:
+                return "it is cut short"
+            bad = zipfile.ZipFile(file).testzip()
+            return None if bad is None else f"the checksum of {bad} does not fit"
+        file.seek(0)
+        sha, left = hashlib.sha256(), size - 66
+        while left:
+            part = file.read(min(left, 2**22))
+            sha.update(part)
+            left -= len(part)
+        sha.update(_NONE)
+        return None if sha.hexdigest().encode() == sealed[1] else "its checksum does not fit"
+
+
+def load_state(folder: Path, say: Callable[[str], Any]) -> dict[str, Any] | None:
+    """The newest state that is whole; a broken one is named and the one before taken. None without any.
+
+    Raises:
+        UserError: there are states, and all are broken.
+        RequestError: a newer version wrote it.
+    """
+    states = _states(folder)
+    for path in reversed(states):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            fault, state = _fault(path), None
+            if fault is None:
+                state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # noqa: BLE001 - a torn file fails in many ways; each means the one before
-            say(f"{path}: this state is broken ({type(error).__name__}), taking the one before")
+            fault = type(error).__name__
+        if state is not None:
+            if state.get("format", FORMAT) != FORMAT:
+                raise RequestError(f"{path}: state format {state['format']!r} is not known here; use a newer cnclip-ft")
+            return state
+        say(f"{path}: this state is broken ({fault}), taking the one before")
+    if states:
+        kept = sorted(map(str, folder.parent.glob("*/last/cnclip_ft.json")), key=os.path.getmtime)
+        weights = f" with model.start={Path(kept[-1]).parent}" if kept else ""
+        raise UserError(
+            f"{folder}: every state is broken ({', '.join(path.name for path in states)}), so the run cannot go on at its step. "
+            f"Bring one back from a copy, or start a new run{weights} and another output=FOLDER."
+        )
     return None
 
 
 def clear_states(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-class StopRequest:
-    """SIGTERM and SIGINT ask for a stop after the step; a second one stops at once."""
-
-    def __init__(self) -> None:
-        self._asked = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            try:
-                self._before[number] = signal.signal(number, self._receive)
-            except ValueError:  # not in the main thread: whoever owns it handles signals
-                break
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, _frame: FrameType | None) -> None:
-        self._asked = True
-        print("\nStopping after this step (again: at once).", flush=True)
-        for which in self._before:
-            signal.signal(which, signal.SIG_DFL)
-
-    def asked(self, device: torch.device) -> bool:
-        """Whether any device was asked: they stop at the same step."""
-        return bool(sum_numbers(float(self._asked), device))
+    """Remove the states; whatever else lies there stays."""
+    for path in [*_states(folder), *leftovers(folder)]:
+        path.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cnclip_ft.models.checkpoints import CHECKPOINT, mend_checkpoint, save_checkpoint, saved_state
+from cnclip_ft.models.checkpoints import CHECKPOINT, checkpoint_checksum, mend_checkpoint, save_checkpoint, saved_state
 from cnclip_ft.training.devices import sum_numbers
 from cnclip_ft.training.journal import duration
 from cnclip_ft.training.lora import merged
@@ -32,11 +32,13 @@ class Selection:
         self.risen_to, self.without_rise = float("-inf"), 0  # for the plateau
         self.ended: str | None = None
         self.guard_broken = False
+        self.sums: dict[str, str] = {}  # sha256 of the weights kept as best and start, on the first device
 
     def keep_start(self) -> None:
         """The weights the stage begins with, where they are wanted at its end."""
         if self.setting.interpolate and self.run.accelerator.is_main_process:
             save_checkpoint(self.run.model, self.folder / "start", info={"stage": self.stage.name, "step": 0})
+            self._note("start")
 
     @contextmanager
     def judged_weights(self):
@@ -46,26 +48,19 @@ class Selection:
         with run.sharding.gathered(stage.model, run.model, weights), merged(run.model):
             yield
 
-    def judge(self) -> None:
-        """Recall on the validation splits; keep ``last``, and ``best`` when it is."""
+    def judge(self) -> Exception | None:
+        """Recall on the validation splits; keep ``last``, and ``best`` when it is. Returns what went wrong, on the first device."""
         stage, run = self.stage, self.run
         score = within = 0.0
+        failure = None
         with self.judged_weights():
             if run.accelerator.is_main_process:
-                judgement = run.judge(run.model)
-                run.judge_seconds = judgement.seconds
-                score, within = judgement.score, float(self._within_guard(judgement))
-                run.journal.write(
-                    "validation", f"{stage.name} {stage.step}/{stage.total} | mean recall {judgement.mean_recall:.2f}"
-                    f"{judgement.details()} ({duration(judgement.seconds)}){self._compare(score)}{self._guard_note(judgement)}",
-                    stage=stage.name, step=stage.step, mean_recall=judgement.mean_recall, scores=judgement.as_dict(),
-                )  # fmt: skip
-                info = run.checkpoint_info(stage, judgement)
-                save_checkpoint(run.model, self.folder / "last", info=info)
-                if score > self.best and within:
-                    self.best_row = judgement.row()
-                    save_checkpoint(run.model, self.folder / "best", info=info)
-                run.show_examples(stage, judgement)
+                try:
+                    score, within = self._judge_and_keep()
+                except Exception as error:  # noqa: BLE001 - raised by the stage, when the state is written
+                    failure = error
+        if sum_numbers(float(failure is not None), run.device):
+            return failure
         score, within = sum_numbers(score, run.device), sum_numbers(within, run.device)
         if score > self.best and within:
             self.best, self.best_step = score, stage.step
@@ -73,6 +68,39 @@ class Selection:
             self.guard_broken = True
             self.ended = "the guard split lost more than data.guard.max_drop allows"
         self._watch_plateau(score)
+        return None
+
+    def _judge_and_keep(self) -> tuple[float, float]:
+        stage, run = self.stage, self.run
+        judgement = run.judge(run.model)
+        run.judge_seconds = judgement.seconds
+        score, within = judgement.score, float(self._within_guard(judgement))
+        run.journal.write(
+            "validation", f"{stage.name} {stage.step}/{stage.total} | mean recall {judgement.mean_recall:.2f}"
+            f"{judgement.details()} ({duration(judgement.seconds)}){self._compare(score)}{self._guard_note(judgement)}",
+            stage=stage.name, step=stage.step, mean_recall=judgement.mean_recall, scores=judgement.as_dict(),
+        )  # fmt: skip
+        info = run.checkpoint_info(stage, judgement)
+        save_checkpoint(run.model, self.folder / "last", info=info)
+        if score > self.best and within:
+            save_checkpoint(run.model, self.folder / "best", info=info)
+            self.best_row = judgement.row()
+            self._note("best")
+        run.show_examples(stage, judgement)
+        return score, within
+
+    def _note(self, kept: str) -> None:
+        self.sums[kept] = checkpoint_checksum(self.folder / kept)
+
+    def _kept(self, name: str) -> dict[str, torch.Tensor]:
+        """Weights of ``best`` or ``start``, as they were written."""
+        folder = self.folder / name
+        if self.run.accelerator.is_main_process and self.sums.get(name) not in (None, checkpoint_checksum(folder)):
+            raise UserError(
+                f"{folder}: the weights are not those that were written there; the file is damaged or another. Bring it back from "
+                f"a copy and go on, or start a new run with model.start={self.folder / 'last'} and another output=FOLDER"
+            )
+        return saved_state(self.run.model, folder)
 
     def _watch_plateau(self, score: float) -> None:
         if self.setting.until != "plateau":
@@ -122,16 +150,16 @@ class Selection:
                 f"stage {self.stage.name}: no validation kept within the guard's limit, so there is no best model. "
                 f"{self.folder / 'last'} is the last one. Lower the learning rate, or raise data.guard.max_drop."
             )
-        run.model.load_state_dict(saved_state(run.model, self.folder / "best"))
+        run.model.load_state_dict(self._kept("best"))
         if self.setting.interpolate and run.accelerator.is_main_process and (self.folder / "start").is_dir():
             self._interpolate(self.setting.interpolate)
         run.accelerator.wait_for_everyone()
-        run.model.load_state_dict(saved_state(run.model, self.folder / "best"))
+        run.model.load_state_dict(self._kept("best"))
 
     def _interpolate(self, steps: int) -> None:
         """Judge ``(1 − α) · start + α · best`` (arXiv 2109.01903) and keep the best α when it beats the best."""
         run, stage = self.run, self.stage
-        start, best = saved_state(run.model, self.folder / "start"), saved_state(run.model, self.folder / "best")
+        start, best = self._kept("start"), self._kept("best")
 
         def put(alpha: float) -> None:
             mixed = {
@@ -160,19 +188,20 @@ class Selection:
             put(winner)
             info = run.checkpoint_info(stage, judged) | {"interpolated": winner}
             save_checkpoint(run.model, self.folder / "best", info=info)
+            self._note("best")
         if (self.folder / "start").is_dir():
             CHECKPOINT.clear(self.folder / "start")
 
     # ---- state --------------------------------------------------------------------------------------------------
 
-    _KEPT = ("best", "best_step", "best_row", "risen_to", "without_rise", "ended", "guard_broken")
+    _KEPT = ("best", "best_step", "best_row", "risen_to", "without_rise", "ended", "guard_broken", "sums")
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self._KEPT}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in self._KEPT:
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name, {}) if name == "sums" else state[name])
         for kept in (self.folder / "best", self.folder / "start"):
             if self.run.accelerator.is_main_process:
                 mend_checkpoint(kept)

@@ -169,20 +169,39 @@ def sharding_asked() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
-def settle_sharding(device: torch.device) -> Whole:
-    """What accelerate's configuration asks for.
+def refuse_other_engines() -> None:
+    """Refuse, before accelerate acts on it, what its configuration asks for and this training does not do.
+
+    accelerate says it in the environment of what it launches.
 
     Raises:
-        RequestError: a setting of FSDP that is not supported here.
+        RequestError: naming the setting, and what to set instead.
     """
+    asked = {name: value.lower() for name, value in os.environ.items()}
+    yes = {name for name, value in asked.items() if value in ("true", "1", "yes")}
+    instead = "run_scripts/accelerate_fsdp2.yaml is a configuration that spreads a model over devices"
+    refused = [
+        ("ACCELERATE_USE_DEEPSPEED" in yes, f"DeepSpeed; {instead}, or choose 'no' there"),
+        ("ACCELERATE_USE_MEGATRON_LM" in yes, f"Megatron-LM; {instead}"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG" in yes, f"tensor or context parallelism; {instead}"),
+        ("ACCELERATE_USE_XLA" in yes or asked.get("PJRT_DEVICE") == "tpu", "TPUs (XLA); training runs on CPU, CUDA and MPS"),
+        (asked.get("ACCELERATE_MIXED_PRECISION") == "fp8", "fp8; set mixed_precision: 'no' there, and precision: bf16 in the recipe"),
+        (asked.get("ACCELERATE_DYNAMO_BACKEND", "no") != "no", "torch.compile; set dynamo_backend: 'no' there, and compile: true in the recipe"),
+        (asked.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1") not in ("1", ""),
+         "gradient accumulation; set gradient_accumulation_steps: 1 there, and micro_batch_size in the recipe (same gradient)"),
+        (sharding_asked() and asked.get("FSDP_VERSION", "1") != "2", f"FSDP version 1; set fsdp_version: 2 in it ({instead})"),
+        (sharding_asked() and asked.get("FSDP_OFFLOAD_PARAMS", "false") == "true",
+         "fsdp_offload_params, which is not supported; set it to false, and a smaller micro_batch_size in the recipe"),
+    ]  # fmt: skip
+    for found, what in refused:
+        if found:
+            raise RequestError(f"accelerate's configuration asks for {what}")
+
+
+def settle_sharding(device: torch.device) -> Whole:
+    """What accelerate's configuration asks for (checked by `refuse_other_engines`)."""
     if not sharding_asked() or not (dist.is_available() and dist.is_initialized()):
         return Whole()
-    if os.environ.get("FSDP_VERSION", "1") != "2":
-        raise RequestError("accelerate's configuration asks for FSDP version 1; set fsdp_version: 2 in it")
-    if os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
-        raise RequestError(
-            "fsdp_offload_params is not supported; set it to false, and a smaller micro_batch_size in the recipe"
-        )
     return Sharded(device, reshard=os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false")
 
 

@@ -14,6 +14,7 @@ from cnclip_ft.data.batching import BatchOrder, StageSampler, make_loader
 from cnclip_ft.data.pairs import PairDataset
 from cnclip_ft.recipe import Stage
 from cnclip_ft.training.averaging import MovingAverage
+from cnclip_ft.training.devices import sum_numbers
 from cnclip_ft.training.feature_cache import FeatureCache
 from cnclip_ft.training.fit import out_of_memory
 from cnclip_ft.training.journal import Meter, duration
@@ -24,14 +25,13 @@ from cnclip_ft.training.optimizer import RateCurve, apply_table, build_optimizer
 from cnclip_ft.training.run_state import seed_step
 from cnclip_ft.training.selection import Selection
 from cnclip_ft.training.sharding import refuse_with_sharding
-from data_tools.errors import UserError
+from cnclip_ft.training.stop import Stopped
+from data_tools.errors import RequestError, UserError
+
+MOST_STEPS = 10**7 - 1  # of a stage: states are named by stage and step
 
 if TYPE_CHECKING:
     from cnclip_ft.training.run import Run
-
-
-class Stopped(Exception):
-    """The run was asked to stop; its state is written."""
 
 
 def make_objective(stage: Stage) -> nn.Module:
@@ -58,15 +58,36 @@ class StageRun:
             micro_batch_size=stage.micro_batch_size,
         )  # fmt: skip
         self.order = self._order()
+        StageSampler(
+            self.order, 0, 0, run.accelerator.process_index, run.accelerator.num_processes
+        )  # the batch can be shared
         self.total = stage.steps or max(1, round(stage.epochs * self.order.steps_per_epoch))
+        self._check()
         self.curve = RateCurve(stage, self.total)
         self.validate_every = stage.validate_every or self.order.steps_per_epoch
         self.step, self.skipped, self.average = 0, 0, None
+        self.unjudged = False  # a validation is due for the weights as they are: it failed
+        self.saved: int | None = None  # step of the newest state
         self.selection = Selection(self)
         self.image_frozen = not any(
             e.rate for e in self.table if e.tower == "image" and "visual_projection" not in e.name
         )
         self.cached = self.image_frozen and stage.feature_cache and (stage.views > 1 or not stage.augment.changes)
+
+    def _check(self) -> None:
+        stage = self.stage
+        if self.total > MOST_STEPS:
+            raise RequestError(
+                f"stages.{self.name}: {self.total} steps; at most {MOST_STEPS} are possible. Use fewer epochs."
+            )
+        if stage.warmup_steps is not None and stage.warmup_steps >= self.total:
+            raise RequestError(
+                f"stages.{self.name}: warmup_steps ({stage.warmup_steps}) must be shorter than the stage ({self.total} steps)"
+            )
+        if stage.patch_dropout and not hasattr(self.model.image_tower, "patch_dropout"):
+            raise RequestError(
+                f"stages.{self.name}: patch_dropout is set, but this image tower has no patches to drop; leave it out"
+            )
 
     def _order(self, without_images: set[int] = frozenset()) -> BatchOrder:
         run = self.run
@@ -137,8 +158,6 @@ class StageRun:
         wanted = self.stage.patch_dropout if self.step < self.total - self.stage.unmasked_steps else 0.0
         if hasattr(tower, "patch_dropout"):
             tower.patch_dropout = wanted
-        elif wanted:
-            raise UserError("patch_dropout is set, but this image tower has no patches to drop; leave it out")
 
     def _share_statistics(self) -> None:
         """Batch-norm statistics over all devices, as one device with the whole batch would have (CUDA only)."""
@@ -179,14 +198,20 @@ class StageRun:
     def train(self) -> None:
         """Steps until the stage is over; raises `Stopped` when asked to stop."""
         run, meter = self.run, Meter(self.run.device)
+        if self.unjudged:
+            self._judge()
         batches = iter(self._loader()) if not self.finished else None
         foretold = False
         with run.journal.bar(self.name, self.step, self.total) as advance:
             while not self.finished:
                 asked = time.perf_counter()
-                batch = next(batches)
+                try:
+                    batch = next(batches)
+                    self._count_faults(batch)
+                except Exception:
+                    self._save_what_was_done()
+                    raise
                 waited = time.perf_counter() - asked
-                self._count_faults(batch)
                 out = self._one_step(batch)
                 self.step += 1
                 advance()
@@ -199,12 +224,13 @@ class StageRun:
                 began = time.perf_counter()
                 judged = self.step % self.validate_every == 0 or self.step == self.total
                 if judged:
-                    self.selection.judge()
-                if judged or (run.recipe.save_every and self.step % run.recipe.save_every == 0):
+                    self._judge()
+                elif run.recipe.save_every and self.step % run.recipe.save_every == 0:
                     self.save()
                 meter.pause(time.perf_counter() - began)
                 if run.stop.asked(run.device) and not self.finished:
-                    self.save()
+                    if self.saved != self.step:
+                        self.save()
                     raise Stopped
         if self.selection.ended and self.step < self.total:
             run.journal.write(
@@ -214,6 +240,25 @@ class StageRun:
         remove_lora(self.model)
         self.model = run.model
         self.selection.finish()
+
+    def _judge(self) -> None:
+        """Validate, and write the state; where validating fails, first the state of what was trained."""
+        failure = self.selection.judge()
+        self.unjudged = bool(sum_numbers(float(failure is not None), self.run.device))
+        if self.unjudged:
+            self._save_what_was_done(all_devices=True)
+            raise failure or UserError("the validation failed on the first device, which says why")
+        self.save()
+
+    def _save_what_was_done(self, all_devices: bool = False) -> None:
+        """Before a fault that comes between two steps ends the run. Other devices must be at the same place."""
+        if self.saved == self.step or (self.run.accelerator.num_processes > 1 and not all_devices):
+            return
+        try:
+            self.save()
+            self.run.states.wait()
+        except UserError as unsaved:
+            self.run.journal.say(str(unsaved))
 
     def _one_step(self, batch: dict[str, Any]):
         run = self.run
@@ -265,9 +310,10 @@ class StageRun:
             return False
         raise UserError(
             f"stage {self.name}, step {self.step + 1}: the {what} is {value.item()}. Training stopped before it reached the "
-            f"weights; {self.run.folder / self.name / 'last'} and the state are good. Lower the learning rate "
-            f"(now {self.stage.learning_rate:g}), lengthen the warm-up, set gradient_clip: 1.0, or use precision: fp32. "
-            f"skip_bad_steps leaves out single ones (now {self.stage.skip_bad_steps})."
+            f"weights. stages.{self.name}.skip_bad_steps=N, also with --continue, leaves out single steps (now "
+            f"{self.stage.skip_bad_steps}). Otherwise start a new run, from the checkpoints in {self.run.folder} or as before. "
+            f"Lower the learning rate (now {self.stage.learning_rate:g}), lengthen the warm-up, set gradient_clip: 1.0, or use "
+            "precision: fp32"
         )
 
     def _loader(self):
@@ -284,15 +330,17 @@ class StageRun:
     def _count_faults(self, batch: dict[str, Any]) -> None:
         run = self.run
         for fault in batch["faults"]:
-            run.damaged += 1
             run.journal.write(
                 "damaged", f"damaged image, replaced by another pair: {fault}", stage=self.name, fault=fault
             )
-        if run.damaged > run.recipe.data.max_damaged_images:
+        damaged = run.damaged + len(batch["faults"])
+        if damaged > run.recipe.data.max_damaged_images:
             raise UserError(
-                f"{run.damaged} damaged images, more than data.max_damaged_images allows "
-                f"({run.recipe.data.max_damaged_images}). Run `cnclip-ft data check {run.train_store.path}`, or raise the limit."
+                f"{damaged} damaged images, more than data.max_damaged_images allows "
+                f"({run.recipe.data.max_damaged_images}). Run `cnclip-ft data check {run.train_store.path}`, or raise the limit: "
+                f"it may be raised for --continue too, data.max_damaged_images=N"
             )
+        run.damaged = damaged
 
     def _log(self, meter: Meter) -> None:
         summary, run = meter.summary(), self.run
@@ -331,17 +379,20 @@ class StageRun:
             "average": self.average.state_dict() if self.average is not None else None,
         })  # fmt: skip
         if run.accelerator.is_main_process:
-            run.states.save(self.number * 10**7 + self.step, run.state() | state | {
+            run.states.save(self.number * (MOST_STEPS + 1) + self.step, run.state() | state | {
                 "stage": self.number, "step": self.step, "skipped": self.skipped, "selection": self.selection.state_dict(),
+                "unjudged": self.unjudged,
             })  # fmt: skip
+        self.saved = self.step
         run.accelerator.wait_for_everyone()
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.objective.load_state_dict(state["objective"])
         placed = dict(enumerate(p for group in self.optimizer.param_groups for p in group["params"]))
         self.optimizer.load_state_dict(self.run.sharding.share(state["optimizer"], {"state": placed}))
-        self.scaler.load_state_dict(state["scaler"])
+        if self.scaler.is_enabled() and state["scaler"]:  # on another kind of device the precision may be another
+            self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(self.run.sharding.share(state["average"], self.average.state_dict()))
         self.selection.load_state_dict(state["selection"])
-        self.skipped = state["skipped"]
+        self.skipped, self.unjudged, self.saved = state["skipped"], state.get("unjudged", False), self.step

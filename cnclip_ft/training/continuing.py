@@ -1,0 +1,131 @@
+"""Whether a run may go on: the same recipe, the same data, the same model, wherever they now lie."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import ValidationError
+
+from cnclip_ft.models.build import describe_model
+from cnclip_ft.recipe import Recipe
+from data_tools.errors import RequestError
+
+if TYPE_CHECKING:
+    from cnclip_ft.training.run import Run
+
+# These do not change what is computed; a batch in other pieces only by rounding.
+_FREE = re.compile(
+    r"output|log_every|feature_cache|save_every|report_to|compile|model\.source|data\.(workers|max_damaged_images)|"
+    r"stages\.[^.]+\.(micro_batch_size|gradient_checkpointing|skip_bad_steps)"
+)
+# Where the data and the start lie may change; what they hold is compared.
+_PLACES = re.compile(r"data\.(train|valid|guard\.split)(\.|$)|model\.start(\.|$)")
+
+
+def identity(run: Run) -> dict[str, Any]:
+    """What the state says of data and model: contents by checksum, the training split's order and tokens too."""
+    model = {key: value for key, value in describe_model(run.model).items() if key != "architecture"}
+    model |= {"vocabulary": _sha(run.tokenizer.vocab_file.read_bytes()), "new": run.new_parts}
+    table = run.table
+    order = _sha(
+        table.image_keys, table.text_keys, table.tokens, table.starts, repr(run.train_store.image_ids).encode()
+    )
+    return {
+        "train": run.train_store.checksum(), "order": order,
+        "valid": {name: store.checksum() for name, store in run.valid_stores.items()},
+        "guard": run.guard_store.checksum() if run.guard_store is not None else None, "model": model,
+        "devices": run.accelerator.num_processes, "device": run.device.type, "precision": run.precision,
+    }  # fmt: skip
+
+
+def _sha(*parts: Any) -> str:
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(part)
+    return sha.hexdigest()
+
+
+def refuse_other_data(run: Run, state: dict[str, Any]) -> list[str]:
+    """Refuse other data or another model than the run began with; returns what differs and may.
+
+    A state of an earlier version says nothing of them; its paths were compared instead.
+
+    Raises:
+        RequestError: naming the setting, and the ways out.
+    """
+    began = state.get("identity")
+    if began is None:
+        return []
+    now, data = run.identity, run.recipe.data
+    if list(began["valid"]) != list(now["valid"]):
+        raise RequestError(
+            f"--continue: the run began with the validation splits {', '.join(began['valid'])}; data.valid now has "
+            f"{', '.join(now['valid'])}. Name the same ones in the same order."
+        )
+    held = [("train", "data.train", data.train), ("order", "data.train", data.train)]
+    held += [("guard", "data.guard.split", data.guard.split)] if data.guard else []
+    for key, setting, place in held:
+        _refuse(run, setting, place, began[key], now[key], "in another order" if key == "order" else "")
+    for name, place in data.valid_sets().items():
+        setting = f"data.valid.{name}" if isinstance(data.valid, dict) else "data.valid"
+        _refuse(run, setting, place, began["valid"][name], now["valid"][name])
+    model = [key for key, before, _ in _differences(began["model"], now["model"]) if before is not None]
+    if model:
+        raise RequestError(
+            f"model.start: {run.recipe.model.start} makes another model than the run in {run.folder} began with (differs in "
+            f"{', '.join(model)}). Name the start it began with: model.start=PLACE."
+        )
+    return [
+        f"The run began with {began[key]} as its {what} and goes on with {now[key]}: numbers may differ by rounding and dropout."
+        for key, what in (("devices", "number of devices"), ("device", "kind of device"), ("precision", "precision"))
+        if began[key] != now[key]
+    ]
+
+
+def _refuse(run: Run, setting: str, place: str, before: str, now: str, how: str = "") -> None:
+    if before != now:
+        raise RequestError(
+            f"{setting}: {place} holds other data than the run in {run.folder} began with"
+            + (f" (the same pairs {how})" if how else f" (checksum {before[:12]}… → {now[:12]}…)")
+            + f". Put the data back, or name their place: {setting}=PLACE. To train on with the new data, start a new run "
+            f"from the weights: without --continue, with model.start={run.folder}/STAGE/last and another output=FOLDER."
+        )
+
+
+def refuse_other_recipe(recipe: Recipe, state: dict[str, Any]) -> None:
+    """Refuse settings that compute something else.
+
+    Raises:
+        RequestError: naming each, as it was and as it is.
+    """
+    stored = yaml.safe_load(state["recipe"])
+    try:
+        stored = Recipe.model_validate(stored).model_dump(
+            mode="json"
+        )  # settings that are new since have their defaults
+    except ValidationError:
+        pass
+    places_too = "identity" not in state
+    changed = [
+        f"{key}: {before!r} → {now!r}"
+        for key, before, now in _differences(stored, recipe.model_dump(mode="json"))
+        if not _FREE.fullmatch(key) and (places_too or not _PLACES.match(key))
+    ]
+    if changed:
+        raise RequestError(
+            "--continue goes on with the very same recipe, but these settings differ (stored → now):\n  "
+            + "\n  ".join(changed) + "\nTo train on from its weights instead, set model.start to its checkpoint."
+        )  # fmt: skip
+
+
+def _differences(before: Any, now: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [
+            found
+            for key in dict.fromkeys([*before, *now])
+            for found in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+        ]
+    return [] if before == now else [(path, before, now)]

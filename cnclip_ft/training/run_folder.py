@@ -1,0 +1,189 @@
+"""The run folder: one run at a time, known by its content, and cleared of nothing but what a run writes."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cnclip_ft.recipe import Recipe, dump_recipe
+from data_tools.atomic import whole_file
+from data_tools.errors import RequestError
+from data_tools.lock import FileLock
+from data_tools.outputs import json_with, refuse_foreign_file, refuse_overlap
+
+LOCK, RECIPE, JOURNAL, STATES, REPORT, BOARD = (
+    "cnclip-ft.lock",
+    "recipe.yaml",
+    "journal.jsonl",
+    "state",
+    "report",
+    "tensorboard",
+)
+_CHECKPOINTS = ("best", "last", "start")
+_OURS = re.compile(
+    r"cnclip-ft\.lock|recipe\.yaml|journal\.jsonl|state/state-\d+\.pt|report/(recall\.txt|recall\.json|index\.html)|"
+    r"tensorboard/events\.out\.tfevents\.[^/]*|([^/]+/)?\.cnclip-ft-[0-9a-f]+\.writing|"
+    r"[^/]+/(best|last|start)(\.old|\.writing)?/"
+    r"(model\.safetensors|config\.json|preprocessor_config\.json|cnclip_ft\.json|tokenizer\w*\.json|vocab\.txt|special_tokens_map\.json)"
+)
+
+
+_SPELT_OUT = {"model", "data", "stages", "output", "seed", "precision", "best_by", "log_every", "report_to"}
+
+
+def is_run(folder: Path) -> bool:
+    """Whether the folder's ``recipe.yaml`` is one that a run wrote: with every setting spelt out."""
+    try:
+        content = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return False
+    return isinstance(content, dict) and _SPELT_OUT <= content.keys()
+
+
+def run_of(recipe_file: Path) -> Path | None:
+    """The run a recipe lies in: the folder that goes on, wherever it was moved to."""
+    folder = recipe_file.parent
+    inside = recipe_file.name == RECIPE and is_run(folder) and ((folder / STATES).is_dir() or _results(folder))
+    return folder if inside else None
+
+
+def _results(folder: Path) -> list[Path]:
+    """What a run has made that would be missed: states, checkpoints, a report."""
+    return [
+        *folder.glob(f"{STATES}/state-*.pt"), *folder.glob("*/best/cnclip_ft.json"), *folder.glob("*/last/cnclip_ft.json"),
+        *folder.glob(f"{REPORT}/recall.json"),
+    ]  # fmt: skip
+
+
+def check_place(recipe: Recipe) -> None:
+    """Refuse a run folder that is, holds or lies in what the run reads.
+
+    Raises:
+        RequestError: naming both.
+    """
+    guard = recipe.data.guard
+    refuse_overlap(
+        recipe.output,
+        [recipe.data.train, *recipe.data.valid_sets().values(), *([guard.split] if guard else []), *_paths(recipe.model.start)],
+    )  # fmt: skip
+
+
+def _paths(start: Any) -> Iterator[str]:
+    if isinstance(start, str):
+        yield start
+    elif isinstance(start, dict):
+        for key in ("image", "text", "path"):
+            yield from _paths(start.get(key))
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Inside this context the folder is this process's; a folder that then holds nothing is gone again.
+
+    Raises:
+        RequestError: another process trains there, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        refuse_foreign_file(folder / LOCK, json_with("pid", "host"), "the lock of a run")
+        lock = FileLock(folder / LOCK, "training in this folder")
+        writable = os.access(folder, os.W_OK)
+    except OSError as error:
+        raise RequestError(
+            f"output: {folder} cannot be written ({error.strerror}). Choose another with output=FOLDER."
+        ) from None
+    try:
+        if not writable:
+            raise RequestError(f"output: {folder} cannot be written. Choose another with output=FOLDER.")
+        yield
+    finally:
+        if os.name != "posix":
+            lock.release()  # Windows removes no open file
+        with suppress(OSError):
+            (folder / LOCK).unlink()
+        lock.release()
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def refuse_taken(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
+    """Refuse to begin where a run left something, or where something else has the names a run needs.
+
+    A run that left neither state nor checkpoint does not stand in the way.
+
+    Raises:
+        RequestError: with the ways out.
+    """
+    if is_run(folder):
+        if _results(folder) and not overwrite:
+            raise RequestError(
+                f"{folder} holds a run already. Continue it with --continue, replace it with --overwrite, "
+                "or choose another folder with output=FOLDER."
+            )
+        needed = [Path(stage, kept) for stage in recipe.stages for kept in _CHECKPOINTS]
+    else:
+        needed = [Path(name) for name in (RECIPE, JOURNAL, STATES, REPORT, BOARD, *recipe.stages)]
+    for place in needed:
+        foreign = _foreign(folder / place, place.as_posix(), known=is_run(folder))
+        if foreign:
+            raise RequestError(
+                f"{folder / foreign} is there already, and no run of cnclip-ft wrote it. It is not overwritten: move it away, "
+                "or choose another folder with output=FOLDER."
+            )
+    for name in (STATES, *recipe.stages):
+        if (folder / name).is_symlink() and overwrite:
+            raise RequestError(
+                f"{folder / name} is a link, and --overwrite removes nothing behind links; remove it first"
+            )
+
+
+def _foreign(path: Path, name: str, known: bool) -> str | None:
+    """The first file at or under `path` that is not of a run; every file where no run is known."""
+    if path.is_symlink() or path.is_file():
+        return None if known and _OURS.fullmatch(name) else name
+    for above, _, files in os.walk(path):
+        for file in files:
+            inside = f"{name}/{Path(above, file).relative_to(path).as_posix()}"
+            if not (known and _OURS.fullmatch(inside)):
+                return inside
+    return None
+
+
+def begin(folder: Path, recipe: Recipe) -> None:
+    """Clear what an earlier run left, and write ``recipe.yaml``: from here on a run is in the folder."""
+    if is_run(folder):
+        for above, _, files in os.walk(folder, topdown=False):
+            for path in (Path(above, file) for file in files):
+                if _OURS.fullmatch(path.relative_to(folder).as_posix()) and path.name != LOCK and not path.is_symlink():
+                    path.unlink()
+            if Path(above) != folder:
+                with suppress(OSError):
+                    os.rmdir(above)  # what is not of a run stays
+    with whole_file(
+        folder / RECIPE, "w", advice="Free some space, or choose another folder with output=FOLDER."
+    ) as file:
+        file.write(dump_recipe(recipe))
+
+
+def refuse_nothing(folder: Path) -> None:
+    """There is no state to continue from: say why, and what to do.
+
+    Raises:
+        RequestError: always.
+    """
+    if (folder / REPORT / "recall.json").is_file():
+        way = " The run there is finished. To train its weights further, set model.start to one of its checkpoints."
+    elif not is_run(folder):
+        way = " No run is there. If it was moved, name its recipe: cnclip-ft train PLACE/recipe.yaml --continue."
+    elif _results(folder):
+        kept = ", ".join(sorted({str(path.parent) for path in _results(folder)}))
+        way = f" Its checkpoints are {kept}: set model.start to one of them, and output=FOLDER to another folder."
+    else:
+        way = " It ended before its first state, so nothing is lost: give the command again without --continue."
+    raise RequestError(f"{folder}: no state to continue from.{way}")

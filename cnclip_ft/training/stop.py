@@ -1,0 +1,59 @@
+"""Stopping in good order: a signal asks, the step is finished, the state is written."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+import torch
+
+from cnclip_ft.training.devices import sum_numbers
+
+# `timeout` signals the process and then its group, Slurm both us and torchrun, which passes it on: still one request.
+_ONE_REQUEST = 1.0  # seconds
+
+
+class Stopped(Exception):
+    """The run was asked to stop; its state is written."""
+
+
+class StopRequest:
+    """SIGTERM, SIGINT and SIGHUP (a closed terminal) ask for a stop after the step; again a second later, they stop at once."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._since = 0.0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK"):
+            number = getattr(signal, name, None)
+            if number is None or (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
+                continue  # nohup: the run is to outlive its terminal
+            try:
+                self._before[number] = signal.signal(number, self._receive)
+            except ValueError:  # not in the main thread: whoever owns it handles signals
+                break
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        if not self._asked:
+            self._asked, self._since = True, time.monotonic()
+            # Not print: the signal may have come in the middle of one, and the terminal may be gone.
+            with suppress(OSError):
+                os.write(1, b"\nStopping after this step (again: at once).\n")
+        elif time.monotonic() - self._since > _ONE_REQUEST:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    def asked(self, device: torch.device) -> bool:
+        """Whether any device was asked: they stop at the same step."""
+        return bool(sum_numbers(float(self._asked), device))
