@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import sys
 
@@ -29,14 +31,49 @@ for function in (
 
 
 def main() -> None:
-    """Run the command. Exit 0: done; 1: the work failed; 2: the request was wrong."""
+    """Run the command. Exit 0: done; 1: the work failed; 2: the request was wrong; 130: stopped on request."""
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # processes started from here do not import from the working folder
     use_plain_streams()
+    code = 0
     try:
         app()
+    except SystemExit as ended:
+        if ended.code == 130:
+            _say("interrupted")
+        code = ended.code
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _say(f"error: {error}")
+        code = error.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _say("interrupted")
+        code = 130
+    except BrokenPipeError:  # `… | head`: the reader has what it wanted
+        code = 1
+    except OSError as error:
+        names = " → ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        _say(f"error: {names + ': ' if names else ''}{error.strerror or error}{_mend(error)}")
+        code = 1
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # Python flushes once more at its end  # noqa: SIM115
+        code = code or 1
+    sys.exit(code)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr)
+
+
+def _mend(error: OSError) -> str:
+    known = {
+        errno.ENOSPC: "Free some space, then give the command again",
+        errno.EDQUOT: "Your quota is used up: remove something, then give the command again",
+        errno.EACCES: "Choose a place you may use, or change its rights",
+        errno.EROFS: "Choose a place that can be written",
+        errno.ENAMETOOLONG: "Choose a shorter name",
+        errno.ELOOP: "The links lead in a circle: name the real place",
+        errno.EMFILE: "Too many files are open: raise the limit (ulimit -n), or use fewer workers",
+    }
+    return f". {known[error.errno]}." if error.errno in known else ""

@@ -7,35 +7,141 @@ command line overrides a single setting.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from cnclip_ft.yaml_file import parse_yaml, read_yaml
 from data_tools.errors import RequestError
 
 SHIPPED = Path(__file__).with_name("recipes")
 TrainName = Literal["text", "image", "both"]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+
+
+def _place(path: str) -> str:
+    if not path.strip() or "\0" in path or len(path.encode("utf-8", "replace")) > 4000:
+        raise ValueError("a path is needed here")
+    return path
+
+
+Place = Annotated[str, AfterValidator(_place)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, content: Any) -> Any:
+        for name, value in content.items() if isinstance(content, dict) else ():
+            field = cls.model_fields.get(name)
+            if isinstance(value, bool) and field is not None and "bool" not in str(field.annotation):
+                raise ValueError(f"{name} is {str(value).lower()}, which is no value for it")
+        return content
 
 
 class ModelSection(Section):
     """Where every weight comes from."""
 
-    start: str | dict[str, Any]  # published name, checkpoint, or {image: …, text: …}
-    image_size: int | None = Field(None, ge=8)  # None: the start's own
+    start: Place | dict[str, Any]  # published name, checkpoint, or {image: …, text: …}
+    image_size: int | None = Field(None, ge=8, le=16384)  # None: the start's own
     source: Literal["huggingface", "modelscope"] = "huggingface"
+
+    @field_validator("start")
+    @classmethod
+    def _new_towers(cls, start: str | dict[str, Any]) -> str | dict[str, Any]:
+        if isinstance(start, dict) and "architecture" not in start:
+            NewTowers.check(start)
+        elif isinstance(start, dict) and not isinstance(start["architecture"], str):
+            raise ValueError(f"architecture is a name (found {start['architecture']!r})")
+        return start
+
+
+class NewTowers(Section):
+    """``{image: …, text: …}`` as far as numbers go; names and files are the model's matter."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+    image: str | dict[str, Any] | None = None
+    text: str | dict[str, Any] | None = None
+    projection: Annotated[int, Field(ge=1, le=65536)] | None = None
+    pooling: str = "cls"
+    logit_scale: float | None = None
+
+    @staticmethod
+    def check(start: dict[str, Any]) -> None:
+        found = NewTowers.model_validate(start)
+        if isinstance(found.image, dict) and "path" not in found.image:
+            kind = found.image.get("kind")
+            if kind == "resnet":
+                NewResNet.check(found.image, "image")
+            elif kind == "vit":
+                NewVit.check(found.image, "image")
+        if isinstance(found.text, dict):
+            NewText.check(found.text, "text")
+
+
+class NewTower(Section):
+    """Numbers of a tower with new weights; the defaults are the model's."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+    heads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    intermediate: Annotated[int, Field(ge=1, le=2**20)] | None = None
+    image_size: Annotated[int, Field(ge=8, le=16384)] | None = None
+
+    @classmethod
+    def check(cls, numbers: dict[str, Any], tower: str) -> None:
+        try:
+            cls.model_validate(numbers)
+        except ValidationError as error:
+            raise ValueError("; ".join(_lines(error, f"{tower}."))) from None
+
+
+class NewVit(NewTower):
+    hidden: Annotated[int, Field(ge=1, le=65536)]
+    layers: Annotated[int, Field(ge=1, le=1000)]
+    heads: Annotated[int, Field(ge=1, le=1024)]
+    patch: Annotated[int, Field(ge=1, le=16384)]
+
+    @model_validator(mode="after")
+    def _heads_share(self) -> NewVit:
+        return _heads_share(self)
+
+
+class NewResNet(NewTower):
+    layers: Annotated[list[Annotated[int, Field(ge=1, le=1000)]], Field(min_length=4, max_length=4)] = [3, 4, 6, 3]
+    width: Annotated[int, Field(ge=2, le=4096)] = 64
+
+
+class NewText(NewTower):
+    hidden: Annotated[int, Field(ge=1, le=65536)] = 768
+    layers: Annotated[int, Field(ge=1, le=1000)] = 12
+    heads: Annotated[int, Field(ge=1, le=1024)] = 12
+    vocabulary: Annotated[int, Field(ge=1, le=10**7)] = 21128
+    positions: Annotated[int, Field(ge=3, le=10**6)] = 512
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+    @model_validator(mode="after")
+    def _heads_share(self) -> NewText:
+        return _heads_share(self)
+
+
+def _heads_share(tower: Any) -> Any:
+    if tower.hidden % tower.heads:
+        raise ValueError(f"hidden ({tower.hidden}) must be a multiple of heads ({tower.heads})")
+    return tower
 
 
 class Guard(Section):
     """A general split judged along, so that learning one's own data does not unlearn everything else."""
 
-    split: str
+    split: Place
     max_drop: float = Field(1.0, ge=0)  # points of mean recall below the score before the first step
     action: Literal["report", "stop"] = "report"  # stop: such a model is never the best, and the run ends
 
@@ -43,16 +149,26 @@ class Guard(Section):
 class DataSection(Section):
     """Stores (`cnclip-ft data build` or `data import` makes them) and how they are read."""
 
-    train: str
-    valid: str | dict[str, str]  # one split, or {name: split}; the first one decides what is best
+    train: Place
+    valid: (
+        Place | Annotated[dict[str, Place], Field(min_length=1)]
+    )  # one split, or {name: split}; the first one decides what is best
     guard: Guard | None = None  # a split on which the model must not get worse
     context_length: int = Field(52, ge=3, le=512)
-    workers: int | Literal["auto"] = "auto"  # decoding processes per device
+    workers: Annotated[int, Field(ge=0, le=512)] | Literal["auto"] = "auto"  # decoding processes per device
     # Training may decode a JPEG at a half of its scale or less, never below what the tower needs: faster for large photos,
     # whose pixels are then no longer within 1/255 of the whole decoding. Evaluation always decodes whole.
     reduced_jpegs: bool = True
-    length_window: int = Field(1, ge=1)  # batches sorted together by length; 1 keeps the order fully random
+    length_window: int = Field(1, ge=1, le=10**6)  # batches sorted together by length; 1 keeps the order fully random
     max_damaged_images: int = Field(10, ge=0)  # replaced by another pair; one more stops the run
+
+    @field_validator("valid")
+    @classmethod
+    def _named(cls, valid: str | dict[str, str]) -> str | dict[str, str]:
+        for name in valid if isinstance(valid, dict) else ():
+            if not name.strip() or not name.isprintable() or name in ("guard", "train"):
+                raise ValueError(f"{name!r} cannot name a validation split; choose another word")
+        return valid
 
     def valid_sets(self) -> dict[str, str]:
         return self.valid if isinstance(self.valid, dict) else {"valid": self.valid}
@@ -61,7 +177,7 @@ class DataSection(Section):
 class Lora(Section):
     """Low-rank updates (arXiv 2106.09685) through peft; merged into the weights of every checkpoint."""
 
-    rank: int = Field(8, ge=1)
+    rank: int = Field(8, ge=1, le=65536)
     alpha: float = Field(16, gt=0)  # the update is scaled by alpha / rank
     dropout: Share = 0.0
 
@@ -81,7 +197,14 @@ class TrainRule(Section):
     @classmethod
     def _known_part(cls, part: str) -> str:
         words = part.split()
-        ranged = len(words) == 2 and words[0] in ("last", "first") and words[1].isdigit() and int(words[1]) > 0
+        ranged = (
+            len(words) == 2
+            and words[0] in ("last", "first")
+            and words[1].isascii()
+            and words[1].isdigit()
+            and 0 < len(words[1]) < 6
+            and int(words[1]) > 0
+        )
         if part not in ("all", "trunk", "projection", "rest") and not ranged:
             raise ValueError(f"'{part}' is not a part; use all, trunk, projection, rest, 'last N' or 'first N'")
         return part
@@ -99,7 +222,7 @@ class Objective(Section):
     kind: Literal["contrastive", "sigmoid"] = "contrastive"
     positives: Literal["exclude", "soft", "ignore"] = "exclude"
     label_smoothing: Share = 0.0
-    tile: int | None = Field(None, ge=1)
+    tile: Count | None = None
 
 
 class Augmentation(Section):
@@ -119,13 +242,15 @@ class Augmentation(Section):
 class Stage(Section):
     """One stage: what trains, for how long, how fast. `batch_size` is global, over all devices."""
 
-    train: TrainName | list[TrainRule]
-    epochs: float | None = Field(None, gt=0)
-    steps: int | None = Field(None, ge=1)
-    batch_size: int = Field(ge=2)
-    micro_batch_size: int | Literal["auto"] | None = None  # per device; splits a batch that does not fit, same gradient
-    learning_rate: float = Field(gt=0)
-    warmup_steps: int | None = Field(None, ge=0)  # None: a tenth of the stage, at most 100
+    train: TrainName | Annotated[list[TrainRule], Field(min_length=1, max_length=1000)]
+    epochs: float | None = Field(None, gt=0, le=1e6)
+    steps: int | None = Field(None, ge=1, lt=10**7)
+    batch_size: int = Field(ge=2, le=2**24)
+    micro_batch_size: Count | Literal["auto"] | None = (
+        None  # per device; splits a batch that does not fit, same gradient
+    )
+    learning_rate: float = Field(gt=0, le=1e3)
+    warmup_steps: int | None = Field(None, ge=0, lt=10**7)  # None: a tenth of the stage, at most 100
     schedule: Literal["cosine", "constant"] = "cosine"
     final_rate: float = Field(0.0, ge=0, le=1)  # share of the rate that is left at the end of the cosine
     weight_decay: float = Field(1e-3, ge=0)
@@ -135,12 +260,12 @@ class Stage(Section):
     objective: Objective = Objective()
     augment: Augmentation = Augmentation()
     feature_cache: bool = True  # where the image trunk is frozen: compute its features once
-    views: int = Field(1, ge=1)  # augmented views per image in the cache, rotated by epoch
+    views: int = Field(1, ge=1, le=1000)  # augmented views per image in the cache, rotated by epoch
     batch_norm: Literal["train", "frozen"] = "train"  # statistics of a tower that trains; a frozen tower's never move
     gradient_checkpointing: Literal["none", "image", "text", "both"] = "none"
     patch_dropout: Share = 0.0
-    unmasked_steps: int = Field(0, ge=0)  # last steps of the stage without patch dropping
-    validate_every: int | None = Field(None, ge=1)  # steps; None: at every epoch's end
+    unmasked_steps: int = Field(0, ge=0, lt=10**7)  # last steps of the stage without patch dropping
+    validate_every: Count | None = None  # steps; None: at every epoch's end
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights, judged and kept instead
     until: Literal["end", "plateau"] = "end"  # plateau: epochs or steps are then the most it may take
     min_gain: float = Field(0.1, ge=0)  # plateau: a smaller rise of the score that decides counts as none
@@ -158,8 +283,6 @@ class Stage(Section):
             raise ValueError("give either epochs or steps (one of them, not both)")
         if self.steps is not None and self.warmup_steps is not None and self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must be shorter than the stage ({self.steps} steps)")
-        if isinstance(self.micro_batch_size, int) and self.micro_batch_size < 1:
-            raise ValueError("micro_batch_size must be at least 1")
         if self.views > 1 and not self.feature_cache:
             raise ValueError("views is for the feature cache: set feature_cache: true, or views: 1")
         if self.views > 1 and not self.augment.changes:
@@ -169,19 +292,25 @@ class Stage(Section):
         return self
 
 
+# Names the run folder has, those of a stage's folder, and those Windows keeps for devices.
+_NOT_STAGES = {"report", "state", "tensorboard", "cnclip-ft", "best", "last", "start", "con", "prn", "aux", "nul"} | {
+    f"{port}{number}" for port in ("com", "lpt") for number in range(10)
+}
+
+
 class Recipe(Section):
     """A whole run. Relative paths are taken from the folder the command is started in."""
 
     model: ModelSection
     data: DataSection
-    stages: dict[str, Stage] = Field(min_length=1)
-    output: str = "runs/last"
-    feature_cache: str | None = None  # folder of cached features; None: feature_cache beside the run folder
-    seed: int = 0
+    stages: dict[str, Stage] = Field(min_length=1, max_length=99)
+    output: Place = "runs/last"
+    feature_cache: Place | None = None  # folder of cached features; None: feature_cache beside the run folder
+    seed: int = Field(0, ge=0, lt=2**32)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
-    log_every: int = Field(10, ge=1)
-    save_every: int | None = Field(None, ge=1)  # steps between states to continue from, besides every validation
+    log_every: Count = 10
+    save_every: Count | None = None  # steps between states to continue from, besides every validation
     best_by: str = (
         "mean_recall"  # what decides: mean_recall, text_to_image.r1, image_to_text.r10, "split: mean_recall", …
     )
@@ -191,8 +320,11 @@ class Recipe(Section):
     @classmethod
     def _plain_names(cls, stages: dict[str, Stage]) -> dict[str, Stage]:
         for name in stages:
-            if not name.replace("_", "").replace("-", "").isalnum() or name in ("report", "state", "tensorboard"):
-                raise ValueError(f"'{name}' cannot name a stage (it becomes a folder of the run)")
+            plain = name.replace("_", "").replace("-", "").isalnum() and len(name.encode()) <= 100
+            if not plain or name.lower() in _NOT_STAGES:
+                raise ValueError(f"{name!r} cannot name a stage (it becomes a folder of the run); choose another word")
+        if len({name.lower() for name in stages}) < len(stages):
+            raise ValueError("two stages differ in capitals only (each becomes a folder of the run)")
         return stages
 
     @field_validator("best_by")
@@ -229,8 +361,13 @@ def shipped_recipes() -> list[str]:
 def find_recipe(name: str | Path) -> Path:
     """A path as it is, or the name of a shipped recipe with or without ``.yaml``."""
     path = Path(name)
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except (OSError, ValueError):  # a name too long, with NUL, links in a circle
+        pass
+    if path.is_dir():
+        raise RequestError(f"{name} is a folder; name the recipe file in it, e.g. {path / 'recipe.yaml'}")
     shipped = SHIPPED / f"{path.name.removesuffix('.yaml')}.yaml"
     if len(path.parts) == 1 and shipped.is_file():
         return shipped
@@ -244,10 +381,7 @@ def load_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:
         RequestError: naming the file, the key, what was found and what is expected.
     """
     path = find_recipe(name)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RequestError(f"{path}: not readable as YAML: {error}") from None
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise RequestError(f"{path}: a recipe is a mapping with model, data and stages; found {type(content).__name__}")
     for override in overrides or []:
@@ -260,45 +394,55 @@ def load_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:
 
 def _override(content: dict[str, Any], override: str) -> None:
     key, sign, value = override.partition("=")
-    if not sign or not key:
-        raise RequestError(f"'{override}' is not key.path=value, e.g. stages.align.batch_size=256")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RequestError(f"'{override}': the value is not YAML: {error}") from None
-    if isinstance(parsed, str):
-        # YAML 1.1 reads 1e-4 as text; people write it.
-        try:
-            parsed = float(parsed)
-        except ValueError:
-            pass
     *parents, last = key.split(".")
+    if not sign or not all((*parents, last)):
+        raise RequestError(f"{override!r} is not key.path=value, e.g. stages.align.batch_size=256")
+    try:
+        parsed = parse_yaml(value)
+    except ValueError as error:
+        raise RequestError(f"{override!r}: the value is not YAML: {error}. Put a text in quotes.") from None
     place = content
     for parent in parents:
         inner = place.setdefault(parent, {})
         if not isinstance(inner, dict):
-            raise RequestError(f"'{override}': {parent} is not a section, it holds {inner!r}")
+            raise RequestError(f"{override!r}: {parent} is not a section, it holds {_short(inner)}")
         place = inner
     place[last] = parsed
 
 
 def _explain(path: Path, error: ValidationError) -> str:
+    return f"{path}: this recipe cannot be run:\n" + "\n".join(f"  {line}" for line in _lines(error))
+
+
+_KINDS = {"int", "str", "float", "bool", "none", "constrained-str", "constrained-int", "nullable"}
+
+
+def _lines(error: ValidationError, above: str = "") -> list[str]:
+    """One line a fault: key path, what is wrong, what was found."""
     lines = []
     for fault in error.errors(include_url=False):
-        where = [str(part) for part in fault["loc"] if not str(part).startswith(("literal[", "list[", "function-"))]
-        key = ".".join(where) or "the recipe"
+        where = [str(part) for part in fault["loc"] if part not in _KINDS and not re.search(r"[\[(]", str(part))]
+        key = above + ".".join(where) or "the recipe"
         if fault["type"] == "extra_forbidden":
             section = _section_at(where[:-1])
             known = f"; known here: {', '.join(section.model_fields)}" if section else ""
-            lines.append(f"  {key}: unknown key{known}")
+            lines.append(f"{key}: unknown key{known}")
         elif fault["type"] == "missing":
-            lines.append(f"  {key}: missing")
+            lines.append(f"{key}: missing")
         else:
             message = fault["msg"].removeprefix("Value error, ")
-            lines.append(
-                f"  {key}: {message}" + (f" (found {fault['input']!r})" if not isinstance(fault["input"], dict) else "")
-            )
-    return f"{path}: this recipe cannot be run:\n" + "\n".join(dict.fromkeys(lines))
+            found = "" if isinstance(fault["input"], dict) else f" (found {_short(fault['input'])})"
+            lines.append(f"{key}: {message}{found}")
+    lines = list(dict.fromkeys(lines))
+    return lines[:20] + ([f"… and {len(lines) - 20} more"] if len(lines) > 20 else [])
+
+
+def _short(value: Any) -> str:
+    try:
+        said = repr(value)
+    except ValueError:  # a number of thousands of digits
+        said = "a very long number"
+    return said if len(said) <= 80 else said[:77] + "…"
 
 
 def _section_at(where: list[str]) -> type[Section] | None:
