@@ -38,7 +38,7 @@ def main() -> None:
     try:
         app()
     except SystemExit as ended:
-        if ended.code == 130:
+        if isinstance(getattr(ended.__context__, "__cause__", None), KeyboardInterrupt):  # typer makes it an exit
             _say("interrupted")
         code = ended.code
     except UserError as error:
@@ -69,7 +69,7 @@ def _say(text: str) -> None:
 def _mend(error: OSError) -> str:
     known = {
         errno.ENOSPC: "Free some space, then give the command again",
-        errno.EDQUOT: "Your quota is used up: remove something, then give the command again",
+        getattr(errno, "EDQUOT", -1): "Your quota is used up: remove something, then give the command again",
         errno.EACCES: "Choose a place you may use, or change its rights",
         errno.EROFS: "Choose a place that can be written",
         errno.ENAMETOOLONG: "Choose a shorter name",

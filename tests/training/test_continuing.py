@@ -1,0 +1,451 @@
+"""Going on: with the same data and model wherever they lie, in a folder that is one run's at a time, never from broken bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from cnclip_ft.recipe import dump_recipe, load_recipe
+from cnclip_ft.training.run import Run, train
+from cnclip_ft.training.run_folder import held, run_of
+from cnclip_ft.training.run_state import load_state, save_state
+from cnclip_ft.training.stage import StageRun
+from data_tools.errors import RequestError, UserError
+from tests.training.helpers import losses, tiny_recipe, write_store
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def stop_after(monkeypatch, step, stage="contrast"):
+    original = StageRun._one_step
+
+    def stopping(self, batch):
+        out = original(self, batch)
+        if (self.name, self.step + 1) == (stage, step):
+            self.run.stop._asked = True
+        return out
+
+    monkeypatch.setattr(StageRun, "_one_step", stopping)
+
+
+def recipe_of(stores, folder, **changes):
+    return tiny_recipe(stores, output=str(folder), feature_cache=str(stores / "cache"), **changes)
+
+
+@pytest.fixture(scope="module")
+def whole(stores):
+    assert train(recipe_of(stores, stores / "whole"))
+    return stores / "whole"
+
+
+@pytest.fixture(scope="module")
+def stopped_once(stores):
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 4)
+        assert train(recipe_of(stores, stores / "stopped")) is False
+    return stores / "stopped"
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path):
+    """A run stopped in its second stage, moved to another place under another name."""
+    shutil.copytree(stopped_once, tmp_path / "elsewhere" / "renamed")
+    return tmp_path / "elsewhere" / "renamed"
+
+
+def same_end(ours: Path, theirs: Path) -> bool:
+    a, b = (load_file(folder / "contrast" / "last" / "model.safetensors") for folder in (ours, theirs))
+    return losses(ours) == losses(theirs) and all(torch.equal(a[key], b[key]) for key in b)
+
+
+# ---- the folder ---------------------------------------------------------------------------------------------------
+
+
+def test_a_moved_run_goes_on_where_its_recipe_lies(stores, whole, stopped, monkeypatch, capsys):
+    from cnclip_ft import cli
+
+    shutil.move(stopped, stopped.parent.parent / "again")
+    place, before = stopped.parent.parent / "again", sorted(p.name for p in (stores / "stopped").rglob("*"))
+    data = [f"data.{key}={stores / 'copies' / key}" for key in ("train", "valid")]
+    for key in ("train", "valid"):
+        shutil.copytree(stores / key, stores / "copies" / key, dirs_exist_ok=True)
+    monkeypatch.setattr(sys, "argv", ["cnclip-ft", "train", str(place / "recipe.yaml"), "--continue", *data])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code, capsys.readouterr().err
+    assert same_end(place, whole)
+    assert sorted(p.name for p in (stores / "stopped").rglob("*")) == before  # the copy is a run of its own
+
+
+def test_a_recipe_beside_no_run_names_its_own_output(tmp_path, stopped):
+    (tmp_path / "recipe.yaml").write_text((stopped / "recipe.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    assert run_of(tmp_path / "recipe.yaml") is None and run_of(stopped / "recipe.yaml") == stopped
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_two_runs_in_one_folder_are_refused(stores, stopped, overwrite):
+    before = sorted(path.name for path in stopped.rglob("*"))
+    with held(stopped), pytest.raises(RequestError, match=rf"another process is training.*process {os.getpid()} on"):
+        train(recipe_of(stores, stopped), proceed=not overwrite, overwrite=overwrite)
+    assert sorted(path.name for path in stopped.rglob("*")) == before
+
+
+def test_a_lock_left_by_a_dead_process_is_nobodys(stores, whole, stopped):
+    (stopped / "cnclip-ft.lock").write_text('{"pid": 1, "host": "elsewhere"}')
+    assert train(recipe_of(stores, stopped), proceed=True) and same_end(stopped, whole)
+    assert not (stopped / "cnclip-ft.lock").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"contrast": {"batch_size": 1000}},
+        {"model": {"start": {"architecture": "huge"}}},
+        {"contrast": {"epochs": 1, "steps": None, "warmup_steps": 900}},
+        {"align": {"patch_dropout": 0.2}, "model": {"start": {"architecture": "RN50"}}},
+    ],
+)
+def test_a_refused_start_leaves_nothing(stores, tmp_path, changes):
+    with pytest.raises(RequestError):
+        train(recipe_of(stores, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_start_that_failed_before_its_first_state_is_no_run(stores, whole, tmp_path, monkeypatch):
+    def broken(self, model):
+        raise OSError(5, "Input/output error")
+
+    from cnclip_ft.training.validation import Judge
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Judge, "__call__", broken)
+        with pytest.raises(UserError, match=r"Input/output error.\nThere is no state yet"):
+            train(recipe_of(stores, tmp_path / "run"))
+    with pytest.raises(RequestError, match="before its first state.*without --continue"):
+        train(recipe_of(stores, tmp_path / "run"), proceed=True)
+    assert train(recipe_of(stores, tmp_path / "run")) and same_end(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize(
+    "name", ["journal.jsonl", "align/best/photo.jpg", "state/mine", "recipe.yaml", "cnclip-ft.lock"]
+)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_files_of_the_user_are_not_overwritten(stores, tmp_path, name, overwrite):
+    mine = tmp_path / "photos" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(RequestError, match="not overwritten"):
+        train(recipe_of(stores, tmp_path / "photos"), overwrite=overwrite)
+    assert mine.read_text() == "mine" and len(list((tmp_path / "photos").rglob("*"))) == len(Path(name).parts)
+
+
+def test_overwriting_leaves_what_no_run_wrote(stores, whole, stopped):
+    for name in ("notes.txt", "state/notes.txt", "align/notes.txt"):
+        (stopped / name).write_text("mine")
+    assert train(recipe_of(stores, stopped), overwrite=True) and same_end(stopped, whole)
+    assert all((stopped / name).read_text() == "mine" for name in ("notes.txt", "state/notes.txt", "align/notes.txt"))
+
+
+@pytest.mark.parametrize("place", ["train", ".", "train/inside"])
+def test_a_run_folder_over_its_data_is_refused(stores, place):
+    with pytest.raises(RequestError, match="which is read here"):
+        train(recipe_of(stores, stores / place), overwrite=True)
+
+
+# ---- the data, the model and the recipe ---------------------------------------------------------------------------
+
+
+def _other(folder, seed=7):
+    return str(write_store(folder, images=20, captions=2, seed=seed))
+
+
+def _reordered(stores, folder):
+    from data_tools.store import StoreWriter, open_store
+
+    source = open_store(stores / "train")
+    with StoreWriter(folder) as writer:
+        for image_id in source.image_ids:
+            writer.add_image(image_id, source.image(image_id))
+        for pair in reversed(list(source.pairs())):
+            writer.add_pair(pair.image_id, pair.text_id, pair.text, pair.language)
+        writer.finish()
+    return str(folder)
+
+
+@pytest.mark.parametrize("which", ["train", "order", "valid", "names", "model", "rate"])
+def test_other_data_model_or_recipe_is_refused(stores, stopped, tmp_path, which):
+    data = {"train": str(stores / "train"), "valid": str(stores / "valid"), "workers": 0}
+    changes, says = {
+        "train": (
+            lambda: {"data": data | {"train": _other(tmp_path / "o")}},
+            r"data.train: .* holds other data.*checksum",
+        ),
+        "order": (
+            lambda: {"data": data | {"train": _reordered(stores, tmp_path / "o")}},
+            r"data.train: .*in another order",
+        ),
+        "valid": (lambda: {"data": data | {"valid": _other(tmp_path / "o")}}, r"data.valid: .* holds other data"),
+        "names": (lambda: {"data": data | {"valid": {"mine": data["valid"]}}}, "splits valid; data.valid now has mine"),
+        "model": (lambda: {"model": {"start": {"architecture": "RN50"}}}, r"model.start: .*another model.*image"),
+        "rate": (lambda: {"contrast": {"learning_rate": 5e-4}}, r"contrast.learning_rate: 0.001 → 0.0005"),
+    }[which]
+    before = load_state(stopped / "state", print)["step"]
+    with pytest.raises(RequestError, match=says):
+        train(recipe_of(stores, stopped, **changes()), proceed=True)
+    assert load_state(stopped / "state", print)["step"] == before  # still there to go on from
+
+
+def test_what_may_change(stores, whole, stopped):
+    free = {"align": {"skip_bad_steps": 2}, "contrast": {"gradient_checkpointing": "both", "skip_bad_steps": 2}}
+    data = {"train": str(stores / "train"), "valid": str(stores / "valid"), "workers": 1, "max_damaged_images": 50}
+    assert train(recipe_of(stores, stopped, data=data, save_every=1, **free), proceed=True)
+    assert losses(stopped).keys() == losses(whole).keys()
+
+
+# ---- states -------------------------------------------------------------------------------------------------------
+
+
+def test_states_of_the_version_before_are_read(stores, whole, stopped):
+    for path in (stopped / "state").glob("*.pt"):
+        state = torch.load(path, weights_only=True)
+        for key in ("identity", "unjudged"):
+            del state[key]
+        del state["selection"]["sums"]
+        torch.save(state, path)
+    assert train(recipe_of(stores, stopped), proceed=True) and same_end(stopped, whole)
+
+
+def test_a_broken_bit_in_a_state_of_the_version_before_is_noticed(tmp_path):
+    torch.save({"step": 1, "weights": torch.arange(1000.0)}, tmp_path / "state-000000001.pt")
+    assert load_state(tmp_path, print)["step"] == 1
+    with zipfile.ZipFile(tmp_path / "state-000000001.pt") as parts:
+        largest = max(parts.infolist(), key=lambda part: part.file_size)
+    _flip(tmp_path / "state-000000001.pt", largest.header_offset + 2000)
+    with pytest.raises(UserError, match="every state is broken"):
+        load_state(tmp_path, lambda text: None)
+
+
+def _flip(path: Path, at: int, bit: int = 0x40) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= bit
+    path.write_bytes(content)
+
+
+def test_flips_and_cuts_of_states_are_noticed(tmp_path):
+    """Each falls back, and says so; CNCLIP_FT_FLIPS=N tries more."""
+    chance = random.Random(0)
+    for number in (1, 2):
+        save_state(tmp_path, number, {"step": number, "weights": torch.randn(500), "nested": [{"a": torch.ones(3)}]})
+    newest = tmp_path / "state-000000002.pt"
+    good = newest.read_bytes()
+    spots = [0, len(good) - 1, len(good) - 65, len(good) - 66, len(good) - 70]
+    spots += [chance.randrange(len(good)) for _ in range(int(os.environ.get("CNCLIP_FT_FLIPS", 60)))]
+    for at in spots:
+        said = []
+        for damage in (
+            lambda at=at: _flip(newest, at, 1 << chance.randrange(8)),
+            lambda at=at: newest.write_bytes(good[:at]),
+        ):
+            damage()
+            assert load_state(tmp_path, said.append)["step"] == 1, at
+            newest.write_bytes(good)
+        assert len(said) == 2 and all("broken" in text for text in said)
+    assert load_state(tmp_path, print)["step"] == 2
+    newest.write_bytes(good[:100])
+    (tmp_path / "state-000000001.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="every state is broken.*start a new run"):
+        load_state(tmp_path, lambda text: None)
+
+
+def test_a_best_checkpoint_changed_since_is_noticed(stores, stopped):
+    """The weights a stage ends with come from there."""
+    recipe = recipe_of(stores, stopped)
+    best = stopped / "contrast" / "best" / "model.safetensors"
+    state = load_state(stopped / "state", print)
+    assert state["selection"]["sums"]["best"]
+    original = StageRun._judge
+
+    def damaging(self):
+        original(self)
+        _flip(best, best.stat().st_size // 2)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StageRun, "_judge", damaging)
+        with pytest.raises(UserError, match=r"contrast/best: the weights are not those.*\nThe newest state"):
+            train(recipe, proceed=True)
+
+
+# ---- faults on the way --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault", ["validation", "loader", *(pytest.param(name, marks=pytest.mark.slow) for name in ("journal", "damaged"))]
+)
+def test_a_fault_between_steps_loses_no_step(stores, whole, tmp_path, monkeypatch, fault):
+    """The state of all steps is written first; with the fault mended the run ends as an untroubled one."""
+    from cnclip_ft.training import journal
+    from cnclip_ft.training.validation import Judge
+
+    recipe = recipe_of(stores, tmp_path / "run")
+    judge, write, count = Judge.__call__, journal.Journal.write, StageRun._count_faults
+
+    def gone(self, model):
+        if (tmp_path / "run/contrast/last").exists():
+            raise RequestError("demo/valid is gone")
+        return judge(self, model)
+
+    def full(self, kind, line=None, **values):
+        if (values.get("stage"), values.get("step")) == ("contrast", 6) and kind == "validation":
+            with self._told():
+                raise OSError(28, "No space left on device")
+        return write(self, kind, line, **values)
+
+    def failing(self, batch):
+        if (self.name, self.step) == ("contrast", 5):
+            raise (
+                UserError("11 damaged images") if fault == "damaged" else OSError(5, "Input/output error", "data.mdb")
+            )
+        return count(self, batch)
+
+    with monkeypatch.context() as patch:
+        if fault == "validation":
+            patch.setattr(Judge, "__call__", gone)
+        elif fault == "journal":
+            patch.setattr(journal.Journal, "write", full)
+        else:
+            patch.setattr(StageRun, "_count_faults", failing)
+        with pytest.raises(
+            UserError, match=r"\nThe newest state is of stage contrast, step [56]. Continue with: "
+        ) as said:
+            train(recipe)
+    assert len(str(said.value).splitlines()) == 2
+    assert load_state(tmp_path / "run/state", print)["step"] == {"validation": 6, "journal": 6}.get(fault, 5)
+    assert train(recipe, proceed=True) and same_end(tmp_path / "run", whole)
+
+
+def test_a_journal_cut_off_in_a_line_goes_on_in_the_next(stores, whole, stopped):
+    with open(stopped / "journal.jsonl", "ab") as file:
+        file.write(b'{"time": 1, "kind": "tra')
+    assert train(recipe_of(stores, stopped), proceed=True)
+    lines = (stopped / "journal.jsonl").read_text(encoding="utf-8").splitlines()
+    assert sum(line.startswith("{") and line.endswith("}") for line in lines) == len(lines) - 1
+    assert json.loads(lines[-1])["kind"] == "done"
+
+
+@pytest.mark.parametrize(
+    "environment,says",
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed; .*accelerate_fsdp2.yaml"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP version 1; set fsdp_version: 2"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "fp8; .*precision: bf16"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, ".*compile: true"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, ".*micro_batch_size"),
+        ({"ACCELERATE_USE_XLA": "true"}, "TPUs"),
+    ],
+)  # fmt: skip
+def test_other_engines_of_accelerate_are_refused(stores, tmp_path, monkeypatch, environment, says):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RequestError, match=f"accelerate's configuration asks for {says}"):
+        train(recipe_of(stores, tmp_path / "run"))
+    with pytest.raises(RequestError, match=says):
+        Run(recipe_of(stores, tmp_path / "run"), write=False)
+
+
+# ---- signals ------------------------------------------------------------------------------------------------------
+
+SLOWLY = """
+import os, signal, sys, time
+import cnclip_ft.training.stage as stage
+original = stage.StageRun._one_step
+def step(self, batch):
+    time.sleep(0.05)
+    if self.step == 5 and "KILL_WORKER" in os.environ:
+        import subprocess
+        for child in open(f"/proc/self/task/{os.getpid()}/children").read().split():
+            os.kill(int(child), signal.SIGKILL)
+    return original(self, batch)
+stage.StageRun._one_step = step
+from cnclip_ft.cli import main
+sys.argv[0] = "cnclip-ft"
+main()
+"""
+
+
+def start(recipe: Path, *arguments: str, **environment: str) -> subprocess.Popen:
+    env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", **environment)
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOWLY, "train", str(recipe), *arguments], env=env, text=True, encoding="utf-8",
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+
+
+def write_recipe(stores, folder, steps=400) -> Path:
+    data = {"train": str(stores / "train"), "valid": str(stores / "valid"), "workers": 2}
+    recipe = recipe_of(stores, folder / "run", data=data, save_every=3, align={"steps": 1, "warmup_steps": 0},
+                       contrast={"steps": steps, "validate_every": 1000})  # fmt: skip
+    (folder / "r.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    return folder / "r.yaml"
+
+
+def wait_for_state(process: subprocess.Popen, folder: Path) -> None:
+    for _ in range(1200):
+        if list((folder / "run/state").glob("state-01*.pt")) or process.poll() is not None:
+            return
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="sends signals to process groups")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_signal_to_the_whole_group_stops_in_good_order(stores, tmp_path, name):
+    process = start(write_recipe(stores, tmp_path))
+    wait_for_state(process, tmp_path)
+    for _ in range(2):  # as `timeout` does: to the process, then to its group
+        os.killpg(process.pid, getattr(signal, name))
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 130, said
+    assert "Traceback" not in said and "Stopped. Continue with: " in said
+    assert load_state(tmp_path / "run/state", print)["step"] % 3 or "Continue" in said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="kills loader processes by /proc")
+def test_a_killed_loader_is_told_and_a_killed_run_lets_go_of_its_folder(stores, tmp_path):
+    recipe = write_recipe(stores, tmp_path)
+    said = start(recipe, KILL_WORKER="1").communicate(timeout=200)[0]
+    assert "Traceback" not in said and "ended from outside" in said and "data.workers=N" in said, said[-3000:]
+    assert "The newest state is of stage contrast, step" in said
+    process = start(tmp_path / "run/recipe.yaml", "--continue")
+    wait_for_state(process, tmp_path)
+    time.sleep(5)
+    process.kill()
+    process.wait()
+    again = start(tmp_path / "run/recipe.yaml", "--continue", "data.workers=0")
+    for line in again.stdout:
+        if line.startswith("Continuing stage") or "error" in line:
+            break
+    assert line.startswith("Continuing stage contrast"), line
+    for wait in (0, 1.2):  # a second signal, later: at once
+        time.sleep(wait)
+        again.send_signal(signal.SIGTERM)
+    assert again.wait(60) in (130, -signal.SIGTERM)
+
+
+def test_every_setting_of_a_written_recipe_marks_a_run(stores, stopped):
+    content = yaml.safe_load((stopped / "recipe.yaml").read_text(encoding="utf-8"))
+    assert run_of(stopped / "recipe.yaml") == stopped and load_recipe(stopped / "recipe.yaml").seed == content["seed"]
