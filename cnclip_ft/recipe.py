@@ -361,17 +361,18 @@ def shipped_recipes() -> list[str]:
 def find_recipe(name: str | Path) -> Path:
     """A path as it is, or the name of a shipped recipe with or without ``.yaml``."""
     path = Path(name)
+    shipped = SHIPPED / f"{path.name.removesuffix('.yaml')}.yaml"
     try:
         if path.is_file():
             return path
+        if len(path.parts) == 1 and shipped.is_file():
+            return shipped
+        folder = path.is_dir()
     except (OSError, ValueError):  # a name too long, with NUL, links in a circle
-        pass
-    if path.is_dir():
+        folder = False
+    if folder:
         raise RequestError(f"{name} is a folder; name the recipe file in it, e.g. {path / 'recipe.yaml'}")
-    shipped = SHIPPED / f"{path.name.removesuffix('.yaml')}.yaml"
-    if len(path.parts) == 1 and shipped.is_file():
-        return shipped
-    raise RequestError(f"{name}: no such recipe file. Shipped recipes: {', '.join(shipped_recipes())}")
+    raise RequestError(f"{str(name)[:200]}: no such recipe file. Shipped recipes: {', '.join(shipped_recipes())}")
 
 
 def load_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:

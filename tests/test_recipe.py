@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import os
+import random
+
 import pytest
 import yaml
 
-from cnclip_ft.recipe import dump_recipe, load_recipe
+from cnclip_ft.recipe import SHIPPED, dump_recipe, load_recipe
 from data_tools.errors import RequestError
 
 PLAIN = {
@@ -69,3 +72,151 @@ def test_broken_yaml_is_named(tmp_path):
     path.write_text("- 1", encoding="utf-8")
     with pytest.raises(RequestError, match="a recipe is a mapping"):
         load_recipe(path)
+
+
+WRONG = [
+    "seed=-1", "seed=99999999999999999999999", "seed=.inf", "seed=true", "seed=1.5",
+    "model.start.image.heads=7", "model.start.image.heads=0", "model.start.image.patch=0", "model.start.image.patch=x",
+    "model.start.image.layers=-1", "model.start.projection=x", "model.start.projection=-2", "model.start.image=5",
+    "model.start.text.dropout=1", "model.start.text.hidden=2.5", "model.start.text.heads=true", "model.start=", "model.start=5",
+    "model.image_size=0", "data.context_length=0", "data.context_length=1", "data.context_length=9999",
+    "data.workers=-1", "data.workers=10000", "data.workers=many", "data.train=", "data.train=5", 'data.train="a\\0b"',
+    "data.valid={}", "data.valid={guard: a}", "data.valid=[a]", "data.max_damaged_images=-1",
+    "stages={}", "stages.align=3", "stages.align.epochs=0", "stages.align.epochs=.nan", "stages.align.epochs=true",
+    "stages.align.learning_rate=-1", "stages.align.learning_rate=.inf", "stages.align.learning_rate=.nan",
+    "stages.align.learning_rate=0", "stages.align.learning_rate=fast", "stages.align.betas=[0.9, 1]", "stages.align.betas=[0.9]",
+    "stages.align.batch_size=0", "stages.align.micro_batch_size=0", "stages.align.micro_batch_size=-4",
+    "stages.align.train=[]", "stages.align.train=[3]", "stages.align.ema=1", "stages.align.warmup_steps=-1",
+    "stages.align.objective.tile=0", "precision=fp8", "precision=true", "output=", "output=3", "log_every=0", "save_every=0",
+    "report_to=wandb", "best_by=nothing", "best_by=[1]", "a..b=1", "=x", ".=1", "seed", "seed=[", "seed=&a [*a]", "seed={a: 1, a: 2}",
+    "stages." + "x" * 300 + "=1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_wrong_values_are_one_message(tmp_path, override):
+    path = tmp_path / "r.yaml"
+    towers = {
+        "image": {"kind": "vit", "hidden": 64, "layers": 1, "heads": 1, "patch": 8},
+        "text": {"hidden": 64, "heads": 1},
+    }
+    start = {"start": {**towers, "projection": 32}}
+    path.write_text(yaml.safe_dump(PLAIN | {"model": start}), encoding="utf-8")
+    assert load_recipe(path)
+    with pytest.raises(RequestError) as said:
+        load_recipe(path, [override])
+    key = override.partition("=")[0]
+    assert key.split(".")[0] in str(said.value) and len(str(said.value).splitlines()) <= 4, said.value
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/x", "a/b", "", ".", "best", "Last", "state", "con", "a\0b", "a b", "x" * 101, "名 字"]
+)
+def test_names_that_are_no_stage(tmp_path, name):
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(PLAIN | {"stages": {name: PLAIN["stages"]["align"]}}), encoding="utf-8")
+    with pytest.raises(RequestError, match="cannot name a stage"):
+        load_recipe(path)
+
+
+def test_stages_that_differ_in_capitals_only(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(PLAIN | {"stages": dict.fromkeys(("align", "Align"), PLAIN["stages"]["align"])}))
+    with pytest.raises(RequestError, match="capitals only"):
+        load_recipe(path)
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join(['*' + chr(97 + n)] * 9)}]\n" for n in range(9)
+)
+
+
+@pytest.mark.parametrize(
+    "content,says",
+    [
+        (b"", "a recipe is a mapping"),
+        (b"- 1", "a recipe is a mapping"),
+        (b"\x00\x01\x02", "not readable as YAML"),
+        (b"a: 1\nb: \xff\n", "line 2 is not UTF-8.*Save the recipe as UTF-8"),
+        ("seed: 1".encode("utf-16"), "UTF-16.*Save the recipe as UTF-8"),
+        (b"a:\n\tb: 1", "line 2, column 1"),
+        (b"seed: 1\nseed: 2", "line 2: the key 'seed' stands twice .first in line 1"),
+        (b"? [1, 2]\n: 3", "a key must be a word"),
+        (b"a: &a\n  b: *a", "an alias that holds itself"),
+        (BOMB.encode(), "more than 100,000 values"),
+        (b"[" * 2000, "nested too deeply"),
+        (b"x" * 1_000_001, "at most 1,000,000"),
+        (b"--- 1\n--- 2", "expected a single document|but found another document"),
+        (b"a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+        (b"1: 2\n3: 4", "Keys should be strings .found 1"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_recipe(tmp_path, content, says):
+    path = tmp_path / "r.yaml"
+    path.write_bytes(content)
+    with pytest.raises(RequestError, match=says) as said:
+        load_recipe(path)
+    assert str(path) in str(said.value)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000, ".", "loop"])
+def test_names_that_are_no_recipe(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(RequestError, match="no such recipe file|is a folder"):
+        load_recipe(name)
+
+
+def test_a_byte_order_mark_dates_and_short_numbers_are_read(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(PLAIN), encoding="utf-8-sig")
+    loaded = load_recipe(path, ["output=2024-13-45", "stages.align.learning_rate=1e-4", "feature_cache=2024-01-05"])
+    assert (loaded.output, loaded.feature_cache, loaded.stages["align"].learning_rate) == (
+        "2024-13-45",
+        "2024-01-05",
+        1e-4,
+    )
+
+
+def test_mutated_recipes_are_read_or_refused_in_words(tmp_path):
+    """Values, keys and bytes changed at random; CNCLIP_FT_MUTATIONS=N tries more."""
+    chance, path = random.Random(0), tmp_path / "r.yaml"
+    values = [
+        None,
+        True,
+        -1,
+        0,
+        10**30,
+        1e400,
+        float("nan"),
+        "",
+        "x" * 500,
+        "\0",
+        [],
+        {},
+        [[]],
+        {"a": {}},
+        "../..",
+        "é字\u2028",
+    ]
+
+    def mutated(content):
+        if isinstance(content, dict) and content and chance.random() < 0.8:
+            key = chance.choice(list(content))
+            new = key if chance.random() < 0.8 else chance.choice(["", "x", 1, "\0", key + "s"])
+            return {(new if k == key else k): (mutated(v) if k == key else v) for k, v in content.items()}
+        return chance.choice(values)
+
+    text = (SHIPPED / "demo.yaml").read_text(encoding="utf-8")
+    for number in range(int(os.environ.get("CNCLIP_FT_MUTATIONS", 300))):
+        if number % 2:
+            path.write_text(yaml.safe_dump(mutated(yaml.safe_load(text))), encoding="utf-8")
+        else:
+            spoilt = bytearray(text.encode())
+            for _ in range(chance.randrange(1, 6)):
+                spoilt[chance.randrange(len(spoilt))] = chance.randrange(256)
+            path.write_bytes(spoilt)
+        try:
+            load_recipe(path)
+        except RequestError as said:
+            assert len(str(said)) < 5000
