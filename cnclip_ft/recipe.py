@@ -423,7 +423,7 @@ def _lines(error: ValidationError, above: str = "") -> list[str]:
     lines = []
     for fault in error.errors(include_url=False):
         where = [str(part) for part in fault["loc"] if part not in _KINDS and not re.search(r"[\[(]", str(part))]
-        key = above + ".".join(where) or "the recipe"
+        key = (above + ".".join(where)).rstrip(".") or "the recipe"
         if fault["type"] == "extra_forbidden":
             section = _section_at(where[:-1])
             known = f"; known here: {', '.join(section.model_fields)}" if section else ""
