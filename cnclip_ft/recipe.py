@@ -7,13 +7,13 @@ command line overrides a single setting.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from cnclip_ft.new_towers import check_new_towers, fault_lines, short
 from cnclip_ft.yaml_file import parse_yaml, read_yaml
 from data_tools.errors import RequestError
 
@@ -56,86 +56,10 @@ class ModelSection(Section):
     @classmethod
     def _new_towers(cls, start: str | dict[str, Any]) -> str | dict[str, Any]:
         if isinstance(start, dict) and "architecture" not in start:
-            NewTowers.check(start)
+            check_new_towers(start)
         elif isinstance(start, dict) and not isinstance(start["architecture"], str):
             raise ValueError(f"architecture is a name (found {start['architecture']!r})")
         return start
-
-
-class NewTowers(Section):
-    """``{image: …, text: …}`` as far as numbers go; names and files are the model's matter."""
-
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
-
-    image: str | dict[str, Any] | None = None
-    text: str | dict[str, Any] | None = None
-    projection: Annotated[int, Field(ge=1, le=65536)] | None = None
-    pooling: str = "cls"
-    logit_scale: float | None = None
-
-    @staticmethod
-    def check(start: dict[str, Any]) -> None:
-        found = NewTowers.model_validate(start)
-        if isinstance(found.image, dict) and "path" not in found.image:
-            kind = found.image.get("kind")
-            if kind == "resnet":
-                NewResNet.check(found.image, "image")
-            elif kind == "vit":
-                NewVit.check(found.image, "image")
-        if isinstance(found.text, dict):
-            NewText.check(found.text, "text")
-
-
-class NewTower(Section):
-    """Numbers of a tower with new weights; the defaults are the model's."""
-
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
-
-    heads: Annotated[int, Field(ge=1, le=1024)] | None = None
-    intermediate: Annotated[int, Field(ge=1, le=2**20)] | None = None
-    image_size: Annotated[int, Field(ge=8, le=16384)] | None = None
-
-    @classmethod
-    def check(cls, numbers: dict[str, Any], tower: str) -> None:
-        try:
-            cls.model_validate(numbers)
-        except ValidationError as error:
-            raise ValueError("; ".join(_lines(error, f"{tower}."))) from None
-
-
-class NewVit(NewTower):
-    hidden: Annotated[int, Field(ge=1, le=65536)]
-    layers: Annotated[int, Field(ge=1, le=1000)]
-    heads: Annotated[int, Field(ge=1, le=1024)]
-    patch: Annotated[int, Field(ge=1, le=16384)]
-
-    @model_validator(mode="after")
-    def _heads_share(self) -> NewVit:
-        return _heads_share(self)
-
-
-class NewResNet(NewTower):
-    layers: Annotated[list[Annotated[int, Field(ge=1, le=1000)]], Field(min_length=4, max_length=4)] = [3, 4, 6, 3]
-    width: Annotated[int, Field(ge=2, le=4096)] = 64
-
-
-class NewText(NewTower):
-    hidden: Annotated[int, Field(ge=1, le=65536)] = 768
-    layers: Annotated[int, Field(ge=1, le=1000)] = 12
-    heads: Annotated[int, Field(ge=1, le=1024)] = 12
-    vocabulary: Annotated[int, Field(ge=1, le=10**7)] = 21128
-    positions: Annotated[int, Field(ge=3, le=10**6)] = 512
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-
-    @model_validator(mode="after")
-    def _heads_share(self) -> NewText:
-        return _heads_share(self)
-
-
-def _heads_share(tower: Any) -> Any:
-    if tower.hidden % tower.heads:
-        raise ValueError(f"hidden ({tower.hidden}) must be a multiple of heads ({tower.heads})")
-    return tower
 
 
 class Guard(Section):
@@ -406,54 +330,25 @@ def _override(content: dict[str, Any], override: str) -> None:
     for parent in parents:
         inner = place.setdefault(parent, {})
         if not isinstance(inner, dict):
-            raise RequestError(f"{override!r}: {parent} is not a section, it holds {_short(inner)}")
+            raise RequestError(f"{override!r}: {parent} is not a section, it holds {short(inner)}")
         place = inner
     place[last] = parsed
 
 
 def _explain(path: Path, error: ValidationError) -> str:
-    return f"{path}: this recipe cannot be run:\n" + "\n".join(f"  {line}" for line in _lines(error))
+    return f"{path}: this recipe cannot be run:\n" + "\n".join(
+        f"  {line}" for line in fault_lines(error, keys_at=_keys_at)
+    )
 
 
-_KINDS = {"int", "str", "float", "bool", "none", "constrained-str", "constrained-int", "nullable"}
-
-
-def _lines(error: ValidationError, above: str = "") -> list[str]:
-    """One line a fault: key path, what is wrong, what was found."""
-    lines = []
-    for fault in error.errors(include_url=False):
-        where = [str(part) for part in fault["loc"] if part not in _KINDS and not re.search(r"[\[(]", str(part))]
-        key = (above + ".".join(where)).rstrip(".") or "the recipe"
-        if fault["type"] == "extra_forbidden":
-            section = _section_at(where[:-1])
-            known = f"; known here: {', '.join(section.model_fields)}" if section else ""
-            lines.append(f"{key}: unknown key{known}")
-        elif fault["type"] == "missing":
-            lines.append(f"{key}: missing")
-        else:
-            message = fault["msg"].removeprefix("Value error, ")
-            found = "" if isinstance(fault["input"], dict) else f" (found {_short(fault['input'])})"
-            lines.append(f"{key}: {message}{found}")
-    lines = list(dict.fromkeys(lines))
-    return lines[:20] + ([f"… and {len(lines) - 20} more"] if len(lines) > 20 else [])
-
-
-def _short(value: Any) -> str:
-    try:
-        said = repr(value)
-    except ValueError:  # a number of thousands of digits
-        said = "a very long number"
-    return said if len(said) <= 80 else said[:77] + "…"
-
-
-def _section_at(where: list[str]) -> type[Section] | None:
+def _keys_at(where: list[str]) -> list[str]:
     names = {
         "": Recipe, "model": ModelSection, "data": DataSection, "guard": Guard, "objective": Objective,
         "augment": Augmentation, "lora": Lora,
     }  # fmt: skip
-    if len(where) == 2 and where[0] == "stages":
-        return Stage
-    return names.get(where[-1] if where else "")
+    stage = len(where) == 2 and where[0] == "stages"
+    section = Stage if stage else names.get(where[-1] if where else "")
+    return list(section.model_fields) if section else []
 
 
 def dump_recipe(recipe: Recipe) -> str:

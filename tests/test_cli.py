@@ -166,3 +166,27 @@ def test_every_shipped_recipe_is_valid():
     assert {"demo", "flickr30k-cn_vit-b-16", "coco-cn_vit-b-16", "muge_vit-b-16"} <= set(shipped_recipes())
     for name in shipped_recipes():
         load_recipe(name)
+
+
+@pytest.mark.parametrize(
+    "error,code,says",
+    [
+        (OSError(28, "No space left on device", "/a/b"), 1, "error: /a/b: No space left on device. Free some space"),
+        (OSError(36, "File name too long", "x"), 1, "error: x: File name too long. Choose a shorter name."),
+        (OSError(40, "Too many levels of symbolic links", "x"), 1, "lead in a circle"),
+        (OSError(5, "Input/output error"), 1, "error: Input/output error"),
+        (BrokenPipeError(32, "Broken pipe"), 1, ""),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (cnclip_ft.cli.UserError("words"), 1, "error: words"),
+    ],
+)
+def test_failures_of_the_system_are_one_line(monkeypatch, capsys, error, code, says):
+    def failing(*_):
+        raise error
+
+    monkeypatch.setattr("cnclip_ft.recipe.load_recipe", failing)
+    monkeypatch.setattr(sys, "argv", ["cnclip-ft", "plan", "demo"])
+    with pytest.raises(SystemExit) as ended:
+        cnclip_ft.cli.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == code and says in said and len(said.strip().splitlines()) == bool(says)

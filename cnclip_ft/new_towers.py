@@ -1,0 +1,121 @@
+"""Numbers of towers with new weights, as a recipe gives them, and pydantic's findings in words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class Numbers(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+class NewTowers(Numbers):
+    """``{image: …, text: …}`` as far as numbers go; names and files are the model's matter."""
+
+    image: str | dict[str, Any] | None = None
+    text: str | dict[str, Any] | None = None
+    projection: Annotated[int, Field(ge=1, le=65536)] | None = None
+    pooling: str = "cls"
+    logit_scale: float | None = None
+
+
+def check_new_towers(start: dict[str, Any]) -> None:
+    """The numbers of `model.start`, where it describes new towers.
+
+    Raises:
+        ValueError: naming each.
+    """
+    found = NewTowers.model_validate(start)
+    if isinstance(found.image, dict) and "path" not in found.image:
+        kind = {"resnet": NewResNet, "vit": NewVit}.get(str(found.image.get("kind")))
+        if kind is not None:
+            kind.check(found.image, "image")
+    if isinstance(found.text, dict):
+        NewText.check(found.text, "text")
+
+
+class NewTower(Numbers):
+    """Numbers of a tower with new weights; the defaults are the model's."""
+
+    heads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    intermediate: Annotated[int, Field(ge=1, le=2**20)] | None = None
+    image_size: Annotated[int, Field(ge=8, le=16384)] | None = None
+
+    @classmethod
+    def check(cls, numbers: dict[str, Any], tower: str) -> None:
+        try:
+            cls.model_validate(numbers)
+        except ValidationError as error:
+            raise ValueError("; ".join(fault_lines(error, f"{tower}."))) from None
+
+
+class NewVit(NewTower):
+    hidden: Annotated[int, Field(ge=1, le=65536)]
+    layers: Annotated[int, Field(ge=1, le=1000)]
+    heads: Annotated[int, Field(ge=1, le=1024)]
+    patch: Annotated[int, Field(ge=1, le=16384)]
+
+    @model_validator(mode="after")
+    def _heads_share(self) -> NewVit:
+        return _heads_share(self)
+
+
+class NewResNet(NewTower):
+    layers: Annotated[list[Annotated[int, Field(ge=1, le=1000)]], Field(min_length=4, max_length=4)] = [3, 4, 6, 3]
+    width: Annotated[int, Field(ge=2, le=4096)] = 64
+
+
+class NewText(NewTower):
+    hidden: Annotated[int, Field(ge=1, le=65536)] = 768
+    layers: Annotated[int, Field(ge=1, le=1000)] = 12
+    heads: Annotated[int, Field(ge=1, le=1024)] = 12
+    vocabulary: Annotated[int, Field(ge=1, le=10**7)] = 21128
+    positions: Annotated[int, Field(ge=3, le=10**6)] = 512
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+    @model_validator(mode="after")
+    def _heads_share(self) -> NewText:
+        return _heads_share(self)
+
+
+def _heads_share(tower: Any) -> Any:
+    if tower.hidden % tower.heads:
+        raise ValueError(f"hidden ({tower.hidden}) must be a multiple of heads ({tower.heads})")
+    return tower
+
+
+_KINDS = {"int", "str", "float", "bool", "none", "constrained-str", "constrained-int", "nullable"}
+
+
+def fault_lines(
+    error: ValidationError, above: str = "", keys_at: Callable[[list[str]], list[str]] | None = None
+) -> list[str]:
+    """One line a fault: key path, what is wrong, what was found. `keys_at` gives the keys known at a path."""
+    lines = []
+    for fault in error.errors(include_url=False):
+        where = [str(part) for part in fault["loc"] if part not in _KINDS and not re.search(r"[\[(]", str(part))]
+        key = (above + ".".join(where)).rstrip(".") or "the recipe"
+        if fault["type"] == "extra_forbidden":
+            keys = keys_at(where[:-1]) if keys_at else []
+            known = f"; known here: {', '.join(keys)}" if keys else ""
+            lines.append(f"{key}: unknown key{known}")
+        elif fault["type"] == "missing":
+            lines.append(f"{key}: missing")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            found = "" if isinstance(fault["input"], dict) else f" (found {short(fault['input'])})"
+            lines.append(f"{key}: {message}{found}")
+    lines = list(dict.fromkeys(lines))
+    return lines[:20] + ([f"… and {len(lines) - 20} more"] if len(lines) > 20 else [])
+
+
+def short(value: Any) -> str:
+    try:
+        said = repr(value)
+    except ValueError:  # a number of thousands of digits
+        said = "a very long number"
+    return said if len(said) <= 80 else said[:77] + "…"
