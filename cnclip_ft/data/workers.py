@@ -11,9 +11,7 @@ import threading
 
 from cnclip_ft.data.freed_memory import keep_pictures
 
-_TOLD = re.compile(
-    r"^(?:[\w.]+\.)?(UserError|RequestError|DataFault|\w*OSError|FileNotFoundError|PermissionError): ", re.M
-)
+_TOLD = re.compile(r"^(?:[\w.]+\.)?(\w*OSError|FileNotFoundError|PermissionError): ", re.M)
 
 
 def start_worker(_worker: int = 0) -> None:
