@@ -181,7 +181,7 @@ def test_gradients_of_two_and_four_processes_are_those_of_one(tmp_path):
     "environment,changes,says",
     [
         ({"FSDP_VERSION": "1"}, {}, "set fsdp_version: 2"),
-        ({"FSDP_OFFLOAD_PARAMS": "true"}, {}, "fsdp_offload_params is not supported"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, {}, "fsdp_offload_params, which is not supported"),
         ({}, {"contrast": {"micro_batch_size": "auto"}}, "micro_batch_size: auto.*give a number"),
         ({}, {"contrast": {"train": [{"tower": "image", "lora": {"rank": 2}}, {"tower": "text", "rate": 0}, {"tower": "temperature"}]}},
          "LoRA trains too little"),
