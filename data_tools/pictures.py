@@ -36,6 +36,14 @@ _SCANS, _SURE_SCANS, _SCANNED_PIXELS = 100, 16, 2_000_000_000
 _TIFF_WEIGHT = 64 * 2**20
 # What cameras, browsers and phones write. Others are refused: some of Pillow's readers start programs (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF")
+_HEADS = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n": "PNG",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"GIF8": "GIF",
+    b"BM": "BMP",
+}
 _JPEG_END, _TAIL = b"\xff\xd9", 4096
 # Of large pictures, which are refused here, and of odd tags. For good: `catch_warnings` is not made for threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -107,6 +115,8 @@ def _too_large(what: str, limit: int) -> DataFault:
 
 
 def _check_size(width: int, height: int, pixel_limit: int) -> None:
+    if min(width, height) < 1:
+        raise _fault(f"the image has no pixels ({width}×{height})", "Replace it or leave it out.", "undecodable-image")
     if width * height > pixel_limit:
         raise _too_large(f"{width}×{height} pixels", pixel_limit)
     if max(width, height) > SIDE_LIMIT:
@@ -160,8 +170,14 @@ def _unknown(data: bytes) -> tuple[str, str]:
         return "it is empty", "Replace it or leave it out."
     if data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis") and not features.check("avif"):
         return "an AVIF, which this Pillow cannot read", "Install a newer one: pip install -U pillow."
-    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"heim"):
+    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1", b"heim", b"heis"):
         return "a HEIC", "Convert it to JPEG or PNG."
+    known = next((name for head, name in _HEADS.items() if data.startswith(head)), None)
+    if known is not None:
+        return (
+            f"it begins as a {known}, and is damaged or of a kind that Pillow cannot read",
+            "Save it anew with 8 bits a channel, or leave it out.",
+        )
     return f"it begins with {data[:12]!r}", f"Use {', '.join(FORMATS)}."
 
 
@@ -235,6 +251,7 @@ def upright(image: Image.Image, pixel_limit: int = PIXEL_LIMIT) -> Image.Image:
     """As `open_upright`, of a Pillow picture, which stays as it is."""
     _check_size(image.width, image.height, pixel_limit)
     with _told(None, "the image cannot be decoded"):
+        image.load()  # which turns a TIFF by itself, and its tag with it
         return to_rgb(image)
 
 

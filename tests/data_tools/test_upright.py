@@ -115,8 +115,22 @@ def test_the_orientation_is_pillow_s(format: str, turn: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = turn
     data = encoded(Image.open(io.BytesIO(picture(3, (40, 30)))), format, exif=exif)
-    theirs = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-    assert np.array_equal(rgb(data), np.asarray(theirs))
+    theirs = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    assert np.array_equal(rgb(data), theirs)
+    lazy, loaded = (Image.open(io.BytesIO(data)) for _ in range(2))  # a TIFF is turned when it is loaded
+    loaded.load()
+    for image in (lazy, loaded, lazy):
+        assert np.array_equal(np.asarray(pictures.upright(image)), theirs)
+
+
+def test_what_is_damaged_is_called_by_what_it_begins_as() -> None:
+    double = struct.pack("<2sHLH", b"II", 42, 8, 1) + struct.pack("<HHLL", 258, 3, 1, 64) + bytes(4)
+    for data, said in ((double, "as a TIFF"), (b"\x89PNG\r\n\x1a\n", "as a PNG"), (b"\xff\xd8\xff\xd9", "as a JPEG")):
+        with pytest.raises(DataFault, match=said) as fault:
+            open_upright(data)
+        assert "TIFF, PPM" not in str(fault.value)
+    with pytest.raises(DataFault, match="no pixels"):
+        pictures.upright(Image.new("RGB", (0, 5)))
 
 
 def test_an_orientation_in_the_texts_of_a_png() -> None:
