@@ -61,6 +61,13 @@ class ModelSection(Section):
             raise ValueError(f"architecture is a name (found {start['architecture']!r})")
         return start
 
+    @property
+    def code(self) -> str | None:
+        """The import path of an image tower, where that is the start."""
+        image = self.start.get("image") if isinstance(self.start, dict) else None
+        image = str(image.get("path") if isinstance(image, dict) else image)
+        return image if ":" in image and not Path(image).expanduser().exists() else None
+
 
 class Guard(Section):
     """A general split judged along, so that learning one's own data does not unlearn everything else."""

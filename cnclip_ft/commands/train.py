@@ -68,13 +68,11 @@ def _recipe(name: str, overrides: list[str] | None, trust_import: bool) -> Recip
     from cnclip_ft.recipe import find_recipe, load_recipe
 
     recipe = load_recipe(name, overrides)
-    start, folder = recipe.model.start, find_recipe(name).parent
-    image = start.get("image") if isinstance(start, dict) else None
-    image = image.get("path") if isinstance(image, dict) else image
+    folder = find_recipe(name).parent
     came_along = any((folder / mark).exists() for mark in ("cnclip_ft.json", "config.json", "journal.jsonl"))
-    if came_along and not trust_import and ":" in str(image) and not Path(str(image)).expanduser().exists():
+    if came_along and not trust_import and recipe.model.code is not None:
         raise RequestError(
             f"{find_recipe(name)}: a recipe that lies in the folder of a checkpoint or a run, and names code as image tower, "
-            f"{image}. Nothing was imported. If the folder is your own, or you know that code: --trust-import"
+            f"{recipe.model.code}. Nothing was imported. If the folder is your own, or you know that code: --trust-import"
         )
     return recipe

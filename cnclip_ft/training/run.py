@@ -256,7 +256,8 @@ class Run:
         }  # fmt: skip
 
     def continue_line(self) -> str:
-        return f"cnclip-ft train {shlex.quote(str(self.folder / 'recipe.yaml'))} --continue{' --trust-import' * self.trust_import}"
+        trust = " --trust-import" * (self.trust_import or self.recipe.model.code is not None)
+        return f"cnclip-ft train {shlex.quote(str(self.folder / 'recipe.yaml'))} --continue{trust}"
 
 
 def _new_parts(report: LoadReport) -> list[str]:

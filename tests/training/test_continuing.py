@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -88,6 +89,26 @@ def test_a_moved_run_goes_on_where_its_recipe_lies(stores, whole, stopped, monke
     assert not ended.value.code, capsys.readouterr().err
     assert same_end(place, whole)
     assert sorted(p.name for p in (stores / "stopped").rglob("*")) == before  # the copy is a run of its own
+
+
+def test_the_line_that_is_said_goes_on_with_a_tower_of_ones_own(stores, tmp_path, monkeypatch, capsys):
+    from cnclip_ft import cli
+
+    start = {
+        "image": "tests.models.tower_fixture:plain",
+        "text": {"hidden": 32, "layers": 1, "heads": 2},
+        "projection": 16,
+    }
+    monkeypatch.chdir(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 2)
+        assert train(recipe_of(stores, tmp_path / "a run", model={"start": start})) is False
+    line = capsys.readouterr().out.partition("Stopped. Continue with: ")[2].splitlines()[0]
+    monkeypatch.setattr(sys, "argv", shlex.split(line))
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code, capsys.readouterr().err
+    assert (tmp_path / "a run/report/recall.json").exists()
 
 
 def test_a_recipe_beside_no_run_names_its_own_output(tmp_path, stopped):
