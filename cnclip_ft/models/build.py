@@ -51,6 +51,7 @@ class Checkpoint:
     left_over: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     trust_import: bool = False  # the user lets the file name code
+    image_size: int | None = None  # wished of a tower that is code, which tells its own when it is made
 
 
 def file_name(name: str) -> str:
@@ -151,6 +152,8 @@ def assemble(checkpoint: Checkpoint) -> DualEncoder:
     image = image_tower(
         description["image"], description["projection"], source=source, trust_import=checkpoint.trust_import
     )
+    if checkpoint.image_size not in (None, image.image_size):
+        resize_image(description["image"], checkpoint.tensors, checkpoint.image_size)  # which refuses
     text = text_tower(description["text"], description["projection"])
     tokenizer = TextTokenizer(checkpoint.vocab_file, description["context_length"])
     check_vocabulary(tokenizer, text, source)

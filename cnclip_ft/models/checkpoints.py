@@ -260,7 +260,9 @@ def open_checkpoint(
         raise RequestError(
             f"{checkpoint.source}: found under the name {known.name}, but its tensors are of {(found or {}).get('name') or 'another size'}"
         )
-    if image_size is None:
+    if checkpoint.description["image"]["kind"] == "foreign":
+        checkpoint.image_size = image_size
+    if image_size is None or checkpoint.image_size is not None:
         return checkpoint
     image, notes = resize_image(checkpoint.description["image"], checkpoint.tensors, image_size)
     checkpoint.description = with_architecture(checkpoint.description | {"image": image})

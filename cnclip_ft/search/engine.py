@@ -112,7 +112,7 @@ def open_engine(
     try:
         model, where, _ = open_model(checkpoint or made["path"], options)
     except RequestError as error:
-        if checkpoint is not None:
+        if checkpoint is not None or Path(made["path"]).exists():
             raise
         raise RequestError(
             f"the model of {folder} cannot be opened ({error}). Say where it lies now with --checkpoint"

@@ -76,6 +76,8 @@ def test_the_commands_take_it(folder, store, tmp_path):
         ["evaluate", folder, store, "--json", scores],
         ["encode", folder, store, "--output", tmp_path / "features"],
         ["compare", folder, folder, "--split", store],
+        ["search", "index", folder, store, "--output", tmp_path / "index"],
+        ["search", "query", tmp_path / "index", "狗"],
     ):
         result = CliRunner().invoke(app, [*map(str, arguments), "--trust-import"])
         assert result.exit_code == 0, (arguments[0], result.exception, result.output)

@@ -174,7 +174,8 @@ def test_settings_a_module_does_not_offer(tmp_path):
     model, _ = foreign()
     save_checkpoint(model, tmp_path / "a", info={})
     with pytest.raises(RequestError, match="has a size of its own"):
-        load(tmp_path / "a", image_size=48)
+        load(tmp_path / "a", image_size=48, trust_import=True)
+    assert load(tmp_path / "a", image_size=24, trust_import=True).image_size == 24
     with pytest.raises(RequestError, match="no set_gradient_checkpointing"):
         model.set_gradient_checkpointing(True, True)
     model.set_gradient_checkpointing(False, True)
