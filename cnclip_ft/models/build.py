@@ -197,15 +197,20 @@ def fill(module: nn.Module, tensors: Tensors, source: str) -> None:
     Raises:
         RequestError: naming what is missing, unexpected or of another shape.
     """
-    own = {file_name(name): (name, tensor.shape) for name, tensor in module.state_dict().items()}
+    own = {file_name(name): (name, tensor) for name, tensor in module.state_dict().items()}
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or extra:
         said = [f"{len(names)} {what} ({', '.join(names[:3])}{', …' * (len(names) > 3)})"
                 for what, names in (("missing", missing), ("unexpected", extra)) if names]  # fmt: skip
         raise RequestError(f"{source}: the tensors are not those of the model it describes: {'; '.join(said)}")
-    for name, (_, shape) in own.items():
-        if tensors[name].shape != shape:
-            raise RequestError(f"{source}: {name} is {list(tensors[name].shape)}, expected {list(shape)}")
+    for name, (_, expected) in own.items():
+        found = tensors[name]
+        if found.shape != expected.shape:
+            raise RequestError(f"{source}: {name} is {list(found.shape)}, expected {list(expected.shape)}")
+        if found.is_floating_point() != expected.is_floating_point():
+            raise RequestError(
+                f"{source}: {name} holds numbers of type {str(found.dtype)[6:]}, expected {str(expected.dtype)[6:]}"
+            )
     _give(module, {full: tensors[name] for name, (full, _) in own.items()})
     _make_buffers(module)
 

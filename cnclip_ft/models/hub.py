@@ -32,11 +32,11 @@ def find(name: str | Path, source: str = "huggingface", *, repositories: bool = 
     Raises:
         RequestError: naming the file, the places searched and where to get it.
     """
-    path = Path(name).expanduser()
-    if path.exists():
+    path = Path(os.path.expanduser(name))  # these say no of a name too long, or of nobody's home; pathlib raises
+    if os.path.exists(path):
         return path
     replaced = path.with_name(f"{path.name}.old")
-    if (replaced / "cnclip_ft.json").is_file():  # a writer was killed between its two renames
+    if os.path.isfile(replaced / "cnclip_ft.json"):  # a writer was killed between its two renames
         return replaced
     if source not in OWNERS:
         raise RequestError(f"source is {source!r}; use {' or '.join(OWNERS)}")
@@ -50,7 +50,7 @@ def find(name: str | Path, source: str = "huggingface", *, repositories: bool = 
             if architecture
             else ""
         )
-        raise RequestError(f"{name}: no such file or folder, and no published name ({published}){made}")
+        raise RequestError(f"{str(name)[:200]}: no such file or folder, and no published name ({published}){made}")
     for place in places():
         for found in (place / architecture.file, place / architecture.hub):
             if found.exists():

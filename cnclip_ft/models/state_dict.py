@@ -35,10 +35,11 @@ def find_state_dict(content: Any) -> tuple[dict[str, Stub], dict[str, Any], list
     if not isinstance(content, dict) or not content:
         raise RequestError(f"no state dict in it (a {type(content).__name__})")
     notes: list[str] = []
-    if any(isinstance(value, Stub) for value in content.values()):
-        return _checked(content), {}, notes
     there = [key for key in _PLACES if _holds_tensors(content.get(key))]
     averaged = [key for key in _AVERAGED if _holds_tensors(content.get(key))]
+    # Beside the weights a tensor may stand alone: a loss, the state of a generator of random numbers.
+    if not there and not averaged and _holds_tensors(content):
+        return _checked(content), {}, notes
     if len(there) > 1:
         raise RequestError(
             f"two state dicts are in it, under {' and '.join(map(repr, there))}; save the one that is meant, alone"

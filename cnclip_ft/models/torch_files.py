@@ -40,7 +40,7 @@ _STORAGES = {
 _HARMLESS_ROOTS = ("argparse", "datetime", "lightning", "lightning_fabric", "omegaconf", "pathlib", "pytorch_lightning")
 _HARMLESS = {
     "_codecs": {"encode"}, "copyreg": {"_reconstructor"}, "types": {"SimpleNamespace"},
-    "builtins": {"object", "set", "frozenset", "complex", "slice", "range", "bytearray", "list", "dict", "tuple", "int", "str"},
+    "builtins": {"object", "set", "frozenset", "complex", "slice", "range", "bytearray", "list", "dict", "tuple", "int", "long", "float", "str"},
     "numpy": {"dtype", "ndarray", *(f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)), "bool_"},
     "numpy.core.multiarray": {"scalar", "_reconstruct"}, "numpy._core.multiarray": {"scalar", "_reconstruct"},
     "numpy.core.numeric": {"_frombuffer"}, "numpy._core.numeric": {"_frombuffer"},

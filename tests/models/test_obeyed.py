@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 
 import numpy as np
@@ -228,6 +229,31 @@ def test_where_two_models_could_be_meant(tmp_path):
         torch.save(content, tmp_path / "x.pt")
         with pytest.raises(RequestError, match=message):
             load(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("beside", [
+    {"rng": torch.zeros(8, dtype=torch.uint8), "loss": torch.tensor(1.5)}, {"seen": collections.defaultdict(int, a=1)},
+    {"seen": collections.defaultdict(float, a=1.0)},
+])  # fmt: skip
+@pytest.mark.parametrize("place", ["state_dict", "model_ema"])
+def test_what_stands_beside_the_weights_is_left(tmp_path, place, beside):
+    torch.save({**beside, place: official(small()), "epoch": 3}, tmp_path / "x.pt")
+    assert equal(tensors(load(tmp_path / "x.pt")), tensors(small()))
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.complex64, torch.bool])
+def test_weights_that_are_no_fractions(tmp_path, kind):
+    name = "module.text_projection"
+    torch.save({"state_dict": official(small()) | {name: official(small())[name].to(kind)}}, tmp_path / "x.pt")
+    with pytest.raises(RequestError, match=f"type {str(kind)[6:]}, expected float32"):
+        load(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "~nobody-of-this-name/x", "a\0b"])
+def test_names_no_file_can_have(name):
+    with pytest.raises(RequestError, match="no such file") as said:
+        load(name)
+    assert len(str(said.value)) < 400
 
 
 def test_averaged_weights(tmp_path, caplog):
