@@ -17,7 +17,7 @@ from cnclip_ft.data.from_workers import from_workers
 from cnclip_ft.data.images import decode
 from cnclip_ft.data.workers import start_worker
 from cnclip_ft.models.modes import evaluation_mode
-from data_tools.errors import DataFault
+from data_tools.errors import DataFault, UserError
 from data_tools.pictures import MISSING
 
 if TYPE_CHECKING:
@@ -237,11 +237,19 @@ def iterate_images(
         first += len(faults)
         part = torch.full((len(faults), model.image_tower.output_dim), torch.nan)
         if pixels is not None:
-            whole = model.image_features(pixels.to(model.device, non_blocking=True)).float().cpu()
+            whole = _sound(model.image_features(pixels.to(model.device, non_blocking=True)).float().cpu(), "image")
             part[torch.tensor([fault is None for fault in faults])] = whole
         if meter is not None:
             meter.add(len(part))
         yield part
+
+
+def _sound(features: torch.Tensor, name: str) -> torch.Tensor:
+    if not torch.isfinite(features).all():
+        raise UserError(
+            f"the {name} features hold NaN or infinity: the model is broken; go back to an earlier checkpoint"
+        )
+    return features
 
 
 def encode_images(
@@ -272,7 +280,7 @@ def encode_texts(
         for start in range(0, len(distinct), batch_size):
             batch = distinct[start : start + batch_size]
             input_ids, mask = model.tokenizer.pad(batch)
-            part = model.text_features(input_ids.to(model.device), mask.to(model.device)).float().cpu()
+            part = _sound(model.text_features(input_ids.to(model.device), mask.to(model.device)).float().cpu(), "text")
             rows = [row for row, ids in enumerate(batch) for _ in places[ids]]
             features[[place for ids in batch for place in places[ids]]] = part[rows]
             if meter is not None:

@@ -5,7 +5,7 @@ import torch
 
 from cnclip_ft.evaluation.encode import encode_split, encode_texts, evaluating, read_texts
 from cnclip_ft.models.checkpoints import load
-from data_tools.errors import DataFault
+from data_tools.errors import DataFault, UserError
 from data_tools.store import Pair, StoreWriter, open_store
 from tests.evaluation import tiny
 
@@ -100,3 +100,11 @@ def test_a_pair_without_its_image_is_named(store, monkeypatch):
     monkeypatch.setattr(type(opened), "pairs", lambda _: iter([Pair(77, 5, "文字")]))
     with pytest.raises(DataFault, match="text 5 names image 77"):
         read_texts(opened)
+
+
+@pytest.mark.parametrize("side", ["image_tower.visual_projection", "text_tower.text_projection"])
+def test_features_of_a_broken_model_are_never_given(store, checkpoint, side):
+    broken = load(checkpoint)
+    broken.get_submodule(side).weight.data[0, 0] = torch.nan
+    with pytest.raises(UserError, match=f"the {side.split('_')[0]} features hold NaN"):
+        encode_split(broken, open_store(store))
