@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,7 +111,7 @@ def _read_text_file(path: Path) -> tuple[list[Any], list[str], list[str | None]]
     if not texts:
         raise RequestError(f"{path} holds no texts")
     if len(set(ids)) != len(ids):
-        repeated = next(i for i in ids if ids.count(i) > 1)
+        repeated = next(name for name, times in Counter(ids).items() if times > 1)
         raise DataFault(
             f"text id {repeated!r} stands on several lines",
             mend="Give each text its own id.",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 
 import pytest
 
@@ -84,3 +85,12 @@ def test_what_cannot_be_encoded_is_refused(tmp_path):
     ):
         with pytest.raises((RequestError, DataFault), match=said):
             open_source(tmp_path / name)
+
+
+def test_an_id_that_comes_again_late_is_found_at_once(tmp_path):
+    lines = [f'{{"text_id": {min(i, 29_998)}, "text": "a"}}\n' for i in range(30_000)]
+    (tmp_path / "texts.jsonl").write_text("".join(lines), encoding="utf-8")
+    began = time.perf_counter()
+    with pytest.raises(DataFault, match="text id 29998 stands on several lines"):
+        open_source(tmp_path / "texts.jsonl")
+    assert time.perf_counter() - began < 5  # looking for every id among all would take half a minute
