@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_tools.errors import DataFault
-from data_tools.plain_pickle import PlainUnpickler
+from data_tools.plain_pickle import PlainUnpickler, ordinary_triple
 from data_tools.store.pages import MEND
 
 FORMAT, VERSION = "cnclip-ft-store", 1
@@ -170,7 +170,7 @@ class OfficialLayout:
         return pickle.dumps((image_id, text_id, text), protocol=4)
 
     def read_pair(self, value: bytes, index: int, file: Path) -> tuple[Any, ...]:
-        return unpickle_pair(value, str(index), file)
+        return ordinary_triple(value) or unpickle_pair(value, str(index), file)
 
     def write_image(self, data: bytes) -> bytes:
         return _encode_url_safe(data)

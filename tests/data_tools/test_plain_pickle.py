@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import pickle
+import random
 import time
 import tracemalloc
 from collections import OrderedDict
 
 import pytest
 
-from data_tools.plain_pickle import PlainUnpickler
+from data_tools.plain_pickle import PlainUnpickler, ordinary_triple
 
 PLAIN = [
     7,
@@ -78,3 +79,41 @@ def test_sets_are_lists_and_other_dicts_are_refused():
     assert PlainUnpickler(io.BytesIO(pickle.dumps({1, 2}, 4))).load() == [1, 2]
     with pytest.raises(pickle.UnpicklingError, match="collections.OrderedDict"):
         PlainUnpickler(io.BytesIO(pickle.dumps(OrderedDict(a=1)))).load()
+
+
+IDS = (0, 255, 256, 65_535, 65_536, 2**31, -1, -(2**63), 2**63 - 1, "7", "狗", "x" * 255)
+TRIPLES = [
+    (one, two, text) for one, two in zip(IDS, IDS[::-1], strict=True) for text in ("", "一只狗", "a" * 255, "长" * 300)
+]
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("dumps", [pickle.dumps, pickle._dumps], ids=["C", "Python"])
+def test_ordinary_triples_are_read_straight_through(protocol, dumps):
+    for triple in TRIPLES:
+        assert ordinary_triple(dumps(triple, protocol)) == triple
+
+
+def test_what_is_read_straight_through_is_what_the_machine_reads():
+    draw, same = random.Random(0), 0
+    for _ in range(40_000):
+        data = bytearray(pickle.dumps(draw.choice(TRIPLES[::2]), draw.randrange(2, 6)))
+        for _ in range(draw.randrange(1, 3)):
+            data[draw.choice((draw.randrange(len(data)), draw.randrange(min(len(data), 20))))] = draw.randrange(256)
+        found = ordinary_triple(bytes(data[: draw.choice((len(data), len(data), draw.randrange(len(data))))]))
+        if found is not None:
+            same += 1
+            read = PlainUnpickler(io.BytesIO(data)).load()
+            assert read == found and list(map(type, read)) == list(map(type, found))
+    assert same > 1000
+
+
+@pytest.mark.parametrize(
+    "value",
+    [("a", "b"), ("a", "b", 3), ("", 1, "t"), (2**64, 1, "t"), (True, 1, "t"), (1.5, 1, "t"), ["a", "b", "c"], ("x" * 256, 1, "t"), None],
+    ids=str,
+)  # fmt: skip
+def test_anything_else_is_left_to_the_machine(value):
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        assert ordinary_triple(pickle.dumps(value, protocol)) is None
+        assert ordinary_triple(pickle.dumps((1, 2, "t"), protocol) + b".") is None
