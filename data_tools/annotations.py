@@ -37,7 +37,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-_decoder = json.JSONDecoder(parse_int=_whole, object_pairs_hook=_once)
+_decoder = json.JSONDecoder(object_pairs_hook=_once)  # faster: it reads numbers itself
+_wary = json.JSONDecoder(parse_int=_whole, object_pairs_hook=_once)
 
 
 def parse_json(line: bytes | str) -> Any:
@@ -48,7 +49,7 @@ def parse_json(line: bytes | str) -> Any:
     """
     text = decode_line(line) if isinstance(line, bytes) else line
     try:
-        return _decoder.decode(text)
+        return (_decoder if len(text) <= _MOST_DIGITS else _wary).decode(text)
     except (ValueError, RecursionError) as error:
         where = (
             f"column {error.colno}: {error.msg}"

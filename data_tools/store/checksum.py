@@ -57,10 +57,14 @@ class Order:
         self._sha, self._lines = hashlib.sha256(), []
 
     def image(self, image_id: Id) -> None:
-        self._line(json.dumps(image_id))
+        self._line(str(image_id) if type(image_id) is int else json.dumps(image_id))
 
     def pair(self, image_id: Id | None, text_id: Id, text: str) -> None:
         self._line(json_pair(image_id, text_id, text))
+
+    def plain_pair(self, value: bytes) -> None:
+        """As `pair`, of a record of the plain layout: it is that text between a bracket and the language."""
+        self._line(value[1 : value.rfind(b",")].decode("utf-8", "replace"))
 
     def _line(self, line: str) -> None:
         self._lines.append(line)

@@ -266,8 +266,15 @@ class PairStore:
         digest = Order()
         for image_id in self.image_ids:
             digest.image(image_id)
-        for image_id, text_id, text in self._bar(self.texts(), "order", "pair", len(self)):
-            digest.pair(image_id, text_id, text)
+        if self.layout == "plain":
+            for shard in self._open():
+                for value in self._bar(shard.pair_values(), "order", "pair", shard.meta["pairs"]):
+                    digest.plain_pair(value)
+        else:
+            for pair in self._bar(self.pairs(), "order", "pair", len(self)):
+                digest.pair(pair.image_id, pair.text_id, pair.text)
+        for text_id, text, _ in self.lone_texts:
+            digest.pair(None, text_id, text)
         return digest.hexdigest()
 
     def order(self) -> str:

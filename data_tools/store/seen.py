@@ -53,6 +53,7 @@ class Seen:
         self._writer = GrowingWriter(folder)
         self._fresh: dict[bytes, bytes] = {}
         self._transaction = self._writer.environment.begin()
+        self._clashing = next(self._range(_CLASH), None) is not None
         safe = self._transaction.get(_SAFE)
         self.safe: dict[str, int] = json.loads(safe) if safe else {"items": 0, "faults": 0}
 
@@ -83,10 +84,11 @@ class Seen:
 
     def add_clash(self, image_id: Id) -> None:
         """A second image has this id."""
+        self._clashing = True
         self._put(_CLASH + id_key(image_id), b"1")
 
     def clashes(self, image_id: Id) -> bool:
-        return self._get(_CLASH + id_key(image_id)) is not None
+        return self._clashing and self._get(_CLASH + id_key(image_id)) is not None
 
     def add_fault(self, place: int, line: bytes) -> None:
         """A line of the list of faults, and where in it the line begins."""
