@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -258,19 +258,22 @@ class _Build:
         self, numbered: Iterator[tuple[int, Item]], pool: ThreadPoolExecutor, window: int
     ) -> Iterator[tuple[int, Item, bytes | DataFault | None]]:
         waiting: deque[tuple[int, Item, Future[bytes | DataFault] | None]] = deque()
-        on_the_way: set[Id] = set()
+        on_the_way: Counter[Id] = Counter()  # names of the pictures that wait
         for position, item in numbered:
             future = None
             # A repetition is not read again; what it is worth shows when its turn has come, behind the first one.
-            if isinstance(item, ImageItem) and item.image_id not in on_the_way and self._wanted(position, item) is True:
-                on_the_way.add(item.image_id)
-                future = pool.submit(self.prepare, item)
+            if isinstance(item, ImageItem):
+                if not on_the_way[item.image_id] and self._wanted(position, item) is True:
+                    future = pool.submit(self.prepare, item)
+                on_the_way[item.image_id] += 1
             waiting.append((position, item, future))
             if len(waiting) > window:
                 yield self._turn(*waiting[0])
                 _, done, _ = waiting.popleft()
                 if isinstance(done, ImageItem):
-                    on_the_way.discard(done.image_id)
+                    on_the_way[done.image_id] -= 1
+                    if not on_the_way[done.image_id]:
+                        del on_the_way[done.image_id]
         while waiting:
             yield self._turn(*waiting.popleft())
 

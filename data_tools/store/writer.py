@@ -100,8 +100,12 @@ class StoreWriter:
     def lone(self) -> int:
         return self._parts.lone
 
-    def _next_item(self, item: int | None) -> int:
-        return self._item if item is None else item
+    def _begin(self, item: int | None) -> int:
+        """The position of the item at hand. Every item before it is complete, its faults listed: time to write what waits."""
+        self._item = self._item if item is None else item
+        if self._parts.large or self._seen.large:
+            self._flush()
+        return self._item
 
     def remember_fault(self, place: int, line: bytes) -> None:
         """Keep a line of the list of faults with the build: going on does not need the file."""
@@ -168,19 +172,18 @@ class StoreWriter:
         Raises:
             DataFault: an id that is none, or that another image has.
         """
-        item = self._next_item(item)
+        item = self._begin(item)
         _check_id(image_id, "image")
         if self.wants_image(image_id, item, origin):
             number = self._number_for(image_id)
             if self._parts.full:
-                self._item = item  # every item before this one is complete
                 self._flush()
                 self._parts.begin_shard()
             self._parts.add_image(number or image_id, data)
             self._seen.add_image(image_id, SeenImage(item, self._parts.shard, number, origin_hash(origin)))
         elif not self.wrote_image(image_id, item):
             self.again += 1
-        self._advance(item)
+        self._item = item + 1
 
     def _number_for(self, image_id: Id) -> int:
         """The official readers take whole numbers only: words are numbered, and the list laid beside the store."""
@@ -212,7 +215,7 @@ class StoreWriter:
         Raises:
             DataFault: not a text, not an id, or an id that another text has.
         """
-        item = self._next_item(item)
+        item = self._begin(item)
         _check_id(text_id, "text")
         if not text.strip() or not is_text(text):
             raise DataFault(
@@ -223,6 +226,8 @@ class StoreWriter:
             )
         digest = text_hash(text)
         known = self._seen.text(text_id)
+        if known is not None and known[0] > item:  # an interrupted build met it further on
+            known = None
         if known is not None and known[1] != digest:
             raise DataFault(
                 f"text id {text_id!r} stands for two different texts", mend="Give every text an id of its own.",
@@ -245,7 +250,7 @@ class StoreWriter:
                 self._parts.add_lone(item, text_id, text, language)
         else:
             self.left_out += 1
-        self._advance(item)
+        self._item = item + 1
         return faults
 
     def _find_image(self, image_id: Id, item: int, origin: str | None) -> tuple[Id, SeenImage] | DataFault:
@@ -294,11 +299,6 @@ class StoreWriter:
     def add_lone_text(self, text_id: Id, text: str, language: str | None = None) -> None:
         """A text no image is known for: searched with, never trained on."""
         self.add_text(text_id, text, [], language)
-
-    def _advance(self, item: int) -> None:
-        self._item = item + 1
-        if self._parts.large or self._seen.large:
-            self._flush()
 
     def _flush(self) -> None:
         self._parts.wait()  # what `safe` speaks of is on the disk

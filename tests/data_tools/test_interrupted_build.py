@@ -79,6 +79,21 @@ def test_faults_are_neither_lost_nor_told_twice(tmp_path, monkeypatch, small_bat
     assert content(open_store(tmp_path / "train")) == content(open_store(tmp_path / "straight"))
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3, 5])
+def test_texts_on_refused_pictures_are_listed_once(tmp_path, monkeypatch, small_batches, batch: int) -> None:
+    """A fault of the very item at which a transaction falls due is neither before nor behind it."""
+    monkeypatch.setattr(environments, "BATCH_ITEMS", batch)
+    write_official(tmp_path, images=6)
+    lines = (tmp_path / "train_imgs.tsv").read_bytes().splitlines()
+    write_lines(tmp_path / "train_imgs.tsv", [lines[0], *(line[:60] for line in lines[1:5]), lines[5]])
+    build_split(tmp_path, "train", tmp_path / "straight", on_error="skip", progress=False)
+    for after in range(7, 24, 2):
+        interrupted(monkeypatch, tmp_path, after, on_error="skip", resume=True)
+    report = build_split(tmp_path, "train", on_error="skip", resume=True, progress=False)
+    assert report.left_out == 16 and report.faults == {"bad-base64": 4, "refused-image": 12}
+    assert (tmp_path / "train/faults.jsonl").read_bytes() == (tmp_path / "straight/faults.jsonl").read_bytes()
+
+
 def test_going_on_with_something_else_is_refused(tmp_path, monkeypatch, small_batches) -> None:
     write_official(tmp_path)
     interrupted(monkeypatch, tmp_path, 20)

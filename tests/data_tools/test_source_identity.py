@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -89,6 +90,21 @@ def test_tars_with_equal_keys(tmp_path, workers: int) -> None:
         "missing-image",
     ]
     assert report.read == report.left_out + report.again + 8 and (report.left_out, report.again) == (6, 1)
+
+
+def test_threads_tell_the_same_faults(tmp_path) -> None:
+    """A refused picture that comes again while the first one of its name is on the way."""
+    draw, members = random.Random(0), []
+    for number in range(80):
+        data = draw.choice((picture(1), picture(2), picture(7)[:-30], b""))
+        name = "ab"[number % 2]
+        members += [(f"{name}.jpg", data), (f"{name}.txt", f"{number}".encode())]
+    write_tar(tmp_path / "t.tar", members)
+    lists = []
+    for workers in (0, 1, 3):
+        taken("webdataset", tmp_path / "t.tar", tmp_path / f"{workers}", on_error="skip", workers=workers)
+        lists.append((tmp_path / f"{workers}" / "faults.jsonl").read_bytes())
+    assert lists[0] == lists[1] == lists[2]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
