@@ -133,7 +133,7 @@ def _report(
     source: Source, stream: Stream, store: PairStore, faults: dict[str, int], continued: int, texts: int | None
 ) -> BuildReport:
     if texts is None:
-        texts = len({pair.text_id for pair in store.pairs()}) + len(store.lone_texts)
+        texts = len({text_id for _, text_id, _ in store.texts()})  # one may stand on an image and on none
     report = BuildReport(
         store,
         store.image_count,

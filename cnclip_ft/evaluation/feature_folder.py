@@ -115,7 +115,7 @@ class FeatureWriter:
                 )
             return
         try:
-            self.parts_folder.mkdir(parents=True, exist_ok=True)
+            (real_place(self.folder) / "parts").mkdir(parents=True, exist_ok=True)  # a link may lead to what was cleared
         except OSError as error:
             raise RequestError(f"{self.folder} cannot be written ({error.strerror}); choose another --output") from None
         write_json(self.parts_folder / "plan.json", plan)
