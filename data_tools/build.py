@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -105,7 +106,7 @@ def build_store(
         target, layout=layout, shard_size=shard_size, request=request, resume=resume, overwrite=overwrite
     ) as writer:
         if writer.in_place:
-            return _report(source, stream, open_store(target), {}, 0, None)
+            return _report(source, stream, open_store(target), _listed_faults(target), 0, None)
         continued = writer.done
         with contextlib.closing(
             FaultList(writer.building / FILE_NAME, on_error, max_faults, writer.faults(), writer.remember_fault)
@@ -129,6 +130,15 @@ def _read_places(request: dict[str, Any]) -> list[str]:
     return files + ([request["folder"]] if "folder" in request else [])
 
 
+def _listed_faults(store: Path) -> dict[str, int]:
+    """Kind → number of what a finished store's build left out."""
+    try:
+        lines = (store / FILE_NAME).read_bytes().splitlines()
+        return dict(Counter(json.loads(line)["kind"] for line in lines).most_common())
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # none, or no longer the list that was written
+
+
 def _report(
     source: Source, stream: Stream, store: PairStore, faults: dict[str, int], continued: int, texts: int | None
 ) -> BuildReport:
@@ -144,6 +154,8 @@ def _report(
         continued=continued,
         notes=stream.notes,
     )
+    if store.path.is_symlink():
+        report.notes.append(f"{store.path} is a link: the store lies in {store.path.resolve()}")
     found = {"images": report.images, "texts": report.texts}
     for what, count in source.expected().items():
         if found[what] != count:

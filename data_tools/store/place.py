@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 import secrets
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,8 @@ class Workplace:
                         "Start anew without --continue."
                     )
                 overwrite = overwrite or note["overwrite"]
+            if not note:
+                self._say_older()
         refuse_place(self.target, overwrite=overwrite)
         if self.resumed:
             self._note = note
@@ -138,6 +141,15 @@ class Workplace:
         }  # fmt: skip
         if request is not None:
             self._write_note()
+
+    def _say_older(self) -> None:
+        older = self.place.with_name(f"{self.place.name}.building")  # as version 0.1.0 called it
+        if (older / "request.json").is_file() and (older / "seen").is_dir():
+            print(
+                f"note: {older} looks like an interrupted build of an older version, which cannot be gone on with; this one "
+                "begins anew. Remove that folder when you are sure of it.",
+                file=sys.stderr,
+            )
 
     def _refuse_other_request(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         differing = [key for key in before.keys() | now.keys() if before.get(key) != now.get(key)]

@@ -246,6 +246,18 @@ def test_an_export_with_a_foreign_file_stays_and_a_checkpoint_saved_over_one_kee
     load("out.pt")
 
 
+def test_features_behind_a_link_are_replaced_there(photos, checkpoint) -> None:
+    from cnclip_ft.evaluation.encode_run import encode_to_folder
+    from cnclip_ft.evaluation.feature_folder import read_info
+    from cnclip_ft.evaluation.scorecard import Options
+
+    Path("l").symlink_to("real")
+    Path("real").mkdir()
+    for overwrite in (False, True):
+        encode_to_folder(str(checkpoint), "photos", "l", Options(workers=0, device="cpu"), overwrite=overwrite)
+    assert Path("l").is_symlink() and read_info("real")["images"] > 0
+
+
 @pytest.mark.parametrize("overwrite", [True, False])
 @pytest.mark.parametrize("output", ["mine", "file", "photos", "photos/features", ".", "with-parts", "noted", "m"])
 def test_features_take_no_place_but_their_own(photos, checkpoint, output, overwrite) -> None:

@@ -101,6 +101,18 @@ def test_skipped_faults_are_listed_and_counted(tmp_path, workers: int) -> None:
     assert store.image_ids == [1, 4] and [(pair.image_id, pair.text) for pair in store.pairs()] == [(4, "half")]
     assert (report.read, report.again, report.left_out) == (10, 0, 7)  # a text with one of two images is stored
     assert any("2 missing-image" in line for line in report.lines())
+    again = build_split(tmp_path, "train", on_error="skip", workers=workers, progress=False, resume=True)
+    assert again.faults == report.faults and again.texts == report.texts  # finished: nothing is done, all is said
+
+
+def test_a_store_behind_a_link_is_said_to_lie_there(tmp_path) -> None:
+    write_official(tmp_path)
+    build_split(tmp_path, "train", tmp_path / "real", progress=False)
+    (tmp_path / "train").symlink_to("real")
+    report = build_split(tmp_path, "train", progress=False, overwrite=True)
+    assert (
+        f"the store lies in {tmp_path.resolve() / 'real'}" in report.lines()[-1] and (tmp_path / "train").is_symlink()
+    )
 
 
 def test_too_many_faults_stop_the_build(tmp_path) -> None:

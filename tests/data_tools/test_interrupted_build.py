@@ -112,6 +112,15 @@ def test_without_continue_it_begins_anew(tmp_path, monkeypatch, small_batches) -
     assert build_split(tmp_path, "train", resume=True, progress=False).continued == 0  # nothing to go on with
 
 
+def test_what_an_older_version_left_is_named_and_stays(tmp_path, capsys) -> None:
+    write_official(tmp_path)
+    (tmp_path / "train.building/seen").mkdir(parents=True)
+    (tmp_path / "train.building/request.json").write_text("{}")
+    assert build_split(tmp_path, "train", resume=True, progress=False).images == 12
+    assert "train.building looks like an interrupted build" in capsys.readouterr().err
+    assert (tmp_path / "train.building/request.json").exists()
+
+
 def test_stopped_between_finishing_and_taking_its_place(tmp_path, monkeypatch, small_batches) -> None:
     """At every step behind the last item: going on ends with the new store, once."""
     from data_tools import outputs
