@@ -14,6 +14,7 @@ from typing import Any
 
 from data_tools.atomic import sync_file
 from data_tools.errors import DataFault, RequestError
+from data_tools.language import LANGUAGES, read_language
 from data_tools.store.environments import write_error
 from data_tools.store.layouts import LAYOUTS, LONGEST_ID, OFFICIAL, Id, is_id, is_text
 from data_tools.store.parts import Parts
@@ -213,7 +214,7 @@ class StoreWriter:
             One fault for each image that is not there; the pairs with the others are written.
 
         Raises:
-            DataFault: not a text, not an id, or an id that another text has.
+            DataFault: not a text, not an id, an id that another text has, or a language that is none of ours.
         """
         item = self._begin(item)
         _check_id(text_id, "text")
@@ -224,6 +225,8 @@ class StoreWriter:
                 kind="bad-text",
                 item_id=text_id,
             )
+        if language is not None and language not in LANGUAGES:
+            language = read_language(language)
         digest = text_hash(text)
         known = self._seen.text(text_id)
         if known is not None and known[0] > item:  # an interrupted build met it further on

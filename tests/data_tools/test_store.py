@@ -127,6 +127,7 @@ def test_two_images_or_texts_of_one_id_and_texts_without_image_are_refused(tmp_p
             (lambda: writer.add_pair(2, 2, "c"), "missing-image"),
             (lambda: writer.add_pair(1, 3, " "), "bad-text"),
             (lambda: writer.add_pair(1, 4, "\ud83d"), "bad-text"),
+            (lambda: writer.add_pair(1, 5, "d", 'a"b'), "bad-language"),
         ):
             with pytest.raises(DataFault) as caught:
                 wrong()
