@@ -23,10 +23,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic_core import from_json
 
 from cnclip_ft.evaluation.encode import SplitFeatures, SplitTexts
-from cnclip_ft.evaluation.official_files import IdFeatures, write_json, write_text
+from cnclip_ft.evaluation.official_files import IdFeatures, parse_json, write_json, write_text
 from data_tools.atomic import LEFTOVER, whole_file, whole_path
 from data_tools.errors import DataFault, RequestError, UserError
 from data_tools.faults import FILE_NAME
@@ -48,7 +47,7 @@ def _is_ours(folder: Path) -> bool:
         (folder / "parts/plan.json", {"format", "part", "settings"}),
     ):
         try:
-            content = from_json(file.read_bytes())
+            content = parse_json(file.read_bytes())
         except (OSError, ValueError):
             continue
         if isinstance(content, dict) and keys <= content.keys():
@@ -108,14 +107,16 @@ class FeatureWriter:
         if (self.folder / INFO).exists():
             raise RequestError(f"{self.folder} holds finished features; choose another --output or say --overwrite")
         if (self.parts_folder / "plan.json").exists():
-            if from_json((self.parts_folder / "plan.json").read_bytes()) != plan:
+            if parse_json((self.parts_folder / "plan.json").read_bytes()) != plan:
                 raise RequestError(
                     f"{self.folder} holds the beginning of another request (other weights, data or settings); "
                     "choose another --output or say --overwrite"
                 )
             return
         try:
-            (real_place(self.folder) / "parts").mkdir(parents=True, exist_ok=True)  # a link may lead to what was cleared
+            (real_place(self.folder) / "parts").mkdir(
+                parents=True, exist_ok=True
+            )  # a link may lead to what was cleared
         except OSError as error:
             raise RequestError(f"{self.folder} cannot be written ({error.strerror}); choose another --output") from None
         write_json(self.parts_folder / "plan.json", plan)
@@ -126,7 +127,7 @@ class FeatureWriter:
             "texts": len(self.split.text_ids), "part": PART, "settings": self.settings,
             "rows": self._rows,
         }  # fmt: skip
-        return from_json(json.dumps(plan))  # as it will be read again: tuples become lists
+        return parse_json(json.dumps(plan))  # as it will be read again: tuples become lists
 
     def missing(self, kind: str, share: int = 0, of: int = 1) -> list[Part]:
         """Parts not yet written; with several processes only those this one is to write."""
@@ -152,7 +153,7 @@ class FeatureWriter:
         """Position among the image ids → fault, of the parts written."""
         files = sorted(self.parts_folder.glob(f"*{_FAULTS}"))
         whole = [file for file in files if file.with_name(file.name.removesuffix(_FAULTS) + ".npy").exists()]
-        return dict(from_json(line) for file in whole for line in _read(file))
+        return dict(parse_json(line) for file in whole for line in _read(file))
 
     def finish(self, extra: dict[str, Any]) -> dict[int, dict[str, Any]]:
         """Join the parts; the folder counts as finished from the moment `features.json` is there.
@@ -228,7 +229,7 @@ def read_info(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / INFO
     try:
-        info = from_json(path.read_bytes())
+        info = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         unfinished = (Path(folder) / "parts" / "plan.json").exists()
         hint = "they are unfinished: give the `encode` command again" if unfinished else f"{error}"
@@ -258,8 +259,8 @@ def read_split(folder: str | Path) -> SplitFeatures:
         raise RequestError(
             f"{folder} has no {missing[0]}: recall needs images and texts. Encode a store, which has both"
         )
-    image_ids = [from_json(line) for line in _read(folder / "image_ids.jsonl")]
-    lines = [from_json(line) for line in _read(folder / "texts.jsonl")]
+    image_ids = [parse_json(line) for line in _read(folder / "image_ids.jsonl")]
+    lines = [parse_json(line) for line in _read(folder / "texts.jsonl")]
     at = {image_id: number for number, image_id in enumerate(image_ids)}
     pairs = [
         (at[image_id], number) for number, line in enumerate(lines) for image_id in line["image_ids"] if image_id in at
@@ -310,7 +311,7 @@ def read_set(path: str | Path, kind: str) -> IdFeatures:
     ids: Sequence[Any] = range(len(features))
     ids_file = path.with_name(ids_name)
     if ids_file.is_file():
-        values = [from_json(line) for line in _read(ids_file)]
+        values = [parse_json(line) for line in _read(ids_file)]
         ids = [value["text_id"] if isinstance(value, dict) else value for value in values]
     if len(ids) != len(features):
         raise RequestError(f"{ids_file} names {len(ids):,} ids for {len(features):,} rows of {path.name}")

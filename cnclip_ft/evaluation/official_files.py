@@ -74,9 +74,26 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise RequestError(f"{path} cannot be read ({error.strerror or error})") from None
 
 
+def parse_json(data: bytes | str) -> Any:
+    """JSON, seven times as fast as `json` on features, which alone takes half characters: of file names that are not UTF-8.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return from_json(data)
+    except ValueError:
+        if "\\ud" not in (data if isinstance(data, str) else data.decode("utf-8", "replace")).lower():
+            raise
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("nested beyond reason") from None
+
+
 def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        value = from_json(line)  # seven times as fast as `json` on features
+        value = parse_json(line)
     except ValueError as error:
         raise DataFault(
             f"the line is not JSON ({error})",
@@ -244,7 +261,7 @@ def is_prediction_file(path: Path) -> bool:
     """Does the first line look like a prediction (an id, and ids of the other kind, no text)?"""
     for _, line in _lines(path):
         try:
-            value = from_json(line)
+            value = parse_json(line)
         except ValueError:
             return False
         return isinstance(value, dict) and "text" not in value and ("image_ids" in value or "text_ids" in value)

@@ -20,6 +20,7 @@ from cnclip_ft.models.dual_encoder import DualEncoder
 from data_tools.errors import RequestError, UserError
 from data_tools.outputs import FolderKind, is_empty, refuse_foreign_file, refuse_overlap
 from data_tools.scratch import Scratch, real_place
+from data_tools.store.layouts import is_text
 
 # Name → module with `DTYPES` (name → dtype the weights are loaded as), `check(model)`, `write(model, target, order)`,
 # `read_features(target, pixels, texts)`, `open_encoder(target)` (for recall) and `advice(model, output)`.
@@ -69,6 +70,10 @@ def export_checkpoint(
         raise RequestError(f"--dtype is {dtype!r}; --to {to} has {', '.join(writer.DTYPES)}")
     if calibrate is not None and dtype != "int8":
         raise RequestError("--calibrate settles the ranges of 8-bit numbers: it goes with --to onnx --dtype int8 only")
+    if not is_text(str(output.absolute())):
+        raise RequestError(
+            f"{output}: neither safetensors nor ONNX Runtime opens a path that is not UTF-8; choose another --output"
+        )
     _refuse_output(output, overwrite, [path for path in (checkpoint, calibrate, verify) if path is not None])
     order = Order(_history(checkpoint), dtype, None if calibrate is None else _split(calibrate))
     judge = None if verify is None else _split(verify)

@@ -63,7 +63,7 @@ def open_readonly(folder: Path) -> lmdb.Environment:
         try:
             # No lock file: a store never changes once it is there, and may lie on a read-only disk.
             environment = lmdb.open(
-                str(folder), readonly=True, create=False, lock=False, readahead=False, max_spare_txns=4
+                _named(folder), readonly=True, create=False, lock=False, readahead=False, max_spare_txns=4
             )
         except lmdb.Error as error:
             raise RequestError(f"{file} is not a readable LMDB file ({error}). {MEND}") from None
@@ -76,6 +76,11 @@ def open_readonly(folder: Path) -> lmdb.Environment:
     _open[found[:2]] = opened
     walked.add(found)
     return opened.environment
+
+
+def _named(folder: Path) -> str | bytes:
+    """As LMDB takes it: a name that is not UTF-8 as its bytes."""
+    return os.fsencode(folder) if os.name == "posix" else str(folder)
 
 
 def is_open(found: Identity, environment: lmdb.Environment) -> bool:
@@ -108,7 +113,7 @@ class GrowingWriter:
         self.folder = folder
         try:
             self.environment = lmdb.open(
-                str(folder), map_size=_FIRST_MAP, lock=False, readahead=False, sync=_SYNCHRONOUS
+                _named(folder), map_size=_FIRST_MAP, lock=False, readahead=False, sync=_SYNCHRONOUS
             )
         except lmdb.Error as error:
             raise write_error(folder, error) from None

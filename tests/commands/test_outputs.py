@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -244,6 +245,28 @@ def test_an_export_with_a_foreign_file_stays_and_a_checkpoint_saved_over_one_kee
     export_checkpoint(checkpoint, "cn_clip", "out.pt")
     export_checkpoint(checkpoint, "cn_clip", "out.pt", overwrite=True)
     load("out.pt")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are text elsewhere")
+def test_names_that_are_no_text_come_and_go(photos, checkpoint) -> None:
+    from cnclip_ft.evaluation.encode_run import encode_to_folder
+    from cnclip_ft.evaluation.feature_folder import read_set
+    from cnclip_ft.evaluation.scorecard import Options
+    from cnclip_ft.export.run import export_checkpoint
+    from data_tools.build import build_split
+    from data_tools.errors import RequestError
+
+    name, options = os.fsdecode(b"\xd5\xd5"), Options(workers=0, device="cpu")
+    shutil.copytree("photos", name)
+    picture = next(Path(name).rglob("*.jpg"))
+    picture.rename(picture.with_name(f"{name}.jpg"))
+    write_official(Path(name, "set"), images=2)
+    assert build_split(Path(name, "set"), "train", progress=False, layout="official").pairs == 6
+    for number in (1, 2):  # as the second one, what the first wrote is recognised
+        encode_to_folder(str(checkpoint), name, f"{name}.f", options, half=number == 2, overwrite=True)
+    assert any(image_id.endswith(f"{name}.jpg") for image_id in read_set(f"{name}.f", "image").ids)
+    with pytest.raises(RequestError, match="not UTF-8"):  # no library reads it there
+        export_checkpoint(str(checkpoint), "huggingface", f"{name}.x")
 
 
 def test_features_behind_a_link_are_replaced_there(photos, checkpoint) -> None:
