@@ -43,6 +43,7 @@ from data_tools.scratch import OLD, Scratch, real_place, scratch_folder
 
 FORMAT = 1
 INFO = "cnclip_ft.json"
+WEIGHTS_SUM = "weights_sha256"  # in INFO
 PURPOSE = "saving"  # of the working folder
 
 
@@ -66,10 +67,13 @@ CHECKPOINT = FolderKind(
 # ---- writing --------------------------------------------------------------------------------------------------------
 
 
-def save_checkpoint(model: DualEncoder, folder: str | Path, *, info: dict[str, Any]) -> None:
+def save_checkpoint(model: DualEncoder, folder: str | Path, *, info: dict[str, Any]) -> str:
     """Write the folder whole or not at all; one that is there is replaced at the end.
 
     Files in it that are not of a checkpoint are kept, in a folder beside.
+
+    Returns:
+        sha256 of the weights file, which `cnclip_ft.json` states too.
 
     Raises:
         RequestError: another process saves here, or something else has the working folder's name.
@@ -78,14 +82,14 @@ def save_checkpoint(model: DualEncoder, folder: str | Path, *, info: dict[str, A
     scratch = Scratch(real_place(folder), PURPOSE, "saving this checkpoint")
     new = scratch.folder / "new"
     try:
-        scratch.mend()
-        scratch.clear()
+        _settle(scratch)
         new.mkdir()
         save_file(file_tensors(model), new / "model.safetensors", metadata={"format": "pt"})
+        checksum = sha256(new / "model.safetensors")
         _write_json(new / "config.json", transformers_config(model))
         _write_json(new / "preprocessor_config.json", processor_config(model))
         model.tokenizer.save(new)
-        _write_json(new / INFO, {"format": FORMAT, "model": describe_model(model), **info})
+        _write_json(new / INFO, {"format": FORMAT, "model": describe_model(model), **info, WEIGHTS_SUM: checksum})
         for file in new.iterdir():
             sync_file(file)
         scratch.swap_in(new, CHECKPOINT)
@@ -96,13 +100,29 @@ def save_checkpoint(model: DualEncoder, folder: str | Path, *, info: dict[str, A
         ) from None
     finally:
         scratch.remove()
+    return checksum
 
 
 def mend_checkpoint(folder: Path) -> None:
-    """Bring back the checkpoint that was being replaced when the process died between two renames."""
-    for old in (scratch_folder(folder, PURPOSE) / OLD, folder.with_name(f"{folder.name}.old")):  # the second: by 0.1.0
-        if _is_checkpoint(old):
-            mend_interrupted_swap(folder, old)
+    """Clear up after a process that died while it saved here, and bring back the checkpoint it was replacing."""
+    old = folder.with_name(f"{folder.name}.old")  # by 0.1.0
+    if _is_checkpoint(old):
+        mend_interrupted_swap(folder, old)
+    place = real_place(folder)
+    if scratch_folder(place, PURPOSE).is_dir():
+        scratch = Scratch(place, PURPOSE, "saving this checkpoint")
+        try:
+            _settle(scratch)
+        finally:
+            scratch.remove()
+
+
+def _settle(scratch: Scratch) -> None:
+    """What a process that died left: the checkpoint before goes back, or away but for files of others."""
+    scratch.mend()
+    for before in (scratch.folder / "new", scratch.folder / OLD):
+        scratch.put_aside(before, CHECKPOINT)
+    scratch.clear()
 
 
 def file_tensors(model: DualEncoder) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import secrets
 import shlex
 import sys
 from contextlib import nullcontext
@@ -32,7 +33,7 @@ from cnclip_ft.training.examples import Example, draw_panel, find_examples
 from cnclip_ft.training.journal import Journal
 from cnclip_ft.training.precision import choose_precision
 from cnclip_ft.training.report import write_report
-from cnclip_ft.training.run_folder import begin, check_place, held, refuse_nothing, refuse_taken
+from cnclip_ft.training.run_folder import begin, check_place, held, refuse_nothing, refuse_taken, write_recipe
 from cnclip_ft.training.run_state import FORMAT, StateWriter, clear_states, load_state, newest_state
 from cnclip_ft.training.sharding import refuse_other_engines, settle_sharding
 from cnclip_ft.training.stage import MOST_STEPS, StageRun
@@ -68,6 +69,7 @@ class Run:
         self.examples: list[Example] = []
         self.rows: list[tuple[str, dict[str, float | None]]] = []
         self.identity: dict[str, Any] | None = None  # of data and model, for the states
+        self.token = secrets.token_hex(8)  # says of a checkpoint that this run kept it; the run's own when it goes on
 
         self.train_store = open_split(recipe.data.train, "data.train")
         self.valid_stores = {name: open_split(path, "data.valid") for name, path in recipe.data.valid_sets().items()}
@@ -136,6 +138,8 @@ class Run:
                 begin(self.folder, self.recipe)
             else:
                 said += refuse_other_data(self, state)
+                if state["recipe"] != dump_recipe(self.recipe):
+                    write_recipe(self.folder, self.recipe)
         self.journal.track = start_trackers(self.accelerator, self.recipe)
         for text in said:
             self.journal.say(text)
@@ -175,7 +179,7 @@ class Run:
     def _train_stages(self, state: dict[str, Any] | None) -> None:
         first = 0
         if state is not None:
-            first = state["stage"]
+            first, self.token = state["stage"], state.get("run", self.token)
             name, step = self.stages[first].name, state["step"]
             self.start_score, self.guard_start, self.damaged = (
                 state["start_score"],
@@ -242,14 +246,14 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         return {
-            "format": FORMAT, "recipe": dump_recipe(self.recipe), "identity": self.identity, "start_score": self.start_score,
-            "guard_start": self.guard_start, "rows": [[name, row] for name, row in self.rows], "damaged": self.damaged,
+            "format": FORMAT, "run": self.token, "recipe": dump_recipe(self.recipe), "identity": self.identity,
+            "start_score": self.start_score, "guard_start": self.guard_start, "rows": [[name, row] for name, row in self.rows], "damaged": self.damaged,
         }  # fmt: skip
 
     def checkpoint_info(self, stage: StageRun, judgement) -> dict[str, Any]:
         return {
-            "stage": stage.name, "step": stage.step, "steps": stage.total, "scores": judgement.as_dict(),
-            "mean_recall": judgement.mean_recall, "score": judgement.score, "recipe": self.recipe.model_dump(mode="json"),
+            "run": self.token, "stage": stage.name, "step": stage.step, "steps": stage.total, "scores": judgement.as_dict(),
+            "row": judgement.row(), "mean_recall": judgement.mean_recall, "score": judgement.score, "recipe": self.recipe.model_dump(mode="json"),
             "data": {"train": self.train_store.checksum(), **{n: s.checksum() for n, s in self.valid_stores.items()}},
             "start": self.load_report.lines(), "precision": self.precision,
             "versions": {"cnclip_ft": cnclip_ft.__version__, "torch": torch.__version__, "python": platform.python_version()},

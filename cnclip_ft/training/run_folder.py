@@ -165,6 +165,11 @@ def begin(folder: Path, recipe: Recipe) -> None:
             if Path(above) != folder:
                 with suppress(OSError):
                     os.rmdir(above)  # what is not of a run stays
+    write_recipe(folder, recipe)
+
+
+def write_recipe(folder: Path, recipe: Recipe) -> None:
+    """``recipe.yaml``, as it is from now on: the line to continue with names nothing else."""
     with whole_file(
         folder / RECIPE, "w", advice="Free some space, or choose another folder with output=FOLDER."
     ) as file:

@@ -7,12 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cnclip_ft.models.checkpoints import CHECKPOINT, checkpoint_checksum, mend_checkpoint, save_checkpoint, saved_state
+from cnclip_ft.models.checkpoints import (
+    CHECKPOINT,
+    INFO,
+    WEIGHTS_SUM,
+    checkpoint_checksum,
+    mend_checkpoint,
+    read_info,
+    save_checkpoint,
+    saved_state,
+)
 from cnclip_ft.training.devices import sum_numbers
 from cnclip_ft.training.journal import duration
 from cnclip_ft.training.lora import merged
 from cnclip_ft.training.validation import Judgement
-from data_tools.errors import UserError
+from data_tools.errors import RequestError, UserError
 
 if TYPE_CHECKING:
     from cnclip_ft.training.stage import StageRun
@@ -33,12 +42,13 @@ class Selection:
         self.ended: str | None = None
         self.guard_broken = False
         self.sums: dict[str, str] = {}  # sha256 of the weights kept as best and start, on the first device
+        self.interpolated = False
 
     def keep_start(self) -> None:
         """The weights the stage begins with, where they are wanted at its end."""
         if self.setting.interpolate and self.run.accelerator.is_main_process:
-            save_checkpoint(self.run.model, self.folder / "start", info={"stage": self.stage.name, "step": 0})
-            self._note("start")
+            info = {"stage": self.stage.name, "step": 0}
+            self.sums["start"] = save_checkpoint(self.run.model, self.folder / "start", info=info)
 
     @contextmanager
     def judged_weights(self):
@@ -83,22 +93,21 @@ class Selection:
         info = run.checkpoint_info(stage, judgement)
         save_checkpoint(run.model, self.folder / "last", info=info)
         if score > self.best and within:
-            save_checkpoint(run.model, self.folder / "best", info=info)
+            self.sums["best"] = save_checkpoint(run.model, self.folder / "best", info=info)
             self.best_row = judgement.row()
-            self._note("best")
         run.show_examples(stage, judgement)
         return score, within
 
-    def _note(self, kept: str) -> None:
-        self.sums[kept] = checkpoint_checksum(self.folder / kept)
-
     def _kept(self, name: str) -> dict[str, torch.Tensor]:
         """Weights of ``best`` or ``start``, as they were written."""
-        folder = self.folder / name
-        if self.run.accelerator.is_main_process and self.sums.get(name) not in (None, checkpoint_checksum(folder)):
+        folder, fault = self.folder / name, None
+        if not folder.is_dir():
+            fault = "it is gone"
+        elif self.run.accelerator.is_main_process and self.sums.get(name) not in (None, checkpoint_checksum(folder)):
+            fault = "the weights are not those that were written there; the file is damaged or another"
+        if fault:
             raise UserError(
-                f"{folder}: the weights are not those that were written there; the file is damaged or another. Bring it back from "
-                f"a copy and go on, or start a new run with model.start={self.folder / 'last'} and another output=FOLDER"
+                f"{folder}: {fault}. Bring it back from a copy and go on, or start a new run with model.start={self.folder / 'last'} and another output=FOLDER"
             )
         return saved_state(self.run.model, folder)
 
@@ -145,14 +154,17 @@ class Selection:
     def finish(self) -> None:
         """Interpolate where that is wanted, and put the best weights into the model."""
         run = self.run
-        if not (self.folder / "best").is_dir():
+        if self.best == float("-inf"):
             raise UserError(
                 f"stage {self.stage.name}: no validation kept within the guard's limit, so there is no best model. "
                 f"{self.folder / 'last'} is the last one. Lower the learning rate, or raise data.guard.max_drop."
             )
         run.model.load_state_dict(self._kept("best"))
-        if self.setting.interpolate and run.accelerator.is_main_process and (self.folder / "start").is_dir():
-            self._interpolate(self.setting.interpolate)
+        if self.setting.interpolate and run.accelerator.is_main_process:
+            if (self.folder / "start" / INFO).is_file() and not self.interpolated:
+                self._interpolate(self.setting.interpolate)
+            if (self.folder / "start").is_dir():
+                CHECKPOINT.clear(self.folder / "start", first=INFO)
         run.accelerator.wait_for_everyone()
         run.model.load_state_dict(self._kept("best"))
 
@@ -187,10 +199,7 @@ class Selection:
         else:
             put(winner)
             info = run.checkpoint_info(stage, judged) | {"interpolated": winner}
-            save_checkpoint(run.model, self.folder / "best", info=info)
-            self._note("best")
-        if (self.folder / "start").is_dir():
-            CHECKPOINT.clear(self.folder / "start")
+            self.sums["best"] = save_checkpoint(run.model, self.folder / "best", info=info)
 
     # ---- state --------------------------------------------------------------------------------------------------
 
@@ -202,6 +211,25 @@ class Selection:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in self._KEPT:
             setattr(self, name, state.get(name, {}) if name == "sums" else state[name])
-        for kept in (self.folder / "best", self.folder / "start"):
-            if self.run.accelerator.is_main_process:
+        later = None
+        if self.run.accelerator.is_main_process:
+            for kept in (self.folder / "best", self.folder / "start"):
                 mend_checkpoint(kept)
+            later = self._kept_later()
+        if later is not None:
+            self.best_step, self.best_row, self.interpolated = later["step"], later["row"], "interpolated" in later
+            self.sums["best"] = later[WEIGHTS_SUM]
+        self.best = sum_numbers(
+            (self.best if later is None else later["score"]) if self.run.accelerator.is_main_process else 0.0,
+            self.run.device,
+        )
+
+    def _kept_later(self) -> dict[str, Any] | None:
+        """What ``best`` says of itself, where this run kept it after the state was written and then ended unawares."""
+        folder, own = self.folder / "best", self.sums.get("best")
+        try:
+            info, found = read_info(folder), checkpoint_checksum(folder)
+        except RequestError:
+            return None
+        later = info.get("run") == self.run.token and info.get("stage") == self.stage.name
+        return info if later and found not in (None, own) and found == info.get(WEIGHTS_SUM) else None

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import cnclip_ft
 from cnclip_ft.models.checkpoints import read_info
 from cnclip_ft.recipe import load_recipe
+from cnclip_ft.training import selection
 from cnclip_ft.training.examples import Example, draw_panel
 from cnclip_ft.training.run import Run, train
 from cnclip_ft.training.stage import StageRun
@@ -217,6 +218,40 @@ def test_lora_continues_exactly(stores, monkeypatch):
     assert train(parts, proceed=True)
     ours, theirs = (load_file(f / "contrast" / "last" / "model.safetensors") for f in (folder, whole_folder))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    "interpolated,scores,kept",
+    [
+        #  start, validations at 2 and 3, α = 0 … 1; killed when the mixed weights are in place; the report
+        (True, [1, 20, 30, 10, 35, 50, 40, 30, 50], 50),
+        #  start, validation at 2, killed when it is kept; judged anew, it scores lower, as on devices that round otherwise
+        (False, [1, 20, 15, 10, 5, 5, 5, 5, 5, 20], 20),
+    ],
+)
+def test_a_run_killed_after_its_best_was_kept_goes_on(stores, monkeypatch, interpolated, scores, kept):
+    """What was kept after the newest state counts, and is not mixed twice."""
+    scripted(monkeypatch, scores)
+    changes = {"steps": 3, "validate_every": 2, "interpolate": 4}
+    recipe, folder = run_of(stores, f"killed-{interpolated}", save_every=1, contrast=changes)
+    original = selection.save_checkpoint
+
+    def dying(model, place, *, info):
+        checksum = original(model, place, info=info)
+        if place.name == "best" and ("interpolated" in info) == interpolated:
+            raise SystemExit("killed")
+        return checksum
+
+    with monkeypatch.context() as patch:
+        patch.setattr(selection, "save_checkpoint", dying)
+        with pytest.raises(SystemExit):
+            train(recipe)
+    before = (folder / "contrast/best/model.safetensors").read_bytes()
+    assert train(recipe, proceed=True)
+    assert (folder / "contrast/best/model.safetensors").read_bytes() == before
+    table = json.loads((folder / "report/recall.json").read_text(encoding="utf-8"))
+    assert table["after contrast"]["mean_recall"] == kept
+    assert sorted(path.name for path in (folder / "contrast").iterdir()) == ["best", "last"]
 
 
 def test_single_bad_steps_are_skipped_up_to_the_limit(stores, monkeypatch, capsys):
