@@ -10,7 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +29,8 @@ from cnclip_ft.data.workers import start_worker
 from cnclip_ft.models.build import describe_image
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import Augmentation
-from data_tools.errors import DataFault, UserError
+from data_tools.errors import DataFault, RequestError, UserError
+from data_tools.lock import FileLock
 from data_tools.store import PairStore
 
 BLOCK = 256  # images computed between two marks
@@ -110,7 +115,7 @@ class FeatureCache:
                 note = {"images": self.count, "views": self.views, "store": str(self.store.path)}
                 (self.folder / "complete.json").write_text(json.dumps(note), encoding="utf-8")
             accelerator.wait_for_everyone()
-        self._features = np.load(self.folder / "features.npy", mmap_mode="r")
+        self._features = self._open("features.npy", "r")
 
     @property
     def damaged(self) -> set[int]:
@@ -120,20 +125,33 @@ class FeatureCache:
 
     def _prepare(self, accelerator) -> None:
         if accelerator.is_main_process and not (self.folder / "done.npy").is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
             with torch.inference_mode():
                 size = self.model.image_size
                 blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.model.device)
                 width = self.model.image_trunk(blank).shape[1]
-            shape = (self.views, self.count, width)
-            _new_array(self.folder / "features.npy", shape, np.float32)
-            # Written last: its presence says that both arrays have their full size.
-            _new_array(self.folder / "done.npy", (self.views, self.blocks), np.uint8)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # Runs that begin together share these arrays: each computes what is missing, and all write the same numbers.
+            with _one_at_a_time(self.folder / "cnclip-ft.lock"):
+                if not (self.folder / "done.npy").is_file():
+                    _new_array(self.folder / "features.npy", (self.views, self.count, width), np.float32)
+                    # Written last: its presence says that both arrays have their full size.
+                    _new_array(self.folder / "done.npy", (self.views, self.blocks), np.uint8)
         accelerator.wait_for_everyone()
 
+    def _open(self, name: str, mode: str) -> np.memmap:
+        try:
+            array = np.load(self.folder / name, mmap_mode="r")  # to be written, one cut short would be filled up
+            if array.shape[:2] != (self.views, self.count if name == "features.npy" else self.blocks):
+                raise ValueError(f"an array of {array.shape}")
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(
+                f"{self.folder / name} cannot be used ({getattr(error, 'strerror', None) or error}). "
+                f"Remove {self.folder}: its features are computed again"
+            ) from None
+        return array if mode == "r" else np.load(self.folder / name, mmap_mode=mode)
+
     def _fill(self, accelerator, autocast, images_at_once: int, workers: int, max_damaged: int) -> None:
-        features = np.load(self.folder / "features.npy", mmap_mode="r+")
-        done = np.load(self.folder / "done.npy", mmap_mode="r+")
+        features, done = self._open("features.npy", "r+"), self._open("done.npy", "r+")
         missing = [(int(v), int(b)) for v, b in zip(*np.nonzero(done == 0), strict=True)]
         accelerator.wait_for_everyone()  # a device that looked later would see other blocks missing, and take others
         mine = missing[accelerator.process_index :: accelerator.num_processes]
@@ -149,13 +167,15 @@ class FeatureCache:
                     f"{len(damaged)} images cannot be decoded, the last: {list(damaged.values())[-1]}\n"
                     "Mend the data (`cnclip-ft data check`) or raise data.max_damaged_images."
                 )
-            computed = self._compute(autocast, view, block, pixels, images_at_once)
-            features[view, block * BLOCK : block * BLOCK + len(pixels)] = computed
-            features.flush()
-            if faults:
-                with open(self.folder / f"damaged-{accelerator.process_index}.jsonl", "a", encoding="utf-8") as notes:
-                    notes.writelines(json.dumps(key) + "\n" for key in faults)
-            done[view, block] = 1
+            if not done[view, block]:  # else another run was here in the meantime
+                computed = self._compute(autocast, view, block, pixels, images_at_once)
+                features[view, block * BLOCK : block * BLOCK + len(pixels)] = computed
+                features.flush()
+                if faults:
+                    notes = self.folder / f"damaged-{accelerator.process_index}.jsonl"
+                    with open(notes, "a", encoding="utf-8") as file:
+                        file.writelines(json.dumps(key) + "\n" for key in faults)
+                done[view, block] = 1
             bar.update(len(pixels))
         done.flush()
         bar.close()
@@ -177,7 +197,34 @@ class FeatureCache:
 
 def _new_array(path: Path, shape: tuple[int, ...], dtype: type) -> None:
     beside = path.with_suffix(".new")
-    array = np.lib.format.open_memmap(beside, mode="w+", dtype=dtype, shape=shape)
-    array.flush()
-    del array
-    os.replace(beside, path)
+    try:
+        array = np.lib.format.open_memmap(beside, mode="w+", dtype=dtype, shape=shape)
+        array.flush()
+        del array
+        if hasattr(os, "posix_fallocate"):  # a full disk is said here; met while writing it would end the process
+            with open(beside, "rb+") as file:
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise UserError(
+            f"{path}: features of {math.prod(shape) * np.dtype(dtype).itemsize:,} bytes cannot be kept there "
+            f"({error.strerror or error}). Free some space, or choose another place with feature_cache=FOLDER"
+        ) from None
+
+
+@contextmanager
+def _one_at_a_time(file: Path) -> Iterator[None]:
+    """Waits for the processes that hold `file`; what is done inside takes moments."""
+    while True:
+        try:
+            lock = FileLock(file, "preparing these features")
+            break
+        except RequestError:
+            time.sleep(0.1)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            file.unlink()
+        lock.release()

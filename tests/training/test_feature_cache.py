@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from contextlib import nullcontext
@@ -15,6 +16,7 @@ from cnclip_ft.data.images import decode
 from cnclip_ft.recipe import Augmentation
 from cnclip_ft.training import feature_cache
 from cnclip_ft.training.feature_cache import FeatureCache
+from data_tools.errors import UserError
 from data_tools.store import open_store
 from tests.training.helpers import tiny_model
 
@@ -136,3 +138,48 @@ def test_two_devices_share_the_work(stores, tmp_path, monkeypatch):
     assert sorted(seen) == [(0, block) for block in range(5)]
     for one in both:
         np.testing.assert_allclose(one._features, alone._features, **ROUNDED)
+
+
+def test_runs_that_begin_together_share_the_arrays(stores, tmp_path, monkeypatch):
+    alone = cache(tmp_path / "alone", stores)
+    alone.build(ALONE, nullcontext)
+    made, original, both = [], feature_cache._new_array, [cache(tmp_path / "both", stores) for _ in range(2)]
+
+    def slowly(path, *arguments):
+        made.append(path.name)
+        time.sleep(0.2)
+        original(path, *arguments)
+
+    monkeypatch.setattr(feature_cache, "_new_array", slowly)
+    threads = [threading.Thread(target=one.build, args=(ALONE, nullcontext)) for one in both]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert made == ["features.npy", "done.npy"]
+    for one in both:
+        np.testing.assert_allclose(one._features, alone._features, **ROUNDED)
+
+
+@pytest.mark.parametrize("name", ["features.npy", "done.npy"])
+@pytest.mark.parametrize("content", [b"", b"no array", None])
+def test_broken_arrays_are_told(stores, tmp_path, name, content):
+    ours = cache(tmp_path, stores)
+    ours.build(ALONE, nullcontext)
+    if name == "done.npy":
+        (ours.folder / "complete.json").unlink()
+    whole = (ours.folder / name).read_bytes()
+    (ours.folder / name).write_bytes(whole[:-1] if content is None else content)
+    with pytest.raises(UserError, match=f"{name} cannot be used .*Remove {ours.folder}"):
+        cache(tmp_path, stores).build(ALONE, nullcontext)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="space is reserved where the system can")
+def test_a_full_disk_is_told_before_anything_is_computed(stores, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"features of [\d,]+ bytes cannot be kept .*No space.*feature_cache=FOLDER"):
+        cache(tmp_path, stores).build(ALONE, nullcontext)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
