@@ -154,7 +154,8 @@ class TextTokenizer:
             )
         else:
             (folder / "vocab.txt").write_bytes(self.vocab_file.read_bytes())
-        self._tokenizer.save(str(folder / "tokenizer.json"))
+        # Not its own save: a full disk is a bare Exception there.
+        (folder / "tokenizer.json").write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8", newline="\n")
         config = {
             # Not BertTokenizer: transformers would rebuild its rules from the vocabulary and lose the quotation marks.
             "tokenizer_class": "PreTrainedTokenizerFast",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -75,9 +76,10 @@ class Journal:
         try:
             yield
         except OSError as error:
+            full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", -1), None)
             raise UserError(
                 f"{error.filename or self.folder}: the run's records cannot be written ({error.strerror or error}). "
-                "Free some space"
+                + ("Free some space" if full else "Move away what is in the way, or make it writable")
             ) from None
 
     def picture(self, name: str, image: Image.Image, step: int) -> None:

@@ -33,7 +33,7 @@ from cnclip_ft.training.examples import Example, draw_panel, find_examples
 from cnclip_ft.training.journal import Journal
 from cnclip_ft.training.precision import choose_precision
 from cnclip_ft.training.report import write_report
-from cnclip_ft.training.run_folder import begin, check_place, held, refuse_nothing, refuse_taken, write_recipe
+from cnclip_ft.training.run_folder import begin, check_place, held, refuse_nothing, refuse_taken, results, write_recipe
 from cnclip_ft.training.run_state import FORMAT, StateWriter, clear_states, load_state, newest_state
 from cnclip_ft.training.sharding import refuse_other_engines, settle_sharding
 from cnclip_ft.training.stage import MOST_STEPS, StageRun
@@ -48,9 +48,12 @@ from data_tools.store import PairStore, open_store
 class Run:
     """What all stages of a run share. `execute` trains; `plan.describe` only says what would happen."""
 
-    def __init__(self, recipe: Recipe, *, write: bool = True, trust_import: bool = False) -> None:
+    def __init__(
+        self, recipe: Recipe, *, write: bool = True, trust_import: bool = False, goes_on: bool = False
+    ) -> None:
         refuse_other_engines()
-        check_place(recipe)
+        if not goes_on:  # nothing is cleared then
+            check_place(recipe)
         self.recipe, self.folder, self.trust_import = recipe, Path(recipe.output), trust_import
         # accelerate launches on CPUs only when told that there is nothing else.
         self.accelerator = Accelerator(
@@ -166,7 +169,8 @@ class Run:
             said = f"{error.filename or self.folder}: {error.strerror or error}"
         newest = newest_state(self.folder / "state")
         if newest is None:
-            way = "There is no state yet, so nothing is lost: mend this and start again."
+            again = " with --overwrite" if results(self.folder) else ""
+            way = f"There is no state yet, so nothing is lost: mend this and start again{again}."
         else:
             stage, step = divmod(newest, MOST_STEPS + 1)
             way = f"The newest state is of stage {self.stages[stage].name}, step {step}. Continue with: {self.continue_line()}"
@@ -281,7 +285,7 @@ def open_split(path: str, key: str) -> PairStore:
     try:
         store = open_store(path)
     except RequestError as error:
-        raise RequestError(f"{key}: {error}") from None
+        raise RequestError(f"{key}: {error} If it lies elsewhere: {key}=PLACE.") from None
     if len(store) == 0:
         raise RequestError(f"{key}: {path} has no pairs. Check the build's summary, or name another split.")
     return store
@@ -312,7 +316,7 @@ def train(
         else:
             refuse_taken(folder, recipe, overwrite=overwrite)
         devices.wait_for_everyone()  # all have looked before the first one writes
-        run = Run(recipe, trust_import=trust_import)
+        run = Run(recipe, trust_import=trust_import, goes_on=proceed)
         if strict:
             plan.refuse_warnings(run)
         return run.execute(state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ LOCK, RECIPE, JOURNAL, STATES, REPORT, BOARD = (
     "tensorboard",
 )
 _CHECKPOINTS = ("best", "last", "start")
+_KEPT = {name + end for name in _CHECKPOINTS for end in ("", ".old", ".writing")}
 _OURS = re.compile(
     r"cnclip-ft\.lock|recipe\.yaml|journal\.jsonl|state/state-\d+\.pt|report/(recall\.txt|recall\.json|index\.html)|"
     r"tensorboard/events\.out\.tfevents\.[^/]*|([^/]+/)?\.cnclip-ft-[0-9a-f]+\.writing|"
@@ -38,22 +39,36 @@ _SPELT_OUT = {"model", "data", "stages", "output", "seed", "precision", "best_by
 
 
 def is_run(folder: Path) -> bool:
-    """Whether the folder's ``recipe.yaml`` is one that a run wrote: with every setting spelt out."""
+    """Whether the folder's ``recipe.yaml`` is one that a run wrote: with every setting spelt out, and no word of the user's."""
+    return _recipe_of(folder) is not None
+
+
+def _recipe_of(folder: Path) -> dict[str, Any] | None:
     try:
-        content = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
+        text = (folder / RECIPE).read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+        if not isinstance(content, dict) or not _SPELT_OUT <= content.keys() or not isinstance(content["stages"], dict):
+            return None
+        as_written = text == yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
-        return False
-    return isinstance(content, dict) and _SPELT_OUT <= content.keys()
+        return None
+    return content if as_written or (folder / JOURNAL).is_file() or (folder / STATES).is_dir() else None
+
+
+def _is_ours(name: str, stages: Container[str]) -> bool:
+    """Whether a run with these stages writes a file of this name; `name` is a path in its folder."""
+    first, _, rest = name.partition("/")
+    return bool(_OURS.fullmatch(name)) and (first in stages or rest.partition("/")[0] not in _KEPT)
 
 
 def run_of(recipe_file: Path) -> Path | None:
     """The run a recipe lies in: the folder that goes on, wherever it was moved to."""
     folder = recipe_file.parent
-    inside = recipe_file.name == RECIPE and is_run(folder) and ((folder / STATES).is_dir() or _results(folder))
+    inside = recipe_file.name == RECIPE and is_run(folder) and ((folder / STATES).is_dir() or results(folder))
     return folder if inside else None
 
 
-def _results(folder: Path) -> list[Path]:
+def results(folder: Path) -> list[Path]:
     """What a run has made that would be missed: states, checkpoints, a report."""
     return [
         *folder.glob(f"{STATES}/state-*.pt"), *folder.glob("*/best/cnclip_ft.json"), *folder.glob("*/last/cnclip_ft.json"),
@@ -120,8 +135,9 @@ def refuse_taken(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
     Raises:
         RequestError: with the ways out.
     """
-    if is_run(folder):
-        if _results(folder) and not overwrite:
+    before = _recipe_of(folder)
+    if before is not None:
+        if results(folder) and not overwrite:
             raise RequestError(
                 f"{folder} holds a run already. Continue it with --continue, replace it with --overwrite, "
                 "or choose another folder with output=FOLDER."
@@ -130,7 +146,7 @@ def refuse_taken(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
     else:
         needed = [Path(name) for name in (RECIPE, JOURNAL, STATES, REPORT, BOARD, *recipe.stages)]
     for place in needed:
-        foreign = _foreign(folder / place, place.as_posix(), known=is_run(folder))
+        foreign = _foreign(folder / place, place.as_posix(), None if before is None else before["stages"])
         if foreign:
             raise RequestError(
                 f"{folder / foreign} is there already, and no run of cnclip-ft wrote it. It is not overwritten: move it away, "
@@ -143,24 +159,26 @@ def refuse_taken(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
             )
 
 
-def _foreign(path: Path, name: str, known: bool) -> str | None:
-    """The first file at or under `path` that is not of a run; every file where no run is known."""
+def _foreign(path: Path, name: str, stages: Container[str] | None) -> str | None:
+    """The first file at or under `path` that is not of a run with these stages; every file where no run is known."""
     if path.is_symlink() or path.is_file():
-        return None if known and _OURS.fullmatch(name) else name
+        return None if stages is not None and _is_ours(name, stages) else name
     for above, _, files in os.walk(path):
         for file in files:
             inside = f"{name}/{Path(above, file).relative_to(path).as_posix()}"
-            if not (known and _OURS.fullmatch(inside)):
+            if stages is None or not _is_ours(inside, stages):
                 return inside
     return None
 
 
 def begin(folder: Path, recipe: Recipe) -> None:
     """Clear what an earlier run left, and write ``recipe.yaml``: from here on a run is in the folder."""
-    if is_run(folder):
+    before = _recipe_of(folder)
+    if before is not None:
         for above, _, files in os.walk(folder, topdown=False):
             for path in (Path(above, file) for file in files):
-                if _OURS.fullmatch(path.relative_to(folder).as_posix()) and path.name != LOCK and not path.is_symlink():
+                ours = _is_ours(path.relative_to(folder).as_posix(), before["stages"])
+                if ours and path.name != LOCK and not path.is_symlink():
                     path.unlink()
             if Path(above) != folder:
                 with suppress(OSError):
@@ -186,8 +204,8 @@ def refuse_nothing(folder: Path) -> None:
         way = " The run there is finished. To train its weights further, set model.start to one of its checkpoints."
     elif not is_run(folder):
         way = " No run is there. If it was moved, name its recipe: cnclip-ft train PLACE/recipe.yaml --continue."
-    elif _results(folder):
-        kept = ", ".join(sorted({str(path.parent) for path in _results(folder)}))
+    elif any(path.name == "cnclip_ft.json" for path in results(folder)):
+        kept = ", ".join(sorted({str(path.parent) for path in results(folder) if path.name == "cnclip_ft.json"}))
         way = f" Its checkpoints are {kept}: set model.start to one of them, and output=FOLDER to another folder."
     else:
         way = " It ended before its first state, so nothing is lost: give the command again without --continue."

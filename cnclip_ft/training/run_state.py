@@ -91,6 +91,7 @@ def save_state(folder: Path, number: int, state: dict[str, Any]) -> Path:
     The file is torch's zip; the sha256 of its bytes stands in the zip's comment, which torch passes over.
     """
     target = folder / f"state-{number:09d}.pt"
+    hashed = None
     try:
         for unfinished in leftovers(folder):  # of a process that was killed while it wrote
             unfinished.unlink(missing_ok=True)
@@ -100,12 +101,17 @@ def save_state(folder: Path, number: int, state: dict[str, Any]) -> Path:
             file.seek(-2, os.SEEK_END)
             file.write(_LENGTH + hashed.sha.hexdigest().encode())
     except (OSError, RuntimeError, UserError) as error:  # torch reports a full disk as RuntimeError
+        found = (hashed and hashed.error) or error
         raise UserError(
-            f"{target}: the state could not be written ({error}). The one before is intact: free some space, "
+            f"{target}: the state could not be written ({getattr(found, 'strerror', None) or found}). The one before is intact: free some space, "
             "then continue with --continue."
         ) from None
-    for old in _states(folder)[:-KEPT]:
-        old.unlink(missing_ok=True)
+    states = _states(folder)
+    whole = [path for path in states if path <= target][
+        -KEPT:
+    ]  # later ones are broken: the run went on from before them
+    for path in set(states) - set(whole):
+        path.unlink(missing_ok=True)
     return target
 
 
@@ -119,10 +125,15 @@ class _Hashed:
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.sha, self.flush = file, hashlib.sha256(), file.flush
+        self.error: OSError | None = None  # torch tells only where it noticed
 
     def write(self, data: Any) -> int:
         self.sha.update(data)
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
 
 def _states(folder: Path) -> list[Path]:
@@ -170,6 +181,8 @@ def load_state(folder: Path, say: Callable[[str], Any]) -> dict[str, Any] | None
             fault, state = _fault(path), None
             if fault is None:
                 state = torch.load(path, map_location="cpu", weights_only=True)
+                if not isinstance(state, dict) or not {"format", "step"} & state.keys():
+                    fault, state = "it is not the state of a run", None
         except Exception as error:  # noqa: BLE001 - a torn file fails in many ways; each means the one before
             fault = type(error).__name__
         if state is not None:

@@ -163,6 +163,8 @@ class Selection:
         if self.setting.interpolate and run.accelerator.is_main_process:
             if (self.folder / "start" / INFO).is_file() and not self.interpolated:
                 self._interpolate(self.setting.interpolate)
+            elif not self.interpolated:
+                run.journal.say(f"{self.folder / 'start'} is gone: nothing is interpolated, the best checkpoint stays")
             if (self.folder / "start").is_dir():
                 CHECKPOINT.clear(self.folder / "start", first=INFO)
         run.accelerator.wait_for_everyone()

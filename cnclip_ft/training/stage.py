@@ -106,6 +106,8 @@ class StageRun:
             self.selection.keep_start()
         else:
             self.step = state["step"]
+        # What is drawn for new layers depends on nothing that came before, and is the same on every device.
+        seed_step(run.recipe.seed, self.number, MOST_STEPS + 1, 0)
         self.table = add_lora(self.model, self.table)
         self.model.to(device)
         if state is not None:

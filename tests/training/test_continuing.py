@@ -174,10 +174,53 @@ def test_files_of_the_user_are_not_overwritten(stores, tmp_path, name, overwrite
 
 
 def test_overwriting_leaves_what_no_run_wrote(stores, whole, stopped):
-    for name in ("notes.txt", "state/notes.txt", "align/notes.txt"):
+    names = ("notes.txt", "state/notes.txt", "align/notes.txt", "backup/best/model.safetensors")
+    (stopped / "backup/best").mkdir(parents=True)
+    for name in names:
         (stopped / name).write_text("mine")
     assert train(recipe_of(stores, stopped), overwrite=True) and same_end(stopped, whole)
-    assert all((stopped / name).read_text() == "mine" for name in ("notes.txt", "state/notes.txt", "align/notes.txt"))
+    assert all((stopped / name).read_text() == "mine" for name in names)
+
+
+def test_a_recipe_with_words_of_the_user_is_not_replaced(stores, stopped_once, tmp_path):
+    written = (stopped_once / "recipe.yaml").read_text(encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(f"# the one that worked\n{written}", encoding="utf-8")
+    with pytest.raises(RequestError, match="recipe.yaml is there already.*not overwritten"):
+        train(recipe_of(stores, tmp_path))
+
+
+def test_between_stages_nothing_depends_on_what_was_drawn_before(stores, tmp_path, monkeypatch):
+    """Low-rank updates are drawn when a stage begins, also where the run goes on from the end of the one before."""
+    lora = [{"tower": "image", "lora": {"rank": 2}}, {"tower": "text"}, {"tower": "temperature"}]
+    short = {"steps": 2, "validate_every": 2}
+    recipes = [
+        recipe_of(stores, tmp_path / name, align=short, contrast={"train": lora, **short})
+        for name in ("whole", "parts")
+    ]
+    assert train(recipes[0])
+    original = StageRun.prepare
+
+    def dying(self, state=None):
+        if self.name == "contrast":
+            raise OSError(5, "Input/output error")
+        original(self, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageRun, "prepare", dying)
+        with pytest.raises(UserError, match="stage align, step 2"):
+            train(recipes[1])
+    assert train(recipes[1], proceed=True) and same_end(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_what_is_no_state_of_a_run_is_passed_over(tmp_path):
+    save_state(tmp_path, 1, {"step": 1})
+    said = []
+    for other in ([1, 2], {"text_projection": torch.ones(2)}):
+        torch.save(other, tmp_path / "state-000000009.pt")
+        assert load_state(tmp_path, said.append)["step"] == 1
+    assert all("not the state of a run" in text for text in said)
+    save_state(tmp_path, 2, {"step": 2})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state-000000001.pt", "state-000000002.pt"]
 
 
 @pytest.mark.parametrize("place", ["train", ".", "train/inside"])

@@ -123,6 +123,14 @@ def test_two_processes_killed_between_saves_continue_from_the_last_one(stores):
     assert all(torch.equal(a[key], b[key]) for key in b)
 
 
+@pytest.mark.slow
+def test_low_rank_updates_begin_equal_on_all_processes(stores):
+    lora = {"train": [{"tower": "image", "lora": {"rank": 2}}, {"tower": "text"}, {"tower": "temperature"}], "steps": 3}
+    one, two = (run(stores, f"lora-{processes}", processes, contrast=lora) for processes in (1, 2))
+    assert max(abs(value - losses(one)[key]) for key, value in losses(two).items()) < 1e-5
+    assert same_weights(two, one) < 1e-4
+
+
 GRADIENTS = """
 import sys
 from contextlib import nullcontext

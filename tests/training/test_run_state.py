@@ -38,7 +38,9 @@ def test_thirty_kills_while_states_are_written(tmp_path):
                 writer = StateWriter(tmp_path)
                 while True:
                     number += 1
-                    writer.save(number, {"number": number, "tensor": torch.full((5_000,), float(number))})
+                    writer.save(
+                        number, {"step": number, "number": number, "tensor": torch.full((5_000,), float(number))}
+                    )
             finally:
                 os._exit(1)
         time.sleep(chance.uniform(0.01, 0.08))
@@ -55,7 +57,7 @@ def test_thirty_kills_while_states_are_written(tmp_path):
 def test_the_copy_is_of_the_moment(tmp_path):
     weights = torch.zeros(3)
     writer = StateWriter(tmp_path)
-    writer.save(1, {"weights": weights, "nested": [{"weights": weights}]})
+    writer.save(1, {"step": 1, "weights": weights, "nested": [{"weights": weights}]})
     weights.fill_(9)
     writer.wait()
     state = load_state(tmp_path, print)
