@@ -35,6 +35,7 @@ from cnclip_ft.training.precision import choose_precision
 from cnclip_ft.training.report import write_report
 from cnclip_ft.training.run_folder import begin, check_place, held, refuse_nothing, refuse_taken, results, write_recipe
 from cnclip_ft.training.run_state import FORMAT, StateWriter, clear_states, load_state, newest_state
+from cnclip_ft.training.selection import NothingKept
 from cnclip_ft.training.sharding import refuse_other_engines, settle_sharding
 from cnclip_ft.training.stage import MOST_STEPS, StageRun
 from cnclip_ft.training.stop import Stopped, StopRequest
@@ -164,6 +165,8 @@ class Run:
             self.states.wait()
         except UserError as unsaved:
             self.journal.say(str(unsaved))
+        if isinstance(error, NothingKept):
+            return error
         said = str(error) if isinstance(error, UserError) else loader_fault(error, self.workers)
         if said is None and isinstance(error, OSError):
             said = f"{error.filename or self.folder}: {error.strerror or error}"

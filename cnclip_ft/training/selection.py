@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from cnclip_ft.training.stage import StageRun
 
 
+class NothingKept(UserError):
+    """A stage ended without a model that may be kept: the run cannot go on."""
+
+
 class Selection:
     """Judges the weights of a stage, keeps ``last`` and ``best``, and says in `ended` why the stage is over early.
 
@@ -155,9 +159,10 @@ class Selection:
         """Interpolate where that is wanted, and put the best weights into the model."""
         run = self.run
         if self.best == float("-inf"):
-            raise UserError(
-                f"stage {self.stage.name}: no validation kept within the guard's limit, so there is no best model. "
-                f"{self.folder / 'last'} is the last one. Lower the learning rate, or raise data.guard.max_drop."
+            raise NothingKept(
+                f"stage {self.stage.name}: no validation kept within the guard's limit, so there is no best model, and going on "
+                f"would not change that. {self.folder / 'last'} is the last one. Start a new run with a lower learning rate, or a "
+                "higher data.guard.max_drop, and --overwrite or another output=FOLDER."
             )
         run.model.load_state_dict(self._kept("best"))
         if self.setting.interpolate and run.accelerator.is_main_process:

@@ -116,7 +116,7 @@ def test_a_guard_stops_and_its_breach_is_never_the_best(stores, monkeypatch, cap
 def test_a_guard_broken_at_once_leaves_no_best(stores, monkeypatch):
     scripted(monkeypatch, [(10, 50), (20, 40)])
     recipe, _ = with_guard(stores, "guard-none", "stop")
-    with pytest.raises(UserError, match="no validation kept within the guard's limit.*Lower the learning rate"):
+    with pytest.raises(UserError, match="no validation kept within the guard's limit.*a lower learning rate"):
         train(recipe)
 
 
