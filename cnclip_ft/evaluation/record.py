@@ -78,7 +78,7 @@ def size_name(model: DualEncoder) -> str | None:
 
 def describe_checkpoint(model: DualEncoder, path: str | Path) -> dict[str, Any]:
     """Where the model came from and how it came to be, as far as its folder says."""
-    from cnclip_ft.models.checkpoints import checkpoint_checksum, read_info
+    from cnclip_ft.models.checkpoints import WEIGHTS_SUM, checkpoint_checksum, read_info
 
     described: dict[str, Any] = {"path": str(path), "architecture": size_name(model)}
     try:
@@ -90,7 +90,7 @@ def describe_checkpoint(model: DualEncoder, path: str | Path) -> dict[str, Any]:
     except RequestError:
         return described
     return described | {
-        "history": {key: value for key, value in info.items() if key not in ("format", "model", "recipe")}
+        "history": {key: value for key, value in info.items() if key not in ("format", "model", "recipe", WEIGHTS_SUM)}
     }
 
 

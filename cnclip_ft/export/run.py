@@ -15,7 +15,7 @@ from cnclip_ft.export.cn_clip import is_export
 from cnclip_ft.export.onnx import ONNX
 from cnclip_ft.export.order import Order
 from cnclip_ft.export.parity import difference, require
-from cnclip_ft.models.checkpoints import CHECKPOINT, INFO, load, read_info
+from cnclip_ft.models.checkpoints import CHECKPOINT, INFO, WEIGHTS_SUM, load, read_info
 from cnclip_ft.models.dual_encoder import DualEncoder
 from data_tools.errors import RequestError, UserError
 from data_tools.outputs import FolderKind, is_empty, refuse_foreign_file, refuse_overlap
@@ -147,7 +147,7 @@ def _history(checkpoint: str | Path) -> dict:
     """What our checkpoint knows of itself goes along; other kinds know nothing."""
     folder = Path(checkpoint)
     known = read_info(folder) if (folder / INFO).is_file() else {}
-    return {key: value for key, value in known.items() if key not in ("format", "model")} | {
+    return {key: value for key, value in known.items() if key not in ("format", "model", WEIGHTS_SUM)} | {
         "exported_from": folder.name
     }
 
