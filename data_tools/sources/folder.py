@@ -73,7 +73,8 @@ def _is_table(file: Path, encoding: str) -> bool:
 class TextFilesSource:
     """``photo.jpg`` and ``photo.txt`` (or ``photo.jpg.txt``): every non-blank line is a caption.
 
-    Ids are the paths below `folder`. A ``photo.txt`` beside ``photo.jpg`` and ``photo.png`` says not which it means.
+    Ids are the paths below `folder`. A ``photo.txt`` beside ``photo.jpg`` and ``photo.png`` speaks of both, which is said;
+    ``photo.png.txt`` speaks of one.
     """
 
     kind = "folder"
@@ -92,17 +93,26 @@ class TextFilesSource:
                 "there, a .txt beside each image, or name a file with --captions."
             )
         known_encoding(self.encoding)
-        done = [0]
-        items = self._items(images, done)
-        return Stream(items, len(images), "image", lambda: done[0], found.lines((".txt",)))
+        done, notes = [0], found.lines((".txt",))
+        return Stream(self._items(images, done, notes), len(images), "image", lambda: done[0], notes)
 
     def _beside(self, name: str) -> tuple[Path, Path]:
         path = self.folder / name
         return path.with_name(f"{path.name}.txt"), path.with_suffix(".txt")
 
-    def _items(self, images: list[str], done: list[int]) -> Iterator[Item]:
-        root = Root(self.folder, self.outside)
-        stems = Counter(without_ending(name) for name in images if not self._beside(name)[0].is_file())
+    def _several(self, images: list[str]) -> list[Path]:
+        """Files of captions that stand beside more than one image."""
+        count = Counter(shared for own, shared in map(self._beside, images) if not own.is_file())
+        return [file for file, images_of_it in count.items() if images_of_it > 1 and file.is_file()]
+
+    def _items(self, images: list[str], done: list[int], notes: list[str]) -> Iterator[Item]:
+        root, several = Root(self.folder, self.outside), self._several(images)
+        if several:
+            example = readable(str(next(iter(several)).relative_to(self.folder)))
+            notes.append(
+                f"{len(several):,} .txt beside several images of that name ({example}): the texts stand on each of them; "
+                "to tell them apart, call the captions of one NAME.png.txt"
+            )
         text_number = 0
         for name in images:
             done[0] += 1
@@ -113,12 +123,6 @@ class TextFilesSource:
                 if not captions.is_file():
                     raise DataFault(f"image {image_id} has no {readable(captions.name)} beside it", kind="missing-caption",
                                     mend="Write one, or move the image away.")  # fmt: skip
-                if captions is shared and stems[without_ending(name)] > 1:
-                    raise DataFault(
-                        f"{readable(shared.name)} stands beside {stems[without_ending(name)]} images of that name",
-                        mend=f"Call the captions of this one {readable(own.name)}, or move the other image away.",
-                        kind="shared-captions",
-                    )  # fmt: skip
                 root.check(captions)
             except DataFault as fault:
                 yield located(fault, path, None, image_id)

@@ -132,8 +132,10 @@ def test_captions_between_two_images_of_a_stem(tmp_path, workers: int) -> None:
     for name, seed in (("a.jpg", 0), ("a.png", 1), ("b.jpg", 2)):
         (folder / name).write_bytes(picture(seed))
         (folder / name).with_suffix(".txt").write_text(f"text of {name[0]}")
-    taken("folder", folder, tmp_path / "s", on_error="skip", workers=workers)
-    assert seeds(tmp_path / "s") == {"text of b": 2} and kinds(tmp_path / "s") == ["shared-captions"] * 2
+    report = taken("folder", folder, tmp_path / "s", workers=workers)
+    found = [(pair.image_id, pair.text) for pair in open_store(tmp_path / "s").pairs()]
+    assert found == [("a.jpg", "text of a"), ("a.png", "text of a"), ("b.jpg", "text of b")]
+    assert "1 .txt beside several images of that name (a.txt)" in "".join(report.lines())
     (folder / "a.png.txt").write_text("its own")
     taken("folder", folder, tmp_path / "s", workers=workers)
     assert seeds(tmp_path / "s") == {"text of a": 0, "its own": 1, "text of b": 2}
