@@ -162,6 +162,7 @@ for shares in (False, True):
                 found[shares, micro, frozen, kind.__name__] = {"loss": loss, **grads}
 if rank == 0:
     torch.save(found, sys.argv[1])
+dist.barrier()  # a process that leaves while others still talk may be ended by its threads
 dist.destroy_process_group()
 """
 
