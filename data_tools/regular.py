@@ -1,7 +1,8 @@
-"""Only regular files are read: a pipe is waited for without end, and a device has no end."""
+"""Only regular files are read: a pipe is waited for without end, and a device has no end. And what a whole file sums to."""
 
 from __future__ import annotations
 
+import hashlib
 import stat
 from pathlib import Path
 
@@ -29,3 +30,12 @@ def regular(path: Path, most: int | None = None) -> int:
     if most is not None and found.st_size > most:
         raise RequestError(f"{path}: {found.st_size:,} bytes; such a file has at most {most:,}")
     return found.st_size
+
+
+def sha256(path: Path) -> str:
+    """sha256 of a file, hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

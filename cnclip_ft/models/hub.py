@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from pathlib import Path
 
 from cnclip_ft.models.catalog import ARCHITECTURES
 from data_tools.errors import RequestError
+from data_tools.regular import sha256
 
 OWNERS = {"huggingface": "OFA-Sys", "modelscope": "AI-ModelScope"}
 _TOWER_FILES = ["*.json", "vocab.txt", "*.safetensors", "pytorch_model*.bin", "open_clip_pytorch_model.bin"]
@@ -141,12 +141,3 @@ def _repository(name: str, source: str) -> Path:
             f"{name}: no such file or folder here, and it could not be fetched from {_site(source)}/{name} ({type(error).__name__}). "
             "Get the folder on a machine that is online and name its path"
         ) from None
-
-
-def sha256(path: Path) -> str:
-    """sha256 of a file, hex."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -29,6 +29,7 @@ from cnclip_ft.data.workers import start_worker
 from cnclip_ft.models.build import describe_image
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import Augmentation
+from data_tools.atomic import whole_file
 from data_tools.errors import DataFault, RequestError, UserError
 from data_tools.lock import FileLock
 from data_tools.store import PairStore
@@ -113,7 +114,8 @@ class FeatureCache:
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 note = {"images": self.count, "views": self.views, "store": str(self.store.path)}
-                (self.folder / "complete.json").write_text(json.dumps(note), encoding="utf-8")
+                with whole_file(self.folder / "complete.json", "w") as file:
+                    json.dump(note, file)
             accelerator.wait_for_everyone()
         self._features = self._open("features.npy", "r")
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from data_tools.atomic import whole_file
 from data_tools.errors import RequestError
 from data_tools.outputs import json_with, refuse_foreign_file
+from data_tools.regular import sha256
 from data_tools.scenes.captions import captions
 from data_tools.scenes.drawing import draw
 from data_tools.scenes.sampling import sample_scenes
@@ -130,15 +131,6 @@ def _refuse_sources(folder: Path, split: str, overwrite: bool) -> None:
         )
         if file.exists() and not overwrite:
             raise RequestError(f"{file} is there already; replace the demonstration set with --overwrite, or choose another folder")  # fmt: skip
-
-
-def sha256(file: Path) -> str:
-    """Of a file's content, hex."""
-    digest = hashlib.sha256()
-    with file.open("rb") as handle:
-        while block := handle.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _encoded(scene: Scene, size: int) -> bytes:
