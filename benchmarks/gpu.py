@@ -73,8 +73,8 @@ class Peer:
     def __init__(self, size: str, batch: int, texts: list[str], *, frozen: bool, style: str) -> None:
         from transformers import ChineseCLIPConfig, ChineseCLIPModel
 
-        from cnclip_ft.data.texts import TextTokenizer
         from cnclip_ft.models.checkpoints import transformers_config
+        from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
         from cnclip_ft.models.start import build_start
 
         torch.manual_seed(0)

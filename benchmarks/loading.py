@@ -25,9 +25,9 @@ ROOT = Path(__file__).resolve().parents[1]
 MAKE = """
 import sys, torch
 from cnclip_ft.models.build import Checkpoint, assemble, recognise
-from cnclip_ft.models.catalog import ARCHITECTURES
+from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
 from cnclip_ft.models.checkpoints import save_checkpoint
-from cnclip_ft.models.towers import RobertaTower, ViTTower
+from cnclip_ft.models.families.chinese_clip.towers import RobertaTower, ViTTower
 architecture = ARCHITECTURES[sys.argv[1]]
 with torch.device("meta"):
     towers = ViTTower.make(architecture.image, architecture.projection), RobertaTower.make(architecture.text, architecture.projection)

@@ -84,9 +84,9 @@ def timed(work: Callable[[], object]) -> float:
 
 def small(threads: int, repeats: int) -> None:
     """Official: JSONL → top-10 → score, both ways. Ours: from the tensors, and from the same JSONL to the same files."""
-    from cnclip_ft.evaluation import official_files as files
-    from cnclip_ft.evaluation.encode import SplitFeatures
-    from cnclip_ft.evaluation.retrieval import ranks_and_topk, summarise, topk
+    from cnclip_ft.features import official_files as files
+    from cnclip_ft.features.encode import SplitFeatures
+    from cnclip_ft.retrieval.recall import ranks_and_topk, summarise, topk
 
     torch.manual_seed(0)
     images = F.normalize(torch.randn(1000, 512), dim=1)
@@ -160,7 +160,7 @@ def resident(what: str) -> int:
 
 def large(threads: int, size: int, memory: str) -> None:
     """Exact top-10 both ways; its arithmetic against what the machine's matrix product reaches by itself."""
-    from cnclip_ft.evaluation.retrieval import topk
+    from cnclip_ft.retrieval.recall import topk
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -195,7 +195,7 @@ def texts(threads: int, repeats: int, count: int) -> None:
     """Text features a second, official road against ours, with the official model's weights in both."""
     from safetensors.torch import load_file
 
-    from cnclip_ft.evaluation.encode import encode_texts, evaluating
+    from cnclip_ft.features.encode import encode_texts, evaluating
     from cnclip_ft.models.start import build_start
 
     data = os.environ.get("CNCLIP_FT_REAL_DATA")
@@ -238,11 +238,11 @@ def agree(threads: int, checkpoint: str, split: str) -> None:
     file; `topk` does the same, and `evaluate` counts the tie against the model. So the predictions must score alike,
     and `evaluate` may be lower by no more than the queries whose best positive ties with a stranger.
     """
-    from cnclip_ft.evaluation import official_files as files
-    from cnclip_ft.evaluation.encode import encode_split
-    from cnclip_ft.evaluation.feature_folder import text_lines
-    from cnclip_ft.evaluation.retrieval import recall, topk
+    from cnclip_ft.features import official_files as files
+    from cnclip_ft.features.encode import encode_split
+    from cnclip_ft.features.folder import text_lines
     from cnclip_ft.models.checkpoints import load
+    from cnclip_ft.retrieval.recall import recall, topk
     from data_tools.store import open_store
 
     features = encode_split(load(checkpoint), open_store(split))

@@ -51,10 +51,10 @@ def questions(count: int, seed: int = 0) -> list[str]:
 
 def make_index(folder: Path, images: int, architecture: str = "ViT-B-16") -> Path:
     """A checkpoint with random weights and an index that says it was made by it."""
-    from cnclip_ft.evaluation import record
+    from cnclip_ft.evaluation import provenance as record
     from cnclip_ft.models.checkpoints import checkpoint_checksum, save_checkpoint
     from cnclip_ft.models.start import build_start
-    from cnclip_ft.search.index_folder import IndexWriter
+    from cnclip_ft.search.index.folder import IndexWriter
 
     checkpoint, index = folder / "checkpoint", folder / "index"
     model, _ = build_start({"architecture": architecture}, seed=0)
@@ -258,11 +258,11 @@ def hostile(folder: Path, images: int, count: int, threads: int | None) -> None:
 
 def ways(images: int, repeats: int, threads: int | None) -> None:
     """Time of one question by part, and of the other ways that were tried, in this process."""
-    from cnclip_ft.evaluation.encode import evaluating
-    from cnclip_ft.evaluation.retrieval import topk
+    from cnclip_ft.features.encode import evaluating
     from cnclip_ft.models.start import build_start
-    from cnclip_ft.search.exact import ExactSearch
-    from cnclip_ft.search.quick_text import quicken
+    from cnclip_ft.retrieval.exact import ExactSearch
+    from cnclip_ft.retrieval.recall import topk
+    from cnclip_ft.search.engine.quick_text import quicken
 
     if threads:
         torch.set_num_threads(threads)
@@ -280,7 +280,7 @@ def ways(images: int, repeats: int, threads: int | None) -> None:
             taken.append((time.perf_counter() - began) * 1e3)
         return f"{statistics.median(taken):7.1f} ms"
 
-    from cnclip_ft.evaluation.encode import encode_texts
+    from cnclip_ft.features.encode import encode_texts
 
     def encode(some: list[str], padded: int | None = None) -> torch.Tensor:
         with evaluating(model):

@@ -151,8 +151,8 @@ class OurStage:
 
     def __init__(self, folder: Path, size: str, batch: int, texts: list[str], *, train: str, precision: str = "fp32",
                  compile: bool = False, workers: int = 0, start: str | dict | None = None) -> None:  # fmt: skip
+        from cnclip_ft.features import frozen_trunk as feature_cache
         from cnclip_ft.recipe import Recipe
-        from cnclip_ft.training import feature_cache
         from cnclip_ft.training.run import Run
 
         def drawn(cache, *_arguments, **_settings):
@@ -184,7 +184,7 @@ class OurStage:
 
 def flops_per_pair(size: str, tokens: float, frozen: bool) -> float:
     """Multiply-adds twice of one pair's forward and backward; the transformer layers' products only."""
-    from cnclip_ft.models.catalog import ARCHITECTURES
+    from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
 
     found, total = ARCHITECTURES[size], 0.0
     for numbers, length, trained in (
@@ -226,9 +226,9 @@ def step(kind: str, size: str, batch: int, threads: int, repeats: int) -> None:
 def loader(repeats: int, count: int = 960) -> None:
     """Photos through one worker process each; a JPEG far larger than needed is decoded at reduced scale by ours."""
     from cnclip_ft.data.batching import BatchOrder, StageSampler, make_loader
-    from cnclip_ft.data.images import decode
     from cnclip_ft.data.pairs import PairDataset, build_table
-    from cnclip_ft.data.texts import TextTokenizer
+    from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
+    from cnclip_ft.models.preprocessing import decode
     from data_tools.pictures import Reencoding, reencode
     from data_tools.store import open_store
 

@@ -14,7 +14,7 @@ __all__ = ["available_models", "load"]
 
 def available_models() -> list[str]:
     """Names of the published sizes."""
-    from cnclip_ft.models.catalog import ARCHITECTURES
+    from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
 
     return [name for name, architecture in ARCHITECTURES.items() if architecture.hub]
 

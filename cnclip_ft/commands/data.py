@@ -295,7 +295,7 @@ def check(
 
     from rich.console import Console
 
-    from cnclip_ft.data.texts import TextTokenizer
+    from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
     from data_tools.atomic import whole_file
     from data_tools.check import judge, measure
     from data_tools.check.page import BEGINS, write_page

@@ -70,8 +70,10 @@ def evaluate(
 
     Example: cnclip-ft evaluate runs/mine/contrast/best data/valid data/test --json scores.json
     """
-    from cnclip_ft.evaluation import feature_folder, official_files, scorecard
+    from cnclip_ft.evaluation import scorecard
     from cnclip_ft.evaluation.outputs import refuse_outputs
+    from cnclip_ft.features import folder as feature_folder
+    from cnclip_ft.features import official_files
     from data_tools.errors import RequestError
 
     options = scorecard.Options(batch_size, workers, device, dtype, image_size, memory, dataset, source, trust_import)
@@ -166,7 +168,7 @@ def topk(
 
     Example: cnclip-ft topk features/valid features/valid --output predictions.jsonl --answers valid_texts.jsonl
     """
-    from cnclip_ft.evaluation.search_run import search_files
+    from cnclip_ft.evaluation.topk_run import search_files
 
     search_files(queries, gallery, output, k=k, direction=direction, with_scores=scores, memory=memory, device=device,
                  answers=answers, score=score, say=typer.echo)  # fmt: skip

@@ -51,7 +51,7 @@ def index(
     Example: cnclip-ft search index runs/mine/contrast/best PHOTOS --output photos.index
     """
     from cnclip_ft.evaluation.scorecard import Options
-    from cnclip_ft.search.build import Wishes, build_index
+    from cnclip_ft.search.index.build import Wishes, build_index
 
     options = Options(batch_size, workers, device, dtype, source=source, trust_import=trust_import)
     build_index(checkpoint, what, output, options, Wishes(half, rebuild, moved, approximate), typer.echo)
@@ -111,7 +111,7 @@ def serve(
 
     Example: cnclip-ft search serve photos.index --threshold calibration.json
     """
-    from cnclip_ft.search.serve import serve_index
+    from cnclip_ft.search.web.serve import serve_index
 
     serve_index(
         index, host=host, port=port, threshold=threshold, upload=max_upload, pixels=max_pixels,

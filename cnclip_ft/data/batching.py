@@ -12,9 +12,9 @@ import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
 from cnclip_ft.data.pairs import PairDataset, PairTable
-from cnclip_ft.data.texts import TextTokenizer
 from cnclip_ft.data.transport import Batches, Collate, SharedBlocks
-from cnclip_ft.data.workers import start_worker
+from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
+from cnclip_ft.runtime import start_worker
 from data_tools.errors import RequestError
 
 

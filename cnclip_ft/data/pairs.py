@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from cnclip_ft.data.images import decode
-from cnclip_ft.data.texts import TextTokenizer, prepare
+from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer, prepare
+from cnclip_ft.models.preprocessing import decode
 from data_tools.errors import DataFault
 
 if TYPE_CHECKING:

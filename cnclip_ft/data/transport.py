@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
-from cnclip_ft.data.from_workers import from_workers
+from cnclip_ft.runtime import from_workers
 
 BLOCK = "block"  # stands in a batch for the pictures a worker put into a block: (number, pictures)
 

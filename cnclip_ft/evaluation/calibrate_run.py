@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 
-from cnclip_ft.evaluation import feature_folder, official_files, plots, record
+from cnclip_ft.evaluation import plots
+from cnclip_ft.evaluation import provenance as record
 from cnclip_ft.evaluation.calibration import choose, curve, in_words, read_pairs, sampled_scores
-from cnclip_ft.evaluation.encode import encode_images, encode_source, encode_texts, evaluating
 from cnclip_ft.evaluation.outputs import refuse_outputs
 from cnclip_ft.evaluation.scorecard import Options, open_model
-from cnclip_ft.evaluation.sources import FolderReader, is_store, store_source
+from cnclip_ft.features import folder as feature_folder
+from cnclip_ft.features import official_files
+from cnclip_ft.features.encode import encode_images, encode_source, encode_texts, evaluating
+from cnclip_ft.features.sources import FolderReader, is_store, store_source
 from cnclip_ft.models.dual_encoder import DualEncoder
 from data_tools.errors import DataFault, RequestError
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from cnclip_ft.data.texts import prepare
-from cnclip_ft.evaluation.encode import SplitFeatures
+from cnclip_ft.features.encode import SplitFeatures
+from cnclip_ft.models.families.chinese_clip.wordpiece import prepare
 from data_tools.errors import DataFault, RequestError
 
 

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import torch
 
-from cnclip_ft.evaluation import official_files, plots, record
-from cnclip_ft.evaluation.encode import Meter, encode_images, evaluating
+from cnclip_ft.evaluation import plots
+from cnclip_ft.evaluation import provenance as record
 from cnclip_ft.evaluation.encode_run import check_on_error, tell_left_out
 from cnclip_ft.evaluation.outputs import refuse_outputs
 from cnclip_ft.evaluation.report import number, plain_table
 from cnclip_ft.evaluation.scorecard import Options, open_model
-from cnclip_ft.evaluation.sources import open_source
 from cnclip_ft.evaluation.zero_shot import (
     ClassReport,
     class_features,
@@ -23,6 +22,9 @@ from cnclip_ft.evaluation.zero_shot import (
     read_templates,
     score_classes,
 )
+from cnclip_ft.features import official_files
+from cnclip_ft.features.encode import Meter, encode_images, evaluating
+from cnclip_ft.features.sources import open_source
 from data_tools.errors import DataFault, RequestError, UserError
 
 _SHOWN = 40  # classes in the printed table; the JSON has all

@@ -6,14 +6,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cnclip_ft.evaluation import feature_folder, official_files, record
+from cnclip_ft.evaluation import provenance as record
 from cnclip_ft.evaluation.comparison import HitTable, compare, hit_table
-from cnclip_ft.evaluation.encode import SplitFeatures, encode_source
 from cnclip_ft.evaluation.outputs import refuse_outputs
 from cnclip_ft.evaluation.report import plain_table
-from cnclip_ft.evaluation.retrieval import split_ranks
 from cnclip_ft.evaluation.scorecard import Options, open_model
-from cnclip_ft.evaluation.sources import Source, store_source
+from cnclip_ft.features import folder as feature_folder
+from cnclip_ft.features import official_files
+from cnclip_ft.features.encode import SplitFeatures, encode_source
+from cnclip_ft.features.sources import Source, store_source
+from cnclip_ft.retrieval.recall import split_ranks
 from data_tools.errors import RequestError
 
 

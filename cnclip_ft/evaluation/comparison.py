@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from cnclip_ft.evaluation.encode import SplitFeatures
-from cnclip_ft.evaluation.retrieval import KS, SplitRanks
+from cnclip_ft.features.encode import SplitFeatures
+from cnclip_ft.retrieval.recall import KS, SplitRanks
 from data_tools.errors import RequestError
 
 _DRAWS_AT_ONCE = 64

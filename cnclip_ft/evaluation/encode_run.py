@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from cnclip_ft.evaluation import record
-from cnclip_ft.evaluation.encode import Meter, encode_texts, evaluating, iterate_images
-from cnclip_ft.evaluation.feature_folder import FAULTS, FeatureWriter, fill_parts, read_info
-from cnclip_ft.evaluation.official_files import IdFeatures, write_features
+from cnclip_ft.evaluation import provenance as record
 from cnclip_ft.evaluation.scorecard import Options, open_model
-from cnclip_ft.evaluation.sources import open_source
+from cnclip_ft.features.encode import Meter, encode_texts, evaluating, iterate_images
+from cnclip_ft.features.folder import FAULTS, FeatureWriter, fill_parts, read_info
+from cnclip_ft.features.official_files import IdFeatures, write_features
+from cnclip_ft.features.sources import open_source
 from data_tools.errors import DataFault, RequestError, UserError
 from data_tools.outputs import refuse_overlap
 
@@ -174,7 +174,7 @@ def _images(
 
 def _official_files(folder: Path, name: str) -> None:
     """``<name>_imgs.img_feat.jsonl`` and ``<name>_texts.txt_feat.jsonl``: the names the official scripts give."""
-    from cnclip_ft.evaluation.feature_folder import read_set
+    from cnclip_ft.features.folder import read_set
 
     for kind, file in (("image", f"{name}_imgs.img_feat.jsonl"), ("text", f"{name}_texts.txt_feat.jsonl")):
         if (folder / f"{kind}_features.npy").is_file():

@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from cnclip_ft.evaluation.official_files import is_prediction_file
 from cnclip_ft.evaluation.plots import MAKER
 from cnclip_ft.evaluation.report import markdown_table, recall_heads
+from cnclip_ft.features.official_files import is_prediction_file
 from data_tools.outputs import begins, holds, refuse_files
 
 _REPORTS = ({"format", "versions"}, {"success", "score", "scoreJson"})  # keys of ours, and of the official score file

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping, Sequence
 
-from cnclip_ft.evaluation.retrieval import Direction, RetrievalScores
+from cnclip_ft.retrieval.recall import Direction, RetrievalScores
 
 NOTHING = "–"
 

@@ -9,13 +9,16 @@ from typing import Any
 
 import torch
 
-from cnclip_ft.evaluation import feature_folder, official_files, published, record
-from cnclip_ft.evaluation.encode import SplitFeatures, SplitTexts, encode_source
+from cnclip_ft.evaluation import provenance as record
+from cnclip_ft.evaluation import published
 from cnclip_ft.evaluation.report import recall_table
-from cnclip_ft.evaluation.retrieval import RetrievalScores, recall
-from cnclip_ft.evaluation.sources import store_source
+from cnclip_ft.features import folder as feature_folder
+from cnclip_ft.features import official_files
+from cnclip_ft.features.encode import SplitFeatures, SplitTexts, encode_source
+from cnclip_ft.features.sources import store_source
 from cnclip_ft.models.checkpoints import load
 from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.retrieval.recall import RetrievalScores, recall
 from data_tools.errors import RequestError
 
 

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from cnclip_ft.evaluation.encode import encode_texts
-from cnclip_ft.evaluation.sources import Source
+from cnclip_ft.features.encode import encode_texts
+from cnclip_ft.features.sources import Source
 from cnclip_ft.models.dual_encoder import DualEncoder
 from data_tools.atomic import whole_path
 from data_tools.errors import DataFault, RequestError, UserError

@@ -10,10 +10,10 @@ import torch
 
 from cnclip_ft.export.order import Order
 from cnclip_ft.models.build import describe_model
-from cnclip_ft.models.catalog import VOCABULARY
 from cnclip_ft.models.checkpoints import file_tensors, load
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.models.official import to_official
+from cnclip_ft.models.families.chinese_clip.catalog import VOCABULARY
+from cnclip_ft.models.formats.cn_clip import to_official
 from data_tools.errors import RequestError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cnclip_ft.data.images import normalise
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.models.towers import ViTTower
+from cnclip_ft.models.families.chinese_clip.towers import ViTTower
+from cnclip_ft.models.preprocessing import normalise
 
 HIDDEN = -1e4  # on a score: its softmax is 0 in every precision, and it is a number in float16 too
 

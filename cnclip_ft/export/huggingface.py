@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from cnclip_ft.data.images import normalise
-from cnclip_ft.data.texts import TextTokenizer
 from cnclip_ft.export.order import Order
 from cnclip_ft.models.build import describe_model
 from cnclip_ft.models.checkpoints import load, read_info, save_checkpoint
 from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
+from cnclip_ft.models.preprocessing import normalise
 from data_tools.errors import RequestError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -62,7 +62,7 @@ def read_features(target: Path, pixels: torch.Tensor, texts: list[str]) -> tuple
 
 
 def _mean_std(target: Path) -> tuple[list[float], list[float]]:
-    from cnclip_ft.models.files import read_json
+    from cnclip_ft.models.formats.files import read_json
 
     processor = read_json(target / "preprocessor_config.json")
     return processor["image_mean"], processor["image_std"]

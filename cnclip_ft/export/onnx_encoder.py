@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from cnclip_ft.data.texts import TextTokenizer
-from cnclip_ft.models.files import read_json
+from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
+from cnclip_ft.models.formats.files import read_json
 from data_tools.errors import UserError
 
 

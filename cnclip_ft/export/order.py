@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cnclip_ft.evaluation.sources import Source
+from cnclip_ft.features.sources import Source
 
 
 @dataclass(frozen=True)

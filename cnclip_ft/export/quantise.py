@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cnclip_ft.data.images import decode
-from cnclip_ft.evaluation.sources import Source
+from cnclip_ft.features.sources import Source
 from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.models.preprocessing import decode
 from data_tools.errors import UserError
 
 PICTURES, TEXTS, BATCH = 64, 256, 8

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from cnclip_ft.evaluation.encode import encode_source
-from cnclip_ft.evaluation.retrieval import RetrievalScores, recall
-from cnclip_ft.evaluation.sources import Source, store_source
 from cnclip_ft.export.cn_clip import is_export
 from cnclip_ft.export.onnx import ONNX
 from cnclip_ft.export.order import Order
 from cnclip_ft.export.parity import difference, require
+from cnclip_ft.features.encode import encode_source
+from cnclip_ft.features.sources import Source, store_source
 from cnclip_ft.models.checkpoints import CHECKPOINT, INFO, WEIGHTS_SUM, load, read_info
 from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.retrieval.recall import RetrievalScores, recall
 from data_tools.errors import RequestError, UserError
 from data_tools.outputs import FolderKind, is_empty, refuse_foreign_file, refuse_overlap
 from data_tools.scratch import Scratch, real_place

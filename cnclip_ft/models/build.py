@@ -15,13 +15,13 @@ import torch
 from torch import nn
 from transformers import ChineseCLIPTextConfig, ChineseCLIPVisionConfig
 
-from cnclip_ft.data.images import OPENAI_MEAN, OPENAI_STD
-from cnclip_ft.data.texts import CONTEXT_LENGTH, TextTokenizer
-from cnclip_ft.models.catalog import ARCHITECTURES, VOCABULARY, Architecture, ResNet
 from cnclip_ft.models.description import checked_description
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.models.files import Tensors
-from cnclip_ft.models.towers import ForeignTower, ImageTower, ResNetTower, RobertaTower, ViTTower
+from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES, VOCABULARY, Architecture, ResNet
+from cnclip_ft.models.families.chinese_clip.towers import ForeignTower, ImageTower, ResNetTower, RobertaTower, ViTTower
+from cnclip_ft.models.families.chinese_clip.wordpiece import CONTEXT_LENGTH, TextTokenizer
+from cnclip_ft.models.formats.files import Tensors
+from cnclip_ft.models.preprocessing import OPENAI_MEAN, OPENAI_STD
 from data_tools.errors import RequestError
 
 TEXT_KEYS = (

@@ -28,14 +28,14 @@ from cnclip_ft.models.build import (
     resize_image,
     with_architecture,
 )
-from cnclip_ft.models.catalog import ARCHITECTURES
 from cnclip_ft.models.description import checked_description
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.models.files import FOLDER_FILES, read_folder, read_json, read_weights
+from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
+from cnclip_ft.models.formats.cn_clip import is_dropped, is_official, modern, to_ours
+from cnclip_ft.models.formats.files import FOLDER_FILES, read_folder, read_json, read_weights
+from cnclip_ft.models.formats.openai import is_openai
+from cnclip_ft.models.formats.transformers_folder import read_chinese_clip
 from cnclip_ft.models.hub import find
-from cnclip_ft.models.huggingface import read_chinese_clip
-from cnclip_ft.models.official import is_dropped, is_official, modern, to_ours
-from cnclip_ft.models.openai import is_openai
 from data_tools.atomic import mend_interrupted_swap, sync_file
 from data_tools.errors import RequestError, UserError
 from data_tools.outputs import FolderKind

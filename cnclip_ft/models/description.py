@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from transformers.activations import ACT2FN
 
-from cnclip_ft.models.catalog import Architecture
+from cnclip_ft.models.families.chinese_clip.catalog import Architecture
 from data_tools.errors import RequestError
 
 Width = Annotated[int, Field(ge=1, le=1 << 16)]

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cnclip_ft.data.images import decode, normalise
-from cnclip_ft.data.texts import TextTokenizer
-from cnclip_ft.models.catalog import Architecture
+from cnclip_ft.models.families.chinese_clip.catalog import Architecture
+from cnclip_ft.models.families.chinese_clip.towers import ImageTower
+from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
 from cnclip_ft.models.modes import evaluation_mode
-from cnclip_ft.models.towers import ImageTower
+from cnclip_ft.models.preprocessing import decode, normalise
 
 LOGIT_SCALE_START = math.log(1 / 0.07)
 LOGIT_SCALE_LIMIT = math.log(100)

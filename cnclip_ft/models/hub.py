@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from cnclip_ft.models.catalog import ARCHITECTURES
+from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
 from data_tools.errors import RequestError
 from data_tools.regular import sha256
 

@@ -9,15 +9,22 @@ from typing import Any
 
 import torch
 
-from cnclip_ft.data.texts import CONTEXT_LENGTH, TextTokenizer
-from cnclip_ft.models.bert import read_text_half
 from cnclip_ft.models.build import assemble, check_vocabulary, fill, image_tower, resize_image, text_tower
-from cnclip_ft.models.catalog import ARCHITECTURES, ResNet, TextTransformer, VisionTransformer
 from cnclip_ft.models.checkpoints import INFO, open_checkpoint, read_checkpoint
 from cnclip_ft.models.dual_encoder import LOGIT_SCALE_LIMIT, DualEncoder
+from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES, ResNet, TextTransformer, VisionTransformer
+from cnclip_ft.models.families.chinese_clip.towers import (
+    ForeignTower,
+    ImageTower,
+    ResNetTower,
+    RobertaTower,
+    ViTTower,
+    new_projection,
+)
+from cnclip_ft.models.families.chinese_clip.wordpiece import CONTEXT_LENGTH, TextTokenizer
+from cnclip_ft.models.formats.bert import read_text_half
+from cnclip_ft.models.formats.openai import check_activation, read_image_half
 from cnclip_ft.models.hub import find
-from cnclip_ft.models.openai import check_activation, read_image_half
-from cnclip_ft.models.towers import ForeignTower, ImageTower, ResNetTower, RobertaTower, ViTTower, new_projection
 from data_tools.errors import RequestError
 
 PROJECTION = 512  # where nothing says otherwise

@@ -1,5 +1,1 @@
-"""Search: an index of pictures, questions in words and pictures, a page (docs/search.md).
-
-listing → parts → index_folder (`build` leads) · exact, approximate (vectors → best numbers) · query, engine (words and
-pictures → vector → found) · batcher, guard, api, serve (the same over HTTP).
-"""
+"""Search: an index of pictures (`index`), questions and their answers (`engine`), a page (`web`); docs/search.md."""

@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from cnclip_ft.search.engine import Found, open_engine
-from cnclip_ft.search.index_folder import Index
-from cnclip_ft.search.pictures import uploaded_pixels
-from cnclip_ft.search.query import Question
-from cnclip_ft.search.threshold import read_threshold
+from cnclip_ft.search.engine.engine import Found, open_engine
+from cnclip_ft.search.engine.query import Question
+from cnclip_ft.search.engine.threshold import read_threshold
+from cnclip_ft.search.index.folder import Index
+from cnclip_ft.search.index.pictures import uploaded_pixels
 from data_tools.errors import DataFault, RequestError
 from data_tools.pictures import MISSING, read_file
 from data_tools.terminal import plain

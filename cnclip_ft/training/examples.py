@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from PIL import Image, ImageDraw
 
-from cnclip_ft.evaluation.encode import SplitFeatures
-from cnclip_ft.evaluation.retrieval import topk
+from cnclip_ft.features.encode import SplitFeatures
+from cnclip_ft.retrieval.recall import topk
 from data_tools import pictures
 from data_tools.contact_sheet import find_font
 from data_tools.errors import DataFault, RequestError

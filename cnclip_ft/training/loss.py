@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import nn
 
-from cnclip_ft.training.devices import (
+from cnclip_ft.collectives import (
     gather_rows,
     gather_rows_detached,
     log_sum_exp_over_ranks,

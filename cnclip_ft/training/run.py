@@ -20,18 +20,16 @@ import torch
 from accelerate import Accelerator, PartialState
 
 import cnclip_ft
-from cnclip_ft.data.freed_memory import keep_activations
+from cnclip_ft.collectives import sum_numbers
 from cnclip_ft.data.pairs import build_table
-from cnclip_ft.data.workers import loader_fault
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.start import LoadReport, build_start
 from cnclip_ft.recipe import Recipe, dump_recipe
+from cnclip_ft.runtime import choose_precision, keep_activations, loader_fault
 from cnclip_ft.training import plan
 from cnclip_ft.training.continuing import identity, refuse_other_data, refuse_other_recipe
-from cnclip_ft.training.devices import sum_numbers
 from cnclip_ft.training.examples import Example, draw_panel, find_examples
 from cnclip_ft.training.journal import Journal
-from cnclip_ft.training.precision import choose_precision
 from cnclip_ft.training.report import write_report
 from cnclip_ft.training.run_folder import begin, check_place, held, refuse_nothing, refuse_taken, results, write_recipe
 from cnclip_ft.training.run_state import FORMAT, StateWriter, clear_states, load_state, newest_state

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cnclip_ft.collectives import sum_numbers
 from cnclip_ft.models.checkpoints import (
     CHECKPOINT,
     INFO,
@@ -17,7 +18,6 @@ from cnclip_ft.models.checkpoints import (
     save_checkpoint,
     saved_state,
 )
-from cnclip_ft.training.devices import sum_numbers
 from cnclip_ft.training.journal import duration
 from cnclip_ft.training.lora import merged
 from cnclip_ft.training.validation import Judgement

@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from cnclip_ft.collectives import mean_gradients
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.training.devices import mean_gradients
 from data_tools.errors import RequestError
 
 

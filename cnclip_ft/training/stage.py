@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from cnclip_ft.collectives import sum_numbers
 from cnclip_ft.data.augment import augment
 from cnclip_ft.data.batching import BatchOrder, StageSampler, make_loader
 from cnclip_ft.data.pairs import PairDataset
+from cnclip_ft.features.frozen_trunk import FeatureCache
 from cnclip_ft.recipe import Stage
 from cnclip_ft.training.averaging import MovingAverage
-from cnclip_ft.training.devices import sum_numbers
-from cnclip_ft.training.feature_cache import FeatureCache
 from cnclip_ft.training.fit import out_of_memory
 from cnclip_ft.training.journal import Meter, duration
 from cnclip_ft.training.large_batch import GradientStep

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cnclip_ft.training.devices import sum_numbers
+from cnclip_ft.collectives import sum_numbers
 
 # `timeout` signals the process and then its group, Slurm both us and torchrun, which passes it on: still one request.
 _ONE_REQUEST = 1.0  # seconds

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from cnclip_ft.evaluation.encode import SplitFeatures, encode_split
-from cnclip_ft.evaluation.retrieval import RetrievalScores, recall
+from cnclip_ft.features.encode import SplitFeatures, encode_split
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import score_path
+from cnclip_ft.retrieval.recall import RetrievalScores, recall
 from data_tools.errors import RequestError
 from data_tools.store import PairStore
 

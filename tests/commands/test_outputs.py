@@ -250,9 +250,9 @@ def test_an_export_with_a_foreign_file_stays_and_a_checkpoint_saved_over_one_kee
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are text elsewhere")
 def test_names_that_are_no_text_come_and_go(photos, checkpoint) -> None:
     from cnclip_ft.evaluation.encode_run import encode_to_folder
-    from cnclip_ft.evaluation.feature_folder import read_set
     from cnclip_ft.evaluation.scorecard import Options
     from cnclip_ft.export.run import export_checkpoint
+    from cnclip_ft.features.folder import read_set
     from data_tools.build import build_split
     from data_tools.errors import RequestError
 
@@ -271,8 +271,8 @@ def test_names_that_are_no_text_come_and_go(photos, checkpoint) -> None:
 
 def test_features_behind_a_link_are_replaced_there(photos, checkpoint) -> None:
     from cnclip_ft.evaluation.encode_run import encode_to_folder
-    from cnclip_ft.evaluation.feature_folder import read_info
     from cnclip_ft.evaluation.scorecard import Options
+    from cnclip_ft.features.folder import read_info
 
     Path("l").symlink_to("real")
     Path("real").mkdir()
@@ -301,7 +301,7 @@ def test_features_take_no_place_but_their_own(photos, checkpoint, output, overwr
 )
 def test_an_index_takes_no_place_but_its_own(photos, checkpoint, output, rebuild) -> None:
     from cnclip_ft.evaluation.scorecard import Options
-    from cnclip_ft.search.build import Wishes, build_index
+    from cnclip_ft.search.index.build import Wishes, build_index
 
     shutil.copytree(checkpoint, "m")
     shutil.copytree("photos", "with-parts/parts")
@@ -316,7 +316,7 @@ def test_an_index_takes_no_place_but_its_own(photos, checkpoint, output, rebuild
 
 def test_an_index_with_photos_in_it_is_named_and_left(photos, checkpoint) -> None:
     from cnclip_ft.evaluation.scorecard import Options
-    from cnclip_ft.search.build import Wishes, build_index
+    from cnclip_ft.search.index.build import Wishes, build_index
 
     options = Options(workers=0, device="cpu")
     build_index(checkpoint, "photos", "i", options, Wishes(), str)

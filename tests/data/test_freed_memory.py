@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="anoth
 COUNT = """
 import ctypes, resource
 import torch
-from cnclip_ft.data.freed_memory import keep_activations, keep_pictures
+from cnclip_ft.runtime import keep_activations, keep_pictures
 {settle}
 size, heap = 24 << 20, ctypes.CDLL(None)
 heap.malloc.restype, heap.malloc.argtypes, heap.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]

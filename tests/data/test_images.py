@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cnclip_ft.data.images import OPENAI_MEAN, OPENAI_STD, decode, normalise
+from cnclip_ft.models.preprocessing import OPENAI_MEAN, OPENAI_STD, decode, normalise
 from data_tools.errors import DataFault
 
 
@@ -100,7 +100,7 @@ def test_the_fast_decoder_gives_pillow_s_pixels(monkeypatch, mode, options):
     data = encoded(picture(101, 77).convert(mode), "JPEG", **options)
     fast = decode(data, 48)
     assert torch.equal(decode(memoryview(data), 48), fast)
-    monkeypatch.setattr("cnclip_ft.data.images.simplejpeg", None)
+    monkeypatch.setattr("cnclip_ft.models.preprocessing.simplejpeg", None)
     assert torch.equal(fast, decode(memoryview(data), 48))
 
 
@@ -117,7 +117,7 @@ def test_exif_in_two_parts_is_one(monkeypatch):
     at, end = data.index(b"\xff\xe1"), data.index(b"\xff\xdb")
     twice = data[:end] + data[at:end] + data[end:]
     fast = decode(twice, 32)
-    monkeypatch.setattr("cnclip_ft.data.images.simplejpeg", None)
+    monkeypatch.setattr("cnclip_ft.models.preprocessing.simplejpeg", None)
     assert torch.equal(fast, decode(twice, 32))
 
 
@@ -133,7 +133,7 @@ def test_a_torn_jpeg_is_a_fault_for_both_decoders(monkeypatch):
     for end in (len(data) // 2, len(data) - 200):
         with pytest.raises(DataFault, match="cannot be decoded"):
             decode(data[:end], 48)
-    monkeypatch.setattr("cnclip_ft.data.images.simplejpeg", None)
+    monkeypatch.setattr("cnclip_ft.models.preprocessing.simplejpeg", None)
     with pytest.raises(DataFault, match="cannot be decoded"):
         decode(data[: len(data) // 2], 48)
 

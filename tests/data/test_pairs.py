@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from cnclip_ft.data.from_workers import from_workers
-from cnclip_ft.data.images import decode
 from cnclip_ft.data.pairs import PairDataset, build_table
-from cnclip_ft.data.texts import TextTokenizer
+from cnclip_ft.features.frozen_trunk import cache_key
+from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
+from cnclip_ft.models.preprocessing import decode
 from cnclip_ft.models.start import build_start
 from cnclip_ft.recipe import Augmentation
-from cnclip_ft.training.feature_cache import cache_key
+from cnclip_ft.runtime import from_workers
 from data_tools.errors import UserError
 from data_tools.store import StoreWriter, open_store
 from tests.data.test_images import encoded, picture

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from cnclip_ft.data.texts import TextTokenizer, prepare
+from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer, prepare
 from data_tools.errors import RequestError
 from tests.official import requires_official, run_official
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from cnclip_ft.data.batching import BatchOrder, StageSampler, make_loader
 from cnclip_ft.data.pairs import PairDataset, build_table
-from cnclip_ft.data.texts import TextTokenizer
 from cnclip_ft.data.transport import BLOCK, Collate, SharedBlocks
+from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
 from data_tools.store import StoreWriter, open_store
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from cnclip_ft.evaluation.comparison import compare, hit_table
-from cnclip_ft.evaluation.retrieval import recall, split_ranks
+from cnclip_ft.retrieval.recall import recall, split_ranks
 from data_tools.errors import RequestError
 from tests.evaluation.tiny import random_split
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cnclip_ft.evaluation.encode import encode_split, encode_texts, evaluating, read_texts
+from cnclip_ft.features.encode import encode_split, encode_texts, evaluating, read_texts
 from cnclip_ft.models.checkpoints import load
 from data_tools.errors import DataFault, UserError
 from data_tools.store import Pair, StoreWriter, open_store

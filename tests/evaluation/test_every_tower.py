@@ -9,9 +9,9 @@ import torch
 from typer.testing import CliRunner
 
 from cnclip_ft.cli import app
-from cnclip_ft.evaluation.encode import encode_split
-from cnclip_ft.evaluation.retrieval import recall
+from cnclip_ft.features.encode import encode_split
 from cnclip_ft.models.checkpoints import load, save_checkpoint
+from cnclip_ft.retrieval.recall import recall
 from data_tools.store import open_store
 from tests.models.helpers import RESNET, VIT, small
 

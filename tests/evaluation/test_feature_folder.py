@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from cnclip_ft.evaluation import feature_folder
 from cnclip_ft.evaluation.encode_run import encode_to_folder
-from cnclip_ft.evaluation.feature_folder import FeatureWriter, read_set, read_split
-from cnclip_ft.evaluation.retrieval import recall
 from cnclip_ft.evaluation.scorecard import Options, score_checkpoint, score_features
+from cnclip_ft.features import folder as feature_folder
+from cnclip_ft.features.folder import FeatureWriter, read_set, read_split
+from cnclip_ft.retrieval.recall import recall
 from data_tools.errors import RequestError, UserError
 from tests.evaluation.tiny import make_checkpoint, random_split
 

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from cnclip_ft.evaluation import official_files as files
-from cnclip_ft.evaluation.retrieval import recall, topk
+from cnclip_ft.features import official_files as files
+from cnclip_ft.retrieval.recall import recall, topk
 from data_tools.errors import DataFault, RequestError
 from tests.evaluation.tiny import random_split
 from tests.official import requires_official, run_official

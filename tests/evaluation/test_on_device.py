@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cnclip_ft.evaluation.encode import encode_split
-from cnclip_ft.evaluation.retrieval import recall, topk
+from cnclip_ft.features.encode import encode_split
 from cnclip_ft.models.checkpoints import load
-from cnclip_ft.search.exact import ExactSearch
+from cnclip_ft.retrieval.exact import ExactSearch
+from cnclip_ft.retrieval.recall import recall, topk
 from data_tools.store import open_store
 from tests.evaluation import tiny
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cnclip_ft.evaluation.published import recognise, rows_for, size_warning
-from cnclip_ft.models.catalog import ARCHITECTURES
+from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from cnclip_ft.evaluation import record
+from cnclip_ft.evaluation import provenance as record
 from cnclip_ft.models.checkpoints import load
 from data_tools.errors import RequestError
 

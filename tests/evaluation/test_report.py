@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from cnclip_ft.evaluation.report import direction_line, display_width, markdown_table, plain_table, recall_table
-from cnclip_ft.evaluation.retrieval import Direction, RetrievalScores
+from cnclip_ft.retrieval.recall import Direction, RetrievalScores
 
 HALF = Direction({1: 50.0, 5: 75.0, 10: 100.0}, 1.5, 4, 4)
 

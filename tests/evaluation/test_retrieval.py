@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnclip_ft.evaluation import sweep
-from cnclip_ft.evaluation.retrieval import ranks, ranks_and_topk, recall, split_ranks, summarise, topk
+from cnclip_ft.retrieval import scan as sweep
+from cnclip_ft.retrieval.recall import ranks, ranks_and_topk, recall, split_ranks, summarise, topk
 from data_tools.errors import UserError
 from tests.evaluation.tiny import random_split
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from cnclip_ft.evaluation.sources import open_source
+from cnclip_ft.features.sources import open_source
 from data_tools.errors import DataFault, RequestError
 from tests.evaluation.tiny import png
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cnclip_ft.evaluation.tiles import Side, full_precision, parse_memory, tile_shape
+from cnclip_ft.retrieval.tiles import Side, full_precision, parse_memory, tile_shape
 from data_tools.errors import RequestError, UserError
 
 CPU = torch.device("cpu")

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from cnclip_ft.evaluation import zero_shot
-from cnclip_ft.evaluation.encode import evaluating
-from cnclip_ft.evaluation.sources import open_source
 from cnclip_ft.evaluation.zero_shot import Class, class_features, read_classes, read_templates, score_classes
+from cnclip_ft.features.encode import evaluating
+from cnclip_ft.features.sources import open_source
 from cnclip_ft.models.checkpoints import load
 from data_tools.errors import DataFault, RequestError
 from data_tools.store import StoreWriter

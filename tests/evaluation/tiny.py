@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from cnclip_ft.evaluation.encode import SplitFeatures
+from cnclip_ft.features.encode import SplitFeatures
 from cnclip_ft.models.checkpoints import save_checkpoint
 from cnclip_ft.models.start import build_start
 from data_tools.store import StoreWriter

@@ -269,7 +269,7 @@ def test_published_sizes_at_full_width(name, tmp_path):
     """Widths, heads, patches and image sizes as published, one layer deep (RN50 whole)."""
     from dataclasses import asdict
 
-    from cnclip_ft.models.catalog import ARCHITECTURES
+    from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
 
     entry = ARCHITECTURES[name]
     image, text = asdict(entry.image), asdict(entry.text)

@@ -57,7 +57,7 @@ def test_cn_clip_has_what_both_official_loaders_ask_for(checkpoint, tmp_path):
 
 def test_a_published_size_comes_with_the_call_that_reads_it():
     architecture = build_start({"architecture": "tiny"})[0]
-    from cnclip_ft.models.catalog import ARCHITECTURES
+    from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
 
     architecture.architecture = ARCHITECTURES["ViT-B-16"]
     (
@@ -150,7 +150,7 @@ def test_towers_a_format_has_no_place_for(spec, to, message, tmp_path):
 
 def test_gelu_has_no_place_in_cn_clip_but_in_transformers(tmp_path):
     model = small()
-    from cnclip_ft.models.official import to_official
+    from cnclip_ft.models.formats.cn_clip import to_official
 
     state = {name: t for name, t in to_official(tensors(model)).items() if name.startswith("visual.")}
     torch.save(state | {"logit_scale": torch.tensor(4.0)}, tmp_path / "x.pt")

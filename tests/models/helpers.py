@@ -6,7 +6,7 @@ import torch
 
 from cnclip_ft.models.build import file_name
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.models.official import to_official
+from cnclip_ft.models.formats.cn_clip import to_official
 from cnclip_ft.models.start import build_start
 
 TEXT = {"hidden": 64, "layers": 2, "heads": 1}

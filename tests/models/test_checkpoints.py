@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import cnclip_ft
 from cnclip_ft.models import checkpoints
-from cnclip_ft.models.catalog import ARCHITECTURES
 from cnclip_ft.models.checkpoints import checkpoint_checksum, load, read_info, save_checkpoint
+from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
 from cnclip_ft.models.start import build_start
 from data_tools.errors import RequestError, UserError
 from tests.models.helpers import RESNET, VIT, Bomb, equal, features, official, small, tensors
@@ -55,7 +55,7 @@ def test_transformers_reads_every_checkpoint(tmp_path):
     theirs, said = ChineseCLIPModel.from_pretrained(tmp_path / "a", output_loading_info=True)
     assert not said["missing_keys"] and not said["mismatched_keys"]
     assert {name for name in said["unexpected_keys"]} == set()
-    from cnclip_ft.data.images import normalise
+    from cnclip_ft.models.preprocessing import normalise
     from tests.models.helpers import pixels
 
     ids, mask = model.tokenizer.pad(model.tokenizer.encode(["一只狗", "a red car", ""]))
@@ -169,7 +169,7 @@ def test_the_folder_of_a_run_is_pointed_on(tmp_path):
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "tiny"])
 def test_published_sizes_are_recognised_from_their_tensors(name):
     from cnclip_ft.models.build import recognise
-    from cnclip_ft.models.towers import ResNetTower, RobertaTower, ViTTower
+    from cnclip_ft.models.families.chinese_clip.towers import ResNetTower, RobertaTower, ViTTower
 
     architecture = ARCHITECTURES[name]
     with torch.device("meta"):
@@ -216,7 +216,7 @@ def test_positions_follow_the_official_rule(tmp_path):
 
 def test_a_large_size_at_its_other_resolution_is_the_published_one():
     from cnclip_ft.models.build import recognise, resize_image, with_architecture
-    from cnclip_ft.models.towers import RobertaTower, ViTTower
+    from cnclip_ft.models.families.chinese_clip.towers import RobertaTower, ViTTower
 
     architecture = ARCHITECTURES["ViT-L-14"]
     with torch.device("meta"):

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cnclip_ft.models.files import read_file, read_folder, read_json
+from cnclip_ft.models.formats.files import read_file, read_folder, read_json
 from data_tools.errors import RequestError
 from tests.models.helpers import Bomb
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from cnclip_ft.data.images import decode
-from cnclip_ft.models.fresh import POSITION_SCALE, keep_scale_, sine_positions_
+from cnclip_ft.models.families.chinese_clip.fresh import POSITION_SCALE, keep_scale_, sine_positions_
+from cnclip_ft.models.preprocessing import decode
 from cnclip_ft.models.start import build_start
 from data_tools.scenes import draw, sample_scenes
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from cnclip_ft.models.checkpoints import load, save_checkpoint
-from cnclip_ft.models.torch_files import _DTYPES
+from cnclip_ft.models.formats.torch_files import _DTYPES
 from data_tools.errors import UserError
 from tests.models.helpers import Bomb, official, small, tensors
 

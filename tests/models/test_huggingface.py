@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cnclip_ft.data.images import decode, normalise
-from cnclip_ft.data.texts import TextTokenizer
 from cnclip_ft.models.checkpoints import load, save_checkpoint
+from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
+from cnclip_ft.models.preprocessing import decode, normalise
 from data_tools.errors import RequestError
 from tests.models.helpers import equal, features, small, tensors
 from tests.official import requires_official, run_official

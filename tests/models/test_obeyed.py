@@ -24,10 +24,10 @@ try:
 except ImportError:  # before transformers 5 the one that needs no torchvision had the plain name
     from transformers import ChineseCLIPImageProcessor as ImageProcessor
 
-from cnclip_ft.data.texts import PACKAGED_VOCABULARY
 from cnclip_ft.models.checkpoints import load, save_checkpoint
-from cnclip_ft.models.official import to_official
-from cnclip_ft.models.openai import read_image_half
+from cnclip_ft.models.families.chinese_clip.wordpiece import PACKAGED_VOCABULARY
+from cnclip_ft.models.formats.cn_clip import to_official
+from cnclip_ft.models.formats.openai import read_image_half
 from data_tools.errors import RequestError
 from tests.models.helpers import VIT, equal, features, official, small, tensors
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from cnclip_ft.data.images import OPENAI_MEAN, OPENAI_STD, normalise
 from cnclip_ft.export.run import export_checkpoint
 from cnclip_ft.models.checkpoints import load, save_checkpoint
-from cnclip_ft.models.official import to_official, to_ours
+from cnclip_ft.models.formats.cn_clip import to_official, to_ours
+from cnclip_ft.models.preprocessing import OPENAI_MEAN, OPENAI_STD, normalise
 from tests.models.helpers import RESNET, VIT, equal, features, official, pixels, small, tensors
 from tests.official import requires_official, run_official
 

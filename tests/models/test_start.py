@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from cnclip_ft.models.catalog import ARCHITECTURES
 from cnclip_ft.models.checkpoints import save_checkpoint
+from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
 from cnclip_ft.models.start import LoadReport, build_start
 from data_tools.errors import RequestError
 from tests.models.helpers import RESNET, TEXT, VIT, equal, features, official, small, tensors

@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from cnclip_ft.data.images import OPENAI_MEAN, OPENAI_STD, normalise
 from cnclip_ft.models.checkpoints import load, save_checkpoint
+from cnclip_ft.models.preprocessing import OPENAI_MEAN, OPENAI_STD, normalise
 from cnclip_ft.models.start import build_start
 from data_tools.errors import RequestError
 from tests.models.helpers import RESNET, TEXT, VIT, features, pixels, small, tensors

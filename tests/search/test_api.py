@@ -19,13 +19,13 @@ pytest.importorskip("httpx", reason="not installed: pip install 'cnclip-ft[test]
 
 from fastapi.testclient import TestClient
 
-from cnclip_ft.search import decoders, guard
-from cnclip_ft.search.api import Limits, make_app
-from cnclip_ft.search.batcher import Batcher, Busy
-from cnclip_ft.search.engine import open_engine
-from cnclip_ft.search.guard import content_policy, host_name, is_loopback
-from cnclip_ft.search.query import Question
-from cnclip_ft.search.thumbnails import SIZES
+from cnclip_ft.search.engine.engine import open_engine
+from cnclip_ft.search.engine.query import Question
+from cnclip_ft.search.web import decoders, guard
+from cnclip_ft.search.web.api import Limits, make_app
+from cnclip_ft.search.web.batcher import Batcher, Busy
+from cnclip_ft.search.web.guard import content_policy, host_name, is_loopback
+from cnclip_ft.search.web.thumbnails import SIZES
 from tests.evaluation import tiny
 
 LOCAL = "http://127.0.0.1"
@@ -381,7 +381,7 @@ def test_who_finds_the_server_busy_is_told_when_to_come_again(engine, monkeypatc
 
 
 def test_an_upload_that_holds_a_decoder_is_ended(engine, monkeypatch):
-    code = "import sys; sys.path[:] = sys.argv[3:]; import time, cnclip_ft.search.decoder as d\n"
+    code = "import sys; sys.path[:] = sys.argv[3:]; import time, cnclip_ft.search.web.decoder as d\n"
     code += (
         "d._JOBS['square'] = lambda data, size, pixels: time.sleep(60)\nd.main(int(sys.argv[1]), float(sys.argv[2]))"
     )

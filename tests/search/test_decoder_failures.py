@@ -8,18 +8,18 @@ import struct
 import pytest
 from PIL import Image, ImageFile, ImageFont
 
-from cnclip_ft.data import images
 from cnclip_ft.data.pairs import PairDataset, build_table
-from cnclip_ft.data.texts import TextTokenizer
 from cnclip_ft.evaluation.classify_run import classify_images
-from cnclip_ft.evaluation.encode import encode_split
 from cnclip_ft.evaluation.encode_run import encode_to_folder
-from cnclip_ft.evaluation.feature_folder import read_set
 from cnclip_ft.evaluation.scorecard import Options
+from cnclip_ft.features.encode import encode_split
+from cnclip_ft.features.folder import read_set
+from cnclip_ft.models import preprocessing as images
+from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
 from cnclip_ft.models.start import build_start
-from cnclip_ft.search.decoder import LENGTHS, _answer
-from cnclip_ft.search.index_folder import Index
-from cnclip_ft.search.pictures import uploaded_pixels
+from cnclip_ft.search.index.folder import Index
+from cnclip_ft.search.index.pictures import uploaded_pixels
+from cnclip_ft.search.web.decoder import LENGTHS, _answer
 from cnclip_ft.training.examples import thumbnail
 from data_tools.build import build_store
 from data_tools.check import measure
@@ -185,7 +185,7 @@ def test_encode_lists_what_it_leaves_out_and_keeps_the_ids_right(tmp_path, check
 
 
 def test_faults_of_parts_survive_an_interruption(tmp_path, checkpoint, monkeypatch) -> None:
-    from cnclip_ft.evaluation import feature_folder
+    from cnclip_ft.features import folder as feature_folder
 
     monkeypatch.setitem(feature_folder.PART, "image", 2)
     (tmp_path / "P").mkdir()

@@ -15,17 +15,17 @@ from PIL import Image
 
 pytest.importorskip("fastapi", reason="not installed: pip install 'cnclip-ft[serve]'")
 
-from cnclip_ft.search import decoders as room
-from cnclip_ft.search.batcher import Busy
-from cnclip_ft.search.decoders import Decoders
-from cnclip_ft.search.thumbnails import SIZES, Gone, Thumbnails
+from cnclip_ft.search.web import decoders as room
+from cnclip_ft.search.web.batcher import Busy
+from cnclip_ft.search.web.decoders import Decoders
+from cnclip_ft.search.web.thumbnails import SIZES, Gone, Thumbnails
 from data_tools.errors import DataFault
 from tests.evaluation import tiny
 
 # The real process with jobs that pictures do not usually offer.
 _MORE_JOBS = """
 import os, time
-import cnclip_ft.search.decoder as decoder
+import cnclip_ft.search.web.decoder as decoder
 def memory(data, pixels): return bytes(len(bytearray(8 << 30)))
 decoder._JOBS |= {
     "sleep": lambda data, pixels: time.sleep(30), "crash": lambda data, pixels: os.abort(),

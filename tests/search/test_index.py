@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import cnclip_ft
-from cnclip_ft.search import build as building
-from cnclip_ft.search.engine import open_engine
-from cnclip_ft.search.index_folder import Index
-from cnclip_ft.search.parts import Parts
-from cnclip_ft.search.query import Question
+from cnclip_ft.search.engine.engine import open_engine
+from cnclip_ft.search.engine.query import Question
+from cnclip_ft.search.index import build as building
+from cnclip_ft.search.index.folder import Index
+from cnclip_ft.search.index.parts import Parts
 from data_tools.errors import RequestError, UserError
 from data_tools.store import StoreWriter
 from tests.evaluation import tiny
@@ -275,7 +275,7 @@ def test_a_damaged_index_is_said(index, tmp_path, change):
 
 
 def test_no_path_leads_out_of_the_folder(tmp_path):
-    from cnclip_ft.search.listing import FolderBytes
+    from cnclip_ft.search.index.listing import FolderBytes
     from data_tools.errors import DataFault
 
     (tmp_path / "secret.png").write_bytes(tiny.png(1))

@@ -20,9 +20,9 @@ import uvicorn
 from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
 
-from cnclip_ft.search.api import Limits, make_app
-from cnclip_ft.search.engine import open_engine
-from cnclip_ft.search.query import Question
+from cnclip_ft.search.engine.engine import open_engine
+from cnclip_ft.search.engine.query import Question
+from cnclip_ft.search.web.api import Limits, make_app
 from tests.evaluation import tiny
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -14,8 +14,8 @@ pytest.importorskip("uvicorn", reason="not installed: pip install 'cnclip-ft[ser
 
 import uvicorn
 
-from cnclip_ft.search import patience
-from cnclip_ft.search.patience import PatientProtocol
+from cnclip_ft.search.web import patience
+from cnclip_ft.search.web.patience import PatientProtocol
 
 ASK = b"GET / HTTP/1.1\r\nHost: a\r\n"
 

@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 
 import cnclip_ft
 from cnclip_ft.commands import search as commands
-from cnclip_ft.search.engine import open_engine
-from cnclip_ft.search.index_folder import Index
-from cnclip_ft.search.pictures import uploaded_pixels
-from cnclip_ft.search.query import Question
-from cnclip_ft.search.quick_text import quicken
+from cnclip_ft.search.engine.engine import open_engine
+from cnclip_ft.search.engine.query import Question
+from cnclip_ft.search.engine.quick_text import quicken
+from cnclip_ft.search.index.folder import Index
+from cnclip_ft.search.index.pictures import uploaded_pixels
 from data_tools.errors import RequestError, UserError
 from tests.evaluation import tiny
 from tests.models.helpers import VIT, small

@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cnclip_ft.evaluation.retrieval import topk
-from cnclip_ft.search import approximate, exact
-from cnclip_ft.search.exact import ExactSearch
+from cnclip_ft.retrieval import approximate, exact
+from cnclip_ft.retrieval.exact import ExactSearch
+from cnclip_ft.retrieval.recall import topk
 
 
 def unit(count: int, dim: int = 24, seed: int = 0) -> torch.Tensor:

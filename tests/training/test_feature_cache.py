@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from cnclip_ft.data.images import decode
+from cnclip_ft.features import frozen_trunk as feature_cache
+from cnclip_ft.features.frozen_trunk import FeatureCache
+from cnclip_ft.models.preprocessing import decode
 from cnclip_ft.recipe import Augmentation
-from cnclip_ft.training import feature_cache
-from cnclip_ft.training.feature_cache import FeatureCache
 from data_tools.errors import UserError
 from data_tools.store import open_store
 from tests.training.helpers import tiny_model

@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from cnclip_ft.data.images import normalise
 from cnclip_ft.models.checkpoints import load, save_checkpoint
+from cnclip_ft.models.preprocessing import normalise
 from cnclip_ft.training.run import Run, train
 from tests.official import requires_official, run_official
 from tests.training.helpers import losses, tiny_recipe

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from cnclip_ft.data.augment import augment
-from cnclip_ft.data.images import decode
 from cnclip_ft.models.checkpoints import load, save_checkpoint
+from cnclip_ft.models.preprocessing import decode
 from cnclip_ft.recipe import Augmentation
 from cnclip_ft.training.large_batch import GradientStep
 from cnclip_ft.training.loss import ContrastiveObjective, SigmoidObjective

@@ -192,8 +192,8 @@ def test_lora_trains_little_and_leaves_plain_checkpoints(stores, capsys):
         assert rank <= (2 if name.startswith("image") else 4), name
     # What was judged is what was kept.
     stored = read_info(folder / "contrast" / "last")
-    from cnclip_ft.evaluation.encode import encode_split
-    from cnclip_ft.evaluation.retrieval import recall
+    from cnclip_ft.features.encode import encode_split
+    from cnclip_ft.retrieval.recall import recall
     from data_tools.store import open_store
 
     again = recall(encode_split(model, open_store(stores / "valid")))

@@ -1,0 +1,121 @@
+"""What can be encoded: a store, a folder of images, a file of texts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cnclip_ft.features.encode import SplitTexts, read_texts
+from data_tools.annotations import check_id, check_text, parse_json
+from data_tools.errors import DataFault, RequestError
+from data_tools.items import located
+from data_tools.store import open_store
+from data_tools.text_files import TextFile
+from data_tools.walk import walk
+
+
+@dataclass
+class Source:
+    """Images and texts to encode. `read` gives an image's bytes or path; `checksum` tells this content from another.
+
+    `notes` say what was passed over.
+    """
+
+    name: str
+    path: Path
+    kind: str  # "store" | "images" | "texts"
+    split: SplitTexts
+    read: Callable[[Any], Any] | None
+    checksum: str
+    notes: list[str] = field(default_factory=list)
+
+
+class FolderReader:
+    """Image id (path below the folder, with forward slashes) → path. A class, so that workers can be sent it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, image_id: str) -> Path:
+        return self.folder / image_id
+
+
+def is_store(path: Path) -> bool:
+    """By its files: a folder of pictures may have sub-folders called ``imgs`` or ``pairs``."""
+    shards = sorted(path.glob("shard-*")) or [path]
+    return any((shard / part / "data.mdb").is_file() for shard in shards for part in ("pairs", "imgs"))
+
+
+def open_source(path: str | Path) -> Source:
+    """A SPLIT argument → what to encode.
+
+    Raises:
+        RequestError: nothing there can be encoded.
+        DataFault: a line of the text file is broken.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if is_store(path):
+            return store_source(path)
+        found = walk(path)
+        if found.pictures:
+            listing = "\n".join(f"{name}\t{size}\t{changed}" for name, size, changed in found.pictures)
+            return Source(
+                path.resolve().name, path, "images", SplitTexts(found.names(), [], [], [], torch.empty(0, 2, dtype=torch.int64)),
+                FolderReader(path), hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest(), found.lines(),
+            )  # fmt: skip
+        if any(is_store(inside) for inside in path.iterdir() if inside.is_dir()):
+            return store_source(path)  # which names the splits to choose from
+        raise RequestError(
+            f"{path} is neither a store (see `cnclip-ft data build`) nor a folder with images: {found.nothing()}"
+        )
+    if path.is_file():
+        split = SplitTexts([], *_read_text_file(path), torch.empty(0, 2, dtype=torch.int64))
+        return Source(path.stem, path, "texts", split, None, hashlib.sha256(path.read_bytes()).hexdigest())
+    raise RequestError(f"{path}: no such store, folder or file")
+
+
+def store_source(path: str | Path) -> Source:
+    """A store and nothing else.
+
+    Raises:
+        RequestError: it is not a store.
+    """
+    store = open_store(path)
+    return Source(store.name, Path(path), "store", read_texts(store), store.image, store.checksum())
+
+
+def _read_text_file(path: Path) -> tuple[list[Any], list[str], list[str | None]]:
+    """``.jsonl``: `text` and, where there, `text_id` and `language`; anything else: one text a line, numbered from 0."""
+    ids, texts, languages = [], [], []
+    with TextFile(path, None) as file:
+        for number, line in file.lines():
+            try:
+                if isinstance(line, DataFault):
+                    raise line
+                value = {"text": line.strip()} if path.suffix.lower() != ".jsonl" else parse_json(line)
+                if not isinstance(value, dict) or "text" not in value:
+                    raise DataFault("the line is not a JSON object with a 'text'", kind="bad-json",
+                                    mend='Write {"text_id": …, "text": "…"} on each line.')  # fmt: skip
+                texts.append(check_text(value["text"]))
+                ids.append(check_id(value.get("text_id", len(ids)), "text_id"))
+                languages.append(value.get("language"))
+            except DataFault as fault:
+                raise located(fault, path, number) from None
+    if not texts:
+        raise RequestError(f"{path} holds no texts")
+    if len(set(ids)) != len(ids):
+        repeated = next(name for name, times in Counter(ids).items() if times > 1)
+        raise DataFault(
+            f"text id {repeated!r} stands on several lines",
+            mend="Give each text its own id.",
+            kind="duplicate-id",
+            file=path,
+        )
+    return ids, texts, languages

@@ -1,0 +1,1 @@
+"""Files of others in: recognised by content, read without executing anything, renamed to our names."""

@@ -1,0 +1,179 @@
+"""Files of weights → tensors, recognised by content. Nothing in a file is ever executed.
+
+safetensors, torch files and TorchScript archives (`torch_files`), and folders of shards. A file that is something else, or
+takes more time or memory than its size warrants, is refused with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from cnclip_ft.models.formats.state_dict import find_state_dict, own_names
+from cnclip_ft.models.formats.torch_files import TorchFile
+from data_tools.errors import RequestError
+from data_tools.regular import regular
+
+Tensors = dict[str, torch.Tensor]
+_LONGEST_JSON = 16 << 20  # bytes
+_PICKLES = (b"\x80", b"(", b"]", b"}")
+_AT_ONCE = 128 << 20  # bytes of a safetensors file mapped at a time
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class Content:
+    """A file's tensors, the plain values that stand beside them (epoch, step, name, …), what was adapted, in words, names
+    of tensors that were left, and the names in the file of those whose name was adapted."""
+
+    tensors: Tensors
+    extras: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    left_over: list[str] = field(default_factory=list)
+    file_names: dict[str, str] = field(default_factory=dict)
+
+
+def read_file(path: str | Path, dtype: torch.dtype = torch.float32) -> Content:
+    """The tensors of one file on the CPU, floating point ones as `dtype`, none of them mapped to the file any more.
+
+    Raises:
+        RequestError: it is not there, torn, of another kind, a bomb, or its weights are more than tensors.
+    """
+    path = Path(path)
+    try:
+        size = regular(path)
+        with open(path, "rb") as file:
+            head = file.read(64)
+            if head[8:9] == b"{":
+                return Content(_read_safetensors(path, head, dtype))
+            if head[:2] != b"PK" and head[:1] not in _PICKLES:
+                raise RequestError(f"{path}: {_what_else(head)}")
+            torch_file = TorchFile(file, size)
+            stubs, extras, notes = find_state_dict(torch_file.content)
+            return Content(torch_file.tensors(stubs, dtype), extras, notes)
+    except RequestError as error:
+        raise error if str(error).startswith(str(path)) else RequestError(f"{path}: {error}") from None
+    except pickle.UnpicklingError as error:
+        raise RequestError(
+            f"{path}: refused, reading it would run code of the file or take for ever ({_reason(error)}). Nothing was "
+            "executed; ask its author for the plain state dict or for safetensors"
+        ) from None
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except Exception as error:  # noqa: BLE001 - there is no end of what readers raise on damaged bytes
+        raise RequestError(f"{path}: the file is torn or damaged ({_reason(error)}); fetch it again") from None
+
+
+def read_weights(path: Path, dtype: torch.dtype = torch.float32) -> Content:
+    """A file or a folder of a stranger's weights, the words that wrappers put before the names taken off.
+
+    Raises:
+        RequestError: as `read_file` and `read_folder`; or two models are in it.
+    """
+    content = read_folder(path, dtype) if path.is_dir() else read_file(path, dtype)
+    try:
+        own, rest, notes = own_names(content.tensors)
+    except RequestError as error:
+        raise RequestError(f"{path}: {error}") from None
+    tensors = {own[name]: tensor for name, tensor in content.tensors.items() if name in own}
+    return Content(tensors, content.extras, content.notes + notes, rest, {mine: name for name, mine in own.items()})
+
+
+def read_folder(folder: Path, dtype: torch.dtype = torch.float32) -> Content:
+    """Weights of a transformers folder: one file, or shards listed in an index; safetensors before ``.bin``.
+
+    Raises:
+        RequestError: no weights in it, or unreadable ones.
+    """
+    for name in FOLDER_FILES:
+        if os.path.lexists(folder / name):
+            return read_file(folder / name, dtype)
+        index = folder / f"{name}.index.json"
+        if os.path.lexists(index):
+            return Content(_read_shards(folder, index, dtype))
+    raise RequestError(f"{folder}: no weights in it; expected {' or '.join(FOLDER_FILES)}")
+
+
+def _read_shards(folder: Path, index: Path, dtype: torch.dtype) -> Tensors:
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not where or not all(type(shard) is str for shard in where.values()):
+        raise RequestError(f"{index}: weight_map is not a list of tensors' names and files; fetch it again")
+    tensors: Tensors = {}
+    for shard in sorted(set(where.values())):
+        if Path(shard).name != shard or "\\" in shard:
+            raise RequestError(f"{index}: names the file {shard[:80]!r} outside of its folder")
+        found = read_file(folder / shard, dtype).tensors
+        twice = tensors.keys() & found.keys()
+        if twice:
+            raise RequestError(f"{folder / shard}: {min(twice)} stands in another shard too; fetch the shards again")
+        tensors |= found
+    missing = sorted(where.keys() - tensors.keys())
+    if missing:
+        raise RequestError(f"{index}: names {missing[0]}, which is in no shard; fetch the shards again")
+    return tensors
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        RequestError: not there, or not a JSON object.
+    """
+    regular(path, _LONGEST_JSON)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise RequestError(f"{path} cannot be read (its brackets are nested too deeply); fetch it again") from None
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{path} cannot be read ({_reason(error)}); fetch it again") from None
+    if not isinstance(content, dict):
+        raise RequestError(f"{path}: expected a JSON object, found a {type(content).__name__}")
+    return content
+
+
+def _reason(error: Exception) -> str:
+    return (next(iter(str(error).splitlines()), "").strip() or type(error).__name__)[:200]
+
+
+def _what_else(head: bytes) -> str:
+    if not head:
+        return "the file is empty; fetch it again"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the weights themselves; run `git lfs pull` where it came from"
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return "a web page, not weights; the download went wrong"
+    return f"neither a safetensors nor a torch file (it begins with {head[:8]!r})"
+
+
+def _read_safetensors(path: Path, head: bytes, dtype: torch.dtype) -> Tensors:
+    # The library itself refuses tensors that overlap, leave gaps or lie beyond the file's end.
+    length = int.from_bytes(head[:8], "little")
+    if length > _LONGEST_JSON:
+        raise RequestError(
+            f"torn or damaged: a head of {length:,} bytes; tensors' names take at most {_LONGEST_JSON:,}"
+        )
+    with safe_open(path, "pt") as file:
+        names = list(file.keys())
+        sizes = {name: math.prod(file.get_slice(name).get_shape()) * 4 for name in names}
+    tensors: Tensors = {}
+    while names:
+        # Opened once per part: what is mapped counts as memory until the mapping goes, so the peak stays near the weights' size.
+        taken = 0
+        with safe_open(path, "pt") as file:
+            while names and (taken == 0 or taken + sizes[names[-1]] <= _AT_ONCE):
+                name = names.pop()
+                taken += sizes[name]
+                tensors[name] = _own(file.get_tensor(name), dtype)
+    return tensors
+
+
+def _own(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True).contiguous()

@@ -1,0 +1,122 @@
+"""open_clip's configuration beside its weights: obeyed, or refused by the name of the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cnclip_ft.models.formats.files import read_json
+from cnclip_ft.models.preprocessing import OPENAI_MEAN, OPENAI_STD
+from data_tools.errors import RequestError
+
+# Keys of vision_cfg that change no feature in evaluation, and the values of others that are what the towers here do.
+_NO_EFFECT = (
+    "patch_dropout",
+    "output_tokens",
+    "timm_proj_bias",
+    "timm_drop",
+    "timm_drop_path",
+    "timm_model_pretrained",
+    "drop_path",
+)
+_ONLY = {
+    "pool_type": ("tok",), "pos_embed_type": ("learnable",), "timm_pool": ("avg",), "timm_proj": ("linear",),
+    "final_ln_after_pool": (True, False),  # of one pooled token the norm is the same before and after
+    "attn_pooler_queries": (256,), "attn_pooler_heads": (8,),  # said even where there is no such pooler
+    "block_type": ("default",),
+}  # fmt: skip
+_MODEL_NO_EFFECT = ("embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "init_logit_scale", "init_logit_bias", "custom_text",
+                    "multimodal_cfg", "nonscalar_logit_scale")  # fmt: skip
+
+
+def open_clip_rules(file: Path, numbers: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What ``open_clip_config.json`` adds to the image half `numbers` read off the tensors, and notes to say.
+
+    Raises:
+        RequestError: a key says something the image towers here do not do, or what the tensors are not.
+    """
+    content = read_json(file)
+    model = _section(file, content, "model_cfg")
+    vision, pictures = _section(file, model, "vision_cfg"), _section(file, content, "preprocess_cfg")
+    for key, value in model.items():
+        if value and key not in _MODEL_NO_EFFECT and not key.endswith("_dtype"):
+            raise _refusal(file, f"model_cfg.{key}", value, "nothing")
+    said: dict[str, Any] = {}
+    for key, value in vision.items():
+        place = f"vision_cfg.{key}"
+        if value is None or key in _NO_EFFECT:
+            continue
+        expected = _from_tensors(numbers, key, value)
+        if expected is not None:
+            if expected != value:
+                raise _refusal(file, place, value, f"{expected!r}, as the tensors say")
+        elif key == "head_width" and numbers["kind"] == "vit":
+            if type(value) is not int or value < 1 or numbers["hidden_size"] % value:
+                raise _refusal(file, place, value, f"a divisor of the width {numbers['hidden_size']}")
+            said["num_attention_heads"] = numbers["hidden_size"] // value
+        elif key == "head_width":
+            if value != numbers["width"] * 32 // numbers["heads"]:
+                raise _refusal(file, place, value, repr(numbers["width"] * 32 // numbers["heads"]))
+        elif key == "norm_kwargs" and isinstance(value, dict) and value.keys() <= {"eps"} and numbers["kind"] == "vit":
+            said |= {"layer_norm_eps": _number(file, place, value["eps"])} if value else {}
+        elif key in _ONLY and value in _ONLY[key]:
+            continue
+        elif value:
+            raise _refusal(file, place, value, " or ".join(map(repr, _ONLY.get(key, ("nothing",)))))
+    if numbers["kind"] == "vit":
+        said["hidden_act"] = "quick_gelu" if model.get("quick_gelu") else "gelu"
+    notes = []
+    for key, value in pictures.items():
+        if key == "interpolation" and value not in ("bicubic", "random", None):
+            raise _refusal(file, f"preprocess_cfg.{key}", value, "'bicubic'")
+        if key == "resize_mode" and value not in ("squash", None):
+            notes.append(
+                f"{file}: preprocess_cfg.resize_mode is {repr(value)[:60]}; pictures here are always squashed to the square"
+            )
+    mean, std = pictures.get("mean") or list(OPENAI_MEAN), pictures.get("std") or list(OPENAI_STD)
+    for key, value in (("mean", mean), ("std", std)):
+        if not isinstance(value, list) or len(value) != 3:
+            raise _refusal(file, f"preprocess_cfg.{key}", value, "three numbers")
+        for number in value:
+            _number(file, f"preprocess_cfg.{key}", number)
+    if (tuple(mean), tuple(std)) != (OPENAI_MEAN, OPENAI_STD):
+        said |= {"mean": mean, "std": std}
+    return said, notes
+
+
+def _from_tensors(numbers: dict[str, Any], key: str, value: Any) -> Any:
+    """What the tensors say of a key; None where they say nothing."""
+    if numbers["kind"] == "resnet":
+        own = {"layers": list(numbers["layers"]), "width": numbers["width"], "image_size": numbers["image_size"]}
+    else:
+        own = {
+            "layers": numbers["num_hidden_layers"], "width": numbers["hidden_size"], "patch_size": numbers["patch_size"],
+            "image_size": numbers["image_size"], "mlp_ratio": numbers["intermediate_size"] / numbers["hidden_size"],
+        }  # fmt: skip
+    if key == "mlp_ratio" and isinstance(value, (int, float)) and key in own:
+        return value if abs(value - own[key]) < 1e-3 else own[key]
+    if key in ("image_size", "patch_size") and value == [own.get(key)] * 2:
+        return value
+    return own.get(key)
+
+
+def _section(file: Path, content: dict[str, Any], key: str) -> dict[str, Any]:
+    found = content.get(key)
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise _refusal(file, key, found, "an object")
+    return found
+
+
+def _number(file: Path, place: str, value: Any) -> float:
+    if type(value) not in (int, float) or not 0 < value < 1:
+        raise _refusal(file, place, value, "a number between 0 and 1")
+    return value
+
+
+def _refusal(file: Path, place: str, value: Any, expected: str) -> RequestError:
+    return RequestError(
+        f"{file}: {place} is {repr(value)[:60]}; the image towers here have {expected} there. A tower like that can be used by "
+        "an import path (docs/towers.md)"
+    )

@@ -1,0 +1,147 @@
+"""Image towers of OpenAI CLIP and open_clip (and of transformers' CLIP and Chinese CLIP), as starts.
+
+OpenAI's and open_clip's files name the image tower as the official Chinese code does. Taken are the tower, its visual
+projection and the temperature; the English text half is left over.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cnclip_ft.models.build import described_in_file, recognise_image
+from cnclip_ft.models.formats.cn_clip import is_dropped, is_official, to_ours
+from cnclip_ft.models.formats.files import Content, Tensors, read_json, read_weights
+from cnclip_ft.models.formats.open_clip import open_clip_rules
+from cnclip_ft.models.formats.transformers_folder import vision_numbers
+from data_tools.errors import RequestError
+
+_OPEN_CLIP_CONFIGURATION = "open_clip_config.json"
+_OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+# The English text half, and numbers some files carry.
+_OTHER_HALF = (
+    "transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection", "text.", "text_model.", "bert.",
+    "attn_mask", "input_resolution", "context_length", "vocab_size", "logit_bias",
+)  # fmt: skip
+
+
+class ImageHalf:
+    """What was read: `numbers` (image half of a description), `projection`, `tensors` of the tower alone, the temperature
+    (logit scale, or None), names left over, and notes to say."""
+
+    def __init__(
+        self, numbers: dict[str, Any], tensors: Tensors, source: str, left_over: list[str], notes: list[str]
+    ) -> None:
+        scale = tensors.pop("logit_scale", None)
+        self.logit_scale = None if scale is None else float(scale)
+        self.numbers, self.tensors, self.source, self.left_over, self.notes = numbers, tensors, source, left_over, notes
+        last = "visual.attnpool.c_proj.weight" if numbers["kind"] == "resnet" else "visual_projection.weight"
+        if last not in tensors:
+            raise RequestError(f"{source}: the image tower is incomplete, no {last!r} in it")
+        self.projection = tensors[last].shape[0]
+
+
+def read_image_half(path: Path, activation: str | None = None) -> ImageHalf:
+    """The image half of a CLIP file or folder, recognised from its content.
+
+    Args:
+        activation: ``quick_gelu`` or ``gelu``, where the file does not say and the guess that is reported is wrong.
+
+    Raises:
+        RequestError: no image tower of CLIP's kind in it.
+    """
+    if path.is_dir() and not any((path / name).is_file() for name in _OPEN_CLIP_FILES):
+        return _transformers_folder(path, activation)
+    file = next(path / name for name in _OPEN_CLIP_FILES if (path / name).is_file()) if path.is_dir() else path
+    content = read_weights(file)
+    tensors = content.tensors
+    if any(name.startswith("visual.trunk.") for name in tensors):
+        raise RequestError(
+            f"{file}: an open_clip model with a timm image tower; it can be used by an import path (docs/towers.md)"
+        )
+    visual = {name: tensor for name, tensor in tensors.items() if name.startswith("visual.") or name == "logit_scale"}
+    if len(visual) < 2:
+        if any(name.startswith("vision_model.") for name in tensors):
+            return _from_tensors(file, content, None, activation or "quick_gelu")
+        raise RequestError(f"{file}: no image tower in it (no tensor named visual.… or vision_model.…)")
+    left_over = _check_rest(file, tensors.keys() - visual.keys())
+    described = content.extras.get("cnclip_ft") if is_official(tensors) else None  # in the files we export
+    try:
+        ours = to_ours(visual)
+        numbers = described_in_file(described, str(file))["image"] if described is not None else recognise_image(ours)
+    except (KeyError, ValueError) as error:
+        raise RequestError(f"{file}: the image tower is incomplete, no {error} in it") from None
+    except RequestError as error:
+        raise RequestError(f"{file}: not an image tower of CLIP's kind: {error}") from None
+    notes: list[str] = []
+    if not is_official(tensors):
+        numbers, notes = _open_clip_numbers(file, numbers, activation, from_openai="input_resolution" in tensors)
+    return ImageHalf(numbers, ours, str(file), left_over + content.left_over, content.notes + notes)
+
+
+def _open_clip_numbers(
+    file: Path, numbers: dict[str, Any], activation: str | None, *, from_openai: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """What shapes do not say: activation, heads, mean and std; from open_clip's configuration where it lies beside."""
+    configuration = file.parent / _OPEN_CLIP_CONFIGURATION
+    if configuration.exists():
+        said, notes = open_clip_rules(configuration, numbers)
+        return numbers | said | ({"hidden_act": activation} if activation and numbers["kind"] == "vit" else {}), notes
+    if numbers["kind"] != "vit":
+        return numbers, []
+    if activation or from_openai:
+        return numbers | {"hidden_act": activation or "quick_gelu"}, []
+    # open_clip's own models use gelu unless their name ends in -quickgelu; everything else comes from OpenAI's weights.
+    guess = "gelu" if file.name.startswith("open_clip") else "quick_gelu"
+    return numbers | {"hidden_act": guess}, [
+        f"activation {guess} taken from the kind of file; if that is wrong: model.start.image={{path: …, activation: …}}"
+    ]
+
+
+def _transformers_folder(folder: Path, activation: str | None) -> ImageHalf:
+    config = read_json(folder / "config.json")
+    kind = config.get("model_type")
+    if kind not in ("clip", "chinese_clip", "clip_vision_model", "chinese_clip_vision_model"):
+        raise RequestError(
+            f"{folder}: a model of type {repr(kind)[:60]}; an image tower comes from a clip or chinese_clip folder"
+        )
+    # CLIP's own default is quick_gelu as well, and so are its other numbers.
+    numbers, said = vision_numbers(folder, config.get("vision_config") or config)
+    if activation:
+        numbers |= {"hidden_act": activation}
+    half = _from_tensors(folder, read_weights(folder), numbers, activation)
+    half.notes += said
+    return half
+
+
+def _from_tensors(path: Path, content: Content, numbers: dict[str, Any] | None, activation: str | None) -> ImageHalf:
+    tensors = content.tensors
+    taken = ("vision_model.", "visual_projection.", "logit_scale")
+    vision = {name: tensor for name, tensor in tensors.items() if name.startswith(taken) and not is_dropped(name)}
+    rest = {name for name in tensors.keys() - vision.keys() if not is_dropped(name)}
+    left_over = _check_rest(path, rest)
+    if numbers is None:
+        numbers = recognise_image(vision) | {"hidden_act": activation}
+    return ImageHalf(numbers, vision, str(path), left_over + content.left_over, content.notes)
+
+
+def _check_rest(path: Path, names: set[str]) -> list[str]:
+    unexpected = sorted(name for name in names if not name.startswith(_OTHER_HALF))
+    if unexpected:
+        raise RequestError(f"{path}: {len(unexpected)} tensors belong to no CLIP, e.g. {', '.join(unexpected[:3])}")
+    return sorted(names)
+
+
+def is_openai(tensors: Tensors) -> bool:
+    """Whether a state dict is an English CLIP in OpenAI's or open_clip's names."""
+    return "token_embedding.weight" in tensors and any(name.startswith("visual.") for name in tensors)
+
+
+ACTIVATIONS = ("quick_gelu", "gelu")
+
+
+def check_activation(value: Any) -> str | None:
+    """None, or one of the two activations a CLIP image tower has."""
+    if value is not None and value not in ACTIVATIONS:
+        raise RequestError(f"model.start.image.activation is {value!r}; use {' or '.join(ACTIVATIONS)}")
+    return value

@@ -1,0 +1,89 @@
+"""transformers' Chinese CLIP folders (versions 4 and 5), read without transformers' own loader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import ChineseCLIPTextConfig, ChineseCLIPVisionConfig
+
+from cnclip_ft.models.build import TEXT_KEYS, VISION_KEYS, Checkpoint, own_vocabulary, with_architecture
+from cnclip_ft.models.description import Text, Vit, checked_half
+from cnclip_ft.models.families.chinese_clip.wordpiece import CONTEXT_LENGTH
+from cnclip_ft.models.formats.cn_clip import is_dropped, modern
+from cnclip_ft.models.formats.files import read_json, read_weights
+from cnclip_ft.models.formats.folder_rules import obeyed, picture_rules, text_rules
+from data_tools.errors import RequestError
+
+
+def read_chinese_clip(folder: Path, dtype: torch.dtype) -> Checkpoint:
+    """A ``ChineseCLIPModel`` folder.
+
+    Raises:
+        RequestError: another model, or not readable.
+    """
+    config = read_json(folder / "config.json")
+    if config.get("model_type") != "chinese_clip":
+        raise RequestError(
+            f"{folder}: a model of type {repr(config.get('model_type'))[:60]}, not chinese_clip. One of its towers may be a start: "
+            "model.start={image: …, text: …}"
+        )
+    file = folder / "config.json"
+    sections = {key: config.get(key) or {} for key in ("vision_config", "text_config")}
+    for key, section in sections.items():
+        again = config.get(f"{key}_dict")  # older folders say it twice; transformers takes this one
+        if isinstance(section, dict) and isinstance(again, dict):
+            sections[key] = section | again
+    obeyed(config, (*sections, *(f"{key}_dict" for key in sections)), str(file))
+    content = read_weights(folder, dtype)
+    tensors = modern(content.tensors)
+    left_over = sorted(name for name in tensors if is_dropped(name))
+    for name in left_over:
+        del tensors[name]
+    if "text_projection.weight" not in tensors:
+        raise RequestError(f"{folder}: the checkpoint is incomplete, no 'text_projection.weight' in it")
+    image, said = vision_numbers(folder, sections["vision_config"])
+    if said:
+        raise RequestError(
+            f"{said[0]}. Its features would be others than its author's. Set the key to what is done here if that is meant"
+        )
+    text = text_numbers(folder, sections["text_config"])
+    vocabulary, context_length = text_rules(folder)
+    if context_length is None:
+        context_length = CONTEXT_LENGTH
+    description = with_architecture({
+        "architecture": None, "image": image, "text": text, "projection": tensors["text_projection.weight"].shape[0],
+        "context_length": min(context_length, text["max_position_embeddings"]),
+    })  # fmt: skip
+    if vocabulary is None:
+        vocabulary = own_vocabulary(folder, text, str(folder))
+    return Checkpoint(str(folder), description, tensors, vocabulary, left_over + content.left_over, content.notes)
+
+
+def text_numbers(folder: Path, config: Any) -> dict[str, Any]:
+    """Text half of a description from a configuration; what it leaves out has transformers' default.
+
+    Raises:
+        RequestError: a key or a value the text tower cannot have.
+    """
+    where = f"{folder / 'config.json'}: text_config"
+    found = obeyed(config, TEXT_KEYS, where)
+    full = ChineseCLIPTextConfig()
+    return checked_half(Text, {key: getattr(full, key) for key in TEXT_KEYS} | found, where)
+
+
+def vision_numbers(folder: Path, config: Any) -> tuple[dict[str, Any], list[str]]:
+    """Image half of a description from a vision configuration and the folder's processor; and what else the processor asks
+    for, in words.
+
+    Raises:
+        RequestError: a key or a value the image tower cannot have.
+    """
+    where = f"{folder / 'config.json'}: vision_config"
+    found = obeyed(config, VISION_KEYS, where)
+    full = ChineseCLIPVisionConfig()
+    numbers = {"kind": "vit"} | {key: getattr(full, key) for key in VISION_KEYS} | found
+    numbers = checked_half(Vit, numbers, where)
+    colours, said = picture_rules(folder, numbers["image_size"])
+    return numbers | colours, said

@@ -1,0 +1,224 @@
+"""Exact top-k and recall both ways over the whole pool, in bounded memory (modules `tiles`, `sweep`).
+
+The rank of a query is 1 + the number of gallery items that are not its positives and score at least as high as
+its best positive: a tie counts against the model, so a model that gives everything the same feature does not
+score 100. Recall@k is the share of queries with rank <= k. A query's other positives never push it down.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cnclip_ft.features.encode import SplitFeatures
+from cnclip_ft.retrieval.scan import Positives, RankLooker, TopLooker, sweep
+from cnclip_ft.retrieval.tiles import DEFAULT_MEMORY, Side, full_precision, parse_memory, settle_device
+
+KS = (1, 5, 10)
+UNLABELLED = "unlabelled"
+
+
+def topk(
+    queries: torch.Tensor,
+    gallery: torch.Tensor,
+    k: int,
+    *,
+    memory: str | int = DEFAULT_MEMORY,
+    device: torch.device | str | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k best gallery items of every query, exact.
+
+    Args:
+        queries: ``[q, dim]``, any float type. gallery: ``[g, dim]``.
+        k: at most g are given.
+        memory: bound for what is allocated beside the features and the answer.
+        device: where to compute; default where the queries lie.
+
+    Returns:
+        float32 scores and int64 gallery indices, both ``[q, min(k, g)]`` on the CPU, best first; among equal
+        scores the lower index comes first, as in the official ``make_topk_predictions``.
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}; it must be at least 1")
+    size, where = parse_memory(memory), settle_device(device, queries)
+    with full_precision():
+        q, g = Side(queries, where, size, "query"), Side(gallery, where, size, "gallery")
+        top = TopLooker(q, g, k, size)
+        sweep(q, g, [top], [], size)
+    return top.values, top.indices
+
+
+def ranks(
+    queries: torch.Tensor,
+    gallery: torch.Tensor,
+    positives: torch.Tensor,
+    *,
+    memory: str | int = DEFAULT_MEMORY,
+    device: torch.device | str | None = None,
+) -> torch.Tensor:
+    """Rank of every query's best positive (definition: module docstring).
+
+    Args:
+        queries: ``[q, dim]``. gallery: ``[g, dim]``.
+        positives: int64 ``[m, 2]``, (query, gallery item); repeated rows count once.
+
+    Returns:
+        int64 ``[q]`` on the CPU, 1 is best; 0 where a query has no positive.
+    """
+    size, where = parse_memory(memory), settle_device(device, queries)
+    with full_precision():
+        q, g = Side(queries, where, size, "query"), Side(gallery, where, size, "gallery")
+        looker = RankLooker(q, g, Positives.of(q, g, positives))
+        if len(positives):
+            sweep(q, g, [looker], [], size)
+        return looker.ranks()
+
+
+@dataclass
+class Direction:
+    """Scores of one direction; `recall` in percent by k."""
+
+    recall: dict[int, float]
+    median_rank: float
+    queries: int
+    gallery: int
+
+    @property
+    def mean_recall(self) -> float:
+        return sum(self.recall.values()) / len(self.recall)
+
+    def as_dict(self) -> dict[str, Any]:
+        scores: dict[str, Any] = {f"r{k}": value for k, value in self.recall.items()}
+        return scores | {
+            "mean_recall": self.mean_recall, "median_rank": self.median_rank,
+            "queries": self.queries, "gallery": self.gallery,
+        }  # fmt: skip
+
+
+@dataclass
+class RetrievalScores:
+    """Both directions (None: no ground truth), the same per language, and what was left out and why."""
+
+    text_to_image: Direction | None
+    image_to_text: Direction | None
+    by_language: dict[str, RetrievalScores] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def mean_recall(self) -> float | None:
+        """Mean of all recalls of all directions, in percent; None without any ground truth."""
+        means = [direction.mean_recall for direction in (self.text_to_image, self.image_to_text) if direction]
+        return sum(means) / len(means) if means else None
+
+    def as_dict(self) -> dict[str, Any]:
+        values: dict[str, Any] = {
+            "mean_recall": self.mean_recall,
+            "text_to_image": self.text_to_image and self.text_to_image.as_dict(),
+            "image_to_text": self.image_to_text and self.image_to_text.as_dict(),
+        }
+        if self.by_language:
+            values["by_language"] = {name: scores.as_dict() for name, scores in self.by_language.items()}
+        if self.notes:
+            values["notes"] = list(self.notes)
+        return values
+
+
+@dataclass
+class SplitRanks:
+    """Ranks of the queries that have a positive, with their indices in the split, ready to be compared."""
+
+    text_index: torch.Tensor
+    text_ranks: torch.Tensor
+    image_index: torch.Tensor
+    image_ranks: torch.Tensor
+
+
+def split_ranks(
+    features: SplitFeatures, *, memory: str | int = DEFAULT_MEMORY, device: torch.device | str | None = None
+) -> SplitRanks:
+    """Ranks both ways over the whole pool, from one walk over the scores."""
+    return _both_ways(features, None, memory, device)[0]
+
+
+def ranks_and_topk(
+    features: SplitFeatures,
+    k: int = 10,
+    *,
+    memory: str | int = DEFAULT_MEMORY,
+    device: torch.device | str | None = None,
+) -> tuple[SplitRanks, tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """`split_ranks`, and `topk` text→image and image→text, all from one walk over the scores."""
+    found, by_text, by_image = _both_ways(features, k, memory, device)
+    return found, (by_text.values, by_text.indices), (by_image.values, by_image.indices)
+
+
+def _both_ways(
+    features: SplitFeatures, k: int | None, memory: str | int, device: torch.device | str | None
+) -> tuple[SplitRanks, TopLooker | None, TopLooker | None]:
+    size, where = parse_memory(memory), settle_device(device, features.text_features)
+    with full_precision():
+        texts = Side(features.text_features, where, size, "text")
+        images = Side(features.image_features, where, size, "image")
+        positives = Positives.of(texts, images, features.positives.flip(1))
+        rows, columns = [RankLooker(texts, images, positives)], [RankLooker(images, texts, positives.turned())]
+        tops = [TopLooker(texts, images, k, size), TopLooker(images, texts, k, size)] if k else [None, None]
+        if len(features.positives) or k:
+            sweep(texts, images, [*rows, *filter(None, tops[:1])], [*columns, *filter(None, tops[1:])], size)
+        by_text, by_image = rows[0].ranks(), columns[0].ranks()
+    text_index, image_index = by_text.nonzero()[:, 0], by_image.nonzero()[:, 0]
+    return SplitRanks(text_index, by_text[text_index], image_index, by_image[image_index]), tops[0], tops[1]
+
+
+def summarise(found: torch.Tensor, gallery: int, ks: Sequence[int] = KS) -> Direction | None:
+    """Ranks (1 is best) → recalls and median; None when there are none."""
+    if len(found) == 0:
+        return None
+    recalls = {k: int((found <= k).sum()) / len(found) * 100 for k in ks}
+    return Direction(recalls, float(statistics.median(found.tolist())), len(found), gallery)
+
+
+def recall(
+    features: SplitFeatures,
+    ks: Sequence[int] = KS,
+    *,
+    memory: str | int = DEFAULT_MEMORY,
+    device: torch.device | str | None = None,
+) -> RetrievalScores:
+    """Recall@k both ways over the whole pool, and per language where texts carry one.
+
+    Texts without a known image and images without a text ask no question but stay in the pool. A language's
+    scores are those of the split with the texts of that language alone, among all images.
+    """
+    found = split_ranks(features, memory=memory, device=device)
+    scores = _scores(features, found, ks)
+    groups = [language or UNLABELLED for language in features.languages]
+    if len(set(groups)) > 1:
+        for language in sorted(set(groups)):
+            mine = torch.tensor([i for i, group in enumerate(groups) if group == language], dtype=torch.int64)
+            part = features.with_texts(mine)
+            by_image = ranks(part.image_features, part.text_features, part.positives, memory=memory, device=device)
+            asked = torch.isin(found.text_index, mine)
+            with_text = by_image.nonzero()[:, 0]
+            own = SplitRanks(found.text_index[asked], found.text_ranks[asked], with_text, by_image[with_text])
+            scores.by_language[language] = _scores(part, own, ks)
+    return scores
+
+
+def _scores(features: SplitFeatures, found: SplitRanks, ks: Sequence[int]) -> RetrievalScores:
+    texts, images = len(features.text_ids), len(features.image_ids)
+    scores = RetrievalScores(summarise(found.text_ranks, images, ks), summarise(found.image_ranks, texts, ks))
+    for direction, query, target, asked, total in (
+        ("text→image", "text", "image", len(found.text_index), texts),
+        ("image→text", "image", "text", len(found.image_index), images),
+    ):
+        if asked == 0:
+            scores.notes.append(f"{direction} left out: no {query} of the split has a known {target} (no ground truth)")
+        elif asked < total:
+            scores.notes.append(
+                f"{direction}: {total - asked:,} of {total:,} {query}s have no known {target}; they stay in the pool and ask nothing"
+            )
+    return scores

@@ -1,0 +1,140 @@
+"""What a run stands on: the number format of its device, loader processes and their faults, and memory that is kept."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from data_tools.errors import RequestError, UserError
+
+_TOLD = re.compile(r"^(?:[\w.]+\.)?(\w*OSError|FileNotFoundError|PermissionError): ", re.M)
+_OURS = re.compile(r"\n(?:data_tools|cnclip_ft)[\w.]*\.(\w+): (.*)\Z", re.DOTALL)
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+
+def keep_activations(device: torch.device) -> None:
+    """Before a model works on the CPU, batch after batch: fetching its memory anew takes a fifth of the time."""
+    if device.type == "cpu":
+        _keep(2**30, 2**31 - 1)
+
+
+def keep_pictures(_worker: int = 0) -> None:
+    """`worker_init_fn` of loaders that decode pictures."""
+    _keep(32 * 2**20, 256 * 2**20)
+
+
+def _keep(block: int, total: int) -> None:
+    """Pieces up to `block` bytes are kept, and at the end of the heap up to `total`. Nothing happens with another C library."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    trim_threshold, mmap_threshold = -1, -3  # names of malloc.h
+    mallopt(trim_threshold, total)
+    mallopt(mmap_threshold, block)
+
+
+# ---- number format --------------------------------------------------------------------------------------------------
+
+
+def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
+    """(``fp32`` | ``bf16`` | ``fp16``, reason). Weights, optimizer and logits stay in fp32 in every case.
+
+    Raises:
+        RequestError: a format was asked for that the device does not compute in.
+    """
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        if wanted == "bf16" and not has_bf16:
+            raise RequestError(f"precision: bf16, but {torch.cuda.get_device_name(device)} has none; use auto or fp16")
+        if wanted != "auto":
+            return wanted, "asked for"
+        if has_bf16:
+            return "bf16", f"{torch.cuda.get_device_name(device)} has bf16: the range of fp32, no loss scaling"
+        return "fp16", f"{torch.cuda.get_device_name(device)} has no bf16; fp16 with loss scaling"
+    if wanted == "fp16":
+        raise RequestError(f"precision: fp16 needs a CUDA device, this run is on {device.type}; use auto, fp32 or bf16")
+    if wanted != "auto":
+        return wanted, "asked for"
+    return "fp32", f"{device.type}: mixed precision brings nothing sure here"
+
+
+# ---- loader processes -----------------------------------------------------------------------------------------------
+
+
+def start_worker(_worker: int = 0) -> None:
+    """`worker_init_fn` of every loader.
+
+    A stop sent to the whole process group (Ctrl-C, timeout, systemd, Slurm) is for the parent to answer: it takes its last step
+    and says goodbye, for which it needs its loaders. They end on the parent's word, and with it.
+    """
+    keep_pictures()
+    for name in ("SIGINT", "SIGHUP", "SIGTERM"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if sys.platform == "linux":
+        _end_with_parent()
+        # Blocked, not ignored: an ignored signal is dropped before it can be waited for.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Elsewhere torch looks every few seconds whether the parent still lives."""
+    try:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    except (OSError, AttributeError):
+        pass
+
+
+def _end_when_told(parent: int) -> None:
+    while True:
+        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent:
+            os._exit(0)
+
+
+def loader_fault(error: BaseException, workers: int) -> str | None:
+    """What went wrong in or with a loader process, in words; None where the error is another."""
+    said = str(error)
+    if re.search(r"DataLoader worker \(pid.*\) (is killed by|exited)", said):
+        return (
+            f"a process that loads pictures was ended from outside ({said.split('. It is possible')[0].strip().rstrip('.')}). Mostly "
+            f"memory ran out, and the system ended it. Give data.workers=N fewer processes (now {workers}; 0 decodes in "
+            "the training process), or the machine (a container: --shm-size) more memory"
+        )
+    if said.startswith("Caught ") and "DataLoader worker process" in said:
+        found = list(_TOLD.finditer(said))
+        return said[found[-1].end() :].strip().rstrip(".") if found else None
+    return None
+
+
+def from_workers(loader: DataLoader) -> Iterator[Any]:
+    """Batches of `loader`.
+
+    Raises:
+        UserError: with its message alone, where torch would send the traceback of the worker as text.
+    """
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except (UserError, RuntimeError, TypeError) as error:
+            ours = _OURS.search(str(error)) if str(error).startswith("Caught ") else None
+            if ours is None:
+                raise
+            raise UserError(ours[2].strip()) from None
+        yield batch

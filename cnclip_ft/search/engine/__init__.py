@@ -1,0 +1,1 @@
+"""Questions in words and pictures → vector → found pictures."""

@@ -1,0 +1,92 @@
+"""What is asked and answered over HTTP, as the description at /openapi.json says it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cnclip_ft.search.engine.query import IMAGE_SHARE, MOST, WITHOUT_WEIGHT
+
+TEXT = 4000  # characters; the tower reads the first fifty or so
+
+Text = Annotated[str, Field(max_length=TEXT)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
+Top = Annotated[int, Field(ge=1, le=MOST)]
+IMAGE_SHARE_WORDS = "The picture's part where words and a picture are given."
+NOT_WEIGHT_WORDS = "How strongly `not` pushes away."
+TOP_WORDS = "How many pictures to find."
+
+
+class Ask(BaseModel):
+    """A question in words, for pictures like one of the index, or both."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    text: Text | None = Field(None, description="Words wanted.", examples=["一只在雪地里奔跑的狗"])
+    without: Text | None = Field(None, alias="not", description="Words not wanted.", examples=["草地"])
+    like: Annotated[int, Field(ge=0)] | None = Field(None, description="Number of a picture of the index.")
+    image_share: Share = Field(IMAGE_SHARE, description=IMAGE_SHARE_WORDS)
+    not_weight: Weight = Field(WITHOUT_WEIGHT, description=NOT_WEIGHT_WORDS)
+    top: Top = Field(20, description=TOP_WORDS)
+
+
+class Hit(BaseModel):
+    number: int = Field(description="For /api/images/{number} and `like`.", examples=[17])
+    id: str = Field(description="Path below the indexed folder, or id in the store.", examples=["2024/dog.jpg"])
+    score: float = Field(description="Cosine of question and picture.", examples=[0.3127])
+
+
+class Answer(BaseModel):
+    results: list[Hit] = Field(description="Best first.")
+    milliseconds: float = Field(description="From the request's arrival, waiting included.", examples=[42.5])
+
+
+class About(BaseModel):
+    name: str = Field(description="Name of the folder or store that was indexed.", examples=["photos"])
+    images: int = Field(examples=[100000])
+    exact: bool = Field(description="False: answers come from an approximate index.")
+    threshold: float | None = Field(description="Cosine from which on a picture counts as a match, where measured.")
+    max_upload_bytes: int
+    max_pixels: int
+    max_text: int
+
+
+class Problem(BaseModel):
+    """Every refusal."""
+
+    code: str = Field(description="A stable word.", examples=["bad-request"])
+    detail: str = Field(
+        description="What is wrong, in words.", examples=["top: Input should be less than or equal to 1000"]
+    )
+
+
+CODES = {
+    400: "bad-request", 403: "foreign", 404: "not-found", 405: "method", 408: "too-slow", 413: "too-large",
+    415: "no-picture", 421: "host", 422: "bad-request", 503: "busy",
+}  # fmt: skip
+_WORDS = {
+    400: "The request cannot be parsed.",
+    403: "Sent by a page of another site.",
+    404: "There is no such picture, or it is gone, or has changed since.",
+    405: "This path takes another method.",
+    408: "The request did not arrive in time.",
+    413: "More bytes or pixels than the server takes, or more work than it spends.",
+    415: "No picture of a known format, or a damaged one.",
+    421: "The server does not answer to this host name.",
+    422: "A value is missing, of a wrong type or out of its range; or nothing is asked.",
+    503: "Too much is waiting; ask again after `Retry-After` seconds.",
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Responses for a route: the named ones, and those any request can meet."""
+    found: dict[int | str, dict[str, Any]] = {
+        status: {"model": Problem, "description": _WORDS[status]} for status in sorted({403, 405, 421, *statuses})
+    }
+    if 503 in found:
+        found[503]["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+    return found
+
+
+BYTES = {"type": "string", "format": "binary"}
