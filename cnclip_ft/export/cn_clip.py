@@ -58,10 +58,13 @@ def write(model: DualEncoder, target: Path, order: Order) -> None:
     Beside them `cnclip_ft`, the description that `cnclip_ft.load` needs of sizes that were never published.
     """
     info = order.info
-    state = {f"module.{name}": tensor for name, tensor in to_official(file_tensors(model)).items()}
+    tensors, description = file_tensors(model), describe_model(model)
+    for said in (tensors, description):
+        said.pop("logit_bias", None)  # the official training refuses a tensor it does not know
+    state = {f"module.{name}": tensor for name, tensor in to_official(tensors).items()}
     content = {
         "epoch": int(info.get("epoch") or 0), "step": int(info.get("step") or 0), "name": str(info["exported_from"]),
-        "state_dict": state, "cnclip_ft": describe_model(model),
+        "state_dict": state, "cnclip_ft": description,
     }  # fmt: skip
     with open(target, "wb") as file:
         torch.save(content, file)

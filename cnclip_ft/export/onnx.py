@@ -147,7 +147,7 @@ def describe(model: DualEncoder, order: Order) -> dict:
             "preparation": "tokenizer.json does it all; pad to the longest of the batch, the mask is made inside the graph",
         },
         "output": "float32 [batch, dimension] of unit length: a product of two is their cosine",
-    }  # fmt: skip
+    } | ({"logit_bias": model.logit_bias.item()} if model.logit_bias is not None else {})  # fmt: skip
 
 
 def open_encoder(target: Path) -> nn.Module:

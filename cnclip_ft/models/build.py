@@ -86,7 +86,7 @@ def describe_model(model: DualEncoder) -> dict[str, Any]:
         "text": describe_text(model.text_tower),
         "projection": model.image_tower.output_dim,
         "context_length": model.context_length,
-    }
+    } | ({"logit_bias": True} if model.logit_bias is not None else {})
 
 
 # ---- description → model --------------------------------------------------------------------------------------------
@@ -159,6 +159,8 @@ def assemble(checkpoint: Checkpoint) -> DualEncoder:
     check_vocabulary(tokenizer, text, source)
     known = description["architecture"]
     model = DualEncoder(image, text, tokenizer, Architecture.from_dict(known) if known else None)
+    if description.get("logit_bias"):
+        model.logit_bias = nn.Parameter(torch.zeros(()))
     fill(model, checkpoint.tensors, source)
     return model.eval()
 
@@ -222,7 +224,8 @@ def _give(module: nn.Module, state: Tensors) -> None:
                 name.removeprefix(f"{side}."): tensor for name, tensor in state.items() if name.startswith(f"{side}.")
             }
             _give(getattr(module, side), part)
-        module.logit_scale.data.copy_(state["logit_scale"])
+        for name, number in module.named_parameters(recurse=False):
+            number.data.copy_(state[name])
     else:
         # A tower by import path keeps its own tensors (it may share some); the others, laid out without memory, take these.
         module.load_state_dict(state, assign=not isinstance(module, ForeignTower))

@@ -93,6 +93,7 @@ class Description(Part):
     text: Text
     projection: Width
     context_length: Annotated[int, Field(ge=3, le=1 << 16)]
+    logit_bias: Literal[True] | None = None  # a tensor of that name is among the weights
 
     @model_validator(mode="after")
     def _fits(self) -> Description:
@@ -119,6 +120,8 @@ def checked_description(found: Any, where: str) -> dict[str, Any]:
             raise RequestError(
                 f"{where}: model.architecture is no entry of the catalogue; set it to null, or fetch the checkpoint again"
             ) from None
+    if described["logit_bias"] is None:
+        del described["logit_bias"]
     return described | {"image": {key: value for key, value in described["image"].items() if value is not None}}
 
 

@@ -40,6 +40,9 @@ class DualEncoder(nn.Module):
         super().__init__()
         self.image_tower, self.text_tower = image_tower, text_tower
         self.logit_scale = nn.Parameter(torch.tensor(LOGIT_SCALE_START))
+        # A number added to every cosine times temperature; there only where a sigmoid loss has learnt one.
+        self.logit_bias: nn.Parameter | None
+        self.register_parameter("logit_bias", None)
         self.tokenizer, self.architecture = tokenizer, architecture
 
     @property

@@ -86,7 +86,8 @@ def _whole(
     if context_length is not None:
         model.tokenizer = TextTokenizer(model.tokenizer.vocab_file, context_length)
         check_vocabulary(model.tokenizer, model.text_tower, checkpoint.source)
-    loaded = [("both towers and temperature", checkpoint.source)]
+    biased = model.logit_bias is not None
+    loaded = [("both towers, temperature and bias" if biased else "both towers and temperature", checkpoint.source)]
     return model.train(), LoadReport(loaded=loaded, changed=checkpoint.notes, left_over=checkpoint.left_over)
 
 
@@ -180,7 +181,7 @@ def _pretrained_image(
     if (path / INFO).is_file():  # one of ours, whatever its towers are
         checkpoint = read_checkpoint(path)
         numbers, dim, where = checkpoint.description["image"], checkpoint.description["projection"], checkpoint.source
-        text = ("text_model.", "text_projection.")
+        text = ("text_model.", "text_projection.", "logit_bias")
         left_over = sorted(name for name in checkpoint.tensors if name.startswith(text))
         tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith(text)}
         scale, notes = float(tensors.pop("logit_scale")), []

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import cnclip_ft
+from cnclip_ft.export.run import export_checkpoint
 from cnclip_ft.models import checkpoints
 from cnclip_ft.models.checkpoints import checkpoint_checksum, load, read_info, save_checkpoint
 from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
@@ -32,6 +33,23 @@ def test_there_and_back(spec, tmp_path):
     }
     info = read_info(tmp_path / "a")
     assert info["step"] == 7 and info["scores"] == {"r1": 1.5} and info["format"] == 1
+
+
+def test_a_learnt_bias_goes_along(tmp_path):
+    model = small()
+    save_checkpoint(model, tmp_path / "without", info={})
+    model.logit_bias = torch.nn.Parameter(torch.tensor(-7.5))
+    save_checkpoint(model, tmp_path / "with", info={})
+    assert load(tmp_path / "without").logit_bias is None
+    assert "logit_bias" not in read_info(tmp_path / "without")["model"]
+    assert load(tmp_path / "with").logit_bias.item() == -7.5
+    start, report = build_start(str(tmp_path / "with"))
+    assert start.logit_bias.item() == -7.5 and start.logit_bias.requires_grad
+    assert "temperature and bias" in report.lines()[0]
+    towers = {"image": str(tmp_path / "with"), "text": {"hidden": 64, "layers": 1, "heads": 1}}
+    assert build_start(towers)[0].logit_bias is None
+    export_checkpoint(tmp_path / "with", "cn_clip", tmp_path / "official.pt")
+    assert load(tmp_path / "official.pt").logit_bias is None
 
 
 def test_loaded_models_train(tmp_path):
