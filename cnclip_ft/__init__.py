@@ -19,7 +19,7 @@ def available_models() -> list[str]:
     return [name for name, architecture in ARCHITECTURES.items() if architecture.hub]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name == "load":
         from cnclip_ft.models.checkpoints import load
 

@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 
 _GREY = (0.299, 0.587, 0.114)
+# Pictures [n, 3, h, w] and their amounts [n] → pictures.
+Operation = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def _affine(entries: Callable[[torch.Tensor], dict[tuple[int, int], torch.Tensor]]):
+def _affine(entries: Callable[[torch.Tensor], dict[tuple[int, int], torch.Tensor]]) -> Operation:
     """An operation that moves pixels; `entries` gives what differs from the identity ``[2, 3]``."""
 
     def operation(x: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
@@ -31,7 +33,7 @@ def _turn(amount: torch.Tensor) -> dict[tuple[int, int], torch.Tensor]:
     return {(0, 0): angle.cos(), (0, 1): -angle.sin(), (1, 0): angle.sin(), (1, 1): angle.cos()}
 
 
-def _blend(reference: Callable[[torch.Tensor], torch.Tensor]):
+def _blend(reference: Callable[[torch.Tensor], torch.Tensor]) -> Operation:
     """An operation that goes from the picture towards a plainer one (amount < 0) or away from it."""
 
     def operation(x: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
@@ -70,7 +72,7 @@ def _equalise(x: torch.Tensor, _amount: torch.Tensor) -> torch.Tensor:
     return (below.gather(2, levels) * (255 / levels.shape[2])).view_as(x)
 
 
-OPERATIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+OPERATIONS: dict[str, Operation] = {
     "turn": _affine(_turn),
     "shear across": _affine(lambda amount: {(0, 1): amount * 0.3}),
     "shear down": _affine(lambda amount: {(1, 0): amount * 0.3}),
