@@ -123,7 +123,7 @@ def test_a_process_that_ended_while_idle_is_not_noticed(more_jobs):
 
 
 def test_it_is_light_and_ends_with_the_server():
-    code = "import sys; from cnclip_ft.search import decoder; print([m for m in ('torch', 'numpy', 'fastapi', 'lmdb') if m in sys.modules])"
+    code = "import sys; from cnclip_ft.search.web import decoder; print([m for m in ('torch', 'numpy', 'fastapi', 'lmdb') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
     command = [sys.executable, "-c", room._CODE, str(2**30), "9", *sys.path]
