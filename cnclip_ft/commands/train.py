@@ -28,12 +28,14 @@ def plan(
     Example: cnclip-ft plan demo data.train=demo/train data.valid=demo/valid
     """
     from cnclip_ft.training import plan as planning
-    from cnclip_ft.training.run import Run
+    from cnclip_ft.training.context import make_context
+    from cnclip_ft.training.stage_plan import plan_stages
 
-    run = Run(_recipe(recipe, overrides, trust_import), write=False, trust_import=trust_import)
-    typer.echo(planning.describe(run))
+    context, model = make_context(_recipe(recipe, overrides, trust_import), write=False, trust_import=trust_import)
+    stages = plan_stages(context, model)
+    typer.echo(planning.describe(context, model, stages))
     if strict:
-        planning.refuse_warnings(run)
+        planning.refuse_warnings(context, stages)
 
 
 def train(

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
 from cnclip_ft.models.build import describe_model
+from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import Recipe
+from cnclip_ft.training.context import Context
 from data_tools.errors import RequestError
-
-if TYPE_CHECKING:
-    from cnclip_ft.training.run import Run
 
 # These do not change what is computed; a batch in other pieces only by rounding.
 _FREE = re.compile(
@@ -25,20 +25,21 @@ _FREE = re.compile(
 _PLACES = re.compile(r"data\.(train|valid|guard\.split)(\.|$)|model\.start(\.|$)")
 
 
-def identity(run: Run) -> dict[str, Any]:
+def identity(context: Context, model: DualEncoder) -> dict[str, Any]:
     """What the state says of data and model: contents by checksum, the training split's order and tokens too."""
-    model = {key: value for key, value in describe_model(run.model).items() if key != "architecture"}
-    model |= {"vocabulary": _sha(run.tokenizer.vocab_file.read_bytes()), "new": run.new_parts}
-    table = run.table
-    order = _sha(
-        table.image_keys, table.text_keys, table.tokens, table.starts, repr(run.train_store.image_ids).encode()
-    )
+    described = {key: value for key, value in describe_model(model).items() if key != "architecture"}
+    described |= {"vocabulary": _sha(context.tokenizer.vocab_file.read_bytes()), "new": context.new_parts}
+    pairs, images = context.pairs, repr(context.train_store.image_ids).encode()
     return {
-        "train": run.train_store.checksum(), "order": order,
-        "valid": {name: store.checksum() for name, store in run.valid_stores.items()},
-        "guard": run.guard_store.checksum() if run.guard_store is not None else None, "model": model,
-        "devices": run.accelerator.num_processes, "device": run.device.type, "precision": run.precision,
-    }  # fmt: skip
+        "train": context.train_store.checksum(),
+        "order": _sha(pairs.image_keys, pairs.text_keys, pairs.tokens, pairs.starts, images),
+        "valid": {name: store.checksum() for name, store in context.valid_stores.items()},
+        "guard": context.guard_store.checksum() if context.guard_store is not None else None,
+        "model": described,
+        "devices": context.world,
+        "device": context.device.type,
+        "precision": context.precision,
+    }
 
 
 def _sha(*parts: Any) -> str:
@@ -48,8 +49,8 @@ def _sha(*parts: Any) -> str:
     return sha.hexdigest()
 
 
-def refuse_other_data(run: Run, state: dict[str, Any]) -> list[str]:
-    """Refuse other data or another model than the run began with; returns what differs and may.
+def refuse_other_data(context: Context, now: dict[str, Any], state: dict[str, Any]) -> list[str]:
+    """Refuse other data or another model than the run began with; returns what differs and may. `now` is its `identity`.
 
     A state of an earlier version says nothing of them; its paths were compared instead.
 
@@ -59,7 +60,7 @@ def refuse_other_data(run: Run, state: dict[str, Any]) -> list[str]:
     began = state.get("identity")
     if began is None:
         return []
-    now, data = run.identity, run.recipe.data
+    data = context.recipe.data
     if list(began["valid"]) != list(now["valid"]):
         raise RequestError(
             f"--continue: the run began with the validation splits {', '.join(began['valid'])}; data.valid now has "
@@ -68,14 +69,14 @@ def refuse_other_data(run: Run, state: dict[str, Any]) -> list[str]:
     held = [("train", "data.train", data.train), ("order", "data.train", data.train)]
     held += [("guard", "data.guard.split", data.guard.split)] if data.guard else []
     for key, setting, place in held:
-        _refuse(run, setting, place, began[key], now[key], "in another order" if key == "order" else "")
+        _refuse(context.folder, setting, place, began[key], now[key], "in another order" if key == "order" else "")
     for name, place in data.valid_sets().items():
         setting = f"data.valid.{name}" if isinstance(data.valid, dict) else "data.valid"
-        _refuse(run, setting, place, began["valid"][name], now["valid"][name])
+        _refuse(context.folder, setting, place, began["valid"][name], now["valid"][name])
     model = [key for key, before, _ in _differences(began["model"], now["model"]) if before is not None]
     if model:
         raise RequestError(
-            f"model.start: {run.recipe.model.start} makes another model than the run in {run.folder} began with (differs in "
+            f"model.start: {context.recipe.model.start} makes another model than the run in {context.folder} began with (differs in "
             f"{', '.join(model)}). Name the start it began with: model.start=PLACE."
         )
     return [
@@ -85,13 +86,13 @@ def refuse_other_data(run: Run, state: dict[str, Any]) -> list[str]:
     ]
 
 
-def _refuse(run: Run, setting: str, place: str, before: str, now: str, how: str = "") -> None:
+def _refuse(folder: Path, setting: str, place: str, before: str, now: str, how: str = "") -> None:
     if before != now:
         raise RequestError(
-            f"{setting}: {place} holds other data than the run in {run.folder} began with"
+            f"{setting}: {place} holds other data than the run in {folder} began with"
             + (f" (the same pairs {how})" if how else f" (checksum {before[:12]}… → {now[:12]}…)")
             + f". Put the data back, or name their place: {setting}=PLACE. To train on with the new data, start a new run "
-            f"from the weights: without --continue, with model.start={run.folder}/STAGE/last and another output=FOLDER."
+            f"from the weights: without --continue, with model.start={folder}/STAGE/last and another output=FOLDER."
         )
 
 

@@ -2,88 +2,116 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import nn
 
+from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.training.context import Context
+from cnclip_ft.training.memory import blank_pairs
 from cnclip_ft.training.sharding import Sharded
+from cnclip_ft.training.stage_plan import StagePlan
 from data_tools.errors import UserError
 
-if TYPE_CHECKING:
-    from cnclip_ft.training.stage import StageRun
 
+def micro_batch_size(
+    context: Context, plan: StagePlan, model: DualEncoder, to_come: Sequence[nn.Parameter]
+) -> int | None:
+    """Pairs per forward on this device as the stage wants it; None where the whole share goes at once.
 
-def largest_that_fits(stage: StageRun) -> int | None:
-    """Try the whole share of a batch, then halves, with one forward and backward of blank pairs of full length.
-
-    None where all of it fits. On a CPU, which has no fixed limit to run into, always None.
+    Args:
+        model: the one that trains, ready for its first step.
+        to_come: parameters whose moments AdamW has yet to make.
     """
-    run = stage.run
-    share = stage.stage.batch_size // run.accelerator.num_processes
-    if run.device.type != "cuda":
+    wanted = plan.setting.micro_batch_size
+    if wanted == "auto":
+        wanted = largest_that_fits(context, plan, model, to_come)
+    return None if wanted is None or wanted >= plan.share else wanted
+
+
+def largest_that_fits(
+    context: Context, plan: StagePlan, model: DualEncoder, to_come: Sequence[nn.Parameter]
+) -> int | None:
+    """The whole share of a batch, or the largest of its halves, that goes through forward and backward.
+
+    None on a CPU, which has no fixed limit to run into.
+    """
+    if context.device.type != "cuda":
         return None
-    size = share
-    statistics = [
-        (buffer, buffer.clone()) for buffer in stage.model.buffers()
-    ]  # batch norm would learn from blank pictures
-    while size > 1:
+
+    def fits(size: int) -> bool:
         try:
-            _try(stage, size)
-            run.journal.say(f"micro_batch_size: auto → {size}")
-            return None if size == share else size
+            try_step(context, plan, model, size, to_come)
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
-            size = -(-size // 2)
+            return False
         finally:
-            stage.model.zero_grad(set_to_none=True)
-            for buffer, value in statistics:
-                buffer.copy_(value)
-    return 1
+            model.zero_grad(set_to_none=True)
+        return True
+
+    size = largest_half(plan.share, fits)
+    context.journal.say(f"micro_batch_size: auto → {size}")
+    return size
 
 
-def _try(stage: StageRun, size: int) -> None:
-    model, run = stage.model, stage.run
-    ids = torch.full((size, model.context_length), 1000, device=run.device)
-    image = {"pixels": torch.zeros(size, 3, model.image_size, model.image_size, dtype=torch.uint8, device=run.device)}
-    if stage.cache is not None:
-        image = {"trunk": stage.cache.rows(torch.zeros(size, dtype=torch.int64), 0).to(run.device)}
-    trained = [entry.parameter for entry in stage.table if entry.rate and not stage.optimizer.state]
-    moments = [
-        torch.empty_like(parameter) for parameter in trained for _ in range(2)
-    ]  # AdamW's, from the first step on
-    with run.autocast():
-        images, texts = model(**image, input_ids=ids, attention_mask=torch.ones_like(ids))
-    (images.float().sum() + texts.float().sum()).backward()
-    del moments
+def largest_half(share: int, fits: Callable[[int], bool]) -> int:
+    """`share`, or the first of its halves (rounded up) that fits; 1 is not tried."""
+    size = share
+    while size > 1 and not fits(size):
+        size = -(-size // 2)
+    return size
 
 
-def out_of_memory(stage: StageRun, error: BaseException) -> UserError | None:
-    """The message for a step that ran out of memory, with a setting that fits; None where that is not what happened."""
+def try_step(context: Context, plan: StagePlan, model: DualEncoder, size: int, to_come: Sequence[nn.Parameter]) -> None:
+    """Forward and backward of `size` blank pairs of full length, beside the moments that AdamW will hold."""
+    statistics = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    moments = [torch.empty_like(parameter) for parameter in to_come for _ in range(2)]
+    try:
+        with context.autocast():
+            images, texts = model(**blank_pairs(plan, model, size, model.context_length))
+        (images.float().sum() + texts.float().sum()).backward()
+    finally:
+        del moments
+        for buffer, value in statistics:  # batch norm would learn from blank pictures
+            buffer.copy_(value)
+
+
+def out_of_memory(
+    context: Context, plan: StagePlan, model: DualEncoder, error: BaseException, *,
+    step: int, at_once: int, to_come: Sequence[nn.Parameter],
+) -> UserError | None:  # fmt: skip
+    """The message for a step that ran out of memory, with a setting that fits; None where that is not what happened.
+
+    Args:
+        step: number of the step, from 1.
+        at_once: pairs of a forward.
+    """
     told = str(error)
     if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not (
         "can't allocate memory" in told or "not enough memory" in told
     ):
         return None
-    setting, run = stage.stage, stage.run
-    share = stage.gradient.micro_batch_size or setting.batch_size // run.accelerator.num_processes
-    stage.model.zero_grad(set_to_none=True)
+    setting = plan.setting
+    model.zero_grad(set_to_none=True)
     fits = None
-    if run.device.type == "cuda" and not isinstance(run.sharding, Sharded):
+    if context.device.type == "cuda" and not isinstance(context.sharding, Sharded):
         torch.cuda.empty_cache()
-        fits = largest_that_fits(stage)
-    size = fits or max(share // 2, 1)
+        found = largest_that_fits(context, plan, model, to_come)
+        fits = found if found is not None and found < at_once else None
+    size = fits or max(at_once // 2, 1)
     going_on = [
-        f"micro_batch_size: {size} ({'fits, tried just now' if fits else f'half of the {share} that did not fit'}; same gradient)"
+        f"micro_batch_size: {size} ({'fits, tried just now' if fits else f'half of the {at_once} that did not fit'}; same gradient)"
     ]
     if setting.gradient_checkpointing == "none":
         going_on.append("gradient_checkpointing: both (about a third slower)")
     anew = []
-    if run.precision == "fp32" and run.device.type == "cuda":
+    if context.precision == "fp32" and context.device.type == "cuda":
         anew.append("precision: bf16")
-    if not stage.image_frozen:
+    if not plan.image_frozen:
         anew.append("patch_dropout: 0.5 for most of the stage")
     return UserError(
-        f"stage {stage.name}, step {stage.step + 1}: out of memory on {run.device} with {share} pairs at once. "
-        f"Set for stages.{stage.name}, also with --continue: " + "; or ".join(going_on)
+        f"stage {plan.name}, step {step}: out of memory on {context.device} with {at_once} pairs at once. "
+        f"Set for stages.{plan.name}, also with --continue: " + "; or ".join(going_on)
         + (f". In a new run also: {'; or '.join(anew)}" if anew else "")
     )  # fmt: skip

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
+from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.training.context import Context
 from cnclip_ft.training.lora import adapter_size
 from cnclip_ft.training.memory import estimate
 from cnclip_ft.training.optimizer import Entry
+from cnclip_ft.training.stage_plan import StagePlan
 from data_tools.errors import RequestError
-
-if TYPE_CHECKING:
-    from cnclip_ft.training.run import Run
-    from cnclip_ft.training.stage import StageRun
 
 BARS = "▁▂▃▄▅▆▇█"
 # Peak rates the paper and its repository pair with a global batch for fine-tuning all weights (arXiv 2211.01335,
@@ -21,38 +18,38 @@ BARS = "▁▂▃▄▅▆▇█"
 PUBLISHED_RATES = ((96, 2e-6), (1024, 5e-5), (4096, 3e-5), (7680, 5e-5), (12800, 5e-5), (20480, 2e-5))
 
 
-def describe(run: Run) -> str:
+def describe(context: Context, model: DualEncoder, stages: list[StagePlan]) -> str:
     """The whole plan as text, warnings last."""
-    lines = ["Plan", f"  run folder   {run.folder}", f"  device       {_device(run)}"]
-    lines.append(f"  precision    {run.precision} ({run.precision_reason})")
-    lines.append(f"  attention    {attention_kernel(run.device, run.precision)}")
-    lines += ["  weights"] + [f"    {line}" for line in run.load_report.lines()]
-    table = run.table
+    lines = ["Plan", f"  run folder   {context.folder}", f"  device       {_device(context)}"]
+    lines.append(f"  precision    {context.precision} ({context.precision_reason})")
+    lines.append(f"  attention    {attention_kernel(context.device, context.precision)}")
+    lines += ["  weights"] + [f"    {line}" for line in context.start.lines()]
+    table = context.pairs
     lines.append(
-        f"  training     {len(table):,} pairs, {len(set(table.image_keys.tolist())):,} images ({run.train_store.path}); "
+        f"  training     {len(table):,} pairs, {len(set(table.image_keys.tolist())):,} images ({context.train_store.path}); "
         f"captions {table.lengths.mean():.1f} tokens on average, {100 * table.cut / len(table):.1f}% reach the context length "
-        f"of {run.tokenizer.context_length}"
+        f"of {context.tokenizer.context_length}"
     )
-    for name, store in run.valid_stores.items():
+    for name, store in context.valid_stores.items():
         lines.append(f"  validation   {name}: {len(store):,} pairs, {len(store.image_ids):,} images ({store.path})")
-    if run.guard_store is not None:
-        guard = run.recipe.data.guard
+    guard = context.recipe.data.guard
+    if guard is not None and context.guard_store is not None:
         lines.append(
-            f"  guard        {len(run.guard_store):,} pairs ({run.guard_store.path}); a drop of more than "
+            f"  guard        {len(context.guard_store):,} pairs ({context.guard_store.path}); a drop of more than "
             f"{guard.max_drop:g} points " + ("is reported" if guard.action == "report" else "ends the run")
         )
-    if run.recipe.best_by != "mean_recall":
-        lines.append(f"  best by      {run.recipe.best_by}")
-    for stage in run.stages:
-        lines += _stage(run, stage)
-    lines += [f"  WARNING      {warning}" for warning in warnings(run)]
+    if context.recipe.best_by != "mean_recall":
+        lines.append(f"  best by      {context.recipe.best_by}")
+    for stage in stages:
+        lines += _stage(context, model, stage)
+    lines += [f"  WARNING      {warning}" for warning in warnings(context, stages)]
     return "\n".join(lines)
 
 
-def _device(run: Run) -> str:
-    count = run.accelerator.num_processes
-    name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else run.device.type
-    return f"{count} × {name}, weights {run.sharding.name}" if count > 1 else name
+def _device(context: Context) -> str:
+    count = context.world
+    name = torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else context.device.type
+    return f"{count} × {name}, weights {context.sharding.name}" if count > 1 else name
 
 
 def attention_kernel(device: torch.device, precision: str) -> str:
@@ -72,8 +69,8 @@ def attention_kernel(device: torch.device, precision: str) -> str:
     return f"PyTorch's sdpa on {device.type} (one kernel there)"
 
 
-def _stage(run: Run, stage: StageRun) -> list[str]:
-    setting, order = stage.stage, stage.order
+def _stage(context: Context, model: DualEncoder, stage: StagePlan) -> list[str]:
+    setting, order = stage.setting, stage.order
     lines = [f"  stage {stage.name}"]
     for tower in ("image", "text", "temperature"):
         entries = [entry for entry in stage.table if entry.tower == tower]
@@ -112,11 +109,11 @@ def _stage(run: Run, stage: StageRun) -> list[str]:
             else "computed every step"
         )
         lines.append(f"    image tower frozen: its features are {said}")
-    lines.append(f"    memory per device {estimate(stage)}")
+    lines.append(f"    memory per device {estimate(context, stage, model)}")
     return lines
 
 
-def curve(stage: StageRun, width: int = 32) -> str:
+def curve(stage: StagePlan, width: int = 32) -> str:
     """The rate over the stage as one line of bars."""
     steps = [int(column * (stage.total - 1) / max(width - 1, 1)) for column in range(min(width, stage.total))]
     return "".join(BARS[min(7, int(stage.curve(step) * 7.999))] for step in steps)
@@ -137,12 +134,12 @@ def suggested_rate(batch_size: int) -> float:
     return smallest[1] * (first[1] / smallest[1]) ** max(share.item(), 0.0)
 
 
-def warnings(run: Run) -> list[str]:
+def warnings(context: Context, stages: list[StagePlan]) -> list[str]:
     """What is likely to go wrong, each with a suggestion."""
     found = []
-    for stage in run.stages:
-        setting, name = stage.stage, stage.name
-        pretrained_image = not stage.image_frozen and not any(part == "image_tower" for part in run.new_parts)
+    for stage in stages:
+        setting, name = stage.setting, stage.name
+        pretrained_image = not stage.image_frozen and not any(part == "image_tower" for part in context.new_parts)
         advised = suggested_rate(setting.batch_size)
         if pretrained_image and setting.learning_rate > 2 * advised:
             found.append(
@@ -155,27 +152,27 @@ def warnings(run: Run) -> list[str]:
             )
         if stage.total < 50:
             found.append(f"{name}: only {stage.total} steps; train more epochs or use a smaller batch")
-    leak = _leak(run)
+    leak = _leak(context)
     if leak:
         found.append(leak)
     return found
 
 
-def _leak(run: Run) -> str | None:
+def _leak(context: Context) -> str | None:
     """Images of the validation split that are in the training split too, by id and by content."""
-    train = set(run.train_store.image_ids)
-    for name, store in run.valid_stores.items():
-        if store.path.resolve() == run.train_store.path.resolve():
+    train = set(context.train_store.image_ids)
+    for name, store in context.valid_stores.items():
+        if store.path.resolve() == context.train_store.path.resolve():
             return f"{name} is the training split itself: recall will look far better than it is"
         shared = [image_id for image_id in store.image_ids if image_id in train]
-        same = [i for i in shared[:500] if store.image(i) == run.train_store.image(i)]
+        same = [i for i in shared[:500] if store.image(i) == context.train_store.image(i)]
         if same:
             return f"{name} shares images with the training split (e.g. id {same[0]!r}): recall will look better than it is"
     return None
 
 
-def refuse_warnings(run: Run) -> None:
+def refuse_warnings(context: Context, stages: list[StagePlan]) -> None:
     """With --strict a warning is an error."""
-    found = warnings(run)
+    found = warnings(context, stages)
     if found:
         raise RequestError("--strict: the plan has warnings:\n  " + "\n  ".join(found))

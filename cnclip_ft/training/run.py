@@ -7,7 +7,6 @@ The run folder holds ``recipe.yaml`` (every setting), ``journal.jsonl``, ``tenso
 from __future__ import annotations
 
 import json
-import os
 import platform
 import secrets
 import shlex
@@ -17,31 +16,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 
 import cnclip_ft
 from cnclip_ft.collectives import sum_numbers
-from cnclip_ft.data.pairs import build_table
-from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.models.start import LoadReport, build_start
 from cnclip_ft.recipe import Recipe, dump_recipe
-from cnclip_ft.runtime import choose_precision, keep_activations, loader_fault
+from cnclip_ft.runtime import loader_fault
 from cnclip_ft.training import plan
+from cnclip_ft.training.context import make_context
 from cnclip_ft.training.continuing import identity, refuse_other_data, refuse_other_recipe
 from cnclip_ft.training.examples import Example, draw_panel, find_examples
-from cnclip_ft.training.journal import Journal
 from cnclip_ft.training.report import write_report
-from cnclip_ft.training.run_folder import begin, check_place, held, refuse_nothing, refuse_taken, results, write_recipe
+from cnclip_ft.training.run_folder import begin, held, refuse_nothing, refuse_taken, results, write_recipe
 from cnclip_ft.training.run_state import FORMAT, StateWriter, clear_states, load_state, newest_state
 from cnclip_ft.training.selection import NothingKept
-from cnclip_ft.training.sharding import refuse_other_engines, settle_sharding
-from cnclip_ft.training.stage import MOST_STEPS, StageRun
+from cnclip_ft.training.sharding import refuse_other_engines
+from cnclip_ft.training.stage import StageRun
+from cnclip_ft.training.stage_plan import MOST_STEPS, plan_stages
 from cnclip_ft.training.stop import Stopped, StopRequest
-from cnclip_ft.training.trackers import start_trackers, tracker_names
+from cnclip_ft.training.trackers import start_trackers
 from cnclip_ft.training.validation import Judge, Judgement, table
 from data_tools.atomic import whole_file
 from data_tools.errors import RequestError, UserError
-from data_tools.store import PairStore, open_store
 
 
 class Run:
@@ -50,19 +46,17 @@ class Run:
     def __init__(
         self, recipe: Recipe, *, write: bool = True, trust_import: bool = False, goes_on: bool = False
     ) -> None:
-        refuse_other_engines()
-        if not goes_on:  # nothing is cleared then
-            check_place(recipe)
-        self.recipe, self.folder, self.trust_import = recipe, Path(recipe.output), trust_import
-        # accelerate launches on CPUs only when told that there is nothing else.
-        self.accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(), log_with=tracker_names(recipe.report_to), project_dir=self.folder
+        self.context, self.model = make_context(recipe, write=write, trust_import=trust_import, goes_on=goes_on)
+        context = self.context
+        self.recipe, self.folder, self.trust_import = recipe, context.folder, trust_import
+        self.accelerator, self.device, self.precision = context.accelerator, context.device, context.precision
+        self.sharding, self.journal, self.workers = context.sharding, context.journal, context.workers
+        self.train_store, self.valid_stores = context.train_store, context.valid_stores
+        self.guard_store, self.tokenizer, self.cache_folder = (
+            context.guard_store,
+            context.tokenizer,
+            context.cache_folder,
         )
-        self.device = self.accelerator.device
-        keep_activations(self.device)
-        self.precision, self.precision_reason = choose_precision(recipe.precision, self.device)
-        self.sharding = settle_sharding(self.device)
-        self.journal = Journal(self.folder, active=self.accelerator.is_main_process and write)
         self.stop, self.damaged = StopRequest(), 0
         self.states = StateWriter(self.folder / "state")
         self.start_score: float | None = None
@@ -72,44 +66,12 @@ class Run:
         self.rows: list[tuple[str, dict[str, float | None]]] = []
         self.identity: dict[str, Any] | None = None  # of data and model, for the states
         self.token = secrets.token_hex(8)  # says of a checkpoint that this run kept it; the run's own when it goes on
-
-        self.train_store = open_split(recipe.data.train, "data.train")
-        self.valid_stores = {name: open_split(path, "data.valid") for name, path in recipe.data.valid_sets().items()}
-        guard = recipe.data.guard
-        self.guard_store = open_split(guard.split, "data.guard.split") if guard else None
-        self.workers = _workers(recipe, self.accelerator.num_processes)
-        self.model, self.load_report = build_start(
-            recipe.model.start, context_length=recipe.data.context_length, image_size=recipe.model.image_size,
-            source=recipe.model.source, seed=recipe.seed, trust_import=trust_import,
-        )  # fmt: skip
-        self.model.to(self.device)
-        self.compile(self.model)
-        self.tokenizer = self.model.tokenizer
-        self.table = build_table(self.train_store, self.tokenizer)
-        self.cache_folder = Path(recipe.feature_cache) if recipe.feature_cache else self.folder.parent / "feature_cache"
         self.judge = Judge(
-            self.valid_stores, self.device, self.workers, self.autocast, guard=self.guard_store, best_by=recipe.best_by
-        )
-        # Made once here so that a setting that cannot work is refused before anything is trained.
-        self.stages = [
-            StageRun(self, number, name, stage) for number, (name, stage) in enumerate(recipe.stages.items())
-        ]
-
-    @property
-    def new_parts(self) -> list[str]:
-        return _new_parts(self.load_report)
-
-    def compile(self, model: DualEncoder) -> None:
-        """Compile both towers where the recipe wants it."""
-        if self.recipe.compile:
-            model.image_tower.compile()
-            model.text_tower.compile()
-
-    def autocast(self):
-        """The number format the towers compute in."""
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[self.precision])
+            self.valid_stores, self.device, self.workers, context.autocast, guard=self.guard_store,
+            best_by=recipe.best_by,
+        )  # fmt: skip
+        self.plans = plan_stages(context, self.model)
+        self.stages = [StageRun(self, plan) for plan in self.plans]
 
     # ---- executing --------------------------------------------------------------------------------------------
 
@@ -132,14 +94,14 @@ class Run:
 
     def _begin(self, state: dict[str, Any] | None) -> None:
         """Compare with the run that goes on, or make the folder that of a new one; say the plan."""
-        self.plan = plan.describe(self)
+        self.plan = plan.describe(self.context, self.model, self.plans)
         said = [self.plan]
         if self.accelerator.is_main_process:
-            self.identity = identity(self)
+            self.identity = identity(self.context, self.model)
             if state is None:
                 begin(self.folder, self.recipe)
             else:
-                said += refuse_other_data(self, state)
+                said += refuse_other_data(self.context, self.identity, state)
                 if state["recipe"] != dump_recipe(self.recipe):
                     write_recipe(self.folder, self.recipe)
         self.journal.track = start_trackers(self.accelerator, self.recipe)
@@ -260,36 +222,13 @@ class Run:
             "run": self.token, "stage": stage.name, "step": stage.step, "steps": stage.total, "scores": judgement.as_dict(),
             "row": judgement.row(), "mean_recall": judgement.mean_recall, "score": judgement.score, "recipe": self.recipe.model_dump(mode="json"),
             "data": {"train": self.train_store.checksum(), **{n: s.checksum() for n, s in self.valid_stores.items()}},
-            "start": self.load_report.lines(), "precision": self.precision,
+            "start": self.context.start.lines(), "precision": self.precision,
             "versions": {"cnclip_ft": cnclip_ft.__version__, "torch": torch.__version__, "python": platform.python_version()},
         }  # fmt: skip
 
     def continue_line(self) -> str:
         trust = " --trust-import" * (self.trust_import or self.recipe.model.code is not None)
         return f"cnclip-ft train {shlex.quote(str(self.folder / 'recipe.yaml'))} --continue{trust}"
-
-
-def _new_parts(report: LoadReport) -> list[str]:
-    return [str(part[0] if isinstance(part, tuple) else part) for part in report.new]
-
-
-def _workers(recipe: Recipe, processes: int) -> int:
-    if recipe.data.workers != "auto":
-        return recipe.data.workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # On a CPU run the towers want the cores; on a GPU run decoding does.
-    return min(8, cores // processes) if torch.cuda.is_available() else min(2, max(cores // processes - 1, 0))
-
-
-def open_split(path: str, key: str) -> PairStore:
-    """Open a store of the recipe; an empty one is refused."""
-    try:
-        store = open_store(path)
-    except RequestError as error:
-        raise RequestError(f"{key}: {error} If it lies elsewhere: {key}=PLACE.") from None
-    if len(store) == 0:
-        raise RequestError(f"{key}: {path} has no pairs. Check the build's summary, or name another split.")
-    return store
 
 
 def train(
@@ -319,5 +258,5 @@ def train(
         devices.wait_for_everyone()  # all have looked before the first one writes
         run = Run(recipe, trust_import=trust_import, goes_on=proceed)
         if strict:
-            plan.refuse_warnings(run)
+            plan.refuse_warnings(run.context, run.plans)
         return run.execute(state)

@@ -11,34 +11,23 @@ from torch import nn
 
 from cnclip_ft.collectives import sum_numbers
 from cnclip_ft.data.augment import augment
-from cnclip_ft.data.batching import BatchOrder, StageSampler, make_loader
+from cnclip_ft.data.batching import StageSampler, make_loader
 from cnclip_ft.data.pairs import PairDataset
 from cnclip_ft.features.frozen_trunk import FeatureCache
-from cnclip_ft.recipe import Stage
 from cnclip_ft.training.averaging import MovingAverage
-from cnclip_ft.training.fit import out_of_memory
+from cnclip_ft.training.fit import micro_batch_size, out_of_memory
 from cnclip_ft.training.journal import Meter, duration
 from cnclip_ft.training.large_batch import GradientStep
-from cnclip_ft.training.lora import add_lora, check_lora, remove_lora
-from cnclip_ft.training.loss import ContrastiveObjective, SigmoidObjective
-from cnclip_ft.training.optimizer import RateCurve, apply_table, build_optimizer, build_table, rules_for
+from cnclip_ft.training.lora import add_lora, remove_lora
+from cnclip_ft.training.optimizer import apply_table, build_optimizer
 from cnclip_ft.training.run_state import seed_step
 from cnclip_ft.training.selection import Selection
-from cnclip_ft.training.sharding import refuse_with_sharding
+from cnclip_ft.training.stage_plan import MOST_STEPS, StagePlan, make_objective
 from cnclip_ft.training.stop import Stopped
-from data_tools.errors import RequestError, UserError
-
-MOST_STEPS = 10**7 - 1  # of a stage: states are named by stage and step
+from data_tools.errors import UserError
 
 if TYPE_CHECKING:
     from cnclip_ft.training.run import Run
-
-
-def make_objective(stage: Stage) -> nn.Module:
-    setting = stage.objective
-    if setting.kind == "sigmoid":
-        return SigmoidObjective(setting.positives, tile=setting.tile)
-    return ContrastiveObjective(setting.positives, setting.label_smoothing, setting.tile)
 
 
 class StageRun:
@@ -47,55 +36,14 @@ class StageRun:
     Reads straight down: what trains → objective, optimizer, rate curve → data → the loop.
     """
 
-    def __init__(self, run: Run, number: int, name: str, stage: Stage) -> None:
-        self.run, self.number, self.name, self.stage = run, number, name, stage
-        self.model, device = run.model, run.device
-        self.objective = make_objective(stage).to(device)
-        self.table = build_table(self.model, self.objective, rules_for(stage, run.new_parts))
-        check_lora(self.model, self.table)
-        refuse_with_sharding(
-            run.sharding, name, precision=run.precision, lora=any(e.lora for e in self.table),
-            micro_batch_size=stage.micro_batch_size,
-        )  # fmt: skip
-        self.order = self._order()
-        StageSampler(
-            self.order, 0, 0, run.accelerator.process_index, run.accelerator.num_processes
-        )  # the batch can be shared
-        self.total = stage.steps or max(1, round(stage.epochs * self.order.steps_per_epoch))
-        self._check()
-        self.curve = RateCurve(stage, self.total)
-        self.validate_every = stage.validate_every or self.order.steps_per_epoch
+    def __init__(self, run: Run, plan: StagePlan) -> None:
+        self.run, self.plan, self.number, self.name, self.stage = run, plan, plan.number, plan.name, plan.setting
+        self.model = run.model
+        self.total, self.validate_every = plan.total, plan.validate_every
         self.step, self.skipped, self.average = 0, 0, None
         self.unjudged = False  # a validation is due for the weights as they are: it failed
         self.saved: int | None = None  # step of the newest state
         self.selection = Selection(self)
-        self.image_frozen = not any(
-            e.rate for e in self.table if e.tower == "image" and "visual_projection" not in e.name
-        )
-        self.cached = self.image_frozen and stage.feature_cache and (stage.views > 1 or not stage.augment.changes)
-
-    def _check(self) -> None:
-        stage = self.stage
-        if self.total > MOST_STEPS:
-            raise RequestError(
-                f"stages.{self.name}: {self.total} steps; at most {MOST_STEPS} are possible. Use fewer epochs."
-            )
-        if stage.warmup_steps is not None and stage.warmup_steps >= self.total:
-            raise RequestError(
-                f"stages.{self.name}: warmup_steps ({stage.warmup_steps}) must be shorter than the stage ({self.total} steps)"
-            )
-        if stage.patch_dropout and not hasattr(self.model.image_tower, "patch_dropout"):
-            raise RequestError(
-                f"stages.{self.name}: patch_dropout is set, but this image tower has no patches to drop; leave it out"
-            )
-
-    def _order(self, without_images: set[int] = frozenset()) -> BatchOrder:
-        run = self.run
-        return BatchOrder(
-            run.table, self.stage.batch_size, seed=run.recipe.seed * 1000 + self.number,
-            length_window=run.recipe.data.length_window, name=f"the training split {run.train_store.path}",
-            without_images=without_images,
-        )  # fmt: skip
 
     # ---- before the first step -------------------------------------------------------------------------------
 
@@ -108,7 +56,8 @@ class StageRun:
             self.step = state["step"]
         # What is drawn for new layers depends on nothing that came before, and is the same on every device.
         seed_step(run.recipe.seed, self.number, MOST_STEPS + 1, 0)
-        self.table = add_lora(self.model, self.table)
+        self.objective = make_objective(stage).to(device)
+        self.table = add_lora(self.model, list(self.plan.table))
         self.model.to(device)
         if state is not None:
             self.model.load_state_dict(state["model"])  # before the cache, which is keyed by the tower's weights
@@ -116,20 +65,17 @@ class StageRun:
         if self.objective.initial_logit_scale is not None and self.step == 0:
             with torch.no_grad():
                 self.model.logit_scale.fill_(self.objective.initial_logit_scale)
-        self.model.set_gradient_checkpointing(
-            image=stage.gradient_checkpointing in ("image", "both") and not self.image_frozen,
-            text=stage.gradient_checkpointing in ("text", "both"),
-        )
+        self.model.set_gradient_checkpointing(**self.plan.checkpointing)
         self._share_statistics()
         self._set_mode()
-        self.cache = self._build_cache() if self.cached else None
+        self.cache = self._build_cache() if self.plan.cached else None
         self._place()
         self.optimizer = build_optimizer(self.table, stage, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=run.precision == "fp16")
         self.average = MovingAverage(self.table, stage.ema) if stage.ema else None
         self.gradient = GradientStep(
             self.model, self.objective,
-            micro_batch_size=self._micro_batch_size(), autocast=run.autocast,
+            micro_batch_size=micro_batch_size(run.context, self.plan, self.model, self._trained()), autocast=run.context.autocast,
             backward=lambda loss: self.scaler.scale(loss).backward(),
             augment=lambda pixels: augment(pixels, stage.augment), sharding=run.sharding,
         )  # fmt: skip
@@ -141,9 +87,10 @@ class StageRun:
         run = self.run
         self.model = run.sharding.place(run.model)
         if self.model is not run.model:
-            run.compile(self.model)
-            placed = dict(self.model.named_parameters())
-            self.table = [replace(e, parameter=placed.get(e.name, e.parameter)) for e in self.table]
+            run.context.compile(self.model)
+        placed = {f"objective.{name}": p for name, p in self.objective.named_parameters()}
+        placed |= dict(self.model.named_parameters())
+        self.table = [replace(e, parameter=placed.get(e.name, e.parameter)) for e in self.table]
 
     def _set_mode(self) -> None:
         self.model.train()
@@ -164,17 +111,12 @@ class StageRun:
     def _share_statistics(self) -> None:
         """Batch-norm statistics over all devices, as one device with the whole batch would have (CUDA only)."""
         run = self.run
-        if run.accelerator.num_processes > 1 and run.device.type == "cuda" and not self.image_frozen:
+        if run.accelerator.num_processes > 1 and run.device.type == "cuda" and not self.plan.image_frozen:
             self.model.image_tower = nn.SyncBatchNorm.convert_sync_batchnorm(self.model.image_tower)
 
-    def _micro_batch_size(self) -> int | None:
-        wanted = self.stage.micro_batch_size
-        if wanted == "auto":
-            from cnclip_ft.training.fit import largest_that_fits
-
-            return largest_that_fits(self)
-        share = self.stage.batch_size // self.run.accelerator.num_processes
-        return None if wanted is None or wanted >= share else wanted
+    def _trained(self) -> list[nn.Parameter]:
+        """Parameters whose moments AdamW has yet to make."""
+        return [entry.parameter for entry in self.table if entry.rate and not self.optimizer.state]
 
     def _build_cache(self) -> FeatureCache:
         run = self.run
@@ -185,10 +127,12 @@ class StageRun:
         run.journal.say(
             f"Image features of the frozen tower: {'read from' if cache.complete else 'computed once into'} {cache.folder}"
         )
-        cache.build(run.accelerator, run.autocast, workers=run.workers, max_damaged=run.recipe.data.max_damaged_images)
+        cache.build(
+            run.accelerator, run.context.autocast, workers=run.workers, max_damaged=run.recipe.data.max_damaged_images
+        )
         if cache.damaged:
             run.journal.say(f"{len(cache.damaged)} images cannot be decoded; their pairs are passed over")
-            self.order = self._order(cache.damaged)
+            self.plan = self.plan.without_images(run.context, cache.damaged)
         return cache
 
     # ---- the loop ---------------------------------------------------------------------------------------------
@@ -266,14 +210,14 @@ class StageRun:
         run = self.run
         seed_step(run.recipe.seed, self.number, self.step, run.accelerator.process_index)
         self._set_patch_dropout()
-        self.curve.set(self.optimizer, self.step)
+        self.plan.curve.set(self.optimizer, self.step)
         if self.cache is not None:
-            batch["trunk"] = self.cache.rows(batch["image_keys"], self.step // self.order.steps_per_epoch)
+            batch["trunk"] = self.cache.rows(batch["image_keys"], self.step // self.plan.order.steps_per_epoch)
         buffers = self._statistics()
         try:
             out = self.gradient(batch)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            raise (out_of_memory(self, error) or error) from None
+            raise (self._out_of_memory(error) or error) from None
         if not self._is_number(out.loss, "loss", buffers):
             return None
         self.scaler.unscale_(self.optimizer)
@@ -289,6 +233,12 @@ class StageRun:
         if self.average is not None:
             self.average.update()
         return out
+
+    def _out_of_memory(self, error: BaseException) -> UserError | None:
+        at_once = self.gradient.micro_batch_size or self.plan.share
+        return out_of_memory(
+            self.run.context, self.plan, self.model, error, step=self.step + 1, at_once=at_once, to_come=self._trained()
+        )
 
     def _statistics(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Batch-norm statistics and copies of them, where a bad step may be skipped: its forward has moved them."""
@@ -321,9 +271,9 @@ class StageRun:
     def _loader(self):
         run = self.run
         size = None if self.cache is not None else self.model.image_size
-        dataset = PairDataset(run.train_store, run.table, size, run.recipe.data.reduced_jpegs)
+        dataset = PairDataset(run.train_store, run.context.pairs, size, run.recipe.data.reduced_jpegs)
         sampler = StageSampler(
-            self.order, self.step, self.total, run.accelerator.process_index, run.accelerator.num_processes
+            self.plan.order, self.step, self.total, run.accelerator.process_index, run.accelerator.num_processes
         )
         # Without pictures to decode, worker processes would cost more than they bring.
         workers = 0 if self.cache is not None else run.workers

@@ -13,6 +13,8 @@ from PIL import Image
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.start import build_start
 from cnclip_ft.recipe import Recipe
+from cnclip_ft.training.context import Context, make_context
+from cnclip_ft.training.stage_plan import StagePlan, plan_stages
 from data_tools.store import StoreWriter
 
 WORDS = "红黄蓝绿黑白大小圆方三角星月山水火木金土猫狗鸟鱼马牛羊"
@@ -50,6 +52,12 @@ def tiny_recipe(folder: Path, **changes) -> Recipe:
         **changes,
     }
     return Recipe.model_validate(content)
+
+
+def planned(recipe: Recipe) -> tuple[Context, DualEncoder, list[StagePlan]]:
+    """A run before its first step; nothing is written."""
+    context, model = make_context(recipe, write=False)
+    return context, model, plan_stages(context, model)
 
 
 def records(folder: Path, kind: str = "train") -> list[dict]:

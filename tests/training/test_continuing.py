@@ -20,12 +20,12 @@ import yaml
 from safetensors.torch import load_file
 
 from cnclip_ft.recipe import dump_recipe, load_recipe
-from cnclip_ft.training.run import Run, train
+from cnclip_ft.training.run import train
 from cnclip_ft.training.run_folder import held, run_of
 from cnclip_ft.training.run_state import load_state, save_state
 from cnclip_ft.training.stage import StageRun
 from data_tools.errors import RequestError, UserError
-from tests.training.helpers import losses, tiny_recipe, write_store
+from tests.training.helpers import losses, planned, tiny_recipe, write_store
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -427,7 +427,7 @@ def test_other_engines_of_accelerate_are_refused(stores, tmp_path, monkeypatch, 
     with pytest.raises(RequestError, match=f"accelerate's configuration asks for {says}"):
         train(recipe_of(stores, tmp_path / "run"))
     with pytest.raises(RequestError, match=says):
-        Run(recipe_of(stores, tmp_path / "run"), write=False)
+        planned(recipe_of(stores, tmp_path / "run"))
 
 
 # ---- signals ------------------------------------------------------------------------------------------------------

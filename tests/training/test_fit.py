@@ -2,49 +2,45 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
-from cnclip_ft.training import fit
-from cnclip_ft.training.run import Run
-from tests.training.helpers import tiny_recipe
+from cnclip_ft.training.fit import largest_half, largest_that_fits, try_step
+from tests.training.helpers import planned, tiny_recipe
 
 
 @pytest.fixture
-def stage(stores):
+def prepared(stores):
+    """Context, plan and model of a stage that trains both towers."""
     recipe = tiny_recipe(stores, output=str(stores / "fit"), align={"feature_cache": False})
-    stage = Run(recipe, write=False).stages[1]
-    stage.selection.keep_start = lambda: None  # nothing was judged
-    stage.prepare()
-    return stage
+    context, model, plans = planned(recipe)
+    return context, plans[1], model
 
 
-@pytest.mark.parametrize("room,expected", [(8, None), (7, 4), (4, 4), (3, 2), (1, 1), (0, 1)])
-def test_halves_until_it_fits(stage, monkeypatch, room, expected):
+@pytest.mark.parametrize("room,expected", [(8, 8), (7, 4), (4, 4), (3, 2), (1, 1), (0, 1)])
+def test_halves_until_it_fits(room, expected):
     tried = []
-    stage.model.register_buffer("running_mean", torch.zeros(2))
 
-    def limited(_stage, size):
+    def fits(size):
         tried.append(size)
-        stage.model.running_mean += 1
-        if size > room:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return size <= room
 
-    monkeypatch.setattr(fit, "_try", limited)
-    monkeypatch.setattr(stage.run, "device", SimpleNamespace(type="cuda"))  # the batch has 8 pairs
-    assert fit.largest_that_fits(stage) == expected
+    assert largest_half(8, fits) == expected
     assert tried == sorted(tried, reverse=True) and tried[0] == 8
-    assert not stage.model.running_mean.any()  # blank pictures teach batch norm nothing
+    assert 1 not in tried  # nothing smaller is left to say
 
 
-def test_a_trial_is_a_whole_forward_and_backward(stage):
-    fit._try(stage, 3)
-    grads = [parameter.grad for parameter in stage.model.parameters() if parameter.grad is not None]
+def test_a_trial_is_a_whole_forward_and_backward(prepared):
+    context, plan, model = prepared
+    model.register_buffer("running_mean", torch.zeros(2))
+    model.register_forward_hook(lambda *_: [model.running_mean.add_(1), None][1])
+    try_step(context, plan, model, 3, list(model.parameters()))
+    assert not model.running_mean.any()  # blank pictures teach batch norm nothing
+    grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     assert len(grads) > 20 and all(torch.isfinite(grad).all() for grad in grads)
 
 
-def test_a_cpu_has_no_limit_to_run_into(stage, monkeypatch):
-    monkeypatch.setattr(fit, "_try", None)
-    assert fit.largest_that_fits(stage) is None
+def test_a_cpu_has_no_limit_to_run_into(prepared):
+    context, plan, model = prepared
+    if context.device.type == "cpu":
+        assert largest_that_fits(context, plan, model, []) is None

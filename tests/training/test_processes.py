@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from cnclip_ft.recipe import dump_recipe
-from tests.training.helpers import losses, tiny_recipe
+from tests.training.helpers import losses, planned, tiny_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # what `accelerate launch` sets from its configuration
@@ -199,7 +199,6 @@ def test_gradients_of_two_and_four_processes_are_those_of_one(tmp_path):
 def test_what_shares_cannot_do_is_refused(stores, monkeypatch, environment, changes, says):
     import torch.distributed as dist
 
-    from cnclip_ft.training.run import Run
     from data_tools.errors import RequestError
 
     for name, value in (FSDP2 | environment).items():
@@ -207,6 +206,6 @@ def test_what_shares_cannot_do_is_refused(stores, monkeypatch, environment, chan
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         with pytest.raises(RequestError, match=says):
-            Run(tiny_recipe(stores, output=str(stores / "refused"), **changes), write=False)
+            planned(tiny_recipe(stores, output=str(stores / "refused"), **changes))
     finally:
         dist.destroy_process_group()

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from cnclip_ft.training.large_batch import GradientStep
-from cnclip_ft.training.run import Run, train
+from cnclip_ft.training.run import train
 from cnclip_ft.training.run_state import load_state, save_state
 from cnclip_ft.training.stage import StageRun
 from data_tools.errors import RequestError, UserError
-from tests.training.helpers import losses, records, tiny_recipe
+from tests.training.helpers import losses, planned, records, tiny_recipe
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -244,13 +244,13 @@ def test_the_plan_says_what_will_happen_and_warns(stores):
     from cnclip_ft.training.plan import describe, refuse_warnings
 
     recipe = tiny_recipe(stores, data={"train": str(stores / "train"), "valid": str(stores / "train"), "workers": 0})
-    run = Run(recipe, write=False)
-    text = describe(run)
+    context, model, plans = planned(recipe)
+    text = describe(context, model, plans)
     for part in ("stage align", "frozen", "rate 0.001", "6 steps", "computed once", "fp32", "WARNING", "leaves few negatives",
                  "is the training split itself", "new      text_tower"):  # fmt: skip
         assert part in text, part
     with pytest.raises(RequestError, match="--strict"):
-        refuse_warnings(run)
+        refuse_warnings(context, plans)
     assert not (stores / "run").exists()
 
 
@@ -267,7 +267,8 @@ def test_every_warning_of_the_plan_is_said(stores, tmp_path):
         stage = {"steps": 60, "batch_size": 16, "learning_rate": 1e-7, "warmup_steps": 1, "train": "both"} | contrast
         recipe = tiny_recipe(tmp_path, data=data, model={"start": str(tmp_path / "start")}, stages={"contrast": stage})
         recipe = recipe.model_copy(update={"stages": {"contrast": recipe.stages["contrast"]}})
-        return warnings(Run(recipe, write=False))
+        context, _, plans = planned(recipe)
+        return warnings(context, plans)
 
     assert said() == []
     for changes, words in (
@@ -287,8 +288,8 @@ def test_every_warning_of_the_plan_is_said(stores, tmp_path):
         writer.add_pair(3, 0, "图片", "zh")
         writer.finish()
     data = {"train": str(stores / "train"), "valid": str(tmp_path / "leaking"), "workers": 0}
-    run = Run(tiny_recipe(tmp_path, data=data), write=False)
-    assert any("shares images with the training split (e.g. id 3)" in warning for warning in warnings(run))
+    context, _, plans = planned(tiny_recipe(tmp_path, data=data))
+    assert any("shares images with the training split (e.g. id 3)" in warning for warning in warnings(context, plans))
 
 
 def test_a_broken_newest_state_falls_back(tmp_path):

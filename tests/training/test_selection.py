@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,11 +16,11 @@ from cnclip_ft.models.checkpoints import read_info
 from cnclip_ft.recipe import load_recipe
 from cnclip_ft.training import selection
 from cnclip_ft.training.examples import Example, draw_panel
-from cnclip_ft.training.run import Run, train
+from cnclip_ft.training.run import train
 from cnclip_ft.training.stage import StageRun
 from cnclip_ft.training.validation import Judge
 from data_tools.errors import RequestError, UserError
-from tests.training.helpers import tiny_recipe
+from tests.training.helpers import planned, tiny_recipe
 
 
 def run_of(stores, name, **changes):
@@ -317,7 +318,7 @@ def test_right_pictures_are_framed():
 def test_trackers_are_checked_first(stores, name, expected):
     recipe, _ = run_of(stores, "tracked", report_to=[name])
     with pytest.raises(RequestError, match=expected):
-        Run(recipe, write=False)
+        planned(recipe)
 
 
 def test_numbers_reach_other_trackers(stores):
@@ -330,10 +331,10 @@ def test_memory_is_estimated(stores):
     from cnclip_ft.training.memory import estimate
 
     recipe, _ = run_of(stores, "estimate")
-    stage = Run(recipe, write=False).stages[0]
-    memory = estimate(stage)
-    parameters = sum(p.numel() for p in stage.model.parameters())
+    context, model, (plan,) = planned(recipe)
+    memory = estimate(context, plan, model)
+    parameters = sum(p.numel() for p in model.parameters())
     assert memory.weights == memory.gradients == 4 * parameters and memory.optimizer == 8 * parameters
     plain = memory.activations
-    stage.stage = stage.stage.model_copy(update={"gradient_checkpointing": "both"})
-    assert 0 < estimate(stage).activations < plain
+    lighter = replace(plan, setting=plan.setting.model_copy(update={"gradient_checkpointing": "both"}))
+    assert 0 < estimate(context, lighter, model).activations < plain

@@ -1,0 +1,156 @@
+"""What all stages of a run share, made once: devices, number format, stores, pairs, journal."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from cnclip_ft.data.pairs import PairTable, build_table
+from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
+from cnclip_ft.models.start import LoadReport, build_start
+from cnclip_ft.recipe import Recipe
+from cnclip_ft.runtime import choose_precision, keep_activations
+from cnclip_ft.training.journal import Journal
+from cnclip_ft.training.run_folder import check_place
+from cnclip_ft.training.sharding import Whole, refuse_other_engines, settle_sharding
+from cnclip_ft.training.trackers import tracker_names
+from data_tools.errors import RequestError
+from data_tools.store import PairStore, open_store
+
+
+@dataclass(frozen=True)
+class Context:
+    """Read by everything that trains, changed by nothing.
+
+    `pairs` is the training split, numbered and tokenised; `start` says where the model's weights came from.
+    """
+
+    recipe: Recipe
+    folder: Path
+    accelerator: Accelerator
+    device: torch.device
+    precision: str
+    precision_reason: str
+    sharding: Whole
+    journal: Journal
+    train_store: PairStore
+    valid_stores: dict[str, PairStore]
+    guard_store: PairStore | None
+    pairs: PairTable
+    tokenizer: TextTokenizer
+    start: LoadReport
+    workers: int
+    cache_folder: Path
+    trust_import: bool
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def world(self) -> int:
+        return self.accelerator.num_processes
+
+    @property
+    def main(self) -> bool:
+        """Whether this device is the one that writes."""
+        return self.accelerator.is_main_process
+
+    @property
+    def new_parts(self) -> list[str]:
+        """Module paths of the model that began without pretrained weights."""
+        return [str(part[0] if isinstance(part, tuple) else part) for part in self.start.new]
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The number format the towers compute in."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[self.precision])
+
+    def compile(self, model: DualEncoder) -> None:
+        """Compile both towers where the recipe wants it."""
+        if self.recipe.compile:
+            model.image_tower.compile()
+            model.text_tower.compile()
+
+
+def make_context(
+    recipe: Recipe, *, write: bool = True, trust_import: bool = False, goes_on: bool = False
+) -> tuple[Context, DualEncoder]:
+    """Open what the recipe names, and build its model on this process's device.
+
+    Args:
+        write: whether the journal is written.
+        trust_import: as for `load`.
+        goes_on: the run in the folder is continued, so nothing there is cleared.
+
+    Raises:
+        RequestError: something named is not there, or a setting that cannot work.
+    """
+    refuse_other_engines()
+    if not goes_on:
+        check_place(recipe)
+    folder = Path(recipe.output)
+    # accelerate launches on CPUs only when told that there is nothing else.
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(), log_with=tracker_names(recipe.report_to), project_dir=folder
+    )
+    device = accelerator.device
+    keep_activations(device)
+    precision, reason = choose_precision(recipe.precision, device)
+    sharding = settle_sharding(device)
+    train_store = open_split(recipe.data.train, "data.train")
+    valid_stores = {name: open_split(path, "data.valid") for name, path in recipe.data.valid_sets().items()}
+    guard = recipe.data.guard
+    guard_store = open_split(guard.split, "data.guard.split") if guard else None
+    model, start = build_start(
+        recipe.model.start, context_length=recipe.data.context_length, image_size=recipe.model.image_size,
+        source=recipe.model.source, seed=recipe.seed, trust_import=trust_import,
+    )  # fmt: skip
+    context = Context(
+        recipe=recipe,
+        folder=folder,
+        accelerator=accelerator,
+        device=device,
+        precision=precision,
+        precision_reason=reason,
+        sharding=sharding,
+        journal=Journal(folder, active=accelerator.is_main_process and write),
+        train_store=train_store,
+        valid_stores=valid_stores,
+        guard_store=guard_store,
+        pairs=build_table(train_store, model.tokenizer),
+        tokenizer=model.tokenizer,
+        start=start,
+        workers=_workers(recipe, accelerator.num_processes),
+        cache_folder=Path(recipe.feature_cache) if recipe.feature_cache else folder.parent / "feature_cache",
+        trust_import=trust_import,
+    )
+    model.to(device)
+    context.compile(model)
+    return context, model
+
+
+def _workers(recipe: Recipe, processes: int) -> int:
+    if recipe.data.workers != "auto":
+        return recipe.data.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # On a CPU run the towers want the cores; on a GPU run decoding does.
+    return min(8, cores // processes) if torch.cuda.is_available() else min(2, max(cores // processes - 1, 0))
+
+
+def open_split(path: str, key: str) -> PairStore:
+    """Open a store of the recipe; an empty one is refused."""
+    try:
+        store = open_store(path)
+    except RequestError as error:
+        raise RequestError(f"{key}: {error} If it lies elsewhere: {key}=PLACE.") from None
+    if len(store) == 0:
+        raise RequestError(f"{key}: {path} has no pairs. Check the build's summary, or name another split.")
+    return store

@@ -1,0 +1,123 @@
+"""A stage before its first step, as data: what trains, in which order, for how long, how fast."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from cnclip_ft.data.batching import BatchOrder, StageSampler
+from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.recipe import Stage
+from cnclip_ft.training.context import Context
+from cnclip_ft.training.lora import check_lora
+from cnclip_ft.training.loss import ContrastiveObjective, SigmoidObjective
+from cnclip_ft.training.optimizer import Entry, RateCurve, build_table, rules_for
+from cnclip_ft.training.sharding import refuse_with_sharding
+from data_tools.errors import RequestError
+
+MOST_STEPS = 10**7 - 1  # of a stage: states are named by stage and step
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What is known of a stage before it is trained.
+
+    `table` says of every parameter, by its name, whether and how fast it trains; `validate_every` counts steps.
+    """
+
+    number: int
+    name: str
+    setting: Stage
+    table: tuple[Entry, ...]
+    order: BatchOrder
+    total: int
+    curve: RateCurve
+    validate_every: int
+    image_frozen: bool  # the trunk; its projection may train
+    cached: bool  # the frozen trunk's features are computed once
+    share: int  # pairs of a batch on each device
+
+    @property
+    def checkpointing(self) -> dict[str, bool]:
+        """Which towers compute their activations again in the backward."""
+        wanted = self.setting.gradient_checkpointing
+        return {"image": wanted in ("image", "both") and not self.image_frozen, "text": wanted in ("text", "both")}
+
+    def without_images(self, context: Context, keys: set[int]) -> StagePlan:
+        """The stage without the pairs of images that cannot be read. As many steps, epochs may be shorter."""
+        return replace(self, order=_order(context, self.number, self.setting, keys))
+
+
+def plan_stage(context: Context, model: DualEncoder, number: int, name: str, setting: Stage) -> StagePlan:
+    """Look at all a stage needs, before anything is trained.
+
+    Raises:
+        RequestError: a setting that cannot work with this model, data or number of devices.
+    """
+    table = build_table(model, make_objective(setting), rules_for(setting, context.new_parts))
+    check_lora(model, table)
+    refuse_with_sharding(
+        context.sharding, name, precision=context.precision, lora=any(e.lora for e in table),
+        micro_batch_size=setting.micro_batch_size,
+    )  # fmt: skip
+    order = _order(context, number, setting)
+    StageSampler(order, 0, 0, context.rank, context.world)  # the batch can be shared
+    total = setting.steps or max(1, round((setting.epochs or 0) * order.steps_per_epoch))
+    if total > MOST_STEPS:
+        raise RequestError(f"stages.{name}: {total} steps; at most {MOST_STEPS} are possible. Use fewer epochs.")
+    if setting.warmup_steps is not None and setting.warmup_steps >= total:
+        raise RequestError(
+            f"stages.{name}: warmup_steps ({setting.warmup_steps}) must be shorter than the stage ({total} steps)"
+        )
+    if setting.patch_dropout and not hasattr(model.image_tower, "patch_dropout"):
+        raise RequestError(
+            f"stages.{name}: patch_dropout is set, but this image tower has no patches to drop; leave it out"
+        )
+    image_frozen = not trunk_trains(table, "image")
+    return StagePlan(
+        number=number,
+        name=name,
+        setting=setting,
+        table=tuple(table),
+        order=order,
+        total=total,
+        curve=RateCurve(setting, total),
+        validate_every=setting.validate_every or order.steps_per_epoch,
+        image_frozen=image_frozen,
+        cached=image_frozen and setting.feature_cache and (setting.views > 1 or not setting.augment.changes),
+        share=setting.batch_size // context.world,
+    )
+
+
+def plan_stages(context: Context, model: DualEncoder) -> list[StagePlan]:
+    """All stages of the recipe: what cannot work in a later one is refused before the first one trains."""
+    return [
+        plan_stage(context, model, number, name, setting)
+        for number, (name, setting) in enumerate(context.recipe.stages.items())
+    ]
+
+
+def trunk_trains(table: Iterable[Entry], tower: str) -> bool:
+    """Whether anything of the tower before its projection trains."""
+    return any(e.rate for e in table if e.tower == tower and f"{tower}_tower.{_PROJECTION[tower]}" not in e.name)
+
+
+_PROJECTION = {"image": "visual_projection", "text": "text_projection"}
+
+
+def make_objective(setting: Stage) -> nn.Module:
+    """The loss of a stage."""
+    wanted = setting.objective
+    if wanted.kind == "sigmoid":
+        return SigmoidObjective(wanted.positives, tile=wanted.tile)
+    return ContrastiveObjective(wanted.positives, wanted.label_smoothing, wanted.tile)
+
+
+def _order(context: Context, number: int, setting: Stage, without_images: Iterable[int] = ()) -> BatchOrder:
+    return BatchOrder(
+        context.pairs, setting.batch_size, seed=context.recipe.seed * 1000 + number,
+        length_window=context.recipe.data.length_window, name=f"the training split {context.train_store.path}",
+        without_images=set(without_images),
+    )  # fmt: skip
