@@ -293,14 +293,13 @@ def check(
     """
     import json
 
-    from rich.console import Console
-
     from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
     from data_tools.atomic import whole_file
     from data_tools.check import judge, measure
     from data_tools.check.page import BEGINS, write_page
-    from data_tools.check.tables import print_report
+    from data_tools.check.tables import in_words
     from data_tools.outputs import begins, json_with, refuse_files
+    from data_tools.tables import terminal_width
 
     opened = _open_splits(stores)
     ours = "a report of `data check`"
@@ -315,7 +314,7 @@ def check(
             for store in opened.values()
         ]
     )
-    print_report(report, Console(color_system=None))
+    typer.echo(in_words(report, terminal_width()))
     if json_file is not None:
         with whole_file(json_file, "w") as file:
             json.dump(report.as_dict(), file, ensure_ascii=False, indent=1)

@@ -75,6 +75,7 @@ def evaluate(
     from cnclip_ft.features import folder as feature_folder
     from cnclip_ft.features import official_files
     from data_tools.errors import RequestError
+    from data_tools.tables import terminal_width
 
     options = scorecard.Options(batch_size, workers, device, dtype, image_size, memory, dataset, source, trust_import)
     path = Path(checkpoint)
@@ -91,7 +92,7 @@ def evaluate(
         card = scorecard.score_features(path, options)
     else:
         card = scorecard.score_checkpoint(checkpoint, splits or [], options)
-    typer.echo(card.table())
+    typer.echo(card.table(width=terminal_width()))
     if json_file:
         official_files.write_json(json_file, card.as_dict())
     if markdown:
@@ -127,7 +128,7 @@ def encode(
 
     Example: cnclip-ft encode runs/mine/contrast/best data/valid --output features/valid
     """
-    from cnclip_ft.evaluation.encode_run import encode_to_folder
+    from cnclip_ft.evaluation.encoding import encode_to_folder
     from cnclip_ft.evaluation.scorecard import Options
 
     options = Options(batch_size, workers, device, dtype, image_size, source=source, trust_import=trust_import)
@@ -207,7 +208,7 @@ def classify(
 
     Example: cnclip-ft classify runs/mine/contrast/best photos --classes classes.txt --templates zh --json report.json
     """
-    from cnclip_ft.evaluation.classify_run import classify_images
+    from cnclip_ft.evaluation.classification import classify_images
     from cnclip_ft.evaluation.scorecard import Options
 
     options = Options(batch_size, workers, device, dtype, image_size, source=source, trust_import=trust_import)

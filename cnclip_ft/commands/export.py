@@ -38,8 +38,9 @@ def export(
 
     Example: cnclip-ft export runs/mine/contrast/best --to onnx --dtype int8 --verify data/valid --output mine-onnx
     """
-    from cnclip_ft.evaluation.report import recall_table
+    from cnclip_ft.evaluation.recall_table import recall_table
     from cnclip_ft.export.run import export_checkpoint, points_lost
+    from data_tools.tables import terminal_width
 
     done = export_checkpoint(
         checkpoint,
@@ -55,6 +56,6 @@ def export(
     typer.echo(f"{done.output}: written; largest difference of unit features to the source {done.difference:.1e}")
     if done.recall is not None:
         before, after = done.recall
-        typer.echo(recall_table({"source": before, "export": after}))
+        typer.echo(recall_table({"source": before, "export": after}, width=terminal_width()))
         typer.echo(f"points of mean recall lost: {points_lost(before, after)}")
     typer.echo(done.advice)

@@ -9,6 +9,7 @@ import typer
 
 from cnclip_ft.commands.evaluate import TrustImport
 from data_tools.errors import RequestError
+from data_tools.tables import fitted, terminal_width
 
 if TYPE_CHECKING:
     from cnclip_ft.recipe import Recipe
@@ -33,7 +34,7 @@ def plan(
 
     context, model = make_context(_recipe(recipe, overrides, trust_import), write=False, trust_import=trust_import)
     stages = plan_stages(context, model)
-    typer.echo(planning.describe(context, model, stages))
+    typer.echo(fitted(planning.describe(context, model, stages), terminal_width()))
     if strict:
         planning.refuse_warnings(context, stages)
 

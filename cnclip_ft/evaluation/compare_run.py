@@ -9,7 +9,6 @@ from typing import Any
 from cnclip_ft.evaluation import provenance as record
 from cnclip_ft.evaluation.comparison import HitTable, compare, hit_table
 from cnclip_ft.evaluation.outputs import refuse_outputs
-from cnclip_ft.evaluation.report import plain_table
 from cnclip_ft.evaluation.scorecard import Options, open_model
 from cnclip_ft.features import folder as feature_folder
 from cnclip_ft.features import official_files
@@ -17,6 +16,7 @@ from cnclip_ft.features.encode import SplitFeatures, encode_source
 from cnclip_ft.features.sources import Source, store_source
 from cnclip_ft.retrieval.recall import split_ranks
 from data_tools.errors import RequestError
+from data_tools.tables import table, terminal_width
 
 
 def compare_models(
@@ -64,7 +64,7 @@ def compare_models(
             for d in differences
         ]  # fmt: skip
         say(f"A = {checkpoints[0]}\nB = {checkpoint}\n{_images(tables[0])} images of {name}, {draws:,} draws\n\n"
-            + plain_table(heads, rows) + "\n")  # fmt: skip
+            + table(heads, rows, text=(0, 6), width=terminal_width()) + "\n")  # fmt: skip
         results.append({"a": checkpoints[0], "b": checkpoint, "differences": [d.as_dict() for d in differences]})
     if json_file:
         content: dict[str, Any] = {

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from cnclip_ft.evaluation.plots import MAKER
-from cnclip_ft.evaluation.report import markdown_table, recall_heads
+from cnclip_ft.evaluation.recall_table import markdown_table, recall_heads
 from cnclip_ft.features.official_files import is_prediction_file
 from data_tools.outputs import begins, holds, refuse_files
 
 _REPORTS = ({"format", "versions"}, {"success", "score", "scoreJson"})  # keys of ours, and of the official score file
-_HEADS = markdown_table(recall_heads((1, 5, 10)), []).split("\n")[0].encode()
+_HEADS = markdown_table(recall_heads(), []).split("\n")[0].encode()
 
 
 def _is_report(path: Path) -> bool:

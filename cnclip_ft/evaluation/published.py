@@ -84,7 +84,7 @@ class PublishedRow:
         }  # fmt: skip
 
     def cells(self) -> list[str]:
-        """A row under `report.recall_heads`; the paper gives no median ranks."""
+        """A row under `recall_table.recall_heads`; the paper gives no median ranks."""
         numbers = [*self.text_to_image, *(self.image_to_text or (None,) * 3), self.mean_recall]
         name = f"  published · {self.dataset} {self.size} {self.setting}"
         return [name, *("–" if number is None else f"{number:.1f}" for number in numbers), "–", "–"]

@@ -11,7 +11,7 @@ import torch
 
 from cnclip_ft.evaluation import provenance as record
 from cnclip_ft.evaluation import published
-from cnclip_ft.evaluation.report import recall_table
+from cnclip_ft.evaluation.recall_table import recall_table
 from cnclip_ft.features import folder as feature_folder
 from cnclip_ft.features import official_files
 from cnclip_ft.features.encode import SplitFeatures, SplitTexts, encode_source
@@ -20,6 +20,7 @@ from cnclip_ft.models.checkpoints import load
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.retrieval.recall import RetrievalScores, recall
 from data_tools.errors import RequestError
+from data_tools.tables import fitted
 
 
 @dataclass
@@ -56,10 +57,10 @@ class Scorecard:
     published: list[published.PublishedRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def table(self, *, markdown: bool = False) -> str:
-        text = recall_table(self.scores, markdown=markdown, extra=[row.cells() for row in self.published])
+    def table(self, *, markdown: bool = False, width: int | None = None) -> str:
+        text = recall_table(self.scores, extra=[row.cells() for row in self.published], markdown=markdown, width=width)
         mark = "* " if markdown else "note: "
-        notes = "\n".join(mark + note for note in self.notes)
+        notes = fitted("\n".join(mark + note for note in self.notes), width)
         return f"{text}\n\n{notes}" if notes else text
 
     def as_dict(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from cnclip_ft.search.index.folder import Index
 from cnclip_ft.search.index.pictures import uploaded_pixels
 from data_tools.errors import DataFault, RequestError
 from data_tools.pictures import MISSING, read_file
-from data_tools.terminal import plain
+from data_tools.tables import table, terminal_width
 
 
 def query_index(
@@ -73,19 +73,7 @@ def _line(index: Index, rank: int, found: Found) -> dict[str, object]:
 
 
 def _table(answer: list[Found]) -> str:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("#", justify="right")
-    table.add_column("score", justify="right")
-    table.add_column("number", justify="right")
-    table.add_column("picture", overflow="fold")
-    for rank, found in enumerate(answer, 1):
-        table.add_row(str(rank), f"{found.score:.4f}", str(found.number), Text(plain(str(found.key), lines=False)))
-    console = Console(color_system=None, highlight=False)
-    with console.capture() as captured:
-        console.print(table)
-    return captured.get().strip("\n")
+    rows = [
+        [str(rank), f"{found.score:.4f}", str(found.number), str(found.key)] for rank, found in enumerate(answer, 1)
+    ]
+    return table(["#", "score", "number", "picture"], rows, text=(3,), width=terminal_width())

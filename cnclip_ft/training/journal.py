@@ -18,6 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data_tools.errors import UserError
+from data_tools.tables import fitted, terminal_width
 
 
 class Journal:
@@ -45,7 +46,7 @@ class Journal:
         """Text for the reader alone."""
         if self.active:
             try:
-                tqdm.write(text)  # above the progress bar, where there is one
+                tqdm.write(fitted(text, terminal_width()))  # above the progress bar, where there is one
                 sys.stdout.flush()
             except OSError:  # the terminal or the pipe is gone; the journal has it all
                 sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115

@@ -38,6 +38,7 @@ from cnclip_ft.training.trackers import start_trackers
 from cnclip_ft.training.validation import Judge, Judgement, table
 from data_tools.atomic import whole_file
 from data_tools.errors import RequestError, UserError
+from data_tools.tables import terminal_width
 
 
 class Run:
@@ -193,9 +194,8 @@ class Run:
         if not self.accelerator.is_main_process:
             return
         report = self.folder / "report"
-        text = table(self.rows)
         with whole_file(report / "recall.txt", "w") as file:
-            file.write(text + "\n")
+            file.write(table(self.rows) + "\n")
         self.journal.write("done", rows=dict(self.rows))
         best = self.judge(self.model)  # the examples of the page are those of the model that is kept
         page = write_report(
@@ -205,7 +205,9 @@ class Run:
         )  # fmt: skip
         with whole_file(report / "recall.json", "w") as file:  # last: it says that the run is done
             file.write(json.dumps(dict(self.rows), indent=2) + "\n")
-        self.journal.say(f"\n{text}\n\nBest checkpoint: {self.folder / last.name / 'best'}\nReport: {page}")
+        self.journal.say(
+            f"\n{table(self.rows, terminal_width())}\n\nBest checkpoint: {self.folder / last.name / 'best'}\nReport: {page}"
+        )
         self.states.wait()
         clear_states(self.folder / "state")
 

@@ -13,6 +13,7 @@ from cnclip_ft.features.encode import SplitFeatures, encode_split
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import score_path
 from cnclip_ft.retrieval.recall import RetrievalScores, recall
+from data_tools import tables
 from data_tools.errors import RequestError
 from data_tools.store import PairStore
 
@@ -121,14 +122,12 @@ def _hit(gallery: int, positives: int, k: int) -> float:
     return 1 - math.comb(gallery - positives, k) / math.comb(gallery, k) if gallery - positives >= k else 1.0
 
 
-def table(rows: list[tuple[str, dict[str, float | None]]]) -> str:
-    """Plain-text table of named rows, text→image left, image→text right."""
+def table(rows: list[tuple[str, dict[str, float | None]]], width: int | None = None) -> str:
+    """Plain-text table of named rows, text→image left, image→text right; `width` as for `tables.table`."""
     keys, heads = columns()
-    width = max(len(name) for name, _ in rows)
-    lines = [" " * width + "  " + "  ".join(head.rjust(14) for head in heads)]
-    for name, row in rows:
-        lines.append(name.ljust(width) + "  " + "  ".join(cell(row.get(key)).rjust(14) for key in keys))
-    return "\n".join(lines)
+    return tables.table(
+        ["", *heads], [[name, *(cell(row.get(key)) for key in keys)] for name, row in rows], width=width
+    )
 
 
 def columns() -> tuple[list[str], list[str]]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from data_tools.check.judge import CheckReport
 from data_tools.check.measure import BATCHES, SplitCheck, Spread
+from data_tools.tables import fitted, table
 
 
 def rows_of(split: SplitCheck) -> list[tuple[str, str]]:
@@ -57,26 +54,19 @@ def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in counts.items()) or "–"
 
 
-def print_report(report: CheckReport, console: Console) -> None:
-    """One table of all splits side by side, then what was found."""
-    table = Table(show_edge=False, pad_edge=False)
-    table.add_column("least / median / 95 % / most")
-    for split in report.splits:
-        table.add_column(escape(split.name), overflow="fold")
-    columns = [rows_of(split) for split in report.splits]
-    names = dict.fromkeys(name for column in columns for name, _ in column)
-    for name in names:
-        table.add_row(name, *(escape(dict(column).get(name, "–")) for column in columns))
-    console.print(table)
-    for leakage in report.leakage:
-        console.print(
-            f"{leakage.first} / {leakage.second}: {leakage.images:,} pictures and {leakage.texts:,} captions in both",
-            markup=False, highlight=False,
-        )  # fmt: skip
+def in_words(report: CheckReport, width: int | None = None) -> str:
+    """One table of all splits side by side, then what was found; in lines of at most `width` columns."""
+    columns = [dict(rows_of(split)) for split in report.splits]
+    names = dict.fromkeys(name for column in columns for name in column)
+    heads = ["least / median / 95 % / most", *(split.name for split in report.splits)]
+    rows = [[name, *(column.get(name, "–") for column in columns)] for name in names]
+    found = [
+        f"{leakage.first} / {leakage.second}: {leakage.images:,} pictures and {leakage.texts:,} captions in both"
+        for leakage in report.leakage
+    ]
     for finding in report.findings:
         mark = "hurts" if finding.hurts else "note"
-        console.print(
-            f"{mark}: {finding.split}: {finding.problem}. {finding.mend}".rstrip(), markup=False, highlight=False
-        )
+        found.append(f"{mark}: {finding.split}: {finding.problem}. {finding.mend}".rstrip())
     if not report.hurts:
-        console.print("nothing here hurts training", markup=False, highlight=False)
+        found.append("nothing here hurts training")
+    return table(heads, rows, text=range(len(heads)), width=width) + "\n" + fitted("\n".join(found), width)

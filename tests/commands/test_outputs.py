@@ -249,7 +249,7 @@ def test_an_export_with_a_foreign_file_stays_and_a_checkpoint_saved_over_one_kee
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are text elsewhere")
 def test_names_that_are_no_text_come_and_go(photos, checkpoint) -> None:
-    from cnclip_ft.evaluation.encode_run import encode_to_folder
+    from cnclip_ft.evaluation.encoding import encode_to_folder
     from cnclip_ft.evaluation.scorecard import Options
     from cnclip_ft.export.run import export_checkpoint
     from cnclip_ft.features.folder import read_set
@@ -270,7 +270,7 @@ def test_names_that_are_no_text_come_and_go(photos, checkpoint) -> None:
 
 
 def test_features_behind_a_link_are_replaced_there(photos, checkpoint) -> None:
-    from cnclip_ft.evaluation.encode_run import encode_to_folder
+    from cnclip_ft.evaluation.encoding import encode_to_folder
     from cnclip_ft.evaluation.scorecard import Options
     from cnclip_ft.features.folder import read_info
 
@@ -284,7 +284,7 @@ def test_features_behind_a_link_are_replaced_there(photos, checkpoint) -> None:
 @pytest.mark.parametrize("overwrite", [True, False])
 @pytest.mark.parametrize("output", ["mine", "file", "photos", "photos/features", ".", "with-parts", "noted", "m"])
 def test_features_take_no_place_but_their_own(photos, checkpoint, output, overwrite) -> None:
-    from cnclip_ft.evaluation.encode_run import encode_to_folder
+    from cnclip_ft.evaluation.encoding import encode_to_folder
     from cnclip_ft.evaluation.scorecard import Options
 
     shutil.copytree(checkpoint, "m")

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import html
-import io
 import json
 import random
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from data_tools.check import judge, measure
 from data_tools.check.measure import Spread, _Images, _Pairs
 from data_tools.check.page import write_page
-from data_tools.check.tables import print_report
+from data_tools.check.tables import in_words
 from data_tools.store import PairStore, StoreWriter
 from tests.data_tools.samples import picture
 
@@ -148,8 +146,7 @@ def test_the_tables_and_the_page(tmp_path, split) -> None:
         [("<b>", "<script>alert(1)</script>"), (2, "[red]标记[/red]")],
     )
     report = judge([measure(s, lengths=lengths, progress=False) for s in (split, nasty)])
-    out = io.StringIO()
-    print_report(report, Console(file=out, width=160))
+    out = in_words(report)
     for words in (
         "4 JPEG, 1 PNG",
         "12.50%",
@@ -157,7 +154,7 @@ def test_the_tables_and_the_page(tmp_path, split) -> None:
         "hurts: train: 1 images cannot be decoded",
         "train / nasty: 1 pictures",
     ):
-        assert words in out.getvalue()
+        assert words in out
     write_page(report, {"train": split, "nasty": nasty}, tmp_path / "sub" / "page.html")
     page = (tmp_path / "sub" / "page.html").read_text("utf-8")
     assert page.count("<img") > 5 and "data:image/jpeg;base64," in page and "http" not in page

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cnclip_ft.evaluation.encode_run import encode_to_folder
+from cnclip_ft.evaluation.encoding import encode_to_folder
 from cnclip_ft.evaluation.scorecard import Options, score_checkpoint, score_features
 from cnclip_ft.features import folder as feature_folder
 from cnclip_ft.features.folder import FeatureWriter, read_set, read_split

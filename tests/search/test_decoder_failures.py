@@ -9,8 +9,8 @@ import pytest
 from PIL import Image, ImageFile, ImageFont
 
 from cnclip_ft.data.pairs import PairDataset, build_table
-from cnclip_ft.evaluation.classify_run import classify_images
-from cnclip_ft.evaluation.encode_run import encode_to_folder
+from cnclip_ft.evaluation.classification import classify_images
+from cnclip_ft.evaluation.encoding import encode_to_folder
 from cnclip_ft.evaluation.scorecard import Options
 from cnclip_ft.features.encode import encode_split
 from cnclip_ft.features.folder import read_set

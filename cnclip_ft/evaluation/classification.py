@@ -10,9 +10,9 @@ import torch
 
 from cnclip_ft.evaluation import plots
 from cnclip_ft.evaluation import provenance as record
-from cnclip_ft.evaluation.encode_run import check_on_error, tell_left_out
+from cnclip_ft.evaluation.encoding import check_on_error, tell_left_out
 from cnclip_ft.evaluation.outputs import refuse_outputs
-from cnclip_ft.evaluation.report import number, plain_table
+from cnclip_ft.evaluation.recall_table import number
 from cnclip_ft.evaluation.scorecard import Options, open_model
 from cnclip_ft.evaluation.zero_shot import (
     ClassReport,
@@ -26,6 +26,7 @@ from cnclip_ft.features import official_files
 from cnclip_ft.features.encode import Meter, encode_images, evaluating
 from cnclip_ft.features.sources import open_source
 from data_tools.errors import DataFault, RequestError, UserError
+from data_tools.tables import table, terminal_width
 
 _SHOWN = 40  # classes in the printed table; the JSON has all
 
@@ -44,7 +45,7 @@ def classify_images(
     on_error: str = "report",
     say: Callable[[str], None] = print,
 ) -> None:
-    """Images without a label are classified and not scored; `on_error` as in `encode_run.encode_to_folder`.
+    """Images without a label are classified and not scored; `on_error` as in `encoding.encode_to_folder`.
 
     Raises:
         RequestError, DataFault: classes, templates or images cannot be used.
@@ -131,7 +132,7 @@ def _table(report: ClassReport) -> str:
     return (
         head
         + "\n\n"
-        + plain_table(["class", "images", "accuracy"], rows)
+        + table(["class", "images", "accuracy"], rows, width=terminal_width())
         + (f"\n… and {more} more" if more > 0 else "")
     )
 
