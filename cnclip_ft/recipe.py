@@ -155,6 +155,15 @@ class Objective(Section):
     label_smoothing: Share = 0.0
     tile: Count | None = None
 
+    @model_validator(mode="after")
+    def _smoothing_is_for_softmax(self) -> Objective:
+        if self.kind == "sigmoid" and self.label_smoothing:
+            raise ValueError(
+                "label_smoothing spreads the target of a softmax, and kind: sigmoid has none: leave label_smoothing out, "
+                "or set kind: contrastive"
+            )
+        return self
+
 
 class Augmentation(Section):
     """Random crop, colour and operations on the device. Mirroring is off: it would mirror the text in pictures."""

@@ -297,8 +297,10 @@ def saved_state(model: DualEncoder, folder: Path) -> dict[str, torch.Tensor]:
     Raises:
         RequestError: they cannot be read, or are another model's.
     """
-    tensors = read_folder(folder).tensors
-    names = {name: file_name(name) for name in model.state_dict()}
+    tensors, own = read_folder(folder).tensors, model.state_dict()
+    if model.logit_bias is not None:  # checkpoints of before did not keep it
+        tensors.setdefault("logit_bias", own["logit_bias"])
+    names = {name: file_name(name) for name in own}
     if set(names.values()) != tensors.keys():
         raise RequestError(f"{folder}: the tensors are not those of the model that is trained")
     return {name: tensors[own] for name, own in names.items()}

@@ -103,6 +103,9 @@ def refuse_other_recipe(recipe: Recipe, state: dict[str, Any]) -> None:
         RequestError: naming each, as it was and as it is.
     """
     stored = yaml.safe_load(state["recipe"])
+    for stage in stored["stages"].values():  # label_smoothing was once taken and passed over there
+        if stage["objective"]["kind"] == "sigmoid":
+            stage["objective"]["label_smoothing"] = 0.0
     try:
         stored = Recipe.model_validate(stored).model_dump(
             mode="json"

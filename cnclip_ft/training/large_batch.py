@@ -53,11 +53,14 @@ class GradientStep:
             self.backward(out.loss)
         else:
             out = self._divided(batch, size)
-        self.sharding.mean_gradients([*self.model.parameters(), *self.objective.parameters()])
+        self.sharding.mean_gradients(self.model.parameters())
         return LossOutput(out.loss.detach(), out.accuracy)
 
     def _loss(self, images, texts, batch) -> LossOutput:
-        return self.objective(images, texts, self.model.logit_scale, batch["image_keys"], batch["text_keys"])
+        model = self.model
+        return self.objective(
+            images, texts, model.logit_scale, batch["image_keys"], batch["text_keys"], model.logit_bias
+        )
 
     def _features(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         device = self.model.logit_scale.device

@@ -19,10 +19,9 @@ Two pairs with the same image or the same text are not negatives of each other (
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from torch import nn
 
 from cnclip_ft.collectives import (
     gather_rows,
@@ -206,7 +205,8 @@ def _prepare(images, texts, image_keys, text_keys, positives: Positives, tile: i
     return images, texts, Batch(*keys, offset=rank() * len(images), tile=tile)
 
 
-class ContrastiveObjective(nn.Module):
+@dataclass(frozen=True)
+class ContrastiveObjective:
     """Symmetric InfoNCE (CLIP, arXiv 2103.00020), the mean of both softmax cross-entropies.
 
     Args:
@@ -215,19 +215,30 @@ class ContrastiveObjective(nn.Module):
         tile: rows per tile; None chooses from the batch.
 
     Inputs: `images`, `texts`: unit ``[n, dim]``; `logit_scale`: scalar, log space; `image_keys`, `text_keys`: int64 ``[n]``.
+    Softmax does not see a bias, so `logit_bias` gets no gradient.
 
     Example: ``loss, accuracy = ContrastiveObjective()(x, y, model.logit_scale, image_keys, text_keys)``
     """
 
-    initial_logit_scale: float | None = None  # keep the model's
+    positives: Positives = "exclude"
+    label_smoothing: float = 0.0
+    tile: int | None = None
 
-    def __init__(self, positives: Positives = "exclude", label_smoothing: float = 0.0, tile: int | None = None) -> None:
-        super().__init__()
-        if not 0 <= label_smoothing < 1:
-            raise RequestError(f"label_smoothing is {label_smoothing}; it must be at least 0 and below 1")
-        self.positives, self.label_smoothing, self.tile = positives, label_smoothing, tile
+    biased: ClassVar[bool] = False
 
-    def forward(self, images, texts, logit_scale, image_keys=None, text_keys=None) -> LossOutput:
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise RequestError(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and below 1")
+
+    def __call__(
+        self,
+        images: torch.Tensor,
+        texts: torch.Tensor,
+        logit_scale: torch.Tensor,
+        image_keys: torch.Tensor | None = None,
+        text_keys: torch.Tensor | None = None,
+        logit_bias: torch.Tensor | None = None,
+    ) -> LossOutput:
         with torch.autocast(images.device.type, enabled=False):
             images, texts, batch = _prepare(images, texts, image_keys, text_keys, self.positives, self.tile)
             scale = logit_scale.to(images.dtype).exp()
@@ -289,23 +300,37 @@ class _TiledSigmoid(torch.autograd.Function):
         )
 
 
-class SigmoidObjective(nn.Module):
+@dataclass(frozen=True)
+class SigmoidObjective:
     """Pairwise sigmoid loss (SigLIP, arXiv 2303.15343): mean over pairs of Σ −log σ(ζ·(s·x·y + b)).
 
     Better than the softmax below a batch of about 16,000; for a pretrained image tower its authors lower the image
-    tower's rate tenfold and drop its weight decay. The temperature starts at 10, the learnable `bias` at −10.
-    Inputs as `ContrastiveObjective`.
+    tower's rate tenfold and drop its weight decay. A model that has no bias yet begins with a temperature of 10 and a
+    bias of −10. Inputs as `ContrastiveObjective`, and `logit_bias`: scalar, b.
     """
 
-    initial_logit_scale: float | None = 2.302585092994046  # ln 10
+    positives: Positives = "exclude"
+    tile: int | None = None
 
-    def __init__(self, positives: Positives = "exclude", initial_bias: float = -10.0, tile: int | None = None) -> None:
-        super().__init__()
-        self.positives, self.tile = positives, tile
-        self.bias = nn.Parameter(torch.tensor(float(initial_bias)))
+    biased: ClassVar[bool] = True
+    initial_logit_scale: ClassVar[float] = 2.302585092994046  # ln 10
+    initial_logit_bias: ClassVar[float] = -10.0
 
-    def forward(self, images, texts, logit_scale, image_keys=None, text_keys=None) -> LossOutput:
+    def __call__(
+        self,
+        images: torch.Tensor,
+        texts: torch.Tensor,
+        logit_scale: torch.Tensor,
+        image_keys: torch.Tensor | None = None,
+        text_keys: torch.Tensor | None = None,
+        logit_bias: torch.Tensor | None = None,
+    ) -> LossOutput:
+        if logit_bias is None:
+            raise ValueError("the sigmoid loss needs a model with a bias")
         with torch.autocast(images.device.type, enabled=False):
             images, texts, batch = _prepare(images, texts, image_keys, text_keys, self.positives, self.tile)
-            scale, bias = logit_scale.to(images.dtype).exp(), self.bias.to(images.dtype)
+            scale, bias = logit_scale.to(images.dtype).exp(), logit_bias.to(images.dtype)
             return LossOutput(*_TiledSigmoid.apply(images, texts, scale, bias, batch, self.positives == "soft"))
+
+
+Objective = ContrastiveObjective | SigmoidObjective

@@ -1,7 +1,7 @@
 """One table says what trains and how fast; the optimizer is built from it, and the rate follows a curve.
 
-Every parameter of the model and of the objective is covered by exactly one rule, or the recipe is refused.
-Biases, norms, embeddings and the temperature get no weight decay.
+Every parameter of the model, and the bias a sigmoid loss will give it, is covered by exactly one rule, or the recipe is refused.
+Biases, norms, embeddings, the temperature and its bias get no weight decay.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import nn
 
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import Lora, Stage, TrainRule
+from cnclip_ft.training.loss import Objective, SigmoidObjective
 from data_tools.errors import RequestError
 
 PROJECTIONS = ("visual_projection", "text_projection")
@@ -51,8 +52,8 @@ def rules_for(stage: Stage, new_parts: list[str]) -> list[TrainRule]:
     return rules
 
 
-def build_table(model: DualEncoder, objective: nn.Module, rules: list[TrainRule]) -> list[Entry]:
-    """Cover every parameter with exactly one rule.
+def build_table(model: DualEncoder, objective: Objective, rules: list[TrainRule]) -> list[Entry]:
+    """Cover every parameter with exactly one rule; the temperature's is for the bias too, where the objective has one.
 
     Raises:
         RequestError: a parameter that no rule or that two rules cover, or a rule that covers nothing.
@@ -71,11 +72,13 @@ def build_table(model: DualEncoder, objective: nn.Module, rules: list[TrainRule]
             entries.append(
                 Entry(full, parameter, tower_name, rate, _decays(name, parameter), rule.lora, id(parameter) in linear)
             )
-    scalars = [("logit_scale", model.logit_scale)]
-    scalars += [(f"objective.{name}", parameter) for name, parameter in objective.named_parameters()]
-    for name, parameter in scalars:
-        rule = _one_rule(name, "temperature", name, 0, 0, rules, used)
-        entries.append(Entry(name, parameter, "temperature", rule.rate, False))
+    rate = _one_rule("logit_scale", "temperature", "logit_scale", 0, 0, rules, used).rate
+    entries.append(Entry("logit_scale", model.logit_scale, "temperature", rate, False))
+    bias = model.logit_bias
+    if bias is None and isinstance(objective, SigmoidObjective):  # the model gets it when the stage begins
+        bias = nn.Parameter(torch.tensor(objective.initial_logit_bias))
+    if bias is not None:
+        entries.append(Entry("logit_bias", bias, "temperature", rate if objective.biased else 0.0, False))
     for number, rule in enumerate(rules):
         if number not in used and rule.part != "rest":
             raise RequestError(f"the train table's rule ({rule.tower}, {rule.part}) covers no parameter; leave it out")
@@ -124,7 +127,16 @@ def _decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2 and "embedding" not in name
 
 
+def give_bias(model: DualEncoder, objective: Objective) -> None:
+    """Before a sigmoid loss first trains `model`: its bias, and the temperature that goes with it."""
+    if isinstance(objective, SigmoidObjective) and model.logit_bias is None:
+        scale = model.logit_scale.data.fill_(objective.initial_logit_scale)
+        model.logit_bias = nn.Parameter(torch.full_like(scale, objective.initial_logit_bias))
+
+
 def apply_table(model: DualEncoder, table: list[Entry]) -> None:
+    """What the table names as trained asks for a gradient, nothing else does."""
+    model.requires_grad_(False)
     for entry in table:
         entry.parameter.requires_grad_(entry.rate > 0 and entry.lora is None)
 
@@ -132,7 +144,7 @@ def apply_table(model: DualEncoder, table: list[Entry]) -> None:
 def build_optimizer(table: list[Entry], stage: Stage, device: torch.device) -> torch.optim.AdamW:
     """AdamW with one group per (rate factor, decay). `peak` in each group is the rate the curve is multiplied with.
 
-    Temperature and objective have groups of their own: under FSDP2 they stay whole, and one group cannot hold both.
+    Temperature and bias have groups of their own: under FSDP2 they stay whole, and one group cannot hold both.
     """
     groups: dict[tuple[float, bool, bool], dict] = {}
     for entry in table:

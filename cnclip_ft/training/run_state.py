@@ -188,7 +188,7 @@ def load_state(folder: Path, say: Callable[[str], Any]) -> dict[str, Any] | None
         if state is not None:
             if state.get("format", FORMAT) != FORMAT:
                 raise RequestError(f"{path}: state format {state['format']!r} is not known here; use a newer cnclip-ft")
-            return state
+            return _with_bias(state)
         say(f"{path}: this state is broken ({fault}), taking the one before")
     if states:
         kept = sorted(map(str, folder.parent.glob("*/last/cnclip_ft.json")), key=os.path.getmtime)
@@ -198,6 +198,17 @@ def load_state(folder: Path, say: Callable[[str], Any]) -> dict[str, Any] | None
             f"Bring one back from a copy, or start a new run{weights} and another output=FOLDER."
         )
     return None
+
+
+def _with_bias(state: dict[str, Any]) -> dict[str, Any]:
+    """The sigmoid loss once kept its bias to itself; it belongs to the model."""
+    bias = state.pop("objective", {}).get("bias")
+    if bias is not None:
+        state["model"]["logit_bias"] = bias
+        average = (state["average"] or {}).get("average", {})
+        if "objective.bias" in average:
+            average["logit_bias"] = average.pop("objective.bias")
+    return state
 
 
 def clear_states(folder: Path) -> None:

@@ -85,8 +85,8 @@ class Sharded(Whole):
             for block in tower.blocks()[1:-1]:  # stem, projections and what has no layers go with the root
                 unit = block[0] if isinstance(block, nn.ModuleList) else block
                 fully_shard(unit, mesh=self.mesh, reshard_after_forward=self.reshard)
-        # FSDP2 takes no scalars; the temperature stays whole and is averaged like the objective's parameters.
-        fully_shard(trained, mesh=self.mesh, ignored_params={trained.logit_scale})
+        # FSDP2 takes no scalars; temperature and bias stay whole, and their gradients are averaged.
+        fully_shard(trained, mesh=self.mesh, ignored_params=set(trained.parameters(recurse=False)))
         return trained
 
     @contextmanager

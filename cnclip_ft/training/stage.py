@@ -19,7 +19,7 @@ from cnclip_ft.training.fit import micro_batch_size, out_of_memory
 from cnclip_ft.training.journal import Meter, duration
 from cnclip_ft.training.large_batch import GradientStep
 from cnclip_ft.training.lora import add_lora, remove_lora
-from cnclip_ft.training.optimizer import apply_table, build_optimizer
+from cnclip_ft.training.optimizer import apply_table, build_optimizer, give_bias
 from cnclip_ft.training.run_state import seed_step
 from cnclip_ft.training.selection import Selection
 from cnclip_ft.training.stage_plan import MOST_STEPS, StagePlan, make_objective
@@ -50,21 +50,22 @@ class StageRun:
     def prepare(self, state: dict[str, Any] | None = None) -> None:
         """Freeze, build the optimizer and the cache; with `state`, continue where it was written."""
         run, stage, device = self.run, self.stage, self.run.device
+        self.objective = make_objective(stage)
         if state is None:
+            give_bias(self.model, self.objective)
             self.selection.keep_start()
         else:
             self.step = state["step"]
+            if "logit_bias" in state["model"]:
+                self.model.logit_bias = nn.Parameter(state["model"]["logit_bias"].to(device))
         # What is drawn for new layers depends on nothing that came before, and is the same on every device.
         seed_step(run.recipe.seed, self.number, MOST_STEPS + 1, 0)
-        self.objective = make_objective(stage).to(device)
         self.table = add_lora(self.model, list(self.plan.table))
+        self._find_parameters()
         self.model.to(device)
         if state is not None:
             self.model.load_state_dict(state["model"])  # before the cache, which is keyed by the tower's weights
         apply_table(self.model, self.table)
-        if self.objective.initial_logit_scale is not None and self.step == 0:
-            with torch.no_grad():
-                self.model.logit_scale.fill_(self.objective.initial_logit_scale)
         self.model.set_gradient_checkpointing(**self.plan.checkpointing)
         self._share_statistics()
         self._set_mode()
@@ -88,8 +89,11 @@ class StageRun:
         self.model = run.sharding.place(run.model)
         if self.model is not run.model:
             run.context.compile(self.model)
-        placed = {f"objective.{name}": p for name, p in self.objective.named_parameters()}
-        placed |= dict(self.model.named_parameters())
+            self._find_parameters()
+
+    def _find_parameters(self) -> None:
+        """The table's parameters are those of the model that trains, which may be another than was planned with."""
+        placed = dict(self.model.named_parameters())
         self.table = [replace(e, parameter=placed.get(e.name, e.parameter)) for e in self.table]
 
     def _set_mode(self) -> None:
@@ -296,16 +300,17 @@ class StageRun:
 
     def _log(self, meter: Meter) -> None:
         summary, run = meter.summary(), self.run
-        scale = self.model.logit_scale.exp().item()
+        scale, bias = self.model.logit_scale.exp().item(), self.model.logit_bias
+        told = {} if bias is None else {"logit_bias": bias.item()}
         rate = max(group["lr"] for group in self.optimizer.param_groups)
         left = (self.total - self.step) * summary["seconds_per_step"]
         memory = f" | {summary['memory_gib']:.1f} GiB" if "memory_gib" in summary else ""
         run.journal.write(
             "train",
             f"{self.name} {self.step}/{self.total} | loss {summary['loss']:.4f} | in-batch {100 * summary['accuracy']:.1f}% | "
-            f"scale {scale:.1f} | rate {rate:.2e} | {summary['pairs_per_second']:.0f} pairs/s | "
+            f"scale {scale:.1f} | {''.join(f'bias {b:.1f} | ' for b in told.values())}rate {rate:.2e} | {summary['pairs_per_second']:.0f} pairs/s | "
             f"data wait {100 * summary['data_wait']:.0f}%{memory} | {duration(left)} left",
-            stage=self.name, step=self.step, logit_scale=scale, rate=rate, seconds_left=left, **summary,
+            stage=self.name, step=self.step, logit_scale=scale, rate=rate, seconds_left=left, **told, **summary,
         )  # fmt: skip
         self.seconds_left = left
         meter.reset()
@@ -326,8 +331,7 @@ class StageRun:
         """Write the state to continue from; training goes on while the file is written."""
         run = self.run
         state = run.sharding.full({
-            "model": self.model.state_dict(), "objective": self.objective.state_dict(),
-            "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
         })  # fmt: skip
         if run.accelerator.is_main_process:
@@ -339,7 +343,6 @@ class StageRun:
         run.accelerator.wait_for_everyone()
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.objective.load_state_dict(state["objective"])
         placed = dict(enumerate(p for group in self.optimizer.param_groups for p in group["params"]))
         self.optimizer.load_state_dict(self.run.sharding.share(state["optimizer"], {"state": placed}))
         if self.scaler.is_enabled() and state["scaler"]:  # on another kind of device the precision may be another

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from torch import nn
-
 from cnclip_ft.data.batching import BatchOrder, StageSampler
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import Stage
 from cnclip_ft.training.context import Context
 from cnclip_ft.training.lora import check_lora
-from cnclip_ft.training.loss import ContrastiveObjective, SigmoidObjective
+from cnclip_ft.training.loss import ContrastiveObjective, Objective, SigmoidObjective
 from cnclip_ft.training.optimizer import Entry, RateCurve, build_table, rules_for
 from cnclip_ft.training.sharding import refuse_with_sharding
 from data_tools.errors import RequestError
@@ -107,7 +105,7 @@ def trunk_trains(table: Iterable[Entry], tower: str) -> bool:
 _PROJECTION = {"image": "visual_projection", "text": "text_projection"}
 
 
-def make_objective(setting: Stage) -> nn.Module:
+def make_objective(setting: Stage) -> Objective:
     """The loss of a stage."""
     wanted = setting.objective
     if wanted.kind == "sigmoid":

@@ -9,6 +9,7 @@ import torch
 
 from cnclip_ft.training.large_batch import GradientStep
 from cnclip_ft.training.loss import ContrastiveObjective, SigmoidObjective
+from cnclip_ft.training.optimizer import give_bias
 from data_tools.errors import RequestError
 from tests.training.helpers import random_batch, tiny_model
 
@@ -27,6 +28,7 @@ def gradients(model):
 @pytest.mark.parametrize("micro", [1, 3, 6, 12])
 def test_without_dropout_equal_to_one_forward(objective, micro):
     model = tiny_model(dropout=0.0).double()
+    give_bias(model, objective)
     batch = random_batch(model, 12)
     whole = step(model, objective, None)(batch)
     expected = gradients(model)

@@ -72,11 +72,11 @@ def test_sigmoid_equals_brute_force(positives):
     x, y = features(n, seed=3)
     image_keys, text_keys = torch.arange(n) // 2, torch.arange(n)
     log_scale = torch.tensor(math.log(10.0), dtype=torch.float64, requires_grad=True)
-    objective = SigmoidObjective(positives, tile=4).double()
-    ours = objective(x, y, log_scale, image_keys, text_keys).loss
-    inputs = [x, y, log_scale, objective.bias]
+    bias = torch.tensor(-10.0, dtype=torch.float64, requires_grad=True)
+    ours = SigmoidObjective(positives, tile=4)(x, y, log_scale, image_keys, text_keys, bias).loss
+    inputs = [x, y, log_scale, bias]
     ours_grads = torch.autograd.grad(ours, inputs)
-    z = log_scale.exp() * x @ y.T + objective.bias
+    z = log_scale.exp() * x @ y.T + bias
     same = (image_keys[:, None] == image_keys) | (text_keys[:, None] == text_keys)
     own = torch.eye(n)
     sign = 2 * own - 1

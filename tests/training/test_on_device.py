@@ -15,6 +15,7 @@ from cnclip_ft.models.preprocessing import decode
 from cnclip_ft.recipe import Augmentation
 from cnclip_ft.training.large_batch import GradientStep
 from cnclip_ft.training.loss import ContrastiveObjective, SigmoidObjective
+from cnclip_ft.training.optimizer import give_bias
 from cnclip_ft.training.run import Run, train
 from cnclip_ft.training.stage import StageRun
 from cnclip_ft.training.validation import Judge
@@ -79,9 +80,10 @@ def test_the_tiled_loss_equals_brute_force_in_float64(device, positives, dtype, 
 def test_a_divided_batch_replays_dropout_and_patch_dropping(device, objective):
     """Two divisions of the same batch into the same chunks, and all chunks kept alive at once: the same random numbers."""
     model = tiny_model(dropout=0.1).double().to(device)
+    give_bias(model, objective())
     model.train()
     model.image_tower.patch_dropout = 0.5
-    batch, goal = random_batch(model, 12), objective(tile=5).double().to(device)
+    batch, goal = random_batch(model, 12), objective(tile=5)
     batch |= {name: batch[name].to(device) for name in ("image_keys", "text_keys")}
     torch.manual_seed(5)
     parts = []
@@ -91,7 +93,7 @@ def test_a_divided_batch_replays_dropout_and_patch_dropping(device, objective):
         parts.append(model(batch["pixels"][rows].to(device), batch["input_ids"][rows, :longest].to(device),
                            batch["attention_mask"][rows, :longest].to(device)))  # fmt: skip
     images, texts = (torch.cat(side) for side in zip(*parts, strict=True))
-    whole = goal(images, texts, model.logit_scale, batch["image_keys"], batch["text_keys"])
+    whole = goal(images, texts, model.logit_scale, batch["image_keys"], batch["text_keys"], model.logit_bias)
     whole.loss.backward()
     expected, after = gradients(model), torch.rand(3, device=device)
     model.zero_grad()

@@ -41,7 +41,7 @@ def test_a_new_projection_on_a_frozen_trunk_trains():
 
 def test_every_parameter_is_covered_exactly_once():
     names = [entry.name for entry in table("both", SigmoidObjective())]
-    assert sorted(names) == sorted([n for n, _ in MODEL.named_parameters()] + ["objective.bias"])
+    assert sorted(names) == sorted([n for n, _ in MODEL.named_parameters()] + ["logit_bias"])
 
 
 def test_last_layers_and_layer_decay():
@@ -83,7 +83,7 @@ def test_no_decay_on_norms_biases_embeddings_and_temperature():
     for name, decays in entries.items():
         if name in parameters and parameters[name].ndim < 2:
             assert not decays, name
-    assert entries["image_tower.visual_projection.weight"] and not entries["objective.bias"]
+    assert entries["image_tower.visual_projection.weight"] and not entries["logit_bias"]
 
 
 def test_optimizer_groups_carry_rate_and_decay():

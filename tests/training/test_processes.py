@@ -137,6 +137,7 @@ from contextlib import nullcontext
 import torch, torch.distributed as dist
 from cnclip_ft.training.large_batch import GradientStep
 from cnclip_ft.training.loss import ContrastiveObjective, SigmoidObjective
+from cnclip_ft.training.optimizer import give_bias
 from cnclip_ft.training.sharding import Sharded, Whole
 from tests.training.helpers import random_batch, tiny_model
 
@@ -148,7 +149,8 @@ for shares in (False, True):
     for micro in (None, 1):
         for frozen in (False, True):
             for kind in (ContrastiveObjective, SigmoidObjective):
-                model, objective = tiny_model(dropout=0.0).double(), kind(tile=3).double()
+                model, objective = tiny_model(dropout=0.0).double(), kind(tile=3)
+                give_bias(model, objective)
                 model.image_tower.vision_model.requires_grad_(not frozen)
                 batch = random_batch(model, 8)
                 rows = slice(rank * 8 // ranks, (rank + 1) * 8 // ranks)
@@ -157,8 +159,7 @@ for shares in (False, True):
                 step = GradientStep(trained, objective, micro_batch_size=micro, autocast=nullcontext,
                                     backward=lambda loss: loss.backward(), sharding=sharding)
                 loss = step(share).loss
-                named = [*trained.named_parameters(), *objective.named_parameters("objective")]
-                grads = {n: sharding.full(p.grad) for n, p in named if p.grad is not None}
+                grads = {n: sharding.full(p.grad) for n, p in trained.named_parameters() if p.grad is not None}
                 found[shares, micro, frozen, kind.__name__] = {"loss": loss, **grads}
 if rank == 0:
     torch.save(found, sys.argv[1])
