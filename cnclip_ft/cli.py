@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from cnclip_ft.commands import data, evaluate, export, search, train
+from cnclip_ft.commands import compare, data, evaluate, export, search, topk, train
 from data_tools.errors import UserError
 from data_tools.terminal import use_plain_streams
 
@@ -24,8 +24,8 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.add_typer(search.app, name="search")
 for function in (
-    train.plan, train.train, evaluate.evaluate, evaluate.encode, evaluate.topk, evaluate.classify,
-    evaluate.calibrate, evaluate.compare, export.export,
+    train.plan, train.train, evaluate.evaluate, evaluate.encode, topk.topk, evaluate.classify,
+    evaluate.calibrate, compare.compare, export.export,
 ):  # fmt: skip
     app.command()(function)
 

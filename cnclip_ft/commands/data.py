@@ -4,75 +4,96 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cnclip_ft.commands.options import spread
+
+if TYPE_CHECKING:
+    from data_tools.store import PairStore
+
 app = typer.Typer(help="Build, import, check and look at image-text data.", no_args_is_help=True, rich_markup_mode=None)
 
-# Shared by build and import; what they mean is said once, here.
-Layout = Annotated[str, typer.Option(help="plain (ours) or official (what cn_clip reads).")]
-ShardSize = Annotated[int | None, typer.Option(help="Images a shard; without it the store is in one piece.")]
-MaxSide = Annotated[int | None, typer.Option(help="Shrink pictures to this longer side, in pixels.")]
-Quality = Annotated[
-    int | None, typer.Option(help="Re-encode pictures with this quality, 1 to 100 (85 with --max-side).")
-]
-ImageFormat = Annotated[str, typer.Option(help="jpeg or webp, for re-encoded pictures.")]
-PixelLimit = Annotated[int | None, typer.Option(help="Refuse pictures of more pixels (179 million).")]
-Language = Annotated[str, typer.Option(help="Of texts that do not say: zh, en, mixed, or detect.")]
-OnError = Annotated[str, typer.Option(help="fail: stop at the first fault; skip: list it in faults.jsonl and go on.")]
-MaxFaults = Annotated[int, typer.Option(help="With skip: stop above this many.")]
-Continue = Annotated[bool, typer.Option("--continue", help="Go on with an interrupted build of the same data.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the stores that are there (stores only).")]
 Workers = Annotated[int, typer.Option(help="Threads that read, check and re-encode pictures.")]
 Stores = Annotated[list[Path], typer.Argument(metavar="STORE…", help="<dir>/<split>, or a folder of splits.")]
+
+
+@dataclass(frozen=True)
+class Building:
+    """How a store is built: what `build` and `import` share."""
+
+    layout: Annotated[str, typer.Option(help="plain (ours) or official (what cn_clip reads).")] = "plain"
+    shard_size: Annotated[int | None, typer.Option(help="Images a shard; without it the store is in one piece.")] = None
+    max_side: Annotated[int | None, typer.Option(help="Shrink pictures to this longer side, in pixels.")] = None
+    quality: Annotated[
+        int | None, typer.Option(help="Re-encode pictures with this quality, 1 to 100 (85 with --max-side).")
+    ] = None
+    image_format: Annotated[str, typer.Option(help="jpeg or webp, for re-encoded pictures.")] = "jpeg"
+    pixel_limit: Annotated[int | None, typer.Option(help="Refuse pictures of more pixels (179 million).")] = None
+    language: Annotated[str, typer.Option(help="Of texts that do not say: zh, en, mixed, or detect.")] = "detect"
+    on_error: Annotated[
+        str, typer.Option(help="fail: stop at the first fault; skip: list it in faults.jsonl and go on.")
+    ] = "fail"
+    max_faults: Annotated[int, typer.Option(help="With skip: stop above this many.")] = 1000
+    resume: Annotated[bool, typer.Option("--continue", help="Go on with an interrupted build of the same data.")] = (
+        False
+    )
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the stores that are there (stores only).")] = (
+        False
+    )
+    workers: Workers = 0
+
+    def arguments(self) -> dict[str, Any]:
+        """For `build_store`; refused where they make no sense.
+
+        Raises:
+            RequestError: naming the flag.
+        """
+        from data_tools.errors import RequestError
+        from data_tools.language import LANGUAGES
+        from data_tools.pictures import PIXEL_LIMIT, Reencoding
+
+        for name, known in (
+            ("layout", ("plain", "official")),
+            ("on_error", ("fail", "skip")),
+            ("language", (*LANGUAGES, "detect")),
+        ):
+            if getattr(self, name) not in known:
+                raise RequestError(f"{_flag(name)} {getattr(self, name)!r}: one of {', '.join(known)}")
+        for name, least in (("shard_size", 1), ("workers", 0), ("max_faults", 0), ("pixel_limit", 1)):
+            number = getattr(self, name)
+            if number is not None and number < least:
+                raise RequestError(f"{_flag(name)} {number}: at least {least}")
+        reencoding = None
+        if self.max_side is not None or self.quality is not None:
+            reencoding = Reencoding(self.max_side, self.quality, self.image_format)
+        elif self.image_format != "jpeg":
+            raise RequestError("--image-format is for re-encoded pictures; add --max-side or --quality")
+        spoken_for = {"max_side", "quality", "image_format"}
+        given = {name: value for name, value in vars(self).items() if name not in spoken_for}
+        return given | {"reencoding": reencoding, "pixel_limit": self.pixel_limit or PIXEL_LIMIT}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _comma_list(value: str) -> list[str]:
     return list(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
 
 
-def _options(
-    layout: str, shard_size: int | None, max_side: int | None, quality: int | None, image_format: str, pixel_limit: int | None,
-    language: str, on_error: str, max_faults: int, resume: bool, workers: int,
-) -> dict[str, object]:  # fmt: skip
-    """Flags → arguments of `build_store`, refused here where they make no sense."""
-    from data_tools.errors import RequestError
-    from data_tools.language import LANGUAGES
-    from data_tools.pictures import PIXEL_LIMIT, Reencoding
-
-    for name, value, known in (
-        ("--layout", layout, ("plain", "official")), ("--on-error", on_error, ("fail", "skip")),
-        ("--language", language, (*LANGUAGES, "detect")),
-    ):  # fmt: skip
-        if value not in known:
-            raise RequestError(f"{name} {value!r}: one of {', '.join(known)}")
-    for name, number, least in (
-        ("--shard-size", shard_size, 1), ("--workers", workers, 0), ("--max-faults", max_faults, 0), ("--pixel-limit", pixel_limit, 1),
-    ):  # fmt: skip
-        if number is not None and number < least:
-            raise RequestError(f"{name} {number}: at least {least}")
-    reencoding = None
-    if max_side is not None or quality is not None:
-        reencoding = Reencoding(max_side, quality, image_format)
-    elif image_format != "jpeg":
-        raise RequestError("--image-format is for re-encoded pictures; add --max-side or --quality")
-    return {
-        "layout": layout, "shard_size": shard_size, "reencoding": reencoding, "pixel_limit": pixel_limit or PIXEL_LIMIT,
-        "language": language, "on_error": on_error, "max_faults": max_faults, "resume": resume, "workers": workers,
-    }  # fmt: skip
-
-
-def _refuse_targets(targets: Iterable[Path], read: list[Path], resume: bool, overwrite: bool, *, inside: bool) -> None:
+def _refuse_targets(targets: Iterable[Path], read: list[Path], building: Building, *, inside: bool) -> None:
     """Every place is free or may be replaced, before the first store is built."""
     from data_tools.outputs import refuse_overlap
     from data_tools.store import refuse_place
 
     for target in targets:
         refuse_overlap(target, read, inside=inside)
-        if not resume:  # what an interrupted build was allowed, going on with it is: that is looked at there
-            refuse_place(target, overwrite=overwrite)
+        if not building.resume:  # what an interrupted build was allowed, going on with it is: that is looked at there
+            refuse_place(target, overwrite=building.overwrite)
 
 
 @contextmanager
@@ -89,7 +110,9 @@ def _interruptible() -> Iterator[None]:
 
 
 @app.command()
+@spread
 def build(
+    *,
     folder: Annotated[
         Path | None, typer.Argument(metavar="DIR", help="Holds {split}_imgs.tsv and {split}_texts.jsonl.")
     ] = None,
@@ -101,18 +124,7 @@ def build(
         Path | None,
         typer.Option("--output", "--lmdb-dir", "--lmdb_dir", help="Stores go to OUTPUT/<split>; default: DIR."),
     ] = None,
-    layout: Layout = "plain",
-    shard_size: ShardSize = None,
-    max_side: MaxSide = None,
-    quality: Quality = None,
-    image_format: ImageFormat = "jpeg",
-    pixel_limit: PixelLimit = None,
-    language: Language = "detect",
-    on_error: OnError = "fail",
-    max_faults: MaxFaults = 1000,
-    resume: Continue = False,
-    overwrite: Overwrite = False,
-    workers: Workers = 0,
+    building: Building,
 ) -> None:
     """Build stores from the official TSV + JSONL.
 
@@ -125,34 +137,24 @@ def build(
     folder = folder or data_dir
     if folder is None or not _comma_list(splits):
         raise RequestError("name the folder and the splits: cnclip-ft data build DIR --splits train,valid")
-    options = _options(
-        layout,
-        shard_size,
-        max_side,
-        quality,
-        image_format,
-        pixel_limit,
-        language,
-        on_error,
-        max_faults,
-        resume,
-        workers,
-    )
+    options = building.arguments()
     targets = {split: (output or folder) / split for split in _comma_list(splits)}
     for split in targets:
         OfficialSource(folder, split).open()  # all of them are there, before the first is built
     files = [
         file for split in targets for file in vars(OfficialSource(folder, split)).values() if isinstance(file, Path)
     ]
-    _refuse_targets(targets.values(), files, resume, overwrite, inside=False)
+    _refuse_targets(targets.values(), files, building, inside=False)
     for split, target in targets.items():
         with _interruptible():
-            report = build_split(folder, split, target, overwrite=overwrite, **options)
+            report = build_split(folder, split, target, **options)
         typer.echo("\n".join(report.lines()))
 
 
 @app.command("import")
+@spread
 def import_(
+    *,
     kind: Annotated[
         str,
         typer.Argument(
@@ -188,18 +190,7 @@ def import_(
     allow_outside: Annotated[
         bool, typer.Option("--allow-outside", help="Take pictures that names or links find outside of the folder.")
     ] = False,
-    layout: Layout = "plain",
-    shard_size: ShardSize = None,
-    max_side: MaxSide = None,
-    quality: Quality = None,
-    image_format: ImageFormat = "jpeg",
-    pixel_limit: PixelLimit = None,
-    language: Language = "detect",
-    on_error: OnError = "fail",
-    max_faults: MaxFaults = 1000,
-    resume: Continue = False,
-    overwrite: Overwrite = False,
-    workers: Workers = 0,
+    building: Building,
 ) -> None:
     """Build a store from what you have.
 
@@ -214,19 +205,7 @@ def import_(
     from data_tools.sources import SourceOptions, open_source
     from data_tools.sources.table import Columns
 
-    options = _options(
-        layout,
-        shard_size,
-        max_side,
-        quality,
-        image_format,
-        pixel_limit,
-        language,
-        on_error,
-        max_faults,
-        resume,
-        workers,
-    )
+    options = building.arguments()
     columns = Columns(image_column, tuple(text_column or ()), image_id_column, text_id_column, language_column)
     found = open_source(
         kind,
@@ -239,9 +218,8 @@ def import_(
             named = ", ".join(name for name in found if name)
             raise RequestError(f"--splits {split}: {source} has {named or 'no splits'}")
     if not splits and kind in ("flickr30k-cn", "muge"):  # a distribution may have been fetched in part
-        wanted = [
-            split for split in wanted if not hasattr(found[split], "images") or found[split].images.is_file()
-        ] or wanted
+        there = [split for split in wanted if getattr(found[split], "images", Path(source)).exists()]
+        wanted = there or wanted
     for split in wanted:
         found[split].open()
     targets = {split: output / split if split else output for split in wanted}
@@ -250,19 +228,19 @@ def import_(
     beside = kind in ("official", "muge", "flickr30k-cn") or (
         images is not None and Path(source).is_relative_to(images)
     )
-    _refuse_targets(targets.values(), read, resume, overwrite, inside=not beside)
+    _refuse_targets(targets.values(), read, building, inside=not beside)
     for split, target in targets.items():
         with _interruptible():
-            report = build_store(found[split], target, overwrite=overwrite, **options)
+            report = build_store(found[split], target, **options)
         typer.echo("\n".join(report.lines()))
 
 
-def _open_splits(places: list[Path]) -> dict[str, object]:
+def _open_splits(places: list[Path]) -> dict[str, PairStore]:
     """Stores by a name each; a folder of splits gives all of them."""
     from data_tools.errors import RequestError
     from data_tools.store import open_store
 
-    stores: dict[str, object] = {}
+    stores: dict[str, PairStore] = {}
     for place in places:
         inside = []
         if place.is_dir() and not (place / "pairs").exists() and not any(place.glob("shard-*")):

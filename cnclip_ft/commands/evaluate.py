@@ -1,4 +1,4 @@
-"""`cnclip-ft evaluate`, `encode`, `topk`, `classify`, `calibrate` and `compare`."""
+"""`cnclip-ft evaluate`, `encode`, `classify` and `calibrate`."""
 
 from __future__ import annotations
 
@@ -7,34 +7,20 @@ from typing import Annotated
 
 import typer
 
-Checkpoint = Annotated[
-    str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder or file, or a published name.")
-]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images at once; texts go in batches twice as large.")]
-Workers = Annotated[
-    int | None, typer.Option(min=0, help="Processes that decode images. [default: 0 on the CPU, else up to 8]")
-]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [default: the best there is]")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16: precision of the towers.")]
-ImageSize = Annotated[int | None, typer.Option(help="Another image size than the checkpoint's.")]
-Memory = Annotated[str, typer.Option(help="Bound for what a search holds beside the features, e.g. 512MiB.")]
-OnError = Annotated[
-    str,
-    typer.Option(
-        help="Pictures that cannot be used: report (go on, list them, exit 1 at the end), skip (the same, exit 0) or fail (stop at the first)."
-    ),
-]
-Hub = Annotated[str, typer.Option("--source", help="Where a published name comes from: huggingface or modelscope.")]
-TrustImport = Annotated[
-    bool,
-    typer.Option("--trust-import", help="Import the code a checkpoint names for its image tower (docs/towers.md)."),
-]
-Json = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write the result with all settings as JSON.")
-]
-Picture = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Draw it (.png, .svg, .pdf); needs cnclip-ft[plots].")
-]
+from cnclip_ft.commands.options import (
+    BatchSize,
+    Checkpoint,
+    Device,
+    Dtype,
+    Hub,
+    ImageSize,
+    Json,
+    Memory,
+    OnError,
+    Picture,
+    TrustImport,
+    Workers,
+)
 
 
 def evaluate(
@@ -79,7 +65,7 @@ def evaluate(
 
     options = scorecard.Options(batch_size, workers, device, dtype, image_size, memory, dataset, source, trust_import)
     path = Path(checkpoint)
-    refuse_outputs([checkpoint, *(splits or [])], json_file=json_file, markdown=markdown)
+    refuse_outputs([checkpoint, *(splits or [])], json_file=json_file, kind="splits", markdown=markdown)
     if path.is_file() and path.suffix == ".jsonl":
         line, score = scorecard.score_predictions(path, splits or [])
         typer.echo(line)
@@ -143,36 +129,6 @@ def encode(
         on_error=on_error,
         say=typer.echo,
     )
-
-
-def topk(
-    queries: Annotated[
-        str, typer.Argument(metavar="QUERIES", help="Features: .npy, official .jsonl, or a folder written by `encode`.")
-    ],
-    gallery: Annotated[str, typer.Argument(metavar="GALLERY", help="Features to search in, likewise.")],
-    output: Annotated[Path, typer.Option(metavar="FILE", help="Predictions, in the official format.")],
-    k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many for each query.")] = 10,
-    direction: Annotated[
-        str, typer.Option(help="What is meant when files do not say: text-image, image-text, image-image, text-text.")
-    ] = "text-image",
-    scores: Annotated[bool, typer.Option("--scores", help="Write the cosines beside the ids.")] = False,
-    memory: Memory = "2GiB",
-    device: Device = None,
-    answers: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Official answers: print the recall too.")
-    ] = None,
-    score: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="With --answers: write the official score file.")
-    ] = None,
-) -> None:
-    """Exact top-k of two sets of features, in tiles, with bounded memory.
-
-    Example: cnclip-ft topk features/valid features/valid --output predictions.jsonl --answers valid_texts.jsonl
-    """
-    from cnclip_ft.evaluation.topk_run import search_files
-
-    search_files(queries, gallery, output, k=k, direction=direction, with_scores=scores, memory=memory, device=device,
-                 answers=answers, score=score, say=typer.echo)  # fmt: skip
 
 
 def classify(
@@ -253,38 +209,3 @@ def calibrate(
     options = Options(batch_size, workers, device, dtype, image_size, source=source, trust_import=trust_import)
     calibrate_model(checkpoint, pairs, options, images=images, precision=precision, recall=recall, share=share,
                     negatives=negatives, seed=seed, json_file=json_file, picture=picture, say=typer.echo)  # fmt: skip
-
-
-def compare(
-    checkpoints: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="A B...", help="Checkpoints, or folders written by `encode`; A is compared with each other."
-        ),
-    ],
-    split: Annotated[
-        str | None, typer.Option(metavar="STORE", help="Where checkpoints are scored; not needed for features.")
-    ] = None,
-    draws: Annotated[int, typer.Option(help="Bootstrap draws.")] = 2000,
-    seed: Annotated[int, typer.Option(help="For the draws.")] = 0,
-    confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
-    json_file: Json = None,
-    batch_size: BatchSize = 128,
-    workers: Workers = None,
-    device: Device = None,
-    dtype: Dtype = "float32",
-    memory: Memory = "2GiB",
-    source: Hub = "huggingface",
-    trust_import: TrustImport = False,
-) -> None:
-    """Checkpoints side by side on one split: is B better than A, or is it chance? Paired bootstrap over images.
-
-    Example: cnclip-ft compare runs/a/contrast/best runs/b/contrast/best --split data/test
-    """
-    from cnclip_ft.evaluation.compare_run import compare_models
-    from cnclip_ft.evaluation.scorecard import Options
-
-    options = Options(batch_size, workers, device, dtype, memory=memory, source=source, trust_import=trust_import)
-    compare_models(
-        checkpoints, split, options, draws=draws, seed=seed, confidence=confidence, json_file=json_file, say=typer.echo
-    )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cnclip_ft.commands.evaluate import TrustImport
+from cnclip_ft.commands.options import TrustImport
 
 
 def export(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cnclip_ft.commands.evaluate import TrustImport
+from cnclip_ft.commands.options import Device, TrustImport
+
+if TYPE_CHECKING:
+    from cnclip_ft.search.engine.engine import Found
+    from cnclip_ft.search.index.folder import Index
 
 app = typer.Typer(help="Index pictures, search them with words and pictures, serve a search page.", no_args_is_help=True,
                   rich_markup_mode=None)  # fmt: skip
@@ -16,7 +20,6 @@ IndexFolder = Annotated[Path, typer.Argument(metavar="INDEX", help="A folder wri
 Moved = Annotated[
     str | None, typer.Option("--checkpoint", help="Where the index's model lies now. [default: where it was]")
 ]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [default: the best there is]")]
 Exact = Annotated[bool, typer.Option("--exact", help="Leave an approximate index aside.")]
 Threshold = Annotated[
     str | None, typer.Option(metavar="FILE|NUMBER", help="Cosine of a match: a number, or `calibrate --json`'s file.")
@@ -77,13 +80,60 @@ def query(
 
     Example: cnclip-ft search query photos.index "一只在雪地里奔跑的狗" --not "草地" --top 20
     """
-    from cnclip_ft.search.query_run import query_index
+    import json
 
-    query_index(
-        index, text, image=image, without=without, image_share=image_share, without_weight=not_weight, top=top,
-        threshold=threshold, as_json=as_json, checkpoint=checkpoint, device=device, exact=exact, trust_import=trust_import,
-        say=typer.echo, note=lambda line: typer.echo(line, err=True),
-    )  # fmt: skip
+    from cnclip_ft.search.engine.engine import open_engine
+    from cnclip_ft.search.engine.query import Question
+    from cnclip_ft.search.engine.threshold import read_threshold
+    from cnclip_ft.search.index.folder import Index
+    from cnclip_ft.search.index.pictures import uploaded_pixels
+    from data_tools.errors import DataFault, RequestError
+    from data_tools.pictures import MISSING, read_file
+
+    opened = Index(index)
+    limit = read_threshold(threshold, opened.info)
+    given = None
+    if image is not None:
+        try:
+            given = uploaded_pixels(read_file(image), opened.info["identity"]["image_size"])
+        except DataFault as error:
+            raise RequestError(error.problem if error.kind == MISSING else f"{image}: {error.problem}") from None
+    question = Question(text, without, given, None, image_share, not_weight, top)
+    question.check()  # before the model is opened
+    engine = open_engine(index, checkpoint=checkpoint, device=device, exact=exact, trust_import=trust_import, say=_note)
+    (answer,) = engine.ask([question])
+    if isinstance(answer, RequestError):
+        raise answer
+    if limit is not None:
+        answer = [found for found in answer if found.score >= limit]
+    if as_json:
+        for rank, found in enumerate(answer, 1):
+            typer.echo(json.dumps(_line(engine.index, rank, found), ensure_ascii=False))
+        return
+    if not answer:
+        _note(f"nothing reaches the threshold {limit:.4f}")
+        return
+    typer.echo(_table(answer))
+
+
+def _line(index: Index, rank: int, found: Found) -> dict[str, object]:
+    line: dict[str, object] = {"rank": rank, "score": round(found.score, 6), "number": found.number, "id": found.key}
+    if index.info["source"]["kind"] == "folder":
+        line["path"] = str(Path(index.info["source"]["path"]) / str(found.key))
+    return line
+
+
+def _table(answer: list[Found]) -> str:
+    from data_tools.tables import table, terminal_width
+
+    rows = [
+        [str(rank), f"{found.score:.4f}", str(found.number), str(found.key)] for rank, found in enumerate(answer, 1)
+    ]
+    return table(["#", "score", "number", "picture"], rows, text=(3,), width=terminal_width())
+
+
+def _note(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 @app.command()
@@ -116,5 +166,5 @@ def serve(
     serve_index(
         index, host=host, port=port, threshold=threshold, upload=max_upload, pixels=max_pixels,
         decode_seconds=max_decode_seconds, request_seconds=max_request_seconds, allowed=allow_host or (), checkpoint=checkpoint,
-        device=device, exact=exact, trust_import=trust_import, say=typer.echo, warn=lambda line: typer.echo(line, err=True),
+        device=device, exact=exact, trust_import=trust_import, say=typer.echo, warn=_note,
     )  # fmt: skip

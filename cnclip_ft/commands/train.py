@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cnclip_ft.commands.evaluate import TrustImport
+from cnclip_ft.commands.options import TrustImport
 from data_tools.errors import RequestError
 from data_tools.tables import fitted, terminal_width
 

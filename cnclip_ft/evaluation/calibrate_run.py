@@ -50,7 +50,7 @@ def calibrate_model(
         raise RequestError("say either --precision or --recall, e.g. --precision 0.95")
     if share is not None and not 0 < share < 1:
         raise RequestError(f"--share is {share}; it lies between 0 and 1, e.g. 0.01 when one pair in a hundred matches")
-    refuse_outputs([checkpoint, pairs], json_file=json_file, picture=picture)
+    refuse_outputs([checkpoint, pairs], json_file=json_file, kind="threshold", picture=picture)
     if picture:
         plots.require_matplotlib()
     labelled = Path(pairs).is_file()

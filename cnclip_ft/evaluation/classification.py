@@ -53,7 +53,9 @@ def classify_images(
     """
     options.check()
     check_on_error(on_error)
-    refuse_outputs([checkpoint, images, classes_file], json_file=json_file, lines=output, picture=picture)
+    refuse_outputs(
+        [checkpoint, images, classes_file], json_file=json_file, kind="classes", lines=output, picture=picture
+    )
     if picture:
         plots.require_matplotlib()
     classes, templates = read_classes(classes_file), read_templates(templates_spec)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cnclip_ft.evaluation.plots import MAKER
@@ -11,13 +11,19 @@ from cnclip_ft.evaluation.recall_table import markdown_table, recall_heads
 from cnclip_ft.features.official_files import is_prediction_file
 from data_tools.outputs import begins, holds, refuse_files
 
-_REPORTS = ({"format", "versions"}, {"success", "score", "scoreJson"})  # keys of ours, and of the official score file
+_OFFICIAL = {"success", "score", "scoreJson"}  # keys of the official score file, which evaluate and topk write
 _HEADS = markdown_table(recall_heads(), []).split("\n")[0].encode()
 
 
-def _is_report(path: Path) -> bool:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return isinstance(content, dict) and any(keys <= content.keys() for keys in _REPORTS)
+def _is_report(kind: str) -> Callable[[Path], bool]:
+    """Whether a file is a report of the command whose reports have the key `kind`."""
+
+    def known(path: Path) -> bool:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        own = {"format", "versions", kind} <= content.keys()
+        return own or kind in ("splits", "score") and _OFFICIAL <= content.keys()
+
+    return known
 
 
 def _is_answer_file(path: Path) -> bool:
@@ -29,17 +35,20 @@ def _is_answer_file(path: Path) -> bool:
 
 
 def refuse_outputs(
-    sources: Iterable[str | Path], *, json_file: Path | None = None, lines: Path | None = None,
+    sources: Iterable[str | Path], *, json_file: Path | None = None, kind: str = "", lines: Path | None = None,
     markdown: Path | None = None, picture: Path | None = None,
 ) -> None:  # fmt: skip
     """Before any work: refuse outputs that overlap a source, are one file, or were not written by these commands.
+
+    Args:
+        kind: the key that tells this command's reports from other commands' (``splits``, ``results``, …).
 
     Raises:
         RequestError: naming the file.
     """
     refuse_files(
         [
-            (json_file, _is_report, "a report in JSON of this command"),
+            (json_file, _is_report(kind), "a report in JSON of this command"),
             (lines, _is_answer_file, "a file of predictions"),
             (markdown, begins(_HEADS), "a table of results"),
             (picture, holds(MAKER.encode()), "a picture of this command"),

@@ -12,7 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from cnclip_ft.commands import evaluate as commands
+from cnclip_ft.commands import compare, evaluate, topk
 from data_tools.errors import UserError
 from tests.evaluation import tiny
 
@@ -24,7 +24,7 @@ NAMES = ("evaluate", "encode", "topk", "classify", "calibrate", "compare")
 def run():
     app = typer.Typer()
     for name in NAMES:
-        app.command()(getattr(commands, name))
+        app.command()(getattr({"topk": topk, "compare": compare}.get(name, evaluate), name))
 
     def call(*arguments, fails: type[UserError] | None = None) -> str:
         result = CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -186,6 +186,13 @@ def test_compare(run, here, tmp_path):
     assert "mean recall" in out and "12 images of valid, 200 draws" in out
     differences = read(tmp_path / "c.json")["results"][0]["differences"]
     assert len(differences) == 7 and all(d["low"] <= d["difference"] <= d["high"] for d in differences)
+    run("evaluate", here / "a", here / "valid", "--json", tmp_path / "s.json")
+    assert "not overwritten" in run(
+        "evaluate", here / "a", here / "valid", "--json", tmp_path / "c.json", fails=UserError
+    )
+    assert "not overwritten" in run(
+        "compare", here / "a", here / "b", "--split", here / "valid", "--json", tmp_path / "s.json", fails=UserError
+    )
     for name in ("a", "b"):
         run("encode", here / name, here / "valid", "--output", tmp_path / name)
     again = run("compare", tmp_path / "a", tmp_path / "b", "--draws", "200")
