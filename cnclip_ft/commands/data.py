@@ -218,8 +218,8 @@ def import_(
             named = ", ".join(name for name in found if name)
             raise RequestError(f"--splits {split}: {source} has {named or 'no splits'}")
     if not splits and kind in ("flickr30k-cn", "muge"):  # a distribution may have been fetched in part
-        there = [split for split in wanted if getattr(found[split], "images", Path(source)).exists()]
-        wanted = there or wanted
+        files = {split: getattr(found[split], "images", None) for split in wanted}
+        wanted = [split for split, file in files.items() if file is None or file.is_file()] or wanted
     for split in wanted:
         found[split].open()
     targets = {split: output / split if split else output for split in wanted}
