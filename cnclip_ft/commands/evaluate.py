@@ -58,8 +58,8 @@ def evaluate(
     """
     from cnclip_ft.evaluation import scorecard
     from cnclip_ft.evaluation.outputs import refuse_outputs
-    from cnclip_ft.features import folder as feature_folder
     from cnclip_ft.features import official_files
+    from cnclip_ft.features.folder import is_feature_folder
     from data_tools.errors import RequestError
     from data_tools.tables import terminal_width
 
@@ -72,7 +72,7 @@ def evaluate(
         if json_file:
             official_files.write_json(json_file, score)
         return
-    if feature_folder.is_feature_folder(path):
+    if is_feature_folder(path):
         if splits:
             raise RequestError(f"{checkpoint} holds features already; name no splits beside it")
         card = scorecard.score_features(path, options)

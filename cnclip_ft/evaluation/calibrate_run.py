@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 
-from cnclip_ft.evaluation import plots
-from cnclip_ft.evaluation import provenance as record
+from cnclip_ft.evaluation import plots, provenance
 from cnclip_ft.evaluation.calibration import choose, curve, in_words, read_pairs, sampled_scores
 from cnclip_ft.evaluation.outputs import refuse_outputs
 from cnclip_ft.evaluation.scorecard import Options, open_model
-from cnclip_ft.features import folder as feature_folder
 from cnclip_ft.features import official_files
 from cnclip_ft.features.encode import encode_images, encode_source, encode_texts, evaluating
+from cnclip_ft.features.folder import is_feature_folder, read_info, read_split
 from cnclip_ft.features.sources import FolderReader, is_store, store_source
 from cnclip_ft.models.dual_encoder import DualEncoder
 from data_tools.errors import DataFault, RequestError
@@ -55,18 +54,18 @@ def calibrate_model(
         plots.require_matplotlib()
     labelled = Path(pairs).is_file()
     given = read_pairs(pairs) if labelled else None
-    source = None if labelled or feature_folder.is_feature_folder(pairs) else store_source(pairs)
+    source = None if labelled or is_feature_folder(pairs) else store_source(pairs)
     model, device, dtype = open_model(checkpoint, options)
-    workers = record.default_workers(device) if options.workers is None else options.workers
+    workers = provenance.default_workers(device) if options.workers is None else options.workers
     if given is not None:
         with evaluating(model, dtype=dtype):
             scores = _pair_scores(model, given, images or Path(pairs).parent, options.batch_size, workers)
         labels = torch.tensor([pair.match for pair in given])
     else:
         if source is None:
-            features = feature_folder.read_split(pairs)
-            made_by = feature_folder.read_info(pairs)["settings"]["checkpoint"]
-            own = record.describe_checkpoint(model, checkpoint)
+            features = read_split(pairs)
+            made_by = read_info(pairs)["settings"]["checkpoint"]
+            own = provenance.describe_checkpoint(model, checkpoint)
             if any(made_by.get(key) != own.get(key) for key in ("checksum", "weights_checksum")):
                 raise RequestError(
                     f"the features in {pairs} were made with {made_by.get('path')}, another model than {checkpoint}"
@@ -95,8 +94,8 @@ def calibrate_model(
     if json_file:
         step = max(1, len(points.thresholds) // _POINTS)
         content: dict[str, Any] = {
-            "format": record.FORMAT, "checkpoint": record.describe_checkpoint(model, checkpoint),
-            "settings": record.describe_settings(model, dtype, device), "versions": record.versions(),
+            "format": provenance.FORMAT, "checkpoint": provenance.describe_checkpoint(model, checkpoint),
+            "settings": provenance.describe_settings(model, dtype, device), "versions": provenance.versions(),
             "pairs": {"path": pairs, "matching": matches, "others": others, "share": share,
                       "checksum": source.checksum if source else None,
                       "negatives": None if labelled else negatives, "seed": None if labelled else seed},

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import torch
 
-from cnclip_ft.evaluation import plots
-from cnclip_ft.evaluation import provenance as record
+from cnclip_ft.evaluation import plots, provenance
 from cnclip_ft.evaluation.encoding import check_on_error, tell_left_out
 from cnclip_ft.evaluation.outputs import refuse_outputs
 from cnclip_ft.evaluation.recall_table import number
@@ -66,14 +65,14 @@ def classify_images(
     for note in source.notes:
         say(note)
     model, device, dtype = open_model(checkpoint, options)
-    about = record.describe_checkpoint(model, checkpoint)
-    settings = record.describe_settings(model, dtype, device)
+    about = provenance.describe_checkpoint(model, checkpoint)
+    settings = provenance.describe_settings(model, dtype, device)
     key = (
         json.dumps([about.get("checksum", about.get("weights_checksum")), settings["text"], settings["dtype"]])
         if cache
         else None
     )
-    workers = record.default_workers(device) if options.workers is None else options.workers
+    workers = provenance.default_workers(device) if options.workers is None else options.workers
     with evaluating(model, dtype=dtype):
         words = class_features(model, classes, templates, key=key, batch_size=2 * options.batch_size)
         meter = Meter(len(ids), "images")
@@ -104,7 +103,7 @@ def classify_images(
         official_files.write_text(output, [*lines, *_fault_lines(ids, labels, keys, faults)])
     if json_file:
         content = {
-            "format": record.FORMAT, "checkpoint": about, "settings": settings, "versions": record.versions(),
+            "format": provenance.FORMAT, "checkpoint": about, "settings": settings, "versions": provenance.versions(),
             "images": {"path": images, "count": len(whole), "checksum": source.checksum},
             "left_out": [fault.as_dict() for fault in faults.values()],
             "classes": {c.key: list(c.names) for c in classes}, "templates": templates,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cnclip_ft.evaluation import provenance as record
+from cnclip_ft.evaluation import provenance
 from cnclip_ft.evaluation.scorecard import Options, open_model
 from cnclip_ft.features.encode import Meter, encode_texts, evaluating, iterate_images
 from cnclip_ft.features.folder import FAULTS, FeatureWriter, fill_parts, read_info
@@ -63,7 +63,7 @@ def encode_to_folder(
     on_error: str = "report",
     say: Callable[[str], None] = print,
 ) -> None:
-    """Write unit features with their ids to `output` (layout: module `feature_folder`).
+    """Write unit features with their ids to `output` (layout: `features.folder`).
 
     Every process started by a launcher takes its share of the parts; the first one joins them.
 
@@ -91,14 +91,14 @@ def encode_to_folder(
     options.device = processes.device
     model, device, dtype = open_model(checkpoint, options)
     settings = {
-        "checkpoint": record.describe_checkpoint(model, checkpoint),
-        "settings": record.describe_settings(model, dtype, device),
+        "checkpoint": provenance.describe_checkpoint(model, checkpoint),
+        "settings": provenance.describe_settings(model, dtype, device),
         "source": {"name": source.name, "path": str(source.path), "kind": source.kind, "checksum": source.checksum},
     }
     first = processes.index == 0
     writer = FeatureWriter(output, source.split, settings, half=half, overwrite=overwrite, main=first)
     processes.wait()  # until the first has prepared the folder
-    workers = record.default_workers(device) if options.workers is None else options.workers
+    workers = provenance.default_workers(device) if options.workers is None else options.workers
     meters = {}
     with evaluating(model, dtype=dtype):
         for kind in ("image", "text"):
@@ -129,7 +129,7 @@ def encode_to_folder(
     if first:
         speed = {f"{kind}s": {"count": m.count, "seconds": m.seconds, "first_batch_seconds": m.first_seconds,
                               "per_second_after_it": m.rate} for kind, m in meters.items() if m.count}  # fmt: skip
-        left_out = writer.finish({"speed": speed, "versions": record.versions(), "processes": processes.count})
+        left_out = writer.finish({"speed": speed, "versions": provenance.versions(), "processes": processes.count})
         for kind, meter in meters.items():
             if meter.count:
                 say(meter.line(f"{kind}s" + (" (of this process)" if processes.count > 1 else "")))

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 
-from cnclip_ft.evaluation import provenance as record
-from cnclip_ft.evaluation import published
+from cnclip_ft.evaluation import provenance, published
 from cnclip_ft.evaluation.recall_table import recall_table
-from cnclip_ft.features import folder as feature_folder
 from cnclip_ft.features import official_files
 from cnclip_ft.features.encode import SplitFeatures, SplitTexts, encode_source
+from cnclip_ft.features.folder import read_info, read_split
 from cnclip_ft.features.sources import store_source
 from cnclip_ft.models.checkpoints import load
 from cnclip_ft.models.dual_encoder import DualEncoder
@@ -45,7 +44,7 @@ class Options:
             raise RequestError(f"--batch-size is {self.batch_size}; it must be at least 1")
         if self.dataset not in (None, "none", *published.SPLITS):
             raise RequestError(f"--dataset is {self.dataset!r}; use one of {', '.join(published.SPLITS)}, none")
-        record.parse_dtype(self.dtype)
+        provenance.parse_dtype(self.dtype)
 
 
 @dataclass
@@ -69,7 +68,7 @@ class Scorecard:
 
 def open_model(checkpoint: str | Path, options: Options) -> tuple[DualEncoder, torch.device, torch.dtype]:
     """The model on the wished device, and the precision to run it in."""
-    device, dtype = record.parse_device(options.device), record.parse_dtype(options.dtype)
+    device, dtype = provenance.parse_device(options.device), provenance.parse_dtype(options.dtype)
     model = load(checkpoint, device=device, image_size=options.image_size, source=options.source,
                  trust_import=options.trust_import)  # fmt: skip
     return model, device, dtype
@@ -87,9 +86,9 @@ def score_checkpoint(checkpoint: str | Path, splits: Sequence[str | Path], optio
         raise RequestError("name at least one split (a store, e.g. DATA/valid) to evaluate on")
     sources = [store_source(split) for split in splits]
     model, device, dtype = open_model(checkpoint, options)
-    workers = record.default_workers(device) if options.workers is None else options.workers
-    card = _card({"checkpoint": record.describe_checkpoint(model, checkpoint),
-                  "settings": record.describe_settings(model, dtype, device) | {"batch_size": options.batch_size}})  # fmt: skip
+    workers = provenance.default_workers(device) if options.workers is None else options.workers
+    card = _card({"checkpoint": provenance.describe_checkpoint(model, checkpoint),
+                  "settings": provenance.describe_settings(model, dtype, device) | {"batch_size": options.batch_size}})  # fmt: skip
     for source in sources:
         features = encode_source(
             model, source.split, source.read, batch_size=options.batch_size, workers=workers, dtype=dtype
@@ -100,7 +99,7 @@ def score_checkpoint(checkpoint: str | Path, splits: Sequence[str | Path], optio
             "checksum": source.checksum,
             "truncated_texts": _truncated(model, source.split),
         }
-        size = record.size_name(model)
+        size = provenance.size_name(model)
         _add(card, _unique(card, source.name), features, scores, about, size, source.path, options)
     return card
 
@@ -108,9 +107,9 @@ def score_checkpoint(checkpoint: str | Path, splits: Sequence[str | Path], optio
 def score_features(folder: str | Path, options: Options) -> Scorecard:
     """Score a folder that `cnclip-ft encode` wrote from a store."""
     options.check()
-    info = feature_folder.read_info(folder)
-    features = feature_folder.read_split(folder)
-    scores = recall(features, memory=options.memory, device=record.parse_device(options.device))
+    info = read_info(folder)
+    features = read_split(folder)
+    scores = recall(features, memory=options.memory, device=provenance.parse_device(options.device))
     settings = info["settings"]
     card = _card(
         {"checkpoint": settings.get("checkpoint"), "settings": settings.get("settings"), "features": str(folder)}
@@ -160,7 +159,7 @@ def score_predictions(predictions: str | Path, answers: Sequence[str | Path]) ->
 
 
 def _card(head: dict[str, Any]) -> Scorecard:
-    return Scorecard({}, {"format": record.FORMAT, **head, "versions": record.versions(), "splits": {}})
+    return Scorecard({}, {"format": provenance.FORMAT, **head, "versions": provenance.versions(), "splits": {}})
 
 
 def _unique(card: Scorecard, name: str) -> str:
