@@ -228,7 +228,7 @@ def loader(repeats: int, count: int = 960) -> None:
     from cnclip_ft.data.batching import BatchOrder, StageSampler, make_loader
     from cnclip_ft.data.pairs import PairDataset, build_table
     from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
-    from cnclip_ft.models.preprocessing import decode
+    from cnclip_ft.models.preprocessing import SquarePicture
     from data_tools.pictures import Reencoding, reencode
     from data_tools.store import open_store
 
@@ -253,7 +253,7 @@ def loader(repeats: int, count: int = 960) -> None:
         theirs = torch.load(folder / "pixels.pt")[: len(photos)].int()
         gaps = [
             max(
-                (decode(photo, 224, reduced=reduced).int() - row).abs().max().item()
+                (SquarePicture(224).decode(photo, reduced=reduced).int() - row).abs().max().item()
                 for photo, row in zip(photos, theirs, strict=True)
             )
             for reduced in (False, True)

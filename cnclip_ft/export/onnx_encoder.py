@@ -10,6 +10,7 @@ from torch import nn
 
 from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
 from cnclip_ft.models.formats.files import read_json
+from cnclip_ft.models.preprocessing import SquarePicture
 from data_tools.errors import UserError
 
 
@@ -26,7 +27,9 @@ class OnnxEncoder(nn.Module):
         super().__init__()
         description = read_json(folder / "description.json")
         self.image_size = description["image"]["size"]
-        self.image_tower = SimpleNamespace(output_dim=description["dimension"])
+        self.image_tower = SimpleNamespace(
+            output_dim=description["dimension"], preprocessing=SquarePicture(self.image_size)
+        )
         self.tokenizer = TextTokenizer(folder / "vocab.txt", description["text"]["context_length"])
         self.image, self.text = (open_session(folder / description[side]["file"]) for side in ("image", "text"))
 

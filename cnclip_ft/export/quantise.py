@@ -10,7 +10,6 @@ import torch
 
 from cnclip_ft.features.sources import Source
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.models.preprocessing import decode
 from data_tools.errors import UserError
 
 PICTURES, TEXTS, BATCH = 64, 256, 8
@@ -77,7 +76,9 @@ def calibration_batches(side: str, model: DualEncoder, split: Source) -> Iterato
     if side == "image":
         ids = spread(split.split.image_ids, PICTURES)
         for start in range(0, len(ids), BATCH):
-            pictures = [decode(split.read(image_id), model.image_size) for image_id in ids[start : start + BATCH]]
+            pictures = [
+                model.image_tower.preprocessing.decode(split.read(image_id)) for image_id in ids[start : start + BATCH]
+            ]
             yield torch.stack(pictures).numpy()
     else:
         tokens = sorted(model.tokenizer.encode(spread(split.split.texts, TEXTS)), key=len)

@@ -15,7 +15,7 @@ from cnclip_ft.models.families.chinese_clip.catalog import Architecture
 from cnclip_ft.models.families.chinese_clip.towers import ImageTower
 from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
 from cnclip_ft.models.modes import evaluation_mode
-from cnclip_ft.models.preprocessing import decode, normalise
+from cnclip_ft.models.preprocessing import normalise
 
 LOGIT_SCALE_START = math.log(1 / 0.07)
 LOGIT_SCALE_LIMIT = math.log(100)
@@ -117,7 +117,9 @@ class DualEncoder(nn.Module):
         parts = [torch.empty(0, self.image_tower.output_dim)]
         with evaluation_mode(self), torch.inference_mode():
             for start in range(0, len(images), batch_size):
-                pixels = torch.stack([decode(image, self.image_size) for image in images[start : start + batch_size]])
+                pixels = torch.stack(
+                    [self.image_tower.preprocessing.decode(image) for image in images[start : start + batch_size]]
+                )
                 parts.append(self.image_features(pixels.to(self.device)).float().cpu())
         return torch.cat(parts)  # outside of inference mode, so that it may take part in a gradient
 

@@ -1,14 +1,15 @@
 """Encoded image → uint8 square tensor in the worker; normalised per batch on the device.
 
-The square squash, bicubic filter and mean/std are the official ones (cn_clip 1.6.0). Resizing runs
-on uint8, which is several times faster than Pillow's and within 1/255 of it; turning each image
+Resizing runs on uint8, which is several times faster than Pillow's and within 1/255 of it; turning each image
 into floats in the worker would cost more than decoding it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import PIL
@@ -28,50 +29,88 @@ OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 DECODER = "simplejpeg" if simplejpeg else "pillow"  # they choose their reduced scales differently
 # Since version 13 Pillow resamples down before across where the height shrinks by more than twice as much.
+_LONG = 16  # sides of the square that a picture to be cropped may be long
 _PILLOW_TALL_FIRST = int(PIL.__version__.split(".")[0]) >= 13
 
 
-def decode(
-    source: bytes | memoryview | str | Path | Image.Image,
-    size: int,
-    *,
-    reduced: bool = False,
-    pixel_limit: int = PIXEL_LIMIT,
-) -> torch.Tensor:
-    """Decode one picture and squash it to a square.
+@dataclass(frozen=True)
+class SquarePicture:
+    """`models.contract.Preprocessing` of the towers that see a square; the defaults are the official ones (cn_clip 1.6.0).
 
     Args:
-        source: encoded bytes, a path, or a Pillow image.
         size: side of the square in pixels.
-        reduced: let a JPEG decode at a half of its scale or less, never below `size`. Much faster for
-            large photos and no longer within 1/255 of the full decoding: for training, not for evaluation.
-
-    Returns:
-        uint8 ``[3, size, size]``, RGB; in memory the channels lie together.
-
-    Raises:
-        DataFault: it cannot be read or decoded, or is above a limit (`data_tools.pictures`); nothing else.
+        fit: ``squash`` stretches the whole picture to it; ``crop`` brings the shorter side to `size` and takes the middle,
+            as transformers' CLIPImageProcessor does. Both by antialiased bicubic resampling.
+        mean, std: per channel, of values from 0 to 1.
+        input: ``normalised``, or ``uint8`` for a tower that normalises by itself.
     """
+
+    size: int
+    fit: Literal["squash", "crop"] = "squash"
+    mean: tuple[float, ...] = OPENAI_MEAN
+    std: tuple[float, ...] = OPENAI_STD
+    input: Literal["normalised", "uint8"] = "normalised"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return 3, self.size, self.size
+
+    def decode(
+        self,
+        source: bytes | memoryview | str | Path | Image.Image,
+        *,
+        reduced: bool = False,
+        pixel_limit: int = PIXEL_LIMIT,
+    ) -> torch.Tensor:
+        """One picture as uint8 ``[3, size, size]``, RGB; in memory the channels lie together.
+
+        Args:
+            source: encoded bytes, a path, or a Pillow image.
+            reduced: let a JPEG decode at a half of its scale or less, no side below `size`. Much faster for
+                large photos and no longer within 1/255 of the full decoding: for training, not for evaluation.
+
+        Raises:
+            DataFault: it cannot be read or decoded, or is above a limit (`data_tools.pictures`); nothing else.
+        """
+        pixels = _whole(source, self.size if reduced else None, pixel_limit)
+        return (crop if self.fit == "crop" else squash)(torch.from_numpy(pixels).permute(2, 0, 1), self.size)
+
+    def normalise(self, pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """uint8 ``[n, 3, size, size]`` → what the tower takes, on the tensor's device."""
+        return normalise(pixels, self.mean, self.std, dtype) if self.input == "normalised" else pixels
+
+    def describe(self) -> dict[str, Any]:
+        how = "squash-bicubic" if self.fit == "squash" else "shortest-edge-bicubic-centre-crop"
+        return {
+            "size": self.size,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "input": self.input,
+            "resize": how,
+        }
+
+
+def _whole(source: bytes | memoryview | str | Path | Image.Image, at_least: int | None, pixel_limit: int) -> np.ndarray:
+    """uint8 ``[h, w, 3]``, upright; a JPEG at a smaller scale where `at_least` is given, no side below it."""
     try:
         if isinstance(source, Image.Image):
-            pixels = np.array(upright(source, pixel_limit))
-        else:
-            data = read_file(source) if isinstance(source, (str, Path)) else source
-            pixels = _decode_plain_jpeg(data, size, reduced, pixel_limit) if simplejpeg else None
-            if pixels is None:
-                whole = open_upright(bytes(data), pixel_limit=pixel_limit, at_least=size if reduced else None)
-                pixels = np.array(whole)
+            return np.array(upright(source, pixel_limit))
+        data = read_file(source) if isinstance(source, (str, Path)) else source
+        pixels = _decode_plain_jpeg(data, at_least, pixel_limit) if simplejpeg else None
+        if pixels is None:
+            pixels = np.array(open_upright(bytes(data), pixel_limit=pixel_limit, at_least=at_least))
+        return pixels
     except DataFault as fault:
         if isinstance(source, (str, Path)) and fault.kind not in (MISSING, "file-too-large"):  # these name it
             raise DataFault(fault.problem, mend=fault.mend, kind=fault.kind, file=source) from None
         raise
     except MemoryError:
-        raise DataFault("the image cannot be decoded: memory is short", mend="Shrink it or leave it out.",
-                        kind="undecodable-image") from None  # fmt: skip
-    return resize(torch.from_numpy(pixels).permute(2, 0, 1), size)
+        raise DataFault(
+            "the image cannot be decoded: memory is short", mend="Shrink it or leave it out.", kind="undecodable-image"
+        ) from None
 
 
-def _decode_plain_jpeg(data: bytes | memoryview, size: int, reduced: bool, pixel_limit: int) -> np.ndarray | None:
+def _decode_plain_jpeg(data: bytes | memoryview, at_least: int | None, pixel_limit: int) -> np.ndarray | None:
     """uint8 ``[h, w, 3]``, upright, of a grey or colour JPEG, whole the very pixels Pillow gives; None leaves it to Pillow."""
     start = plain_jpeg(data, pixel_limit=pixel_limit)
     if start is None:
@@ -80,7 +119,7 @@ def _decode_plain_jpeg(data: bytes | memoryview, size: int, reduced: bool, pixel
         if start.components == 3 and simplejpeg.decode_jpeg_header(data)[2] != "YCbCr":
             return None
         # Scales between 1/2 and 1 would take longer than all of it: they have no vector code.
-        scaled = {"min_height": size, "min_width": size, "min_factor": 2} if reduced else {}
+        scaled = {"min_height": at_least, "min_width": at_least, "min_factor": 2} if at_least else {}
         return _upright(simplejpeg.decode_jpeg(data, **scaled), jpeg_orientation(data, start))
     except Exception:  # noqa: BLE001 - damaged: Pillow says how
         return None
@@ -98,7 +137,7 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def resize(pixels: torch.Tensor, size: int) -> torch.Tensor:
+def squash(pixels: torch.Tensor, size: int) -> torch.Tensor:
     """uint8 ``[3, h, w]`` → uint8 ``[3, size, size]``, antialiased bicubic, within 1/255 of Pillow's."""
     height, width = pixels.shape[1:]
     if (height, width) == (size, size):
@@ -109,6 +148,25 @@ def resize(pixels: torch.Tensor, size: int) -> torch.Tensor:
         # Between the two passes values are cut to 0…255, so their order shows (up to 8/255): take Pillow's.
         batch = _interpolate(batch, (size, width))
     return _interpolate(batch, (size, size))[0]
+
+
+def crop(pixels: torch.Tensor, size: int) -> torch.Tensor:
+    """uint8 ``[3, h, w]`` → the middle, uint8 ``[3, size, size]``, of the picture with its shorter side at `size` pixels.
+
+    By Pillow, whose pixels these are; both roundings go down, as in transformers.
+    """
+    height, width = pixels.shape[1:]
+    short = min(height, width)
+    tall, wide = size * height // short, size * width // short
+    top, left = (tall - size) // 2, (wide - size) // 2
+    image = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+    if max(tall, wide) <= _LONG * size:
+        middle = image.resize((wide, tall), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+    else:  # a line: whole it would take gigabytes
+        down, across = height / tall, width / wide
+        box = left * across, top * down, min((left + size) * across, width), min((top + size) * down, height)
+        middle = image.resize((size, size), Image.Resampling.BICUBIC, box)
+    return torch.from_numpy(np.array(middle)).permute(2, 0, 1)
 
 
 def _interpolate(batch: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import io
+import json
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from cnclip_ft.models.preprocessing import OPENAI_MEAN, OPENAI_STD, decode, normalise
+from cnclip_ft.models.preprocessing import OPENAI_MEAN, OPENAI_STD, SquarePicture, normalise
 from data_tools.errors import DataFault
 
 
@@ -15,6 +16,10 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     # Hard edges on purpose: they overshoot between the two resampling passes.
     noise = np.random.default_rng(seed).integers(0, 2, (height // 4 + 1, width // 4 + 1, 3)) * 255
     return Image.fromarray(np.kron(noise, np.ones((4, 4, 1)))[:height, :width].astype(np.uint8))
+
+
+def decode(source, size: int, **options) -> torch.Tensor:
+    return SquarePicture(size).decode(source, **options)
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -38,6 +43,63 @@ def test_squash_is_within_one_of_pillow(size):
 def test_channels_lie_together_in_memory(shape):
     for kind in ("PNG", "JPEG"):
         assert decode(encoded(picture(*shape), kind), 64).permute(1, 2, 0).is_contiguous()
+
+
+CROPPED = [
+    (500, 375),
+    (333, 501),
+    (206, 295),
+    (60, 101),
+    (224, 224),
+    (900, 225),
+    (61, 640),
+    (1, 7),
+    (9000, 3),
+    (4, 6001),
+]
+
+
+@pytest.mark.parametrize("size", CROPPED)
+@pytest.mark.parametrize("side", [224, 33])
+def test_crop_is_within_one_of_pillow(size, side):
+    """The shorter side to `side`, then the middle, as transformers' CLIPImageProcessor rounds both."""
+    image, (width, height) = picture(*size), size
+    wide, tall = (side, side * height // width) if width <= height else (side * width // height, side)
+    left, top = (wide - side) // 2, (tall - side) // 2
+    whole = image.resize((wide, tall), Image.Resampling.BICUBIC)
+    theirs = torch.from_numpy(np.array(whole.crop((left, top, left + side, top + side)))).permute(2, 0, 1)
+    ours = SquarePicture(side, "crop").decode(encoded(image))
+    assert ours.shape == (3, side, side) and ours.permute(1, 2, 0).is_contiguous()
+    assert (ours.int() - theirs.int()).abs().max() <= 1
+
+
+def test_crop_takes_the_pixels_of_the_clip_processor():
+    from transformers import CLIPImageProcessor
+
+    image = picture(301, 200)
+    theirs = CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}, do_normalize=False,
+                                do_rescale=False)(image, return_tensors="pt")["pixel_values"][0]  # fmt: skip
+    assert (SquarePicture(64, "crop").decode(image).int() - theirs.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("size", [(1000, 230), (230, 1000), (900, 460)])
+def test_a_reduced_picture_still_fills_the_crop(monkeypatch, size):
+    """A side below the square would be enlarged again."""
+    seen = []
+    monkeypatch.setattr("cnclip_ft.models.preprocessing.crop", lambda pixels, side: seen.append(pixels.shape[1:]))
+    for side in (224, 100):
+        SquarePicture(side, "crop").decode(encoded(picture(*size), "JPEG"), reduced=True)
+        assert min(seen[-1]) >= side
+    assert min(seen[-1]) < min(size)
+
+
+def test_what_decides_the_pixels_is_described():
+    kinds = [SquarePicture(32), SquarePicture(33), SquarePicture(32, "crop"), SquarePicture(32, mean=(0.5,) * 3),
+             SquarePicture(32, std=(0.5,) * 3), SquarePicture(32, input="uint8")]  # fmt: skip
+    assert len({json.dumps(kind.describe()) for kind in kinds}) == len(kinds)
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    assert SquarePicture(32, input="uint8").normalise(pixels) is pixels
+    assert torch.equal(SquarePicture(32).normalise(pixels), normalise(pixels, OPENAI_MEAN, OPENAI_STD))
 
 
 def test_all_sources_agree(tmp_path):

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from cnclip_ft.data.pairs import PairDataset, build_table
 from cnclip_ft.features.frozen_trunk import cache_key
 from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
-from cnclip_ft.models.preprocessing import decode
+from cnclip_ft.models.preprocessing import SquarePicture
 from cnclip_ft.models.start import build_start
 from cnclip_ft.recipe import Augmentation
 from cnclip_ft.runtime import from_workers
@@ -32,8 +32,10 @@ def store(tmp_path):
 def test_whole_decoding_on_request(store):
     table = build_table(store, TextTokenizer(context_length=12))
     whole = PairDataset(store, table, 32, reduced=False)[0]["pixels"]
-    assert torch.equal(whole, decode(store.image(1), 32))
-    assert torch.equal(PairDataset(store, table, 32)[0]["pixels"], decode(store.image(1), 32, reduced=True))
+    assert torch.equal(whole, SquarePicture(32).decode(store.image(1)))
+    assert torch.equal(
+        PairDataset(store, table, 32)[0]["pixels"], SquarePicture(32).decode(store.image(1), reduced=True)
+    )
     assert not torch.equal(whole, PairDataset(store, table, 32)[0]["pixels"])
 
 

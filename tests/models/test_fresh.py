@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from cnclip_ft.models.families.chinese_clip.fresh import POSITION_SCALE, keep_scale_, sine_positions_
-from cnclip_ft.models.preprocessing import decode
+from cnclip_ft.models.preprocessing import SquarePicture
 from cnclip_ft.models.start import build_start
 from data_tools.scenes import draw, sample_scenes
 
@@ -45,7 +45,7 @@ def test_a_width_that_waves_do_not_fit_keeps_its_start() -> None:
 def test_new_towers_tell_pictures_and_texts_apart() -> None:
     vit = {"kind": "vit", "hidden": 64, "layers": 2, "heads": 2, "patch": 8, "image_size": 32}
     resnet = {"kind": "resnet", "layers": [1, 1, 1], "width": 16, "heads": 4, "image_size": 32}
-    pixels = torch.stack([decode(draw(scene, 32), 32) for scene in sample_scenes(16)])
+    pixels = torch.stack([SquarePicture(32).decode(draw(scene, 32)) for scene in sample_scenes(16)])
     for image, bound in ((vit, 0.9), (resnet, 0.99)):
         model, _ = build_start({"image": image, "text": {"hidden": 64, "layers": 2, "heads": 2}, "projection": 32})
         with torch.inference_mode():

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from cnclip_ft.models.checkpoints import load, save_checkpoint
 from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
-from cnclip_ft.models.preprocessing import decode, normalise
+from cnclip_ft.models.preprocessing import normalise
 from data_tools.errors import RequestError
 from tests.models.helpers import equal, features, small, tensors
 from tests.official import requires_official, run_official
@@ -183,7 +183,7 @@ def same_pixels(pictures, folder):
     tower = load(folder).image_tower
     for picture in pictures:
         theirs = processor(images=picture, return_tensors="pt")["pixel_values"][0]
-        ours = normalise(decode(picture, tower.image_size)[None], tower.mean, tower.std)[0]
+        ours = normalise(tower.preprocessing.decode(picture)[None], tower.mean, tower.std)[0]
         assert theirs.shape == ours.shape  # a square, nothing cropped
         difference = (theirs - ours).abs() * torch.tensor(tower.std).view(3, 1, 1) * 255
         assert difference.max() < 1.01 and difference.mean() < 0.05

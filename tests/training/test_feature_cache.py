@@ -14,7 +14,6 @@ import torch
 
 from cnclip_ft.features import frozen_trunk as feature_cache
 from cnclip_ft.features.frozen_trunk import FeatureCache
-from cnclip_ft.models.preprocessing import decode
 from cnclip_ft.recipe import Augmentation
 from data_tools.errors import UserError
 from data_tools.store import open_store
@@ -52,7 +51,9 @@ def test_rows_are_what_the_trunk_gives(stores, tmp_path):
     ours = cache(tmp_path, stores, model=model)
     ours.build(ALONE, nullcontext)
     keys = torch.tensor([7, 0, 19, 7])
-    pixels = torch.stack([decode(ours.store.image(ours.store.image_ids[key]), model.image_size) for key in keys])
+    pixels = torch.stack(
+        [model.image_tower.preprocessing.decode(ours.store.image(ours.store.image_ids[key])) for key in keys]
+    )
     with torch.inference_mode():
         torch.testing.assert_close(ours.rows(keys, epoch=3), model.image_trunk(pixels), **ROUNDED)
 

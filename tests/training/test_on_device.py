@@ -11,7 +11,6 @@ import torch
 
 from cnclip_ft.data.augment import augment
 from cnclip_ft.models.checkpoints import load, save_checkpoint
-from cnclip_ft.models.preprocessing import decode
 from cnclip_ft.recipe import Augmentation
 from cnclip_ft.training.large_batch import GradientStep
 from cnclip_ft.training.loss import ContrastiveObjective, SigmoidObjective
@@ -222,7 +221,9 @@ def test_the_feature_cache_holds_what_the_trunk_gives(device, stores, tmp_path):
     assert stage.cached
     keys = torch.tensor([3, 0, 19])
     store = stage.run.train_store
-    pixels = torch.stack([decode(store.image(store.image_ids[key]), stage.model.image_size) for key in keys])
+    pixels = torch.stack(
+        [stage.model.image_tower.preprocessing.decode(store.image(store.image_ids[key])) for key in keys]
+    )
     with torch.inference_mode():
         expected = stage.model.image_trunk(pixels.to(device)).float().cpu()
     torch.testing.assert_close(stage.cache.rows(keys, 0).float().cpu(), expected, atol=2e-4, rtol=1e-3)

@@ -23,7 +23,7 @@ from cnclip_ft.models.families.chinese_clip.catalog import ResNet, TextTransform
 from cnclip_ft.models.families.chinese_clip.fresh import keep_scale_, sine_positions_
 from cnclip_ft.models.families.chinese_clip.layers import Packing, lighten, uses_sdpa
 from cnclip_ft.models.families.chinese_clip.resnet import ModifiedResNet
-from cnclip_ft.models.preprocessing import OPENAI_MEAN, OPENAI_STD
+from cnclip_ft.models.preprocessing import OPENAI_MEAN, OPENAI_STD, SquarePicture
 from data_tools.errors import RequestError
 
 
@@ -38,6 +38,10 @@ class ImageTower(nn.Module):
     mean, std = OPENAI_MEAN, OPENAI_STD
     image_size: int
     output_dim: int
+
+    @property
+    def preprocessing(self) -> SquarePicture:
+        return SquarePicture(self.image_size, "squash", tuple(self.mean), tuple(self.std), self.input)
 
     def trunk(self, pixels: torch.Tensor) -> torch.Tensor:
         """``[n, 3, s, s]`` → ``[n, width]``, before the projection."""
