@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from cnclip_ft.data.pairs import PairDataset, PairTable
+from cnclip_ft.data.pictures import picture_loader
 from cnclip_ft.data.transport import Batches, Collate, SharedBlocks
 from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
-from cnclip_ft.runtime import start_worker
 from data_tools.errors import RequestError
 
 
@@ -142,18 +142,9 @@ def make_loader(
 ) -> Batches:
     """Batches of one device, pictures decoded ahead in `workers` processes (0: in this one)."""
     blocks = None
-    if workers and dataset.image_size is not None:
+    if workers and dataset.preprocessing is not None:
         share = sampler.order.batch_size // sampler.world
         # Those a worker may have ready, the one in use, and one more.
-        blocks = SharedBlocks(workers * (_AHEAD + 2), share, dataset.image_size)
-    loader = DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        collate_fn=Collate(blocks),
-        num_workers=workers,
-        pin_memory=pin,
-        prefetch_factor=_AHEAD if workers else None,
-        persistent_workers=False,
-        worker_init_fn=start_worker,
-    )
+        blocks = SharedBlocks(workers * (_AHEAD + 2), share, dataset.preprocessing.size)
+    loader = picture_loader(dataset, sampler, Collate(blocks), workers=workers, pin=pin, ahead=_AHEAD)
     return Batches(loader, partial(dataset.table.batch, tokenizer=tokenizer), blocks, pin)

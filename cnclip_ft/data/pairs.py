@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from cnclip_ft.data.pictures import Pictures, data_fault
+from cnclip_ft.models.contract import Preprocessing
 from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer, prepare
-from cnclip_ft.models.preprocessing import decode
 from data_tools.errors import DataFault
 
 if TYPE_CHECKING:
@@ -130,14 +131,17 @@ def _in_batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
 
 
 class PairDataset(Dataset):
-    """Index of a pair → its picture: ``pixels`` uint8 ``[3, size, size]``, ``pair``, ``fault``. Texts are the table's matter.
+    """Index of a pair → its picture: ``pixels`` uint8 `preprocessing.shape`, ``pair``, ``fault``. Texts are the table's matter.
 
-    With `image_size` None no picture is read (its features come from a cache); `reduced` as in `decode`. A picture that
+    With `preprocessing` None no picture is read (its features come from a cache); `reduced` as in its `decode`. A picture that
     cannot be read is replaced by the next pair's and reported under ``fault``: the run counts these and stops above its limit.
     """
 
-    def __init__(self, store: PairStore, table: PairTable, image_size: int | None, reduced: bool = True) -> None:
-        self.store, self.table, self.image_size, self.reduced = store, table, image_size, reduced
+    def __init__(
+        self, store: PairStore, table: PairTable, preprocessing: Preprocessing | None, reduced: bool = True
+    ) -> None:
+        self.store, self.table, self.preprocessing = store, table, preprocessing
+        self.pictures = preprocessing and Pictures(store.image_ids, store.image_view, preprocessing, reduced=reduced)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -147,17 +151,18 @@ class PairDataset(Dataset):
         return map(self.__getitem__, indices)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if self.image_size is None:
+        if self.pictures is None:
             return {"pair": index, "fault": None}
-        fault = None
+        first = None
         for attempt in range(len(self)):
             pair = (index + attempt) % len(self)
-            image_id = self.store.image_ids[self.table.image_keys[pair]]
-            try:
-                pixels = decode(self.store.image_view(image_id), self.image_size, reduced=self.reduced)
-            except (DataFault, KeyError) as error:
-                fault = fault or f"{self.store.path}: image {image_id!r}: {error}"
-            else:
-                return {"pair": pair, "pixels": pixels, "fault": fault}
-        raise DataFault("no image of the split can be decoded", mend="Run `cnclip-ft data check` on it.",
-                        kind="undecodable-image", file=self.store.path)  # fmt: skip
+            pixels, fault = self.pictures[self.table.image_keys[pair]]
+            if fault is None:
+                return {"pair": pair, "pixels": pixels, "fault": first}
+            first = first or f"{self.store.path}: image {fault['id']!r}: {data_fault(fault | {'id': None})}"
+        raise DataFault(
+            "no image of the split can be decoded",
+            mend="Run `cnclip-ft data check` on it.",
+            kind="undecodable-image",
+            file=self.store.path,
+        )

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
 
+from cnclip_ft.data.pictures import Fault, Pictures, data_fault, in_batches
 from cnclip_ft.models.modes import evaluation_mode
-from cnclip_ft.models.preprocessing import decode
-from cnclip_ft.runtime import from_workers, keep_activations, start_worker
+from cnclip_ft.runtime import keep_activations
 from data_tools.errors import DataFault, UserError
 from data_tools.pictures import MISSING
 
@@ -168,35 +167,11 @@ def evaluating(
         yield
 
 
-class _Pictures(Dataset):
-    """Position → the picture, or the fault as a dictionary (an error would lose its id on the way)."""
-
-    def __init__(self, image_ids: Sequence[Any], read: Callable[[Any], Any], size: int) -> None:
-        self.image_ids, self.read, self.size = image_ids, read, size
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor | None, dict[str, Any] | None]:
-        image_id = self.image_ids[index]
-        try:
-            return decode(self.read(image_id), self.size), None
-        except DataFault as error:
-            fault = error.as_dict()
-        except (KeyError, OSError) as error:
-            fault = DataFault(f"it cannot be read ({error})", mend="Bring it back.", kind=MISSING).as_dict()
-        # A file says where it is; a store's picture is looked for among all of them.
-        advice = "" if fault["file"] or fault["kind"] == MISSING else " (`cnclip-ft data check` lists all)"
-        return None, fault | {
-            "problem": f"image {image_id!r}: {fault['problem']}",
-            "mend": f"{fault['mend'].rstrip('.')}{advice}.",
-            "id": image_id,
-        }
-
-
-def _collate(samples: list[tuple[torch.Tensor | None, Any]]) -> tuple[torch.Tensor | None, list[dict[str, Any] | None]]:
-    whole = [pixels for pixels, _ in samples if pixels is not None]
-    return (torch.stack(whole) if whole else None), [fault for _, fault in samples]
+def _named(fault: Fault) -> DataFault:
+    # A file says where it is; a store's picture is looked for among all of them.
+    advice = "" if fault["file"] or fault["kind"] == MISSING else " (`cnclip-ft data check` lists all)"
+    problem, mend = f"image {fault['id']!r}: {fault['problem']}", f"{fault['mend'].rstrip('.')}{advice}."
+    return data_fault(fault | {"problem": problem, "mend": mend})
 
 
 def iterate_images(
@@ -219,16 +194,14 @@ def iterate_images(
         DataFault: an image cannot be read or decoded, without `on_fault`; the message names it.
     """
     keep_activations(model.device)
-    pictures = _Pictures(image_ids, read, model.image_size)
-    loader = DataLoader(
-        pictures, batch_size=batch_size, num_workers=min(workers, len(image_ids)), collate_fn=_collate,
-        pin_memory=model.device.type == "cuda", worker_init_fn=start_worker,
-    )  # fmt: skip
+    pictures = Pictures(image_ids, read, model.image_tower.preprocessing)
     first = 0
-    for pixels, faults in from_workers(loader):
+    for pixels, faults in pictures.batches(
+        in_batches(len(image_ids), batch_size), workers=workers, pin=model.device.type == "cuda"
+    ):
         for place, fault in enumerate(faults, first):
             if fault is not None:
-                error = DataFault(fault.pop("problem"), item_id=fault.pop("id"), **fault)
+                error = _named(fault)
                 if on_fault is None:
                     raise error
                 on_fault(place, error)

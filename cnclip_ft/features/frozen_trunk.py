@@ -19,43 +19,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from cnclip_ft.data.augment import augment
+from cnclip_ft.data.pictures import Pictures, data_fault, in_batches
 from cnclip_ft.models.build import describe_image
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.models.preprocessing import DECODER, decode
+from cnclip_ft.models.preprocessing import DECODER
 from cnclip_ft.recipe import Augmentation
-from cnclip_ft.runtime import from_workers, start_worker
 from data_tools.atomic import whole_file
-from data_tools.errors import DataFault, RequestError, UserError
+from data_tools.errors import RequestError, UserError
 from data_tools.lock import FileLock
 from data_tools.store import PairStore
 
 BLOCK = 256  # images computed between two marks
 KEY = 2  # raised when anything else decides the features, the decoding for one: caches made before are not found
-
-
-class _Images(Dataset):
-    """Blocks of decoded images of a store, uint8 ``[≤ BLOCK, 3, size, size]``."""
-
-    def __init__(self, store: PairStore, size: int, reduced: bool, blocks: list[tuple[int, int]]) -> None:
-        self.store, self.size, self.reduced, self.blocks = store, size, reduced, blocks
-
-    def __len__(self) -> int:
-        return len(self.blocks)
-
-    def __getitem__(self, number: int) -> tuple[int, int, torch.Tensor, dict[int, str]]:
-        view, block = self.blocks[number]
-        ids = self.store.image_ids[block * BLOCK : (block + 1) * BLOCK]
-        pixels, faults = torch.zeros(len(ids), 3, self.size, self.size, dtype=torch.uint8), {}
-        for row, image_id in enumerate(ids):
-            try:
-                pixels[row] = decode(self.store.image_view(image_id), self.size, reduced=self.reduced)
-            except DataFault as fault:
-                faults[block * BLOCK + row] = f"{self.store.path}: image {image_id!r}: {fault}"
-        return view, block, pixels, faults
 
 
 def cache_key(
@@ -69,16 +47,9 @@ def cache_key(
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     drawn = [setting.model_dump(), views, seed, BLOCK] if setting.changes else None
-    transform = [
-        describe_image(tower),  # equal weights compute other features with other heads or another activation
-        tower.image_size,
-        list(tower.mean),
-        list(tower.std),
-        tower.input,
-        "squash-bicubic-reduced" if reduced else "squash-bicubic",
-        DECODER,
-        precision,
-    ]
+    *picture, resize = tower.preprocessing.describe().values()
+    # Equal weights compute other features with other heads or another activation.
+    transform = [describe_image(tower), *picture, f"{resize}-reduced" if reduced else resize, DECODER, precision]
     # A row's place is that of its image; `checksum` does not tell in which order images lie.
     rows = hashlib.sha256(json.dumps(store.image_ids).encode()).hexdigest()
     digest.update(json.dumps([KEY, transform, drawn, store.checksum(), rows]).encode())
@@ -127,8 +98,8 @@ class FeatureCache:
     def _prepare(self, accelerator) -> None:
         if accelerator.is_main_process and not (self.folder / "done.npy").is_file():
             with torch.inference_mode():
-                size = self.model.image_size
-                blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.model.device)
+                shape = self.model.image_tower.preprocessing.shape
+                blank = torch.zeros(1, *shape, dtype=torch.uint8, device=self.model.device)
                 width = self.model.image_trunk(blank).shape[1]
             self.folder.mkdir(parents=True, exist_ok=True)
             # Runs that begin together share these arrays: each computes what is missing, and all write the same numbers.
@@ -156,12 +127,22 @@ class FeatureCache:
         missing = [(int(v), int(b)) for v, b in zip(*np.nonzero(done == 0), strict=True)]
         accelerator.wait_for_everyone()  # a device that looked later would see other blocks missing, and take others
         mine = missing[accelerator.process_index :: accelerator.num_processes]
-        blocks = _Images(self.store, self.model.image_size, self.reduced, mine)
-        loader = DataLoader(blocks, batch_size=None, num_workers=workers, worker_init_fn=start_worker)
+        preprocessing = self.model.image_tower.preprocessing
+        pictures = Pictures(self.store.image_ids, self.store.image_view, preprocessing, reduced=self.reduced)
+        blocks = in_batches(self.count, BLOCK)
+        asked = [blocks[block] for _, block in mine]
         damaged: dict[int, str] = {}
         hidden = None if accelerator.is_main_process else True
         bar = tqdm(total=len(mine) * BLOCK, unit="image", desc="frozen image features", disable=hidden)
-        for view, block, pixels, faults in from_workers(loader):
+        for (view, block), (whole, told) in zip(mine, pictures.batches(asked, workers=workers), strict=True):
+            pixels = torch.zeros(len(told), *preprocessing.shape, dtype=torch.uint8)
+            if whole is not None:
+                pixels[[fault is None for fault in told]] = whole
+            faults = {
+                block * BLOCK + row: f"{self.store.path}: image {fault['id']!r}: {data_fault(fault | {'id': None})}"
+                for row, fault in enumerate(told)
+                if fault is not None
+            }
             damaged |= faults
             if len(damaged) > max_damaged:
                 raise UserError(

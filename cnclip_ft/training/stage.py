@@ -274,8 +274,8 @@ class StageRun:
 
     def _loader(self):
         run = self.run
-        size = None if self.cache is not None else self.model.image_size
-        dataset = PairDataset(run.train_store, run.context.pairs, size, run.recipe.data.reduced_jpegs)
+        preprocessing = None if self.cache is not None else self.model.image_tower.preprocessing
+        dataset = PairDataset(run.train_store, run.context.pairs, preprocessing, run.recipe.data.reduced_jpegs)
         sampler = StageSampler(
             self.plan.order, self.step, self.total, run.accelerator.process_index, run.accelerator.num_processes
         )

@@ -31,12 +31,13 @@ def store(tmp_path):
 
 def test_whole_decoding_on_request(store):
     table = build_table(store, TextTokenizer(context_length=12))
-    whole = PairDataset(store, table, 32, reduced=False)[0]["pixels"]
+    whole = PairDataset(store, table, SquarePicture(32), reduced=False)[0]["pixels"]
     assert torch.equal(whole, SquarePicture(32).decode(store.image(1)))
     assert torch.equal(
-        PairDataset(store, table, 32)[0]["pixels"], SquarePicture(32).decode(store.image(1), reduced=True)
+        PairDataset(store, table, SquarePicture(32))[0]["pixels"],
+        SquarePicture(32).decode(store.image(1), reduced=True),
     )
-    assert not torch.equal(whole, PairDataset(store, table, 32)[0]["pixels"])
+    assert not torch.equal(whole, PairDataset(store, table, SquarePicture(32))[0]["pixels"])
 
 
 def test_features_of_reduced_pictures_are_others(store):
@@ -92,7 +93,7 @@ def test_workers_refuse_a_store_that_was_replaced(tmp_path, start):
             return writer.finish()
 
     store = build(0)
-    data = PairDataset(store, build_table(store, TextTokenizer(context_length=9)), 32)
+    data = PairDataset(store, build_table(store, TextTokenizer(context_length=9)), SquarePicture(32))
     kept = [data[number]["pixels"] for number in range(6)]
     loader = DataLoader(data, batch_size=None, num_workers=1, persistent_workers=True, multiprocessing_context=start)
     batches = from_workers(loader)
@@ -109,7 +110,7 @@ def test_workers_refuse_a_store_that_was_replaced(tmp_path, start):
 
 def test_faults_of_workers_keep_their_words(tmp_path, store):
     (tmp_path / "store" / "pairs" / "data.mdb").unlink()
-    data = PairDataset(store, build_table(store, TextTokenizer(context_length=9)), 32)
+    data = PairDataset(store, build_table(store, TextTokenizer(context_length=9)), SquarePicture(32))
     with pytest.raises(UserError, match="cannot be opened any more") as caught:
         list(from_workers(DataLoader(data, batch_size=None, num_workers=1)))
     assert "Traceback" not in str(caught.value)

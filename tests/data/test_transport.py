@@ -13,6 +13,7 @@ from cnclip_ft.data.batching import BatchOrder, StageSampler, make_loader
 from cnclip_ft.data.pairs import PairDataset, build_table
 from cnclip_ft.data.transport import BLOCK, Collate, SharedBlocks
 from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
+from cnclip_ft.models.preprocessing import SquarePicture
 from data_tools.store import StoreWriter, open_store
 
 
@@ -34,7 +35,7 @@ def loader(store, workers, steps):
     tokenizer = TextTokenizer()
     table = build_table(store, tokenizer)
     sampler = StageSampler(BatchOrder(table, 4, seed=0), 0, steps, 0, 1)
-    return make_loader(PairDataset(store, table, 32), sampler, tokenizer, workers, pin=False)
+    return make_loader(PairDataset(store, table, SquarePicture(32)), sampler, tokenizer, workers, pin=False)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -85,7 +85,7 @@ def both(folder, data: bytes, *, store: bool = False):
     "look",
     [
         decode_check, open_upright, lambda data: reencode(data, Reencoding(16)), lambda data: reencode(data, Reencoding(999)),
-        lambda data: images.decode(data, 24), lambda data: images.decode(memoryview(data), 24, reduced=True),
+        images.SquarePicture(24).decode, lambda data: images.decode(memoryview(data), 24, reduced=True),
         lambda data: uploaded_pixels(data, 24), lambda data: read_header(data[:-12]),
     ],
 )  # fmt: skip
@@ -95,7 +95,7 @@ def test_every_way_to_decode_gives_a_fault(look, failing) -> None:
     assert caught.value.kind in ("undecodable-image", "image-too-large")
 
 
-@pytest.mark.parametrize("look", [read_header, open_upright, lambda data: images.decode(data, 24)])
+@pytest.mark.parametrize("look", [read_header, open_upright, images.SquarePicture(24).decode])
 def test_every_way_to_open_gives_a_fault(look, failing_to_open) -> None:
     with pytest.raises(DataFault):
         look(failing_to_open)
@@ -143,7 +143,7 @@ def test_data_commands_go_on(failing, tmp_path, monkeypatch) -> None:
 
 def test_training_replaces_it_and_evaluation_names_it(failing, tmp_path, model) -> None:
     store = both(tmp_path / "T", failing, store=True)
-    pairs = PairDataset(store, build_table(store, TextTokenizer()), 24)
+    pairs = PairDataset(store, build_table(store, TextTokenizer()), images.SquarePicture(24))
     assert pairs[1]["pair"] == 0 and "image 1" in pairs[1]["fault"]
     with pytest.raises(DataFault, match="image 1: "):
         encode_split(model, store)
