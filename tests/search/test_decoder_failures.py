@@ -85,7 +85,7 @@ def both(folder, data: bytes, *, store: bool = False):
     "look",
     [
         decode_check, open_upright, lambda data: reencode(data, Reencoding(16)), lambda data: reencode(data, Reencoding(999)),
-        images.SquarePicture(24).decode, lambda data: images.decode(memoryview(data), 24, reduced=True),
+        images.SquarePicture(24).decode, lambda data: images.SquarePicture(24).decode(memoryview(data), reduced=True),
         lambda data: uploaded_pixels(data, 24), lambda data: read_header(data[:-12]),
     ],
 )  # fmt: skip
@@ -105,20 +105,20 @@ def test_every_way_to_open_gives_a_fault(look, failing_to_open) -> None:
 def test_what_the_fast_decoder_cannot_do_is_left_to_pillow(error, monkeypatch) -> None:
     simplejpeg = pytest.importorskip("simplejpeg")
     data = picture(1, (60, 40))
-    wanted = images.decode(data, 24)
+    wanted = images.SquarePicture(24).decode(data)
 
     def fail(*_, **__):
         raise error
 
     monkeypatch.setattr(simplejpeg, "decode_jpeg", fail)
-    assert images.decode(data, 24).equal(wanted)
+    assert images.SquarePicture(24).decode(data).equal(wanted)
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
 def test_a_stop_is_no_fault(stop, monkeypatch) -> None:
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: (_ for _ in ()).throw(stop()))
     with pytest.raises(stop):
-        images.decode(GOOD, 24)
+        images.SquarePicture(24).decode(GOOD)
 
 
 @pytest.fixture(scope="module")
