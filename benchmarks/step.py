@@ -266,7 +266,9 @@ def loader(repeats: int, count: int = 960) -> None:
             table = build_table(opened, tokenizer)
             order, a_pass = BatchOrder(table, 32, seed=0), len(table) // 32
             sampler = StageSampler(order, 0, (repeats + 2) * a_pass, 0, 1)
-            batches = iter(make_loader(PairDataset(opened, table, SquarePicture(224), reduced), sampler, tokenizer, 1, pin=False))
+            batches = iter(
+                make_loader(PairDataset(opened, table, SquarePicture(224), reduced), sampler, tokenizer, 1, pin=False)
+            )
             for _ in range(a_pass):  # the worker has touched its memory; the official one had two passes for that
                 next(batches)
             while True:
