@@ -34,7 +34,7 @@ def main() -> None:
     """Run the command. Exit 0: done; 1: the work failed; 2: the request was wrong; 130: stopped on request."""
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # processes started from here do not import from the working folder
     use_plain_streams()
-    code = 0
+    code: str | int | None = 0
     try:
         app()
     except SystemExit as ended:

@@ -358,10 +358,15 @@ def _explain(path: Path, error: ValidationError) -> str:
 
 
 def _keys_at(where: list[str]) -> list[str]:
-    names = {
-        "": Recipe, "model": ModelSection, "data": DataSection, "guard": Guard, "objective": Objective,
-        "augment": Augmentation, "lora": Lora,
-    }  # fmt: skip
+    names: dict[str, type[Section]] = {
+        "": Recipe,
+        "model": ModelSection,
+        "data": DataSection,
+        "guard": Guard,
+        "objective": Objective,
+        "augment": Augmentation,
+        "lora": Lora,
+    }
     stage = len(where) == 2 and where[0] == "stages"
     section = Stage if stage else names.get(where[-1] if where else "")
     return list(section.model_fields) if section else []

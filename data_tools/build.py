@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -237,7 +237,7 @@ class _Build:
         ):
             self._fault(located(fault, item.file, item.line))
 
-    def _prepared(self, items: Iterable[Item], workers: int) -> Iterator[tuple[int, Item, bytes | DataFault | None]]:
+    def _prepared(self, items: Iterable[Item], workers: int) -> Generator[tuple[int, Item, bytes | DataFault | None]]:
         """Every item with its position and, for an image that is still to be written, its bytes; in order."""
         numbered = enumerate(items)
         next(islice(numbered, self.writer.done, self.writer.done), None)  # written before the interruption

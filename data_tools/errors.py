@@ -49,7 +49,7 @@ class DataFault(UserError):
         self.problem, self.mend, self.kind = printable(problem), printable(mend), kind
         self.file, self.line = None if file is None else printable(str(file)), line
         self.item_id = printable(item_id) if isinstance(item_id, str) else item_id
-        name = "" if file is None else plain(self.file, lines=False)
+        name = "" if self.file is None else plain(self.file, lines=False)
         where = "" if file is None else f"{name}:{line}: " if line is not None else f"{name}: "
         super().__init__(f"{where}{self.problem}. {self.mend}")
 

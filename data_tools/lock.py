@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import socket
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -75,15 +76,15 @@ class FileLock:
 def _lock(handle: int) -> bool:
     """False: another has it. A file system that knows no locks cannot tell and lets everyone in."""
     try:
-        try:
-            import fcntl
-        except ImportError:
+        if sys.platform == "win32":
             import msvcrt
 
             os.lseek(handle, _BYTE, os.SEEK_SET)
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
             os.lseek(handle, 0, os.SEEK_SET)
         else:
+            import fcntl
+
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):

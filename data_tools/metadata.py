@@ -111,7 +111,7 @@ def orientation_in(exif: bytes, xmp: bytes = b"") -> int:
     found = _exif_orientation(exif.removeprefix(b"Exif\0\0"))
     if found is None and (match := _XMP_ORIENTATION.search(xmp)):
         found = int(match[1])
-    return found if found in range(1, 9) else 1
+    return found if found is not None and 1 <= found <= 8 else 1
 
 
 def _exif_orientation(tiff: bytes) -> int | None:
@@ -215,7 +215,7 @@ def tiff_weight(data: bytes) -> int:
     large = 43 in data[2:4]
     head, offset, step, entry = ("Q", "Q", 20, "HHQQ") if large else ("H", "L", 12, "HHLL")
     sizes = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-    weight, seen = 0, set()
+    weight, seen = 0, set[int]()
     try:
         places = list(struct.unpack_from(order + offset, data, 8 if large else 4))
         while places:

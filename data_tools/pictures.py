@@ -237,8 +237,8 @@ def thumbnail(data: bytes, side: int, *, enlarge: bool = False, pixel_limit: int
 
 def _fitted(image: Image.Image, side: int) -> Image.Image:
     scale = side / max(image.size)
-    size = tuple(max(1, round(own * scale)) for own in image.size)
-    return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+    width, height = (max(1, round(own * scale)) for own in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
 def _bare_rgb(image: Image.Image, orientation: int | None) -> Image.Image:
@@ -314,7 +314,7 @@ def reencode(data: bytes, how: Reencoding, *, pixel_limit: int = PIXEL_LIMIT) ->
         _decoded(image)
         return data
     with _told(None, "the image cannot be decoded"):
-        if not small and image.format == "JPEG":
+        if how.max_side is not None and not small and image.format == "JPEG":
             # Decodes at 1/2, 1/4, 1/8: never below twice the target.
             image.draft("RGB", (how.max_side * 2, how.max_side * 2))
         image.load()

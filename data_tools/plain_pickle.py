@@ -20,9 +20,11 @@ _OPCODES = (
     "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT GET BINGET LONG_BINGET PUT BINPUT "
     "LONG_BINPUT MEMOIZE PERSID BINPERSID GLOBAL STACK_GLOBAL REDUCE BUILD NEWOBJ NEWOBJ_EX INST OBJ"
 ).split()
+# The standard library leaves the parts of its machine in Python undeclared.
+_machine: Any = pickle
 
 
-class PlainUnpickler(pickle._Unpickler):
+class PlainUnpickler(_machine._Unpickler):
     """Numbers, strings, bytes, tuples, lists, and dicts whose keys are strings or whole numbers of 64 bits.
 
     A subclass may know more: what `find_class` gives is called with the arguments the pickle has for it, and what
@@ -43,9 +45,11 @@ class PlainUnpickler(pickle._Unpickler):
         self._steps = most_steps
 
     def load(self) -> Any:
-        frames = self._unframer = pickle._Unframer(self._file_read, self._file_readline)
+        frames = self._unframer = _machine._Unframer(self._file_read, self._file_readline)
         self.read, self.readline = frames.read, frames.readline
-        self.metastack, self.stack, self.proto = [], [], 0
+        self.metastack: list[list[Any]] = []
+        self.stack: list[Any] = []
+        self.proto = 0
         self.append = self.stack.append
         known = self.dispatch
         try:
@@ -56,7 +60,7 @@ class PlainUnpickler(pickle._Unpickler):
                 if code[0] not in known:
                     raise pickle.UnpicklingError(f"instruction {code!r} has no place in plain data")
                 known[code[0]](self)
-        except pickle._Stop as stop:
+        except _machine._Stop as stop:
             return stop.value
         raise pickle.UnpicklingError(f"it takes more than {self._steps:,} steps")
 
@@ -122,7 +126,7 @@ class PlainUnpickler(pickle._Unpickler):
         module, name = (self.readline()[:-1].decode("ascii") for _ in range(2))
         self._call(self.find_class(module, name), tuple(self.pop_mark()))
 
-    dispatch = {code[0]: pickle._Unpickler.dispatch[code[0]] for code in (getattr(pickle, name) for name in _OPCODES)}
+    dispatch = {code[0]: _machine._Unpickler.dispatch[code[0]] for code in (getattr(pickle, name) for name in _OPCODES)}
     dispatch |= {
         pickle.SETITEMS[0]: _load_setitems, pickle.SETITEM[0]: _load_setitem, pickle.DICT[0]: _load_dict,
         pickle.BUILD[0]: _load_build, pickle.REDUCE[0]: _load_reduce, pickle.NEWOBJ[0]: _load_reduce,

@@ -9,10 +9,13 @@ import codecs
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from data_tools.errors import DataFault, RequestError
 from data_tools.regular import regular
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 LONGEST_LINE = 256 * 2**20  # bytes; a picture of 190 MiB
 _BUFFER = 2**20
@@ -20,8 +23,16 @@ _LOOKED_AT = 2**16  # bytes at the beginning that tell how lines end
 _SHOWN = 60
 _MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF8: "utf-8",
           codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
+
+
 # Broken units become half characters, which no UTF-8 holds: the line they stand on is a fault, the others are not.
-codecs.register_error("half", lambda error: ("\udc80", error.end))
+def _half(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return "\udc80", error.end
+
+
+codecs.register_error("half", _half)
 
 
 class TextFile:
@@ -46,7 +57,7 @@ class TextFile:
         name = next((name for mark, name in _MARKS.items() if first.startswith(mark)), name)
         self._handle, self.encoding = self._bytes, name
         if name is not None and not _ends_lines_as_ascii(name):
-            self._handle, self.encoding = io.BufferedReader(_InUtf8(self._bytes, name), _BUFFER), "utf-8"
+            self._handle, self.encoding = io.BufferedReader(_Pieces(_in_utf8(self._bytes, name)), _BUFFER), "utf-8"
             first = self._handle.peek(_LOOKED_AT)[:_LOOKED_AT]
         elif first.count(b"\0") * 4 >= len(first) > 0:
             self._bytes.close()
@@ -58,7 +69,7 @@ class TextFile:
             )
             raise RequestError(f"{file} is no text of one byte a letter ({found}); {mend}")
         if b"\r" in first[:-1] and b"\n" not in first:
-            self._handle = io.BufferedReader(_WithLineFeeds(self._handle), _BUFFER)
+            self._handle = io.BufferedReader(_Pieces(_with_line_feeds(self._handle)), _BUFFER)
 
     def __enter__(self) -> TextFile:
         return self
@@ -167,37 +178,34 @@ def _ends_lines_as_ascii(encoding: str) -> bool:
     return "\t,\n".encode(encoding) == b"\t,\n"
 
 
-class _InUtf8(io.RawIOBase):
+def _in_utf8(handle: BinaryIO, encoding: str) -> Iterator[bytes]:
     """A file in UTF-16 or the like, as UTF-8."""
-
-    def __init__(self, handle: BinaryIO, encoding: str) -> None:
-        self._source, self._rest = handle, b""
-        self._decoder = codecs.getincrementaldecoder(encoding)("half")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:
-        while not self._rest:
-            data = self._source.read(_BUFFER)
-            self._rest = self._decoder.decode(data, final=not data).encode("utf-8", "surrogatepass")
-            if not data:
-                break
-        taken, self._rest = self._rest[: len(buffer)], self._rest[len(buffer) :]
-        buffer[: len(taken)] = taken
-        return len(taken)
+    decoder = codecs.getincrementaldecoder(encoding)("half")
+    data = b"-"
+    while data:
+        data = handle.read(_BUFFER)
+        yield decoder.decode(data, final=not data).encode("utf-8", "surrogatepass")
 
 
-class _WithLineFeeds(io.RawIOBase):
+def _with_line_feeds(handle: BinaryIO) -> Iterator[bytes]:
     """A file whose lines end with CR."""
+    while data := handle.read(_BUFFER):
+        yield data.replace(b"\r", b"\n")
 
-    def __init__(self, handle: BinaryIO) -> None:
-        self._source = handle
+
+class _Pieces(io.RawIOBase):
+    """Pieces of bytes, as a file."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces, self._rest = pieces, b""
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
-        data = self._source.read(len(buffer)).replace(b"\r", b"\n")
-        buffer[: len(data)] = data
-        return len(data)
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer)
+        while not self._rest and (piece := next(self._pieces, None)) is not None:
+            self._rest = piece
+        taken, self._rest = self._rest[: len(view)], self._rest[len(view) :]
+        view[: len(taken)] = taken
+        return len(taken)

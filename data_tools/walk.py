@@ -160,8 +160,8 @@ def walk(folder: str | Path, *, outside: bool = True, each: Callable[[], object]
         root = os.path.realpath(top)
     except (OSError, ValueError) as error:
         raise RequestError(f"{folder}: no folder that can be read ({getattr(error, 'strerror', error)})") from None
-    found, known = Walk(top), set()
-    real, links = [("", str(top))], []  # name below the folder, path
+    found, known = Walk(top), set[tuple[int, int]]()
+    real, links = [("", str(top))], list[tuple[str, str]]()  # name below the folder, path
     while real or links:
         if not real:  # now the linked folders, in order
             links.sort(key=lambda link: natural(link[0]), reverse=True)

@@ -67,12 +67,13 @@ class ApproximateSearch:
         return torch.from_numpy(best[0]).float(), torch.from_numpy(best[1])
 
     def _parameters(self, k: int) -> Any:
-        import faiss
+        import faiss  # the classes its own annotations leave out or misname stand on the module all the same
 
+        library: Any = faiss
         effort = self.about["effort"]
         if self.about["kind"] == "hnsw":
-            return faiss.SearchParametersHNSW(efSearch=max(effort, 2 * k + 16))
-        return faiss.SearchParametersIVF(nprobe=effort)
+            return library.SearchParametersHNSW(efSearch=max(effort, 2 * k + 16))
+        return library.SearchParametersIVF(nprobe=effort)
 
     def write(self, path: Path) -> None:
         import faiss

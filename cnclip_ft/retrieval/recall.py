@@ -152,25 +152,27 @@ def ranks_and_topk(
     device: torch.device | str | None = None,
 ) -> tuple[SplitRanks, tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     """`split_ranks`, and `topk` text→image and image→text, all from one walk over the scores."""
-    found, by_text, by_image = _both_ways(features, k, memory, device)
-    return found, (by_text.values, by_text.indices), (by_image.values, by_image.indices)
+    found, tops = _both_ways(features, k, memory, device)
+    by_text, by_image = ((top.values, top.indices) for top in tops)
+    return found, by_text, by_image
 
 
 def _both_ways(
     features: SplitFeatures, k: int | None, memory: str | int, device: torch.device | str | None
-) -> tuple[SplitRanks, TopLooker | None, TopLooker | None]:
+) -> tuple[SplitRanks, list[TopLooker]]:
+    """The ranks, and with `k` what is best of texts and of images."""
     size, where = parse_memory(memory), settle_device(device, features.text_features)
     with full_precision():
         texts = Side(features.text_features, where, size, "text")
         images = Side(features.image_features, where, size, "image")
         positives = Positives.of(texts, images, features.positives.flip(1))
         rows, columns = [RankLooker(texts, images, positives)], [RankLooker(images, texts, positives.turned())]
-        tops = [TopLooker(texts, images, k, size), TopLooker(images, texts, k, size)] if k else [None, None]
+        tops = [TopLooker(texts, images, k, size), TopLooker(images, texts, k, size)] if k else []
         if len(features.positives) or k:
-            sweep(texts, images, [*rows, *filter(None, tops[:1])], [*columns, *filter(None, tops[1:])], size)
+            sweep(texts, images, [*rows, *tops[:1]], [*columns, *tops[1:]], size)
         by_text, by_image = rows[0].ranks(), columns[0].ranks()
     text_index, image_index = by_text.nonzero()[:, 0], by_image.nonzero()[:, 0]
-    return SplitRanks(text_index, by_text[text_index], image_index, by_image[image_index]), tops[0], tops[1]
+    return SplitRanks(text_index, by_text[text_index], image_index, by_image[image_index]), tops
 
 
 def summarise(found: torch.Tensor, gallery: int, ks: Sequence[int] = KS) -> Direction | None:

@@ -24,6 +24,7 @@ from data_tools.store.layouts import damaged_value
 Lengths = Callable[[Sequence[str]], list[int]]
 BATCHES = (128, 1024, 8192)
 _TEXTS_AT_ONCE = 8192
+Digest = bytes
 _SHOWN = 12  # examples kept of each kind
 
 
@@ -91,8 +92,8 @@ class SplitCheck:
     stated_order: str | None = None
     stated_images: int | None = None
     examples: dict[str, list[Any]] = field(default_factory=dict)
-    image_hashes: dict[bytes, Id] = field(default_factory=dict, repr=False)
-    text_hashes: dict[bytes, str] = field(default_factory=dict, repr=False)
+    image_hashes: dict[Digest, Id] = field(default_factory=dict, repr=False)
+    text_hashes: dict[Digest, str] = field(default_factory=dict, repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, without the hashes."""
@@ -136,7 +137,7 @@ def measure(
     content, order = Checksum(images.content.sums), images.order
     content.add(pairs.content.sums)
     texts = _Texts(pairs.distinct, lengths, progress)
-    examples = {
+    examples: dict[str, list[Any]] = {
         "undecodable": images.undecodable_examples,
         "repeated_images": images.repeated_examples(),
         "repeated_texts": pairs.repeated_examples(),
@@ -268,7 +269,7 @@ class _Pairs:
         self.languages: Counter[str] = Counter()
         self.distinct: dict[Id, str] = {}
         self.first_text: dict[bytes, str] = {}
-        self.missing, self.missing_examples = 0, []
+        self.missing, self.missing_examples = 0, list[list[Id]]()
         self._image_of, self._text_of = array("q"), array("q")  # of every pair: equal content, equal number
         text_numbers: dict[bytes, int] = {}
         for pair in tqdm(store.pairs(), total=len(store), desc=f"{store.name}: pairs", unit="pair",

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from tqdm import tqdm
@@ -120,13 +121,17 @@ def _note_digests(folder: Path, written: dict[str, str]) -> None:
         json.dump({"about": "demonstration set of cnclip-ft: sha256 of its files", "files": known}, file, indent=1)
 
 
+def _one_of(sums: Collection[str]) -> Callable[[Path], bool]:
+    return lambda place: sha256(place) in sums
+
+
 def _refuse_sources(folder: Path, split: str, overwrite: bool) -> None:
     known = _read_digests(folder)
     refuse_foreign_file(folder / MANIFEST, json_with("about", "files"), "the list of a demonstration set")
     for file in _source_files(folder, split):
         refuse_foreign_file(
             file,
-            lambda place, name=file.name: sha256(place) in known.get(name, ()),
+            _one_of(known.get(file.name, ())),
             "of a demonstration set as `data demo` drew it",
         )
         if file.exists() and not overwrite:

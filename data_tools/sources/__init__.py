@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,7 +53,7 @@ _TAKES = {
 }
 
 
-def open_source(kind: str, place: str, options: SourceOptions | None = None) -> dict[str, Source]:
+def open_source(kind: str, place: str, options: SourceOptions | None = None) -> Mapping[str, Source]:
     """The splits of a source by name; a source without splits has one, named ``""``.
 
     Raises:
@@ -74,8 +75,15 @@ def open_source(kind: str, place: str, options: SourceOptions | None = None) -> 
     if kind == "table":
         from data_tools.sources.table import TableSource
 
-        table = {"header": options.header, "outside": options.allow_outside, "encoding": options.encoding}
-        return {"": TableSource(path, root=options.images, columns=options.columns, **table)}
+        table = TableSource(
+            path,
+            root=options.images,
+            columns=options.columns,
+            header=options.header,
+            outside=options.allow_outside,
+            encoding=options.encoding,
+        )
+        return {"": table}
     if not path.is_dir():
         hint = "; unpack it first" if path.suffix == ".zip" else ""
         raise RequestError(f"{path}: no such folder{hint}")

@@ -59,7 +59,8 @@ class _Position:
     """Bytes read so far over several files."""
 
     def __init__(self) -> None:
-        self._before, self._handle = 0, None
+        self._before = 0
+        self._handle: BinaryIO | None = None
 
     def reading(self, file: Path) -> BinaryIO:
         self._before = self.tell()
@@ -69,8 +70,5 @@ class _Position:
     def tell(self) -> int:
         if self._handle is None:
             return 0
-        return self._before + (self._handle.tell() if not self._handle.closed else self._size)
-
-    @property
-    def _size(self) -> int:
-        return Path(self._handle.name).stat().st_size
+        here = Path(self._handle.name).stat().st_size if self._handle.closed else self._handle.tell()
+        return self._before + here

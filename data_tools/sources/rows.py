@@ -150,18 +150,19 @@ def _batch_rows(batch: Any, bad: tuple[type[Exception], ...]) -> Iterator[dict[s
     except bad:
         pass
     for at in range(batch.num_rows):
-        row: dict[str, Any] | DataFault = {}
+        row: dict[str, Any] = {}
+        fault: DataFault | None = None
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             try:
                 row[name] = column[at].as_py()
             except bad as error:
                 text = isinstance(error, UnicodeDecodeError)
-                row = DataFault(
+                fault = DataFault(
                     f"column {name!r} {'is not UTF-8' if text else 'cannot be read'} ({_first_line(error)})",
                     mend="Write the row again.", kind="not-utf8" if text else "bad-field",
                 )  # fmt: skip
                 break
-        yield row
+        yield row if fault is None else fault
 
 
 def _first_line(error: Exception) -> str:

@@ -84,9 +84,9 @@ def _one(name: str | None, usual: tuple[str, ...], names: list[str], file: Path,
     if name is None:
         lower = {known.lower(): known for known in reversed(names)}
         name = next((lower[known] for known in usual if known in lower), None)
-    if names.count(name) > 1:
+    if name is not None and names.count(name) > 1:
         raise RequestError(f"{file}: {names.count(name)} columns are called {name!r}; give each a name of its own.")
-    if name not in names:
+    if name is None or name not in names:
         wanted = f"no column {name!r}" if name else f"none of the columns is known to hold the {what}"
         raise RequestError(f"{file}: {wanted}; there are {', '.join(map(repr, names)) or 'none'}. Name it with {flag}.")
     return name
@@ -134,7 +134,7 @@ class TableSource:
             columns = self.columns.resolve(table.columns, self.file)
         notes: list[str] = list(table.notes)
         items = _Rows(self, table, columns, notes)
-        return Stream(items, total=table.total, unit=table.unit, tell=lambda: table.tell(), notes=notes)
+        return Stream(iter(items), total=table.total, unit=table.unit, tell=lambda: table.tell(), notes=notes)
 
     def _look_for_header(self, names: list[str]) -> None:
         """Raises:
@@ -214,6 +214,7 @@ class _Rows:
 
     def _row(self, row: dict[str, Any], columns: Columns, number: int) -> tuple[ImageItem, list[Any]]:
         untyped = self.source._untyped
+        assert columns.image is not None, "resolved"
         for name in columns.as_list():
             if name not in row and name not in columns.text[1:]:
                 raise DataFault(f"field {name!r} is missing", mend="Every row needs it.", kind="missing-field")
@@ -258,7 +259,8 @@ class _Rows:
 
 def _name_of(path: str | None) -> str | None:
     """The name that came with bytes: the path as written; of one that says where it lay on another machine, its last part."""
-    parts = [part for part in (path or "").replace("\\", "/").split("/") if part not in ("", ".")]
+    path = path or ""
+    parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".")]
     if not parts:
         return None
     name = "/".join(parts)

@@ -70,7 +70,7 @@ class TarMembers:
                 expected = start = start + _BLOCK
                 if not content.reaches(start):
                     return
-        entry = archive.firstmember
+        entry = archive.firstmember  # type: ignore[attr-defined] # what the constructor read; not declared
         while True:
             if entry is not None:
                 start = entry.offset
@@ -78,7 +78,7 @@ class TarMembers:
                     yield _fault(f"{start - expected:,} bytes before {entry.name[:60]!r} are no members")
                 yield from self._member(archive, entry)
                 expected = archive.offset
-            archive.members.clear()
+            archive.members.clear()  # type: ignore[attr-defined] # else every member stays in memory; not declared
             try:
                 entry = archive.next()
             except _ERRORS as error:
@@ -133,6 +133,12 @@ class _Sparing:
     def tell(self) -> int:
         return self._content.tell()
 
+    def write(self, data: bytes) -> int:
+        raise OSError("read only")
+
+    def close(self) -> None:
+        """Its owner closes the file."""
+
     def reaches(self, place: int) -> bool:
         """Whether there are bytes at `place`."""
         self._content.seek(place)
@@ -157,8 +163,8 @@ class _Sparing:
 
 
 def _read(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
-    handle, pieces, left = archive.extractfile(entry), [], entry.size
-    while left > 0:
+    handle, pieces, left = archive.extractfile(entry), list[bytes](), entry.size
+    while handle is not None and left > 0:
         piece = handle.read(min(left, _LARGEST_HEADER))
         if not piece:
             raise tarfile.ReadError("unexpected end of data")
@@ -173,9 +179,13 @@ def _uncompressed(raw: BinaryIO) -> Any:
 
     first = raw.read(6)
     raw.seek(0)
-    for mark, opener in ((b"\x1f\x8b", gzip.GzipFile), (b"BZh", bz2.BZ2File), (b"\xfd7zXZ\0", lzma.LZMAFile)):
+    for mark, opener in (
+        (b"\x1f\x8b", lambda raw: gzip.GzipFile(fileobj=raw, mode="rb")),
+        (b"BZh", bz2.BZ2File),
+        (b"\xfd7zXZ\0", lzma.LZMAFile),
+    ):
         if first.startswith(mark):
-            return opener(fileobj=raw) if opener is gzip.GzipFile else opener(raw)
+            return opener(raw)
     return raw
 
 

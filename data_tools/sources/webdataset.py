@@ -84,7 +84,7 @@ class WebDatasetSource:
 
     def open(self) -> Stream:
         tars = [TarMembers(file) for file in self.tars()]
-        done, notes = [0], []
+        done, notes = [0], list[str]()
         total = sum(tar.size for tar in tars)
         return Stream(self._items(tars, done, notes), total=total, unit="B", tell=lambda: done[0], notes=notes)
 

@@ -54,7 +54,8 @@ class Order:
     """
 
     def __init__(self) -> None:
-        self._sha, self._lines = hashlib.sha256(), []
+        self._sha = hashlib.sha256()
+        self._lines: list[str] = []
 
     def image(self, image_id: Id) -> None:
         self._line(str(image_id) if type(image_id) is int else json.dumps(image_id))

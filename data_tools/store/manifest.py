@@ -92,10 +92,10 @@ def read_manifest(place: Path) -> Manifest | None:
                 f"{path}: version {content['version']} is not known here (known: {VERSION}). Use a newer cnclip-ft."
             )
         files = {str(name): (int(size), str(sums)) for name, (size, sums) in content["files"].items()}
-        words = [content[name] for name in ("build", "checksum", "order")]
-        if content["format"] != FORMAT or not files or not all(type(word) is str for word in words):
+        build, checksum, order = (content[name] for name in ("build", "checksum", "order"))
+        if content["format"] != FORMAT or not files or not all(type(word) is str for word in (build, checksum, order)):
             raise ValueError
-        return Manifest(*words, files)
+        return Manifest(build, checksum, order, files)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -141,7 +141,9 @@ def compare_samples(manifest: Manifest, place: Path, files: dict[str, Path]) -> 
     compare_sizes(manifest, place, files)
     for file in files.values():
         sums = _list(file)
-        for number, found in sample(file).items() if sums is not None else ():
+        if sums is None:
+            continue
+        for number, found in sample(file).items():
             if sums[number] != found:
                 raise other_file(
                     file, f"its bytes from {number * BLOCK:,} on are not those the store was finished with"

@@ -68,6 +68,7 @@ class PairStore:
     def __init__(self, path: Path) -> None:
         self.path, self.name = Path(path), Path(path).name
         self._pid, self._generation = -1, ""
+        self._shards: list[Shard] = []
 
     def __getstate__(self) -> dict[str, Any]:
         seen = [kept for shard in self._shards for kept in shard.identities()] if self._pid == os.getpid() else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ def shard_folders(path: Path) -> list[Path]:
     return sorted(path.glob("shard-*")) or [path]
 
 
-def _whole(value: bytes) -> int:
+def _whole(value: bytes | memoryview) -> int:
+    value = bytes(value)
     if not value.isdigit() or len(value) > 18:
         raise ValueError
     return int(value)
@@ -59,12 +60,12 @@ def _read_meta(folder: Path, pairs: lmdb.Transaction, images: lmdb.Transaction) 
             )
         try:
             return {
-                "layout": "official", "pairs": _whole(count), "images": _whole(bytes(pictures)), "lone_texts": 0, "foreign": True,
+                "layout": "official", "pairs": _whole(count), "images": _whole(pictures), "lone_texts": 0, "foreign": True,
             }  # fmt: skip
         except ValueError:
             raise damaged(folder / "pairs" / DATA, "num_samples or num_images is no number") from None
     try:
-        meta = json.loads(value)
+        meta = json.loads(bytes(value))
         known = (meta.get("format"), meta.get("version")) == (FORMAT, VERSION) and meta.get("layout") in LAYOUTS
         if not known and type(meta["version"]) is int:
             raise RequestError(
@@ -172,7 +173,7 @@ class Shard:
             raise damaged(self.pairs_file, f"pair {index} of {self.meta['pairs']:,} is missing")
         return found
 
-    def pair(self, index: int) -> tuple[Any, ...]:
+    def pair(self, index: int) -> Sequence[Any]:
         """(image_id, text_id, text[, language])."""
         return self.layout.read_pair(self.value(index), index, self.pairs_file)
 
@@ -191,12 +192,12 @@ class Shard:
 
     def image_ids(self) -> Iterator[Id]:
         with self._told(self.images_file):
-            for key in self.images.cursor().iternext(keys=True, values=False):
+            for key in map(bytes, self.images.cursor().iternext(keys=True, values=False)):
                 if key != self.layout.image_count_key:
                     try:
                         yield self.layout.image_id(key)
                     except (ValueError, ArithmeticError, LookupError):
-                        raise damaged_value(f"{bytes(key)!r} is no image's key", self.images_file) from None
+                        raise damaged_value(f"{key!r} is no image's key", self.images_file) from None
 
     def lone_texts(self) -> Iterator[tuple[Id, str, str | None]]:
         cursor, count = self.pairs.cursor(), 0

@@ -63,7 +63,9 @@ class StoreWriter:
         except BaseException as error:
             self._closed = True
             self._work.leave()
-            raise write_error(self.building, error) from None if isinstance(error, OSError) else error
+            if isinstance(error, OSError):
+                raise write_error(self.building, error) from None
+            raise
         if self.in_place:
             self._closed = True
             self._work.remove()
@@ -116,7 +118,7 @@ class StoreWriter:
         """The lines of the list of faults that stand where an interrupted build goes on."""
         return self._seen.faults(self.faults_bytes)
 
-    def own_id(self, image_id: Id, item: int, origin: str) -> Id:
+    def own_id(self, image_id: Id, item: int, origin: str | None) -> Id:
         """The id for an image of this name: the name, or ``<name>~<digits of its origin>`` where another image has it."""
         known = self._seen.image(image_id)
         if known is None or known.item == item or known.origin == origin_hash(origin):
@@ -247,8 +249,8 @@ class StoreWriter:
         if places or not image_ids:
             if known is None:
                 self._seen.add_text(text_id, item, digest)
-            for image_id, seen in places:
-                self._parts.add_pair(item, seen.shard, seen.number or image_id, text_id, text, language)
+            for image_id, image in places:
+                self._parts.add_pair(item, image.shard, image.number or image_id, text_id, text, language)
             if not image_ids and (known is None or known[0] == item):
                 self._parts.add_lone(item, text_id, text, language)
         else:
@@ -263,7 +265,8 @@ class StoreWriter:
             # The official files hold the same id once as text (TSV) and once as number (JSONL).
             other = str(image_id) if isinstance(image_id, int) else _number_of(image_id)
             seen = None if other is None else self._seen.image(other)
-            image_id = other if seen is not None else image_id
+            if other is not None and seen is not None:
+                image_id = other
         if seen is not None and origin is not None and seen.origin != origin_hash(origin):
             image_id = _beside(image_id, origin)
             seen = self._seen.image(image_id)
@@ -361,7 +364,7 @@ class StoreWriter:
                     file.write(f"{number}\t{image_id}\n")
 
 
-def _beside(image_id: Id, origin: str) -> str:
+def _beside(image_id: Id, origin: str | None) -> str:
     mark = f"~{origin_hash(origin).hex()[:12]}"
     return str(image_id).encode()[: LONGEST_ID - len(mark)].decode("utf-8", "ignore") + mark
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,7 +43,7 @@ class Engine:
     def prepare(self) -> str:
         """Spend seconds and memory so that every question is quicker: what a server does. Gives what was done, in words."""
         alike = quicken(self.model)
-        copied = self.exact and self.search.keep_copy()
+        copied = isinstance(self.search, ExactSearch) and self.search.keep_copy()
         done = [] if alike is None else [f"text tower with half-precision weights (features alike to {1 - alike:.0e})"]
         done += ["half-precision copy of the features"] if copied else []
         self.ask([Question(text="暖")])
@@ -90,9 +90,15 @@ class Engine:
 
 
 def open_engine(
-    folder: str | Path, *, checkpoint: str | Path | None = None, device: str | None = None, exact: bool = False,
-    source: str = "huggingface", trust_import: bool = False, say=print,
-) -> Engine:  # fmt: skip
+    folder: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    device: str | None = None,
+    exact: bool = False,
+    source: str = "huggingface",
+    trust_import: bool = False,
+    say: Callable[[str], object] = print,
+) -> Engine:
     """Open an index with the model it was made by.
 
     Args:

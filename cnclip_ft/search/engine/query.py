@@ -68,13 +68,13 @@ def vectors(
     Returns:
         In a question's place the error where its parts cancel each other out.
     """
-    words = list(dict.fromkeys(text for q in questions for text in (q.text, q.without) if (text or "").strip()))
+    words = list(dict.fromkeys(text for q in questions for text in (q.text, q.without) if text and text.strip()))
     pictures = [q.pixels for q in questions if q.pixels is not None]
     # On a CPU a handful of texts of like length already fill it; more would only be padded further.
     together = _TEXTS_ON_CPU if model.device.type == "cpu" else 256
     with torch.inference_mode():
         known = dict(zip(words, encode_texts(model, words, batch_size=together), strict=True)) if words else {}
-        seen = iter(model.image_features(torch.stack(pictures).to(model.device)).float().cpu() if pictures else [])
+        seen = iter(model.image_features(torch.stack(pictures).to(model.device)).float().cpu() if pictures else ())
     return [_combine(q, known, next(seen) if q.pixels is not None else None, features) for q in questions]
 
 
@@ -84,10 +84,10 @@ def _combine(
     if question.like is not None:
         picture = features[question.like].float()
     text = known.get(question.text) if question.text else None
+    wanted = picture if text is None else text
     if text is not None and picture is not None:
         wanted = (1 - question.image_share) * text + question.image_share * picture
-    else:
-        wanted = picture if text is None else text
+    assert wanted is not None, "the question was checked"
     without = known.get(question.without) if question.without else None
     if without is not None:
         wanted = F.normalize(wanted, dim=0) - question.without_weight * without

@@ -97,11 +97,11 @@ class Decoders:
 
     async def _child(self) -> _Child:
         while self._idle:
-            child = self._idle.pop()
-            if child.alive:
-                return child
+            if (idle := self._idle.pop()).alive:
+                return idle
         self._all = [child for child in self._all if child.alive]
-        child, ready = None, False
+        child: _Child | None = None
+        ready = False
         try:
             with anyio.move_on_after(_START_SECONDS):
                 child = await _Child.start(_MEMORY + _BYTES_A_PIXEL * self.pixels, self.seconds + 5)
@@ -120,7 +120,8 @@ class Decoders:
 
 class _Child:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
+        assert process.stdin is not None and process.stdout is not None, "started with pipes"
+        self._process, self._in, self._out = process, process.stdin, process.stdout
 
     @classmethod
     async def start(cls, memory: int, seconds: float) -> _Child:
@@ -137,15 +138,15 @@ class _Child:
         return self._process.returncode is None
 
     async def ask(self, request: bytes) -> tuple[dict[str, Any], bytes]:
-        self._process.stdin.write(request)
-        await self._process.stdin.drain()
+        self._in.write(request)
+        await self._in.drain()
         return await self.answer()
 
     async def answer(self) -> tuple[dict[str, Any], bytes]:
         """Raises:
         EOFError, OSError: it has ended.
         """
-        read = self._process.stdout.readexactly
+        read = self._out.readexactly
         head, body = LENGTHS.unpack(await read(LENGTHS.size))
         if head > _MOST or body > _MOST:
             raise ValueError(f"{head}, {body} bytes")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -31,7 +30,8 @@ class PatientProtocol(H11Protocol):
         self._alarm: asyncio.TimerHandle | None = None
         self._seen: object = self  # the request the alarm is set for
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport), "of a stream"
         super().connection_made(transport)
         self._watch()
         if len(self.connections) > self._most:
@@ -71,7 +71,7 @@ class PatientProtocol(H11Protocol):
         self._alarm = self.loop.call_later(seconds, self.transport.abort)
 
 
-def patient() -> Callable[..., PatientProtocol]:
+def patient() -> type[PatientProtocol]:
     """The protocol of one server, for as many connections as this process may have files."""
     most = _MOST
     try:
@@ -80,4 +80,9 @@ def patient() -> Callable[..., PatientProtocol]:
         most = max(16, min(most, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_FILES))
     except ImportError:  # Windows
         pass
-    return functools.partial(PatientProtocol, waiting={}, most=most)
+    waiting: dict[PatientProtocol, None] = {}
+
+    class OfThisServer(PatientProtocol):
+        __init__ = functools.partialmethod(PatientProtocol.__init__, waiting=waiting, most=most)
+
+    return OfThisServer
