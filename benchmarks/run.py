@@ -33,6 +33,7 @@ def timed(work) -> float:
 
 
 def validation(folder: Path, repeats: int) -> None:
+    from cnclip_ft.evaluation.evaluators import Recall
     from cnclip_ft.features.encode import encode_split
     from cnclip_ft.models.start import build_start
     from cnclip_ft.training.validation import Judge
@@ -45,7 +46,7 @@ def validation(folder: Path, repeats: int) -> None:
     model, _ = build_start(recipe.model.start)
     from contextlib import nullcontext
 
-    judge = Judge({"valid": store}, torch.device("cpu"), 0, nullcontext)
+    judge = Judge({"valid": Recall(store)}, torch.device("cpu"), 0, nullcontext)
     judge(model)
     pairs = []
     for _ in range(repeats):

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
+
+from data_tools.errors import UserError
 
 _BUCKET_BYTES = 64 * 2**20
 
@@ -101,3 +106,82 @@ def log_sum_exp_over_ranks(maximum: torch.Tensor, total: torch.Tensor) -> torch.
         dist.all_reduce(total)
         maximum = common
     return maximum + total.log()
+
+
+# ---- work that is shared ------------------------------------------------------------------------------------------
+
+
+class FailedElsewhere(UserError):
+    """Another device met an error; the message is its own."""
+
+
+def meet(device: torch.device, error: Exception | None = None, number: int = 0) -> int:
+    """All devices meet here, and learn the largest `number`.
+
+    Raises:
+        Exception: `error` itself on the device that brings one.
+        FailedElsewhere: on the others.
+    """
+    if world_size() > 1:
+        told = torch.tensor([error is not None, number], dtype=torch.int64, device=device)
+        dist.all_reduce(told, op=dist.ReduceOp.MAX)
+        failed, number = told.tolist()
+        if failed:
+            said = None if error is None else str(error) if isinstance(error, UserError) else repr(error)
+            messages: list[str | None] = [None] * world_size()
+            dist.all_gather_object(messages, said)
+            if error is None:
+                raise FailedElsewhere(next(message for message in messages if message is not None))
+    if error is not None:
+        raise error
+    return number
+
+
+@contextmanager
+def together(device: torch.device) -> Iterator[None]:
+    """A block that all devices walk through: an error on one raises on all, at their next `meet` or at the end."""
+    try:
+        yield
+    except FailedElsewhere:
+        raise
+    except Exception as error:  # noqa: BLE001 - the others are told, and `meet` raises it again
+        meet(device, error)
+    else:
+        meet(device)
+
+
+def in_turns(sizes: Sequence[int], own: Iterator[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:
+    """Pieces of a whole, float32 ``[size, width]`` on the CPU, in their order; device r of W computes every W-th from r on.
+
+    They are exchanged as they come: no device runs ahead of the others, and none waits longer than for a piece.
+
+    Args:
+        sizes: rows of every piece.
+        own: this device's pieces.
+    """
+    if world_size() == 1:
+        yield from own
+        return
+    for first in range(0, len(sizes), world_size()):
+        piece = next(own) if first + rank() < len(sizes) else None
+        width = meet(device, number=0 if piece is None else piece.shape[1])
+        sent = torch.zeros(max(sizes), width, device=device)
+        if piece is not None:
+            sent[: len(piece)] = piece
+        everyone = gather_rows_detached(sent).cpu().split(len(sent))
+        for part, size in zip(everyone, sizes[first : first + world_size()], strict=False):
+            yield part[:size]
+
+
+@contextmanager
+def statistics_of_first(module: torch.nn.Module) -> Iterator[None]:
+    """Inside, float buffers (statistics of batches) are the first device's: each may have gathered its own."""
+    buffers = [b for b in module.buffers() if b.is_floating_point()] if world_size() > 1 else []
+    before = [buffer.clone() for buffer in buffers]
+    for buffer in buffers:
+        dist.broadcast(buffer, 0)
+    try:
+        yield
+    finally:
+        for buffer, own in zip(buffers, before, strict=True):
+            buffer.copy_(own)

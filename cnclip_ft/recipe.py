@@ -8,10 +8,20 @@ command line overrides a single setting.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from cnclip_ft.new_towers import check_new_towers, fault_lines, short
 from cnclip_ft.yaml_file import parse_yaml, read_yaml
@@ -77,13 +87,40 @@ class Guard(Section):
     action: Literal["report", "stop"] = "report"  # stop: such a model is never the best, and the run ends
 
 
+class ZeroShot(Section):
+    """Judged along: are pictures nearest to the name of their class?"""
+
+    zero_shot: Place  # a folder with a sub-folder for each class, or a store whose texts are class names
+    classes: Place  # file of classes, as for `cnclip-ft classify`
+    templates: Place = "zh"  # zh, en, zh+en, none, or a file
+
+    scores: ClassVar[tuple[str, ...]] = ("accuracy", "top5", "mean_per_class")
+
+    def places(self) -> list[str]:
+        """Files and folders it names; `templates` may be a word."""
+        return [self.zero_shot, self.classes]
+
+
+RECALLS = (
+    "mean_recall",
+    *(f"{way}.{n}" for way in ("text_to_image", "image_to_text") for n in ("r1", "r5", "r10", "mean_recall")),
+)
+"""Scores of a validation split that is a store."""
+
+# One validation set: a store is a path, what else can be judged a section that begins with its name.
+ValidSet = Annotated[
+    Annotated[Place, Tag("str")] | Annotated[ZeroShot, Tag("nullable")],
+    Discriminator(lambda content: "nullable" if isinstance(content, (dict, ZeroShot)) else "str"),
+]
+
+
 class DataSection(Section):
     """Stores (`cnclip-ft data build` or `data import` makes them) and how they are read."""
 
     train: Place
     valid: (
-        Place | Annotated[dict[str, Place], Field(min_length=1)]
-    )  # one split, or {name: split}; the first one decides what is best
+        Place | Annotated[dict[str, ValidSet], Field(min_length=1)]
+    )  # one split, or {name: split or {zero_shot: …}}; the first one decides what is best
     guard: Guard | None = None  # a split on which the model must not get worse
     context_length: int = Field(52, ge=3, le=512)
     workers: Annotated[int, Field(ge=0, le=512)] | Literal["auto"] = "auto"  # decoding processes per device
@@ -95,14 +132,22 @@ class DataSection(Section):
 
     @field_validator("valid")
     @classmethod
-    def _named(cls, valid: str | dict[str, str]) -> str | dict[str, str]:
+    def _named(cls, valid: str | dict[str, str | ZeroShot]) -> str | dict[str, str | ZeroShot]:
+        if isinstance(valid, dict) and not isinstance(next(iter(valid.values())), str):
+            raise ValueError(
+                "the first validation split is a store: rows and tables show recall on it; name another later"
+            )
         for name in valid if isinstance(valid, dict) else ():
             if not name.strip() or not name.isprintable() or name in ("guard", "train"):
                 raise ValueError(f"{name!r} cannot name a validation split; choose another word")
         return valid
 
-    def valid_sets(self) -> dict[str, str]:
+    def valid_sets(self) -> dict[str, str | ZeroShot]:
         return self.valid if isinstance(self.valid, dict) else {"valid": self.valid}
+
+    def valid_places(self) -> list[str]:
+        """All that validation reads."""
+        return [p for s in self.valid_sets().values() for p in ([s] if isinstance(s, str) else s.places())]
 
 
 class Lora(Section):
@@ -275,23 +320,28 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _best_by_names_a_split(self) -> Recipe:
-        split = score_path(self.best_by)[0]
-        if split is not None and split not in self.data.valid_sets():
-            raise ValueError(f"best_by names the split '{split}'; data.valid has {', '.join(self.data.valid_sets())}")
+        split, score = score_path(self.best_by)
+        sets = self.data.valid_sets()
+        if split is not None and split not in sets:
+            raise ValueError(f"best_by names the split '{split}'; data.valid has {', '.join(sets)}")
+        judged = sets[split] if split is not None else next(iter(sets.values()))
+        known = RECALLS if isinstance(judged, str) else judged.scores
+        if score not in known:
+            raise ValueError(f"best_by is '{self.best_by}', but scores there are {', '.join(known)}")
         return self
 
 
-def score_path(best_by: str) -> tuple[str | None, str | None, str]:
-    """``"split: text_to_image.r1"`` → (split or None for the first, direction or None for both, score)."""
+def score_path(best_by: str) -> tuple[str | None, str]:
+    """``"split: text_to_image.r1"`` → (split or None for the first, name of the score)."""
     split, colon, score = best_by.rpartition(":")
-    direction, dot, name = score.strip().rpartition(".")
-    scores = ("r1", "r5", "r10", "mean_recall") if dot else ("mean_recall",)
-    if name not in scores or (dot and direction not in ("text_to_image", "image_to_text")):
+    score = score.strip()
+    if score not in RECALLS and score not in ZeroShot.scores:
         raise ValueError(
             f"'{best_by}' is not a score; use mean_recall, or text_to_image or image_to_text with .r1, .r5, .r10 or "
-            ".mean_recall, after 'split:' when another than the first validation split decides"
+            ".mean_recall, after 'split:' when another than the first validation split decides; of a zero_shot list "
+            f"{', '.join(ZeroShot.scores)}"
         )
-    return (split.strip() if colon else None), (direction if dot else None), name
+    return (split.strip() if colon else None), score
 
 
 def shipped_recipes() -> list[str]:
@@ -368,7 +418,8 @@ def _keys_at(where: list[str]) -> list[str]:
         "lora": Lora,
     }
     stage = len(where) == 2 and where[0] == "stages"
-    section = Stage if stage else names.get(where[-1] if where else "")
+    judged = len(where) == 3 and where[:2] == ["data", "valid"]
+    section = Stage if stage else ZeroShot if judged else names.get(where[-1] if where else "")
     return list(section.model_fields) if section else []
 
 

@@ -70,8 +70,11 @@ def _same(name: str) -> str:
     return unicodedata.normalize("NFC", name.strip())
 
 
-def read_templates(spec: str) -> list[str]:
+def read_templates(spec: str, setting: str = "--templates") -> list[str]:
     """``zh``, ``en``, ``zh+en`` (shipped), ``none`` (the bare name) or a file with ``{}`` in every line.
+
+    Args:
+        setting: where `spec` was given, for messages.
 
     Raises:
         RequestError: no such list or file, or it is empty.
@@ -84,7 +87,7 @@ def read_templates(spec: str) -> list[str]:
     files = [TEMPLATES / f"{name}.txt" for name in names] if set(names) <= shipped else [Path(spec)]
     if not files[0].is_file():
         raise RequestError(
-            f"--templates is {spec!r}: neither a file nor one of {', '.join(sorted(shipped))}, none (join with +)"
+            f"{setting} is {spec!r}: neither a file nor one of {', '.join(sorted(shipped))}, none (join with +)"
         )
     templates: dict[str, None] = {}
     for file in files:
@@ -133,13 +136,22 @@ def class_features(
             return load_file(file)["classes"]
         except (OSError, KeyError, SafetensorError):
             pass  # not there yet, or broken: made again below
-    prompts = [template.replace("{}", name) for c in classes for name in c.names for template in templates]
-    features = encode_texts(model, prompts, batch_size=batch_size)
-    sizes = [len(c.names) * len(templates) for c in classes]
-    averaged = F.normalize(torch.stack([part.mean(0) for part in features.split(sizes)]), dim=1)
+    features = encode_texts(model, prompts(classes, templates), batch_size=batch_size)
+    averaged = average_prompts(features, classes, templates)
     if file is not None:
         _keep(file, averaged)
     return averaged
+
+
+def prompts(classes: Sequence[Class], templates: Sequence[str]) -> list[str]:
+    """Every template with every name of every class."""
+    return [template.replace("{}", name) for c in classes for name in c.names for template in templates]
+
+
+def average_prompts(features: torch.Tensor, classes: Sequence[Class], templates: Sequence[str]) -> torch.Tensor:
+    """Unit features of `prompts` → unit ``[classes, dim]``."""
+    sizes = [len(c.names) * len(templates) for c in classes]
+    return F.normalize(torch.stack([part.mean(0) for part in features.split(sizes)]), dim=1)
 
 
 def _keep(file: Path, features: torch.Tensor) -> None:
@@ -162,7 +174,7 @@ def labelled_images(path: Path, source: Source, classes: Sequence[Class]) -> tup
         tops = [_same(i.split("/")[0]) if "/" in i else None for i in ids]
         unknown = next((top for top in tops if top is not None and top not in names), None)
         if unknown is not None:
-            raise DataFault(f"folder {unknown!r} is no class of the list", mend="Add it to --classes, as `folder<TAB>name`.",
+            raise DataFault(f"folder {unknown!r} is no class of the list", mend="Add it to the list of classes, as `folder<TAB>name`.",
                             kind="unknown-class", file=path)  # fmt: skip
         return ids, [None if top is None else names[top] for top in tops]
     labels: list[int | None] = [None] * len(source.split.image_ids)

@@ -19,6 +19,7 @@ from data_tools.pictures import MISSING
 
 if TYPE_CHECKING:
     from cnclip_ft.models.dual_encoder import DualEncoder
+    from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
     from data_tools.store import PairStore
 
 OnFault = Callable[[int, DataFault], None]  # position among the ids, and what is wrong with the image
@@ -183,17 +184,20 @@ def iterate_images(
     workers: int = 0,
     meter: Meter | None = None,
     on_fault: OnFault | None = None,
+    trunk: bool = False,
 ) -> Iterator[torch.Tensor]:
     """Unit float32 ``[<= batch_size, dim]`` on the CPU, in the order of the ids; call inside `evaluating`.
 
     Args:
         read: gives an image's encoded bytes, or its path, for an id.
+        trunk: give what the image trunk says, ``[<= batch_size, width]``, before the projection.
         on_fault: is told of an image that cannot be read or decoded, whose row is NaN; None raises the fault.
 
     Raises:
         DataFault: an image cannot be read or decoded, without `on_fault`; the message names it.
     """
     keep_activations(model.device)
+    encode = model.image_trunk if trunk else model.image_features
     pictures = Pictures(image_ids, read, model.image_tower.preprocessing)
     first = 0
     for pixels, faults in pictures.batches(
@@ -208,14 +212,20 @@ def iterate_images(
         first += len(faults)
         part = torch.full((len(faults), model.image_tower.output_dim), torch.nan)
         if pixels is not None:
-            whole = _sound(model.image_features(pixels.to(model.device, non_blocking=True)).float().cpu(), "image")
+            whole = sound(encode(pixels.to(model.device, non_blocking=True)).float().cpu(), "image")
+            part = torch.full((len(faults), whole.shape[1]), torch.nan)
             part[torch.tensor([fault is None for fault in faults])] = whole
         if meter is not None:
             meter.add(len(part))
         yield part
 
 
-def _sound(features: torch.Tensor, name: str) -> torch.Tensor:
+def sound(features: torch.Tensor, name: str) -> torch.Tensor:
+    """The features.
+
+    Raises:
+        UserError: one is not finite.
+    """
     if not torch.isfinite(features).all():
         raise UserError(
             f"the {name} features hold NaN or infinity: the model is broken; go back to an earlier checkpoint"
@@ -243,20 +253,39 @@ def encode_texts(
     features would differ in the last bit, and what is a tie would be decided by chance.
     """
     features = torch.empty(len(texts), model.image_tower.output_dim)
+    for batch in text_batches(model.tokenizer, texts, batch_size):
+        features[batch.places] = encode_batch(model, batch)[batch.rows]
+        if meter is not None:
+            meter.add(len(batch.rows))
+    return features
+
+
+@dataclass
+class TextBatch:
+    """Distinct token ids, and which texts are theirs: the text at `places[i]` reads as `ids[rows[i]]`."""
+
+    ids: list[tuple[int, ...]]
+    places: list[int]
+    rows: list[int]
+
+
+def text_batches(tokenizer: TextTokenizer, texts: Sequence[str], batch_size: int) -> Iterator[TextBatch]:
+    """The batches of `encode_texts`."""
     for first in range(0, len(texts), _TEXTS_AT_ONCE):
         places: dict[tuple[int, ...], list[int]] = {}
-        for place, ids in enumerate(model.tokenizer.encode(texts[first : first + _TEXTS_AT_ONCE]), first):
+        for place, ids in enumerate(tokenizer.encode(texts[first : first + _TEXTS_AT_ONCE]), first):
             places.setdefault(tuple(ids), []).append(place)
         distinct = sorted(places, key=len)
         for start in range(0, len(distinct), batch_size):
             batch = distinct[start : start + batch_size]
-            input_ids, mask = model.tokenizer.pad(batch)
-            part = _sound(model.text_features(input_ids.to(model.device), mask.to(model.device)).float().cpu(), "text")
             rows = [row for row, ids in enumerate(batch) for _ in places[ids]]
-            features[[place for ids in batch for place in places[ids]]] = part[rows]
-            if meter is not None:
-                meter.add(len(rows))
-    return features
+            yield TextBatch(batch, [place for ids in batch for place in places[ids]], rows)
+
+
+def encode_batch(model: DualEncoder, batch: TextBatch) -> torch.Tensor:
+    """Unit float32 ``[len(batch.ids), dim]`` on the CPU."""
+    input_ids, mask = model.tokenizer.pad(batch.ids)
+    return sound(model.text_features(input_ids.to(model.device), mask.to(model.device)).float().cpu(), "text")
 
 
 class Meter:

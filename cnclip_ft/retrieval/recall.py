@@ -114,6 +114,14 @@ class RetrievalScores:
         means = [direction.mean_recall for direction in (self.text_to_image, self.image_to_text) if direction]
         return sum(means) / len(means) if means else None
 
+    def value(self, name: str) -> float | None:
+        """``mean_recall``, or ``text_to_image.r1`` and the like; None without ground truth in that direction."""
+        direction, _, score = name.rpartition(".")
+        if not direction:
+            return self.mean_recall
+        found = self.text_to_image if direction == "text_to_image" else self.image_to_text
+        return None if found is None else found.mean_recall if score == "mean_recall" else found.recall[int(score[1:])]
+
     def as_dict(self) -> dict[str, Any]:
         values: dict[str, Any] = {
             "mean_recall": self.mean_recall,

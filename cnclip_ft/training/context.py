@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from cnclip_ft.data.pairs import PairTable, build_table
+from cnclip_ft.evaluation.evaluators import Evaluator, Recall, open_evaluator
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
 from cnclip_ft.models.start import LoadReport, build_start
@@ -40,7 +41,7 @@ class Context:
     sharding: Whole
     journal: Journal
     train_store: PairStore
-    valid_stores: dict[str, PairStore]
+    evaluators: dict[str, Evaluator]
     guard_store: PairStore | None
     pairs: PairTable
     tokenizer: TextTokenizer
@@ -61,6 +62,11 @@ class Context:
     def main(self) -> bool:
         """Whether this device is the one that writes."""
         return self.accelerator.is_main_process
+
+    @property
+    def valid_stores(self) -> dict[str, PairStore]:
+        """Those of `evaluators` that are stores of pairs, the first one among them."""
+        return {name: each.store for name, each in self.evaluators.items() if isinstance(each, Recall)}
 
     @property
     def new_parts(self) -> list[str]:
@@ -106,7 +112,7 @@ def make_context(
     precision, reason = choose_precision(recipe.precision, device)
     sharding = settle_sharding(device)
     train_store = open_split(recipe.data.train, "data.train")
-    valid_stores = {name: open_split(path, "data.valid") for name, path in recipe.data.valid_sets().items()}
+    evaluators = {name: open_evaluator(name, valid, open_split) for name, valid in recipe.data.valid_sets().items()}
     guard = recipe.data.guard
     guard_store = open_split(guard.split, "data.guard.split") if guard else None
     model, start = build_start(
@@ -123,7 +129,7 @@ def make_context(
         sharding=sharding,
         journal=Journal(folder, active=accelerator.is_main_process and write),
         train_store=train_store,
-        valid_stores=valid_stores,
+        evaluators=evaluators,
         guard_store=guard_store,
         pairs=build_table(train_store, model.tokenizer),
         tokenizer=model.tokenizer,

@@ -33,7 +33,7 @@ def identity(context: Context, model: DualEncoder) -> dict[str, Any]:
     return {
         "train": context.train_store.checksum(),
         "order": _sha(pairs.image_keys, pairs.text_keys, pairs.tokens, pairs.starts, images),
-        "valid": {name: store.checksum() for name, store in context.valid_stores.items()},
+        "valid": {name: evaluator.checksum() for name, evaluator in context.evaluators.items()},
         "guard": context.guard_store.checksum() if context.guard_store is not None else None,
         "model": described,
         "devices": context.world,
@@ -70,8 +70,9 @@ def refuse_other_data(context: Context, now: dict[str, Any], state: dict[str, An
     held += [("guard", "data.guard.split", data.guard.split)] if data.guard else []
     for key, setting, place in held:
         _refuse(context.folder, setting, place, began[key], now[key], "in another order" if key == "order" else "")
-    for name, place in data.valid_sets().items():
+    for name, valid in data.valid_sets().items():
         setting = f"data.valid.{name}" if isinstance(data.valid, dict) else "data.valid"
+        setting, place = (setting, valid) if isinstance(valid, str) else (f"{setting}.zero_shot", valid.zero_shot)
         _refuse(context.folder, setting, place, began["valid"][name], now["valid"][name])
     model = [key for key, before, _ in _differences(began["model"], now["model"]) if before is not None]
     if model:

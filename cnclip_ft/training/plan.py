@@ -30,8 +30,8 @@ def describe(context: Context, model: DualEncoder, stages: list[StagePlan]) -> s
         f"captions {table.lengths.mean():.1f} tokens on average, {100 * table.cut / len(table):.1f}% reach the context length "
         f"of {context.tokenizer.context_length}"
     )
-    for name, store in context.valid_stores.items():
-        lines.append(f"  validation   {name}: {len(store):,} pairs, {len(store.image_ids):,} images ({store.path})")
+    for name, evaluator in context.evaluators.items():
+        lines.append(f"  validation   {name}: {evaluator.describe()}")
     guard = context.recipe.data.guard
     if guard is not None and context.guard_store is not None:
         lines.append(

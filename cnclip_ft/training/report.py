@@ -63,7 +63,7 @@ def _heading(english: str, chinese: str) -> str:
 
 
 def _table(rows: list[tuple[str, dict[str, float | None]]]) -> str:
-    keys, heads = columns()
+    keys, heads = columns(rows)
     lines = ["<table><tr><th></th>" + "".join(f"<th>{head}</th>" for head in heads) + "</tr>"]
     for name, row in rows:
         lines.append(

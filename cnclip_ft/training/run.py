@@ -19,7 +19,7 @@ import torch
 from accelerate import PartialState
 
 import cnclip_ft
-from cnclip_ft.collectives import sum_numbers
+from cnclip_ft.evaluation.evaluators import Recall
 from cnclip_ft.recipe import Recipe, dump_recipe
 from cnclip_ft.runtime import loader_fault
 from cnclip_ft.training import plan
@@ -68,8 +68,8 @@ class Run:
         self.identity: dict[str, Any] | None = None  # of data and model, for the states
         self.token = secrets.token_hex(8)  # says of a checkpoint that this run kept it; the run's own when it goes on
         self.judge = Judge(
-            self.valid_stores, self.device, self.workers, context.autocast, guard=self.guard_store,
-            best_by=recipe.best_by,
+            context.evaluators, self.device, self.workers, context.autocast,
+            guard=None if self.guard_store is None else Recall(self.guard_store), best_by=recipe.best_by,
         )  # fmt: skip
         self.plans = plan_stages(context, self.model)
         self.stages = [StageRun(self, plan) for plan in self.plans]
@@ -155,11 +155,11 @@ class Run:
                 state["damaged"],
             )
             self.rows = [(name, row) for name, row in state["rows"]]
-            self.judge.chance = dict(self.rows).get("chance")
             self.journal.write("continue", f"Continuing stage {name} at step {step}", step=step, stage=name)
         else:
             self._judge_start()
         for stage in self.stages[first:]:
+            self.judge.trunk_is_frozen = stage.plan.image_frozen
             stage.prepare(state if stage.number == first else None)
             stage.train()
             self.rows.append((f"after {stage.name}", stage.selection.best_row))
@@ -170,20 +170,17 @@ class Run:
 
     def _judge_start(self) -> None:
         """Score the model before its first step: what it must not sink below."""
-        score = guard = 0.0
+        self.judge.trunk_is_frozen = self.plans[0].image_frozen
+        judgement = self.judge(self.model)
+        self.start_score, self.guard_start, self.judge_seconds = judgement.score, judgement.guard, judgement.seconds
         if self.accelerator.is_main_process:
-            judgement = self.judge(self.model)
-            score, guard = judgement.score, judgement.guard or 0.0
             self.rows = [("chance", self.judge.chance), ("start", judgement.row())]
-            said = "" if judgement.guard is None else f"  guard {guard:.2f}"
+            said = "" if judgement.guard is None else f"  guard {judgement.guard:.2f}"
             self.journal.write(
                 "validation", f"before the first step | mean recall {judgement.mean_recall:.2f} "
                 f"(chance {self.judge.chance['mean_recall']:.2f}){judgement.details()}{said}", stage="start", step=0,
                 mean_recall=judgement.mean_recall, chance=self.judge.chance, scores=judgement.as_dict(),
             )  # fmt: skip
-            self.judge_seconds = judgement.seconds
-        self.start_score = sum_numbers(score, self.device)
-        self.guard_start = None if self.guard_store is None else sum_numbers(guard, self.device)
 
     def show_examples(self, stage: StageRun, judgement: Judgement) -> None:
         """Example queries with what the model finds for them, as a picture for TensorBoard."""
@@ -191,13 +188,13 @@ class Run:
         self.journal.picture(f"{stage.name}/example queries", draw_panel(self.examples), stage.step)
 
     def _report(self, last: StageRun) -> None:
+        best = self.judge(self.model)  # the examples of the page are those of the model that is kept
         if not self.accelerator.is_main_process:
             return
         report = self.folder / "report"
         with whole_file(report / "recall.txt", "w") as file:
             file.write(table(self.rows) + "\n")
         self.journal.write("done", rows=dict(self.rows))
-        best = self.judge(self.model)  # the examples of the page are those of the model that is kept
         page = write_report(
             report, title=f"cnclip-ft: {self.folder.name}", plan=self.plan, rows=self.rows,
             journal=self.folder / "journal.jsonl", settings=dump_recipe(self.recipe),
@@ -223,7 +220,7 @@ class Run:
         return {
             "run": self.token, "stage": stage.name, "step": stage.step, "steps": stage.total, "scores": judgement.as_dict(),
             "row": judgement.row(), "mean_recall": judgement.mean_recall, "score": judgement.score, "recipe": self.recipe.model_dump(mode="json"),
-            "data": {"train": self.train_store.checksum(), **{n: s.checksum() for n, s in self.valid_stores.items()}},
+            "data": {"train": self.train_store.checksum(), **{n: e.checksum() for n, e in self.context.evaluators.items()}},
             "start": self.context.start.lines(), "precision": self.precision,
             "versions": {"cnclip_ft": cnclip_ft.__version__, "torch": torch.__version__, "python": platform.python_version()},
         }  # fmt: skip

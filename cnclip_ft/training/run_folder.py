@@ -85,7 +85,7 @@ def check_place(recipe: Recipe) -> None:
     guard = recipe.data.guard
     refuse_overlap(
         recipe.output,
-        [recipe.data.train, *recipe.data.valid_sets().values(), *([guard.split] if guard else []), *_paths(recipe.model.start)],
+        [recipe.data.train, *recipe.data.valid_places(), *([guard.split] if guard else []), *_paths(recipe.model.start)],
     )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ class NothingKept(UserError):
 class Selection:
     """Judges the weights of a stage, keeps ``last`` and ``best``, and says in `ended` why the stage is over early.
 
-    Only the first device judges and writes; what is decided here is decided the same way on all of them.
+    All devices judge, only the first writes; what is decided here is decided the same way on all of them.
     """
 
     def __init__(self, stage: StageRun) -> None:
@@ -65,17 +65,18 @@ class Selection:
     def judge(self) -> Exception | None:
         """Recall on the validation splits; keep ``last``, and ``best`` when it is. Returns what went wrong, on the first device."""
         stage, run = self.stage, self.run
-        score = within = 0.0
-        failure = None
+        score, within, failure = 0.0, True, None
         with self.judged_weights():
-            if run.accelerator.is_main_process:
-                try:
-                    score, within = self._judge_and_keep()
-                except Exception as error:  # noqa: BLE001 - raised by the stage, when the state is written
-                    failure = error
+            try:
+                judgement = run.judge(run.model)
+                run.judge_seconds = judgement.seconds
+                score, within = judgement.score, self._within_guard(judgement)
+                if run.accelerator.is_main_process:
+                    self._say_and_keep(judgement)
+            except Exception as error:  # noqa: BLE001 - raised by the stage, when the state is written
+                failure = error
         if sum_numbers(float(failure is not None), run.device):
             return failure
-        score, within = sum_numbers(score, run.device), sum_numbers(within, run.device)
         if score > self.best and within:
             self.best, self.best_step = score, stage.step
         if not within:
@@ -84,11 +85,9 @@ class Selection:
         self._watch_plateau(score)
         return None
 
-    def _judge_and_keep(self) -> tuple[float, float]:
+    def _say_and_keep(self, judgement: Judgement) -> None:
         stage, run = self.stage, self.run
-        judgement = run.judge(run.model)
-        run.judge_seconds = judgement.seconds
-        score, within = judgement.score, float(self._within_guard(judgement))
+        score, within = judgement.score, self._within_guard(judgement)
         run.journal.write(
             "validation", f"{stage.name} {stage.step}/{stage.total} | mean recall {judgement.mean_recall:.2f}"
             f"{judgement.details()} ({duration(judgement.seconds)}){self._compare(score)}{self._guard_note(judgement)}",
@@ -100,7 +99,6 @@ class Selection:
             self.sums["best"] = save_checkpoint(run.model, self.folder / "best", info=info)
             self.best_row = judgement.row()
         run.show_examples(stage, judgement)
-        return score, within
 
     def _kept(self, name: str) -> dict[str, torch.Tensor]:
         """Weights of ``best`` or ``start``, as they were written."""
@@ -165,12 +163,14 @@ class Selection:
                 "higher data.guard.max_drop, and --overwrite or another output=FOLDER."
             )
         run.model.load_state_dict(self._kept("best"))
-        if self.setting.interpolate and run.accelerator.is_main_process:
-            if (self.folder / "start" / INFO).is_file() and not self.interpolated:
+        if self.setting.interpolate:
+            there = run.accelerator.is_main_process and (self.folder / "start" / INFO).is_file()
+            if sum_numbers(float(there and not self.interpolated), run.device):
                 self._interpolate(self.setting.interpolate)
             elif not self.interpolated:
                 run.journal.say(f"{self.folder / 'start'} is gone: nothing is interpolated, the best checkpoint stays")
-            if (self.folder / "start").is_dir():
+            run.accelerator.wait_for_everyone()  # all have read what is cleared
+            if run.accelerator.is_main_process and (self.folder / "start").is_dir():
                 CHECKPOINT.clear(self.folder / "start", first=INFO)
         run.accelerator.wait_for_everyone()
         run.model.load_state_dict(self._kept("best"))
@@ -206,7 +206,9 @@ class Selection:
         else:
             put(winner)
             info = run.checkpoint_info(stage, judged) | {"interpolated": winner}
-            self.sums["best"] = save_checkpoint(run.model, self.folder / "best", info=info)
+            run.accelerator.wait_for_everyone()  # all have read the best of before
+            if run.accelerator.is_main_process:
+                self.sums["best"] = save_checkpoint(run.model, self.folder / "best", info=info)
 
     # ---- state --------------------------------------------------------------------------------------------------
 

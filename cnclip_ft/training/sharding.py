@@ -99,14 +99,11 @@ class Sharded(Whole):
             own[name].copy_(_whole(weights.get(name, parameter)))
         for mine, theirs in zip(model.buffers(), trained.buffers(), strict=True):
             mine.copy_(theirs)
-        judging = dist.get_rank() == 0
-        if judging:
-            model.to(self.device)
+        model.to(self.device)  # every device judges its share of the data
         try:
             yield
         finally:
-            if judging:
-                model.to("cpu")
+            model.to("cpu")
 
     def mean_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         mean_gradients([p for p in parameters if not is_shared(p)])  # the others were reduced in the backward

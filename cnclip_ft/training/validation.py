@@ -1,139 +1,164 @@
-"""How good the model is now: recall over the whole pool of every validation split, never in-batch accuracy."""
+"""How good the model is now: every entry of `data.valid` judged on all devices (`evaluation.evaluators`)."""
 
 from __future__ import annotations
 
-import math
 import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
-from cnclip_ft.features.encode import SplitFeatures, encode_split
+from cnclip_ft.collectives import statistics_of_first, together, world_size
+from cnclip_ft.evaluation.evaluators import KS, Evaluator, Scores, flat_row
+from cnclip_ft.features.encode import SplitFeatures
+from cnclip_ft.features.shared import SharedEncoder, trunk_digest
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import score_path
-from cnclip_ft.retrieval.recall import RetrievalScores, recall
+from cnclip_ft.retrieval.recall import RetrievalScores
 from data_tools import tables
 from data_tools.errors import RequestError
-from data_tools.store import PairStore
-
-KS = (1, 5, 10)
 
 
 @dataclass
 class Judgement:
-    """Scores of every validation split at one moment, and of the guard split where there is one."""
+    """Scores of every validation set at one moment, and of the guard split where there is one; equal on all devices.
 
-    scores: dict[str, RetrievalScores]
-    seconds: float
+    `columns` are those the tables have beyond recall on the first split, `words` what the line says beyond it.
+    """
+
+    scores: dict[str, Scores]
+    seconds: float = field(compare=False)
     best_by: str = "mean_recall"
     guard: float | None = None  # mean recall of the guard split
-    features: SplitFeatures | None = field(default=None, repr=False)  # of the first split, for example queries
+    columns: dict[str, float | None] = field(default_factory=dict)
+    words: list[str] = field(default_factory=list)
+    features: SplitFeatures | None = field(default=None, repr=False, compare=False)  # of the first split, for examples
+
+    @property
+    def first(self) -> RetrievalScores:
+        scores = next(iter(self.scores.values()))
+        assert isinstance(scores, RetrievalScores)  # the recipe sees to it
+        return scores
 
     @property
     def mean_recall(self) -> float:
-        return next(iter(self.scores.values())).mean_recall
+        return self.first.mean_recall or 0.0
 
     @property
     def score(self) -> float:
         """What decides which checkpoint is the best."""
-        split, direction, name = score_path(self.best_by)
-        scores = self.scores[split] if split else next(iter(self.scores.values()))
-        if direction is None:
-            return scores.mean_recall
-        found = getattr(scores, direction)
-        if found is None:
-            raise RequestError(f"best_by is {self.best_by!r}, but the split has no ground truth in that direction")
-        return found.mean_recall if name == "mean_recall" else found.recall[int(name[1:])]
+        split, name = score_path(self.best_by)
+        value = (self.scores[split] if split else self.first).value(name)
+        if value is None:
+            raise RequestError(f"best_by is {self.best_by!r}, but the split has no ground truth for that")
+        return value
 
     def as_dict(self) -> dict[str, Any]:
         values = {name: score.as_dict() for name, score in self.scores.items()}
         return values if self.guard is None else values | {"guard": {"mean_recall": self.guard}}
 
     def details(self) -> str:
-        """What the line says beyond the first split's mean recall: other splits, languages."""
-        parts = []
-        for number, (name, scores) in enumerate(self.scores.items()):
-            if number:
-                parts.append(f"{name} {scores.mean_recall:.2f}")
-            parts += [f"{lang} {part.mean_recall:.2f}" for lang, part in scores.by_language.items() if part.mean_recall]
-        return f" | {', '.join(parts)}" if parts else ""
+        """What the line says beyond the first split's mean recall: other sets, languages."""
+        return f" | {', '.join(self.words)}" if self.words else ""
 
     def row(self) -> dict[str, float | None]:
-        """The first split as a flat row: t2i_r1 … i2t_r10, mean_recall, in percent."""
-        return flat_row(next(iter(self.scores.values())))
-
-
-def flat_row(scores: RetrievalScores) -> dict[str, float | None]:
-    row: dict[str, float | None] = {}
-    for short, direction in (("t2i", scores.text_to_image), ("i2t", scores.image_to_text)):
-        for k in KS:
-            row[f"{short}_r{k}"] = None if direction is None else direction.recall[k]
-    return row | {"mean_recall": scores.mean_recall}
+        """One flat row of the tables: t2i_r1 … i2t_r10, mean_recall of the first split, `columns`; in percent."""
+        return flat_row(self.first) | self.columns
 
 
 class Judge:
-    """Scores a model on the validation splits (module docstring). Changes neither its weights nor its mode.
+    """Scores a model (module docstring), on all devices at once. Changes neither its weights nor its mode.
 
     Args:
-        stores: by the names of the recipe; the first is the one rows and tables show.
+        evaluators: by the names of the recipe; the first is the one rows and tables show, and judges recall.
         guard: judged along, and reported apart.
     """
 
     def __init__(
-        self, stores: dict[str, PairStore], device: torch.device, workers: int, autocast, *,
-        guard: PairStore | None = None, best_by: str = "mean_recall",
-    ) -> None:  # fmt: skip
-        for name, store in stores.items():
-            if len(store) == 0:
-                raise RequestError(f"data.valid: {name} ({store.path}) has no pairs, so there is nothing to judge by")
-        self.stores, self.device, self.workers, self.autocast = stores, device, workers, autocast
+        self,
+        evaluators: Mapping[str, Evaluator],
+        device: torch.device,
+        workers: int,
+        autocast: Callable[[], AbstractContextManager[object]],
+        *,
+        guard: Evaluator | None = None,
+        best_by: str = "mean_recall",
+    ) -> None:
+        self.evaluators, self.device, self.workers, self.autocast = dict(evaluators), device, workers, autocast
         self.guard, self.best_by = guard, best_by
-        self.chance: dict[str, float | None] | None = None
+        self.trunk_is_frozen = False  # says whoever trains: then its features of the pictures are computed once
+        self._trunk: dict[str, torch.Tensor] = {}
+        self._of_trunk: str | None = None
+
+    @cached_property
+    def chance(self) -> dict[str, float | None]:
+        """The row of a model that guesses."""
+        row: dict[str, float | None] = {}
+        for number, (name, evaluator) in enumerate(self.evaluators.items()):
+            by_chance = evaluator.chance()
+            row |= {f"{name}: {score}": by_chance[score] for score in evaluator.tabled} if number else by_chance
+        return row
 
     def __call__(self, model: DualEncoder) -> Judgement:
-        began, scores, first = time.perf_counter(), {}, None
-        for name, store in self.stores.items():
-            features = self._encode(model, store)
-            if first is None:
-                first = features
-                self.chance = self.chance or chance_row(features)
-            scores[name] = recall(features, ks=KS)
-        guard = None if self.guard is None else recall(self._encode(model, self.guard), ks=KS).mean_recall
-        return Judgement(scores, time.perf_counter() - began, self.best_by, guard, first)
+        """Collective.
 
-    def _encode(self, model: DualEncoder, store: PairStore) -> SplitFeatures:
-        with self.autocast():
-            return encode_split(model, store, workers=self.workers)
+        Raises:
+            Exception: judging failed on this device or, as a UserError with its message, on another.
+        """
+        began = time.perf_counter()
+        with together(self.device), statistics_of_first(model):
+            judgement = self._judge(model)
+        judgement.seconds = time.perf_counter() - began
+        if world_size() > 1:  # equal already where the devices are alike
+            told = [(judgement.scores, judgement.guard, judgement.seconds, judgement.columns, judgement.words)]
+            dist.broadcast_object_list(told, 0, device=self.device)
+            judgement.scores, judgement.guard, judgement.seconds, judgement.columns, judgement.words = told[0]
+        return judgement
 
+    def _judge(self, model: DualEncoder) -> Judgement:
+        encoder = SharedEncoder(model, workers=self.workers, autocast=self.autocast, trunk=self._kept_trunk(model))
+        judgement = Judgement({}, 0.0, self.best_by)
+        for number, (name, evaluator) in enumerate(self.evaluators.items()):
+            scores, features = evaluator.judge(name, encoder)
+            judgement.scores[name] = scores
+            said = evaluator.say(scores)
+            if number:
+                said[0] = f"{name} {said[0]}"
+                judgement.columns |= {f"{name}: {score}": scores.value(score) for score in evaluator.tabled}
+            else:
+                judgement.features = features
+                said = said[1:]  # the line begins with it
+            judgement.words += said
+        if self.guard is not None:
+            judgement.guard = self.guard.judge("guard", encoder)[0].value("mean_recall")
+        return judgement
 
-def chance_row(features: SplitFeatures) -> dict[str, float | None]:
-    """Expected recall of a random order: the mean over queries of the chance that a positive is among the first k."""
-    images, texts = features.positives[:, 0], features.positives[:, 1]
-    row: dict[str, float | None] = {}
-    for short, queries, gallery in (("t2i", texts, len(features.image_ids)), ("i2t", images, len(features.text_ids))):
-        counts = torch.unique(queries, return_counts=True)[1].tolist()
-        for k in KS:
-            row[f"{short}_r{k}"] = 100 * sum(_hit(gallery, count, min(k, gallery)) for count in counts) / len(counts)
-    return row | {"mean_recall": sum(row.values()) / len(row)}
-
-
-def _hit(gallery: int, positives: int, k: int) -> float:
-    return 1 - math.comb(gallery - positives, k) / math.comb(gallery, k) if gallery - positives >= k else 1.0
+    def _kept_trunk(self, model: DualEncoder) -> dict[str, torch.Tensor] | None:
+        """Where features of the frozen trunk are kept, emptied when it is another."""
+        digest = trunk_digest(model) if self.trunk_is_frozen else None
+        if digest != self._of_trunk:
+            self._trunk, self._of_trunk = {}, digest
+        return None if digest is None else self._trunk
 
 
 def table(rows: list[tuple[str, dict[str, float | None]]], width: int | None = None) -> str:
     """Plain-text table of named rows, text→image left, image→text right; `width` as for `tables.table`."""
-    keys, heads = columns()
+    keys, heads = columns(rows)
     return tables.table(
         ["", *heads], [[name, *(cell(row.get(key)) for key in keys)] for name, row in rows], width=width
     )
 
 
-def columns() -> tuple[list[str], list[str]]:
-    """Keys of a row, and their headings."""
+def columns(rows: list[tuple[str, dict[str, float | None]]]) -> tuple[list[str], list[str]]:
+    """Keys of the rows, and their headings: recall, and what else was judged."""
     keys = [f"{short}_r{k}" for short in ("t2i", "i2t") for k in KS] + ["mean_recall"]
-    return keys, [f"{arrow} R@{k}" for arrow in ("text→image", "image→text") for k in KS] + ["mean recall"]
+    heads = [f"{arrow} R@{k}" for arrow in ("text→image", "image→text") for k in KS] + ["mean recall"]
+    more = [key for key in dict.fromkeys(key for _, row in rows for key in row) if key not in keys]
+    return keys + more, heads + [key.replace(":", "") for key in more]
 
 
 def cell(value: float | None) -> str:

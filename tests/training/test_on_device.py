@@ -276,7 +276,7 @@ def test_a_checkpoint_of_this_device_is_the_cpu_s(device, stores, tmp_path):
     torch.testing.assert_close(there.encode_texts(texts).cpu(), here.encode_texts(texts), atol=1e-4, rtol=0)
     judged = stage.run.judge(there).scores["valid"]
     assert 0 <= judged.mean_recall <= 100
-    again = Judge(stage.run.valid_stores, torch.device("cpu"), 0, nullcontext)(here)
+    again = Judge(stage.run.context.evaluators, torch.device("cpu"), 0, nullcontext)(here)
     assert judged.mean_recall == pytest.approx(again.mean_recall, abs=5.1)  # one of 20 queries may tie
 
 
