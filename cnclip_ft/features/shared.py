@@ -129,7 +129,5 @@ def trunk_digest(model: DualEncoder) -> str:
         if not name.startswith("visual_projection"):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    digest.update(
-        json.dumps([describe_image(tower), list(tower.mean), list(tower.std), tower.input], sort_keys=True).encode()
-    )
+    digest.update(json.dumps([describe_image(tower), tower.preprocessing.describe()], sort_keys=True).encode())
     return digest.hexdigest()
