@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,12 +26,12 @@ class _GatherRows(torch.autograd.Function):
     """All ranks' rows, in rank order; backward sums what every rank says about each row and keeps the own ones."""
 
     @staticmethod
-    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
         ctx.rows = len(rows)
         return gather_rows_detached(rows)
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
         grad = grad.contiguous()
         if dist.get_backend() == "gloo":  # gloo has no reduce-scatter
             dist.all_reduce(grad)

@@ -91,8 +91,8 @@ def _plain(value: Any, left: list[int]) -> Any:
         made = {key: _plain(inner, left) for key, inner in value.items()}
         return _NOT_PLAIN if any(inner is _NOT_PLAIN for inner in made.values()) else made
     if isinstance(value, (list, tuple)):
-        made = [_plain(inner, left) for inner in value]
-        return _NOT_PLAIN if any(inner is _NOT_PLAIN for inner in made) else made
+        items = [_plain(inner, left) for inner in value]
+        return _NOT_PLAIN if any(inner is _NOT_PLAIN for inner in items) else items
     return value
 
 

@@ -152,7 +152,7 @@ class Index:
         if not 0 <= number < len(self):
             raise IndexError(number)
         begin, end = int(self._offsets[number]), int(self._offsets[number + 1])
-        return self._row(bytes(self._lines[begin:end]), number, 2)  # type: ignore[return-value]
+        return self._row(bytes(self._lines[begin:end]), number, 2)
 
     def key(self, number: int) -> Key:
         return self.item(number)[0]

@@ -38,8 +38,8 @@ class Parts:
         self._arrays: list[np.ndarray] = []
         self.places: dict[Key, tuple[str, int, int]] = {}  # key → stamp, part, row
         self.damaged: dict[Key, tuple[str, str]] = {}  # key → stamp, fault
-        for file in sorted(self.folder.glob("*.jsonl")):
-            self._take(file)
+        for part in sorted(self.folder.glob("*.jsonl")):
+            self._take(part)
         self._number = max((int(file.stem) for file in self.folder.glob("*.jsonl")), default=0)
         self._begin()
 
