@@ -143,9 +143,8 @@ def write_photos(folder: Path) -> None:
 
 def write_bert(folder: Path) -> None:
     """A BERT folder with a vocabulary of its own, of the words of the stores: small, and what a text start may be."""
-    from transformers import BertConfig, BertModel
-
     from cnclip_ft.data.texts import SPECIAL_TOKENS
+    from transformers import BertConfig, BertModel
 
     texts = [
         pair.text for name in ("train", "valid") for pair in open_store(folder.parent.parent / "stores" / name).pairs()
