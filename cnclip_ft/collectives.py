@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from data_tools.errors import UserError
 
-_BUCKET_BYTES = 64 * 2**20
+_BUCKET_BYTES = 25 * 2**20
 
 
 def world_size() -> int:
@@ -69,32 +69,84 @@ def sum_numbers(value: float, device: torch.device) -> float:
     return sum_over_ranks(torch.tensor(value, dtype=torch.float64, device=device)).item()
 
 
-def mean_gradients(parameters: list[torch.nn.Parameter]) -> None:
-    """Average gradients over ranks, in buckets, after all backwards of a step are done.
+@contextmanager
+def mean_gradients(parameters: Iterable[torch.nn.Parameter]) -> Iterator[None]:
+    """Average gradients over ranks; those of a backward in this context travel while it goes on.
 
-    One exchange a step whatever the number of micro-batches, and no rule about which parameters took part: frozen and
-    unused ones have no gradient on any rank. The price is that it does not overlap with the backward.
+    Buckets of gradients leave in the reverse order of the parameters, about the order in which a backward finishes
+    them, each when it and all before it are complete. So every rank sends the same whatever order its autograd
+    engine picks. The rest leaves at the end: gradients that were there before, and the buckets behind a parameter
+    without one, frozen or unused, which must be the same on all ranks. Gradients are views of their bucket afterwards.
+
+    Raises:
+        RuntimeError: inside, a second gradient is added to a parameter whose first is on its way.
     """
     if world_size() == 1:
+        yield
         return
-    for bucket in _buckets([p.grad for p in parameters if p.grad is not None]):
-        flat = torch.cat([grad.flatten() for grad in bucket])
-        dist.all_reduce(flat)
-        flat /= world_size()
-        for grad, part in zip(bucket, flat.split([grad.numel() for grad in bucket]), strict=True):
-            grad.copy_(part.view_as(grad))
+    exchange = _Exchange([parameter for parameter in parameters if parameter.requires_grad])
+    hooks = [p.register_post_accumulate_grad_hook(exchange.ready) for bucket in exchange.buckets for p in bucket]
+    try:
+        yield
+    finally:  # a backward that fails leaves what is under way to itself: to wait for other ranks could be for ever
+        for hook in hooks:
+            hook.remove()
+    exchange.finish()
 
 
-def _buckets(grads: list[torch.Tensor]) -> list[list[torch.Tensor]]:
-    """Runs of gradients of one type, about 64 MiB each."""
-    buckets: list[list[torch.Tensor]] = []
+class _Exchange:
+    """One exchange of gradients: which buckets there are, which of their members are missing, what is under way."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
+        self.buckets = _buckets(parameters[::-1])
+        self.place = {parameter: number for number, bucket in enumerate(self.buckets) for parameter in bucket}
+        self.missing = [set(bucket) for bucket in self.buckets]
+        self.next = 0
+        self.sent: list[tuple[torch.Tensor, dist.Work]] = []
+
+    def ready(self, parameter: torch.Tensor) -> None:
+        number = self.place[parameter]
+        if number < self.next:
+            raise RuntimeError(
+                "a backward reached a parameter twice: its gradient was already sent to the other devices"
+            )
+        self.missing[number].discard(parameter)
+        while self.next < len(self.buckets) and not self.missing[self.next]:
+            self._send()
+
+    def _send(self) -> None:
+        members = {p: p.grad for p in self.buckets[self.next] if p.grad is not None}
+        self.next += 1
+        if not members:
+            return
+        grads = list(members.values())
+        flat = grads[0].new_empty(sum(grad.numel() for grad in grads))
+        # In the layout of each gradient: fused AdamW takes it for that of the parameter.
+        parts = flat.split([grad.numel() for grad in grads])
+        views = [part.as_strided(grad.shape, grad.stride()) for part, grad in zip(parts, grads, strict=True)]
+        torch._foreach_copy_(views, grads)
+        for parameter, view in zip(members, views, strict=True):
+            parameter.grad = view
+        self.sent.append((flat, dist.all_reduce(flat, async_op=True)))
+
+    def finish(self) -> None:
+        while self.next < len(self.buckets):
+            self._send()
+        for flat, work in self.sent:
+            work.wait()
+            flat /= world_size()
+
+
+def _buckets(parameters: list[torch.nn.Parameter]) -> list[list[torch.nn.Parameter]]:
+    """Runs of parameters of one type, of about `_BUCKET_BYTES` each."""
+    buckets: list[list[torch.nn.Parameter]] = []
     size = 0
-    for grad in grads:
-        if not buckets or size > _BUCKET_BYTES or buckets[-1][0].dtype != grad.dtype:
+    for parameter in parameters:
+        if not buckets or size > _BUCKET_BYTES or buckets[-1][0].dtype != parameter.dtype:
             buckets.append([])
             size = 0
-        buckets[-1].append(grad)
-        size += grad.numel() * grad.element_size()
+        buckets[-1].append(parameter)
+        size += parameter.numel() * parameter.element_size()
     return buckets
 
 

@@ -46,14 +46,16 @@ class GradientStep:
             refuse_batch_norm(model)
 
     def __call__(self, batch: dict[str, Any]) -> LossOutput:
-        size = len(batch["image_keys"])
+        size, exchange = len(batch["image_keys"]), self.sharding.mean_gradients(self.model.parameters())
         if self.micro_batch_size is None or self.micro_batch_size >= size:
             images, texts = self._features(batch)
             out = self._loss(images, texts, batch)
-            self.backward(out.loss)
+            with exchange:
+                self.backward(out.loss)
         else:
             out = self._divided(batch, size)
-        self.sharding.mean_gradients(self.model.parameters())
+            with exchange:
+                pass  # one exchange a step, of the gradients of all micro-batches
         return LossOutput(out.loss.detach(), out.accuracy)
 
     def _loss(self, images, texts, batch) -> LossOutput:

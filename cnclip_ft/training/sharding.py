@@ -12,7 +12,7 @@ import copy
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -47,8 +47,9 @@ class Whole:
                 for name, tensor in before.items():
                     trained.get_parameter(name).copy_(tensor)
 
-    def mean_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        mean_gradients(list(parameters))
+    def mean_gradients(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
+        """After this context gradients are means over the devices; those of a backward in it travel meanwhile."""
+        return mean_gradients(parameters)
 
     def clip(self, parameters: list[nn.Parameter], limit: float) -> torch.Tensor:
         """Scale the gradients down to the norm `limit`; returns the norm they had."""
@@ -105,8 +106,11 @@ class Sharded(Whole):
         finally:
             model.to("cpu")
 
-    def mean_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        mean_gradients([p for p in parameters if not is_shared(p)])  # the others were reduced in the backward
+    @contextmanager
+    def mean_gradients(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+        yield  # the backward reduces shares itself
+        with mean_gradients(p for p in parameters if not is_shared(p)):
+            pass
 
     def clip(self, parameters: list[nn.Parameter], limit: float) -> torch.Tensor:
         shared = [p for p in parameters if p.grad is not None and is_shared(p)]

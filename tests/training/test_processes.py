@@ -40,6 +40,78 @@ StageRun._one_step = step
 train(load_recipe(recipe), proceed=proceed)
 """
 
+EXCHANGE = """
+import torch, torch.distributed as dist
+from torch.utils.checkpoint import checkpoint
+from cnclip_ft import collectives
+
+collectives._BUCKET_BYTES = 100  # several buckets
+generator = torch.Generator().manual_seed(0)
+draw = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)
+sizes = [(3,), (20,), (4, 5), (2, 3, 2, 2), (7,), (), (9,), (30,), (2,)]
+parameters = [torch.nn.Parameter(draw(*size)) for size in sizes]
+parameters[3].data = parameters[3].data.contiguous(memory_format=torch.channels_last)
+parameters[4].data = parameters[4].data.float()
+frozen, unused = parameters[6].requires_grad_(False), parameters[1]
+trained = [p for p in parameters if p is not frozen and p is not unused]
+
+def loss(step, turned):
+    terms = [lambda p=p: (p * (1 + step + dist.get_rank())).tanh().square().sum() for p in trained]
+    parts = {n: checkpoint(terms[n], use_reentrant=False) if n == 2 else terms[n]()
+             for n in (reversed(range(len(terms))) if turned else range(len(terms)))}
+    return sum(part.double() for part in parts.values()) + (frozen * 2).sum()
+
+def right(step, turned):
+    expected = torch.autograd.grad(loss(step, turned), trained)
+    for grad in expected:
+        dist.all_reduce(grad)
+        grad /= dist.get_world_size()
+    with collectives.mean_gradients(parameters):
+        loss(step, turned).backward()
+    assert all(torch.equal(p.grad, grad) and p.grad.stride() == p.stride() for p, grad in zip(trained, expected))
+    assert frozen.grad is None and unused.grad is None
+    clear()
+
+def clear():
+    assert not any(p._post_accumulate_grad_hooks for p in parameters)
+    for p in parameters:
+        p.grad = None
+
+def check_exchange():
+    for step in range(2):
+        right(step, turned=dist.get_rank() == 1)  # the engine finishes gradients in another order on each device
+
+    def fail(grad):  # of the last gradient: by then the first buckets are under way
+        sent.extend(p for p in trained if p.grad is not None and p.grad.untyped_storage().nbytes() > p.grad.nbytes)
+        raise ArithmeticError
+    sent, hook = [], trained[0].register_hook(fail)
+    try:
+        with collectives.mean_gradients(parameters):
+            loss(0, False).backward()
+    except ArithmeticError:
+        hook.remove()
+        clear()
+    assert sent
+    right(3, turned=False)
+    try:
+        with collectives.mean_gradients(parameters):
+            for _ in range(2):
+                loss(0, False).backward()
+        raise SystemExit("a second gradient was added to one under way")
+    except RuntimeError as error:
+        assert "twice" in str(error)
+        clear()
+    right(4, turned=True)
+"""
+TRAIN = (
+    EXCHANGE
+    + TRAIN
+    + """
+if dist.is_initialized() and dist.get_world_size() == 2:
+    check_exchange()
+"""
+)
+
 
 def launch(code: str, folder: Path, processes: int, *arguments: str, environment: dict | None = None) -> str:
     script = folder / f"script-{abs(hash(code))}.py"
