@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -99,8 +99,8 @@ class _Exchange:
 
     def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
         self.buckets = _buckets(parameters[::-1])
-        self.place = {parameter: number for number, bucket in enumerate(self.buckets) for parameter in bucket}
-        self.missing = [set(bucket) for bucket in self.buckets]
+        self.place: dict[torch.Tensor, int] = {p: number for number, bucket in enumerate(self.buckets) for p in bucket}
+        self.missing: list[set[torch.Tensor]] = [set(bucket) for bucket in self.buckets]
         self.next = 0
         self.sent: list[tuple[torch.Tensor, dist.Work]] = []
 
