@@ -164,8 +164,7 @@ def profile(stage: OurStage, batch: int) -> None:
             asked = time.perf_counter()
             ready = next(stage.batches)
             waited += time.perf_counter() - asked
-            stage.stage._one_step(ready)
-            stage.stage.step += 1
+            stage.trainer.take(ready)
         _wait()
     wall = time.perf_counter() - began
     name = "self_device_time_total" if DEVICE == "cuda" else "self_cpu_time_total"
@@ -258,7 +257,7 @@ def main() -> None:
                     continue
                 pairs = batch / seconds
                 official = pairs if label.startswith("official") else official
-                lengths = float(stage.run.table.lengths.mean()) if isinstance(stage, OurStage) else TOKENS
+                lengths = float(stage.trainer.context.pairs.lengths.mean()) if isinstance(stage, OurStage) else TOKENS
                 share = flops_per_pair(size, lengths, kind == "one") * pairs / rate
                 beside = f"{pairs / official:10.2f}×" if official else "          -"
                 print(f"{place} {batch:6d} {pairs:9.1f} {memory:6.1f} {100 * share:5.0f}% {beside}", flush=True)

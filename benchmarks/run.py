@@ -84,7 +84,7 @@ def state(folder: Path, repeats: int) -> None:
 
 def journal(folder: Path, repeats: int) -> None:
     from cnclip_ft.training.journal import Journal, Meter
-    from cnclip_ft.training.run import Run
+    from cnclip_ft.training.run import train
     from tests.training.helpers import write_store
 
     write_store(folder / "train", images=200, captions=2, seed=0)
@@ -118,18 +118,18 @@ def journal(folder: Path, repeats: int) -> None:
             "model": {"start": {"architecture": "tiny"}}, "stages": {"stage": stage}, "output": str(folder / f"run{number}"),
             "data": {"train": str(folder / "train"), "valid": str(folder / "valid"), "workers": 0},
         })  # fmt: skip
-        run = Run(recipe)
-        run.journal.say = lambda text="": None  # the terminal is the reader's
-        run.journal.write("warm", step=0, value=0.0)  # TensorBoard is imported here, once a run
-        run._judge_start()
-        run.stages[0].prepare()
-        run.stages[0].total, run.stages[0].selection.judge = 300, lambda: None
-        run.stages[0].selection.finish = lambda: None
-        spent[0] = 0.0
-        whole = timed(run.stages[0].train)
-        shares.append((spent[0], whole))
-        run.states.wait()
-        run.journal.close()
+        began = []
+
+        def first_step(trainer, began=began):
+            if not began:
+                trainer.context.journal.say = lambda text="": None  # the terminal is the reader's
+                trainer.context.journal.write("warm", step=0, value=0.0)  # TensorBoard is imported here, once a run
+                spent[0] = 0.0
+                began.append(time.perf_counter())
+            elif trainer.step == 299:  # before the validation of the last step
+                shares.append((spent[0], time.perf_counter() - began[0]))
+
+        train(recipe, before_step=first_step)
     spent_, whole = (statistics.median(column) for column in zip(*shares, strict=True))
     print(f"journal, tiny model, 300 steps, a line every 10, median of {repeats}")
     print(

@@ -153,7 +153,9 @@ class OurStage:
                  compile: bool = False, workers: int = 0, start: str | dict | None = None) -> None:  # fmt: skip
         from cnclip_ft.features import frozen_trunk as feature_cache
         from cnclip_ft.recipe import Recipe
-        from cnclip_ft.training.run import Run
+        from cnclip_ft.training.context import make_context
+        from cnclip_ft.training.stage_plan import plan_stages
+        from cnclip_ft.training.trainer import Trainer
 
         def drawn(cache, *_arguments, **_settings):
             width = cache.model.image_trunk(torch.zeros(1, 3, cache.model.image_size, cache.model.image_size,
@@ -167,17 +169,15 @@ class OurStage:
             "data": {"train": str(folder / "train"), "valid": str(folder / "train"), "workers": workers},
             "precision": precision, "compile": compile,
         })  # fmt: skip
-        self.run = Run(recipe, write=False)
-        self.stage = self.run.stages[0]
-        self.stage.prepare()
-        self.batches = iter(self.stage._loader())
+        context, model = make_context(recipe, write=False)
+        self.trainer = Trainer(context, plan_stages(context, model)[0], model)
+        self.batches = self.trainer.batches()
         self.batch = batch
 
     def step(self) -> float:
         began = time.perf_counter()
-        self.stage._one_step(next(self.batches))
-        self.stage.step += 1
-        if self.run.device.type == "cuda":
+        self.trainer.take(next(self.batches))
+        if self.trainer.context.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - began
 

@@ -159,7 +159,11 @@ def test_a_stopped_run_goes_on_as_it_would_have(copied, name, cache):
     losses = [[line["stage"], line["step"], line["loss"]] for line in journal if line["kind"] == "train"]
     same(losses, expected["losses"], rel=1e-6)
     recall = json.loads((run / "report/recall.json").read_text(encoding="utf-8"))
-    same(recall, expected["recall"], rel=1e-9)
+    rows = expected["recall"]
+    if name == "first_stage":  # its second stage begins now: no validation beats its start, which it keeps
+        assert rows["after contrast"]["mean_recall"] < rows["after align"]["mean_recall"]
+        rows = rows | {"after contrast": rows["after align"]}
+    same(recall, rows, rel=1e-9)
     assert not list(Path().iterdir())  # all went to the place it was told
 
 

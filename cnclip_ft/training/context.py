@@ -6,9 +6,11 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from cnclip_ft.data.pairs import PairTable, build_table
 from cnclip_ft.evaluation.evaluators import Evaluator, Recall, open_evaluator
@@ -23,6 +25,8 @@ from cnclip_ft.training.sharding import Whole, refuse_other_engines, settle_shar
 from cnclip_ft.training.trackers import tracker_names
 from data_tools.errors import RequestError
 from data_tools.store import PairStore, open_store
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,13 @@ class Context:
     def new_parts(self) -> list[str]:
         """Module paths of the model that began without pretrained weights."""
         return [str(part[0] if isinstance(part, tuple) else part) for part in self.start.new]
+
+    def from_main(self, value: Value) -> Value:
+        """What the first device says, on all of them."""
+        found = [value]
+        if self.world > 1:
+            broadcast_object_list(found)
+        return found[0]
 
     def autocast(self) -> AbstractContextManager[object]:
         """The number format the towers compute in."""

@@ -28,9 +28,11 @@ class Example:
 
 
 def find_examples(
-    features: SplitFeatures, store: PairStore, queries: int = QUERIES, shown: int = SHOWN
+    features: SplitFeatures | None, store: PairStore, queries: int = QUERIES, shown: int = SHOWN
 ) -> list[Example]:
-    """`queries` texts spread evenly over the split (the same ones every time) with their `shown` best pictures."""
+    """`queries` texts spread evenly over the split (the same ones every time) with their `shown` best pictures; none without features."""
+    if features is None:
+        return []
     asked = features.positives[:, 1].unique()
     asked = asked[torch.linspace(0, len(asked) - 1, min(queries, len(asked))).round().long()]
     scores, indices = topk(features.text_features[asked], features.image_features, shown)

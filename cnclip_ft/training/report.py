@@ -28,14 +28,15 @@ figcaption{font-size:12px;color:#666}img.curve{max-width:100%}
 
 
 def write_report(
-    folder: Path, *, title: str, plan: str, rows: list[tuple[str, dict[str, float | None]]], journal: Path,
-    examples: list[Example], settings: str,
+    folder: Path, *, title: str, plan: str, rows: list[tuple[str, dict[str, float | None]]], notes: list[str],
+    journal: Path, examples: list[Example], settings: str,
 ) -> Path:  # fmt: skip
     """Write ``index.html`` into `folder`, which is made where it is missing. Curves need matplotlib (an extra)."""
     parts = [
         "<!doctype html><html lang='en'><meta charset='utf-8'>",
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style><h1>{html.escape(title)}</h1>",
         _heading("Recall before and after every stage", "各阶段前后的召回率"), _table(rows),
+        *(f"<p>{html.escape(note)}</p>" for note in notes),
         _heading("Curves", "训练曲线"), *_curves(read_journal(journal)),
         _heading("Example queries", "检索示例"), *map(_example, examples),
         _heading("Plan", "训练计划"), f"<pre>{html.escape(plan)}</pre>",

@@ -194,12 +194,8 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
         file.write(dump_recipe(recipe))
 
 
-def refuse_nothing(folder: Path) -> None:
-    """There is no state to continue from: say why, and what to do.
-
-    Raises:
-        RequestError: always.
-    """
+def nothing_to_continue(folder: Path) -> RequestError:
+    """There is no state to continue from: why, and what to do."""
     if (folder / REPORT / "recall.json").is_file():
         way = " The run there is finished. To train its weights further, set model.start to one of its checkpoints."
     elif not is_run(folder):
@@ -209,4 +205,4 @@ def refuse_nothing(folder: Path) -> None:
         way = f" Its checkpoints are {kept}: set model.start to one of them, and output=FOLDER to another folder."
     else:
         way = " It ended before its first state, so nothing is lost: give the command again without --continue."
-    raise RequestError(f"{folder}: no state to continue from.{way}")
+    return RequestError(f"{folder}: no state to continue from.{way}")

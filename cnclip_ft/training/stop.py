@@ -46,13 +46,17 @@ class StopRequest:
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if not self._asked:
-            self._asked, self._since = True, time.monotonic()
+            self.ask()
             # Not print: the signal may have come in the middle of one, and the terminal may be gone.
             with suppress(OSError):
                 os.write(1, b"\nStopping after this step (again: at once).\n")
         elif time.monotonic() - self._since > _ONE_REQUEST:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+
+    def ask(self) -> None:
+        """Ask for a stop, as a signal would."""
+        self._asked, self._since = True, time.monotonic()
 
     def asked(self, device: torch.device) -> bool:
         """Whether any device was asked: they stop at the same step."""

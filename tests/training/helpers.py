@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from cnclip_ft.models.start import build_start
 from cnclip_ft.recipe import Recipe
 from cnclip_ft.training.context import Context, make_context
 from cnclip_ft.training.stage_plan import StagePlan, plan_stages
+from cnclip_ft.training.stop import StopRequest
+from cnclip_ft.training.trainer import Trainer
 from data_tools.store import StoreWriter
 
 WORDS = "红黄蓝绿黑白大小圆方三角星月山水火木金土猫狗鸟鱼马牛羊"
@@ -58,6 +61,25 @@ def planned(recipe: Recipe) -> tuple[Context, DualEncoder, list[StagePlan]]:
     """A run before its first step; nothing is written."""
     context, model = make_context(recipe, write=False)
     return context, model, plan_stages(context, model)
+
+
+def prepared(recipe: Recipe, number: int = 1) -> Trainer:
+    """The stage of this number ready for its first step; nothing was judged."""
+    context, model, plans = planned(recipe)
+    return Trainer(context, plans[number], model)
+
+
+def stopped_after(*places: tuple[str, int]) -> dict[str, Any]:
+    """Arguments of `train` with which it is asked to stop when a step of these (stage, step) is done, once each."""
+    stop, left = StopRequest(), set(places)
+
+    def ask(trainer: Trainer) -> None:
+        place = (trainer.plan.name, trainer.step + 1)
+        if place in left:
+            left.remove(place)
+            stop.ask()
+
+    return {"stop": stop, "before_step": ask}
 
 
 def records(folder: Path, kind: str = "train") -> list[dict]:

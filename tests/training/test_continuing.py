@@ -20,26 +20,14 @@ import yaml
 from safetensors.torch import load_file
 
 from cnclip_ft.recipe import dump_recipe, load_recipe
+from cnclip_ft.training.kept import Kept
 from cnclip_ft.training.run import train
 from cnclip_ft.training.run_folder import held, run_of
 from cnclip_ft.training.run_state import load_state, save_state
-from cnclip_ft.training.stage import StageRun
 from data_tools.errors import RequestError, UserError
-from tests.training.helpers import losses, planned, tiny_recipe, write_store
+from tests.training.helpers import losses, planned, stopped_after, tiny_model, tiny_recipe, write_store
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def stop_after(monkeypatch, step, stage="contrast"):
-    original = StageRun._one_step
-
-    def stopping(self, batch):
-        out = original(self, batch)
-        if (self.name, self.step + 1) == (stage, step):
-            self.run.stop._asked = True
-        return out
-
-    monkeypatch.setattr(StageRun, "_one_step", stopping)
 
 
 def recipe_of(stores, folder, **changes):
@@ -54,9 +42,7 @@ def whole(stores):
 
 @pytest.fixture(scope="module")
 def stopped_once(stores):
-    with pytest.MonkeyPatch.context() as patch:
-        stop_after(patch, 4)
-        assert train(recipe_of(stores, stores / "stopped")) is False
+    assert train(recipe_of(stores, stores / "stopped"), **stopped_after(("contrast", 4))) is False
     return stores / "stopped"
 
 
@@ -100,9 +86,8 @@ def test_the_line_that_is_said_goes_on_with_a_tower_of_ones_own(stores, tmp_path
         "projection": 16,
     }
     monkeypatch.chdir(tmp_path)
-    with pytest.MonkeyPatch.context() as patch:
-        stop_after(patch, 2)
-        assert train(recipe_of(stores, tmp_path / "a run", model={"start": start})) is False
+    recipe = recipe_of(stores, tmp_path / "a run", model={"start": start})
+    assert train(recipe, **stopped_after(("contrast", 2))) is False
     line = capsys.readouterr().out.partition("Stopped. Continue with: ")[2].splitlines()[0]
     monkeypatch.setattr(sys, "argv", shlex.split(line))
     with pytest.raises(SystemExit) as ended:
@@ -189,7 +174,7 @@ def test_a_recipe_with_words_of_the_user_is_not_replaced(stores, stopped_once, t
         train(recipe_of(stores, tmp_path))
 
 
-def test_between_stages_nothing_depends_on_what_was_drawn_before(stores, tmp_path, monkeypatch):
+def test_between_stages_nothing_depends_on_what_was_drawn_before(stores, tmp_path):
     """Low-rank updates are drawn when a stage begins, also where the run goes on from the end of the one before."""
     lora = [{"tower": "image", "lora": {"rank": 2}}, {"tower": "text"}, {"tower": "temperature"}]
     short = {"steps": 2, "validate_every": 2}
@@ -198,17 +183,10 @@ def test_between_stages_nothing_depends_on_what_was_drawn_before(stores, tmp_pat
         for name in ("whole", "parts")
     ]
     assert train(recipes[0])
-    original = StageRun.prepare
-
-    def dying(self, state=None):
-        if self.name == "contrast":
-            raise OSError(5, "Input/output error")
-        original(self, state)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StageRun, "prepare", dying)
-        with pytest.raises(UserError, match="stage align, step 2"):
-            train(recipes[1])
+    assert train(recipes[1], **stopped_after(("contrast", 1))) is False
+    last, newest = sorted((tmp_path / "parts/state").glob("state-*.pt"))
+    newest.unlink()
+    assert torch.load(last, weights_only=True)["stage"] == 0
     assert train(recipes[1], proceed=True) and same_end(tmp_path / "parts", tmp_path / "whole")
 
 
@@ -334,22 +312,16 @@ def test_flips_and_cuts_of_states_are_noticed(tmp_path):
         load_state(tmp_path, lambda text: None)
 
 
-def test_a_best_checkpoint_changed_since_is_noticed(stores, stopped):
+@pytest.mark.parametrize("name", ["best", "start"])
+def test_a_kept_checkpoint_changed_since_is_noticed(tmp_path, name):
     """The weights a stage ends with come from there."""
-    recipe = recipe_of(stores, stopped)
-    best = stopped / "contrast" / "best" / "model.safetensors"
-    state = load_state(stopped / "state", print)
-    assert state["selection"]["sums"]["best"]
-    original = StageRun._judge
-
-    def damaging(self):
-        original(self)
-        _flip(best, best.stat().st_size // 2)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StageRun, "_judge", damaging)
-        with pytest.raises(UserError, match=r"contrast/best: the weights are not those.*\nThe newest state"):
-            train(recipe, proceed=True)
+    model, kept = tiny_model(), Kept(tmp_path / "contrast", writes=True)
+    kept.save(name, model, {})
+    assert torch.equal(kept.weights(name, model)["logit_scale"], model.logit_scale)
+    weights = tmp_path / "contrast" / name / "model.safetensors"
+    _flip(weights, weights.stat().st_size // 2)
+    with pytest.raises(UserError, match=rf"contrast/{name}: the weights are not those"):
+        kept.weights(name, model)
 
 
 # ---- faults on the way --------------------------------------------------------------------------------------------
@@ -364,7 +336,7 @@ def test_a_fault_between_steps_loses_no_step(stores, whole, tmp_path, monkeypatc
     from cnclip_ft.training.validation import Judge
 
     recipe = recipe_of(stores, tmp_path / "run")
-    judge, write, count = Judge.__call__, journal.Journal.write, StageRun._count_faults
+    judge, write, hook = Judge.__call__, journal.Journal.write, None
 
     def gone(self, model):
         if (tmp_path / "run/contrast/last").exists():
@@ -377,12 +349,11 @@ def test_a_fault_between_steps_loses_no_step(stores, whole, tmp_path, monkeypatc
                 raise OSError(28, "No space left on device")
         return write(self, kind, line, **values)
 
-    def failing(self, batch):
-        if (self.name, self.step) == ("contrast", 5):
+    def failing(trainer):
+        if (trainer.plan.name, trainer.step) == ("contrast", 5):
             raise (
                 UserError("11 damaged images") if fault == "damaged" else OSError(5, "Input/output error", "data.mdb")
             )
-        return count(self, batch)
 
     with monkeypatch.context() as patch:
         if fault == "validation":
@@ -390,11 +361,11 @@ def test_a_fault_between_steps_loses_no_step(stores, whole, tmp_path, monkeypatc
         elif fault == "journal":
             patch.setattr(journal.Journal, "write", full)
         else:
-            patch.setattr(StageRun, "_count_faults", failing)
+            hook = failing
         with pytest.raises(
             UserError, match=r"\nThe newest state is of stage contrast, step [56]. Continue with: "
         ) as said:
-            train(recipe)
+            train(recipe, before_step=hook)
     assert len(str(said.value).splitlines()) == 2
     assert load_state(tmp_path / "run/state", print)["step"] == {"validation": 6, "journal": 6}.get(fault, 5)
     assert train(recipe, proceed=True) and same_end(tmp_path / "run", whole)
@@ -434,16 +405,14 @@ def test_other_engines_of_accelerate_are_refused(stores, tmp_path, monkeypatch, 
 
 SLOWLY = """
 import os, signal, sys, time
-import cnclip_ft.training.stage as stage
-original = stage.StageRun._one_step
-def step(self, batch):
+from functools import partial
+import cnclip_ft.training.run as run
+def slowly(trainer):
     time.sleep(0.05)
-    if self.step == 5 and "KILL_WORKER" in os.environ:
-        import subprocess
+    if trainer.step == 5 and "KILL_WORKER" in os.environ:
         for child in open(f"/proc/self/task/{os.getpid()}/children").read().split():
             os.kill(int(child), signal.SIGKILL)
-    return original(self, batch)
-stage.StageRun._one_step = step
+run.train = partial(run.train, before_step=slowly)
 from cnclip_ft.cli import main
 sys.argv[0] = "cnclip-ft"
 main()

@@ -9,9 +9,9 @@ import torch
 
 from cnclip_ft.models.checkpoints import load, save_checkpoint
 from cnclip_ft.models.preprocessing import normalise
-from cnclip_ft.training.run import Run, train
+from cnclip_ft.training.run import train
 from tests.official import requires_official, run_official
-from tests.training.helpers import losses, tiny_recipe
+from tests.training.helpers import losses, prepared, tiny_recipe
 
 STEPS = 10
 CONFIG = {
@@ -78,11 +78,9 @@ def test_the_curve_of_losses_is_that_of_the_official_step(stores, tmp_path, micr
     )
     recipe = recipe.model_copy(update={"stages": {"contrast": recipe.stages["contrast"]}})
 
-    run = Run(recipe, write=False)
-    batches = []
-    run.stages[0].prepare()
-    for batch in run.stages[0]._loader():
-        tower, ids = run.model.image_tower, batch["input_ids"]
+    batches, trainer = [], prepared(recipe, 0)
+    for batch in trainer.batches():
+        tower, ids = trainer.model.image_tower, batch["input_ids"]
         pixels = normalise(batch["pixels"], tower.mean, tower.std, torch.float32)
         batches.append((pixels, torch.nn.functional.pad(ids, (0, 52 - ids.shape[1]))))
     assert len(batches) == STEPS

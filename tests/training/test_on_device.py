@@ -15,11 +15,20 @@ from cnclip_ft.recipe import Augmentation
 from cnclip_ft.training.large_batch import GradientStep
 from cnclip_ft.training.loss import ContrastiveObjective, SigmoidObjective
 from cnclip_ft.training.optimizer import give_bias
-from cnclip_ft.training.run import Run, train
-from cnclip_ft.training.stage import StageRun
+from cnclip_ft.training.run import train
+from cnclip_ft.training.trainer import Trainer
 from cnclip_ft.training.validation import Judge
 from data_tools.errors import UserError
-from tests.training.helpers import losses, random_batch, records, tiny_model, tiny_recipe, write_store
+from tests.training.helpers import (
+    losses,
+    prepared,
+    random_batch,
+    records,
+    stopped_after,
+    tiny_model,
+    tiny_recipe,
+    write_store,
+)
 from tests.training.test_loss import brute_info_nce, features
 
 NO_DROPOUT = {
@@ -37,15 +46,10 @@ def deterministic():
     torch.use_deterministic_algorithms(False)
 
 
-def prepared(stores, tmp_path, number: int = 1, **changes) -> StageRun:
+def ready(stores, tmp_path, number: int = 1, **changes) -> Trainer:
     """A stage ready for its first step; nothing was judged."""
-    run = Run(
-        tiny_recipe(stores, output=str(tmp_path / "run"), feature_cache=str(tmp_path / "cache"), **changes), write=False
-    )
-    stage = run.stages[number]
-    stage.selection.keep_start = lambda: None
-    stage.prepare()
-    return stage
+    recipe = tiny_recipe(stores, output=str(tmp_path / "run"), feature_cache=str(tmp_path / "cache"), **changes)
+    return prepared(recipe, number)
 
 
 def gradients(model) -> dict[str, torch.Tensor]:
@@ -112,11 +116,11 @@ def test_a_divided_batch_replays_dropout_and_patch_dropping(device, objective):
 def test_a_step_in_bf16_is_near_the_step_in_float32(device, stores, tmp_path):
     found = {}
     for precision in ("fp32", "bf16"):
-        stage = prepared(stores, tmp_path, model={"start": NO_DROPOUT}, precision=precision)
-        assert stage.run.device.type == device.type and stage.run.precision == precision
-        out = stage._one_step(next(iter(stage._loader())))
+        trainer = ready(stores, tmp_path, model={"start": NO_DROPOUT}, precision=precision)
+        assert trainer.context.device.type == device.type and trainer.context.precision == precision
+        out = trainer.take(next(trainer.batches()))
         found[precision] = out.loss.item()
-        assert all(p.dtype == torch.float32 for p in stage.model.parameters())
+        assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
     assert found["bf16"] == pytest.approx(found["fp32"], abs=0.03)
     assert found["bf16"] != found["fp32"]  # it was computed in bf16
 
@@ -124,35 +128,36 @@ def test_a_step_in_bf16_is_near_the_step_in_float32(device, stores, tmp_path):
 def test_loss_scaling_skips_an_overflow_and_goes_on(device, stores, tmp_path):
     """fp16's scaler: a step whose gradient overflows changes nothing and halves the scale; the next one trains."""
     precision = "fp16" if device.type == "cuda" else "fp32"
-    stage = prepared(stores, tmp_path, precision=precision)
-    stage.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**127, growth_interval=1000)
-    batch = next(iter(stage._loader()))
-    before = {name: tensor.clone() for name, tensor in stage.model.state_dict().items()}
-    stage._one_step(batch)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in stage.model.state_dict().items())
-    assert stage.scaler.get_scale() == 2.0**126 and stage.skipped == 0
-    stage.scaler = torch.amp.GradScaler(device.type, init_scale=1024.0)
-    stage.step += 1
-    stage._one_step(batch)
-    assert any(not torch.equal(tensor, before[name]) for name, tensor in stage.model.state_dict().items())
-    assert stage.scaler.get_scale() == 1024.0
+    trainer = ready(stores, tmp_path, precision=precision)
+    trainer.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**127, growth_interval=1000)
+    batch = next(trainer.batches())
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trainer.take(batch)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.state_dict().items())
+    assert trainer.scaler.get_scale() == 2.0**126 and trainer.skipped == 0
+    trainer.scaler = torch.amp.GradScaler(device.type, init_scale=1024.0)
+    trainer.take(batch)
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in trainer.model.state_dict().items())
+    assert trainer.scaler.get_scale() == 1024.0
 
 
 def test_the_optimizer_is_fused_and_equals_the_cpu_in_float64(device, stores, tmp_path):
-    stage = prepared(stores, tmp_path)
-    assert stage.optimizer.defaults["fused"]
+    trainer = ready(stores, tmp_path)
+    assert trainer.optimizer.defaults["fused"]
     groups = [{"params": [p.detach().cpu().double().clone().requires_grad_() for p in group["params"]],
-               "lr": group["lr"], "weight_decay": group["weight_decay"]} for group in stage.optimizer.param_groups]  # fmt: skip
-    plain = torch.optim.AdamW(groups, betas=stage.stage.betas, eps=stage.stage.eps, foreach=False, fused=False)
+               "lr": group["lr"], "weight_decay": group["weight_decay"]} for group in trainer.optimizer.param_groups]  # fmt: skip
+    plain = torch.optim.AdamW(
+        groups, betas=trainer.plan.setting.betas, eps=trainer.plan.setting.eps, foreach=False, fused=False
+    )
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
-        for ours, theirs in zip(stage.optimizer.param_groups, plain.param_groups, strict=True):
+        for ours, theirs in zip(trainer.optimizer.param_groups, plain.param_groups, strict=True):
             for mine, other in zip(ours["params"], theirs["params"], strict=True):
                 other.grad = torch.randn(other.shape, generator=generator, dtype=torch.float64)
                 mine.grad = other.grad.to(mine.device, mine.dtype)
-        stage.optimizer.step()
+        trainer.optimizer.step()
         plain.step()
-    for ours, theirs in zip(stage.optimizer.param_groups, plain.param_groups, strict=True):
+    for ours, theirs in zip(trainer.optimizer.param_groups, plain.param_groups, strict=True):
         for mine, other in zip(ours["params"], theirs["params"], strict=True):
             torch.testing.assert_close(mine.detach().cpu().double(), other.detach(), atol=2e-6, rtol=1e-5)
 
@@ -204,12 +209,11 @@ def test_statistics_shared_over_devices_equal_those_of_one(device):
 def test_compiled_towers_step_like_plain_ones(device, stores, tmp_path):
     found = []
     for compiled in (False, True):
-        stage = prepared(stores, tmp_path / str(compiled), model={"start": NO_DROPOUT}, compile=compiled)
-        batches = iter(stage._loader())
+        trainer = ready(stores, tmp_path / str(compiled), model={"start": NO_DROPOUT}, compile=compiled)
+        batches = trainer.batches()
         found.append([])
         for _ in range(3):
-            found[-1].append(stage._one_step(next(batches)).loss.item())
-            stage.step += 1
+            found[-1].append(trainer.take(next(batches)).loss.item())
     assert found[1] == pytest.approx(found[0], abs=1e-3)
 
 
@@ -217,16 +221,14 @@ def test_compiled_towers_step_like_plain_ones(device, stores, tmp_path):
 
 
 def test_the_feature_cache_holds_what_the_trunk_gives(device, stores, tmp_path):
-    stage = prepared(stores, tmp_path, number=0, precision="fp32")
-    assert stage.cached
+    trainer = ready(stores, tmp_path, number=0, precision="fp32")
+    assert trainer.plan.cached
     keys = torch.tensor([3, 0, 19])
-    store = stage.run.train_store
-    pixels = torch.stack(
-        [stage.model.image_tower.preprocessing.decode(store.image(store.image_ids[key])) for key in keys]
-    )
+    store, preprocessing = trainer.context.train_store, trainer.model.image_tower.preprocessing
+    pixels = torch.stack([preprocessing.decode(store.image(store.image_ids[key])) for key in keys])
     with torch.inference_mode():
-        expected = stage.model.image_trunk(pixels.to(device)).float().cpu()
-    torch.testing.assert_close(stage.cache.rows(keys, 0).float().cpu(), expected, atol=2e-4, rtol=1e-3)
+        expected = trainer.model.image_trunk(pixels.to(device)).float().cpu()
+    torch.testing.assert_close(trainer.cache.rows(keys, 0).float().cpu(), expected, atol=2e-4, rtol=1e-3)
 
 
 def test_a_run_with_workers_pins_its_batches_and_learns(device, stores, tmp_path):
@@ -247,17 +249,7 @@ def test_a_stopped_run_continues_to_the_very_bits(device, deterministic, stores,
         return tiny_recipe(stores, output=str(tmp_path / name), feature_cache=str(tmp_path / "cache"), precision="bf16")
 
     assert train(recipe("whole"))
-    original = StageRun._one_step
-
-    def stopping(self, batch):
-        out = original(self, batch)
-        if self.name == "contrast" and self.step + 1 == 2:
-            self.run.stop._asked = True
-        return out
-
-    monkeypatch.setattr(StageRun, "_one_step", stopping)
-    assert not train(recipe("parts"))
-    monkeypatch.undo()
+    assert not train(recipe("parts"), **stopped_after(("contrast", 2)))
     if device.type == "cpu":
         monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     assert train(recipe("parts"), proceed=True)
@@ -268,15 +260,16 @@ def test_a_stopped_run_continues_to_the_very_bits(device, deterministic, stores,
 
 def test_a_checkpoint_of_this_device_is_the_cpu_s(device, stores, tmp_path):
     """Written on the device, read and used on the CPU and on the device; validation gives both the same recall."""
-    stage = prepared(stores, tmp_path, precision="fp32")
-    save_checkpoint(stage.run.model, tmp_path / "saved", info={})
+    trainer = ready(stores, tmp_path, precision="fp32")
+    save_checkpoint(trainer.whole, tmp_path / "saved", info={})
     there, here = load(tmp_path / "saved").to(device), load(tmp_path / "saved")
     assert here.device.type == "cpu"
     texts = ["一只猫", "山和水", "a red dog"]
     torch.testing.assert_close(there.encode_texts(texts).cpu(), here.encode_texts(texts), atol=1e-4, rtol=0)
-    judged = stage.run.judge(there).scores["valid"]
+    context = trainer.context
+    judged = Judge(context.evaluators, context.device, 0, context.autocast)(there).scores["valid"]
     assert 0 <= judged.mean_recall <= 100
-    again = Judge(stage.run.context.evaluators, torch.device("cpu"), 0, nullcontext)(here)
+    again = Judge(context.evaluators, torch.device("cpu"), 0, nullcontext)(here)
     assert judged.mean_recall == pytest.approx(again.mean_recall, abs=5.1)  # one of 20 queries may tie
 
 

@@ -25,19 +25,16 @@ TRAIN = """
 import os, signal, sys
 from cnclip_ft.recipe import load_recipe
 from cnclip_ft.training.run import train
-from cnclip_ft.training.stage import StageRun
 
 recipe, proceed, stop_at, how = sys.argv[1], sys.argv[2] == "continue", sys.argv[3], sys.argv[4]
-original = StageRun._one_step
 
-def step(self, batch):
-    out = original(self, batch)
-    if f"{self.name}-{self.step + 1}" == stop_at and (how == "kill" or self.run.accelerator.process_index == 1):
-        os.kill(os.getpid(), signal.SIGKILL if how == "kill" else signal.SIGTERM)
-    return out
+def step(trainer):
+    if how == "kill" and f"{trainer.plan.name}-{trainer.step}" == stop_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "term" and f"{trainer.plan.name}-{trainer.step + 1}" == stop_at and trainer.context.rank == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
 
-StageRun._one_step = step
-train(load_recipe(recipe), proceed=proceed)
+train(load_recipe(recipe), proceed=proceed, before_step=step)
 """
 
 EXCHANGE = """

@@ -7,7 +7,6 @@ import math
 import os
 import re
 import shutil
-import signal
 
 import pytest
 import torch
@@ -16,9 +15,8 @@ from safetensors.torch import load_file
 from cnclip_ft.training.large_batch import GradientStep
 from cnclip_ft.training.run import train
 from cnclip_ft.training.run_state import load_state, save_state
-from cnclip_ft.training.stage import StageRun
 from data_tools.errors import RequestError, UserError
-from tests.training.helpers import losses, planned, records, tiny_recipe
+from tests.training.helpers import losses, planned, records, stopped_after, tiny_recipe
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -128,27 +126,12 @@ def test_the_compiled_towers_give_the_same_losses(stores):
     assert found["compiled"] == pytest.approx(found["plain"], abs=1e-4)
 
 
-def stop_after(monkeypatch, stage_name, step):
-    """Ask for a stop when this step is done, as SIGTERM would."""
-    original = StageRun._one_step
-
-    def wrapped(self, batch):
-        out = original(self, batch)
-        if (self.name, self.step + 1) == (stage_name, step):
-            self.run.stop._receive(signal.SIGTERM, None)
-        return out
-
-    monkeypatch.setattr(StageRun, "_one_step", wrapped)
-
-
 @pytest.mark.parametrize("stage,step", [("align", 1), ("align", 4), ("contrast", 2), ("contrast", 5)])
-def test_stopped_and_continued_equals_uninterrupted(stores, finished, monkeypatch, capsys, stage, step):
+def test_stopped_and_continued_equals_uninterrupted(stores, finished, capsys, stage, step):
     recipe = tiny_recipe(stores, output=str(stores / f"stopped-{stage}-{step}"), feature_cache=str(stores / "cache"))
     folder = stores / f"stopped-{stage}-{step}"
-    stop_after(monkeypatch, stage, step)
-    assert train(recipe) is False
+    assert train(recipe, **stopped_after((stage, step))) is False
     assert "--continue" in capsys.readouterr().out
-    monkeypatch.undo()
     assert train(recipe, proceed=True)
     assert losses(folder) == losses(finished)
     for name in ("align/best", "contrast/best", "contrast/last"):
@@ -167,7 +150,7 @@ def test_stopped_and_continued_equals_uninterrupted(stores, finished, monkeypatc
         ),
     ],
 )
-def test_stopped_and_continued_with_other_settings(stores, monkeypatch, changes):
+def test_stopped_and_continued_with_other_settings(stores, changes):
     name = next(iter(changes))
     whole = tiny_recipe(
         stores, output=str(stores / f"whole-{name}"), contrast=changes, feature_cache=str(stores / "cache")
@@ -176,9 +159,7 @@ def test_stopped_and_continued_with_other_settings(stores, monkeypatch, changes)
         stores, output=str(stores / f"parts-{name}"), contrast=changes, feature_cache=str(stores / "cache")
     )
     assert train(whole)
-    stop_after(monkeypatch, "contrast", 4)
-    assert train(parts) is False
-    monkeypatch.undo()
+    assert train(parts, **stopped_after(("contrast", 4))) is False
     assert train(parts, proceed=True)
     assert losses(stores / f"whole-{name}") == losses(stores / f"parts-{name}")
     ours, theirs = (
@@ -187,18 +168,15 @@ def test_stopped_and_continued_with_other_settings(stores, monkeypatch, changes)
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-def test_a_bad_number_stops_with_advice_and_keeps_the_last_good_checkpoint(stores, monkeypatch):
+def test_a_bad_number_stops_with_advice_and_keeps_the_last_good_checkpoint(stores):
     recipe = tiny_recipe(stores, output=str(stores / "nan"), feature_cache=str(stores / "cache"))
-    original = StageRun._one_step
 
-    def poisoned(self, batch):
-        if (self.name, self.step) == ("contrast", 4):
-            self.model.logit_scale.data.fill_(float("nan"))
-        return original(self, batch)
+    def poisoned(trainer):
+        if (trainer.plan.name, trainer.step) == ("contrast", 4):
+            trainer.model.logit_scale.data.fill_(float("nan"))
 
-    monkeypatch.setattr(StageRun, "_one_step", poisoned)
     with pytest.raises(UserError, match="stage contrast, step 5: the loss is nan.*Lower the learning rate"):
-        train(recipe)
+        train(recipe, before_step=poisoned)
     kept = load_file(stores / "nan" / "contrast" / "last" / "model.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in kept.values())
 
@@ -211,10 +189,9 @@ def test_a_folder_with_a_run_is_not_overwritten(stores, finished):
         train(recipe, proceed=True)
 
 
-def test_continuing_with_another_recipe_is_refused(stores, monkeypatch):
+def test_continuing_with_another_recipe_is_refused(stores):
     recipe = tiny_recipe(stores, output=str(stores / "other"), feature_cache=str(stores / "cache"))
-    stop_after(monkeypatch, "align", 2)
-    assert train(recipe) is False
+    assert train(recipe, **stopped_after(("align", 2))) is False
     changed = tiny_recipe(stores, output=str(stores / "other"), align={"learning_rate": 5e-4}, log_every=2)
     with pytest.raises(RequestError, match=r"stages.align.learning_rate: 0.001 → 0.0005"):
         train(changed, proceed=True)
@@ -352,24 +329,14 @@ def test_a_sigmoid_loss_gives_the_model_its_bias_once(stores):
     assert len(told) == 6 and told[3] == pytest.approx(again["logit_bias"])
 
 
-def test_a_state_whose_objective_holds_the_bias_goes_on(stores, monkeypatch):
+def test_a_state_whose_objective_holds_the_bias_goes_on(stores):
     """As states of before had it; with an average and an interpolation, whose start has no bias either."""
     more = {"train": "both", "objective": {"kind": "sigmoid"}, "ema": 0.5, "interpolate": 2, "validate_every": 2}
     recipe = tiny_recipe(stores, align=more, contrast={"steps": 2})
     whole = recipe.model_copy(update={"output": str(stores / "bias_whole")})
     assert train(whole)
     parts = recipe.model_copy(update={"output": str(stores / "bias_parts")})
-    original = StageRun._one_step
-
-    def stopping(self, batch):
-        out = original(self, batch)
-        if self.step + 1 == 3:
-            self.run.stop._asked = True
-        return out
-
-    monkeypatch.setattr(StageRun, "_one_step", stopping)
-    assert not train(parts)
-    monkeypatch.setattr(StageRun, "_one_step", original)
+    assert not train(parts, **stopped_after(("align", 3)))
     path = max((stores / "bias_parts" / "state").glob("state-*.pt"))
     state = torch.load(path, weights_only=True)
     state["objective"] = {"bias": state["model"].pop("logit_bias")}

@@ -18,9 +18,8 @@ from cnclip_ft.recipe import dump_recipe
 from cnclip_ft.training import run_state
 from cnclip_ft.training.run import train
 from cnclip_ft.training.run_state import StateWriter, load_state
-from cnclip_ft.training.stage import StageRun
 from data_tools.errors import UserError
-from tests.training.helpers import losses, tiny_recipe
+from tests.training.helpers import losses, records, stopped_after, tiny_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -115,22 +114,8 @@ def test_a_disk_full_while_a_checkpoint_is_written_loses_nothing(stores, tmp_pat
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-def interrupted(monkeypatch, where: set[tuple[str, int]]):
-    """Ask for a stop when one of these steps is done, each once."""
-    original = StageRun._one_step
-
-    def stopping(self, batch):
-        out = original(self, batch)
-        if (self.name, self.step + 1) in where:
-            where.discard((self.name, self.step + 1))
-            self.run.stop._asked = True
-        return out
-
-    monkeypatch.setattr(StageRun, "_one_step", stopping)
-
-
 @pytest.mark.slow
-def test_ten_interruptions_in_one_run(stores, monkeypatch):
+def test_ten_interruptions_in_one_run(stores):
     settings = {"steps": 12, "validate_every": 5, "micro_batch_size": 4, "ema": 0.9}
     make = {
         "align": {**settings, "micro_batch_size": None},
@@ -140,13 +125,12 @@ def test_ten_interruptions_in_one_run(stores, monkeypatch):
     assert train(tiny_recipe(stores, output=str(stores / "through"), **make))
     steps = [(name, step) for name in ("align", "contrast") for step in range(1, 12)]
     where = set(random.Random(1).sample(steps, 10))
-    interrupted(monkeypatch, where)
     recipe = tiny_recipe(stores, output=str(stores / "broken"), **make)
-    stops = 0
-    done = train(recipe)
+    stops, done = 0, train(recipe, **stopped_after(*where))
     while not done:
         stops += 1
-        done = train(recipe, proceed=True)
+        where -= {(r["stage"], r["step"]) for r in records(stores / "broken")}
+        done = train(recipe, proceed=True, **stopped_after(*where))
     assert stops == 10
     for name in ("align/best", "contrast/best", "contrast/last"):
         ours, theirs = (load_file(stores / f / name / "model.safetensors") for f in ("broken", "through"))
@@ -157,14 +141,10 @@ KILLED = """
 import os, signal, sys
 from cnclip_ft.recipe import load_recipe
 from cnclip_ft.training.run import train
-from cnclip_ft.training.stage import StageRun
-original = StageRun._one_step
-def killed(self, batch):
-    if (self.name, self.step) == ("contrast", 7):
+def killed(trainer):
+    if (trainer.plan.name, trainer.step) == ("contrast", 7):
         os.kill(os.getpid(), signal.SIGKILL)
-    return original(self, batch)
-StageRun._one_step = killed
-train(load_recipe(sys.argv[1]))
+train(load_recipe(sys.argv[1]), before_step=killed)
 """
 
 

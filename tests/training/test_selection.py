@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 
 import cnclip_ft
 from cnclip_ft.models.checkpoints import read_info
-from cnclip_ft.recipe import load_recipe
-from cnclip_ft.training import selection
+from cnclip_ft.recipe import Guard, Stage, load_recipe
+from cnclip_ft.training import kept as keeping
 from cnclip_ft.training.examples import Example, draw_panel
 from cnclip_ft.training.run import train
-from cnclip_ft.training.stage import StageRun
+from cnclip_ft.training.selection import Selection
 from cnclip_ft.training.validation import Judge
 from data_tools.errors import RequestError, UserError
-from tests.training.helpers import planned, tiny_recipe
+from tests.training.helpers import planned, stopped_after, tiny_recipe
 
 
 def run_of(stores, name, **changes):
@@ -36,13 +36,14 @@ def records(folder, kind):
 
 
 def scripted(monkeypatch, scores):
-    """The first split's mean recall at every judgement, in this order; the last one stays."""
+    """The first split's mean recall at every judgement, in this order; the last one stays. Returns the list of those given."""
     given = iter(scores)
-    original, last = Judge.__call__, [None]
+    original, last, judged = Judge.__call__, [None], []
 
     def judge(self, model):
         judgement = original(self, model)
         last[0] = next(given, last[0])
+        judged.append(last[0])
         first, guard = last[0] if isinstance(last[0], tuple) else (last[0], None)
         scores = next(iter(judgement.scores.values()))
         for direction in (scores.text_to_image, scores.image_to_text):
@@ -51,6 +52,7 @@ def scripted(monkeypatch, scores):
         return judgement
 
     monkeypatch.setattr(Judge, "__call__", judge)
+    return judged
 
 
 def test_a_plateau_ends_the_stage(stores, monkeypatch, capsys):
@@ -71,17 +73,7 @@ def test_a_plateau_survives_being_continued(stores, monkeypatch):
     recipe, folder = run_of(
         stores, "plateau-2", contrast={"steps": 12, "validate_every": 1, "until": "plateau", "patience": 3}
     )
-    original = StageRun._one_step
-
-    def stopping(self, batch):
-        out = original(self, batch)
-        if self.step == 1:
-            self.run.stop._asked = True
-        return out
-
-    monkeypatch.setattr(StageRun, "_one_step", stopping)
-    assert train(recipe) is False
-    monkeypatch.setattr(StageRun, "_one_step", original)
+    assert train(recipe, **stopped_after(("contrast", 2))) is False
     assert train(recipe, proceed=True)
     assert max(r["step"] for r in records(folder, "validation")) == 4
 
@@ -114,11 +106,62 @@ def test_a_guard_stops_and_its_breach_is_never_the_best(stores, monkeypatch, cap
     assert read_info(folder / "contrast" / "last")["step"] == 2
 
 
-def test_a_guard_broken_at_once_leaves_no_best(stores, monkeypatch):
+def test_a_guard_broken_at_once_keeps_the_start(stores, monkeypatch, capsys):
     scripted(monkeypatch, [(10, 50), (20, 40)])
-    recipe, _ = with_guard(stores, "guard-none", "stop")
-    with pytest.raises(UserError, match="no validation kept within the guard's limit.*a lower learning rate"):
-        train(recipe)
+    recipe, folder = with_guard(stores, "guard-none", "stop")
+    assert train(recipe)
+    assert "The run ends with stage contrast: the guard split lost more" in capsys.readouterr().out
+    assert read_info(folder / "contrast" / "best")["step"] == 0
+    assert read_info(folder / "contrast" / "last")["step"] == 1
+
+
+def test_a_stage_that_brings_nothing_keeps_its_start(stores, monkeypatch, capsys):
+    """The start is the first candidate, not judged twice, and its weights are those of the stage before."""
+    judged = scripted(monkeypatch, [10, 20, 30, 30, 25, 30])
+    recipe = tiny_recipe(stores, output=str(stores / "nothing"), feature_cache=str(stores / "cache"),
+                         contrast={"interpolate": 2})  # fmt: skip
+    folder = stores / "nothing"
+    assert train(recipe)
+    assert len(judged) == 6  # the start, two validations a stage, the report
+    info = read_info(folder / "contrast" / "best")
+    assert (info["stage"], info["step"], info["mean_recall"]) == ("contrast", 0, 30)
+    kept, before = (load_file(folder / stage / "best" / "model.safetensors") for stage in ("contrast", "align"))
+    assert all(torch.equal(kept[name], before[name]) for name in before)
+    rows = json.loads((folder / "report" / "recall.json").read_text(encoding="utf-8"))
+    assert rows["after contrast"] == rows["after align"]
+    note = "stage contrast brought nothing: no validation beat its start (30.00), which stays"
+    assert records(folder, "unchanged")[0]["stage"] == "contrast"
+    said = capsys.readouterr().out
+    assert "(best 30.00 where the stage began)" in said and f"contrast/best ({note})" in said
+    assert all(note in (folder / "report" / name).read_text(encoding="utf-8") for name in ("recall.txt", "index.html"))
+    assert sorted(path.name for path in (folder / "contrast").iterdir()) == ["best", "last"]
+
+
+def test_a_plateau_counts_from_the_start():
+    setting = tiny_stage(until="plateau", min_gain=1, patience=2)
+    selection = Selection(setting)
+    selection.begin(30, {})
+    for step, score in enumerate((30.5, 29), 1):
+        selection.take(step, score, {})
+    assert selection.so_far.ended == "plateau: no rise of 1 or more above 30.00 in 2 validations"
+    assert (selection.so_far.best, selection.so_far.best_step) == (30.5, 1)
+
+
+def test_a_stage_begun_without_a_score_of_its_start_goes_on_as_before():
+    """States of the version before hold none: the first validation is the best, and what breaks the guard never is."""
+    selection = Selection(tiny_stage(), Guard(split="general", max_drop=2, action="stop"), guard_start=50)
+    before = {"best": float("-inf"), "best_step": 0, "best_row": {}, "risen_to": float("-inf"), "without_rise": 0,
+              "ended": None, "guard_broken": False, "sums": {}}  # fmt: skip
+    selection.load_state_dict(before)
+    assert not selection.beats(90, 47) and selection.beats(5, 48)
+    selection.take(3, 5, {"mean_recall": 5}, 48)
+    assert selection.state_dict() | {"sums": {}} == before | {"best": 5, "best_step": 3, "best_row": {"mean_recall": 5}}
+    selection.take(6, 90, {}, 40)
+    assert selection.so_far.guard_broken and selection.so_far.best_step == 3
+
+
+def tiny_stage(**changes):
+    return Stage(train="both", steps=6, batch_size=8, learning_rate=1e-3, **changes)
 
 
 def test_best_by_a_named_score_of_a_named_split(stores):
@@ -126,7 +169,7 @@ def test_best_by_a_named_score_of_a_named_split(stores):
     data = {"train": str(stores / "train"), "valid": valid, "workers": 0}
     recipe, folder = run_of(stores, "named", data=data, best_by="other: image_to_text.r5")
     assert train(recipe)
-    judged = [r for r in records(folder, "validation") if r["stage"] == "contrast"]
+    judged = records(folder, "validation")  # the start is the first candidate
     best = max(judged, key=lambda r: (r["scores"]["other"]["image_to_text"]["r5"], -r["step"]))
     assert read_info(folder / "contrast" / "best")["step"] == best["step"]
     assert set(judged[0]["scores"]) == {"mine", "other"}
@@ -201,21 +244,11 @@ def test_lora_trains_little_and_leaves_plain_checkpoints(stores, capsys):
     assert again.mean_recall == pytest.approx(stored["mean_recall"])
 
 
-def test_lora_continues_exactly(stores, monkeypatch):
+def test_lora_continues_exactly(stores):
     whole, whole_folder = run_of(stores, "lora-whole", contrast={"train": LORA})
     parts, folder = run_of(stores, "lora-parts", contrast={"train": LORA})
     assert train(whole)
-    original = StageRun._one_step
-
-    def stopping(self, batch):
-        out = original(self, batch)
-        if self.step == 3:
-            self.run.stop._asked = True
-        return out
-
-    monkeypatch.setattr(StageRun, "_one_step", stopping)
-    assert train(parts) is False
-    monkeypatch.undo()
+    assert train(parts, **stopped_after(("contrast", 4))) is False
     assert train(parts, proceed=True)
     ours, theirs = (load_file(f / "contrast" / "last" / "model.safetensors") for f in (folder, whole_folder))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -235,7 +268,7 @@ def test_a_run_killed_after_its_best_was_kept_goes_on(stores, monkeypatch, inter
     scripted(monkeypatch, scores)
     changes = {"steps": 3, "validate_every": 2, "interpolate": 4}
     recipe, folder = run_of(stores, f"killed-{interpolated}", save_every=1, contrast=changes)
-    original = selection.save_checkpoint
+    original = keeping.save_checkpoint
 
     def dying(model, place, *, info):
         checksum = original(model, place, info=info)
@@ -244,7 +277,7 @@ def test_a_run_killed_after_its_best_was_kept_goes_on(stores, monkeypatch, inter
         return checksum
 
     with monkeypatch.context() as patch:
-        patch.setattr(selection, "save_checkpoint", dying)
+        patch.setattr(keeping, "save_checkpoint", dying)
         with pytest.raises(SystemExit):
             train(recipe)
     before = (folder / "contrast/best/model.safetensors").read_bytes()
@@ -255,29 +288,24 @@ def test_a_run_killed_after_its_best_was_kept_goes_on(stores, monkeypatch, inter
     assert sorted(path.name for path in (folder / "contrast").iterdir()) == ["best", "last"]
 
 
-def test_single_bad_steps_are_skipped_up_to_the_limit(stores, monkeypatch, capsys):
+def test_single_bad_steps_are_skipped_up_to_the_limit(stores, capsys):
     recipe, folder = run_of(stores, "skip", contrast={"skip_bad_steps": 1})
-    original = StageRun._one_step
+    bad, good = {2}, []
 
-    def poisoned(self, batch):
-        if self.step not in bad:
-            return original(self, batch)
-        kept = self.model.logit_scale.data.clone()
-        self.model.logit_scale.data.fill_(float("nan"))
-        try:
-            return original(self, batch)
-        finally:
-            self.model.logit_scale.data.copy_(kept)
+    def poisoned(trainer):
+        if good:
+            trainer.model.logit_scale.data.copy_(good.pop())
+        if trainer.step in bad:
+            good.append(trainer.model.logit_scale.data.clone())
+            trainer.model.logit_scale.data.fill_(float("nan"))
 
-    bad = {2}
-    monkeypatch.setattr(StageRun, "_one_step", poisoned)
-    assert train(recipe)
+    assert train(recipe, before_step=poisoned)
     assert "the loss is nan: step skipped (1 of at most 1)" in capsys.readouterr().out
     kept = load_file(folder / "contrast" / "last" / "model.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in kept.values())
     bad = {2, 3}
     with pytest.raises(UserError, match="step 4: the loss is nan"):
-        train(recipe, overwrite=True)
+        train(recipe, overwrite=True, before_step=poisoned)
 
 
 def test_out_of_memory_names_settings_that_help(stores, monkeypatch):

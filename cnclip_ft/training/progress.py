@@ -1,0 +1,67 @@
+"""What a run has found so far: scores, rows of its table, damaged images. Every state carries it."""
+
+from __future__ import annotations
+
+import platform
+import secrets
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+import cnclip_ft
+from cnclip_ft.recipe import dump_recipe
+from cnclip_ft.training.context import Context
+from cnclip_ft.training.run_state import FORMAT
+from cnclip_ft.training.stage_plan import StagePlan
+from cnclip_ft.training.validation import Judgement
+
+Row = dict[str, float | None]
+
+
+@dataclass
+class Progress:
+    """Filled while the run goes on, the same on all devices but for `damaged`, which each counts for itself."""
+
+    token: str = field(default_factory=lambda: secrets.token_hex(8))  # says of a checkpoint that this run kept it
+    identity: dict[str, Any] | None = None  # of data and model
+    start_score: float | None = None  # before the first step
+    guard_start: float | None = None
+    rows: list[tuple[str, Row]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # said below the table
+    damaged: int = 0
+    judge_seconds: float = 0.0  # of the latest judgement; not in states
+
+    def state_dict(self, context: Context) -> dict[str, Any]:
+        return {
+            "format": FORMAT, "run": self.token, "recipe": dump_recipe(context.recipe), "identity": self.identity,
+            "start_score": self.start_score, "guard_start": self.guard_start,
+            "rows": [[name, row] for name, row in self.rows], "notes": self.notes, "damaged": self.damaged,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """States of the version before know no token and no notes."""
+        self.token, self.notes = state.get("run", self.token), state.get("notes", [])
+        self.start_score, self.guard_start = state["start_score"], state["guard_start"]
+        self.rows, self.damaged = [(name, row) for name, row in state["rows"]], state["damaged"]
+
+
+def verdict(judgement: Judgement) -> dict[str, Any]:
+    """What a checkpoint says of how good it is."""
+    return {
+        "scores": judgement.as_dict(), "row": judgement.row(), "mean_recall": judgement.mean_recall,
+        "score": judgement.score,
+    }  # fmt: skip
+
+
+def checkpoint_info(
+    context: Context, plan: StagePlan, step: int, token: str, verdict: dict[str, Any]
+) -> dict[str, Any]:
+    """What a checkpoint of the run says of itself."""
+    data = {name: each.checksum() for name, each in context.evaluators.items()}
+    return {
+        "run": token, "stage": plan.name, "step": step, "steps": plan.total, **verdict,
+        "recipe": context.recipe.model_dump(mode="json"), "data": {"train": context.train_store.checksum(), **data},
+        "start": context.start.lines(), "precision": context.precision,
+        "versions": {"cnclip_ft": cnclip_ft.__version__, "torch": torch.__version__, "python": platform.python_version()},
+    }  # fmt: skip

@@ -1,0 +1,235 @@
+"""The weights of a stage while it trains, with all that moves them: optimizer, loss scaling, average, gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from cnclip_ft.data.augment import augment
+from cnclip_ft.data.batching import StageSampler, make_loader
+from cnclip_ft.data.pairs import PairDataset
+from cnclip_ft.features.frozen_trunk import FeatureCache
+from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.training.averaging import MovingAverage
+from cnclip_ft.training.context import Context
+from cnclip_ft.training.fit import micro_batch_size, out_of_memory
+from cnclip_ft.training.large_batch import GradientStep
+from cnclip_ft.training.lora import add_lora, merged, remove_lora
+from cnclip_ft.training.loss import LossOutput
+from cnclip_ft.training.optimizer import Entry, apply_table, build_optimizer, give_bias
+from cnclip_ft.training.run_state import seed_step
+from cnclip_ft.training.stage_plan import MOST_STEPS, StagePlan, make_objective, trunk_trains
+from data_tools.errors import UserError
+
+
+class Trainer:
+    """Takes the steps of a stage. Reads straight down: what trains → frozen features → placing → optimizer → gradient.
+
+    Args:
+        whole: the run's model, with the weights the stage begins with. It is what is judged and kept (`judged`); `model`
+            is the one that trains: the same, or spread over the devices.
+        state: of a run that goes on in this stage.
+
+    `step` counts the steps done, `skipped` those that were left out; `plan` is without the images that cannot be read.
+    """
+
+    def __init__(self, context: Context, plan: StagePlan, whole: DualEncoder, state: dict[str, Any] | None = None):
+        self.context, self.plan, self.whole, setting = context, plan, whole, plan.setting
+        self.step: int = state["step"] if state is not None else 0
+        self.skipped: int = state["skipped"] if state is not None else 0
+        # What is drawn for new layers depends on nothing that came before, and is the same on every device.
+        seed_step(context.recipe.seed, plan.number, MOST_STEPS + 1, 0)
+        self.objective = make_objective(setting)
+        if state is None:
+            give_bias(whole, self.objective)
+        elif "logit_bias" in state["model"]:
+            whole.logit_bias = nn.Parameter(state["model"]["logit_bias"].to(context.device))
+        table = _bound(add_lora(whole, list(plan.table)), whole)
+        whole.to(context.device)
+        if state is not None:
+            whole.load_state_dict(state["model"])  # before the cache, which is keyed by the tower's weights
+        apply_table(whole, table)
+        whole.set_gradient_checkpointing(**plan.checkpointing)
+        if context.world > 1 and context.device.type == "cuda" and not plan.image_frozen:
+            # Batch-norm statistics of the whole batch, as one device would have them.
+            whole.image_tower = nn.SyncBatchNorm.convert_sync_batchnorm(whole.image_tower)
+        self._set_mode(table)
+        self.cache = self._build_cache() if plan.cached else None
+        self.model = context.sharding.place(whole)
+        if self.model is not whole:
+            context.compile(self.model)
+        self.table = _bound(table, self.model)
+        self.optimizer = build_optimizer(self.table, setting, context.device)
+        self.scaler = torch.amp.GradScaler(context.device.type, enabled=context.precision == "fp16")
+        self.average = MovingAverage(self.table, setting.ema) if setting.ema else None
+        self.gradient = GradientStep(
+            self.model, self.objective,
+            micro_batch_size=micro_batch_size(context, plan, self.model, self._without_moments()),
+            autocast=context.autocast, backward=lambda loss: self.scaler.scale(loss).backward(),
+            augment=lambda pixels: augment(pixels, setting.augment), sharding=context.sharding,
+        )  # fmt: skip
+        if state is not None:
+            self._restore(state)
+
+    def _set_mode(self, table: list[Entry]) -> None:
+        self.whole.train()
+        for name, tower in (("image", self.whole.image_tower), ("text", self.whole.text_tower)):
+            if not trunk_trains(table, name):
+                tower.eval()  # no dropout, and batch-norm statistics stay
+            elif self.plan.setting.batch_norm == "frozen":
+                for module in tower.modules():
+                    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                        module.eval()
+
+    def _build_cache(self) -> FeatureCache:
+        context, setting, data = self.context, self.plan.setting, self.context.recipe.data
+        cache = FeatureCache(
+            context.cache_folder, self.whole, context.train_store, views=setting.views, augment=setting.augment,
+            precision=context.precision, seed=context.recipe.seed, reduced=data.reduced_jpegs,
+        )  # fmt: skip
+        context.journal.say(
+            f"Image features of the frozen tower: {'read from' if cache.complete else 'computed once into'} {cache.folder}"
+        )
+        cache.build(context.accelerator, context.autocast, workers=context.workers, max_damaged=data.max_damaged_images)
+        if cache.damaged:
+            context.journal.say(f"{len(cache.damaged)} images cannot be decoded; their pairs are passed over")
+            self.plan = self.plan.without_images(context, cache.damaged)
+        return cache
+
+    def _without_moments(self) -> list[nn.Parameter]:
+        """Parameters whose moments AdamW has yet to make."""
+        return [entry.parameter for entry in self.table if entry.rate and not self.optimizer.state]
+
+    # ---- a step -----------------------------------------------------------------------------------------------
+
+    def batches(self) -> Iterator[dict[str, Any]]:
+        """This device's shares of the batches from the next step on."""
+        context, cached = self.context, self.cache is not None
+        preprocessing = None if cached else self.model.image_tower.preprocessing
+        dataset = PairDataset(context.train_store, context.pairs, preprocessing, context.recipe.data.reduced_jpegs)
+        sampler = StageSampler(self.plan.order, self.step, self.plan.total, context.rank, context.world)
+        # Without pictures to decode, worker processes would cost more than they bring.
+        workers = 0 if cached else context.workers
+        return iter(make_loader(dataset, sampler, context.tokenizer, workers, pin=context.device.type == "cuda"))
+
+    def take(self, batch: dict[str, Any]) -> LossOutput | None:
+        """One step; None where it was left out (`skip_bad_steps`).
+
+        Raises:
+            UserError: memory ran out, or a loss or gradient that is no number.
+        """
+        out = self._take(batch)
+        self.step += 1
+        return out
+
+    def _take(self, batch: dict[str, Any]) -> LossOutput | None:
+        context, plan = self.context, self.plan
+        seed_step(context.recipe.seed, plan.number, self.step, context.rank)
+        self._set_patch_dropout()
+        plan.curve.set(self.optimizer, self.step)
+        if self.cache is not None:
+            batch["trunk"] = self.cache.rows(batch["image_keys"], self.step // plan.order.steps_per_epoch)
+        buffers = self._statistics()
+        try:
+            out = self.gradient(batch)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            raise (self._out_of_memory(error) or error) from None
+        if not self._is_number(out.loss, "loss", buffers):
+            return None
+        self.scaler.unscale_(self.optimizer)
+        trained = [entry.parameter for entry in self.table if entry.rate]
+        norm = context.sharding.clip(trained, plan.setting.gradient_clip or float("inf"))
+        # With loss scaling an overflow is expected now and then, and the step skipped.
+        if not self.scaler.is_enabled() and not self._is_number(norm, "gradient", buffers):
+            return None
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.clamp_logit_scale_()
+        if self.average is not None:
+            self.average.update()
+        return out
+
+    def _set_patch_dropout(self) -> None:
+        tower, setting = self.model.image_tower, self.plan.setting
+        if hasattr(tower, "patch_dropout"):
+            dropping = self.step < self.plan.total - setting.unmasked_steps
+            setattr(tower, "patch_dropout", setting.patch_dropout if dropping else 0.0)  # noqa: B010 - towers without have none
+
+    def _out_of_memory(self, error: BaseException) -> UserError | None:
+        return out_of_memory(
+            self.context, self.plan, self.model, error, step=self.step + 1,
+            at_once=self.gradient.micro_batch_size or self.plan.share, to_come=self._without_moments(),
+        )  # fmt: skip
+
+    def _statistics(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Batch-norm statistics and copies of them, where a bad step may be skipped: its forward has moved them."""
+        if not self.plan.setting.skip_bad_steps:
+            return []
+        return [(buffer, buffer.clone()) for buffer in self.model.buffers() if buffer.is_floating_point()]
+
+    def _is_number(self, value: torch.Tensor, what: str, buffers: list[tuple[torch.Tensor, torch.Tensor]]) -> bool:
+        """Whether the step may reach the weights. False skips it; raises when no more may be skipped."""
+        if torch.isfinite(value):
+            return True
+        name, total, setting, step = self.plan.name, self.plan.total, self.plan.setting, self.step + 1
+        self.optimizer.zero_grad(set_to_none=True)
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        self.skipped += 1
+        if self.skipped <= setting.skip_bad_steps:
+            self.context.journal.write(
+                "skipped", f"{name} {step}/{total} | the {what} is {value.item()}: step skipped "
+                f"({self.skipped} of at most {setting.skip_bad_steps})", stage=name, step=step,
+            )  # fmt: skip
+            return False
+        raise UserError(
+            f"stage {name}, step {step}: the {what} is {value.item()}. Training stopped before it reached the "
+            f"weights. stages.{name}.skip_bad_steps=N, also with --continue, leaves out single steps (now "
+            f"{setting.skip_bad_steps}). Otherwise start a new run, from the checkpoints in {self.context.folder} or as before. "
+            f"Lower the learning rate (now {setting.learning_rate:g}), lengthen the warm-up, set gradient_clip: 1.0, or use "
+            "precision: fp32"
+        )
+
+    # ---- what leaves the stage --------------------------------------------------------------------------------
+
+    @contextmanager
+    def judged(self) -> Iterator[DualEncoder]:
+        """The whole model with the weights that are judged and kept: averaged where there is an average, low-rank updates
+        merged. All devices take part."""
+        weights = self.average.average if self.average is not None else {}
+        with self.context.sharding.gathered(self.model, self.whole, weights), merged(self.whole):
+            yield self.whole
+
+    def release(self) -> None:
+        """After the last step: the whole model is plain again, on this device."""
+        remove_lora(self.model)
+        self.whole.to(self.context.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `state` takes, whole on the device that writes. All devices take part."""
+        tensors = self.context.sharding.full({
+            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
+        })  # fmt: skip
+        return tensors | {"stage": self.plan.number, "step": self.step, "skipped": self.skipped}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        share = self.context.sharding.share
+        placed = dict(enumerate(p for group in self.optimizer.param_groups for p in group["params"]))
+        self.optimizer.load_state_dict(share(state["optimizer"], {"state": placed}))
+        if self.scaler.is_enabled() and state["scaler"]:  # on another kind of device the precision may be another
+            self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(share(state["average"], self.average.state_dict()))
+
+
+def _bound(table: list[Entry], model: DualEncoder) -> list[Entry]:
+    """The table over the parameters of `model`, which may be another than was planned with."""
+    placed = dict(model.named_parameters())
+    return [replace(entry, parameter=placed.get(entry.name, entry.parameter)) for entry in table]
