@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from cnclip_ft.features import frozen_trunk as feature_cache
+from cnclip_ft.features import rows as feature_rows
 from cnclip_ft.features.frozen_trunk import FeatureCache
+from cnclip_ft.features.rows import Rows
 from cnclip_ft.recipe import Augmentation
 from data_tools.errors import UserError
 from data_tools.store import open_store
@@ -123,7 +125,7 @@ def test_two_devices_share_the_work(stores, tmp_path, monkeypatch):
             time.sleep(1)  # the other one would have marked blocks by now, did nobody wait for this one
         return original(path, *arguments, **keywords)
 
-    monkeypatch.setattr(feature_cache.np, "load", load)
+    monkeypatch.setattr(feature_rows.np, "load", load)
 
     def build(rank):
         accelerator = SimpleNamespace(
@@ -144,14 +146,14 @@ def test_two_devices_share_the_work(stores, tmp_path, monkeypatch):
 def test_runs_that_begin_together_share_the_arrays(stores, tmp_path, monkeypatch):
     alone = cache(tmp_path / "alone", stores)
     alone.build(ALONE, nullcontext)
-    made, original, both = [], feature_cache._new_array, [cache(tmp_path / "both", stores) for _ in range(2)]
+    made, original, both = [], feature_rows._new_array, [cache(tmp_path / "both", stores) for _ in range(2)]
 
     def slowly(path, *arguments):
         made.append(path.name)
         time.sleep(0.2)
         original(path, *arguments)
 
-    monkeypatch.setattr(feature_cache, "_new_array", slowly)
+    monkeypatch.setattr(feature_rows, "_new_array", slowly)
     threads = [threading.Thread(target=one.build, args=(ALONE, nullcontext)) for one in both]
     for thread in threads:
         thread.start()
@@ -160,6 +162,20 @@ def test_runs_that_begin_together_share_the_arrays(stores, tmp_path, monkeypatch
     assert made == ["features.npy", "done.npy"]
     for one in both:
         np.testing.assert_allclose(one._features, alone._features, **ROUNDED)
+
+
+def test_faults_are_those_of_blocks_as_they_were_written(tmp_path):
+    rows = Rows(tmp_path, 8, 4)
+    rows.create(2)
+    first, second = rows.missing()
+    rows.write(first, np.ones((4, 2)), {1: "a", 5: "of another block"})
+    (tmp_path / "damaged-0.jsonl").write_text("6\n")  # as version 0.1.0 kept them
+    assert rows.faults() == {1: "a", 6: None} and rows.missing() == [second]
+    rows.write(first, np.ones((4, 2)))  # again: the mark had not reached the disk, and the picture was mended
+    assert rows.faults() == {6: None}
+    with pytest.raises(ValueError, match="rows"):
+        rows.write(second, np.ones((1, 2)))
+    assert rows.missing() == [second] and not rows.has(second) and rows.read().sum() == 8
 
 
 @pytest.mark.parametrize("name", ["features.npy", "done.npy"])

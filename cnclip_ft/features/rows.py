@@ -1,0 +1,188 @@
+"""Float rows on the disk, ``[count, width]`` or ``[views, count, width]``, filled block by block, by many at once.
+
+::
+
+    NAMEfeatures.npy                  of full size from the beginning; the room is taken first where the system can
+    NAMEdone.npy                      uint8, 1 for every block whose rows have reached the disk
+    NAMEdamaged-block-NUMBER.jsonl    [row, fault] a line, for items that have no features
+
+Each process writes its share of the blocks that are missing, and whoever comes back after an interruption goes on with
+the rest. What the rows belong to is said beside them by their owner: a key in the folder's name, or a plan.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_tools.atomic import whole_file
+from data_tools.errors import RequestError, UserError
+from data_tools.lock import FileLock
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows `start` … `stop` of one view; `number` counts on over all views."""
+
+    number: int
+    view: int
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+class Rows:
+    """One array (module docstring); nothing is touched before `create`.
+
+    Args:
+        block: rows between two marks: what an interruption can cost.
+        views: None for an array without that dimension.
+        name: begins the names of the files, for arrays that share a folder.
+        advice: what to do where the disk is full.
+    """
+
+    def __init__(
+        self, folder: Path, count: int, block: int, *, views: int | None = None, dtype: npt.DTypeLike = np.float32,
+        name: str = "", advice: str = "Free some space and give the same command again.",
+    ) -> None:  # fmt: skip
+        self.folder, self.count, self.block, self.dtype = folder, count, block, np.dtype(dtype)
+        self.name, self.advice = name, advice
+        self.file, self._marks = folder / f"{name}features.npy", folder / f"{name}done.npy"
+        self._lead = () if views is None else (views,)
+        self._blocks = -(-count // block)  # of a view
+
+    @property
+    def begun(self) -> bool:
+        return self._marks.is_file()
+
+    def create(self, width: int) -> None:
+        """Take the room on the disk, unless another process has.
+
+        Raises:
+            UserError: there is not enough, or nothing can be written there.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _one_at_a_time(self.folder / "cnclip-ft.lock"):
+            if not self.begun:
+                _new_array(self.file, (*self._lead, self.count, width), self.dtype, self.advice)
+                # Written last: its presence says that both arrays have their full size.
+                _new_array(self._marks, (*self._lead, self._blocks), np.dtype(np.uint8), self.advice)
+
+    def read(self) -> np.memmap:
+        """The array, memory-mapped; rows of blocks that are missing are 0.
+
+        Raises:
+            UserError: it is not what was created.
+        """
+        return self._open(self.file, self.count)
+
+    def _open(self, file: Path, length: int) -> np.memmap:
+        try:
+            array = np.load(file, mmap_mode="r")
+            if array.shape[: len(self._lead) + 1] != (*self._lead, length):
+                raise ValueError(f"an array of {array.shape}")
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(
+                f"{file} cannot be used ({getattr(error, 'strerror', None) or error}). "
+                f"Remove {self.folder}: its features are computed again"
+            ) from None
+        return array
+
+    def missing(self, share: int = 0, of: int = 1) -> list[Block]:
+        """Blocks not yet written; with several processes those this one is to write, if all look before one writes."""
+        marks = self._open(self._marks, self._blocks)
+        return [self._at(int(number)) for number in np.flatnonzero(marks == 0)[share::of]]
+
+    def _at(self, number: int) -> Block:
+        view, place = divmod(number, self._blocks)
+        return Block(number, view, place * self.block, min((place + 1) * self.block, self.count))
+
+    def has(self, block: Block) -> bool:
+        """Whether it has been written by now, by whomever."""
+        return bool(self._open(self._marks, self._blocks).flat[block.number])
+
+    def write(self, block: Block, rows: npt.NDArray[np.generic], faults: Mapping[int, Any] | None = None) -> None:
+        """One block, and what is wrong with items of it: row → fault, as JSON. The rows of those mean nothing.
+
+        Raises:
+            UserError: the disk cannot take it.
+        """
+        array = self.read()
+        if rows.shape != (len(block), array.shape[-1]):
+            raise ValueError(f"rows {rows.shape} for a block of {(len(block), array.shape[-1])}")
+        lines = [json.dumps([row, fault]) for row, fault in (faults or {}).items() if block.start <= row < block.stop]
+        notes = self.folder / f"{self.name}damaged-block-{block.number:06d}.jsonl"
+        if lines:
+            with whole_file(notes, "w", advice=self.advice) as file:
+                file.writelines(line + "\n" for line in lines)
+        else:
+            notes.unlink(missing_ok=True)  # of an attempt that ended before the mark
+        # Not through the mapping: there a full disk would end the process, and pages that two machines share be lost.
+        first = (block.view * self.count + block.start) * array.shape[-1] * self.dtype.itemsize
+        self._write_at(self.file, array.offset + first, np.ascontiguousarray(rows, self.dtype).tobytes())
+        self._write_at(self._marks, self._open(self._marks, self._blocks).offset + block.number, b"\1")
+
+    def _write_at(self, file: Path, place: int, data: bytes) -> None:
+        try:
+            with open(file, "rb+") as handle:
+                handle.seek(place)
+                handle.write(data)
+                handle.flush()
+                os.fsync(handle.fileno())
+        except OSError as error:
+            raise UserError(
+                f"{file} cannot be written ({error.strerror or error}). What was computed before is kept. {self.advice}"
+            ) from None
+
+    def faults(self) -> dict[int, Any]:
+        """Row → fault, of the blocks written. Version 0.1.0 kept the row alone."""
+        files = self.folder.glob(f"{self.name}damaged-*.jsonl")
+        entries = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+        return dict(sorted(((e, None) if isinstance(e, int) else e for e in entries), key=lambda entry: entry[0]))
+
+
+def _new_array(path: Path, shape: tuple[int, ...], dtype: np.dtype, advice: str) -> None:
+    beside = path.with_suffix(".new")
+    try:
+        array = np.lib.format.open_memmap(beside, mode="w+", dtype=dtype, shape=shape)
+        array.flush()
+        del array
+        if hasattr(os, "posix_fallocate"):  # a full disk is said here, before anything is computed
+            with open(beside, "rb+") as file:
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise UserError(
+            f"{path}: features of {math.prod(shape) * dtype.itemsize:,} bytes cannot be kept there "
+            f"({error.strerror or error}). {advice}"
+        ) from None
+
+
+@contextmanager
+def _one_at_a_time(file: Path) -> Iterator[None]:
+    """Waits for the processes that hold `file`; what is done inside takes moments."""
+    while True:
+        try:
+            lock = FileLock(file, "preparing these features")
+            break
+        except RequestError:
+            time.sleep(0.1)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            file.unlink()
+        lock.release()
