@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,11 @@ import torch
 from cnclip_ft.evaluation import provenance
 from cnclip_ft.evaluation.scorecard import Options, open_model
 from cnclip_ft.features.encode import Meter, encode_texts, evaluating, iterate_images
-from cnclip_ft.features.folder import FAULTS, FeatureWriter, fill_parts, read_info
+from cnclip_ft.features.folder import FAULTS, FeatureWriter, read_info
 from cnclip_ft.features.official_files import IdFeatures, write_features
-from cnclip_ft.features.sources import open_source
+from cnclip_ft.features.rows import Block
+from cnclip_ft.features.sources import Source, open_source
+from cnclip_ft.models.dual_encoder import DualEncoder
 from data_tools.errors import DataFault, RequestError, UserError
 from data_tools.outputs import refuse_overlap
 
@@ -65,7 +66,7 @@ def encode_to_folder(
 ) -> None:
     """Write unit features with their ids to `output` (layout: `features.folder`).
 
-    Every process started by a launcher takes its share of the parts; the first one joins them.
+    Every process started by a launcher takes its share of the blocks; the first one makes and finishes the folder.
 
     Args:
         file_format: ``npy``, or ``jsonl`` for the official feature files beside it.
@@ -75,7 +76,7 @@ def encode_to_folder(
 
     Raises:
         RequestError: something in the request cannot be used, or `output` holds something else.
-        DataFault: an image (with ``fail``) or a line is broken; the parts already written stay.
+        DataFault: an image (with ``fail``) or a line is broken; what was computed before it stays.
         UserError: pictures were left out, with ``report``; or none can be used.
     """
     options.check()
@@ -96,35 +97,30 @@ def encode_to_folder(
         "source": {"name": source.name, "path": str(source.path), "kind": source.kind, "checksum": source.checksum},
     }
     first = processes.index == 0
-    writer = FeatureWriter(output, source.split, settings, half=half, overwrite=overwrite, main=first)
+    writer = FeatureWriter(
+        output, source.split, settings, dim=model.image_tower.output_dim, half=half, overwrite=overwrite, main=first
+    )
     processes.wait()  # until the first has prepared the folder
+    shares = {kind: rows.missing(processes.index, processes.count) for kind, rows in writer.rows.items()}
+    processes.wait()  # who looked later would see other blocks missing, and take others
     workers = provenance.default_workers(device) if options.workers is None else options.workers
-    meters = {}
+    meters: dict[str, Meter] = {}
     with evaluating(model, dtype=dtype):
-        for kind in ("image", "text"):
-            parts = writer.missing(kind, processes.index, processes.count)
-            meters[kind] = Meter(sum(p.stop - p.start for p in parts), f"{kind}s", wanted=first)
+        for kind, blocks in shares.items():
+            if not blocks:
+                continue
+            meter = meters[kind] = Meter(sum(map(len, blocks)), f"{kind}s", wanted=first)
+            faults: dict[int, dict[str, Any]] = {}
             if kind == "image":
-                ids, read = source.split.image_ids, source.read
-                faults: dict[int, DataFault] | None = None if on_error == "fail" else {}
-                take: Callable[[Sequence[int]], Iterator[torch.Tensor]] = partial(
-                    _images,
-                    model,
-                    ids,
-                    read,
-                    faults,
-                    batch_size=options.batch_size,
-                    workers=workers,
-                    meter=meters[kind],
-                )
-                fill_parts(writer, parts, take, faults)
+                batches = _images(
+                    model, source, blocks, None if on_error == "fail" else faults, batch_size=options.batch_size,
+                    workers=workers, meter=meter,
+                )  # fmt: skip
             else:
-                for part in parts:
-                    texts = source.split.texts[part.start : part.stop]
-                    writer.write(
-                        part, encode_texts(model, texts, batch_size=2 * options.batch_size, meter=meters[kind])
-                    )
-            meters[kind].close()
+                texts = (source.split.texts[block.start : block.stop] for block in blocks)
+                batches = (encode_texts(model, part, batch_size=2 * options.batch_size, meter=meter) for part in texts)
+            writer.rows[kind].fill(blocks, (batch.numpy() for batch in batches), faults)
+            meter.close()
     processes.wait()
     if first:
         speed = {f"{kind}s": {"count": m.count, "seconds": m.seconds, "first_batch_seconds": m.first_seconds,
@@ -158,18 +154,21 @@ def tell_left_out(problems: Sequence[str], listed: Path | None, on_error: str, s
 
 
 def _images(
-    model: Any,
-    ids: Sequence[Any],
-    read: Any,
-    faults: dict[int, DataFault] | None,
-    wanted: Sequence[int],
+    model: DualEncoder,
+    source: Source,
+    blocks: Sequence[Block],
+    faults: dict[int, dict[str, Any]] | None,
     **options: Any,
 ) -> Iterator[torch.Tensor]:
-    def note(place: int, fault: DataFault) -> None:
-        faults[wanted[place]] = fault
+    assert source.read is not None  # it has pictures
+    rows = [row for block in blocks for row in range(block.start, block.stop)]
 
-    told = None if faults is None else note
-    return iterate_images(model, [ids[index] for index in wanted], read, on_fault=told, **options)
+    def note(place: int, fault: DataFault) -> None:
+        if faults is not None:
+            faults[rows[place]] = fault.as_dict()
+
+    ids = [source.split.image_ids[row] for row in rows]
+    return iterate_images(model, ids, source.read, on_fault=None if faults is None else note, **options)
 
 
 def _official_files(folder: Path, name: str) -> None:

@@ -1,4 +1,4 @@
-"""A folder of features: written in parts that survive an interruption, read memory-mapped.
+"""A folder of features: filled in blocks that survive an interruption, read memory-mapped.
 
 ::
 
@@ -7,8 +7,7 @@
     image_features.npy       [images, dim]      image_ids.jsonl   an id a line, in the same order
     text_features.npy        [texts, dim]       texts.jsonl       {"text_id", "text", "image_ids"[, "language"]} a line
 
-While it is being written, finished parts lie in ``parts/`` beside a plan that says what they belong to. Several
-processes share the parts; whoever comes back takes up those that are missing.
+While it is being written, its arrays lie in ``parts/`` (`features.rows`) beside a plan that says what they belong to.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +25,18 @@ import torch
 
 from cnclip_ft.features.encode import SplitFeatures, SplitTexts
 from cnclip_ft.features.official_files import IdFeatures, parse_json, write_json, write_text
-from data_tools.atomic import LEFTOVER, whole_file, whole_path
-from data_tools.errors import DataFault, RequestError, UserError
+from cnclip_ft.features.rows import Rows
+from data_tools.atomic import LEFTOVER
+from data_tools.errors import RequestError, UserError
 from data_tools.faults import FILE_NAME
 from data_tools.outputs import FolderKind
 from data_tools.scratch import real_place
 
 FORMAT = 1
 INFO = "features.json"
-PART = {"image": 4096, "text": 65536}  # items a part: what an interruption can cost
-FAULTS, _FAULTS = FILE_NAME, ".faults.jsonl"
+PART = {"image": 4096, "text": 65536}  # items a block: what an interruption can cost
+FAULTS = FILE_NAME
 _IDS = {"image_features.npy": ("image", "image_ids.jsonl"), "text_features.npy": ("text", "texts.jsonl")}
-_AGAIN = "The parts before it are kept: free some space and give the same command again."
 
 
 def _is_ours(folder: Path) -> bool:
@@ -55,7 +54,9 @@ def _is_ours(folder: Path) -> bool:
     return False
 
 
-_PART_FILES = rf"plan\.json|(image|text)-\d{{6}}(\.npy|\.faults\.jsonl|\.\d+\.writing)|plan\.json\.writing|{LEFTOVER}"
+_ROW_FILES = r"(image|text)_((features|done)\.(npy|new)|damaged-block-\d+\.jsonl)|cnclip-ft\.lock"
+_OLD_FILES = r"(image|text)-\d{6}(\.npy|\.faults\.jsonl|\.\d+\.writing)|plan\.json\.writing"  # of version 0.1.0
+_PART_FILES = rf"plan\.json|{_ROW_FILES}|{_OLD_FILES}|{LEFTOVER}"
 _PARTS = FolderKind("folder of parts", lambda folder: _is_ours(folder.parent), re.compile(_PART_FILES))
 FEATURES = FolderKind(
     "folder of features",
@@ -68,36 +69,41 @@ FEATURES = FolderKind(
 )
 
 
-@dataclass(frozen=True)
-class Part:
-    """Items `start` … `stop` of one kind, and the file they go to."""
-
-    kind: str
-    start: int
-    stop: int
-    file: Path
-
-
 class FeatureWriter:
-    """Parts in, a finished folder out (module docstring).
+    """Rows in, a finished folder out (module docstring).
 
     Args:
-        settings: what the features depend on. Parts of other settings are never mixed in.
+        settings: what the features depend on. Those of other settings are never mixed in.
+        dim: values of a feature.
+        main: whether this process makes the folder; the others wait until it has.
+
+    Attributes:
+        rows: what is to be filled: ``image``, ``text``, or both.
 
     Raises:
-        RequestError: the folder holds finished features, or parts of another request, and `overwrite` is off.
+        RequestError: the folder holds finished features, or the beginning of another request, and `overwrite` is off.
+        UserError: the disk has no room for them.
     """
 
     def __init__(
-        self, folder: str | Path, split: SplitTexts, settings: dict[str, Any], *, half: bool, overwrite: bool = False,
-        main: bool = True,
+        self, folder: str | Path, split: SplitTexts, settings: dict[str, Any], *, dim: int, half: bool,
+        overwrite: bool = False, main: bool = True,
     ) -> None:  # fmt: skip
-        self.folder, self.split, self.settings = Path(folder), split, settings
+        self.folder, self.split, self.settings, self.dim = Path(folder), split, settings, dim
         self.dtype = np.dtype(np.float16 if half else np.float32)
         self.parts_folder = self.folder / "parts"
-        self._rows = rows_digest(split)
+        counts = {"image": len(split.image_ids), "text": len(split.text_ids)}
+        self.rows = {
+            kind: Rows(self.parts_folder, count, PART[kind], dtype=self.dtype, name=f"{kind}_")
+            for kind, count in counts.items()
+            if count
+        }
+        self._digest = rows_digest(split)
         if main:
             self._prepare(overwrite)
+            for rows in self.rows.values():
+                rows.create(dim)
+            self._take_old_parts()
 
     def _prepare(self, overwrite: bool) -> None:
         plan = self._plan()
@@ -125,68 +131,32 @@ class FeatureWriter:
         plan = {
             "format": FORMAT, "dtype": self.dtype.name, "images": len(self.split.image_ids),
             "texts": len(self.split.text_ids), "part": PART, "settings": self.settings,
-            "rows": self._rows,
+            "rows": self._digest,
         }  # fmt: skip
         return parse_json(json.dumps(plan))  # as it will be read again: tuples become lists
 
-    def missing(self, kind: str, share: int = 0, of: int = 1) -> list[Part]:
-        """Parts not yet written; with several processes only those this one is to write."""
-        count, size = len(self.split.image_ids if kind == "image" else self.split.text_ids), PART[kind]
-        parts = [
-            Part(kind, start, min(start + size, count), self.parts_folder / f"{kind}-{number:06d}.npy")
-            for number, start in enumerate(range(0, count, size))
-            if number % of == share
-        ]
-        return [part for part in parts if not part.file.exists()]
-
-    def write(self, part: Part, features: torch.Tensor, faults: Mapping[int, DataFault] | None = None) -> None:
-        """One part, and the faults of its items by their position among all; their rows mean nothing."""
-        lines = [
-            json.dumps([at, fault.as_dict()]) for at, fault in (faults or {}).items() if part.start <= at < part.stop
-        ]
-        if lines:  # first: a part counts from the moment its features are there
-            write_text(part.file.with_suffix(_FAULTS), lines)
-        with whole_file(part.file, advice=_AGAIN) as file:
-            np.save(file, features.numpy().astype(self.dtype))
-
-    def faults(self) -> dict[int, dict[str, Any]]:
-        """Position among the image ids → fault, of the parts written."""
-        files = sorted(self.parts_folder.glob(f"*{_FAULTS}"))
-        whole = [file for file in files if file.with_name(file.name.removesuffix(_FAULTS) + ".npy").exists()]
-        return dict(parse_json(line) for file in whole for line in _read(file))
+    def _take_old_parts(self) -> None:
+        """Version 0.1.0 wrote a file for each block."""
+        for kind, rows in self.rows.items():
+            for block in rows.missing():
+                file = self.parts_folder / f"{kind}-{block.number:06d}.npy"
+                told = file.with_suffix(".faults.jsonl")
+                with suppress(OSError, ValueError, EOFError):  # not whole: computed again
+                    features = np.load(file)
+                    rows.write(block, features, dict(map(parse_json, _read(told))) if told.exists() else None)
+                    file.unlink()
 
     def finish(self, extra: dict[str, Any]) -> dict[int, dict[str, Any]]:
-        """Join the parts; the folder counts as finished from the moment `features.json` is there.
+        """Put the arrays in their place; the folder counts as finished from the moment `features.json` is there.
 
         Gives the pictures that were left out: position among the image ids → fault.
         """
-        faults = self.faults()
+        faults = self.rows["image"].faults() if "image" in self.rows else {}
         image_ids = [image_id for at, image_id in enumerate(self.split.image_ids) if at not in faults]
         if faults and not image_ids:
             raise UserError(f"none of the {len(faults):,} pictures can be used; the first: {faults[0]['problem']}")
-        sizes = {"image": len(image_ids), "text": len(self.split.text_ids)}
-        dim = 0
-        for name, (kind, _) in _IDS.items():
-            files = sorted(self.parts_folder.glob(f"{kind}-*.npy"))
-            if not files:
-                continue
-            dim = np.load(files[0], mmap_mode="r").shape[1]
-            with whole_path(self.folder / name, advice=_AGAIN) as beside:
-                joined = np.lib.format.open_memmap(beside, "w+", self.dtype, (sizes[kind], dim))
-                filled = seen = 0
-                for file in files:
-                    rows = np.load(file, mmap_mode="r")
-                    seen += len(rows)
-                    if kind == "image" and faults:
-                        rows = rows[[at not in faults for at in range(seen - len(rows), seen)]]
-                    joined[filled : filled + len(rows)] = rows
-                    filled += len(rows)
-                joined.flush()
-                del joined
-                if filled != sizes[kind]:
-                    raise UserError(
-                        f"{self.parts_folder} holds {filled:,} of {sizes[kind]:,} {kind} features; give the same command again"
-                    )
+        for kind, rows in self.rows.items():
+            rows.finish(self.folder / f"{kind}_features.npy", faults if kind == "image" else ())
         if image_ids:
             write_text(self.folder / "image_ids.jsonl", map(json.dumps, image_ids))
         if faults:
@@ -194,7 +164,7 @@ class FeatureWriter:
         if self.split.text_ids:
             write_text(self.folder / "texts.jsonl", text_lines(self.split))
         counts = {"images": len(image_ids), "left_out": len(faults)}
-        write_json(self.folder / INFO, self._plan() | counts | {"dim": dim} | extra)
+        write_json(self.folder / INFO, self._plan() | counts | {"dim": self.dim if self.rows else 0} | extra)
         _PARTS.clear(self.parts_folder)
         return faults
 
@@ -316,29 +286,3 @@ def read_set(path: str | Path, kind: str) -> IdFeatures:
     if len(ids) != len(features):
         raise RequestError(f"{ids_file} names {len(ids):,} ids for {len(features):,} rows of {path.name}")
     return IdFeatures(own_kind, list(ids), features)
-
-
-def fill_parts(
-    writer: FeatureWriter,
-    parts: Sequence[Part],
-    batches: Callable[[Sequence[int]], Iterator[torch.Tensor]],
-    faults: Mapping[int, DataFault] | None = None,
-) -> int:
-    """Take batches of rows for the parts' items, in order, and write each part when it is full; items written.
-
-    Args:
-        faults: item → fault; `batches` adds to it before it gives the item's row.
-    """
-    wanted = [index for part in parts for index in range(part.start, part.stop)]
-    if not wanted:
-        return 0
-    queue = list(reversed(parts))
-    rows: list[torch.Tensor] = []
-    for batch in batches(wanted):
-        rows.append(batch)
-        while queue and sum(map(len, rows)) >= queue[-1].stop - queue[-1].start:
-            part, joined = queue.pop(), torch.cat(rows)
-            size = part.stop - part.start
-            writer.write(part, joined[:size], faults)
-            rows = [joined[size:]]
-    return len(wanted)

@@ -16,7 +16,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_tools.atomic import whole_file
+from data_tools.atomic import sync_folder, whole_file
 from data_tools.errors import RequestError, UserError
 from data_tools.lock import FileLock
 
@@ -145,6 +145,48 @@ class Rows:
             raise UserError(
                 f"{file} cannot be written ({error.strerror or error}). What was computed before is kept. {self.advice}"
             ) from None
+
+    def fill(
+        self,
+        blocks: Sequence[Block],
+        batches: Iterable[npt.NDArray[np.generic]],
+        faults: Mapping[int, Any] | None = None,
+    ) -> None:
+        """Write each of the blocks when it is full; `batches` are of any size and give the rows of all of them, in order.
+
+        Args:
+            faults: as `write`; `batches` adds to it before it gives the item's row.
+        """
+        queue, held = list(reversed(blocks)), []
+        for batch in batches:
+            held.append(batch)
+            while queue and sum(map(len, held)) >= len(queue[-1]):
+                block, joined = queue.pop(), np.concatenate(held)
+                self.write(block, joined[: len(block)], faults)
+                held = [joined[len(block) :]]
+
+    def finish(self, target: Path, without: Collection[int] = ()) -> None:
+        """The array becomes the file `target`: by renaming, or by a copy where rows are left out.
+
+        Raises:
+            UserError: blocks are missing, or there is no room for a copy.
+        """
+        missing = sum(map(len, self.missing()))
+        if missing:
+            raise UserError(
+                f"{self.folder} holds {self.count - missing:,} of {self.count:,} {self.name.rstrip('_')} features; "
+                "give the same command again"
+            )
+        if without:
+            array, kept = self.read(), np.delete(np.arange(self.count), list(without))
+            with whole_file(target, advice=self.advice) as file:
+                header = np.lib.format.header_data_from_array_1_0(array) | {"shape": (len(kept), array.shape[1])}
+                np.lib.format.write_array_header_1_0(file, header)
+                for start in range(0, len(kept), self.block):
+                    file.write(array[kept[start : start + self.block]].tobytes())
+        elif self.file.exists():  # else an attempt that was stopped came this far
+            os.replace(self.file, target)
+            sync_folder(target.parent)
 
     def faults(self) -> dict[int, Any]:
         """Row → fault, of the blocks written. Version 0.1.0 kept the row alone."""

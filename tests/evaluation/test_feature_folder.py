@@ -10,11 +10,14 @@ from cnclip_ft.evaluation.encoding import encode_to_folder
 from cnclip_ft.evaluation.scorecard import Options, score_checkpoint, score_features
 from cnclip_ft.features import folder as feature_folder
 from cnclip_ft.features.folder import FeatureWriter, read_set, read_split
+from cnclip_ft.features.rows import Rows
 from cnclip_ft.retrieval.recall import recall
 from data_tools.errors import RequestError, UserError
 from tests.evaluation.tiny import make_checkpoint, random_split
 
 SETTINGS = {"checkpoint": {"checksum": "a"}, "settings": {}, "source": {"name": "valid", "path": "valid"}}
+
+DIM = random_split(1, 1).image_features.shape[1]
 
 
 @pytest.fixture(autouse=True)
@@ -24,10 +27,11 @@ def small_parts(monkeypatch):
 
 def test_features_come_back_in_order(tmp_path):
     split = random_split(12, 30)
-    writer = FeatureWriter(tmp_path / "f", split, SETTINGS, half=False)
+    writer = FeatureWriter(tmp_path / "f", split, SETTINGS, dim=DIM, half=False)
     for kind, values in (("image", split.image_features), ("text", split.text_features)):
-        for part in reversed(writer.missing(kind)):
-            writer.write(part, values[part.start : part.stop])
+        rows = writer.rows[kind]
+        for block in reversed(rows.missing()):
+            rows.write(block, values[block.start : block.stop].numpy())
     writer.finish({})
     again = read_split(tmp_path / "f")
     assert torch.equal(again.image_features, split.image_features) and torch.equal(
@@ -39,9 +43,9 @@ def test_features_come_back_in_order(tmp_path):
     assert not (tmp_path / "f" / "parts").exists()
 
 
-def test_processes_share_the_parts(tmp_path):
-    writer = FeatureWriter(tmp_path / "f", random_split(12, 30), SETTINGS, half=False)
-    shares = [[part.start for part in writer.missing("image", share, 2)] for share in (0, 1)]
+def test_processes_share_the_blocks(tmp_path):
+    writer = FeatureWriter(tmp_path / "f", random_split(12, 30), SETTINGS, dim=DIM, half=False)
+    shares = [[block.start for block in writer.rows["image"].missing(share, 2)] for share in (0, 1)]
     assert shares == [[0, 10], [5]]
 
 
@@ -49,22 +53,22 @@ def test_an_interrupted_run_is_taken_up_and_ends_the_same(tmp_path, store, check
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     encode_to_folder(checkpoint, store, whole, Options(batch_size=4), say=lambda _: None)
     written = []
-    write = FeatureWriter.write
+    write = Rows.write
 
-    def stop_after_two(self, part, features, *rest):
+    def stop_after_two(self, block, *rest):
         if len(written) == 2:
             raise KeyboardInterrupt
-        written.append(part)
-        write(self, part, features, *rest)
+        written.append((self.name, block))
+        write(self, block, *rest)
 
-    monkeypatch.setattr(FeatureWriter, "write", stop_after_two)
+    monkeypatch.setattr(Rows, "write", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
         encode_to_folder(checkpoint, store, broken, Options(batch_size=4), say=lambda _: None)
     with pytest.raises(RequestError, match="unfinished: give the `encode` command again"):
         read_split(broken)
     again = []
     monkeypatch.setattr(
-        FeatureWriter, "write", lambda self, part, *rest: (again.append(part), write(self, part, *rest))
+        Rows, "write", lambda self, block, *rest: (again.append((self.name, block)), write(self, block, *rest))
     )
     encode_to_folder(checkpoint, store, broken, Options(batch_size=4), say=lambda _: None)
     assert len(again) == 3 + 4 - 2 and not set(again) & set(written)
@@ -84,25 +88,56 @@ def test_what_is_there_is_not_mixed_with_another_request(tmp_path, store, checkp
     after = np.load(folder / "text_features.npy")
     assert after.dtype == np.float16 and not np.allclose(before, after, atol=1e-2)
     split = random_split(12, 30)
-    FeatureWriter(tmp_path / "g", split, SETTINGS, half=False)
+    FeatureWriter(tmp_path / "g", split, SETTINGS, dim=DIM, half=False)
     with pytest.raises(RequestError, match="another request"):
-        FeatureWriter(tmp_path / "g", split, SETTINGS | {"checkpoint": {"checksum": "b"}}, half=False)
+        FeatureWriter(tmp_path / "g", split, SETTINGS | {"checkpoint": {"checksum": "b"}}, dim=DIM, half=False)
 
 
 @pytest.mark.parametrize("what", ["image_ids", "texts"])
 def test_parts_of_another_order_are_not_gone_on_with(tmp_path, what):
-    FeatureWriter(tmp_path / "f", random_split(12, 30), SETTINGS, half=False)
-    FeatureWriter(tmp_path / "f", random_split(12, 30), SETTINGS, half=False)  # the same request
+    FeatureWriter(tmp_path / "f", random_split(12, 30), SETTINGS, dim=DIM, half=False)
+    FeatureWriter(tmp_path / "f", random_split(12, 30), SETTINGS, dim=DIM, half=False)  # the same request
     turned = random_split(12, 30)
     setattr(turned, what, getattr(turned, what)[::-1])
     with pytest.raises(RequestError, match="another request"):
-        FeatureWriter(tmp_path / "f", turned, SETTINGS, half=False)
+        FeatureWriter(tmp_path / "f", turned, SETTINGS, dim=DIM, half=False)
 
 
-def test_a_lost_part_is_noticed(tmp_path):
+def test_a_stop_between_the_arrays_taking_their_place_and_the_end(tmp_path, store, checkpoint, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as changed, pytest.raises(KeyboardInterrupt):
+        changed.setattr(feature_folder, "text_lines", stop)
+        encode_to_folder(checkpoint, store, tmp_path / "f", Options(), say=lambda _: None)
+    assert not feature_folder.is_feature_folder(tmp_path / "f") and (tmp_path / "f" / "text_features.npy").exists()
+    with monkeypatch.context() as changed:
+        changed.setattr(Rows, "write", stop)  # nothing is computed again
+        encode_to_folder(checkpoint, store, tmp_path / "f", Options(), say=lambda _: None)
+    assert score_features(tmp_path / "f", Options()).scores["valid"].as_dict() == (
+        score_checkpoint(checkpoint, [store], Options()).scores["valid"].as_dict()
+    )
+
+
+def test_a_part_of_version_0_1_0_is_taken_up_with_its_faults(tmp_path):
     split = random_split(12, 30)
-    writer = FeatureWriter(tmp_path / "f", split, SETTINGS, half=False)
-    writer.write(writer.missing("image")[0], split.image_features[:5])
+    parts = FeatureWriter(tmp_path / "f", split, SETTINGS, dim=DIM, half=False).parts_folder
+    for name in ("image", "text"):  # as that version left it: a plan, and a file for each part
+        (parts / f"{name}_features.npy").unlink()
+        (parts / f"{name}_done.npy").unlink()
+    np.save(parts / "image-000001.npy", split.image_features[5:10].numpy())
+    (parts / "image-000001.faults.jsonl").write_text('[6, {"problem": "broken"}]\n')
+    (parts / "image-000002.npy").write_bytes(b"cut short")
+    rows = FeatureWriter(tmp_path / "f", split, SETTINGS, dim=DIM, half=False).rows["image"]
+    assert [block.number for block in rows.missing()] == [0, 2] and rows.faults() == {6: {"problem": "broken"}}
+    assert np.array_equal(rows.read()[5:10], split.image_features[5:10].numpy())
+
+
+def test_a_lost_block_is_noticed(tmp_path):
+    split = random_split(12, 30)
+    writer = FeatureWriter(tmp_path / "f", split, SETTINGS, dim=DIM, half=False)
+    rows = writer.rows["image"]
+    rows.write(rows.missing()[0], split.image_features[:5].numpy())
     with pytest.raises(UserError, match="holds 5 of 12 image features"):
         writer.finish({})
     assert not feature_folder.is_feature_folder(tmp_path / "f")

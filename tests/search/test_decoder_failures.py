@@ -184,14 +184,15 @@ def test_encode_lists_what_it_leaves_out_and_keeps_the_ids_right(tmp_path, check
         encode_to_folder(checkpoint, folder, tmp_path / "J", options(), **quiet)
 
 
-def test_faults_of_parts_survive_an_interruption(tmp_path, checkpoint, monkeypatch) -> None:
+def test_faults_of_blocks_survive_an_interruption(tmp_path, checkpoint, monkeypatch) -> None:
     from cnclip_ft.features import folder as feature_folder
+    from cnclip_ft.features.rows import Rows
 
     monkeypatch.setitem(feature_folder.PART, "image", 2)
     (tmp_path / "P").mkdir()
     for number in range(6):
         (tmp_path / "P" / f"{number}.png").write_bytes(b"" if number in (1, 4) else tiny.png(number))
-    write, calls = feature_folder.FeatureWriter.write, []
+    write, calls = Rows.write, []
 
     def stop(self, *arguments):
         calls.append(1)
@@ -199,7 +200,7 @@ def test_faults_of_parts_survive_an_interruption(tmp_path, checkpoint, monkeypat
             raise KeyboardInterrupt
         write(self, *arguments)
 
-    monkeypatch.setattr(feature_folder.FeatureWriter, "write", stop)
+    monkeypatch.setattr(Rows, "write", stop)
     options = lambda: Options(batch_size=4, workers=0, device="cpu")  # noqa: E731
     with pytest.raises(KeyboardInterrupt):
         encode_to_folder(checkpoint, tmp_path / "P", tmp_path / "F", options(), say=lambda _: None)
