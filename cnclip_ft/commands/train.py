@@ -36,7 +36,7 @@ def plan(
     stages = plan_stages(context, model)
     typer.echo(fitted(planning.describe(context, model, stages), terminal_width()))
     if strict:
-        planning.refuse_warnings(context, stages)
+        planning.refuse_warnings(context, model, stages)
 
 
 def train(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.runtime import keep_activations
 from cnclip_ft.training.context import Context
-from cnclip_ft.training.memory import blank_pairs
+from cnclip_ft.training.memory import HOPELESS, blank_pairs, estimate, keeps, largest_half
 from cnclip_ft.training.sharding import Sharded
 from cnclip_ft.training.stage_plan import StagePlan
-from data_tools.errors import UserError
+from data_tools.errors import RequestError, UserError
 
 
 def micro_batch_size(
@@ -24,6 +25,7 @@ def micro_batch_size(
         model: the one that trains, ready for its first step.
         to_come: parameters whose moments AdamW has yet to make.
     """
+    keep_activations(context.device, keeps(plan))
     wanted = plan.setting.micro_batch_size
     if wanted == "auto":
         wanted = largest_that_fits(context, plan, model, to_come)
@@ -35,32 +37,37 @@ def largest_that_fits(
 ) -> int | None:
     """The whole share of a batch, or the largest of its halves, that goes through forward and backward.
 
-    None on a CPU, which has no fixed limit to run into.
+    Tried on a GPU; by the estimate on a CPU, where what does not fit ends the process. None on other devices.
     """
-    if context.device.type != "cuda":
+    if context.device.type == "cpu":
+        size = estimate(context, plan, model).fitting
+    elif context.device.type != "cuda":
         return None
-
-    def fits(size: int) -> bool:
-        try:
-            try_step(context, plan, model, size, to_come)
-        except torch.cuda.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            return False
-        finally:
-            model.zero_grad(set_to_none=True)
-        return True
-
-    size = largest_half(plan.share, fits)
+    else:
+        size = largest_half(plan.share, lambda size: _goes_through(context, plan, model, size, to_come))
     context.journal.say(f"micro_batch_size: auto → {size}")
     return size
 
 
-def largest_half(share: int, fits: Callable[[int], bool]) -> int:
-    """`share`, or the first of its halves (rounded up) that fits; 1 is not tried."""
-    size = share
-    while size > 1 and not fits(size):
-        size = -(-size // 2)
-    return size
+def _goes_through(
+    context: Context, plan: StagePlan, model: DualEncoder, size: int, to_come: Sequence[nn.Parameter]
+) -> bool:
+    try:
+        try_step(context, plan, model, size, to_come)
+    except torch.cuda.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return False
+    finally:
+        model.zero_grad(set_to_none=True)
+    return True
+
+
+def refuse_too_large(context: Context, plans: Sequence[StagePlan], model: DualEncoder) -> None:
+    """Raise before anything is trained where a stage would not get through its first step."""
+    for plan in plans:
+        said = estimate(context, plan, model).shortage(plan.name, HOPELESS)
+        if said is not None:
+            raise RequestError(f"{said}. Nothing was trained.")
 
 
 def try_step(context: Context, plan: StagePlan, model: DualEncoder, size: int, to_come: Sequence[nn.Parameter]) -> None:

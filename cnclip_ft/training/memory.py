@@ -1,43 +1,74 @@
 """What a stage needs on each device: weights, gradients, optimizer, and what the forward keeps for the backward.
 
 The last part is measured, not guessed: one pair goes through the towers as the stage would send it, and the bytes
-autograd keeps are counted (torch.autograd.graph.saved_tensors_hooks).
+autograd keeps are counted (torch.autograd.graph.saved_tensors_hooks); on a CPU all that is alive at once, backward included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.modes import modes_kept
+from cnclip_ft.runtime import KEPT, available_memory, can_keep
 from cnclip_ft.training.context import Context
 from cnclip_ft.training.lora import adapter_size
 from cnclip_ft.training.sharding import Sharded
 from cnclip_ft.training.stage_plan import StagePlan
 
+# Share of the available memory that is planned with. Validation and loaders want some, and the estimate may be a quarter off.
+MARGIN = 0.8
+# A run that needs more than this times what is available is not begun: neither the quarter nor files given up can make up for it.
+HOPELESS = 1.5
+
 
 @dataclass
 class Memory:
-    """Bytes per device."""
+    """Bytes per device.
+
+    Attributes:
+        available: what can still be had, the weights being there already; None where it is not known.
+        fitting: pairs at once that it is enough for: the share of a batch or the largest of its halves.
+    """
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
+    available: int | None
+    fitting: int
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return self.weights + self.to_come
+
+    @property
+    def to_come(self) -> int:
+        return self.gradients + self.optimizer + self.activations
 
     def __str__(self) -> str:
-        parts = (("weights", self.weights), ("gradients", self.gradients), ("optimizer", self.optimizer),
-                 ("activations", self.activations))  # fmt: skip
-        said = " + ".join(f"{name} {size / 2**30:.2f}" for name, size in parts)
+        names = ("weights", "gradients", "optimizer", "activations")
+        said = " + ".join(f"{name} {getattr(self, name) / 2**30:.2f}" for name in names)
         return f"about {self.total / 2**30:.2f} GiB ({said})"
+
+    def shortage(self, stage: str, factor: float = 1.0) -> str | None:
+        """What to say when more than `factor` times the available memory is needed."""
+        if self.available is None or self.to_come <= factor * self.available:
+            return None
+        return (
+            f"{stage}: training takes about {self.to_come / 2**30:.1f} GiB more than the process has now, and "
+            f"{self.available / 2**30:.1f} GiB are available to it. Set stages.{stage}.micro_batch_size: {self.fitting} "
+            "(same gradient; batch normalisation in training mode needs batch_norm: frozen for it)"
+        )
 
 
 def estimate(context: Context, plan: StagePlan, model: DualEncoder) -> Memory:
@@ -45,31 +76,94 @@ def estimate(context: Context, plan: StagePlan, model: DualEncoder) -> Memory:
     setting = plan.setting
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     trained = 4 * sum(adapter_size(e) if e.lora else e.parameter.numel() for e in plan.table if e.rate)
-    at_once = setting.micro_batch_size if isinstance(setting.micro_batch_size, int) else plan.share
-    activations = min(at_once, plan.share) * bytes_per_pair(context, plan, model)
     if isinstance(context.sharding, Sharded):
         weights, trained = (size // context.world for size in (weights, trained))
-    return Memory(weights, trained, (3 if setting.ema else 2) * trained, activations)
+    optimizer = (3 if setting.ema else 2) * trained
+    per_pair = bytes_per_pair(context, plan, model)
+    available = None
+    if context.device.type == "cpu":
+        available = available_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", context.world))
+
+    def fits(size: int) -> bool:
+        return available is None or trained + optimizer + size * per_pair <= MARGIN * available
+
+    fitting = largest_half(plan.share, fits)
+    wanted = setting.micro_batch_size or plan.share
+    at_once = fitting if wanted == "auto" else min(wanted, plan.share)
+    return Memory(weights, trained, optimizer, at_once * per_pair, available, fitting)
+
+
+def largest_half(share: int, fits: Callable[[int], bool]) -> int:
+    """`share`, or the first of its halves (rounded up) that fits; 1 is not tried."""
+    size = share
+    while size > 1 and not fits(size):
+        size = -(-size // 2)
+    return size
 
 
 def bytes_per_pair(context: Context, plan: StagePlan, model: DualEncoder) -> int:
-    """What autograd keeps of one pair of the mean caption length."""
-    tokens = max(int(context.pairs.lengths.mean()), 2)
-    with _as_in_training(plan, model), _counted(model) as counted, context.autocast():
-        model(**blank_pairs(plan, model, 1, tokens))
-    return sum(counted.values())
+    """What one pair of the mean caption length takes: what autograd keeps of it; on a CPU, what the process will hold."""
+    pair = blank_pairs(plan, model, 1, max(int(context.pairs.lengths.mean()), 2))
+    with _as_in_training(plan, model):
+        if context.device.type != "cpu":
+            with _counted(model) as counted, context.autocast():
+                model(**pair)
+            return sum(counted.values())
+        trained = [p for p in model.parameters() if p.requires_grad]
+        with _Alive(model) as alive:
+            with context.autocast():
+                images, texts = model(**pair)
+            features = images.sum() + texts.sum()
+            if features.requires_grad:
+                torch.autograd.grad(features, trained, allow_unused=True)
+    return int(alive.most * (KEPT if keeps(plan) and can_keep() else 1))
+
+
+def keeps(plan: StagePlan) -> bool:
+    """Whether the stage keeps freed memory for its speed: not where activations are computed again to save memory."""
+    return not any(plan.checkpointing.values())
+
+
+class _Alive(TorchDispatchMode):
+    """`most` bytes alive at once of all tensors made inside; gradients of the model's parameters, known by their shape, apart."""
+
+    def __init__(self, model: DualEncoder) -> None:
+        super().__init__()
+        self.now, self.most = 0, 0
+        self._shapes = {tuple(sorted(p.shape)) for p in model.parameters()}
+        self._known = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and tuple(sorted(tensor.shape)) not in self._shapes:
+                self._count(tensor.untyped_storage())
+        return made
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        place, size = storage.data_ptr(), storage.nbytes()
+        if size and place not in self._known:
+            self._known.add(place)
+            self.now += size
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self._freed, place, size)
+
+    def _freed(self, place: int, size: int) -> None:
+        self._known.discard(place)
+        self.now -= size
 
 
 def blank_pairs(plan: StagePlan, model: DualEncoder, count: int, tokens: int) -> dict[str, torch.Tensor]:
     """What the stage sends through `model` for `count` pairs of `tokens` each, with nothing to be seen in it."""
     ids = torch.full((count, tokens), 1000, device=model.device)
-    text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    side = model.image_size
+    texts = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    shape = model.image_tower.preprocessing.shape
+    pixels = torch.zeros(1 if plan.cached else count, *shape, dtype=torch.uint8, device=model.device)
     if not plan.cached:
-        return {"pixels": torch.zeros(count, 3, side, side, dtype=torch.uint8, device=model.device), **text}
+        return {"pixels": pixels, **texts}
     with torch.no_grad():
-        trunk = model.image_trunk(torch.zeros(1, 3, side, side, dtype=torch.uint8, device=model.device))
-    return {"trunk": trunk.repeat(count, *[1] * (trunk.ndim - 1)), **text}
+        trunk = model.image_trunk(pixels)
+    return {"trunk": trunk.repeat(count, *[1] * (trunk.ndim - 1)), **texts}
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def describe(context: Context, model: DualEncoder, stages: list[StagePlan]) -> s
         lines.append(f"  best by      {context.recipe.best_by}")
     for stage in stages:
         lines += _stage(context, model, stage)
-    lines += [f"  WARNING      {warning}" for warning in warnings(context, stages)]
+    lines += [f"  WARNING      {warning}" for warning in warnings(context, model, stages)]
     return "\n".join(lines)
 
 
@@ -134,7 +134,7 @@ def suggested_rate(batch_size: int) -> float:
     return smallest[1] * (first[1] / smallest[1]) ** max(share.item(), 0.0)
 
 
-def warnings(context: Context, stages: list[StagePlan]) -> list[str]:
+def warnings(context: Context, model: DualEncoder, stages: list[StagePlan]) -> list[str]:
     """What is likely to go wrong, each with a suggestion."""
     found = []
     for stage in stages:
@@ -152,6 +152,8 @@ def warnings(context: Context, stages: list[StagePlan]) -> list[str]:
             )
         if stage.total < 50:
             found.append(f"{name}: only {stage.total} steps; train more epochs or use a smaller batch")
+        if context.device.type == "cpu" and (short := estimate(context, stage, model).shortage(name)):
+            found.append(short)
     leak = _leak(context)
     if leak:
         found.append(leak)
@@ -171,8 +173,8 @@ def _leak(context: Context) -> str | None:
     return None
 
 
-def refuse_warnings(context: Context, stages: list[StagePlan]) -> None:
+def refuse_warnings(context: Context, model: DualEncoder, stages: list[StagePlan]) -> None:
     """With --strict a warning is an error."""
-    found = warnings(context, stages)
+    found = warnings(context, model, stages)
     if found:
         raise RequestError("--strict: the plan has warnings:\n  " + "\n  ".join(found))

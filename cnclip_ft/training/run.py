@@ -25,6 +25,7 @@ from cnclip_ft.training import plan
 from cnclip_ft.training.context import Context, make_context
 from cnclip_ft.training.continuing import identity, refuse_other_data, refuse_other_recipe
 from cnclip_ft.training.examples import find_examples
+from cnclip_ft.training.fit import refuse_too_large
 from cnclip_ft.training.progress import Progress, verdict
 from cnclip_ft.training.report import write_report
 from cnclip_ft.training.run_folder import begin, held, nothing_to_continue, refuse_taken, results, write_recipe
@@ -74,7 +75,8 @@ def train(
         context, model = make_context(recipe, trust_import=trust_import, goes_on=proceed)
         plans = plan_stages(context, model)
         if strict:
-            plan.refuse_warnings(context, plans)
+            plan.refuse_warnings(context, model, plans)
+        refuse_too_large(context, plans, model)
         return Run(context, model, plans, stop or StopRequest(), before_step).execute(state)
 
 

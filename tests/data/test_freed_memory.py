@@ -43,3 +43,9 @@ def test_memory_is_used_again(settle):
 
 def test_a_gpu_changes_nothing():
     assert faults(f"{FRESH}; keep_activations(torch.device('cuda'))") > 100
+
+
+def test_memory_is_given_back_where_it_is_to_be_saved():
+    cpu = "keep_activations(torch.device('cpu'"
+    assert faults(f"{cpu}), False); {cpu}))") > 100  # the second call leaves what the first one said
+    assert faults(f"{cpu}), False); {cpu}), True)") < 50

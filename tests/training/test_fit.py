@@ -1,11 +1,23 @@
-"""`micro_batch_size: auto`: the largest share of a batch that fits, tried with what training does."""
+"""What fits: tried on a GPU, by an estimate on a CPU, which is held against what a process takes."""
 
 from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
-from cnclip_ft.training.fit import largest_half, largest_that_fits, try_step
+from cnclip_ft.runtime import _left_in_groups
+from cnclip_ft.training import memory
+from cnclip_ft.training.fit import micro_batch_size, try_step
+from cnclip_ft.training.memory import HOPELESS, MARGIN, estimate, largest_half
+from cnclip_ft.training.plan import warnings
+from cnclip_ft.training.run import train
+from data_tools.errors import RequestError
 from tests.training.helpers import planned, tiny_recipe
 
 
@@ -40,7 +52,112 @@ def test_a_trial_is_a_whole_forward_and_backward(prepared):
     assert len(grads) > 20 and all(torch.isfinite(grad).all() for grad in grads)
 
 
-def test_a_cpu_has_no_limit_to_run_into(prepared):
+def with_room_for(pairs, prepared, monkeypatch):
+    """As if so many pairs at once were all that the machine had memory for, the margin included."""
     context, plan, model = prepared
-    if context.device.type == "cpu":
-        assert largest_that_fits(context, plan, model, []) is None
+    need = estimate(context, plan, model)
+    activations = pairs * need.activations / plan.share
+    monkeypatch.setattr(
+        memory, "available_memory", lambda: int((need.gradients + need.optimizer + activations) / MARGIN) + 1
+    )
+
+
+on_a_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="of a CPU")
+
+
+@on_a_cpu
+@pytest.mark.parametrize("room,expected", [(8, None), (7.9, 4), (3, 2), (0, 1)])
+def test_auto_takes_on_a_cpu_what_the_estimate_allows(prepared, monkeypatch, room, expected):
+    context, plan, model = prepared
+    with_room_for(room, prepared, monkeypatch)
+    plan = replace(plan, setting=plan.setting.model_copy(update={"micro_batch_size": "auto"}))
+    assert micro_batch_size(context, plan, model, []) == expected
+    whole = replace(plan, setting=plan.setting.model_copy(update={"micro_batch_size": None}))
+    part = estimate(context, plan, model).activations / estimate(context, whole, model).activations
+    assert part == (expected or 8) / 8
+
+
+@on_a_cpu
+def test_too_little_memory_is_said_and_far_too_little_refused(stores, prepared, monkeypatch):
+    context, plan, model = prepared
+    need = estimate(context, plan, model)
+    assert need.shortage("contrast") is None
+    recipe = tiny_recipe(stores, output=str(stores / "narrow"), align={"feature_cache": False})
+    words = r"contrast: training takes about .* Set stages\.contrast\.micro_batch_size: 1 \(same gradient"
+    monkeypatch.setattr(memory, "available_memory", lambda: int(need.to_come / HOPELESS) + 2)
+    said = [warning for warning in warnings(context, model, [plan]) if "training takes" in warning]
+    assert len(said) == 1 and re.search(words, said[0])
+    monkeypatch.setattr(memory, "available_memory", lambda: int(need.to_come / HOPELESS) - 2)
+    with pytest.raises(RequestError, match=words):
+        train(recipe)
+    assert not (stores / "narrow" / "journal.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "line,limit,taken,spare,root",
+    [
+        ("0::/job/step", "memory.max", "memory.current", "inactive_file", ""),
+        ("9:memory:/job/step", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", "memory"),
+    ],
+)
+def test_control_groups_set_limits(tmp_path, line, limit, taken, spare, root):
+    own, top = tmp_path / "cgroup", tmp_path / "fs" / root
+    for folder, most in ((top / "job", "1000"), (top / "job" / "step", "max")):
+        folder.mkdir(parents=True)
+        (folder / limit).write_text(f"{most}\n")
+        (folder / taken).write_text("700\n")
+        (folder / "memory.stat").write_text(f"anon 1\n{spare} 50\n")
+    own.write_text(f"3:cpu:/other\n{line}\n")
+    assert list(_left_in_groups(own, tmp_path / "fs")) == [350]
+    assert list(_left_in_groups(tmp_path / "none", tmp_path / "fs")) == []
+
+
+HELD = """
+import sys
+from pathlib import Path
+import torch
+from cnclip_ft.training.fit import micro_batch_size
+from cnclip_ft.training.large_batch import GradientStep
+from cnclip_ft.training.memory import blank_pairs, estimate
+from cnclip_ft.training.optimizer import apply_table, build_optimizer
+from cnclip_ft.training.stage_plan import make_objective
+from tests.training.helpers import planned, tiny_recipe
+def now(what):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(what))
+vit = {"kind": "vit", "hidden": 128, "layers": 4, "heads": 2, "patch": 16, "image_size": 224}
+text = {"hidden": 64, "layers": 2, "heads": 2, "vocabulary": 21128}
+recipe = tiny_recipe(
+    Path(sys.argv[1]), output=sys.argv[1] + "/held", align={"batch_size": 32},
+    contrast={"batch_size": 32, "gradient_checkpointing": sys.argv[2]},
+    model={"start": {"image": vit, "text": text, "projection": 64}},
+)
+context, model, (_, plan) = planned(recipe)
+said = estimate(context, plan, model).to_come
+apply_table(model, list(plan.table))
+model.set_gradient_checkpointing(**plan.checkpointing)
+model.train()
+optimizer = build_optimizer(list(plan.table), plan.setting, context.device)
+step = GradientStep(
+    model, make_objective(plan.setting), micro_batch_size=micro_batch_size(context, plan, model, []),
+    autocast=context.autocast, backward=lambda loss: loss.backward(),
+)
+numbers = torch.arange(plan.share)
+batch = blank_pairs(plan, model, plan.share, 12) | {"image_keys": numbers, "text_keys": numbers}
+Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+before = now("VmRSS")
+for _ in range(2):
+    step(batch)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+print(said / (now("VmHWM") - before))
+"""
+
+
+@on_a_cpu
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the kernel does not tell a peak")
+@pytest.mark.parametrize("checkpointing", ["none", pytest.param("both", marks=pytest.mark.slow)])
+def test_the_estimate_is_what_a_process_takes(stores, checkpointing):
+    done = subprocess.run(
+        [sys.executable, "-c", HELD, str(stores), checkpointing], capture_output=True, text=True, check=True
+    )
+    assert 0.7 < float(done.stdout.splitlines()[-1]) < 1.4

@@ -228,7 +228,7 @@ def test_the_plan_says_what_will_happen_and_warns(stores):
                  "is the training split itself", "new      text_tower"):  # fmt: skip
         assert part in text, part
     with pytest.raises(RequestError, match="--strict"):
-        refuse_warnings(context, plans)
+        refuse_warnings(context, model, plans)
     assert not (stores / "run").exists()
 
 
@@ -245,8 +245,8 @@ def test_every_warning_of_the_plan_is_said(stores, tmp_path):
         stage = {"steps": 60, "batch_size": 16, "learning_rate": 1e-7, "warmup_steps": 1, "train": "both"} | contrast
         recipe = tiny_recipe(tmp_path, data=data, model={"start": str(tmp_path / "start")}, stages={"contrast": stage})
         recipe = recipe.model_copy(update={"stages": {"contrast": recipe.stages["contrast"]}})
-        context, _, plans = planned(recipe)
-        return warnings(context, plans)
+        context, model, plans = planned(recipe)
+        return warnings(context, model, plans)
 
     assert said() == []
     for changes, words in (
@@ -266,8 +266,10 @@ def test_every_warning_of_the_plan_is_said(stores, tmp_path):
         writer.add_pair(3, 0, "图片", "zh")
         writer.finish()
     data = {"train": str(stores / "train"), "valid": str(tmp_path / "leaking"), "workers": 0}
-    context, _, plans = planned(tiny_recipe(tmp_path, data=data))
-    assert any("shares images with the training split (e.g. id 3)" in warning for warning in warnings(context, plans))
+    context, model, plans = planned(tiny_recipe(tmp_path, data=data))
+    assert any(
+        "shares images with the training split (e.g. id 3)" in warning for warning in warnings(context, model, plans)
+    )
 
 
 def test_a_broken_newest_state_falls_back(tmp_path):
