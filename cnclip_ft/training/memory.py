@@ -37,6 +37,7 @@ class Memory:
 
     Attributes:
         available: what can still be had, the weights being there already; None where it is not known.
+        at_once: pairs of a forward and backward as the stage wants it.
         fitting: pairs at once that it is enough for: the share of a batch or the largest of its halves.
     """
 
@@ -45,6 +46,7 @@ class Memory:
     optimizer: int
     activations: int
     available: int | None
+    at_once: int
     fitting: int
 
     @property
@@ -64,10 +66,15 @@ class Memory:
         """What to say when more than `factor` times the available memory is needed."""
         if self.available is None or self.to_come <= factor * self.available:
             return None
+        way = "Train fewer layers or a smaller model, or use a machine with more"
+        if self.fitting < self.at_once:
+            way = (
+                f"Set stages.{stage}.micro_batch_size: {self.fitting} (same gradient; batch normalisation in training mode "
+                "needs batch_norm: frozen for it)"
+            )
         return (
             f"{stage}: training takes about {self.to_come / 2**30:.1f} GiB more than the process has now, and "
-            f"{self.available / 2**30:.1f} GiB are available to it. Set stages.{stage}.micro_batch_size: {self.fitting} "
-            "(same gradient; batch normalisation in training mode needs batch_norm: frozen for it)"
+            f"{self.available / 2**30:.1f} GiB are available to it. {way}"
         )
 
 
@@ -90,7 +97,7 @@ def estimate(context: Context, plan: StagePlan, model: DualEncoder) -> Memory:
     fitting = largest_half(plan.share, fits)
     wanted = setting.micro_batch_size or plan.share
     at_once = fitting if wanted == "auto" else min(wanted, plan.share)
-    return Memory(weights, trained, optimizer, at_once * per_pair, available, fitting)
+    return Memory(weights, trained, optimizer, at_once * per_pair, available, at_once, fitting)
 
 
 def largest_half(share: int, fits: Callable[[int], bool]) -> int:

@@ -87,6 +87,9 @@ def test_too_little_memory_is_said_and_far_too_little_refused(stores, prepared, 
     monkeypatch.setattr(memory, "available_memory", lambda: int(need.to_come / HOPELESS) + 2)
     said = [warning for warning in warnings(context, model, [plan]) if "training takes" in warning]
     assert len(said) == 1 and re.search(words, said[0])
+    alone = replace(plan, setting=plan.setting.model_copy(update={"micro_batch_size": 1}))
+    monkeypatch.setattr(memory, "available_memory", lambda: 1)
+    assert "smaller model" in (estimate(context, alone, model).shortage("contrast") or "")
     monkeypatch.setattr(memory, "available_memory", lambda: int(need.to_come / HOPELESS) - 2)
     with pytest.raises(RequestError, match=words):
         train(recipe)
