@@ -86,7 +86,11 @@ def estimate(context: Context, plan: StagePlan, model: DualEncoder) -> Memory:
     if isinstance(context.sharding, Sharded):
         weights, trained = (size // context.world for size in (weights, trained))
     optimizer = (3 if setting.ema else 2) * trained
-    per_pair = bytes_per_pair(context, plan, model)
+    known = _measured.setdefault(model, [])  # plan, its warnings and the check before a run ask the same
+    per_pair = next((size for other, size in known if _as_much(other, plan)), None)
+    if per_pair is None:
+        per_pair = bytes_per_pair(context, plan, model)
+        known.append((plan, per_pair))
     available = None
     if context.device.type == "cpu":
         available = available_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", context.world))
@@ -98,6 +102,13 @@ def estimate(context: Context, plan: StagePlan, model: DualEncoder) -> Memory:
     wanted = setting.micro_batch_size or plan.share
     at_once = fitting if wanted == "auto" else min(wanted, plan.share)
     return Memory(weights, trained, optimizer, at_once * per_pair, available, at_once, fitting)
+
+
+_measured: weakref.WeakKeyDictionary[DualEncoder, list[tuple[StagePlan, int]]] = weakref.WeakKeyDictionary()
+
+
+def _as_much(one: StagePlan, other: StagePlan) -> bool:
+    return one.table is other.table and one.cached == other.cached and one.checkpointing == other.checkpointing
 
 
 def largest_half(share: int, fits: Callable[[int], bool]) -> int:
