@@ -51,7 +51,7 @@ def questions(count: int, seed: int = 0) -> list[str]:
 
 def make_index(folder: Path, images: int, architecture: str = "ViT-B-16") -> Path:
     """A checkpoint with random weights and an index that says it was made by it."""
-    from cnclip_ft.evaluation import provenance as record
+    from cnclip_ft.evaluation import provenance
     from cnclip_ft.models.checkpoints import checkpoint_checksum, save_checkpoint
     from cnclip_ft.models.start import build_start
     from cnclip_ft.search.index.folder import IndexWriter
@@ -84,8 +84,8 @@ def make_index(folder: Path, images: int, architecture: str = "ViT-B-16") -> Pat
         "checkpoint": {"path": str(checkpoint), "checksum": checksum},
         "identity": {"checksum": checksum, "image_size": model.image_size, "dtype": "float32", "stored": "float32"},
         "settings": {}, "source": {"kind": "folder", "name": "photos", "path": str(photos)}, "images": images,
-        "damaged": 0, "dim": dim, "largest_norm": largest, "approximate": None, "versions": record.versions(),
-    })  # fmt: skip
+        "damaged": 0, "dim": dim, "largest_norm": largest, "approximate": None, "versions": provenance.versions(),
+    })
     return index
 
 

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from cnclip_ft.commands import compare, data, evaluate, export, search, topk, train
+from cnclip_ft.commands import calibrate, classify, compare, data, encode, evaluate, export, search, topk, train
 from data_tools.errors import UserError
 from data_tools.terminal import use_plain_streams
 
@@ -24,9 +24,16 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.add_typer(search.app, name="search")
 for function in (
-    train.plan, train.train, evaluate.evaluate, evaluate.encode, topk.topk, evaluate.classify,
-    evaluate.calibrate, compare.compare, export.export,
-):  # fmt: skip
+    train.plan,
+    train.train,
+    evaluate.evaluate,
+    encode.encode,
+    topk.topk,
+    classify.classify,
+    calibrate.calibrate,
+    compare.compare,
+    export.export,
+):
     app.command()(function)
 
 

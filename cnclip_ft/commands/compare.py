@@ -6,16 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnclip_ft.commands.options import BatchSize, Device, Dtype, Hub, Json, Memory, TrustImport, Workers
+from cnclip_ft.commands.options import Json, Memory, Origin, Towers, spread
+from cnclip_ft.evaluation.options import Options, open_model
 
 if TYPE_CHECKING:
     from cnclip_ft.evaluation.comparison import HitTable
-    from cnclip_ft.evaluation.scorecard import Options
     from cnclip_ft.features.encode import SplitFeatures
     from cnclip_ft.features.sources import Source
 
 
+@spread
 def compare(
+    *,
     checkpoints: Annotated[
         list[str],
         typer.Argument(
@@ -29,13 +31,9 @@ def compare(
     seed: Annotated[int, typer.Option(help="For the draws.")] = 0,
     confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
     json_file: Json = None,
-    batch_size: BatchSize = 128,
-    workers: Workers = None,
-    device: Device = None,
-    dtype: Dtype = "float32",
-    memory: Memory = "2GiB",
-    source: Hub = "huggingface",
-    trust_import: TrustImport = False,
+    towers: Towers,
+    memory: Memory = Options.memory,
+    origin: Origin,
 ) -> None:
     """Checkpoints side by side on one split: is B better than A, or is it chance? Paired bootstrap over images.
 
@@ -45,14 +43,13 @@ def compare(
     from cnclip_ft.evaluation.comparison import compare as differences_of
     from cnclip_ft.evaluation.comparison import hit_table
     from cnclip_ft.evaluation.outputs import refuse_outputs
-    from cnclip_ft.evaluation.scorecard import Options
     from cnclip_ft.features import folder, official_files
     from cnclip_ft.features.sources import store_source
     from cnclip_ft.retrieval.recall import split_ranks
     from data_tools.errors import RequestError
     from data_tools.tables import table, terminal_width
 
-    options = Options(batch_size, workers, device, dtype, memory=memory, source=source, trust_import=trust_import)
+    options = Options(**vars(towers), **vars(origin), memory=memory)
     options.check()
     refuse_outputs([*checkpoints, *([split] if split else [])], json_file=json_file, kind="results")
     if len(checkpoints) < 2:
@@ -77,20 +74,35 @@ def compare(
         differences = differences_of(tables[0], other, draws=draws, seed=seed, confidence=confidence)
         heads = ["", "A", "B", "B − A", f"{100 * confidence:g} % interval", "B better in", ""]
         rows = [
-            [d.measure, f"{d.first:.2f}", f"{d.second:.2f}", f"{d.difference:+.2f}", f"{d.low:+.2f} … {d.high:+.2f}",
-             f"{100 * d.better:.1f} %", d.verdict]
+            [
+                d.measure,
+                f"{d.first:.2f}",
+                f"{d.second:.2f}",
+                f"{d.difference:+.2f}",
+                f"{d.low:+.2f} … {d.high:+.2f}",
+                f"{100 * d.better:.1f} %",
+                d.verdict,
+            ]
             for d in differences
-        ]  # fmt: skip
-        typer.echo(f"A = {checkpoints[0]}\nB = {checkpoint}\n{_images(tables[0])} images of {name}, {draws:,} draws\n\n"
-            + table(heads, rows, text=(0, 6), width=terminal_width()) + "\n")  # fmt: skip
+        ]
+        typer.echo(
+            f"A = {checkpoints[0]}\nB = {checkpoint}\n{_images(tables[0])} images of {name}, {draws:,} draws\n\n"
+            + table(heads, rows, text=(0, 6), width=terminal_width())
+            + "\n"
+        )
         results.append({"a": checkpoints[0], "b": checkpoint, "differences": [d.as_dict() for d in differences]})
     if json_file:
         content: dict[str, Any] = {
-            "format": provenance.FORMAT, "checkpoints": described,
+            "format": provenance.FORMAT,
+            "checkpoints": described,
             "split": {"path": split, "checksum": scored.checksum if scored else None},
-            "draws": draws, "seed": seed, "confidence": confidence, "drawn": "images, with their texts",
-            "results": results, "versions": provenance.versions(),
-        }  # fmt: skip
+            "draws": draws,
+            "seed": seed,
+            "confidence": confidence,
+            "drawn": "images, with their texts",
+            "results": results,
+            "versions": provenance.versions(),
+        }
         official_files.write_json(json_file, content)
 
 
@@ -99,22 +111,11 @@ def _images(table: HitTable) -> str:
 
 
 def _features(checkpoint: str, source: Source | None, options: Options) -> tuple[SplitFeatures, dict[str, Any], str]:
-    from cnclip_ft.evaluation import provenance
-    from cnclip_ft.evaluation.scorecard import open_model
     from cnclip_ft.features import folder
-    from cnclip_ft.features.encode import encode_source
 
     if folder.is_feature_folder(checkpoint):
         info = folder.read_info(checkpoint)["settings"]
         return folder.read_split(checkpoint), {**info, "features": checkpoint}, info["source"]["name"]
-    assert source is not None and source.read is not None  # refused above; a store always reads
-    model, device, dtype = open_model(checkpoint, options)
-    workers = provenance.default_workers(device) if options.workers is None else options.workers
-    features = encode_source(
-        model, source.split, source.read, batch_size=options.batch_size, workers=workers, dtype=dtype
-    )
-    about = {
-        "checkpoint": provenance.describe_checkpoint(model, checkpoint),
-        "settings": provenance.describe_settings(model, dtype, device),
-    }
-    return features, about, source.name
+    assert source is not None  # refused above
+    opened = open_model(checkpoint, options)
+    return opened.features(source), opened.described(), source.name

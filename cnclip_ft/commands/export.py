@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cnclip_ft.commands.options import TrustImport
+from cnclip_ft.commands.options import Checkpoint, Origin, spread
 
 
+@dataclass(frozen=True)
+class Writing:
+    """How it is written and looked at: what `export_checkpoint` takes beside the three arguments."""
+
+    dtype: Annotated[
+        str, typer.Option(help="Precision of the written weights: float32, float16, bfloat16 (not onnx), int8 (onnx).")
+    ] = "float32"
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(metavar="SPLIT", help="int8: settle the ranges on this store, not anew for every input."),
+    ] = None
+    verify: Annotated[
+        Path | None, typer.Option(metavar="SPLIT", help="Compare recall of source and export on this store.")
+    ] = None
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False
+
+
+@spread
 def export(
-    checkpoint: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder or file, or a published name.")
-    ],
+    *,
+    checkpoint: Checkpoint,
     to: Annotated[
         str, typer.Option("--to", help="huggingface (a folder), cn_clip (a .pt file) or onnx (a folder).")
     ] = "huggingface",
     output: Annotated[Path, typer.Option("--output", help="Folder or file to write.")] = Path("export"),
-    dtype: Annotated[
-        str, typer.Option(help="Precision of the written weights: float32, float16, bfloat16 (not onnx), int8 (onnx).")
-    ] = "float32",
-    calibrate: Annotated[
-        Path | None,
-        typer.Option(metavar="SPLIT", help="int8: settle the ranges on this store, not anew for every input."),
-    ] = None,
-    verify: Annotated[
-        Path | None, typer.Option(metavar="SPLIT", help="Compare recall of source and export on this store.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
-    source: Annotated[
-        str, typer.Option("--source", help="Where a published name comes from: huggingface or modelscope.")
-    ] = "huggingface",
-    trust_import: TrustImport = False,
+    writing: Writing,
+    origin: Origin,
 ) -> None:
     """Write a checkpoint in another format and check its features against the source.
 
@@ -42,17 +47,7 @@ def export(
     from cnclip_ft.export.run import export_checkpoint, points_lost
     from data_tools.tables import terminal_width
 
-    done = export_checkpoint(
-        checkpoint,
-        to,
-        output,
-        dtype=dtype,
-        overwrite=overwrite,
-        source=source,
-        calibrate=calibrate,
-        verify=verify,
-        trust_import=trust_import,
-    )
+    done = export_checkpoint(checkpoint, to, output, **vars(writing), **vars(origin))
     typer.echo(f"{done.output}: written; largest difference of unit features to the source {done.difference:.1e}")
     if done.recall is not None:
         before, after = done.recall

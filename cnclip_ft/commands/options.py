@@ -10,6 +10,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from cnclip_ft.evaluation.options import Options
+
 Checkpoint = Annotated[
     str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder or file, or a published name.")
 ]
@@ -38,6 +40,31 @@ Json = Annotated[
 Picture = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Draw it (.png, .svg, .pdf); needs cnclip-ft[plots].")
 ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Towers:
+    """How the towers are run."""
+
+    batch_size: BatchSize = Options.batch_size
+    workers: Workers = Options.workers
+    device: Device = Options.device
+    dtype: Dtype = Options.dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoding(Towers):
+    """The same, where the image size is free."""
+
+    image_size: ImageSize = Options.image_size
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a checkpoint comes from, and whether the code it names may be run."""
+
+    source: Hub = Options.source
+    trust_import: TrustImport = Options.trust_import
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:

@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cnclip_ft.commands.options import Device, TrustImport
+from cnclip_ft.commands.options import Device, Dtype, Origin, TrustImport, spread
+from cnclip_ft.evaluation.options import Options
 
 if TYPE_CHECKING:
     from cnclip_ft.search.engine.engine import Found
     from cnclip_ft.search.index.folder import Index
 
-app = typer.Typer(help="Index pictures, search them with words and pictures, serve a search page.", no_args_is_help=True,
-                  rich_markup_mode=None)  # fmt: skip
+app = typer.Typer(
+    help="Index pictures, search them with words and pictures, serve a search page.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 IndexFolder = Annotated[Path, typer.Argument(metavar="INDEX", help="A folder written by `search index`.")]
-Moved = Annotated[
-    str | None, typer.Option("--checkpoint", help="Where the index's model lies now. [default: where it was]")
-]
-Exact = Annotated[bool, typer.Option("--exact", help="Leave an approximate index aside.")]
 Threshold = Annotated[
     str | None, typer.Option(metavar="FILE|NUMBER", help="Cosine of a match: a number, or `calibrate --json`'s file.")
 ]
 
 
+@dataclass(frozen=True)
+class Opening:
+    """How an index is opened: what `open_engine` takes."""
+
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Where the index's model lies now. [default: where it was]")
+    ] = None
+    device: Device = None
+    exact: Annotated[bool, typer.Option("--exact", help="Leave an approximate index aside.")] = False
+    trust_import: TrustImport = False
+
+
 @app.command()
+@spread
 def index(
+    *,
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a published name.")],
     what: Annotated[str, typer.Argument(metavar="FOLDER|SPLIT", help="A folder of pictures, or a store.")],
     output: Annotated[Path, typer.Option(metavar="INDEX", help="Folder for the index.")],
@@ -43,25 +58,23 @@ def index(
         int | None, typer.Option(min=0, help="Processes that decode. [default: 0 on the CPU, else up to 8]")
     ] = None,
     device: Device = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16: precision of the towers.")] = "float32",
-    source: Annotated[str, typer.Option(help="Where a published name comes from: huggingface or modelscope.")] = (
-        "huggingface"
-    ),
-    trust_import: TrustImport = False,
+    dtype: Dtype = Options.dtype,
+    origin: Origin,
 ) -> None:
     """Make an index, or bring it up to date: only new and changed pictures are encoded. Stopped, it continues.
 
     Example: cnclip-ft search index runs/mine/contrast/best PHOTOS --output photos.index
     """
-    from cnclip_ft.evaluation.scorecard import Options
     from cnclip_ft.search.index.build import Wishes, build_index
 
-    options = Options(batch_size, workers, device, dtype, source=source, trust_import=trust_import)
+    options = Options(batch_size, workers, device, dtype, **vars(origin))
     build_index(checkpoint, what, output, options, Wishes(half, rebuild, moved, approximate), typer.echo)
 
 
 @app.command()
+@spread
 def query(
+    *,
     index: IndexFolder,
     text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="What is looked for.")] = None,
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture of what is looked for.")] = None,
@@ -71,10 +84,7 @@ def query(
     top: Annotated[int, typer.Option(help="How many pictures, 1 to 1,000.")] = 10,
     threshold: Threshold = None,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object a line instead of a table.")] = False,
-    checkpoint: Moved = None,
-    device: Device = None,
-    exact: Exact = False,
-    trust_import: TrustImport = False,
+    opening: Opening,
 ) -> None:
     """Search with words, a picture, or both.
 
@@ -100,7 +110,7 @@ def query(
             raise RequestError(error.problem if error.kind == MISSING else f"{image}: {error.problem}") from None
     question = Question(text, without, given, None, image_share, not_weight, top)
     question.check()  # before the model is opened
-    engine = open_engine(index, checkpoint=checkpoint, device=device, exact=exact, trust_import=trust_import, say=_note)
+    engine = open_engine(index, **vars(opening), say=_note)
     (answer,) = engine.ask([question])
     if isinstance(answer, RequestError):
         raise answer
@@ -137,7 +147,9 @@ def _note(line: str) -> None:
 
 
 @app.command()
+@spread
 def serve(
+    *,
     index: IndexFolder,
     host: Annotated[str, typer.Option(help="Address to listen on; others than this machine's print a warning.")] = (
         "127.0.0.1"
@@ -152,19 +164,40 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME", help="Another host name to answer to, e.g. a proxy's; may be repeated; '*': any."),
     ] = None,
-    checkpoint: Moved = None,
-    device: Device = None,
-    exact: Exact = False,
-    trust_import: TrustImport = False,
+    opening: Opening,
 ) -> None:
     """A search page and a JSON API, on this machine only unless --host says otherwise. Needs cnclip-ft[serve].
 
     Example: cnclip-ft search serve photos.index --threshold calibration.json
     """
-    from cnclip_ft.search.web.serve import serve_index
+    from cnclip_ft.retrieval.tiles import parse_memory
+    from cnclip_ft.search.engine.engine import open_engine
+    from cnclip_ft.search.engine.threshold import read_threshold
+    from cnclip_ft.search.index.folder import Index
+    from cnclip_ft.search.web import serve as web
 
-    serve_index(
-        index, host=host, port=port, threshold=threshold, upload=max_upload, pixels=max_pixels,
-        decode_seconds=max_decode_seconds, request_seconds=max_request_seconds, allowed=allow_host or (), checkpoint=checkpoint,
-        device=device, exact=exact, trust_import=trust_import, say=typer.echo, warn=_note,
-    )  # fmt: skip
+    web.require_serve()
+    from cnclip_ft.search.web.api import Limits, make_app
+    from cnclip_ft.search.web.guard import is_loopback, names_of
+
+    limit = read_threshold(threshold, Index(index).info)
+    limits = Limits(
+        parse_memory(max_upload), max_pixels, decode_seconds=max_decode_seconds, body_seconds=max_request_seconds
+    )
+    listener = web.listen(host, port)  # before the model: a port in use is said at once
+    web.share_cores(opening.device)
+    engine = open_engine(index, **vars(opening), say=_note)
+    prepared = engine.prepare()
+    if prepared:
+        typer.echo(f"prepared: {prepared}")
+    local, allowed = is_loopback(host), frozenset(name.lower() for name in allow_host or ())
+    page = make_app(engine, threshold=limit, limits=limits, names=names_of(host), addresses=not local, allowed=allowed)
+    place = f"[{host}]" if ":" in host else host
+    typer.echo(f"{len(engine.index):,} pictures at http://{place}:{listener.getsockname()[1]}/  (Ctrl-C stops)")
+    if not local:
+        _note(
+            f"WARNING: {host} can be reached from other machines. Anyone who reaches this server can search and see "
+            "every picture of the index; there is no password. Put it behind a proxy that asks for one"
+        )
+    web.run(page, listener)
+    typer.echo("stopped")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cnclip_ft.commands.options import Device, Memory
+from cnclip_ft.evaluation.options import Options
 
 
 def topk(
@@ -21,7 +22,7 @@ def topk(
         str, typer.Option(help="What is meant when files do not say: text-image, image-text, image-image, text-text.")
     ] = "text-image",
     scores: Annotated[bool, typer.Option("--scores", help="Write the cosines beside the ids.")] = False,
-    memory: Memory = "2GiB",
+    memory: Memory = Options.memory,
     device: Device = None,
     answers: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Official answers: print the recall too.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from cnclip_ft.features.encode import SplitFeatures
+from cnclip_ft.evaluation import provenance
+from cnclip_ft.evaluation.options import Opened
+from cnclip_ft.features.encode import SplitFeatures, encode_images, encode_texts, evaluating
+from cnclip_ft.features.folder import read_info, read_split
+from cnclip_ft.features.sources import FolderReader, is_store, store_source
 from cnclip_ft.models.families.chinese_clip.wordpiece import prepare
 from data_tools.errors import DataFault, RequestError
 
@@ -50,12 +55,22 @@ def read_pairs(path: str | Path) -> list[LabelledPair]:
     for number, row in rows:
         missing = [key for key in ("image", "text", "match") if row.get(key) is None]
         if missing:
-            raise DataFault(f"no {' and no '.join(missing)}", mend="Give image, text and match (1 or 0) for every pair.",
-                            kind="missing-field", file=path, line=number)  # fmt: skip
+            raise DataFault(
+                f"no {' and no '.join(missing)}",
+                mend="Give image, text and match (1 or 0) for every pair.",
+                kind="missing-field",
+                file=path,
+                line=number,
+            )
         said = str(row["match"]).strip().lower()
         if said not in _YES | _NO:
-            raise DataFault(f"match is {row['match']!r}", mend="Write 1 for a match and 0 for none.", kind="bad-label",
-                            file=path, line=number)  # fmt: skip
+            raise DataFault(
+                f"match is {row['match']!r}",
+                mend="Write 1 for a match and 0 for none.",
+                kind="bad-label",
+                file=path,
+                line=number,
+            )
         pairs.append(LabelledPair(str(row["image"]), str(row["text"]), said in _YES))
     matches = sum(pair.match for pair in pairs)
     if not 0 < matches < len(pairs):
@@ -70,8 +85,60 @@ def _json(path: Path, number: int, line: str) -> dict[str, Any]:
             return value
     except ValueError:
         pass
-    raise DataFault("the line is not a JSON object", mend='Write {"image": …, "text": …, "match": 1} on each line.',
-                    kind="bad-json", file=path, line=number)  # fmt: skip
+    raise DataFault(
+        "the line is not a JSON object",
+        mend='Write {"image": …, "text": …, "match": 1} on each line.',
+        kind="bad-json",
+        file=path,
+        line=number,
+    )
+
+
+def pair_scores(opened: Opened, pairs: Sequence[LabelledPair], images: Path) -> torch.Tensor:
+    """float64 cosine of every labelled pair; each image and each text is encoded once.
+
+    Raises:
+        DataFault: an image of the pairs is not in `images`, a folder or a store.
+    """
+    read: Callable[[Any], Any] = FolderReader(images)
+    if is_store(images):
+        source = store_source(images)
+        read, there = source.read, {str(image_id): image_id for image_id in source.split.image_ids}
+    else:
+        there = {pair.image: pair.image for pair in pairs if (images / pair.image).is_file()}
+    missing = next((pair.image for pair in pairs if pair.image not in there), None)
+    if missing is not None:
+        raise DataFault(
+            f"image {missing!r} is not in {images}",
+            mend="Say where the images lie with --images.",
+            kind="missing-image",
+            file=images,
+        )
+    image_at = {name: number for number, name in enumerate(dict.fromkeys(pair.image for pair in pairs))}
+    text_at = {text: number for number, text in enumerate(dict.fromkeys(pair.text for pair in pairs))}
+    model, size = opened.model, opened.batch_size
+    with evaluating(model, dtype=opened.dtype):
+        ids = [there[name] for name in image_at]
+        pictures = encode_images(model, ids, read, batch_size=size, workers=opened.workers)
+        words = encode_texts(model, list(text_at), batch_size=2 * size)
+    left = torch.tensor([image_at[pair.image] for pair in pairs])
+    right = torch.tensor([text_at[pair.text] for pair in pairs])
+    return (pictures[left].double() * words[right].double()).sum(1)
+
+
+def features_of(opened: Opened, folder: str) -> SplitFeatures:
+    """What `encode` wrote.
+
+    Raises:
+        RequestError: it was made with another model.
+    """
+    features, made_by = read_split(folder), read_info(folder)["settings"]["checkpoint"]
+    own = provenance.describe_checkpoint(opened.model, opened.checkpoint)
+    if any(made_by.get(key) != own.get(key) for key in ("checksum", "weights_checksum")):
+        raise RequestError(
+            f"the features in {folder} were made with {made_by.get('path')}, another model than {opened.checkpoint}"
+        )
+    return features
 
 
 def sampled_scores(features: SplitFeatures, negatives: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,10 +171,12 @@ def sampled_scores(features: SplitFeatures, negatives: int, seed: int) -> tuple[
             "every text belongs to every image of the split, so there are no other pairs to compare with"
         )
     index = torch.cat([pairs, torch.stack([image, text], 1)])
-    scores = torch.cat([
-        (features.image_features[part[:, 0]].double() * features.text_features[part[:, 1]].double()).sum(1)
-        for part in index.split(65536)
-    ])  # fmt: skip
+    scores = torch.cat(
+        [
+            (features.image_features[part[:, 0]].double() * features.text_features[part[:, 1]].double()).sum(1)
+            for part in index.split(65536)
+        ]
+    )
     labels = torch.zeros(len(index), dtype=torch.bool)
     labels[: len(pairs)] = True
     return scores, labels
@@ -127,6 +196,11 @@ class Curve:
     def average_precision(self) -> float:
         steps = torch.diff(self.recall, prepend=torch.zeros(1, dtype=self.recall.dtype))
         return float((steps * self.precision).sum())
+
+    def some(self, count: int) -> dict[str, list[float]]:
+        """About `count` points, evenly spread over them all."""
+        step = max(1, len(self.thresholds) // count)
+        return {name: getattr(self, name)[::step].tolist() for name in ("thresholds", "precision", "recall")}
 
 
 def curve(scores: torch.Tensor, labels: torch.Tensor, share: float | None = None) -> Curve:
@@ -157,6 +231,16 @@ class Threshold:
     wanted: str
 
 
+def check_wishes(precision: float | None, recall: float | None, share: float | None) -> None:
+    """Raises:
+    RequestError: not exactly one wish, or a share out of (0, 1).
+    """
+    if (precision is None) == (recall is None):
+        raise RequestError("say either --precision or --recall, e.g. --precision 0.95")
+    if share is not None and not 0 < share < 1:
+        raise RequestError(f"--share is {share}; it lies between 0 and 1, e.g. 0.01 when one pair in a hundred matches")
+
+
 def choose(
     points: Curve, *, precision: float | None = None, recall: float | None = None, share: float | None = None
 ) -> Threshold:
@@ -165,15 +249,14 @@ def choose(
     Raises:
         RequestError: not exactly one wish, out of (0, 1], or a precision that no threshold reaches.
     """
-    if (precision is None) == (recall is None):
-        raise RequestError("say either --precision or --recall, e.g. --precision 0.95")
+    check_wishes(precision, recall, share)
     wish = precision if recall is None else recall
-    if not 0 < wish <= 1:
+    if wish is None or not 0 < wish <= 1:
         raise RequestError(f"a precision or recall of {wish} was asked for; it lies between 0 and 1")
     if recall is not None:
         at = int((points.recall >= recall - 1e-12).nonzero()[0, 0])
     else:
-        reached = (points.precision >= precision - 1e-12).nonzero()[:, 0]
+        reached = (points.precision >= wish - 1e-12).nonzero()[:, 0]
         if not len(reached):
             best = int(points.precision.argmax())
             raise RequestError(
@@ -200,16 +283,30 @@ def wilson(hits: int, total: int, z: float = 1.959964) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+def in_numbers(found: Threshold, points: Curve, *, drawn: bool) -> str:
+    """Two lines: what was judged (others `drawn` at random?), and the threshold with its intervals."""
+    others, interval = " other pairs drawn at random" if drawn else " other pairs", found.precision_interval
+    said = "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"
+    return (
+        f"{int(points.matched[-1]):,} matching and {int(points.others[-1]):,}{others}; "
+        f"average precision {points.average_precision:.3f}\n"
+        f"for {found.wanted}: cosine >= {found.cosine:.4f}   precision {found.precision:.3f}{said}   "
+        f"recall {found.recall:.3f} ({found.recall_interval[0]:.3f} to {found.recall_interval[1]:.3f})"
+    )
+
+
 def in_words(found: Threshold, scores: torch.Tensor, labels: torch.Tensor, temperature: float) -> str:
     """What the three numbers of a CLIP model mean, with this model's own values."""
     yes, no = scores[labels], scores[~labels]
     quarters = np.quantile(yes.numpy(), [0.25, 0.75])  # torch.quantile refuses more than 16 million values
-    return "\n".join([
-        f"cosine     how alike an image and a text are to this model. Here matching pairs have {yes.mean():.3f} on average "
-        f"(middle half {quarters[0]:.3f} to {quarters[1]:.3f}), others {no.mean():.3f}.",
-        "           It is no percentage: which value is high differs from model to model. Never carry a threshold over.",
-        f"softmax    turns cosines (times {temperature:.1f}) into shares among the candidates you offer. The best candidate can",
-        "           get 0.99 although nothing fits, and 0.3 although several fit. It ranks; it does not say \"match\".",
-        f"threshold  call it a match from cosine {found.cosine:.4f} upwards: {100 * found.precision:.1f} % of what you accept then is",
-        f"           right, and {100 * found.recall:.1f} % of the true matches are found – for pairs like these.",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"cosine     how alike an image and a text are to this model. Here matching pairs have {yes.mean():.3f} on average "
+            f"(middle half {quarters[0]:.3f} to {quarters[1]:.3f}), others {no.mean():.3f}.",
+            "           It is no percentage: which value is high differs from model to model. Never carry a threshold over.",
+            f"softmax    turns cosines (times {temperature:.1f}) into shares among the candidates you offer. The best candidate can",
+            '           get 0.99 although nothing fits, and 0.3 although several fit. It ranks; it does not say "match".',
+            f"threshold  call it a match from cosine {found.cosine:.4f} upwards: {100 * found.precision:.1f} % of what you accept then is",
+            f"           right, and {100 * found.recall:.1f} % of the true matches are found – for pairs like these.",
+        ]
+    )

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cnclip_ft.evaluation import provenance
-from cnclip_ft.evaluation.scorecard import Options, open_model
+from cnclip_ft.evaluation.options import Opened, Options, open_model
 from cnclip_ft.features.encode import Meter, encode_texts, evaluating, iterate_images
 from cnclip_ft.features.folder import FAULTS, FeatureWriter, read_info
 from cnclip_ft.features.official_files import IdFeatures, write_features
 from cnclip_ft.features.rows import Block
 from cnclip_ft.features.sources import Source, open_source
-from cnclip_ft.models.dual_encoder import DualEncoder
 from data_tools.errors import DataFault, RequestError, UserError
 from data_tools.outputs import refuse_overlap
 
@@ -89,11 +89,9 @@ def encode_to_folder(
     if processes.index == 0:
         for note in source.notes:
             say(note)
-    options.device = processes.device
-    model, device, dtype = open_model(checkpoint, options)
-    settings = {
-        "checkpoint": provenance.describe_checkpoint(model, checkpoint),
-        "settings": provenance.describe_settings(model, dtype, device),
+    opened = open_model(checkpoint, replace(options, device=processes.device))
+    model = opened.model
+    settings = opened.described() | {
         "source": {"name": source.name, "path": str(source.path), "kind": source.kind, "checksum": source.checksum},
     }
     first = processes.index == 0
@@ -103,19 +101,15 @@ def encode_to_folder(
     processes.wait()  # until the first has prepared the folder
     shares = {kind: rows.missing(processes.index, processes.count) for kind, rows in writer.rows.items()}
     processes.wait()  # who looked later would see other blocks missing, and take others
-    workers = provenance.default_workers(device) if options.workers is None else options.workers
     meters: dict[str, Meter] = {}
-    with evaluating(model, dtype=dtype):
+    with evaluating(model, dtype=opened.dtype):
         for kind, blocks in shares.items():
             if not blocks:
                 continue
             meter = meters[kind] = Meter(sum(map(len, blocks)), f"{kind}s", wanted=first)
             faults: dict[int, dict[str, Any]] = {}
             if kind == "image":
-                batches = _images(
-                    model, source, blocks, None if on_error == "fail" else faults, batch_size=options.batch_size,
-                    workers=workers, meter=meter,
-                )  # fmt: skip
+                batches = _images(opened, source, blocks, None if on_error == "fail" else faults, meter)
             else:
                 texts = (source.split.texts[block.start : block.stop] for block in blocks)
                 batches = (encode_texts(model, part, batch_size=2 * options.batch_size, meter=meter) for part in texts)
@@ -123,8 +117,16 @@ def encode_to_folder(
             meter.close()
     processes.wait()
     if first:
-        speed = {f"{kind}s": {"count": m.count, "seconds": m.seconds, "first_batch_seconds": m.first_seconds,
-                              "per_second_after_it": m.rate} for kind, m in meters.items() if m.count}  # fmt: skip
+        speed = {
+            f"{kind}s": {
+                "count": m.count,
+                "seconds": m.seconds,
+                "first_batch_seconds": m.first_seconds,
+                "per_second_after_it": m.rate,
+            }
+            for kind, m in meters.items()
+            if m.count
+        }
         left_out = writer.finish({"speed": speed, "versions": provenance.versions(), "processes": processes.count})
         for kind, meter in meters.items():
             if meter.count:
@@ -154,13 +156,8 @@ def tell_left_out(problems: Sequence[str], listed: Path | None, on_error: str, s
 
 
 def _images(
-    model: DualEncoder,
-    source: Source,
-    blocks: Sequence[Block],
-    faults: dict[int, dict[str, Any]] | None,
-    **options: Any,
+    opened: Opened, source: Source, blocks: Sequence[Block], faults: dict[int, dict[str, Any]] | None, meter: Meter
 ) -> Iterator[torch.Tensor]:
-    assert source.read is not None  # it has pictures
     rows = [row for block in blocks for row in range(block.start, block.stop)]
 
     def note(place: int, fault: DataFault) -> None:
@@ -168,7 +165,15 @@ def _images(
             faults[rows[place]] = fault.as_dict()
 
     ids = [source.split.image_ids[row] for row in rows]
-    return iterate_images(model, ids, source.read, on_fault=None if faults is None else note, **options)
+    return iterate_images(
+        opened.model,
+        ids,
+        source.read,
+        batch_size=opened.batch_size,
+        workers=opened.workers,
+        meter=meter,
+        on_fault=None if faults is None else note,
+    )
 
 
 def _official_files(folder: Path, name: str) -> None:

@@ -168,7 +168,7 @@ class ZeroShotAccuracy(Evaluator):
             raise RequestError(f"{key}.templates: {error}") from None
         try:
             self.source = open_source(setting.zero_shot)
-            if self.source.read is None:
+            if self.source.kind == "texts":
                 raise RequestError(f"{setting.zero_shot} is a file of texts; give a folder of images or a store")
             ids, labels = labelled_images(Path(setting.zero_shot), self.source, self.classes)
         except UserError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.ImageFont import FreeTypeFont
 
 from data_tools.atomic import whole_file
 from data_tools.contact_sheet import HAN, find_font
@@ -41,7 +42,10 @@ def _chinese_font() -> bool:
     from matplotlib import font_manager
 
     try:
-        file = find_font(None, chinese=True).path
+        font = find_font(None, chinese=True)
+        if not isinstance(font, FreeTypeFont):
+            return False
+        file = str(font.path)
         font_manager.fontManager.addfont(file)
         name = font_manager.FontProperties(fname=file).get_name()
     except (RequestError, OSError, RuntimeError):

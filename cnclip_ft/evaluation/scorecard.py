@@ -7,44 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cnclip_ft.evaluation import provenance, published
+from cnclip_ft.evaluation.options import Options, open_model
 from cnclip_ft.evaluation.recall_table import recall_table
 from cnclip_ft.features import official_files
-from cnclip_ft.features.encode import SplitFeatures, SplitTexts, encode_source
+from cnclip_ft.features.encode import SplitFeatures, SplitTexts
 from cnclip_ft.features.folder import read_info, read_split
 from cnclip_ft.features.sources import store_source
-from cnclip_ft.models.checkpoints import load
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.retrieval.recall import RetrievalScores, recall
 from data_tools.errors import RequestError
 from data_tools.tables import fitted
-
-
-@dataclass
-class Options:
-    """How to encode and score; `dataset` overrides what the path says ("none" shows no published rows)."""
-
-    batch_size: int = 128
-    workers: int | None = None
-    device: str | None = None
-    dtype: str = "float32"
-    image_size: int | None = None
-    memory: str = "2GiB"
-    dataset: str | None = None
-    source: str = "huggingface"
-    trust_import: bool = False  # a checkpoint may name code
-
-    def check(self) -> None:
-        """Raises:
-        RequestError: a value that cannot be used, before anything heavy starts.
-        """
-        if self.batch_size < 1:
-            raise RequestError(f"--batch-size is {self.batch_size}; it must be at least 1")
-        if self.dataset not in (None, "none", *published.SPLITS):
-            raise RequestError(f"--dataset is {self.dataset!r}; use one of {', '.join(published.SPLITS)}, none")
-        provenance.parse_dtype(self.dtype)
 
 
 @dataclass
@@ -66,14 +39,6 @@ class Scorecard:
         return self.record
 
 
-def open_model(checkpoint: str | Path, options: Options) -> tuple[DualEncoder, torch.device, torch.dtype]:
-    """The model on the wished device, and the precision to run it in."""
-    device, dtype = provenance.parse_device(options.device), provenance.parse_dtype(options.dtype)
-    model = load(checkpoint, device=device, image_size=options.image_size, source=options.source,
-                 trust_import=options.trust_import)  # fmt: skip
-    return model, device, dtype
-
-
 def score_checkpoint(checkpoint: str | Path, splits: Sequence[str | Path], options: Options) -> Scorecard:
     """Encode every split and score it both ways.
 
@@ -85,21 +50,18 @@ def score_checkpoint(checkpoint: str | Path, splits: Sequence[str | Path], optio
     if not splits:
         raise RequestError("name at least one split (a store, e.g. DATA/valid) to evaluate on")
     sources = [store_source(split) for split in splits]
-    model, device, dtype = open_model(checkpoint, options)
-    workers = provenance.default_workers(device) if options.workers is None else options.workers
-    card = _card({"checkpoint": provenance.describe_checkpoint(model, checkpoint),
-                  "settings": provenance.describe_settings(model, dtype, device) | {"batch_size": options.batch_size}})  # fmt: skip
+    opened = open_model(checkpoint, options)
+    described = opened.described()
+    card = _card({**described, "settings": described["settings"] | {"batch_size": options.batch_size}})
     for source in sources:
-        features = encode_source(
-            model, source.split, source.read, batch_size=options.batch_size, workers=workers, dtype=dtype
-        )
-        scores = recall(features, memory=options.memory, device=device)
+        features = opened.features(source)
+        scores = recall(features, memory=options.memory, device=opened.device)
         about = {
             "path": str(source.path),
             "checksum": source.checksum,
-            "truncated_texts": _truncated(model, source.split),
+            "truncated_texts": _truncated(opened.model, source.split),
         }
-        size = provenance.size_name(model)
+        size = provenance.size_name(opened.model)
         _add(card, _unique(card, source.name), features, scores, about, size, source.path, options)
     return card
 
@@ -173,14 +135,23 @@ def _truncated(model: DualEncoder, split: SplitTexts) -> int:
 
 
 def _add(
-    card: Scorecard, name: str, features: SplitFeatures, scores: RetrievalScores, about: dict[str, Any], size: str | None,
-    path: Path, options: Options,
-) -> None:  # fmt: skip
+    card: Scorecard,
+    name: str,
+    features: SplitFeatures,
+    scores: RetrievalScores,
+    about: dict[str, Any],
+    size: str | None,
+    path: Path,
+    options: Options,
+) -> None:
     card.scores[name] = scores
     entry = about | {
-        "images": len(features.image_ids), "texts": len(features.text_ids), "pairs": len(features.positives),
-        "seconds": features.seconds, **scores.as_dict(),
-    }  # fmt: skip
+        "images": len(features.image_ids),
+        "texts": len(features.text_ids),
+        "pairs": len(features.positives),
+        "seconds": features.seconds,
+        **scores.as_dict(),
+    }
     card.notes += [f"{name}: {note}" for note in scores.notes]
     if about.get("truncated_texts"):
         card.notes.append(f"{name}: {about['truncated_texts']:,} texts were cut to the context length")

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from cnclip_ft.export.cn_clip import is_export
 from cnclip_ft.export.onnx import ONNX
@@ -25,8 +26,10 @@ from data_tools.store.layouts import is_text
 # Name → module with `DTYPES` (name → dtype the weights are loaded as), `check(model)`, `write(model, target, order)`,
 # `read_features(target, pixels, texts)`, `open_encoder(target)` (for recall) and `advice(model, output)`.
 FORMATS = {
-    "huggingface": "cnclip_ft.export.huggingface", "cn_clip": "cnclip_ft.export.cn_clip", "onnx": "cnclip_ft.export.onnx",
-}  # fmt: skip
+    "huggingface": "cnclip_ft.export.huggingface",
+    "cn_clip": "cnclip_ft.export.cn_clip",
+    "onnx": "cnclip_ft.export.onnx",
+}
 _KINDS = (CHECKPOINT, ONNX)  # of folder written here
 
 
@@ -42,10 +45,17 @@ class Exported:
 
 
 def export_checkpoint(
-    checkpoint: str | Path, to: str, output: str | Path, *, dtype: str = "float32", overwrite: bool = False,
-    source: str = "huggingface", calibrate: str | Path | None = None, verify: str | Path | None = None,
+    checkpoint: str | Path,
+    to: str,
+    output: str | Path,
+    *,
+    dtype: str = "float32",
+    overwrite: bool = False,
+    source: str = "huggingface",
+    calibrate: str | Path | None = None,
+    verify: str | Path | None = None,
     trust_import: bool = False,
-) -> Exported:  # fmt: skip
+) -> Exported:
     """Write `checkpoint` (anything `load` reads) in the format `to`.
 
     Args:
@@ -138,12 +148,12 @@ def points_lost(before: RetrievalScores, after: RetrievalScores) -> str:
             ("image→text", before.image_to_text, after.image_to_text),
             ("all", before, after),
         )
-        if a is not None and a.mean_recall is not None
+        if a and b and a.mean_recall is not None and b.mean_recall is not None
     ]
     return ", ".join(parts) or "none: the split has no ground truth"
 
 
-def _history(checkpoint: str | Path) -> dict:
+def _history(checkpoint: str | Path) -> dict[str, Any]:
     """What our checkpoint knows of itself goes along; other kinds know nothing."""
     folder = Path(checkpoint)
     known = read_info(folder) if (folder / INFO).is_file() else {}
@@ -161,7 +171,9 @@ def _refuse_output(output: Path, overwrite: bool, sources: list[str | Path]) -> 
         if not place.is_dir():
             refuse_foreign_file(output, is_export, "an export of ours")
         elif known is None:
-            raise RequestError(f"{output} is a folder that holds something else than a model of ours; it is not overwritten. Choose another --output")  # fmt: skip
+            raise RequestError(
+                f"{output} is a folder that holds something else than a model of ours; it is not overwritten. Choose another --output"
+            )
         else:
             known.refuse_other(output)
         if not overwrite:

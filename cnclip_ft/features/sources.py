@@ -31,7 +31,7 @@ class Source:
     path: Path
     kind: str  # "store" | "images" | "texts"
     split: SplitTexts
-    read: Callable[[Any], Any] | None
+    read: Callable[[Any], Any]  # never called for texts: they have no images
     checksum: str
     notes: list[str] = field(default_factory=list)
 
@@ -67,9 +67,14 @@ def open_source(path: str | Path) -> Source:
         if found.pictures:
             listing = "\n".join(f"{name}\t{size}\t{changed}" for name, size, changed in found.pictures)
             return Source(
-                path.resolve().name, path, "images", SplitTexts(found.names(), [], [], [], torch.empty(0, 2, dtype=torch.int64)),
-                FolderReader(path), hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest(), found.lines(),
-            )  # fmt: skip
+                path.resolve().name,
+                path,
+                "images",
+                SplitTexts(found.names(), [], [], [], torch.empty(0, 2, dtype=torch.int64)),
+                FolderReader(path),
+                hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest(),
+                found.lines(),
+            )
         if any(is_store(inside) for inside in path.iterdir() if inside.is_dir()):
             return store_source(path)  # which names the splits to choose from
         raise RequestError(
@@ -77,7 +82,9 @@ def open_source(path: str | Path) -> Source:
         )
     if path.is_file():
         split = SplitTexts([], *_read_text_file(path), torch.empty(0, 2, dtype=torch.int64))
-        return Source(path.stem, path, "texts", split, None, hashlib.sha256(path.read_bytes()).hexdigest())
+        return Source(
+            path.stem, path, "texts", split, FolderReader(path.parent), hashlib.sha256(path.read_bytes()).hexdigest()
+        )
     raise RequestError(f"{path}: no such store, folder or file")
 
 
@@ -101,8 +108,11 @@ def _read_text_file(path: Path) -> tuple[list[Any], list[str], list[str | None]]
                     raise line
                 value = {"text": line.strip()} if path.suffix.lower() != ".jsonl" else parse_json(line)
                 if not isinstance(value, dict) or "text" not in value:
-                    raise DataFault("the line is not a JSON object with a 'text'", kind="bad-json",
-                                    mend='Write {"text_id": …, "text": "…"} on each line.')  # fmt: skip
+                    raise DataFault(
+                        "the line is not a JSON object with a 'text'",
+                        kind="bad-json",
+                        mend='Write {"text_id": …, "text": "…"} on each line.',
+                    )
                 texts.append(check_text(value["text"]))
                 ids.append(check_id(value.get("text_id", len(ids)), "text_id"))
                 languages.append(value.get("language"))

@@ -250,7 +250,7 @@ def test_an_export_with_a_foreign_file_stays_and_a_checkpoint_saved_over_one_kee
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are text elsewhere")
 def test_names_that_are_no_text_come_and_go(photos, checkpoint) -> None:
     from cnclip_ft.evaluation.encoding import encode_to_folder
-    from cnclip_ft.evaluation.scorecard import Options
+    from cnclip_ft.evaluation.options import Options
     from cnclip_ft.export.run import export_checkpoint
     from cnclip_ft.features.folder import read_set
     from data_tools.build import build_split
@@ -271,7 +271,7 @@ def test_names_that_are_no_text_come_and_go(photos, checkpoint) -> None:
 
 def test_features_behind_a_link_are_replaced_there(photos, checkpoint) -> None:
     from cnclip_ft.evaluation.encoding import encode_to_folder
-    from cnclip_ft.evaluation.scorecard import Options
+    from cnclip_ft.evaluation.options import Options
     from cnclip_ft.features.folder import read_info
 
     Path("l").symlink_to("real")
@@ -285,7 +285,7 @@ def test_features_behind_a_link_are_replaced_there(photos, checkpoint) -> None:
 @pytest.mark.parametrize("output", ["mine", "file", "photos", "photos/features", ".", "with-parts", "noted", "m"])
 def test_features_take_no_place_but_their_own(photos, checkpoint, output, overwrite) -> None:
     from cnclip_ft.evaluation.encoding import encode_to_folder
-    from cnclip_ft.evaluation.scorecard import Options
+    from cnclip_ft.evaluation.options import Options
 
     shutil.copytree(checkpoint, "m")
     shutil.copytree("photos", "with-parts/parts")
@@ -300,7 +300,7 @@ def test_features_take_no_place_but_their_own(photos, checkpoint, output, overwr
     "output", ["mine", "file", "photos", "photos/index", ".", "with-parts", "with-json", "noted", "m"]
 )
 def test_an_index_takes_no_place_but_its_own(photos, checkpoint, output, rebuild) -> None:
-    from cnclip_ft.evaluation.scorecard import Options
+    from cnclip_ft.evaluation.options import Options
     from cnclip_ft.search.index.build import Wishes, build_index
 
     shutil.copytree(checkpoint, "m")
@@ -315,7 +315,7 @@ def test_an_index_takes_no_place_but_its_own(photos, checkpoint, output, rebuild
 
 
 def test_an_index_with_photos_in_it_is_named_and_left(photos, checkpoint) -> None:
-    from cnclip_ft.evaluation.scorecard import Options
+    from cnclip_ft.evaluation.options import Options
     from cnclip_ft.search.index.build import Wishes, build_index
 
     options = Options(workers=0, device="cpu")

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from cnclip_ft.evaluation.encoding import encode_to_folder
-from cnclip_ft.evaluation.scorecard import Options, score_checkpoint, score_features
-from cnclip_ft.features import folder as feature_folder
+from cnclip_ft.evaluation.options import Options
+from cnclip_ft.evaluation.scorecard import score_checkpoint, score_features
+from cnclip_ft.features import folder
 from cnclip_ft.features.folder import FeatureWriter, read_set, read_split
 from cnclip_ft.features.rows import Rows
 from cnclip_ft.retrieval.recall import recall
@@ -22,7 +23,7 @@ DIM = random_split(1, 1).image_features.shape[1]
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    monkeypatch.setattr(feature_folder, "PART", {"image": 5, "text": 8})
+    monkeypatch.setattr(folder, "PART", {"image": 5, "text": 8})
 
 
 def test_features_come_back_in_order(tmp_path):
@@ -108,9 +109,9 @@ def test_a_stop_between_the_arrays_taking_their_place_and_the_end(tmp_path, stor
         raise KeyboardInterrupt
 
     with monkeypatch.context() as changed, pytest.raises(KeyboardInterrupt):
-        changed.setattr(feature_folder, "text_lines", stop)
+        changed.setattr(folder, "text_lines", stop)
         encode_to_folder(checkpoint, store, tmp_path / "f", Options(), say=lambda _: None)
-    assert not feature_folder.is_feature_folder(tmp_path / "f") and (tmp_path / "f" / "text_features.npy").exists()
+    assert not folder.is_feature_folder(tmp_path / "f") and (tmp_path / "f" / "text_features.npy").exists()
     with monkeypatch.context() as changed:
         changed.setattr(Rows, "write", stop)  # nothing is computed again
         encode_to_folder(checkpoint, store, tmp_path / "f", Options(), say=lambda _: None)
@@ -140,7 +141,7 @@ def test_a_lost_block_is_noticed(tmp_path):
     rows.write(rows.missing()[0], split.image_features[:5].numpy())
     with pytest.raises(UserError, match="holds 5 of 12 image features"):
         writer.finish({})
-    assert not feature_folder.is_feature_folder(tmp_path / "f")
+    assert not folder.is_feature_folder(tmp_path / "f")
 
 
 def test_features_score_as_the_checkpoint_they_are_of(tmp_path, store, checkpoint):

@@ -5,38 +5,38 @@ import json
 import pytest
 import torch
 
-from cnclip_ft.evaluation import provenance as record
+from cnclip_ft.evaluation import provenance
 from cnclip_ft.models.checkpoints import load
 from data_tools.errors import RequestError
 
 
 def test_the_record_says_what_a_score_depends_on(checkpoint):
     model = load(checkpoint)
-    about = record.describe_checkpoint(model, checkpoint)
+    about = provenance.describe_checkpoint(model, checkpoint)
     assert (
         about["architecture"] == "tiny"
         and len(about["checksum"]) == 64
         and about["history"] == {"stage": "align", "step": 7}
     )
-    settings = record.describe_settings(model, torch.float32, torch.device("cpu"))
+    settings = provenance.describe_settings(model, torch.float32, torch.device("cpu"))
     assert settings["text"]["context_length"] == 52 and settings["image_transform"]["size"] == 32
     assert settings["dtype"] == "float32" and "ties" in settings["ranking"]
-    assert record.versions()["torch"] == torch.__version__
+    assert provenance.versions()["torch"] == torch.__version__
     json.dumps([about, settings])
 
 
 def test_a_model_that_is_no_file_is_told_by_its_weights(checkpoint):
     model = load(checkpoint)
-    first = record.describe_checkpoint(model, "ViT-B-16")["weights_checksum"]
-    assert first == record.weights_checksum(load(checkpoint))
+    first = provenance.describe_checkpoint(model, "ViT-B-16")["weights_checksum"]
+    assert first == provenance.weights_checksum(load(checkpoint))
     with torch.no_grad():
         model.logit_scale += 1e-3
-    assert record.weights_checksum(model) != first
+    assert provenance.weights_checksum(model) != first
 
 
 def test_devices_and_precisions():
-    assert record.parse_device("cpu").type == "cpu" and record.parse_dtype("bfloat16") is torch.bfloat16
+    assert provenance.parse_device("cpu").type == "cpu" and provenance.parse_dtype("bfloat16") is torch.bfloat16
     with pytest.raises(RequestError, match="device 'quantum' cannot be used"):
-        record.parse_device("quantum")
+        provenance.parse_device("quantum")
     with pytest.raises(RequestError, match="dtype is 'float8'"):
-        record.parse_dtype("float8")
+        provenance.parse_dtype("float8")

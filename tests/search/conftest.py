@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cnclip_ft.evaluation.scorecard import Options
+from cnclip_ft.evaluation.options import Options
 from cnclip_ft.search.index.build import Wishes, build_index
 from tests.evaluation import tiny
 

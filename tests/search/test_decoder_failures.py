@@ -7,11 +7,12 @@ import struct
 
 import pytest
 from PIL import Image, ImageFile, ImageFont
+from typer.testing import CliRunner
 
+from cnclip_ft.cli import app
 from cnclip_ft.data.pairs import PairDataset, build_table
-from cnclip_ft.evaluation.classification import classify_images
 from cnclip_ft.evaluation.encoding import encode_to_folder
-from cnclip_ft.evaluation.scorecard import Options
+from cnclip_ft.evaluation.options import Options
 from cnclip_ft.features.encode import encode_split
 from cnclip_ft.features.folder import read_set
 from cnclip_ft.models import preprocessing as images
@@ -185,10 +186,10 @@ def test_encode_lists_what_it_leaves_out_and_keeps_the_ids_right(tmp_path, check
 
 
 def test_faults_of_blocks_survive_an_interruption(tmp_path, checkpoint, monkeypatch) -> None:
-    from cnclip_ft.features import folder as feature_folder
+    from cnclip_ft.features import folder
     from cnclip_ft.features.rows import Rows
 
-    monkeypatch.setitem(feature_folder.PART, "image", 2)
+    monkeypatch.setitem(folder.PART, "image", 2)
     (tmp_path / "P").mkdir()
     for number in range(6):
         (tmp_path / "P" / f"{number}.png").write_bytes(b"" if number in (1, 4) else tiny.png(number))
@@ -212,15 +213,23 @@ def test_faults_of_blocks_survive_an_interruption(tmp_path, checkpoint, monkeypa
 def test_classify_leaves_it_out_and_says_so(tmp_path, checkpoint) -> None:
     both(tmp_path / "P", b"no picture")
     (tmp_path / "c.txt").write_text("a\tred\nb\tblue\n", encoding="utf-8")
-    said: list[str] = []
 
-    def classify(on_error: str) -> None:
-        classify_images(
-            str(checkpoint), str(tmp_path / "P"), tmp_path / "c.txt", "none", Options(workers=0, device="cpu"),
-            output=tmp_path / "o.jsonl", json_file=tmp_path / "o.json", picture=None, cache=False, on_error=on_error, say=said.append,
-        )  # fmt: skip
+    def classify(on_error: str) -> list[str]:
+        asked = [
+            "classify",
+            checkpoint,
+            tmp_path / "P",
+            "--classes",
+            tmp_path / "c.txt",
+            "--templates",
+            "none",
+            "--no-cache",
+        ]
+        asked += ["--output", tmp_path / "o.jsonl", "--json", tmp_path / "o.json", "--on-error", on_error]
+        asked += ["--workers", "0", "--device", "cpu"]
+        return CliRunner().invoke(app, [str(part) for part in asked], catch_exceptions=False).output.splitlines()
 
-    classify("skip")
+    said = classify("skip")
     lines = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
     assert [line["image_id"] for line in lines] == ["a/1.png", "b/1.png"] and lines[1]["fault"][
         "kind"

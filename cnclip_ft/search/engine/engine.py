@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from cnclip_ft.evaluation import provenance as record
-from cnclip_ft.evaluation.scorecard import Options, open_model
+from cnclip_ft.evaluation import provenance
+from cnclip_ft.evaluation.options import Options, open_model
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.retrieval import approximate
 from cnclip_ft.retrieval.approximate import ApproximateSearch
@@ -112,18 +112,17 @@ def open_engine(
     made, identity = index.info["checkpoint"], index.info["identity"]
     if not isinstance(made.get("path"), str) or not {"image_size", "checksum"} <= identity.keys():
         raise Damaged(folder, "index.json does not say by which model it was made")
-    options = replace(
-        Options(), device=device, image_size=identity["image_size"], source=source, trust_import=trust_import
-    )
+    options = Options(device=device, image_size=identity["image_size"], source=source, trust_import=trust_import)
     try:
-        model, where, _ = open_model(checkpoint or made["path"], options)
+        opened = open_model(checkpoint or made["path"], options)
     except RequestError as error:
         if checkpoint is not None or Path(made["path"]).exists():
             raise
         raise RequestError(
             f"the model of {folder} cannot be opened ({error}). Say where it lies now with --checkpoint"
         ) from None
-    described = record.describe_checkpoint(model, checkpoint or made["path"])
+    model = opened.model
+    described = provenance.describe_checkpoint(model, checkpoint or made["path"])
     checksum = described.get("checksum") or described.get("weights_checksum")
     if checksum != identity["checksum"]:
         raise RequestError(
@@ -132,7 +131,7 @@ def open_engine(
         )
     model.eval().requires_grad_(False)
     features = torch.from_numpy(index.features)
-    search: ExactSearch | ApproximateSearch = ExactSearch(features, index.info["largest_norm"], where)
+    search: ExactSearch | ApproximateSearch = ExactSearch(features, index.info["largest_norm"], opened.device)
     file = index.approximate_file
     if file is not None and not exact:
         if approximate.has_faiss():

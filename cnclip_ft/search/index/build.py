@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cnclip_ft.evaluation import provenance as record
-from cnclip_ft.evaluation.scorecard import Options, open_model
+from cnclip_ft.evaluation import provenance
+from cnclip_ft.evaluation.options import Opened, Options, open_model
 from cnclip_ft.features.encode import Meter, evaluating
-from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.preprocessing import DECODER
 from cnclip_ft.retrieval import approximate as approximate_search
 from cnclip_ft.search.index.folder import INDEX, Index, IndexWriter, is_index
@@ -48,9 +47,13 @@ class Wishes:
 
 
 def build_index(
-    checkpoint: str | Path, what: str | Path, output: str | Path, options: Options, wishes: Wishes,
+    checkpoint: str | Path,
+    what: str | Path,
+    output: str | Path,
+    options: Options,
+    wishes: Wishes,
     say: Callable[[str], None] = print,
-) -> None:  # fmt: skip
+) -> None:
     """Make or bring up to date the index `output` of a folder or a store.
 
     Raises:
@@ -65,13 +68,16 @@ def build_index(
     refuse_overlap(output, [what, checkpoint])
     INDEX.refuse_other(output)
     listing = list_source(what)
-    model, device, dtype = open_model(checkpoint, options)
-    described = record.describe_checkpoint(model, _whole_path(checkpoint))
+    opened = replace(open_model(checkpoint, options), checkpoint=_whole_path(checkpoint))
+    model, described = opened.model, opened.described()
+    made_by, settings = described["checkpoint"], described["settings"]
     identity = {
-        "checksum": described.get("checksum") or described.get("weights_checksum"), "image_size": model.image_size,
-        "dtype": str(dtype).removeprefix("torch."), "stored": "float16" if wishes.half else "float32",
-        "image_transform": record.describe_settings(model, dtype, device)["image_transform"],
-    }  # fmt: skip
+        "checksum": made_by.get("checksum") or made_by.get("weights_checksum"),
+        "image_size": model.image_size,
+        "dtype": settings["dtype"],
+        "stored": "float16" if wishes.half else "float32",
+        "image_transform": settings["image_transform"],
+    }
     old = Index(output) if is_index(output) and not wishes.rebuild else None
     if old is not None:
         _check_same(old, identity, listing, wishes)
@@ -91,13 +97,14 @@ def build_index(
             say(note)
         if unseen:
             say(f"{unseen:,} pictures of the index lie where nobody could look now; they are kept")
-        workers = record.default_workers(device) if options.workers is None else options.workers
-        with evaluating(model, dtype=dtype):
-            _encode(model, state, options.batch_size, workers, say)
+        with evaluating(model, dtype=opened.dtype):
+            _encode(opened, state, say)
         about = {
-            "checkpoint": described, "identity": identity, "settings": record.describe_settings(model, dtype, device),
+            "checkpoint": made_by,
+            "identity": identity,
+            "settings": settings,
             "source": {"kind": listing.kind, "name": listing.name, "path": str(listing.path)},
-        }  # fmt: skip
+        }
         _finish(output, state, about, wishes, model.image_tower.output_dim, say)
         parts.remove()
     finally:
@@ -146,9 +153,10 @@ class _State:
         self.kept, self.gone = len(self.old_rows), sum(key not in listing.stamps for key in before)
         self.changed = sum(key in listing.stamps for key in before) - self.kept
         self.wanted = [
-            key for key, stamp in listing.stamps.items()
+            key
+            for key, stamp in listing.stamps.items()
             if key not in self.old_rows and key not in self.known_damaged and not parts.has(key, stamp)
-        ]  # fmt: skip
+        ]
         self.continued = sum(parts.has(key, stamp) for key, stamp in listing.stamps.items())
         self.same = old is not None and not self.wanted and not self.continued and self.kept == len(before)
         self.same = self.same and self.known_damaged.keys() == damaged.keys()
@@ -179,15 +187,20 @@ class _State:
         return [(key, *value) for key, value in found.items()]
 
     def rows(self, part: int, index: list[int]) -> np.ndarray:
-        return self.old.features[index] if part < 0 else self.parts.rows(part, index)
+        return self.parts.rows(part, index) if part >= 0 or self.old is None else self.old.features[index]
 
 
-def _encode(model: DualEncoder, state: _State, batch_size: int, workers: int, say: Callable[[str], None]) -> None:
+def _encode(opened: Opened, state: _State, say: Callable[[str], None]) -> None:
     if not state.wanted:
         return
     meter = Meter(len(state.wanted), "pictures")
     batches = encode_pictures(
-        model, state.wanted, state.listing.read, batch_size=batch_size, workers=workers, meter=meter
+        opened.model,
+        state.wanted,
+        state.listing.read,
+        batch_size=opened.batch_size,
+        workers=opened.workers,
+        meter=meter,
     )
     try:
         for keys, faults, features in batches:
@@ -209,7 +222,7 @@ def _finish(
     damaged = state.damaged()
     kind = _approximate_kind(state, wishes, say)
     before = (state.old.info.get("approximate") or {}).get("kind") if state.old else None
-    if state.same and kind == before:
+    if state.old is not None and state.same and kind == before:
         say(f"nothing has changed: {output} holds {len(state.old):,} pictures")
         return
     writer = IndexWriter(output)
@@ -227,10 +240,17 @@ def _finish(
         features = np.load(output / writer.files["features"], mmap_mode="c")
         built = approximate_search.build(features, kind, norms.largest, say)
         writer.approximate(built.write)
-    writer.commit({
-        **about, "images": len(items), "damaged": len(damaged), "dim": dim, "largest_norm": norms.largest,
-        "approximate": built.about if built else None, "versions": record.versions(),
-    })  # fmt: skip
+    writer.commit(
+        {
+            **about,
+            "images": len(items),
+            "damaged": len(damaged),
+            "dim": dim,
+            "largest_norm": norms.largest,
+            "approximate": built.about if built else None,
+            "versions": provenance.versions(),
+        }
+    )
     say(f"{len(items):,} pictures, {dim} values each ({about['identity']['stored']}), in {output}")
     if damaged:
         say(f"{len(damaged):,} pictures cannot be used and are left out:")

@@ -1,16 +1,18 @@
-"""`cnclip-ft search serve`: the application behind uvicorn, on this machine only unless told otherwise."""
+"""The application behind uvicorn, on an address that was free."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import socket
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cnclip_ft.search.engine.engine import open_engine
-from cnclip_ft.search.engine.threshold import read_threshold
+from cnclip_ft.evaluation import provenance
 from data_tools.errors import RequestError, UserError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 _NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "multipart": "python-multipart"}
 
@@ -24,62 +26,20 @@ def require_serve() -> None:
         raise RequestError(f"serving needs {', '.join(missing)}: pip install 'cnclip-ft[serve]'")
 
 
-def serve_index(
-    folder: str | Path,
-    *,
-    host: str,
-    port: int,
-    threshold: str | None,
-    upload: str,
-    pixels: int,
-    decode_seconds: float = 5.0,
-    request_seconds: float = 30.0,
-    allowed: Sequence[str] = (),
-    checkpoint: str | None,
-    device: str | None,
-    exact: bool,
-    trust_import: bool = False,
-    say: Callable[[str], None] = print,
-    warn: Callable[[str], None] = print,
-) -> None:
-    """Open the index, prepare it, then serve until interrupted.
+def share_cores(device: str | None) -> None:
+    """On the CPU: so many cores for a question that others find some too."""
+    from cnclip_ft.search.web.batcher import set_cores, threads_for
 
-    Raises:
-        RequestError: index, model, threshold or a limit cannot be used, or an extra is missing.
-        UserError: the address cannot be listened on.
-    """
-    require_serve()
+    if provenance.parse_device(device).type == "cpu":
+        set_cores(threads_for("cpu"))
+
+
+def run(app: FastAPI, listener: socket.socket) -> None:
+    """Serve until interrupted."""
     import uvicorn
 
-    from cnclip_ft.evaluation import provenance as record
-    from cnclip_ft.retrieval.tiles import parse_memory
-    from cnclip_ft.search.index.folder import Index
-    from cnclip_ft.search.web.api import Limits, make_app
-    from cnclip_ft.search.web.batcher import set_cores, threads_for
-    from cnclip_ft.search.web.guard import is_loopback, names_of
     from cnclip_ft.search.web.patience import patient
 
-    limit = read_threshold(threshold, Index(folder).info)
-    limits = Limits(
-        upload_bytes=parse_memory(upload), pixels=pixels, decode_seconds=decode_seconds, body_seconds=request_seconds
-    )
-    listener = _listen(host, port)  # before the model: a port in use is said at once
-    if record.parse_device(device).type == "cpu":
-        set_cores(threads_for("cpu"))
-    engine = open_engine(folder, checkpoint=checkpoint, device=device, exact=exact, trust_import=trust_import, say=warn)
-    prepared = engine.prepare()
-    if prepared:
-        say(f"prepared: {prepared}")
-    local = is_loopback(host)
-    app = make_app(
-        engine, threshold=limit, limits=limits, names=names_of(host), addresses=not local,
-        allowed=frozenset(name.lower() for name in allowed),
-    )  # fmt: skip
-    place = f"[{host}]" if ":" in host else host
-    say(f"{len(engine.index):,} pictures at http://{place}:{listener.getsockname()[1]}/  (Ctrl-C stops)")
-    if not local:
-        warn(f"WARNING: {host} can be reached from other machines. Anyone who reaches this server can search and see "
-             "every picture of the index; there is no password. Put it behind a proxy that asks for one")  # fmt: skip
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -90,14 +50,14 @@ def serve_index(
         http=patient(),
         ws="none",
     )
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])
-    except KeyboardInterrupt:
-        pass
-    say("stopped")
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """Raises:
+    UserError: the address cannot be listened on.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
