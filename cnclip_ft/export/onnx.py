@@ -89,7 +89,7 @@ def write_graph(encoder: nn.Module, side: str, model: DualEncoder, path: Path) -
         example = torch.zeros(2, 3, model.image_size, model.image_size, dtype=torch.uint8)
         shapes = ({0: batch},)
     else:
-        longest = model.text_tower.text_model.config.max_position_embeddings
+        longest = model.text_tower.max_length
         tokens = torch.export.Dim("tokens", max=longest)
         example = torch.ones(2, min(7, longest), dtype=torch.int64)
         shapes = ({0: batch, 1: tokens},)

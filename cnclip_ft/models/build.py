@@ -15,29 +15,19 @@ import torch
 from torch import nn
 from transformers import ChineseCLIPTextConfig, ChineseCLIPVisionConfig
 
+from cnclip_ft.models.contract import ImageTower, TextTower, Tokenizer
 from cnclip_ft.models.description import checked_description
 from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.models.families.chinese_clip import resnet, vit
 from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES, VOCABULARY, Architecture, ResNet
-from cnclip_ft.models.families.chinese_clip.towers import ForeignTower, ImageTower, ResNetTower, RobertaTower, ViTTower
+from cnclip_ft.models.families.chinese_clip.numbers import side_of
+from cnclip_ft.models.families.chinese_clip.roberta import TEXT_KEYS
 from cnclip_ft.models.families.chinese_clip.wordpiece import CONTEXT_LENGTH, TextTokenizer
 from cnclip_ft.models.formats.files import Tensors
-from cnclip_ft.models.preprocessing import OPENAI_MEAN, OPENAI_STD
+from cnclip_ft.models.registry import image_kinds, text_kind
 from data_tools.errors import RequestError
 
-TEXT_KEYS = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
-    "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size",
-    "layer_norm_eps", "pad_token_id",
-)  # fmt: skip
-VISION_KEYS = (
-    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size",
-    "hidden_act", "layer_norm_eps", "attention_dropout",
-)  # fmt: skip
 _HEAD_WIDTHS = {1280: 80}  # ViT-H; all other published towers have heads of 64
-POSITIONS = {
-    "vit": "vision_model.embeddings.position_embedding.weight",
-    "resnet": "visual.attnpool.positional_embedding",
-}
 
 
 @dataclass
@@ -62,28 +52,12 @@ def file_name(name: str) -> str:
 # ---- model → description --------------------------------------------------------------------------------------------
 
 
-def describe_image(tower: ImageTower) -> dict[str, Any]:
-    if isinstance(tower, ForeignTower):
-        return {"kind": "foreign", "factory": tower.path}
-    if isinstance(tower, ViTTower):
-        numbers = {"kind": "vit"} | {key: getattr(tower.vision_model.config, key) for key in VISION_KEYS}
-    else:
-        numbers = asdict(tower.numbers)
-    if (tuple(tower.mean), tuple(tower.std)) != (OPENAI_MEAN, OPENAI_STD):
-        numbers |= {"mean": list(tower.mean), "std": list(tower.std)}
-    return numbers
-
-
-def describe_text(tower: RobertaTower) -> dict[str, Any]:
-    return {"pooling": tower.pooling} | {key: getattr(tower.text_model.config, key) for key in TEXT_KEYS}
-
-
 def describe_model(model: DualEncoder) -> dict[str, Any]:
     """Everything but weights and vocabulary that `assemble` needs."""
     return {
         "architecture": model.architecture.as_dict() if model.architecture else None,
-        "image": describe_image(model.image_tower),
-        "text": describe_text(model.text_tower),
+        "image": model.image_tower.describe(),
+        "text": model.text_tower.describe(),
         "projection": model.image_tower.output_dim,
         "context_length": model.context_length,
     } | ({"logit_bias": True} if model.logit_bias is not None else {})
@@ -99,9 +73,10 @@ def described_in_file(found: Any, source: str) -> dict[str, Any]:
         RequestError: it does, or it describes no model.
     """
     described = checked_description(found, f"{source}: cnclip_ft")
-    if described["image"]["kind"] == "foreign":
+    code = image_kinds()[described["image"]["kind"]].imports(described["image"])
+    if code is not None:
         raise RequestError(
-            f"{source}: refused, it names code to import ({described['image']['factory']}), which no file of weights may do. "
+            f"{source}: refused, it names code to import ({code}), which no file of weights may do. "
             "Nothing was imported"
         )
     return described
@@ -113,32 +88,24 @@ def image_tower(description: dict[str, Any], projection: int, *, source: str, tr
     Raises:
         RequestError: it is code, and the user did not allow `source` to name any.
     """
-    numbers = dict(description)
-    kind, mean, std = numbers.pop("kind"), numbers.pop("mean", None), numbers.pop("std", None)
-    if kind == "foreign":
-        if not trust_import:
-            raise RequestError(
-                f"{source}: its image tower is code that the checkpoint names, {numbers['factory']}. Nothing was imported. If "
-                "you know that code and where the checkpoint comes from: --trust-import on the command line, "
-                "trust_import=True in Python"
-            )
-        return ForeignTower(numbers["factory"], projection)
-    with torch.device("meta"):
-        if kind == "vit":
-            tower: ImageTower = ViTTower(ChineseCLIPVisionConfig(**numbers, projection_dim=projection), projection)
-        else:
-            tower = ResNetTower(ResNet(**numbers | {"layers": tuple(numbers["layers"])}), projection)
-    if mean and std:
-        tower.mean, tower.std = tuple(mean), tuple(std)
-    return tower
+    kind = image_kinds()[description["kind"]]
+    code = kind.imports(description)
+    if code is None:
+        with torch.device("meta"):
+            return kind.described(description, projection)
+    if not trust_import:
+        raise RequestError(
+            f"{source}: its image tower is code that the checkpoint names, {code}. Nothing was imported. If "
+            "you know that code and where the checkpoint comes from: --trust-import on the command line, "
+            "trust_import=True in Python"
+        )
+    return kind.described(description, projection)
 
 
-def text_tower(description: dict[str, Any], projection: int) -> RobertaTower:
+def text_tower(description: dict[str, Any], projection: int) -> TextTower:
     """A tower of this description, without memory on the meta device."""
-    numbers = dict(description)
-    pooling = numbers.pop("pooling", "cls")
     with torch.device("meta"):
-        return RobertaTower(ChineseCLIPTextConfig(**numbers), projection, pooling)
+        return text_kind(description).described(description, projection)
 
 
 def assemble(checkpoint: Checkpoint) -> DualEncoder:
@@ -153,7 +120,7 @@ def assemble(checkpoint: Checkpoint) -> DualEncoder:
         description["image"], description["projection"], source=source, trust_import=checkpoint.trust_import
     )
     if checkpoint.image_size not in (None, image.image_size):
-        resize_image(description["image"], checkpoint.tensors, checkpoint.image_size)  # which refuses
+        type(image).resized(description["image"], checkpoint.tensors, checkpoint.image_size)  # which refuses
     text = text_tower(description["text"], description["projection"])
     tokenizer = TextTokenizer(checkpoint.vocab_file, description["context_length"])
     check_vocabulary(tokenizer, text, source)
@@ -167,29 +134,29 @@ def assemble(checkpoint: Checkpoint) -> DualEncoder:
 
 def _check_layers(description: dict[str, Any], tensors: Tensors, source: str) -> None:
     """Refuse a number of layers the weights do not have before so many are laid out; all else is told by the shapes."""
-    for half, pattern in (
-        ("image", r"vision_model\.encoder\.layers\.(\d+)\."),
-        ("text", r"text_model\.encoder\.layer\.(\d+)\."),
-    ):
-        described, found = description[half].get("num_hidden_layers"), _count(tensors, pattern)
-        if described not in (None, found):
+    kinds = {"image": image_kinds()[description["image"]["kind"]], "text": text_kind(description["text"])}
+    for half, kind in kinds.items():
+        if kind.layer_names is None:
+            continue
+        key, pattern = kind.layer_names
+        described, found = description[half][key], _count(tensors, pattern)
+        if described != found:
             raise RequestError(
                 f"{source}: the tensors are not those of the model it describes: {described} {half} layers, {found} in the weights; "
                 "fetch both again"
             )
 
 
-def check_vocabulary(tokenizer: TextTokenizer, text: RobertaTower, source: str) -> None:
+def check_vocabulary(tokenizer: Tokenizer, text: TextTower, source: str) -> None:
     """Refuse a vocabulary or a context length the tower has no embeddings for."""
-    config = text.text_model.config
-    if tokenizer.vocab_size != config.vocab_size:
+    if tokenizer.vocab_size != text.vocab_size:
         raise RequestError(
-            f"{source}: the vocabulary {tokenizer.vocab_file.name} has {tokenizer.vocab_size:,} tokens, the text tower "
-            f"{config.vocab_size:,}; put the tower's own vocab.txt beside its weights"
+            f"{source}: the vocabulary {tokenizer.name} has {tokenizer.vocab_size:,} tokens, the text tower "
+            f"{text.vocab_size:,}; put the tower's own vocab.txt beside its weights"
         )
-    if tokenizer.context_length > config.max_position_embeddings:
+    if tokenizer.context_length > text.max_length:
         raise RequestError(
-            f"data.context_length is {tokenizer.context_length}, but the text tower has {config.max_position_embeddings} positions"
+            f"data.context_length is {tokenizer.context_length}, but the text tower has {text.max_length} positions"
         )
 
 
@@ -228,7 +195,7 @@ def _give(module: nn.Module, state: Tensors) -> None:
             number.data.copy_(state[name])
     else:
         # A tower by import path keeps its own tensors (it may share some); the others, laid out without memory, take these.
-        module.load_state_dict(state, assign=not isinstance(module, ForeignTower))
+        module.load_state_dict(state, assign=any(own.is_meta for own in module.parameters()))
 
 
 def _make_buffers(module: nn.Module) -> None:
@@ -273,16 +240,16 @@ def recognise_image(tensors: Tensors) -> dict[str, Any]:
         width = tensors["visual.conv1.weight"].shape[0] * 2
         stages = _count(tensors, r"visual\.layer(\d+)\.") - 1
         layers = tuple(_count(tensors, rf"visual\.layer{number}\.(\d+)\.") for number in range(1, stages + 1))
-        side = _side(tensors[POSITIONS["resnet"]])
+        side = side_of(tensors[resnet.POSITIONS])
         return asdict(ResNet(layers, width, width * 32 // 64, side * 4 * 2 ** (stages - 1)))
     patch = tensors["vision_model.embeddings.patch_embedding.weight"]
     hidden, size = patch.shape[0], patch.shape[-1]
     config = ChineseCLIPVisionConfig(
         hidden_size=hidden, num_hidden_layers=_count(tensors, r"vision_model\.encoder\.layers\.(\d+)\."),
-        num_attention_heads=_heads(hidden), patch_size=size, image_size=_side(tensors[POSITIONS["vit"]]) * size,
+        num_attention_heads=_heads(hidden), patch_size=size, image_size=side_of(tensors[vit.POSITIONS]) * size,
         intermediate_size=tensors["vision_model.encoder.layers.0.mlp.fc1.weight"].shape[0], hidden_act="quick_gelu",
     )  # fmt: skip
-    return {"kind": "vit"} | {key: getattr(config, key) for key in VISION_KEYS}
+    return {"kind": "vit"} | {key: getattr(config, key) for key in vit.VISION_KEYS}
 
 
 def recognise_text(tensors: Tensors) -> dict[str, Any]:
@@ -345,49 +312,3 @@ def _heads(hidden: int) -> int:
             f"the number of attention heads of a width of {hidden} is not in the file; use a folder with its config.json"
         )
     return hidden // width
-
-
-def _side(positions: torch.Tensor) -> int:
-    return round((positions.shape[0] - 1) ** 0.5)
-
-
-# ---- another resolution ---------------------------------------------------------------------------------------------
-
-
-def resize_image(image: dict[str, Any], tensors: Tensors, image_size: int) -> tuple[dict[str, Any], list[str]]:
-    """Another resolution: position embeddings are interpolated once, bicubically, aligned at the corners.
-
-    That is the rule of the official code (`resize_pos_embed`); transformers' own interpolation at run time is not
-    aligned and gives other numbers.
-
-    Args:
-        image: image half of a description.
-        tensors: changed in place.
-
-    Returns:
-        The new image half, and what to say about it.
-
-    Raises:
-        RequestError: the tower has no such resolution.
-    """
-    kind = image["kind"]
-    if kind == "foreign":
-        raise RequestError(
-            f"image_size {image_size}: the tower {image['factory']} has a size of its own; leave image_size out"
-        )
-    step = image["patch_size"] if kind == "vit" else 4 * 2 ** (len(image["layers"]) - 1)
-    old = image["image_size"]
-    if image_size == old:
-        return image, []
-    if image_size % step:
-        below = max(image_size // step, 1) * step
-        raise RequestError(
-            f"image_size {image_size} is no multiple of {step}, the tower's patch size; use {below} or {below + step}"
-        )
-    positions = tensors[POSITIONS[kind]]
-    before, after = _side(positions), image_size // step
-    grid = positions[1:].float().T.reshape(1, -1, before, before)
-    grid = torch.nn.functional.interpolate(grid, size=(after, after), mode="bicubic", align_corners=True)
-    tensors[POSITIONS[kind]] = torch.cat([positions[:1], grid.flatten(2)[0].T.to(positions.dtype)]).contiguous()
-    note = f"image size {old} → {image_size}: position embeddings resized {before}×{before} → {after}×{after} (bicubic, corners aligned)"
-    return image | {"image_size": image_size}, [note]

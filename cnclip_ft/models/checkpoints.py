@@ -25,7 +25,6 @@ from cnclip_ft.models.build import (
     described_in_file,
     file_name,
     recognise,
-    resize_image,
     with_architecture,
 )
 from cnclip_ft.models.description import checked_description
@@ -36,6 +35,7 @@ from cnclip_ft.models.formats.files import FOLDER_FILES, read_folder, read_json,
 from cnclip_ft.models.formats.openai import is_openai
 from cnclip_ft.models.formats.transformers_folder import read_chinese_clip
 from cnclip_ft.models.hub import find
+from cnclip_ft.models.registry import image_kinds
 from data_tools.atomic import mend_interrupted_swap, sync_file
 from data_tools.errors import RequestError, UserError
 from data_tools.outputs import FolderKind
@@ -281,11 +281,12 @@ def open_checkpoint(
         raise RequestError(
             f"{checkpoint.source}: found under the name {known.name}, but its tensors are of {(found or {}).get('name') or 'another size'}"
         )
-    if checkpoint.description["image"]["kind"] == "foreign":
+    kind = image_kinds()[checkpoint.description["image"]["kind"]]
+    if kind.imports(checkpoint.description["image"]) is not None:
         checkpoint.image_size = image_size
     if image_size is None or checkpoint.image_size is not None:
         return checkpoint
-    image, notes = resize_image(checkpoint.description["image"], checkpoint.tensors, image_size)
+    image, notes = kind.resized(checkpoint.description["image"], checkpoint.tensors, image_size)
     checkpoint.description = with_architecture(checkpoint.description | {"image": image})
     checkpoint.notes += notes
     return checkpoint

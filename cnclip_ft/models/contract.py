@@ -9,11 +9,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import nn
+
+from cnclip_ft.models.preprocessing import OPENAI_MEAN, OPENAI_STD
+from cnclip_ft.models.schema import Part, TextPart
+from data_tools.errors import RequestError
 
 
 class Preprocessing(Protocol):
@@ -44,56 +50,119 @@ class Preprocessing(Protocol):
         """All that decides the pixels, as JSON: part of every key of cached features and of every record of scores."""
 
 
-class Tokenizer(Protocol):
+class Tokenizer(ABC):
     """From captions to token ids. Picklable: worker processes get a copy."""
 
     kind: ClassVar[str]
     """Its word in a checkpoint's description."""
+    schema: ClassVar[type[Part]]
+    """What `describe` gives, for checking what a file says."""
+    preparation: ClassVar[str]
+    """What is done to a text, in words, for records of scores."""
+    padding: Literal["longest", "max_length"] = "longest"
+    """What `pad` fills a batch up to. Where pads are attended to, as in SigLIP, only ``max_length`` gives the author's features."""
     context_length: int
     """Longest text in tokens, special ones included."""
-    padding: Literal["longest", "max_length"]
-    """What `pad` fills a batch up to. Where pads are attended to, as in SigLIP, only ``max_length`` gives the author's features."""
 
     @property
+    @abstractmethod
+    def name(self) -> str:
+        """What its vocabulary is called in messages, e.g. the file's name."""
+
+    @property
+    @abstractmethod
     def vocab_size(self) -> int: ...
 
     @property
+    @abstractmethod
     def pad_id(self) -> int:
         """What padding is filled with. It may be a real token too: only `mask` says which is which."""
 
+    @abstractmethod
     def prepare(self, text: str) -> str:
         """The text as it is tokenised. Two texts of equal preparation are the same text, no negatives of each other."""
 
+    @abstractmethod
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, special tokens included, at most `context_length` of them, not padded."""
 
+    @abstractmethod
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text before it is cut, special ones included."""
 
-    def pad(self, ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Lists of ids → `input_ids` and `attention_mask`, both int64 ``[n, tokens]``; 1 in the mask is what is attended to."""
+    def pad(self, ids: Sequence[Sequence[int]], length: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Lists of ids → `input_ids` and `attention_mask`, both int64 ``[n, tokens]``; 1 in the mask is what is attended to.
 
+        Args:
+            length: of every row; None is the tokenizer's own rule.
+        """
+        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+        if length is None:
+            length = self.context_length if self.padding == "max_length" else int(lengths.max(initial=1))
+        real = np.arange(length) < lengths[:, None]
+        padded = np.full(real.shape, self.pad_id, dtype=np.int64)
+        if len(ids):
+            padded[real] = np.concatenate(ids)
+        input_ids = torch.from_numpy(padded)
+        return input_ids, self.mask(input_ids)
+
+    @abstractmethod
     def mask(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The `attention_mask` of padded ids, from the ids alone: for graphs that are given nothing else. Traceable."""
 
+    @abstractmethod
     def with_context_length(self, context_length: int) -> Tokenizer:
-        """The same, for texts of another length."""
+        """The same, for texts of another length.
 
+        Raises:
+            RequestError: no such length is possible.
+        """
+
+    @abstractmethod
     def fingerprint(self) -> str:
         """Hex digest of the vocabulary and the rules: equal ones give equal ids."""
 
     def describe(self) -> dict[str, Any]:
         """What a checkpoint's description says of it beside its files, as JSON."""
+        return {"kind": self.kind}
 
+    @classmethod
+    @abstractmethod
+    def read(cls, folder: Path, context_length: int, described: dict[str, Any]) -> Tokenizer:
+        """Of the files `save` wrote and what `describe` gave.
+
+        Raises:
+            RequestError: they cannot be read.
+        """
+
+    @abstractmethod
     def save(self, folder: str | Path) -> None:
         """Write its files, as transformers reads them where it can."""
+
+
+@dataclass(frozen=True)
+class LinearGroup:
+    """Linear layers of one input, which may be computed as one: ``owner.<method>(tokens)`` gives the output of each."""
+
+    owner: nn.Module
+    method: str
+    layers: list[nn.Linear]
 
 
 class Tower(nn.Module, ABC):
     """What both towers promise."""
 
     kind: ClassVar[str]
-    """Its word in a checkpoint's description."""
+    """Its word in a checkpoint's description and in a recipe."""
+    schema: ClassVar[type[Part]]
+    """What `describe` gives, for checking what a file says."""
+    layer_names: ClassVar[tuple[str, str] | None] = None
+    """The description's key for the number of layers, and the pattern of tensors' names whose group is a layer's number: so
+    that a number the weights do not have is refused before so many layers are laid out."""
+    file_prefixes: ClassVar[tuple[str, ...]] = ()
+    """How its parameters' names begin where files hold them without ``image_tower.`` or ``text_tower.`` before; () otherwise."""
+    can_be_new: ClassVar[bool] = True
+    """Whether a recipe may make one with random weights (`fresh`)."""
     output_dim: int
     """Width of what comes out."""
 
@@ -111,16 +180,40 @@ class Tower(nn.Module, ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """All it takes besides weights to build it again, as JSON."""
+        """All it takes besides weights to build it again, as JSON; with `kind`."""
 
-    @abstractmethod
+    @classmethod
+    def imports(cls, numbers: dict[str, Any]) -> str | None:
+        """The code that a description of this kind names; it is imported only where the user trusts it."""
+        return None
+
     def set_gradient_checkpointing(self, wanted: bool) -> None:
-        """Compute activations anew in the backward, for less memory."""
+        """Compute activations anew in the backward, for less memory.
+
+        Raises:
+            RequestError: the tower cannot.
+        """
+        if wanted:
+            raise RequestError(f"a tower of kind {self.kind} has no gradient checkpointing; leave it off")
+
+    def replace_projection(self, output_dim: int) -> None:
+        """A new projection with random weights, to another width.
+
+        Raises:
+            RequestError: there is none to replace.
+        """
+        raise RequestError(f"a tower of kind {self.kind} gives features of {self.output_dim} numbers, not {output_dim}")
+
+    @property
+    def projection_name(self) -> str | None:
+        """The projection's name within the tower."""
+        projection = self.projection
+        return next((name for name, module in self.named_modules() if module is projection), None)
 
     def in_projection(self, name: str) -> bool:
         """Whether the parameter of this name (within the tower) belongs to the projection."""
-        prefix = next((own for own, module in self.named_modules() if module is self.projection), None)
-        return prefix is not None and name.startswith(f"{prefix}.")
+        own = self.projection_name
+        return own is not None and name.startswith(f"{own}.")
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Whether weight decay is for this parameter: not for biases, norms and embeddings."""
@@ -131,6 +224,44 @@ class ImageTower(Tower):
     """Pixels in, features out: a trunk, which a feature cache can stand for, and a projection."""
 
     preprocessing: Preprocessing
+    image_size: int
+    mean: Sequence[float] = OPENAI_MEAN
+    std: Sequence[float] = OPENAI_STD
+    input = "normalised"
+    patch_dropout: float | None = None
+    """Share of the patches left out of a training step, drawn per picture (arXiv 2212.00794); None where it cannot."""
+
+    @classmethod
+    @abstractmethod
+    def described(cls, numbers: dict[str, Any], output_dim: int) -> ImageTower:
+        """Of a checked description. Called on torch's meta device, unless it `imports` code."""
+
+    @classmethod
+    def fresh(cls, numbers: dict[str, Any], output_dim: int, image_size: int | None = None) -> ImageTower:
+        """With random weights, of what a recipe gives beside `kind`.
+
+        Raises:
+            RequestError: naming the key that is not known or does not fit.
+        """
+        raise RequestError(f"model.start.image.kind: {cls.kind} cannot be made new")
+
+    @classmethod
+    def resized(
+        cls, numbers: dict[str, Any], tensors: dict[str, torch.Tensor], image_size: int
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Another resolution for weights that are there.
+
+        Args:
+            numbers: a checked description.
+            tensors: by the tower's own names; changed in place.
+
+        Returns:
+            The new description, and what to say about it.
+
+        Raises:
+            RequestError: the tower has no such resolution.
+        """
+        raise RequestError(f"image_size {image_size}: a tower of kind {cls.kind} has a size of its own; leave it out")
 
     @abstractmethod
     def trunk(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -143,22 +274,53 @@ class ImageTower(Tower):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.project(self.trunk(pixels))
 
+    def graph(self) -> nn.Module:
+        """What is written down for other runtimes: a module with the calls and the features of `forward`."""
+        return self
+
     def example(self, count: int) -> torch.Tensor:
         """`count` blank pictures as `Preprocessing.decode` gives them: uint8 ``[count, *shape]`` on the tower's device."""
         device = next(self.parameters()).device
-        return torch.zeros(count, *self.preprocessing.shape, dtype=torch.uint8, device=device)
+        return torch.zeros(count, 3, self.image_size, self.image_size, dtype=torch.uint8, device=device)
 
 
 class TextTower(Tower):
     """Token ids in, features out."""
 
+    schema: ClassVar[type[TextPart]]
     max_length: int
     """Longest text it has positions for, in tokens."""
     vocab_size: int
 
+    @classmethod
+    @abstractmethod
+    def described(cls, numbers: dict[str, Any], output_dim: int) -> TextTower:
+        """Of a checked description. Called on torch's meta device, unless it `imports` code."""
+
+    @classmethod
+    def fresh(cls, numbers: dict[str, Any], output_dim: int) -> TextTower:
+        """With random weights, of what a recipe gives beside `kind`.
+
+        Raises:
+            RequestError: naming the key that is not known or does not fit.
+        """
+        raise RequestError(f"model.start.text.kind: {cls.kind} cannot be made new")
+
+    @abstractmethod
+    def tokenizer(self, context_length: int | None = None) -> Tokenizer:
+        """The tokenizer of a tower that brings no vocabulary file; None is the kind's own length, at most `max_length`."""
+
     @abstractmethod
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """int64 ``[n, tokens]`` twice, as `Tokenizer.pad` gives them → ``[n, output_dim]``."""
+
+    def graph(self) -> nn.Module:
+        """What is written down for other runtimes: a module with the calls and the features of `forward`."""
+        return self
+
+    def linear_groups(self) -> list[LinearGroup]:
+        """Linear layers that a quick way for short texts may compute together; all others it takes one by one."""
+        return []
 
     def example(self, count: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """`input_ids` and `attention_mask` of `count` texts without padding, valid for the tower, on its device."""

@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cnclip_ft.models.contract import ImageTower, TextTower, Tokenizer
 from cnclip_ft.models.families.chinese_clip.catalog import Architecture
-from cnclip_ft.models.families.chinese_clip.towers import ImageTower
-from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
 from cnclip_ft.models.modes import evaluation_mode
 from cnclip_ft.models.preprocessing import normalise
 
@@ -25,7 +24,7 @@ class DualEncoder(nn.Module):
     """Two towers that meet in one space (CLIP, arXiv 2103.00020).
 
     Args:
-        image_tower, text_tower: modules of `models.towers`.
+        image_tower, text_tower: as `models.contract` has them.
         tokenizer: carries vocabulary and context length.
         architecture: the catalogue's entry, or None for towers that are not in it.
     """
@@ -33,8 +32,8 @@ class DualEncoder(nn.Module):
     def __init__(
         self,
         image_tower: ImageTower,
-        text_tower: nn.Module,
-        tokenizer: TextTokenizer,
+        text_tower: TextTower,
+        tokenizer: Tokenizer,
         architecture: Architecture | None,
     ) -> None:
         super().__init__()

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cnclip_ft.models.build import assemble, check_vocabulary, fill, image_tower, resize_image, text_tower
+from cnclip_ft.models.build import assemble, check_vocabulary, fill, image_tower, text_tower
 from cnclip_ft.models.checkpoints import INFO, open_checkpoint, read_checkpoint
+from cnclip_ft.models.contract import ImageTower, TextTower, Tokenizer
 from cnclip_ft.models.dual_encoder import LOGIT_SCALE_LIMIT, DualEncoder
-from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES, ResNet, TextTransformer, VisionTransformer
-from cnclip_ft.models.families.chinese_clip.towers import (
-    ForeignTower,
-    ImageTower,
-    ResNetTower,
-    RobertaTower,
-    ViTTower,
-    new_projection,
-)
+from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
 from cnclip_ft.models.families.chinese_clip.wordpiece import CONTEXT_LENGTH, TextTokenizer
+from cnclip_ft.models.families.imported import ImportedTower
 from cnclip_ft.models.formats.bert import read_text_half
 from cnclip_ft.models.formats.openai import check_activation, read_image_half
 from cnclip_ft.models.hub import find
+from cnclip_ft.models.registry import UNNAMED, image_kinds, text_kinds
 from data_tools.errors import RequestError
 
 PROJECTION = 512  # where nothing says otherwise
@@ -84,7 +79,7 @@ def _whole(
     checkpoint = open_checkpoint(spec, image_size=image_size, source=source, trust_import=trust_import)
     model = assemble(checkpoint)
     if context_length is not None:
-        model.tokenizer = TextTokenizer(model.tokenizer.vocab_file, context_length)
+        model.tokenizer = model.tokenizer.with_context_length(context_length)
         check_vocabulary(model.tokenizer, model.text_tower, checkpoint.source)
     biased = model.logit_bias is not None
     loaded = [("both towers, temperature and bias" if biased else "both towers and temperature", checkpoint.source)]
@@ -98,10 +93,11 @@ def _random(spec: dict[str, Any], context_length: int | None, image_size: int | 
         raise RequestError(
             f"model.start.architecture: {spec['architecture']!r} is not known; known: {', '.join(ARCHITECTURES)}"
         )
-    image = _make_image(architecture.image, architecture.projection, image_size)
-    text = RobertaTower.make(architecture.text, architecture.projection)
-    same_size = image.image_size == architecture.image.image_size
-    tokenizer = TextTokenizer(context_length=context_length or CONTEXT_LENGTH)
+    image_numbers, text_numbers = architecture.towers()
+    image = _new_image(image_numbers, architecture.projection, image_size)
+    text = _new_text(text_numbers, architecture.projection)
+    same_size = image_size in (None, architecture.image.image_size)
+    tokenizer = text.tokenizer(context_length)
     check_vocabulary(tokenizer, text, "model.start")
     model = DualEncoder(image, text, tokenizer, architecture if same_size else None)
     return model, LoadReport(new=["image_tower", "text_tower", "logit_scale"])
@@ -116,10 +112,7 @@ def _from_towers(
             raise RequestError(f"model.start needs both image and text (or a name or path); {side} is missing")
     report = LoadReport()
     image, logit_scale = _image_tower(spec["image"], spec.get("projection"), image_size, source, report, trust_import)
-    text, vocab_file = _text_tower(spec["text"], image.output_dim, spec.get("pooling", "cls"), source, report)
-    tokenizer = TextTokenizer(
-        vocab_file, context_length or min(CONTEXT_LENGTH, text.text_model.config.max_position_embeddings)
-    )
+    text, tokenizer = _text_tower(spec["text"], image.output_dim, spec.get("pooling"), context_length, source, report)
     check_vocabulary(tokenizer, text, "model.start.text")
     model = DualEncoder(image, text, tokenizer, None)
     if "logit_scale" in spec:
@@ -139,14 +132,15 @@ def _from_towers(
 # ---- image ----------------------------------------------------------------------------------------------------------
 
 
-def _make_image(numbers: VisionTransformer | ResNet, projection: int, image_size: int | None) -> ImageTower:
-    numbers = replace(numbers, image_size=image_size) if image_size else numbers
-    step = 4 * 2 ** (len(numbers.layers) - 1) if isinstance(numbers, ResNet) else numbers.patch
-    if numbers.image_size % step:
-        raise RequestError(
-            f"image_size {numbers.image_size} is no multiple of {step}, the new image tower's patch size"
-        )
-    return ResNetTower(numbers, projection) if isinstance(numbers, ResNet) else ViTTower.make(numbers, projection)
+def _new_image(spec: dict[str, Any], projection: int, image_size: int | None) -> ImageTower:
+    kinds = {name: kind for name, kind in image_kinds().items() if kind.can_be_new}
+    if spec.get("kind") not in kinds:
+        raise RequestError(f"model.start.image.kind is {spec.get('kind')!r}; use {' or '.join(kinds)} (or path)")
+    return kinds[spec["kind"]].fresh(_without_kind(spec), projection, image_size)
+
+
+def _without_kind(spec: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in spec.items() if key != "kind"}
 
 
 def _image_tower(
@@ -154,17 +148,17 @@ def _image_tower(
 ) -> tuple[ImageTower, float | None]:
     if isinstance(spec, dict) and "path" not in spec:
         report.new.append("image_tower")
-        return _make_image(_numbers(spec), projection or PROJECTION, image_size), None
+        return _new_image(spec, projection or PROJECTION, image_size), None
     activation = None
     if isinstance(spec, dict):
         _refuse_unknown(spec, {"path", "activation"}, "model.start.image")
         activation, spec = check_activation(spec.get("activation")), spec["path"]
     if not Path(str(spec)).expanduser().exists() and ":" in str(spec):
-        tower = ForeignTower(str(spec), projection or PROJECTION)
+        tower = ImportedTower(str(spec), projection or PROJECTION)
         if image_size not in (None, tower.image_size):
             raise RequestError(f"model.image_size is {image_size}, but {spec} takes {tower.image_size}; leave it out")
         report.loaded.append(("image tower", f"{spec} (import path)"))
-        report.new.append("image_tower.visual_projection")
+        report.new.append(f"image_tower.{tower.projection_name}")
         return tower, None
     path = find(spec, source, repositories=True)
     return _pretrained_image(path, activation, projection, image_size, report, trust_import)
@@ -190,7 +184,7 @@ def _pretrained_image(
         numbers, dim, where, tensors, scale = half.numbers, half.projection, half.source, half.tensors, half.logit_scale
         left_over, notes = half.left_over, half.notes
     if image_size is not None:
-        numbers, resized = resize_image(numbers, tensors, image_size)
+        numbers, resized = image_kinds()[numbers["kind"]].resized(numbers, tensors, image_size)
         notes = notes + resized
     tower = image_tower(numbers, dim, source=where, trust_import=trust_import)
     fill(tower, tensors, where)
@@ -200,51 +194,42 @@ def _pretrained_image(
     report.left_over += left_over
     report.changed += notes
     if projection not in (None, dim):
-        if isinstance(tower, ResNetTower):
-            raise RequestError(
-                f"model.start.projection is {projection}, but the pooling of {where} gives {dim}; leave it out"
-            )
-        tower.visual_projection = new_projection(tower.visual_projection.in_features, projection)
-        tower.output_dim = projection
+        tower.replace_projection(projection)
         report.loaded[-1 if scale is None else -2] = ("image tower", where)
-        report.new.append("image_tower.visual_projection")
+        report.new.append(f"image_tower.{tower.projection_name}")
         report.changed.append(f"the visual projection to {dim} was replaced by a new one to {projection}")
     return tower, scale
-
-
-def _numbers(spec: dict[str, Any]) -> VisionTransformer | ResNet:
-    kinds = {"vit": VisionTransformer, "resnet": ResNet}
-    if spec.get("kind") not in kinds:
-        raise RequestError(f"model.start.image.kind is {spec.get('kind')!r}; use vit or resnet (or path)")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in spec.items() if key != "kind"}
-    try:
-        return kinds[spec["kind"]](**values)
-    except TypeError as error:
-        raise RequestError(f"model.start.image: {str(error).split('__init__() ')[-1]}") from None
 
 
 # ---- text -----------------------------------------------------------------------------------------------------------
 
 
+def _new_text(spec: dict[str, Any], projection: int) -> TextTower:
+    kinds = {name: kind for name, kind in text_kinds().items() if kind.can_be_new}
+    name = spec.get("kind", UNNAMED["text"])
+    if name not in kinds:
+        raise RequestError(f"model.start.text.kind is {name!r}; use {' or '.join(kinds)} (or a folder or file)")
+    return kinds[name].fresh(_without_kind(spec), projection)
+
+
 def _text_tower(
-    spec: Any, projection: int, pooling: str, source: str, report: LoadReport
-) -> tuple[RobertaTower, Path | None]:
+    spec: Any, projection: int, pooling: str | None, context_length: int | None, source: str, report: LoadReport
+) -> tuple[TextTower, Tokenizer]:
+    pooled = {} if pooling is None else {"pooling": pooling}
     if isinstance(spec, dict):
-        try:
-            numbers = TextTransformer(**spec)
-        except TypeError as error:
-            raise RequestError(f"model.start.text: {str(error).split('__init__() ')[-1]}") from None
         report.new.append("text_tower")
-        return RobertaTower.make(numbers, projection, pooling), None
+        tower = _new_text(spec | pooled, projection)
+        return tower, tower.tokenizer(context_length)
     half = read_text_half(find(spec, source, repositories=True))
-    tower = text_tower(half.numbers | {"pooling": pooling}, projection)
-    tower.text_projection = new_projection(tower.text_projection.in_features, projection)
-    fill(tower, half.tensors | {"text_projection.weight": tower.text_projection.weight.detach()}, half.source)
+    tower = text_tower(half.numbers | pooled, projection)
+    tower.replace_projection(projection)
+    fresh = {name: tensor for name, tensor in tower.state_dict().items() if tower.in_projection(name)}
+    fill(tower, half.tensors | fresh, half.source)
     report.loaded.append(("text tower", half.source))
-    report.new.append("text_tower.text_projection")
+    report.new.append(f"text_tower.{tower.projection_name}")
     report.changed += half.notes
     report.left_over += half.left_over
-    return tower, half.vocab_file
+    return tower, TextTokenizer(half.vocab_file, context_length or min(CONTEXT_LENGTH, tower.max_length))
 
 
 def _refuse_unknown(spec: dict[str, Any], known: set[str], where: str) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from transformers import ChineseCLIPTextConfig, ChineseCLIPVisionConfig
 
-from cnclip_ft.models.build import TEXT_KEYS, VISION_KEYS, Checkpoint, own_vocabulary, with_architecture
-from cnclip_ft.models.description import Text, Vit, checked_half
+from cnclip_ft.models.build import Checkpoint, own_vocabulary, with_architecture
+from cnclip_ft.models.description import checked_half
+from cnclip_ft.models.families.chinese_clip.roberta import TEXT_KEYS, Roberta
+from cnclip_ft.models.families.chinese_clip.vit import VISION_KEYS, Vit
 from cnclip_ft.models.families.chinese_clip.wordpiece import CONTEXT_LENGTH
 from cnclip_ft.models.formats.cn_clip import is_dropped, modern
 from cnclip_ft.models.formats.files import read_json, read_weights
@@ -70,7 +72,7 @@ def text_numbers(folder: Path, config: Any) -> dict[str, Any]:
     where = f"{folder / 'config.json'}: text_config"
     found = obeyed(config, TEXT_KEYS, where)
     full = ChineseCLIPTextConfig()
-    return checked_half(Text, {key: getattr(full, key) for key in TEXT_KEYS} | found, where)
+    return checked_half(Roberta, {key: getattr(full, key) for key in TEXT_KEYS} | found, where)
 
 
 def vision_numbers(folder: Path, config: Any) -> tuple[dict[str, Any], list[str]]:

@@ -13,8 +13,8 @@ from functools import partial
 import torch
 from torch import nn
 
+from cnclip_ft.models.contract import TextTower
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.models.families.chinese_clip.layers import TextLayer
 from cnclip_ft.retrieval import half
 
 ALIKE = 0.9999  # cosine of a text's two features below which none of it is used
@@ -49,16 +49,14 @@ def quicken(model: DualEncoder) -> float | None:
     return None
 
 
-def _replace(tower: nn.Module, linear: list[nn.Linear]) -> list[tuple[nn.Module, str]]:
+def _replace(tower: TextTower, linear: list[nn.Linear]) -> list[tuple[nn.Module, str]]:
     """Modules and the names of what now stands before their classes' own methods."""
     changed: list[tuple[nn.Module, str]] = []
-    for layer in tower.modules():
-        if type(layer) is TextLayer:
-            together = [layer.attention.self.query, layer.attention.self.key, layer.attention.self.value]
-            if all(part in linear for part in together):
-                layer.project = partial(_project, packed=_pack(together))
-                changed.append((layer, "project"))
-                linear = [rest for rest in linear if rest not in together]
+    for group in tower.linear_groups():
+        if all(part in linear for part in group.layers):
+            setattr(group.owner, group.method, partial(_together, packed=_pack(group.layers), parts=len(group.layers)))
+            changed.append((group.owner, group.method))
+            linear = [rest for rest in linear if rest not in group.layers]
     for rest in linear:
         rest.forward = partial(half.product, packed=_pack([rest]))
         changed.append((rest, "forward"))
@@ -72,8 +70,8 @@ def _pack(layers: list[nn.Linear]) -> torch.ScriptObject:
     return half.pack(weight, None if layers[0].bias is None else torch.cat([layer.bias.detach() for layer in layers]))
 
 
-def _project(tokens: torch.Tensor, packed: torch.ScriptObject) -> tuple[torch.Tensor, ...]:
-    return half.product(tokens, packed).chunk(3, dim=1)
+def _together(tokens: torch.Tensor, packed: torch.ScriptObject, parts: int) -> tuple[torch.Tensor, ...]:
+    return half.product(tokens, packed).chunk(parts, dim=1)
 
 
 def _unfit(weight: torch.Tensor) -> bool:

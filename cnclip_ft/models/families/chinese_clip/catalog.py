@@ -60,6 +60,10 @@ class Architecture:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def towers(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Both as a recipe's ``model.start`` describes new ones."""
+        return asdict(self.image), asdict(self.text)
+
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Architecture:
         image = dict(values["image"])

@@ -1,4 +1,4 @@
-"""How the weights of newly made transformer towers start, so that small ones learn within minutes.
+"""New towers: their numbers in a recipe, and how their weights start, so that small ones learn within minutes.
 
 The libraries' defaults (a deviation of 0.02 for everything) suit a width of a thousand. In a narrow tower they leave
 ``[CLS]`` and the class token almost blind to the other tokens, and the first thousand steps are spent on that.
@@ -6,8 +6,14 @@ The libraries' defaults (a deviation of 0.02 for everything) suit a width of a t
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 import torch
 from torch import nn
+
+from data_tools.errors import RequestError
+
+Numbers = TypeVar("Numbers")
 
 POSITION_SCALE = 0.3  # beside patch embeddings of about the same size
 
@@ -41,3 +47,22 @@ def sine_positions_(embedding: nn.Embedding) -> None:
     with torch.no_grad():
         embedding.weight.zero_()
         embedding.weight[1:] = torch.cat(waves, dim=1) * POSITION_SCALE
+
+
+def from_recipe(kind: type[Numbers], found: dict[str, Any], side: str) -> Numbers:
+    """The numbers of a new tower, an entry of the catalogue's kind.
+
+    Raises:
+        RequestError: a key is missing or not known.
+    """
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise RequestError(f"model.start.{side}: {str(error).split('__init__() ')[-1]}") from None
+
+
+def check_new_size(image_size: int, step: int) -> int:
+    if image_size % step:
+        raise RequestError(f"image_size {image_size} is no multiple of {step}, the new image tower's patch size")
+    return image_size

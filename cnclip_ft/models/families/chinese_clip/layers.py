@@ -112,7 +112,7 @@ class ReadingVisionLayer(ChineseCLIPVisionLayer):
         return hidden + self.mlp(self.layer_norm2(hidden))
 
 
-def lighten(layers: nn.ModuleList, *, first_token: bool) -> None:
+def skip_unread(layers: nn.ModuleList, *, first_token: bool) -> None:
     """Let transformers' `layers` leave out what nobody reads; `first_token`: the tower reads the first token alone."""
     # The class is changed and not the module: weights, their names and the order of random draws stay.
     text = isinstance(layers[0], ChineseCLIPTextLayer)

@@ -7,10 +7,32 @@ query is the mean token. `depth`, `width` and `heads` scale it down for small da
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Annotated, Any, Literal, NoReturn
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
+from pydantic import Field
 from torch import nn
+
+from cnclip_ft.models.contract import ImageTower
+from cnclip_ft.models.families.chinese_clip.catalog import ResNet
+from cnclip_ft.models.families.chinese_clip.fresh import check_new_size, from_recipe
+from cnclip_ft.models.families.chinese_clip.numbers import resize_positions, unusual_colours, with_colours
+from cnclip_ft.models.schema import Colour, Layers, Pixels, Width
+from data_tools.errors import RequestError
+
+POSITIONS = "visual.attnpool.positional_embedding"
+
+
+class Resnet(Colour):
+    kind: Literal["resnet"]
+    layers: Annotated[list[Layers], Field(min_length=1, max_length=8)]
+    width: Width
+    heads: Width
+    image_size: Pixels
 
 
 class Bottleneck(nn.Module):
@@ -111,3 +133,71 @@ class ModifiedResNet(nn.Module):
         for stage in self.stages():
             x = stage(x)
         return self.attnpool(x)
+
+
+class ResNetTower(ImageTower):
+    """RN50's image tower and smaller ones like it; the pooling projects, so `project` is the identity."""
+
+    # Devices whose convolutions want the channels together in memory: tensor cores do (PyTorch's channels-last tutorial);
+    # on two CPU cores it was 2 %.
+    channels_last_on = ("cuda",)
+
+    kind, schema = "resnet", Resnet
+    file_prefixes = ("visual.",)
+
+    def __init__(self, numbers: ResNet, output_dim: int) -> None:
+        super().__init__()
+        self.visual = ModifiedResNet(numbers.layers, numbers.width, numbers.heads, numbers.image_size, output_dim)
+        self.numbers, self.image_size, self.output_dim = numbers, numbers.image_size, output_dim
+        self.checkpointing = False
+
+    @classmethod
+    def described(cls, numbers: dict[str, Any], output_dim: int) -> ResNetTower:
+        shape = {key: numbers[key] for key in ("layers", "width", "heads", "image_size")}
+        return with_colours(cls(ResNet(**shape | {"layers": tuple(shape["layers"])}), output_dim), numbers)
+
+    @classmethod
+    def fresh(cls, numbers: dict[str, Any], output_dim: int, image_size: int | None = None) -> ResNetTower:
+        found = from_recipe(ResNet, numbers, "image")
+        found = replace(found, image_size=check_new_size(image_size or found.image_size, _step(found.layers)))
+        return cls(found, output_dim)
+
+    @classmethod
+    def resized(
+        cls, numbers: dict[str, Any], tensors: dict[str, torch.Tensor], image_size: int
+    ) -> tuple[dict[str, Any], list[str]]:
+        return resize_positions(numbers, tensors, POSITIONS, _step(numbers["layers"]), image_size)
+
+    @property
+    def projection(self) -> None:
+        return None
+
+    def replace_projection(self, output_dim: int) -> NoReturn:
+        raise RequestError(
+            f"model.start.projection is {output_dim}, but the pooling of the image tower gives {self.output_dim}; leave it out"
+        )
+
+    def describe(self) -> dict[str, Any]:
+        return asdict(self.numbers) | unusual_colours(self)
+
+    def trunk(self, pixels: torch.Tensor) -> torch.Tensor:
+        if pixels.device.type in self.channels_last_on:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)  # every layer passes it on
+        if not (self.checkpointing and self.training):
+            return self.visual(pixels)
+        x = self.visual.stem(pixels)
+        for stage in self.visual.stages():
+            x = torch.utils.checkpoint.checkpoint(stage, x, use_reentrant=False)
+        return self.visual.attnpool(x)
+
+    def blocks(self) -> list[nn.Module]:
+        v = self.visual
+        return [nn.ModuleList([v.conv1, v.bn1, v.conv2, v.bn2, v.conv3, v.bn3]), *v.stages(), v.attnpool]
+
+    def set_gradient_checkpointing(self, wanted: bool) -> None:
+        self.checkpointing = wanted
+
+
+def _step(layers: Sequence[int]) -> int:
+    """What the side of a picture is a multiple of."""
+    return 4 * 2 ** (len(layers) - 1)

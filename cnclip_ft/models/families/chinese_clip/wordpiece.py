@@ -8,18 +8,22 @@ attention, so the features are the same and the time is not spent.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+
+from cnclip_ft.models.contract import Tokenizer
+from cnclip_ft.models.schema import Part
 from data_tools.errors import RequestError
 from data_tools.regular import regular
 
 if TYPE_CHECKING:
-    import torch
-    from tokenizers import Tokenizer
+    from tokenizers import Tokenizer as FastTokenizer
 
 PACKAGED_VOCABULARY = Path(__file__).with_name("vocab.txt")
 CONTEXT_LENGTH = 52
@@ -51,17 +55,11 @@ def read_vocabulary(file: Path) -> dict[str, int]:
     return {token.rstrip("\r"): number for number, token in enumerate(lines)}
 
 
-def prepare(text: str) -> str:
-    """Lower-case and unify quotation marks, as the official data set does before WordPiece.
-
-    Lone surrogates (half an emoji out of a broken export) become U+FFFD: they cannot be tokenised.
-    """
-    if not text.isascii():
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text.lower().replace("“", '"').replace("”", '"')
+class WordPiece(Part):
+    kind: Literal["wordpiece"] = "wordpiece"
 
 
-class TextTokenizer:
+class TextTokenizer(Tokenizer):
     """BERT WordPiece over a vocabulary file.
 
     Args:
@@ -71,6 +69,9 @@ class TextTokenizer:
     Raises:
         RequestError: the vocabulary cannot be read or lacks a special token, or the length is below 3.
     """
+
+    kind, schema = "wordpiece", WordPiece
+    preparation = 'lower case, Chinese quotation marks to ", BERT WordPiece, cut to the context length'
 
     def __init__(self, vocab_file: str | Path | None = None, context_length: int = CONTEXT_LENGTH) -> None:
         if context_length < 3:
@@ -87,12 +88,13 @@ class TextTokenizer:
         return vocabulary
 
     @cached_property
-    def _tokenizer(self) -> Tokenizer:
-        from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+    def _tokenizer(self) -> FastTokenizer:
+        from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
+        from tokenizers import Tokenizer as FastTokenizer
 
         vocabulary = self._vocabulary
         # 200 characters: the official limit; a longer run of letters is one [UNK].
-        tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=200))
+        tokenizer = FastTokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=200))
         # The quotation marks stand here too, so that whoever loads the saved tokenizer.json gets the same ids.
         tokenizer.normalizer = normalizers.Sequence([
             normalizers.Replace("“", '"'), normalizers.Replace("”", '"'),
@@ -120,8 +122,21 @@ class TextTokenizer:
     def pad_id(self) -> int:
         return self._vocabulary["[PAD]"]
 
+    @property
+    def name(self) -> str:
+        return self.vocab_file.name
+
+    def prepare(self, text: str) -> str:
+        """Lower-case and unify quotation marks, as the official data set does before WordPiece.
+
+        Lone surrogates (half an emoji out of a broken export) become U+FFFD: they cannot be tokenised.
+        """
+        if not text.isascii():
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return text.lower().replace("“", '"').replace("”", '"')
+
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        encoded = self._tokenizer.encode_batch_fast([prepare(text) for text in texts], add_special_tokens=False)
+        encoded = self._tokenizer.encode_batch_fast([self.prepare(text) for text in texts], add_special_tokens=False)
         return [e.ids for e in encoded]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -133,17 +148,22 @@ class TextTokenizer:
         """Length of each text in tokens before it is cut, ``[CLS]`` and ``[SEP]`` included."""
         return [len(ids) + 2 for ids in self._encode(texts)]
 
-    def pad(self, ids: Sequence[Sequence[int]], length: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token lists → `input_ids` and `attention_mask`, both int64 ``[n, longest]`` (or ``[n, length]``)."""
-        import numpy as np
-        import torch
+    def mask(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return (input_ids != self.pad_id).long()
 
-        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
-        mask = np.arange(lengths.max(initial=1) if length is None else length) < lengths[:, None]
-        padded = np.full(mask.shape, self.pad_id, dtype=np.int64)
-        if len(ids):
-            padded[mask] = np.concatenate(ids)
-        return torch.from_numpy(padded), torch.from_numpy(mask.astype(np.int64))
+    def with_context_length(self, context_length: int) -> TextTokenizer:
+        return TextTokenizer(self.vocab_file, context_length)
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.vocab_file.read_bytes()).hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Nothing: descriptions are older than the word for this kind."""
+        return {}
+
+    @classmethod
+    def read(cls, folder: Path, context_length: int, described: dict[str, Any]) -> TextTokenizer:
+        return cls(folder / "vocab.txt", context_length)
 
     def save(self, folder: str | Path) -> None:
         """Write vocab.txt, tokenizer.json and tokenizer_config.json, as transformers reads them."""

@@ -1,0 +1,72 @@
+"""What the numbers of these towers have in common: heads, activations, colours, and positions for another resolution."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from transformers.activations import ACT2FN
+
+from cnclip_ft.models.contract import ImageTower
+from cnclip_ft.models.preprocessing import OPENAI_MEAN, OPENAI_STD
+from data_tools.errors import RequestError
+
+T = TypeVar("T", bound=ImageTower)
+
+
+def check_heads(width: int, heads: int) -> None:
+    if width % heads:
+        raise ValueError(f"hidden_size {width} cannot be divided by num_attention_heads {heads}")
+
+
+def check_activation(name: str) -> None:
+    if name not in ACT2FN:
+        raise ValueError(f"hidden_act {name[:40]!r} is no activation of transformers, e.g. gelu or quick_gelu")
+
+
+def with_colours(tower: T, numbers: dict[str, Any]) -> T:
+    """The tower with the mean and deviation of a description that names them."""
+    if numbers.get("mean") and numbers.get("std"):
+        tower.mean, tower.std = tuple(numbers["mean"]), tuple(numbers["std"])
+    return tower
+
+
+def unusual_colours(tower: ImageTower) -> dict[str, list[float]]:
+    """Mean and deviation for a description, where they are not OpenAI's."""
+    if (tuple(tower.mean), tuple(tower.std)) == (OPENAI_MEAN, OPENAI_STD):
+        return {}
+    return {"mean": list(tower.mean), "std": list(tower.std)}
+
+
+def side_of(positions: torch.Tensor) -> int:
+    """Patches along a side, of ``[1 + side², width]``."""
+    return round((positions.shape[0] - 1) ** 0.5)
+
+
+def resize_positions(
+    numbers: dict[str, Any], tensors: dict[str, torch.Tensor], name: str, step: int, image_size: int
+) -> tuple[dict[str, Any], list[str]]:
+    """`ImageTower.resized`: position embeddings are interpolated once, bicubically, aligned at the corners.
+
+    That is the rule of the official code (`resize_pos_embed`); transformers' own interpolation at run time is not
+    aligned and gives other numbers.
+
+    Args:
+        name: the embedding's, ``[1 + side², width]``, the class token's first.
+        step: pixels of a patch.
+    """
+    old = numbers["image_size"]
+    if image_size == old:
+        return numbers, []
+    if image_size % step:
+        below = max(image_size // step, 1) * step
+        raise RequestError(
+            f"image_size {image_size} is no multiple of {step}, the tower's patch size; use {below} or {below + step}"
+        )
+    positions = tensors[name]
+    before, after = side_of(positions), image_size // step
+    grid = positions[1:].float().T.reshape(1, -1, before, before)
+    grid = torch.nn.functional.interpolate(grid, size=(after, after), mode="bicubic", align_corners=True)
+    tensors[name] = torch.cat([positions[:1], grid.flatten(2)[0].T.to(positions.dtype)]).contiguous()
+    note = f"image size {old} → {image_size}: position embeddings resized {before}×{before} → {after}×{after} (bicubic, corners aligned)"
+    return numbers | {"image_size": image_size}, [note]

@@ -1,0 +1,160 @@
+"""The ViT image tower: transformers' ChineseCLIP vision model with its projection, under its parameter names."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import model_validator
+from torch import nn
+from transformers import ChineseCLIPVisionConfig, ChineseCLIPVisionModel
+
+from cnclip_ft.models.contract import ImageTower
+from cnclip_ft.models.families.chinese_clip.catalog import VisionTransformer
+from cnclip_ft.models.families.chinese_clip.fresh import check_new_size, from_recipe, keep_scale_, sine_positions_
+from cnclip_ft.models.families.chinese_clip.layers import skip_unread
+from cnclip_ft.models.families.chinese_clip.numbers import (
+    check_activation,
+    check_heads,
+    resize_positions,
+    unusual_colours,
+    with_colours,
+)
+from cnclip_ft.models.families.chinese_clip.plain_attention import attend
+from cnclip_ft.models.families.parts import new_projection, set_checkpointing
+from cnclip_ft.models.schema import Colour, Layers, Pixels, Share, Small, Width
+
+VISION_KEYS = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size",
+    "hidden_act", "layer_norm_eps", "attention_dropout",
+)  # fmt: skip
+POSITIONS = "vision_model.embeddings.position_embedding.weight"
+
+
+class Vit(Colour):
+    kind: Literal["vit"]
+    hidden_size: Width
+    intermediate_size: Width
+    num_hidden_layers: Layers
+    num_attention_heads: Width
+    image_size: Pixels
+    patch_size: Pixels
+    hidden_act: str
+    layer_norm_eps: Small
+    attention_dropout: Share
+
+    @model_validator(mode="after")
+    def _agree(self) -> Vit:
+        check_heads(self.hidden_size, self.num_attention_heads)
+        if self.patch_size > self.image_size:
+            raise ValueError(f"patch_size {self.patch_size} is larger than image_size {self.image_size}")
+        check_activation(self.hidden_act)
+        return self
+
+
+class ViTTower(ImageTower):
+    """transformers' ChineseCLIP vision model with its projection.
+
+    `patch_dropout` (arXiv 2212.00794): share of the patches left out of a training step, drawn per image; 0 in eval mode.
+    """
+
+    kind, schema = "vit", Vit
+    layer_names = ("num_hidden_layers", r"vision_model\.encoder\.layers\.(\d+)\.")
+    file_prefixes = ("vision_model.", "visual_projection.")
+
+    def __init__(self, config: ChineseCLIPVisionConfig, output_dim: int) -> None:
+        super().__init__()
+        self.vision_model = ChineseCLIPVisionModel(config)
+        skip_unread(self.vision_model.encoder.layers, first_token=True)
+        self.visual_projection = new_projection(config.hidden_size, output_dim)
+        self.image_size, self.output_dim, self.patch_dropout = config.image_size, output_dim, 0.0
+
+    @classmethod
+    def described(cls, numbers: dict[str, Any], output_dim: int) -> ViTTower:
+        config = {key: value for key, value in numbers.items() if key in VISION_KEYS}
+        return with_colours(cls(ChineseCLIPVisionConfig(**config, projection_dim=output_dim), output_dim), numbers)
+
+    @classmethod
+    def fresh(cls, numbers: dict[str, Any], output_dim: int, image_size: int | None = None) -> ViTTower:
+        return cls.make(from_recipe(VisionTransformer, numbers, "image"), output_dim, image_size)
+
+    @classmethod
+    def make(cls, numbers: VisionTransformer, output_dim: int, image_size: int | None = None) -> ViTTower:
+        size = check_new_size(image_size or numbers.image_size, numbers.patch)
+        config = ChineseCLIPVisionConfig(
+            hidden_size=numbers.hidden, intermediate_size=numbers.intermediate or 4 * numbers.hidden,
+            num_hidden_layers=numbers.layers, num_attention_heads=numbers.heads, image_size=size,
+            patch_size=numbers.patch, projection_dim=output_dim, hidden_act="quick_gelu",
+        )  # fmt: skip
+        tower = cls(config, output_dim)
+        keep_scale_(tower.vision_model.encoder)
+        sine_positions_(tower.vision_model.embeddings.position_embedding)
+        return tower
+
+    @classmethod
+    def resized(
+        cls, numbers: dict[str, Any], tensors: dict[str, torch.Tensor], image_size: int
+    ) -> tuple[dict[str, Any], list[str]]:
+        return resize_positions(numbers, tensors, POSITIONS, numbers["patch_size"], image_size)
+
+    def trunk(self, pixels: torch.Tensor) -> torch.Tensor:
+        model = self.vision_model
+        if not (self.training and self.patch_dropout):
+            return model(pixel_values=pixels).pooler_output
+        tokens = model.embeddings(pixels)
+        count = tokens.shape[1] - 1
+        kept = max(1, round(count * (1 - self.patch_dropout)))
+        # Drawn on the CPU generator, so that a replayed step draws the same on every device.
+        order = torch.rand(len(tokens), count).argsort(1)[:, :kept].to(tokens.device) + 1
+        patches = tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[2]))
+        hidden = model.pre_layrnorm(torch.cat([tokens[:, :1], patches], dim=1))
+        return model.post_layernorm(model.encoder(inputs_embeds=hidden).last_hidden_state[:, 0])
+
+    @property
+    def projection(self) -> nn.Module:
+        return self.visual_projection
+
+    def replace_projection(self, output_dim: int) -> None:
+        width = self.vision_model.config.hidden_size
+        self.visual_projection, self.output_dim = new_projection(width, output_dim), output_dim
+
+    def describe(self) -> dict[str, Any]:
+        numbers = {key: getattr(self.vision_model.config, key) for key in VISION_KEYS}
+        return {"kind": self.kind} | numbers | unusual_colours(self)
+
+    def graph(self) -> nn.Module:
+        return PlainViT(self)
+
+    def blocks(self) -> list[nn.Module]:
+        model = self.vision_model
+        stem = nn.ModuleList([model.embeddings, model.pre_layrnorm])
+        layers = list(model.encoder.layers)
+        return [stem, *layers[:-1], nn.ModuleList([layers[-1], model.post_layernorm]), self.visual_projection]
+
+    def set_gradient_checkpointing(self, wanted: bool) -> None:
+        set_checkpointing(self.vision_model, wanted)
+
+
+class PlainViT(nn.Module):
+    """`ViTTower.forward` as a graph: attention as two products and a softmax."""
+
+    def __init__(self, tower: ViTTower) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        tower = self.tower
+        model = tower.vision_model
+        hidden = model.pre_layrnorm(model.embeddings(pixels))
+        layers = list(model.encoder.layers)
+        for layer in layers:
+            attention, all_tokens = layer.self_attn, layer.layer_norm1(hidden)
+            read = all_tokens
+            if layer is layers[-1]:
+                read, hidden = all_tokens[:, :1], hidden[:, :1]
+            mixed = attend(
+                attention.q_proj(read), attention.k_proj(all_tokens), attention.v_proj(all_tokens), attention.num_heads
+            )
+            hidden = hidden + attention.out_proj(mixed)
+            hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
+        return tower.project(model.post_layernorm(hidden[:, 0]))

@@ -1,0 +1,125 @@
+"""Image towers by import path (docs/towers.md): any module, in a model with any text tower."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Annotated, Any, Literal, NoReturn
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from cnclip_ft.models.contract import ImageTower
+from cnclip_ft.models.families.parts import new_projection
+from cnclip_ft.models.family import Family
+from cnclip_ft.models.schema import Part
+from data_tools.errors import RequestError
+
+
+class Foreign(Part):
+    """A tower that is code: built only where the user allows it (`assembly.image_tower`)."""
+
+    kind: Literal["foreign"]
+    factory: Annotated[str, Field(pattern=r"^[\w.]+:\w+$", max_length=300)]
+
+
+class ImportedTower(ImageTower):
+    """Any module by import path (docs/towers.md), with a new projection on top."""
+
+    kind, schema = "foreign", Foreign
+    file_prefixes = ("module.", "visual_projection.")
+    can_be_new = False
+
+    def __init__(self, path: str, output_dim: int) -> None:
+        super().__init__()
+        self.path = path
+        self.module = _make_foreign(path)
+        self.visual_projection = new_projection(self.module.output_dim, output_dim)
+        self.image_size, self.output_dim = int(self.module.image_size), output_dim
+        self.mean, self.std = tuple(self.module.mean), tuple(self.module.std)
+        self.input = getattr(self.module, "input", "normalised")
+
+    def trunk(self, pixels: torch.Tensor) -> torch.Tensor:
+        features = self.module(pixels)
+        if features.ndim != 2 or features.shape[1] != self.module.output_dim:
+            raise RequestError(
+                f"{self.path}: the module gave {list(features.shape)} for {len(pixels)} images; "
+                f"expected [{len(pixels)}, {self.module.output_dim}] (its own output_dim)"
+            )
+        return features
+
+    @classmethod
+    def described(cls, numbers: dict[str, Any], output_dim: int) -> ImportedTower:
+        return cls(numbers["factory"], output_dim)
+
+    @classmethod
+    def imports(cls, numbers: dict[str, Any]) -> str | None:
+        return numbers["factory"]
+
+    @classmethod
+    def resized(cls, numbers: dict[str, Any], tensors: dict[str, torch.Tensor], image_size: int) -> NoReturn:
+        raise RequestError(
+            f"image_size {image_size}: the tower {numbers['factory']} has a size of its own; leave image_size out"
+        )
+
+    @property
+    def projection(self) -> nn.Module:
+        return self.visual_projection
+
+    def replace_projection(self, output_dim: int) -> None:
+        self.visual_projection, self.output_dim = new_projection(self.module.output_dim, output_dim), output_dim
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": self.kind, "factory": self.path}
+
+    def blocks(self) -> list[nn.Module]:
+        own = self.module.blocks() if hasattr(self.module, "blocks") and callable(self.module.blocks) else [self.module]
+        return [*own, self.visual_projection]
+
+    def set_gradient_checkpointing(self, wanted: bool) -> None:
+        if hasattr(self.module, "set_gradient_checkpointing"):
+            self.module.set_gradient_checkpointing(wanted)
+        elif wanted:
+            raise RequestError(f"{self.path} has no set_gradient_checkpointing(bool); leave gradient_checkpointing off")
+
+
+def _make_foreign(path: str) -> nn.Module:
+    name, colon, attribute = path.partition(":")
+    if not colon:
+        raise RequestError(f"{path!r} is neither a folder nor an import path like package.module:factory")
+    try:
+        factory = getattr(importlib.import_module(name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RequestError(
+            f"the image tower {path} cannot be imported ({error}). Install the package that holds it, or set PYTHONPATH to its folder"
+        ) from None
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - foreign code; one that leaves would end the command as if done
+        raise RequestError(f"{path}: importing it failed ({type(error).__name__}: {error})") from error
+    try:
+        module = factory()
+    except RequestError:
+        raise
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - as above
+        raise RequestError(f"{path}: the factory failed ({type(error).__name__}: {error})") from error
+    missing = [name for name in ("output_dim", "image_size", "mean", "std") if not hasattr(module, name)]
+    said = (
+        f"is a {type(module).__name__}"
+        if not isinstance(module, nn.Module)
+        else f"lacks {', '.join(missing)}"
+        if missing
+        else ""
+    )
+    if said:
+        raise RequestError(
+            f"{path}: the factory must return an nn.Module with output_dim, image_size, mean and std; it {said}"
+        )
+    if getattr(module, "input", "normalised") not in ("normalised", "uint8"):
+        raise RequestError(f"{path}: input is {module.input!r}; use 'normalised' or 'uint8'")
+    return module
+
+
+class Imported(Family):
+    image_towers = (ImportedTower,)
+
+
+FAMILY = Imported()
