@@ -27,7 +27,8 @@ import sys, torch
 from cnclip_ft.models.build import Checkpoint, assemble, recognise
 from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
 from cnclip_ft.models.checkpoints import save_checkpoint
-from cnclip_ft.models.families.chinese_clip.towers import RobertaTower, ViTTower
+from cnclip_ft.models.families.chinese_clip.roberta import RobertaTower
+from cnclip_ft.models.families.chinese_clip.vit import ViTTower
 architecture = ARCHITECTURES[sys.argv[1]]
 with torch.device("meta"):
     towers = ViTTower.make(architecture.image, architecture.projection), RobertaTower.make(architecture.text, architecture.projection)

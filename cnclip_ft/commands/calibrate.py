@@ -62,7 +62,7 @@ def calibrate(
         labels = torch.tensor([pair.match for pair in labelled])
     else:
         features = opened.features(source) if source else calibration.features_of(opened, pairs)
-        scores, labels = calibration.sampled_scores(features, negatives, seed)
+        scores, labels = calibration.sampled_scores(features, negatives, seed, opened.model.tokenizer.prepare)
     points = calibration.curve(scores, labels, share)
     found = calibration.choose(points, precision=precision, recall=recall, share=share)
     typer.echo(calibration.in_numbers(found, points, drawn=not labelled))

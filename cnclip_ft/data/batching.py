@@ -14,7 +14,7 @@ from torch.utils.data import Sampler
 from cnclip_ft.data.pairs import PairDataset, PairTable
 from cnclip_ft.data.pictures import picture_loader
 from cnclip_ft.data.transport import Batches, Collate, SharedBlocks
-from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
+from cnclip_ft.models.contract import Tokenizer
 from data_tools.errors import RequestError
 
 
@@ -137,9 +137,7 @@ class StageSampler(Sampler[list[int]]):
             yield batches[step % steps][self.rank :: self.world].tolist()
 
 
-def make_loader(
-    dataset: PairDataset, sampler: StageSampler, tokenizer: TextTokenizer, workers: int, pin: bool
-) -> Batches:
+def make_loader(dataset: PairDataset, sampler: StageSampler, tokenizer: Tokenizer, workers: int, pin: bool) -> Batches:
     """Batches of one device, pictures decoded ahead in `workers` processes (0: in this one)."""
     blocks = None
     if workers and dataset.preprocessing is not None:

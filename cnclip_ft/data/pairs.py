@@ -12,8 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from cnclip_ft.data.pictures import Pictures, data_fault
-from cnclip_ft.models.contract import Preprocessing
-from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer, prepare
+from cnclip_ft.models.contract import Preprocessing, Tokenizer
 from data_tools.errors import DataFault
 
 if TYPE_CHECKING:
@@ -48,8 +47,8 @@ class PairTable:
     def token_ids(self, pair: int) -> np.ndarray:
         return self.tokens[self.starts[pair] : self.starts[pair + 1]]
 
-    def batch(self, pairs: np.ndarray, tokenizer: TextTokenizer) -> dict[str, torch.Tensor]:
-        """Texts of `pairs`, padded to the longest among them, and keys; all int64."""
+    def batch(self, pairs: np.ndarray, tokenizer: Tokenizer) -> dict[str, torch.Tensor]:
+        """Texts of `pairs`, padded as the tokenizer does, and keys; all int64."""
         input_ids, attention_mask = tokenizer.pad([self.token_ids(pair) for pair in pairs])
         return {
             "input_ids": input_ids,
@@ -89,13 +88,13 @@ class _TextKeys:
         return roots[keys] if len(keys) else keys
 
 
-def build_table(store: PairStore, tokenizer: TextTokenizer) -> PairTable:
+def build_table(store: PairStore, tokenizer: Tokenizer) -> PairTable:
     """Read every pair once: number images and texts, tokenise all captions in batches."""
     image_numbers = {image_id: number for number, image_id in enumerate(store.image_ids)}
     image_keys, text_keys, keys = array("q"), array("q"), _TextKeys()
     tokens, starts, cut = array("i"), array("q", [0]), 0
     for pairs in _in_batches(store.pairs(), _TEXTS_AT_ONCE):
-        texts = [prepare(pair.text) for pair in pairs]
+        texts = [tokenizer.prepare(pair.text) for pair in pairs]
         for pair, text in zip(pairs, texts, strict=True):
             if pair.image_id not in image_numbers:
                 raise DataFault(

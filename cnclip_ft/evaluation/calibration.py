@@ -18,7 +18,6 @@ from cnclip_ft.evaluation.options import Opened
 from cnclip_ft.features.encode import SplitFeatures, encode_images, encode_texts, evaluating
 from cnclip_ft.features.folder import read_info, read_split
 from cnclip_ft.features.sources import FolderReader, is_store, store_source
-from cnclip_ft.models.families.chinese_clip.wordpiece import prepare
 from data_tools.errors import DataFault, RequestError
 
 
@@ -141,10 +140,12 @@ def features_of(opened: Opened, folder: str) -> SplitFeatures:
     return features
 
 
-def sampled_scores(features: SplitFeatures, negatives: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def sampled_scores(
+    features: SplitFeatures, negatives: int, seed: int, prepare: Callable[[str], str]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines of a split's own pairs and of `negatives` random other images for each.
 
-    A drawn image is no negative when it belongs to the text, or to a text that reads the same.
+    A drawn image is no negative when it belongs to the text, or to one that is the same to the model (`Tokenizer.prepare`).
 
     Returns:
         float64 scores and bool labels, both ``[pairs + negatives drawn]``.

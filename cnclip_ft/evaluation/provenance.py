@@ -104,7 +104,7 @@ def describe_settings(model: DualEncoder, dtype: torch.dtype, device: torch.devi
         },
         "text": {
             "context_length": model.context_length, "vocabulary": model.tokenizer.vocab_size,
-            "preparation": "lower case, Chinese quotation marks to \", BERT WordPiece, cut to the context length",
+            "preparation": model.tokenizer.preparation,
         },
         "logit_scale": model.logit_scale.exp().item(),
         "dtype": str(dtype).removeprefix("torch."), "weights_dtype": str(model.dtype).removeprefix("torch."),

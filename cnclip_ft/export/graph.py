@@ -17,12 +17,12 @@ class ImageEncoder(nn.Module):
         super().__init__()
         tower = model.image_tower
         self.dtype, self.colours = model.dtype, (tower.mean, tower.std) if tower.input == "normalised" else None
-        self.graph = tower.graph()
+        self.tower = tower.graph()
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         if self.colours is not None:
             pixels = normalise(pixels, *self.colours, self.dtype)
-        return F.normalize(self.graph(pixels).float(), dim=1)
+        return F.normalize(self.tower(pixels).float(), dim=1)
 
 
 class TextEncoder(nn.Module):
@@ -30,7 +30,7 @@ class TextEncoder(nn.Module):
 
     def __init__(self, model: DualEncoder) -> None:
         super().__init__()
-        self.graph, self.tokenizer = model.text_tower.graph(), model.tokenizer
+        self.tower, self.tokenizer = model.text_tower.graph(), model.tokenizer
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return F.normalize(self.graph(input_ids, self.tokenizer.mask(input_ids)).float(), dim=1)
+        return F.normalize(self.tower(input_ids, self.tokenizer.mask(input_ids)).float(), dim=1)

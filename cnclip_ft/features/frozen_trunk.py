@@ -22,7 +22,6 @@ from tqdm import tqdm
 from cnclip_ft.data.augment import augment
 from cnclip_ft.data.pictures import Pictures, data_fault
 from cnclip_ft.features.rows import Block, Rows
-from cnclip_ft.models.build import describe_image
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.preprocessing import DECODER
 from cnclip_ft.recipe import Augmentation
@@ -41,13 +40,13 @@ def cache_key(
     tower = model.image_tower
     digest = hashlib.sha256()
     for name, tensor in sorted(tower.state_dict().items()):
-        if not name.startswith("visual_projection"):
+        if not tower.in_projection(name):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     drawn = [setting.model_dump(), views, seed, BLOCK] if setting.changes else None
     *picture, resize = tower.preprocessing.describe().values()
     # Equal weights compute other features with other heads or another activation.
-    transform = [describe_image(tower), *picture, f"{resize}-reduced" if reduced else resize, DECODER, precision]
+    transform = [tower.describe(), *picture, f"{resize}-reduced" if reduced else resize, DECODER, precision]
     # A row's place is that of its image; `checksum` does not tell in which order images lie.
     rows = hashlib.sha256(json.dumps(store.image_ids).encode()).hexdigest()
     digest.update(json.dumps([KEY, transform, drawn, store.checksum(), rows]).encode())

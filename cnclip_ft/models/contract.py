@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cnclip_ft.models.preprocessing import OPENAI_MEAN, OPENAI_STD
+from cnclip_ft.models.preprocessing import OPENAI_MEAN, OPENAI_STD, SquarePicture
 from cnclip_ft.models.schema import Part, TextPart
 from data_tools.errors import RequestError
 
@@ -223,11 +223,10 @@ class Tower(nn.Module, ABC):
 class ImageTower(Tower):
     """Pixels in, features out: a trunk, which a feature cache can stand for, and a projection."""
 
-    preprocessing: Preprocessing
     image_size: int
     mean: Sequence[float] = OPENAI_MEAN
     std: Sequence[float] = OPENAI_STD
-    input = "normalised"
+    input: Literal["normalised", "uint8"] = "normalised"
     patch_dropout: float | None = None
     """Share of the patches left out of a training step, drawn per picture (arXiv 2212.00794); None where it cannot."""
 
@@ -263,6 +262,11 @@ class ImageTower(Tower):
         """
         raise RequestError(f"image_size {image_size}: a tower of kind {cls.kind} has a size of its own; leave it out")
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """From an encoded picture to what `trunk` takes; a tower that does not see a squashed square says its own."""
+        return SquarePicture(self.image_size, "squash", tuple(self.mean), tuple(self.std), self.input)
+
     @abstractmethod
     def trunk(self, pixels: torch.Tensor) -> torch.Tensor:
         """What `Preprocessing.normalise` gives, ``[n, …]`` → ``[n, width]``, before the projection."""
@@ -281,7 +285,7 @@ class ImageTower(Tower):
     def example(self, count: int) -> torch.Tensor:
         """`count` blank pictures as `Preprocessing.decode` gives them: uint8 ``[count, *shape]`` on the tower's device."""
         device = next(self.parameters()).device
-        return torch.zeros(count, 3, self.image_size, self.image_size, dtype=torch.uint8, device=device)
+        return torch.zeros(count, *self.preprocessing.shape, dtype=torch.uint8, device=device)
 
 
 class TextTower(Tower):

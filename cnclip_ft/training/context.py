@@ -14,8 +14,8 @@ from accelerate.utils import broadcast_object_list
 
 from cnclip_ft.data.pairs import PairTable, build_table
 from cnclip_ft.evaluation.evaluators import Evaluator, Recall, open_evaluator
+from cnclip_ft.models.contract import Tokenizer
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
 from cnclip_ft.models.start import LoadReport, build_start
 from cnclip_ft.recipe import Recipe
 from cnclip_ft.runtime import choose_precision, keep_activations
@@ -48,7 +48,7 @@ class Context:
     evaluators: dict[str, Evaluator]
     guard_store: PairStore | None
     pairs: PairTable
-    tokenizer: TextTokenizer
+    tokenizer: Tokenizer
     start: LoadReport
     workers: int
     cache_folder: Path

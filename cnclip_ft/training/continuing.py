@@ -28,7 +28,7 @@ _PLACES = re.compile(r"data\.(train|valid|guard\.split)(\.|$)|model\.start(\.|$)
 def identity(context: Context, model: DualEncoder) -> dict[str, Any]:
     """What the state says of data and model: contents by checksum, the training split's order and tokens too."""
     described = {key: value for key, value in describe_model(model).items() if key != "architecture"}
-    described |= {"vocabulary": _sha(context.tokenizer.vocab_file.read_bytes()), "new": context.new_parts}
+    described |= {"vocabulary": context.tokenizer.fingerprint(), "new": context.new_parts}
     pairs, images = context.pairs, repr(context.train_store.image_ids).encode()
     return {
         "train": context.train_store.checksum(),

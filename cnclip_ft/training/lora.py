@@ -71,7 +71,9 @@ def add_lora(model: DualEncoder, table: list[Entry]) -> list[Entry]:
             for parameter_name, parameter in tower.get_submodule(name).named_parameters():
                 if "lora_" in parameter_name:
                     full = f"{tower_name}_tower.{name}.{parameter_name}"
-                    added.append(Entry(full, parameter, tower_name, entry.rate, decays=True))
+                    added.append(
+                        Entry(full, parameter, tower_name, entry.rate, decays=True, projection=entry.projection)
+                    )
     frozen = [replace(entry, rate=0.0, lora=None) if entry.lora else entry for entry in table]
     return [*frozen, *added]
 

@@ -173,15 +173,13 @@ class _Alive(TorchDispatchMode):
 
 def blank_pairs(plan: StagePlan, model: DualEncoder, count: int, tokens: int) -> dict[str, torch.Tensor]:
     """What the stage sends through `model` for `count` pairs of `tokens` each, with nothing to be seen in it."""
-    ids = torch.full((count, tokens), 1000, device=model.device)
-    texts = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    shape = model.image_tower.preprocessing.shape
-    pixels = torch.zeros(1 if plan.cached else count, *shape, dtype=torch.uint8, device=model.device)
+    input_ids, attention_mask = model.text_tower.example(count, tokens)
+    text = {"input_ids": input_ids, "attention_mask": attention_mask}
     if not plan.cached:
-        return {"pixels": pixels, **texts}
+        return {"pixels": model.image_tower.example(count), **text}
     with torch.no_grad():
-        trunk = model.image_trunk(pixels)
-    return {"trunk": trunk.repeat(count, *[1] * (trunk.ndim - 1)), **texts}
+        trunk = model.image_trunk(model.image_tower.example(1))
+    return {"trunk": trunk.repeat(count, *[1] * (trunk.ndim - 1)), **text}
 
 
 @contextmanager

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from cnclip_ft.models.contract import Tower
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import Lora, Stage, TrainRule
 from cnclip_ft.training.loss import Objective, SigmoidObjective
 from data_tools.errors import RequestError
-
-PROJECTIONS = ("visual_projection", "text_projection")
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,7 @@ class Entry:
     decays: bool
     lora: Lora | None = None  # the rate is that of its low-rank update
     linear: bool = False  # the weight of an nn.Linear
+    projection: bool = False  # of the tower's last map
 
 
 def rules_for(stage: Stage, new_parts: list[str]) -> list[TrainRule]:
@@ -42,10 +42,10 @@ def rules_for(stage: Stage, new_parts: list[str]) -> list[TrainRule]:
     if isinstance(stage.train, list):
         return stage.train
     rules = [TrainRule(tower="temperature")]
-    for tower, projection in zip(("image", "text"), PROJECTIONS, strict=True):
+    for tower in ("image", "text"):
         if stage.train in (tower, "both"):
             rules.append(TrainRule(tower=tower))
-        elif any(part.startswith(f"{tower}_tower.{projection}") for part in new_parts):
+        elif any(part.startswith(f"{tower}_tower.") for part in new_parts):
             rules += [TrainRule(tower=tower, part="projection"), TrainRule(tower=tower, part="trunk", rate=0)]
         else:
             rules.append(TrainRule(tower=tower, rate=0))
@@ -67,12 +67,12 @@ def build_table(model: DualEncoder, objective: Objective, rules: list[TrainRule]
         for name, parameter in tower.named_parameters():
             full = f"{tower_name}_tower.{name}"
             place = depth.get(id(parameter), top)
-            rule = _one_rule(full, tower_name, name, place, top, rules, used)
+            projection = tower.in_projection(name)
+            rule = _one_rule(full, tower_name, projection, place, top, rules, used)
             rate = rule.rate * rule.layer_decay ** (top - place)
-            entries.append(
-                Entry(full, parameter, tower_name, rate, _decays(name, parameter), rule.lora, id(parameter) in linear)
-            )
-    rate = _one_rule("logit_scale", "temperature", "logit_scale", 0, 0, rules, used).rate
+            decays, is_linear = tower.decays(name, parameter), id(parameter) in linear
+            entries.append(Entry(full, parameter, tower_name, rate, decays, rule.lora, is_linear, projection))
+    rate = _one_rule("logit_scale", "temperature", False, 0, 0, rules, used).rate
     entries.append(Entry("logit_scale", model.logit_scale, "temperature", rate, False))
     bias = model.logit_bias
     if bias is None and isinstance(objective, SigmoidObjective):  # the model gets it when the stage begins
@@ -87,13 +87,13 @@ def build_table(model: DualEncoder, objective: Objective, rules: list[TrainRule]
     return entries
 
 
-def _depths(tower: nn.Module) -> dict[int, int]:
+def _depths(tower: Tower) -> dict[int, int]:
     """Parameter → number of its block, counted from the input; the projection is the last."""
     return {id(p): number for number, block in enumerate(tower.blocks()) for p in block.parameters()}
 
 
 def _one_rule(
-    full: str, tower: str, name: str, place: int, top: int, rules: list[TrainRule], used: set[int]
+    full: str, tower: str, projection: bool, place: int, top: int, rules: list[TrainRule], used: set[int]
 ) -> TrainRule:
     matches, rest = [], []
     for number, rule in enumerate(rules):
@@ -101,7 +101,7 @@ def _one_rule(
             continue
         if rule.part == "rest":
             rest.append(number)
-        elif _covers(rule.part, name, place, top):
+        elif _covers(rule.part, projection, place, top):
             matches.append(number)
     matches = matches or rest
     if len(matches) != 1:
@@ -114,17 +114,12 @@ def _one_rule(
     return rules[matches[0]]
 
 
-def _covers(part: str, name: str, place: int, top: int) -> bool:
-    projection = name.startswith(PROJECTIONS)
+def _covers(part: str, projection: bool, place: int, top: int) -> bool:
     if part in ("all", "trunk", "projection"):
         return part == "all" or (part == "projection") == projection
     word, count = part.split()
     # Blocks are stem, layers, projection: "last N" counts layers, "first N" the stem too; neither the projection.
     return not projection and (place >= top - int(count) if word == "last" else place < int(count))
-
-
-def _decays(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.ndim >= 2 and "embedding" not in name
 
 
 def give_bias(model: DualEncoder, objective: Objective) -> None:

@@ -69,7 +69,7 @@ def plan_stage(context: Context, model: DualEncoder, number: int, name: str, set
         raise RequestError(
             f"stages.{name}: warmup_steps ({setting.warmup_steps}) must be shorter than the stage ({total} steps)"
         )
-    if setting.patch_dropout and not hasattr(model.image_tower, "patch_dropout"):
+    if setting.patch_dropout and model.image_tower.patch_dropout is None:
         raise RequestError(
             f"stages.{name}: patch_dropout is set, but this image tower has no patches to drop; leave it out"
         )
@@ -99,10 +99,7 @@ def plan_stages(context: Context, model: DualEncoder) -> list[StagePlan]:
 
 def trunk_trains(table: Iterable[Entry], tower: str) -> bool:
     """Whether anything of the tower before its projection trains."""
-    return any(e.rate for e in table if e.tower == tower and f"{tower}_tower.{_PROJECTION[tower]}" not in e.name)
-
-
-_PROJECTION = {"image": "visual_projection", "text": "text_projection"}
+    return any(e.rate for e in table if e.tower == tower and not e.projection)
 
 
 def make_objective(setting: Stage) -> Objective:

@@ -71,7 +71,7 @@ def test_wilson_interval():
 def test_negatives_never_are_matches_in_disguise():
     split = random_split(6, 18)
     split.texts = [f"句子{i % 3}" for i in range(18)]  # text i reads like i + 3, which belongs to another image
-    scores, labels = sampled_scores(split, negatives=40, seed=0)
+    scores, labels = sampled_scores(split, negatives=40, seed=0, prepare=str.lower)
     allowed = {(i % 3, i % 6) for i in range(18)}  # (what it reads, image)
     wrong = {
         round((split.image_features[image].double() @ split.text_features[text].double()).item(), 9)
@@ -79,11 +79,11 @@ def test_negatives_never_are_matches_in_disguise():
     }  # fmt: skip
     assert labels.sum() == 18 and len(scores) > 18
     assert not wrong & {round(score, 9) for score in scores[~labels].tolist()}
-    again, _ = sampled_scores(split, negatives=40, seed=0)
+    again, _ = sampled_scores(split, negatives=40, seed=0, prepare=str.lower)
     assert torch.equal(again, scores)
     split.texts = ["一样"] * 18
     with pytest.raises(RequestError, match="no other pairs"):
-        sampled_scores(split, negatives=3, seed=0)
+        sampled_scores(split, negatives=3, seed=0, prepare=str.lower)
 
 
 def test_pair_files(tmp_path):

@@ -187,7 +187,9 @@ def test_the_folder_of_a_run_is_pointed_on(tmp_path):
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "tiny"])
 def test_published_sizes_are_recognised_from_their_tensors(name):
     from cnclip_ft.models.build import recognise
-    from cnclip_ft.models.families.chinese_clip.towers import ResNetTower, RobertaTower, ViTTower
+    from cnclip_ft.models.families.chinese_clip.resnet import ResNetTower
+    from cnclip_ft.models.families.chinese_clip.roberta import RobertaTower
+    from cnclip_ft.models.families.chinese_clip.vit import ViTTower
 
     architecture = ARCHITECTURES[name]
     with torch.device("meta"):
@@ -233,8 +235,9 @@ def test_positions_follow_the_official_rule(tmp_path):
 
 
 def test_a_large_size_at_its_other_resolution_is_the_published_one():
-    from cnclip_ft.models.build import recognise, resize_image, with_architecture
-    from cnclip_ft.models.families.chinese_clip.towers import RobertaTower, ViTTower
+    from cnclip_ft.models.build import recognise, with_architecture
+    from cnclip_ft.models.families.chinese_clip.roberta import RobertaTower
+    from cnclip_ft.models.families.chinese_clip.vit import ViTTower
 
     architecture = ARCHITECTURES["ViT-L-14"]
     with torch.device("meta"):
@@ -243,7 +246,7 @@ def test_a_large_size_at_its_other_resolution_is_the_published_one():
     description = recognise(found, "x")
     name = "vision_model.embeddings.position_embedding.weight"
     found[name] = torch.zeros(found[name].shape)
-    image, _ = resize_image(description["image"], found, 336)
+    image, _ = ViTTower.resized(description["image"], found, 336)
     assert with_architecture(description | {"image": image})["architecture"]["name"] == "ViT-L-14-336"
 
 

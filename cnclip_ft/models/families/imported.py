@@ -33,11 +33,12 @@ class ImportedTower(ImageTower):
     def __init__(self, path: str, output_dim: int) -> None:
         super().__init__()
         self.path = path
-        self.module = _make_foreign(path)
-        self.visual_projection = new_projection(self.module.output_dim, output_dim)
-        self.image_size, self.output_dim = int(self.module.image_size), output_dim
-        self.mean, self.std = tuple(self.module.mean), tuple(self.module.std)
-        self.input = getattr(self.module, "input", "normalised")
+        module: Any = _make_foreign(path)
+        self.module = module
+        self.visual_projection = new_projection(module.output_dim, output_dim)
+        self.image_size, self.output_dim = int(module.image_size), output_dim
+        self.mean, self.std = tuple(module.mean), tuple(module.std)
+        self.input = getattr(module, "input", "normalised")
 
     def trunk(self, pixels: torch.Tensor) -> torch.Tensor:
         features = self.module(pixels)
@@ -67,13 +68,17 @@ class ImportedTower(ImageTower):
         return self.visual_projection
 
     def replace_projection(self, output_dim: int) -> None:
-        self.visual_projection, self.output_dim = new_projection(self.module.output_dim, output_dim), output_dim
+        self.visual_projection, self.output_dim = (
+            new_projection(self.visual_projection.in_features, output_dim),
+            output_dim,
+        )
 
     def describe(self) -> dict[str, Any]:
         return {"kind": self.kind, "factory": self.path}
 
     def blocks(self) -> list[nn.Module]:
-        own = self.module.blocks() if hasattr(self.module, "blocks") and callable(self.module.blocks) else [self.module]
+        module: Any = self.module
+        own = module.blocks() if callable(getattr(module, "blocks", None)) else [module]
         return [*own, self.visual_projection]
 
     def set_gradient_checkpointing(self, wanted: bool) -> None:

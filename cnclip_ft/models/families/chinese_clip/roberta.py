@@ -160,7 +160,7 @@ class PlainRoberta(nn.Module):
         seen = attention_mask.bool()
         hidden = model.embeddings(input_ids=input_ids)
         mask = torch.where(seen, 0.0, HIDDEN).to(hidden.dtype)[:, None, None]
-        layers = list(model.encoder.layer)
+        layers: list[Any] = list(model.encoder.layer)
         for layer in layers:
             attention = layer.attention.self
             read = hidden[:, :1] if layer is layers[-1] and tower.pooling == "cls" else hidden

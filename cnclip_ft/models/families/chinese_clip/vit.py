@@ -67,6 +67,7 @@ class ViTTower(ImageTower):
         self.vision_model = ChineseCLIPVisionModel(config)
         skip_unread(self.vision_model.encoder.layers, first_token=True)
         self.visual_projection = new_projection(config.hidden_size, output_dim)
+        assert isinstance(config.image_size, int)  # a description holds no other
         self.image_size, self.output_dim, self.patch_dropout = config.image_size, output_dim, 0.0
 
     @classmethod
@@ -146,7 +147,7 @@ class PlainViT(nn.Module):
         tower = self.tower
         model = tower.vision_model
         hidden = model.pre_layrnorm(model.embeddings(pixels))
-        layers = list(model.encoder.layers)
+        layers: list[Any] = list(model.encoder.layers)
         for layer in layers:
             attention, all_tokens = layer.self_attn, layer.layer_norm1(hidden)
             read = all_tokens
