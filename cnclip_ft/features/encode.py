@@ -18,8 +18,8 @@ from data_tools.errors import DataFault, UserError
 from data_tools.pictures import MISSING
 
 if TYPE_CHECKING:
+    from cnclip_ft.models.contract import Tokenizer
     from cnclip_ft.models.dual_encoder import DualEncoder
-    from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
     from data_tools.store import PairStore
 
 OnFault = Callable[[int, DataFault], None]  # position among the ids, and what is wrong with the image
@@ -269,7 +269,7 @@ class TextBatch:
     rows: list[int]
 
 
-def text_batches(tokenizer: TextTokenizer, texts: Sequence[str], batch_size: int) -> Iterator[TextBatch]:
+def text_batches(tokenizer: Tokenizer, texts: Sequence[str], batch_size: int) -> Iterator[TextBatch]:
     """The batches of `encode_texts`."""
     for first in range(0, len(texts), _TEXTS_AT_ONCE):
         places: dict[tuple[int, ...], list[int]] = {}

@@ -27,7 +27,6 @@ from cnclip_ft.features.encode import (
     sound,
     text_batches,
 )
-from cnclip_ft.models.build import describe_image
 from cnclip_ft.models.dual_encoder import DualEncoder
 
 
@@ -126,8 +125,8 @@ def trunk_digest(model: DualEncoder) -> str:
     """Hex digest of all that decides an image trunk's features of given pictures, but the number format."""
     tower, digest = model.image_tower, hashlib.sha256()
     for name, tensor in sorted(tower.state_dict().items()):
-        if not name.startswith("visual_projection"):
+        if not tower.in_projection(name):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    digest.update(json.dumps([describe_image(tower), tower.preprocessing.describe()], sort_keys=True).encode())
+    digest.update(json.dumps([tower.describe(), tower.preprocessing.describe()], sort_keys=True).encode())
     return digest.hexdigest()
