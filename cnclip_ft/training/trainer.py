@@ -157,9 +157,9 @@ class Trainer:
 
     def _set_patch_dropout(self) -> None:
         tower, setting = self.model.image_tower, self.plan.setting
-        if hasattr(tower, "patch_dropout"):
+        if tower.patch_dropout is not None:
             dropping = self.step < self.plan.total - setting.unmasked_steps
-            setattr(tower, "patch_dropout", setting.patch_dropout if dropping else 0.0)  # noqa: B010 - towers without have none
+            tower.patch_dropout = setting.patch_dropout if dropping else 0.0
 
     def _out_of_memory(self, error: BaseException) -> UserError | None:
         return out_of_memory(
