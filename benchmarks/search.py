@@ -80,12 +80,20 @@ def make_index(folder: Path, images: int, architecture: str = "ViT-B-16") -> Pat
     writer.damaged([])
     largest = max(float(np.linalg.norm(block.astype(np.float64), axis=1).max()) for block in blocks)
     checksum = checkpoint_checksum(checkpoint)
-    writer.commit({
-        "checkpoint": {"path": str(checkpoint), "checksum": checksum},
-        "identity": {"checksum": checksum, "image_size": model.image_size, "dtype": "float32", "stored": "float32"},
-        "settings": {}, "source": {"kind": "folder", "name": "photos", "path": str(photos)}, "images": images,
-        "damaged": 0, "dim": dim, "largest_norm": largest, "approximate": None, "versions": provenance.versions(),
-    })
+    writer.commit(
+        {
+            "checkpoint": {"path": str(checkpoint), "checksum": checksum},
+            "identity": {"checksum": checksum, "image_size": model.image_size, "dtype": "float32", "stored": "float32"},
+            "settings": {},
+            "source": {"kind": "folder", "name": "photos", "path": str(photos)},
+            "images": images,
+            "damaged": 0,
+            "dim": dim,
+            "largest_norm": largest,
+            "approximate": None,
+            "versions": provenance.versions(),
+        }
+    )
     return index
 
 
