@@ -104,7 +104,7 @@ def build_table(store: PairStore, tokenizer: Tokenizer) -> PairTable:
                 )  # fmt: skip
             image_keys.append(image_numbers[pair.image_id])
             text_keys.append(keys.key(pair.text_id, text))
-        for ids in tokenizer.encode(texts):
+        for ids in tokenizer.encode([pair.text for pair in pairs]):
             # As long as allowed means cut, or exactly fitting; the report of `data check` tells the two apart.
             cut += len(ids) == tokenizer.context_length
             tokens.extend(ids)
@@ -140,7 +140,11 @@ class PairDataset(Dataset):
         self, store: PairStore, table: PairTable, preprocessing: Preprocessing | None, reduced: bool = True
     ) -> None:
         self.store, self.table, self.preprocessing = store, table, preprocessing
-        self.pictures = preprocessing and Pictures(store.image_ids, store.image_view, preprocessing, reduced=reduced)
+        self.pictures = (
+            None
+            if preprocessing is None
+            else Pictures(store.image_ids, store.image_view, preprocessing, reduced=reduced)
+        )
 
     def __len__(self) -> int:
         return len(self.table)

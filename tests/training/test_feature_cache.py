@@ -178,6 +178,24 @@ def test_faults_are_those_of_blocks_as_they_were_written(tmp_path):
     assert rows.missing() == [second] and not rows.has(second) and rows.read().sum() == 8
 
 
+def test_a_disk_that_takes_no_more_is_told_and_the_block_is_not_marked(tmp_path, monkeypatch):
+    rows = Rows(tmp_path, 8, 4, views=2, dtype=np.float16)
+    rows.create(2)
+    blocks = rows.missing()
+    rows.write(blocks[1], np.ones((4, 2)))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as changed, pytest.raises(UserError, match=r"features.npy cannot be written \(No space"):
+        changed.setattr(os, "fsync", full)
+        rows.write(blocks[2], np.ones((4, 2)))
+    assert rows.missing() == [blocks[0], *blocks[2:]]
+    for block in (blocks[0], *blocks[2:]):
+        rows.write(block, np.full((4, 2), block.number))
+    assert rows.read()[:, ::4, 0].tolist() == [[0, 1], [2, 3]] and not rows.missing()
+
+
 @pytest.mark.parametrize("name", ["features.npy", "done.npy"])
 @pytest.mark.parametrize("content", [b"", b"no array", None])
 def test_broken_arrays_are_told(stores, tmp_path, name, content):
