@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -180,10 +180,8 @@ class Rows:
         if without:
             array, kept = self.read(), np.delete(np.arange(self.count), list(without))
             with whole_file(target, advice=self.advice) as file:
-                header = np.lib.format.header_data_from_array_1_0(array) | {"shape": (len(kept), array.shape[1])}
-                np.lib.format.write_array_header_1_0(file, header)
-                for start in range(0, len(kept), self.block):
-                    file.write(array[kept[start : start + self.block]].tobytes())
+                blocks = (array[kept[at : at + self.block]] for at in range(0, len(kept), self.block))
+                write_array(file, blocks, (len(kept), array.shape[1]), self.dtype)
         elif self.file.exists():  # else an attempt that was stopped came this far
             os.replace(self.file, target)
             sync_folder(target.parent)
@@ -193,6 +191,14 @@ class Rows:
         files = self.folder.glob(f"{self.name}damaged-*.jsonl")
         entries = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
         return dict(sorted(((e, None) if isinstance(e, int) else e for e in entries), key=lambda entry: entry[0]))
+
+
+def write_array(file: IO[bytes], blocks: Iterable[np.ndarray], shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """An array ``.npy`` of blocks one behind the other, which are never all in memory."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    for block in blocks:
+        file.write(np.ascontiguousarray(block, dtype).data)
 
 
 def _new_array(path: Path, shape: tuple[int, ...], dtype: np.dtype, advice: str) -> None:

@@ -25,6 +25,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
+from cnclip_ft.features.rows import write_array
 from cnclip_ft.search.index.listing import Key
 from data_tools.atomic import LEFTOVER, leftovers, whole_file
 from data_tools.errors import RequestError, UserError
@@ -252,12 +253,8 @@ class IndexWriter:
     def features(self, rows: Iterable[np.ndarray], count: int, dim: int, dtype: np.dtype) -> None:
         """Write blocks ``[n, dim]``, `count` rows in all."""
         with _told(self.folder):
-            path = self._name("features", "npy")
-            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count, dim)}
-            with open(path, "wb") as file:
-                np.lib.format.write_array_header_1_0(file, header)
-                for block in rows:
-                    file.write(np.ascontiguousarray(block, dtype=dtype).data)
+            with open(self._name("features", "npy"), "wb") as file:
+                write_array(file, rows, (count, dim), dtype)
                 _to_disk(file)
 
     def items(self, items: Sequence[tuple[Key, str]]) -> None:
