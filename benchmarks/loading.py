@@ -24,7 +24,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 MAKE = """
 import sys, torch
-from cnclip_ft.models.build import Checkpoint, assemble, recognise
+from cnclip_ft.models.build import Checkpoint, assemble
+from cnclip_ft.models.formats.recognise import recognise
 from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
 from cnclip_ft.models.checkpoints import save_checkpoint
 from cnclip_ft.models.families.chinese_clip.roberta import RobertaTower

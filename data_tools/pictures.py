@@ -18,6 +18,8 @@ from data_tools.errors import DataFault, RequestError
 from data_tools.metadata import JpegStart, bare, jpeg_scans, jpeg_start, tiff_weight
 from data_tools.upright import orientation_of, to_rgb
 
+_LONG = 16  # sides of the square that a picture to be cropped may be long
+
 
 def _limit(name: str, default: int) -> int:
     value = os.environ.get(name, "").replace("_", "").replace(",", "") or str(default)
@@ -324,3 +326,20 @@ def reencode(data: bytes, how: Reencoding, *, pixel_limit: int = PIXEL_LIMIT) ->
         buffer = io.BytesIO()
         image.save(buffer, how.format.upper(), quality=85 if how.quality is None else how.quality)
     return buffer.getvalue()
+
+
+def middle(image: Image.Image, size: int) -> Image.Image:
+    """The middle, `size` × `size`, of the picture with its shorter side at `size` pixels, resized bicubically.
+
+    Both roundings go down, as in transformers.
+    """
+    width, height = image.size
+    short = min(height, width)
+    tall, wide = size * height // short, size * width // short
+    top, left = (tall - size) // 2, (wide - size) // 2
+    if max(tall, wide) <= _LONG * size:
+        resized = image.resize((wide, tall), Image.Resampling.BICUBIC)
+        return resized.crop((left, top, left + size, top + size))
+    down, across = height / tall, width / wide  # a line: whole it would take gigabytes
+    box = left * across, top * down, min((left + size) * across, width), min((top + size) * down, height)
+    return image.resize((size, size), Image.Resampling.BICUBIC, box)

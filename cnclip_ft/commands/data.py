@@ -271,7 +271,7 @@ def check(
     """
     import json
 
-    from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
+    from cnclip_ft.models.build import read_tokenizer
     from data_tools.atomic import whole_file
     from data_tools.check import judge, measure
     from data_tools.check.page import BEGINS, write_page
@@ -285,7 +285,7 @@ def check(
         [(json_file, json_with("splits", "leakage", "findings"), ours), (html_file, begins(BEGINS), ours)],
         [store.path for store in opened.values()],
     )
-    lengths = TextTokenizer(vocabulary, context_length).lengths
+    lengths = read_tokenizer({"context_length": context_length}, vocabulary).lengths
     report = judge(
         [
             measure(store, lengths=lengths, context_length=context_length, decode=decode, workers=workers)

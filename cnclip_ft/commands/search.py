@@ -92,6 +92,7 @@ def query(
     """
     import json
 
+    from cnclip_ft.models.preprocessing import SquarePicture
     from cnclip_ft.search.engine.engine import open_engine
     from cnclip_ft.search.engine.query import Question
     from cnclip_ft.search.engine.threshold import read_threshold
@@ -105,7 +106,10 @@ def query(
     given = None
     if image is not None:
         try:
-            given = uploaded_pixels(read_file(image), opened.info["identity"]["image_size"])
+            identity = opened.info["identity"]
+            cropped = identity["image_transform"]["crop"] is not None
+            picture = SquarePicture(identity["image_size"], "crop" if cropped else "squash")
+            given = uploaded_pixels(read_file(image), picture)
         except DataFault as error:
             raise RequestError(error.problem if error.kind == MISSING else f"{image}: {error.problem}") from None
     question = Question(text, without, given, None, image_share, not_weight, top)

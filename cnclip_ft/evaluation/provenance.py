@@ -96,11 +96,13 @@ def describe_checkpoint(model: DualEncoder, path: str | Path) -> dict[str, Any]:
 
 def describe_settings(model: DualEncoder, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """Transform, text preparation, precision: what two scores must share to be comparable."""
-    tower = model.image_tower
+    picture = model.image_tower.preprocessing
+    squash = picture.fit == "squash"
     return {
         "image_transform": {
-            "size": tower.image_size, "resize": "square squash, antialiased bicubic on uint8", "crop": None,
-            "input": tower.input, "mean": list(tower.mean), "std": list(tower.std),
+            "size": picture.size, "resize": f"{'square squash' if squash else 'shorter side'}, antialiased bicubic on uint8",
+            "crop": None if squash else "centre",
+            "input": picture.input, "mean": list(picture.mean), "std": list(picture.std),
         },
         "text": {
             "context_length": model.context_length, "vocabulary": model.tokenizer.vocab_size,

@@ -36,6 +36,8 @@ def check(model: DualEncoder) -> None:
             wrong.append("its image layers are not four times as wide inside")
     elif image["kind"] == "foreign":
         wrong.append(f"its image tower is {image['factory']}")
+    elif image["kind"] != "resnet":
+        wrong.append(f"its image tower is of kind {image['kind']}")
     elif len(image["layers"]) != 4 or image["heads"] != image["width"] * 32 // 64:
         wrong.append("its ResNet has not four stages and heads of 64")
     if "mean" in image:

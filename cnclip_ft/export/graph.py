@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.models.preprocessing import normalise
 
 
 class ImageEncoder(nn.Module):
@@ -15,14 +14,11 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, model: DualEncoder) -> None:
         super().__init__()
-        tower = model.image_tower
-        self.dtype, self.colours = model.dtype, (tower.mean, tower.std) if tower.input == "normalised" else None
-        self.tower = tower.graph()
+        self.dtype, self.preprocessing = model.dtype, model.image_tower.preprocessing
+        self.tower = model.image_tower.graph()
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        if self.colours is not None:
-            pixels = normalise(pixels, *self.colours, self.dtype)
-        return F.normalize(self.tower(pixels).float(), dim=1)
+        return F.normalize(self.tower(self.preprocessing.normalise(pixels, self.dtype)).float(), dim=1)
 
 
 class TextEncoder(nn.Module):

@@ -7,10 +7,9 @@ from pathlib import Path
 import torch
 
 from cnclip_ft.export.order import Order
-from cnclip_ft.models.build import describe_model
+from cnclip_ft.models.build import describe_model, read_tokenizer
 from cnclip_ft.models.checkpoints import load, read_info, save_checkpoint
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
 from cnclip_ft.models.preprocessing import normalise
 from data_tools.errors import RequestError
 
@@ -25,7 +24,7 @@ def check(model: DualEncoder) -> None:
     if kind != "vit" or pooling != "cls":
         raise RequestError(
             "transformers' ChineseCLIPModel is a ViT with a [CLS]-pooled RoBERTa; the towers of this checkpoint are "
-            f"{_WORDS[kind]} and a {pooling}-pooled RoBERTa. It can be used with cnclip_ft.load as it is"
+            f"{_WORDS.get(kind, kind)} and a {pooling}-pooled RoBERTa. It can be used with cnclip_ft.load as it is"
             + (", or exported with --to cn_clip" if kind == "resnet" and pooling == "cls" else "")
         )
 
@@ -52,8 +51,7 @@ def read_features(target: Path, pixels: torch.Tensor, texts: list[str]) -> tuple
     finally:
         if shown:
             logging.enable_progress_bar()
-    processor = read_info(target)["model"]
-    tokenizer = TextTokenizer(target / "vocab.txt", processor["context_length"])
+    tokenizer = read_tokenizer(read_info(target)["model"], target)
     ids, mask = tokenizer.pad(tokenizer.encode(texts))
     mean, std = _mean_std(target)
     image = model.get_image_features(pixel_values=normalise(pixels, mean, std)).pooler_output

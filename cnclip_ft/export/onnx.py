@@ -72,10 +72,17 @@ def write(model: DualEncoder, target: Path, order: Order) -> None:
     model.tokenizer.save(target)
     text = json.dumps(describe(model, order), indent=2, ensure_ascii=False) + "\n"
     (target / DESCRIPTION).write_text(text, encoding="utf-8")
-    shutil.copyfile(Path(__file__).with_name("onnx_example.py"), target / "example.py")
+    if example_fits(model, target):
+        shutil.copyfile(Path(__file__).with_name("onnx_example.py"), target / "example.py")
     for file in target.iterdir():
         with open(file, "rb+") as handle:
             os.fsync(handle.fileno())
+
+
+def example_fits(model: DualEncoder, folder: Path) -> bool:
+    """Whether ``example.py`` prepares pictures and texts as this model wants them."""
+    whole = model.image_tower.preprocessing.fit == "squash" and model.tokenizer.padding == "longest"
+    return whole and (folder / "tokenizer.json").is_file()
 
 
 def write_graph(encoder: nn.Module, side: str, model: DualEncoder, path: Path) -> None:
@@ -128,8 +135,9 @@ def quiet() -> Iterator[None]:
 
 def describe(model: DualEncoder, order: Order) -> dict:
     """``description.json``: all it takes to use the two files without this package."""
-    tower = model.image_tower
-    size = tower.image_size
+    tower, picture, tokenizer = model.image_tower, model.image_tower.preprocessing, model.tokenizer.describe()
+    size = picture.size
+    cropped = picture.fit == "crop"
     return {
         "format": 1, "opset": OPSET, "dtype": order.dtype, "source": order.info["exported_from"],
         "quantisation": None if order.dtype != "int8" else "dynamic" if order.calibration is None else "static",
@@ -137,15 +145,17 @@ def describe(model: DualEncoder, order: Order) -> dict:
         "image": {
             "file": "image.onnx", "input": INPUTS["image"], "output": OUTPUT, "type": "uint8",
             "shape": ["batch", 3, size, size], "size": size, "colours": "RGB",
-            "resize": "square squash (no crop, aspect ratio not kept), bicubic",
-            "normalisation": "inside the graph; give bytes 0 to 255" if tower.input == "normalised" else None,
-            "mean": list(tower.mean), "std": list(tower.std),
-        },
+            "resize": "shorter side to size, bicubic, then the middle" if cropped else
+                      "square squash (no crop, aspect ratio not kept), bicubic",
+            "normalisation": "inside the graph; give bytes 0 to 255" if picture.input == "normalised" else None,
+            "mean": list(picture.mean), "std": list(picture.std),
+        } | ({"fit": "crop"} if cropped else {}),
         "text": {
             "file": "text.onnx", "input": INPUTS["text"], "output": OUTPUT, "type": "int64",
             "shape": ["batch", "tokens"], "context_length": model.context_length, "pad_id": model.tokenizer.pad_id,
-            "preparation": "tokenizer.json does it all; pad to the longest of the batch, the mask is made inside the graph",
-        },
+            "preparation": f"{model.tokenizer.preparation}; pad to {model.tokenizer.padding}" if tokenizer else
+                           "tokenizer.json does it all; pad to the longest of the batch, the mask is made inside the graph",
+        } | ({"tokenizer": tokenizer} if tokenizer else {}),
         "output": "float32 [batch, dimension] of unit length: a product of two is their cosine",
     } | ({"logit_bias": model.logit_bias.item()} if model.logit_bias is not None else {})  # fmt: skip
 
@@ -177,7 +187,9 @@ def _parts(items: torch.Tensor | list) -> Iterator[torch.Tensor | list]:
 
 def advice(model: DualEncoder, output: Path) -> str:
     """How to try what was written."""
+    said = f"ONNX opset {OPSET}; see {output / DESCRIPTION}"
+    if not example_fits(model, output):
+        return said
     return (
-        f"ONNX opset {OPSET}; see {output / DESCRIPTION}, or try it (onnxruntime, tokenizers, numpy, Pillow): "
-        f"python {output / 'example.py'} PICTURE … TEXT …"
+        f"{said}, or try it (onnxruntime, tokenizers, numpy, Pillow): python {output / 'example.py'} PICTURE … TEXT …"
     )

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
+from cnclip_ft.models.build import read_tokenizer
 from cnclip_ft.models.formats.files import read_json
 from cnclip_ft.models.preprocessing import SquarePicture
 from data_tools.errors import UserError
@@ -28,9 +28,10 @@ class OnnxEncoder(nn.Module):
         description = read_json(folder / "description.json")
         self.image_size = description["image"]["size"]
         self.image_tower = SimpleNamespace(
-            output_dim=description["dimension"], preprocessing=SquarePicture(self.image_size)
+            output_dim=description["dimension"],
+            preprocessing=SquarePicture(self.image_size, description["image"].get("fit", "squash")),
         )
-        self.tokenizer = TextTokenizer(folder / "vocab.txt", description["text"]["context_length"])
+        self.tokenizer = read_tokenizer(description["text"], folder)
         self.image, self.text = (open_session(folder / description[side]["file"]) for side in ("image", "text"))
 
     def image_features(self, pixels: torch.Tensor) -> torch.Tensor:

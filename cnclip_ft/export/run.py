@@ -17,6 +17,7 @@ from cnclip_ft.features.encode import encode_source
 from cnclip_ft.features.sources import Source, store_source
 from cnclip_ft.models.checkpoints import CHECKPOINT, INFO, WEIGHTS_SUM, load, read_info
 from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.models.registry import family_of
 from cnclip_ft.retrieval.recall import RetrievalScores, recall
 from data_tools.errors import RequestError, UserError
 from data_tools.outputs import FolderKind, is_empty, refuse_foreign_file, refuse_overlap
@@ -88,6 +89,11 @@ def export_checkpoint(
     order = Order(_history(checkpoint), dtype, None if calibrate is None else _split(calibrate))
     judge = None if verify is None else _split(verify)
     model = load(checkpoint, source=source, trust_import=trust_import)
+    exports = family_of(model.text_tower).exports
+    if to not in exports:
+        raise RequestError(
+            f"--to {to}: a text tower of kind {model.text_tower.kind} has no place there; use {', '.join(exports)}"
+        )
     writer.check(model)
     scratch = Scratch(real_place(output), "exporting", "exporting to this place")
     beside = scratch.folder / "new"

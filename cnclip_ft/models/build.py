@@ -1,4 +1,4 @@
-"""Description ↔ model: what besides weights and vocabulary it takes to build one, and what tensors alone can say.
+"""Description ↔ model: what besides weights and vocabulary it takes to build one.
 
 A described model is laid out without memory (on torch's meta device) and the weights that were read become its own:
 loading takes the memory of the weights once.
@@ -7,27 +7,20 @@ loading takes the memory of the weights once.
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import ChineseCLIPTextConfig, ChineseCLIPVisionConfig
 
-from cnclip_ft.models.contract import ImageTower, TextTower, Tokenizer
+from cnclip_ft.models.contract import ImageTower, TextTower, Tokenizer, Tower
 from cnclip_ft.models.description import checked_description
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.models.families.chinese_clip import resnet, vit
-from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES, VOCABULARY, Architecture, ResNet
-from cnclip_ft.models.families.chinese_clip.numbers import side_of
-from cnclip_ft.models.families.chinese_clip.roberta import TEXT_KEYS
-from cnclip_ft.models.families.chinese_clip.wordpiece import CONTEXT_LENGTH, TextTokenizer
+from cnclip_ft.models.families.chinese_clip.catalog import Architecture
 from cnclip_ft.models.formats.files import Tensors
-from cnclip_ft.models.registry import image_kinds, text_kind
+from cnclip_ft.models.registry import image_kinds, text_kind, tokenizer_kind
 from data_tools.errors import RequestError
-
-_HEAD_WIDTHS = {1280: 80}  # ViT-H; all other published towers have heads of 64
 
 
 @dataclass
@@ -37,16 +30,35 @@ class Checkpoint:
     source: str
     description: dict[str, Any]
     tensors: Tensors
-    vocab_file: Path | None = None
+    vocabulary: Path | None = None  # as `Tokenizer.read` takes it
     left_over: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     trust_import: bool = False  # the user lets the file name code
     image_size: int | None = None  # wished of a tower that is code, which tells its own when it is made
 
 
-def file_name(name: str) -> str:
-    """Our parameter name → the name in the file (transformers' where it has one)."""
-    return name.removeprefix("image_tower.").removeprefix("text_tower.")
+def file_names(module: nn.Module) -> dict[str, str]:
+    """Our parameter names, of a model or a tower → the names in a file (transformers' where it has them)."""
+    if isinstance(module, Tower):
+        half = "image_tower." if isinstance(module, ImageTower) else "text_tower."
+        return {name: name if name.startswith(module.file_prefixes) else half + name for name in module.state_dict()}
+    towers = {
+        f"{half}.{name}": in_file
+        for half, tower in module.named_children()
+        if isinstance(tower, Tower)
+        for name, in_file in file_names(tower).items()
+    }
+    return {name: towers.get(name, name) for name in module.state_dict()}
+
+
+def read_tokenizer(description: dict[str, Any], place: Path | None) -> Tokenizer:
+    """The tokenizer of a checked description; `place` as `Tokenizer.read` takes it.
+
+    Raises:
+        RequestError: its files cannot be read.
+    """
+    described = description.get("tokenizer", {})
+    return tokenizer_kind(described).read(place, description["context_length"], described)
 
 
 # ---- model → description --------------------------------------------------------------------------------------------
@@ -54,13 +66,18 @@ def file_name(name: str) -> str:
 
 def describe_model(model: DualEncoder) -> dict[str, Any]:
     """Everything but weights and vocabulary that `assemble` needs."""
-    return {
-        "architecture": model.architecture.as_dict() if model.architecture else None,
-        "image": model.image_tower.describe(),
-        "text": model.text_tower.describe(),
-        "projection": model.image_tower.output_dim,
-        "context_length": model.context_length,
-    } | ({"logit_bias": True} if model.logit_bias is not None else {})
+    tokenizer = model.tokenizer.describe()
+    return (
+        {
+            "architecture": model.architecture.as_dict() if model.architecture else None,
+            "image": model.image_tower.describe(),
+            "text": model.text_tower.describe(),
+            "projection": model.image_tower.output_dim,
+            "context_length": model.context_length,
+        }
+        | ({"logit_bias": True} if model.logit_bias is not None else {})
+        | ({"tokenizer": tokenizer} if tokenizer else {})
+    )
 
 
 # ---- description → model --------------------------------------------------------------------------------------------
@@ -122,7 +139,7 @@ def assemble(checkpoint: Checkpoint) -> DualEncoder:
     if checkpoint.image_size not in (None, image.image_size):
         type(image).resized(description["image"], checkpoint.tensors, checkpoint.image_size)  # which refuses
     text = text_tower(description["text"], description["projection"])
-    tokenizer = TextTokenizer(checkpoint.vocab_file, description["context_length"])
+    tokenizer = read_tokenizer(description, checkpoint.vocabulary)
     check_vocabulary(tokenizer, text, source)
     known = description["architecture"]
     model = DualEncoder(image, text, tokenizer, Architecture.from_dict(known) if known else None)
@@ -139,7 +156,7 @@ def _check_layers(description: dict[str, Any], tensors: Tensors, source: str) ->
         if kind.layer_names is None:
             continue
         key, pattern = kind.layer_names
-        described, found = description[half][key], _count(tensors, pattern)
+        described, found = description[half][key], count_layers(own_tensors(tensors, kind, half), pattern)
         if described != found:
             raise RequestError(
                 f"{source}: the tensors are not those of the model it describes: {described} {half} layers, {found} in the weights; "
@@ -166,7 +183,8 @@ def fill(module: nn.Module, tensors: Tensors, source: str) -> None:
     Raises:
         RequestError: naming what is missing, unexpected or of another shape.
     """
-    own = {file_name(name): (name, tensor) for name, tensor in module.state_dict().items()}
+    names = file_names(module)
+    own = {names[name]: (name, tensor) for name, tensor in module.state_dict().items()}
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or extra:
         said = [f"{len(names)} {what} ({', '.join(names[:3])}{', …' * (len(names) > 3)})"
@@ -213,102 +231,30 @@ def _make_buffers(module: nn.Module) -> None:
             part.register_buffer(name, made, persistent=False)
 
 
-# ---- tensors → description ------------------------------------------------------------------------------------------
+def own_tensors(tensors: Tensors, kind: type[Tower], half: str) -> Tensors:
+    """Those of one tower out of a file, by the tower's own names."""
+    if kind.file_prefixes:
+        return {name: tensor for name, tensor in tensors.items() if name.startswith(kind.file_prefixes)}
+    before = f"{half}_tower."
+    return {name.removeprefix(before): tensor for name, tensor in tensors.items() if name.startswith(before)}
 
 
-def recognise(tensors: Tensors, source: str) -> dict[str, Any]:
-    """The description from names and shapes alone, for files without a configuration.
-
-    Heads are not in a file of weights: 64 wide, as in all published sizes but ViT-H.
+def resized(numbers: dict[str, Any], tensors: Tensors, image_size: int) -> tuple[dict[str, Any], list[str]]:
+    """`ImageTower.resized` for the tensors of a file, which are changed in place.
 
     Raises:
-        RequestError: a tensor that tells the size is missing.
+        RequestError: the tower has no such resolution.
     """
-    try:
-        image, text = recognise_image(tensors), recognise_text(tensors)
-        projection = tensors["text_projection.weight"].shape[0]
-    except (KeyError, ValueError, IndexError) as error:
-        raise RequestError(f"{source}: the checkpoint is incomplete, no {error} in it") from None
-    return with_architecture({
-        "architecture": None, "image": image, "text": text, "projection": projection, "context_length": CONTEXT_LENGTH,
-    })  # fmt: skip
+    kind = image_kinds()[numbers["kind"]]
+    if kind.imports(numbers) is None:
+        with torch.device("meta"):
+            if kind.described(numbers, 1).image_size == image_size:
+                return numbers, []
+    own = own_tensors(tensors, kind, "image")
+    found = kind.resized(numbers, own, image_size)
+    tensors.update(own if kind.file_prefixes else {f"image_tower.{name}": tensor for name, tensor in own.items()})
+    return found
 
 
-def recognise_image(tensors: Tensors) -> dict[str, Any]:
-    """Image half of a description, from tensors with our file names; KeyError where one is missing."""
-    if "visual.conv1.weight" in tensors:
-        width = tensors["visual.conv1.weight"].shape[0] * 2
-        stages = _count(tensors, r"visual\.layer(\d+)\.") - 1
-        layers = tuple(_count(tensors, rf"visual\.layer{number}\.(\d+)\.") for number in range(1, stages + 1))
-        side = side_of(tensors[resnet.POSITIONS])
-        return asdict(ResNet(layers, width, width * 32 // 64, side * 4 * 2 ** (stages - 1)))
-    patch = tensors["vision_model.embeddings.patch_embedding.weight"]
-    hidden, size = patch.shape[0], patch.shape[-1]
-    config = ChineseCLIPVisionConfig(
-        hidden_size=hidden, num_hidden_layers=_count(tensors, r"vision_model\.encoder\.layers\.(\d+)\."),
-        num_attention_heads=_heads(hidden), patch_size=size, image_size=side_of(tensors[vit.POSITIONS]) * size,
-        intermediate_size=tensors["vision_model.encoder.layers.0.mlp.fc1.weight"].shape[0], hidden_act="quick_gelu",
-    )  # fmt: skip
-    return {"kind": "vit"} | {key: getattr(config, key) for key in vit.VISION_KEYS}
-
-
-def recognise_text(tensors: Tensors) -> dict[str, Any]:
-    """Text half of a description, from tensors with our file names; KeyError where one is missing."""
-    vocabulary, hidden = tensors["text_model.embeddings.word_embeddings.weight"].shape
-    config = ChineseCLIPTextConfig(
-        vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=_count(tensors, r"text_model\.encoder\.layer\.(\d+)\."),
-        num_attention_heads=_heads(hidden),
-        intermediate_size=tensors["text_model.encoder.layer.0.intermediate.dense.weight"].shape[0],
-        max_position_embeddings=tensors["text_model.embeddings.position_embeddings.weight"].shape[0],
-        type_vocab_size=tensors["text_model.embeddings.token_type_embeddings.weight"].shape[0],
-    )  # fmt: skip
-    return {"pooling": "cls"} | {key: getattr(config, key) for key in TEXT_KEYS}
-
-
-def with_architecture(description: dict[str, Any]) -> dict[str, Any]:
-    """The description with the catalogue's entry where it is one of the published sizes, else with None."""
-    found = next((known for known in ARCHITECTURES.values() if _is(known, description)), None)
-    return description | {"architecture": found.as_dict() if found else None}
-
-
-def _is(known: Architecture, description: dict[str, Any]) -> bool:
-    image, text = description["image"], description["text"]
-    numbers = {
-        "hidden_size": known.text.hidden, "num_hidden_layers": known.text.layers, "num_attention_heads": known.text.heads,
-        "intermediate_size": known.text.intermediate or 4 * known.text.hidden, "vocab_size": known.text.vocabulary,
-    }  # fmt: skip
-    if known.projection != description["projection"] or any(text[key] != value for key, value in numbers.items()):
-        return False
-    if isinstance(known.image, ResNet):
-        return image == asdict(known.image) | {"layers": type(image.get("layers", ()))(known.image.layers)}
-    numbers = {
-        "kind": "vit", "hidden_size": known.image.hidden, "num_hidden_layers": known.image.layers,
-        "num_attention_heads": known.image.heads, "patch_size": known.image.patch, "image_size": known.image.image_size,
-        "intermediate_size": known.image.intermediate or 4 * known.image.hidden, "hidden_act": "quick_gelu",
-    }  # fmt: skip
-    return all(image.get(key) == value for key, value in numbers.items())
-
-
-def own_vocabulary(folder: Path, description: dict[str, Any], source: str) -> Path | None:
-    """``vocab.txt`` or ``tokenizer.json`` of a folder; None (the packaged list) where there is none and the sizes agree."""
-    for name in ("vocab.txt", "tokenizer.json"):
-        if (folder / name).exists():
-            return folder / name
-    if description["vocab_size"] != VOCABULARY:
-        raise RequestError(
-            f"{source}: no vocab.txt beside the weights, and {description['vocab_size']:,} tokens are not BERT-base-Chinese's {VOCABULARY:,}"
-        )
-    return None
-
-
-def _count(tensors: Tensors, pattern: str) -> int:
+def count_layers(tensors: Tensors, pattern: str) -> int:
     return max((int(match[1]) for name in tensors if (match := re.match(pattern, name))), default=-1) + 1
-
-
-def _heads(hidden: int) -> int:
-    width = _HEAD_WIDTHS.get(hidden, 64)
-    if hidden % width:
-        raise RequestError(
-            f"the number of attention heads of a width of {hidden} is not in the file; use a folder with its config.json"
-        )
-    return hidden // width

@@ -16,26 +16,23 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from transformers import ChineseCLIPConfig, ChineseCLIPTextConfig, ChineseCLIPVisionConfig
 
 from cnclip_ft.models.build import (
     Checkpoint,
     assemble,
     describe_model,
-    described_in_file,
-    file_name,
-    recognise,
-    with_architecture,
+    file_names,
+    resized,
 )
 from cnclip_ft.models.description import checked_description
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
-from cnclip_ft.models.formats.cn_clip import is_dropped, is_official, modern, to_ours
-from cnclip_ft.models.formats.files import FOLDER_FILES, read_folder, read_json, read_weights
-from cnclip_ft.models.formats.openai import is_openai
+from cnclip_ft.models.formats.chinese_clip_file import read_file
+from cnclip_ft.models.formats.files import FOLDER_FILES, read_folder, read_json
+from cnclip_ft.models.formats.recognise import with_architecture
 from cnclip_ft.models.formats.transformers_folder import read_chinese_clip
 from cnclip_ft.models.hub import find
-from cnclip_ft.models.registry import image_kinds
+from cnclip_ft.models.registry import family_of, image_kinds
 from data_tools.atomic import mend_interrupted_swap, sync_file
 from data_tools.errors import RequestError, UserError
 from data_tools.outputs import FolderKind
@@ -87,8 +84,8 @@ def save_checkpoint(model: DualEncoder, folder: str | Path, *, info: dict[str, A
         new.mkdir()
         save_file(file_tensors(model), new / "model.safetensors", metadata={"format": "pt"})
         checksum = sha256(new / "model.safetensors")
-        _write_json(new / "config.json", transformers_config(model))
-        _write_json(new / "preprocessor_config.json", processor_config(model))
+        for name, content in family_of(model.text_tower).transformers_files(model).items():
+            _write_json(new / name, content)
         model.tokenizer.save(new)
         _write_json(new / INFO, {"format": FORMAT, "model": describe_model(model), **info, WEIGHTS_SUM: checksum})
         for file in new.iterdir():
@@ -130,39 +127,13 @@ def file_tensors(model: DualEncoder) -> dict[str, torch.Tensor]:
     """The model's tensors on the CPU by file name; no two share memory (a tower by import path may tie some)."""
     tensors: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
+    names = file_names(model)
     for name, tensor in model.state_dict().items():
         tensor = tensor.detach().cpu().contiguous()
         place = tensor.untyped_storage().data_ptr()
-        tensors[file_name(name)] = tensor.clone() if place in seen else tensor
+        tensors[names[name]] = tensor.clone() if place in seen else tensor
         seen.add(place)
     return tensors
-
-
-def transformers_config(model: DualEncoder) -> dict[str, Any]:
-    """`config.json`; for towers transformers does not know, only what they are."""
-    description = describe_model(model)
-    if description["image"]["kind"] != "vit" or description["text"]["pooling"] != "cls":
-        return {"model_type": "cnclip_ft", "note": f"read with cnclip_ft.load; details in {INFO}"}
-    vision = {k: v for k, v in description["image"].items() if k not in ("kind", "mean", "std")} | {
-        "projection_dim": description["projection"]
-    }
-    text = {k: v for k, v in description["text"].items() if k != "pooling"}
-    config = ChineseCLIPConfig(
-        text_config=ChineseCLIPTextConfig(**text).to_dict(), vision_config=ChineseCLIPVisionConfig(**vision).to_dict(),
-        projection_dim=description["projection"], logit_scale_init_value=model.logit_scale.item(),
-    )  # fmt: skip
-    return config.to_dict() | {"architectures": ["ChineseCLIPModel"], "dtype": str(model.dtype).removeprefix("torch.")}
-
-
-def processor_config(model: DualEncoder) -> dict[str, Any]:
-    """`preprocessor_config.json`: the square squash (transformers' defaults would crop)."""
-    tower = model.image_tower
-    return {
-        "image_processor_type": "ChineseCLIPImageProcessor", "processor_class": "ChineseCLIPProcessor",
-        "do_convert_rgb": True, "do_resize": True, "size": {"height": tower.image_size, "width": tower.image_size},
-        "resample": 3, "do_center_crop": False, "do_rescale": True, "rescale_factor": 1 / 255,
-        "do_normalize": True, "image_mean": list(tower.mean), "image_std": list(tower.std),
-    }  # fmt: skip
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -197,47 +168,22 @@ def read_checkpoint(path: Path, dtype: torch.dtype = torch.float32) -> Checkpoin
     """
     if path.name in FOLDER_FILES and (path.parent / "config.json").is_file():
         path = path.parent  # the configuration beside a file knows more than its tensors
-    return _read_folder(path, dtype) if path.is_dir() else _read_file(path, dtype)
+    return _read_folder(path, dtype) if path.is_dir() else read_file(path, dtype)
 
 
 def _read_folder(folder: Path, dtype: torch.dtype) -> Checkpoint:
     if (folder / INFO).exists():
         description = checked_description(read_info(folder).get("model"), str(folder / INFO))
-        return Checkpoint(str(folder), description, read_folder(folder, dtype).tensors, folder / "vocab.txt")
+        return Checkpoint(str(folder), description, read_folder(folder, dtype).tensors, folder)
     if (folder / "config.json").exists():
         return read_chinese_clip(folder, dtype)
     inside = sorted(p for p in folder.glob("*.pt") if p.name in {a.file for a in ARCHITECTURES.values()})
     if len(inside) == 1:
-        return _read_file(inside[0], dtype)
+        return read_file(inside[0], dtype)
     run = [str(info.parent) for info in sorted(folder.glob(f"*/*/{INFO}"))]
     if run:
         raise RequestError(f"{folder}: the folder of a run; name one of its checkpoints: {', '.join(run)}")
     raise RequestError(f"{folder}: not a checkpoint (neither {INFO} nor config.json in it)")
-
-
-def _read_file(path: Path, dtype: torch.dtype) -> Checkpoint:
-    content = read_weights(path, dtype)
-    tensors = content.tensors
-    if is_official(tensors):
-        left_over = sorted(content.file_names[name] for name in tensors if is_dropped(name))
-        try:
-            tensors = to_ours(tensors)
-        except RequestError as error:
-            raise RequestError(f"{path}: {error}") from None
-    elif "text_projection.weight" in tensors and any(name.startswith("text_model.") for name in tensors):
-        left_over = sorted(name for name in tensors if is_dropped(name))
-        tensors = modern({name: tensor for name, tensor in tensors.items() if not is_dropped(name)})
-    elif is_openai(tensors):
-        raise RequestError(
-            f"{path}: an English CLIP. Its image tower may be a start: model.start={{image: {path}, text: a BERT folder}}"
-        )
-    else:
-        raise RequestError(
-            f"{path}: not a Chinese CLIP (it has no text_projection, or no bert. or text_model. tensors)"
-        )
-    described = content.extras.get("cnclip_ft")  # beside the state dict of the files we export
-    description = recognise(tensors, str(path)) if described is None else described_in_file(described, str(path))
-    return Checkpoint(str(path), description, tensors, None, left_over + content.left_over, content.notes)
 
 
 def load(
@@ -286,7 +232,7 @@ def open_checkpoint(
         checkpoint.image_size = image_size
     if image_size is None or checkpoint.image_size is not None:
         return checkpoint
-    image, notes = kind.resized(checkpoint.description["image"], checkpoint.tensors, image_size)
+    image, notes = resized(checkpoint.description["image"], checkpoint.tensors, image_size)
     checkpoint.description = with_architecture(checkpoint.description | {"image": image})
     checkpoint.notes += notes
     return checkpoint
@@ -301,7 +247,7 @@ def saved_state(model: DualEncoder, folder: Path) -> dict[str, torch.Tensor]:
     tensors, own = read_folder(folder).tensors, model.state_dict()
     if model.logit_bias is not None:  # checkpoints of before did not keep it
         tensors.setdefault("logit_bias", own["logit_bias"])
-    names = {name: file_name(name) for name in own}
+    names = file_names(model)
     if set(names.values()) != tensors.keys():
         raise RequestError(f"{folder}: the tensors are not those of the model that is trained")
     return {name: tensors[own] for name, own in names.items()}

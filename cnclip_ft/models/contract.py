@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cnclip_ft.models.preprocessing import OPENAI_MEAN, OPENAI_STD, SquarePicture
+from cnclip_ft.models.preprocessing import SquarePicture
 from cnclip_ft.models.schema import Part, TextPart
 from data_tools.errors import RequestError
 
@@ -128,8 +128,11 @@ class Tokenizer(ABC):
 
     @classmethod
     @abstractmethod
-    def read(cls, folder: Path, context_length: int, described: dict[str, Any]) -> Tokenizer:
+    def read(cls, place: Path | None, context_length: int, described: dict[str, Any]) -> Tokenizer:
         """Of the files `save` wrote and what `describe` gave.
+
+        Args:
+            place: their folder; for kinds whose vocabulary is one file, that file; None for a kind that has its own.
 
         Raises:
             RequestError: they cannot be read.
@@ -160,7 +163,8 @@ class Tower(nn.Module, ABC):
     """The description's key for the number of layers, and the pattern of tensors' names whose group is a layer's number: so
     that a number the weights do not have is refused before so many layers are laid out."""
     file_prefixes: ClassVar[tuple[str, ...]] = ()
-    """How its parameters' names begin where files hold them without ``image_tower.`` or ``text_tower.`` before; () otherwise."""
+    """How its parameters' names begin where files hold them without ``image_tower.`` or ``text_tower.`` before; () puts that
+    before every name, so that no kind of the other half can have the same."""
     can_be_new: ClassVar[bool] = True
     """Whether a recipe may make one with random weights (`fresh`)."""
     output_dim: int
@@ -223,10 +227,8 @@ class Tower(nn.Module, ABC):
 class ImageTower(Tower):
     """Pixels in, features out: a trunk, which a feature cache can stand for, and a projection."""
 
-    image_size: int
-    mean: Sequence[float] = OPENAI_MEAN
-    std: Sequence[float] = OPENAI_STD
-    input: Literal["normalised", "uint8"] = "normalised"
+    preprocessing: SquarePicture
+    """From an encoded picture to what `trunk` takes."""
     patch_dropout: float | None = None
     """Share of the patches left out of a training step, drawn per picture (arXiv 2212.00794); None where it cannot."""
 
@@ -263,9 +265,9 @@ class ImageTower(Tower):
         raise RequestError(f"image_size {image_size}: a tower of kind {cls.kind} has a size of its own; leave it out")
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        """From an encoded picture to what `trunk` takes; a tower that does not see a squashed square says its own."""
-        return SquarePicture(self.image_size, "squash", tuple(self.mean), tuple(self.std), self.input)
+    def image_size(self) -> int:
+        """Side of the pictures it takes, in pixels."""
+        return self.preprocessing.size
 
     @abstractmethod
     def trunk(self, pixels: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from cnclip_ft.models.families.chinese_clip.catalog import Architecture
-from cnclip_ft.models.registry import UNNAMED, image_kinds, text_kinds
+from cnclip_ft.models.registry import UNNAMED, image_kinds, text_kinds, tokenizer_kinds
 from cnclip_ft.models.schema import Part, TextPart, Width, checked
 from data_tools.errors import RequestError
 
@@ -19,6 +19,7 @@ class Description(Part):
     projection: Width
     context_length: Annotated[int, Field(ge=3, le=1 << 16)]
     logit_bias: Literal[True] | None = None  # a tensor of that name is among the weights
+    tokenizer: dict[str, Any] | None = None  # None is the kind of descriptions that are older than the word
 
 
 def checked_description(found: Any, where: str) -> dict[str, Any]:
@@ -52,6 +53,12 @@ def checked_description(found: Any, where: str) -> dict[str, Any]:
             raise RequestError(
                 f"{where}: model.architecture is no entry of the catalogue; set it to null, or fetch the checkpoint again"
             ) from None
+    tokenizer = described.pop("tokenizer")
+    if tokenizer is not None:
+        kinds, name = tokenizer_kinds(), tokenizer.get("kind")
+        if not isinstance(name, str) or name not in kinds:
+            raise RequestError(f"{place}.tokenizer.kind is {repr(name)[:60]}, expected: {' or '.join(kinds)}. {mend}")
+        described["tokenizer"] = checked(kinds[name].schema, tokenizer, f"{place}.tokenizer", mend).model_dump()
     if described["logit_bias"] is None:
         del described["logit_bias"]
     return described | {"image": {key: value for key, value in described["image"].items() if value is not None}}

@@ -14,7 +14,6 @@ from torch import nn
 from cnclip_ft.models.contract import ImageTower, TextTower, Tokenizer
 from cnclip_ft.models.families.chinese_clip.catalog import Architecture
 from cnclip_ft.models.modes import evaluation_mode
-from cnclip_ft.models.preprocessing import normalise
 
 LOGIT_SCALE_START = math.log(1 / 0.07)
 LOGIT_SCALE_LIMIT = math.log(100)
@@ -65,9 +64,7 @@ class DualEncoder(nn.Module):
     def image_trunk(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 ``[n, 3, s, s]`` → ``[n, width]``, before the projection: what a feature cache keeps."""
         tower = self.image_tower
-        if tower.input == "normalised":
-            pixels = normalise(pixels, tower.mean, tower.std, self.dtype)
-        return tower.trunk(pixels)
+        return tower.trunk(tower.preprocessing.normalise(pixels, self.dtype))
 
     def image_features(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 ``[n, 3, s, s]`` on the model's device → unit ``[n, dim]`` fp32 (fp64 of an fp64 model)."""

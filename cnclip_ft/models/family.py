@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from cnclip_ft.models.contract import ImageTower, TextTower, Tokenizer
+from cnclip_ft.models.dual_encoder import DualEncoder
 
 
 class Family:
     image_towers: tuple[type[ImageTower], ...] = ()
     text_towers: tuple[type[TextTower], ...] = ()
     tokenizers: tuple[type[Tokenizer], ...] = ()
+    exports: tuple[str, ...] = ("onnx",)
+    """Formats its text towers may be exported to, by name."""
+
+    def transformers_files(self, model: DualEncoder) -> dict[str, dict[str, Any]]:
+        """The files of a checkpoint that transformers reads, as JSON by name; of models it does not know, who does."""
+        return {
+            "config.json": {"model_type": "cnclip_ft", "note": "read with cnclip_ft.load; details in cnclip_ft.json"}
+        }

@@ -18,7 +18,7 @@ from PIL import Image
 
 from data_tools.errors import DataFault
 from data_tools.metadata import jpeg_orientation
-from data_tools.pictures import MISSING, PIXEL_LIMIT, open_upright, plain_jpeg, read_file, upright
+from data_tools.pictures import MISSING, PIXEL_LIMIT, middle, open_upright, plain_jpeg, read_file, upright
 
 try:
     import simplejpeg
@@ -29,7 +29,6 @@ OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 DECODER = "simplejpeg" if simplejpeg else "pillow"  # they choose their reduced scales differently
 # Since version 13 Pillow resamples down before across where the height shrinks by more than twice as much.
-_LONG = 16  # sides of the square that a picture to be cropped may be long
 _PILLOW_TALL_FIRST = int(PIL.__version__.split(".")[0]) >= 13
 
 
@@ -151,22 +150,9 @@ def squash(pixels: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def crop(pixels: torch.Tensor, size: int) -> torch.Tensor:
-    """uint8 ``[3, h, w]`` → the middle, uint8 ``[3, size, size]``, of the picture with its shorter side at `size` pixels.
-
-    By Pillow, whose pixels these are; both roundings go down, as in transformers.
-    """
-    height, width = pixels.shape[1:]
-    short = min(height, width)
-    tall, wide = size * height // short, size * width // short
-    top, left = (tall - size) // 2, (wide - size) // 2
+    """uint8 ``[3, h, w]`` → the middle, uint8 ``[3, size, size]``, of the picture with its shorter side at `size` pixels."""
     image = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
-    if max(tall, wide) <= _LONG * size:
-        middle = image.resize((wide, tall), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
-    else:  # a line: whole it would take gigabytes
-        down, across = height / tall, width / wide
-        box = left * across, top * down, min((left + size) * across, width), min((top + size) * down, height)
-        middle = image.resize((size, size), Image.Resampling.BICUBIC, box)
-    return torch.from_numpy(np.array(middle)).permute(2, 0, 1)
+    return torch.from_numpy(np.array(middle(image, size))).permute(2, 0, 1)
 
 
 def _interpolate(batch: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

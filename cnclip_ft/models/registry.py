@@ -44,6 +44,16 @@ def tokenizer_kinds() -> dict[str, type[Tokenizer]]:
     return {tokenizer.kind: tokenizer for family in families() for tokenizer in family.tokenizers}
 
 
+def tokenizer_kind(described: dict[str, Any]) -> type[Tokenizer]:
+    """Of what a checked description says of the tokenizer."""
+    return tokenizer_kinds()[described.get("kind", UNNAMED["tokenizer"])]
+
+
+def family_of(tower: TextTower) -> Family:
+    """Who brings the tower; what a checkpoint is to other libraries goes by its text tower, as pictures may come from anywhere."""
+    return next(family for family in families() if type(tower) in family.text_towers)
+
+
 def text_kind(described: dict[str, Any]) -> type[TextTower]:
     """Of the text half of a checked description."""
     return text_kinds()[described.get("kind", UNNAMED["text"])]

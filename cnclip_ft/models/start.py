@@ -9,17 +9,16 @@ from typing import Any
 
 import torch
 
-from cnclip_ft.models.build import assemble, check_vocabulary, fill, image_tower, text_tower
+from cnclip_ft.models.build import assemble, check_vocabulary, fill, image_tower, read_tokenizer, resized, text_tower
 from cnclip_ft.models.checkpoints import INFO, open_checkpoint, read_checkpoint
 from cnclip_ft.models.contract import ImageTower, TextTower, Tokenizer
 from cnclip_ft.models.dual_encoder import LOGIT_SCALE_LIMIT, DualEncoder
 from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
-from cnclip_ft.models.families.chinese_clip.wordpiece import CONTEXT_LENGTH, TextTokenizer
 from cnclip_ft.models.families.imported import ImportedTower
 from cnclip_ft.models.formats.bert import read_text_half
 from cnclip_ft.models.formats.openai import check_activation, read_image_half
 from cnclip_ft.models.hub import find
-from cnclip_ft.models.registry import UNNAMED, image_kinds, text_kinds
+from cnclip_ft.models.registry import UNNAMED, image_kinds, text_kind, text_kinds
 from data_tools.errors import RequestError
 
 PROJECTION = 512  # where nothing says otherwise
@@ -175,7 +174,7 @@ def _pretrained_image(
     if (path / INFO).is_file():  # one of ours, whatever its towers are
         checkpoint = read_checkpoint(path)
         numbers, dim, where = checkpoint.description["image"], checkpoint.description["projection"], checkpoint.source
-        text = ("text_model.", "text_projection.", "logit_bias")
+        text = (*(text_kind(checkpoint.description["text"]).file_prefixes or ("text_tower.",)), "logit_bias")
         left_over = sorted(name for name in checkpoint.tensors if name.startswith(text))
         tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith(text)}
         scale, notes = float(tensors.pop("logit_scale")), []
@@ -184,8 +183,8 @@ def _pretrained_image(
         numbers, dim, where, tensors, scale = half.numbers, half.projection, half.source, half.tensors, half.logit_scale
         left_over, notes = half.left_over, half.notes
     if image_size is not None:
-        numbers, resized = image_kinds()[numbers["kind"]].resized(numbers, tensors, image_size)
-        notes = notes + resized
+        numbers, said = resized(numbers, tensors, image_size)
+        notes = notes + said
     tower = image_tower(numbers, dim, source=where, trust_import=trust_import)
     fill(tower, tensors, where)
     report.loaded.append(("image tower and visual projection", where))
@@ -229,7 +228,8 @@ def _text_tower(
     report.new.append(f"text_tower.{tower.projection_name}")
     report.changed += half.notes
     report.left_over += half.left_over
-    return tower, TextTokenizer(half.vocab_file, context_length or min(CONTEXT_LENGTH, tower.max_length))
+    length = tower.tokenizer(context_length).context_length
+    return tower, read_tokenizer({"context_length": length}, half.vocabulary)
 
 
 def _refuse_unknown(spec: dict[str, Any], known: set[str], where: str) -> None:

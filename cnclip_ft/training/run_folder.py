@@ -31,7 +31,7 @@ _OURS = re.compile(
     r"cnclip-ft\.lock|recipe\.yaml|journal\.jsonl|state/state-\d+\.pt|report/(recall\.txt|recall\.json|index\.html)|"
     r"tensorboard/events\.out\.tfevents\.[^/]*|([^/]+/)?\.cnclip-ft-[0-9a-f]+\.writing|"
     r"[^/]+/(best|last|start)(\.old|\.writing)?/"
-    r"(model\.safetensors|config\.json|preprocessor_config\.json|cnclip_ft\.json|tokenizer\w*\.json|vocab\.txt|special_tokens_map\.json)"
+    r"(model\.safetensors|config\.json|preprocessor_config\.json|cnclip_ft\.json|tokenizer\w*\.json|vocab\.(txt|json)|merges\.txt|special_tokens_map\.json)"
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cnclip_ft.models.build import file_name
+from cnclip_ft.models.build import file_names
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.formats.cn_clip import to_official
 from cnclip_ft.models.start import build_start
@@ -31,7 +31,8 @@ def small(spec: dict = VIT, seed: int = 1) -> DualEncoder:
 
 def tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Tensors by file name."""
-    return {file_name(name): tensor for name, tensor in model.state_dict().items()}
+    names = file_names(model)
+    return {names[name]: tensor for name, tensor in model.state_dict().items()}
 
 
 def official(model: DualEncoder) -> dict[str, torch.Tensor]:

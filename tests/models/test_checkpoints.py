@@ -80,7 +80,9 @@ def test_transformers_reads_every_checkpoint(tmp_path):
     with torch.inference_mode():
         image = (
             theirs.eval()
-            .get_image_features(normalise(pixels(32), model.image_tower.mean, model.image_tower.std))
+            .get_image_features(
+                normalise(pixels(32), model.image_tower.preprocessing.mean, model.image_tower.preprocessing.std)
+            )
             .pooler_output
         )
         text = theirs.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
@@ -186,10 +188,10 @@ def test_the_folder_of_a_run_is_pointed_on(tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "tiny"])
 def test_published_sizes_are_recognised_from_their_tensors(name):
-    from cnclip_ft.models.build import recognise
     from cnclip_ft.models.families.chinese_clip.resnet import ResNetTower
     from cnclip_ft.models.families.chinese_clip.roberta import RobertaTower
     from cnclip_ft.models.families.chinese_clip.vit import ViTTower
+    from cnclip_ft.models.formats.recognise import recognise
 
     architecture = ARCHITECTURES[name]
     with torch.device("meta"):
@@ -235,9 +237,9 @@ def test_positions_follow_the_official_rule(tmp_path):
 
 
 def test_a_large_size_at_its_other_resolution_is_the_published_one():
-    from cnclip_ft.models.build import recognise, with_architecture
     from cnclip_ft.models.families.chinese_clip.roberta import RobertaTower
     from cnclip_ft.models.families.chinese_clip.vit import ViTTower
+    from cnclip_ft.models.formats.recognise import recognise, with_architecture
 
     architecture = ARCHITECTURES["ViT-L-14"]
     with torch.device("meta"):

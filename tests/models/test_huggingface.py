@@ -183,9 +183,11 @@ def same_pixels(pictures, folder):
     tower = load(folder).image_tower
     for picture in pictures:
         theirs = processor(images=picture, return_tensors="pt")["pixel_values"][0]
-        ours = normalise(tower.preprocessing.decode(picture)[None], tower.mean, tower.std)[0]
+        ours = normalise(tower.preprocessing.decode(picture)[None], tower.preprocessing.mean, tower.preprocessing.std)[
+            0
+        ]
         assert theirs.shape == ours.shape  # a square, nothing cropped
-        difference = (theirs - ours).abs() * torch.tensor(tower.std).view(3, 1, 1) * 255
+        difference = (theirs - ours).abs() * torch.tensor(tower.preprocessing.std).view(3, 1, 1) * 255
         assert difference.max() < 1.01 and difference.mean() < 0.05
 
 

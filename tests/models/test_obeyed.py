@@ -131,7 +131,7 @@ def test_what_cannot_be_obeyed_is_refused_by_its_key(theirs, tmp_path, name, cha
     ("tokenizer.json", lambda c: c.update(truncation={"max_length": 12, "direction": "Right", "strategy": "LongestFirst", "stride": 0}),
      lambda m: m.context_length == 12),
     ("tokenizer_config.json", lambda c: c.update(model_max_length=10**30), lambda m: m.context_length == 52),
-    ("processor_config.json", lambda c: c["image_processor"].update(do_normalize=False), lambda m: m.image_tower.mean == (0, 0, 0)),
+    ("processor_config.json", lambda c: c["image_processor"].update(do_normalize=False), lambda m: m.image_tower.preprocessing.mean == (0, 0, 0)),
     ("config.json", lambda c: c["vision_config"].update(image_size=[32, 32]), lambda m: m.image_size == 32),
     ("config.json", lambda c: c.update(text_config_dict={"layer_norm_eps": 1e-3}),
      lambda m: m.text_tower.text_model.config.layer_norm_eps == 1e-3),

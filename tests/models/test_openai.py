@@ -88,12 +88,15 @@ def test_open_clip_folder(tmp_path):
         model, report = start(str(path))
         vision = model.image_tower.vision_model.config
         assert (vision.hidden_act, vision.num_attention_heads) == ("gelu", 2) and report.changed == []
-        assert (model.image_tower.mean, model.image_tower.std) == ((0.5, 0.5, 0.5), (0.25, 0.5, 0.5))
+        assert (model.image_tower.preprocessing.mean, model.image_tower.preprocessing.std) == (
+            (0.5, 0.5, 0.5),
+            (0.25, 0.5, 0.5),
+        )
     save_checkpoint(model, tmp_path / "mine", info={})
     from cnclip_ft.models.checkpoints import load
 
     back = load(tmp_path / "mine")
-    assert back.image_tower.std == (0.25, 0.5, 0.5) and torch.equal(image_features(back), image_features(model))
+    assert back.image_tower.preprocessing.std == (0.25, 0.5, 0.5) and torch.equal(image_features(back), image_features(model))
     processor = json.loads((tmp_path / "mine" / "preprocessor_config.json").read_text())
     assert processor["image_std"] == [0.25, 0.5, 0.5]
 
@@ -126,7 +129,7 @@ def test_transformers_clip_folder(act, tmp_path):
     model, report = start(str(tmp_path))
     with torch.inference_mode():
         expected = theirs.get_image_features(
-            normalise(pixels(32), model.image_tower.mean, model.image_tower.std)
+            normalise(pixels(32), model.image_tower.preprocessing.mean, model.image_tower.preprocessing.std)
         ).pooler_output
     torch.testing.assert_close(image_features(model), torch.nn.functional.normalize(expected, dim=1), atol=1e-6, rtol=0)
     assert model.logit_scale == theirs.logit_scale and model.image_tower.output_dim == 24

@@ -17,6 +17,7 @@ from cnclip_ft.features.encode import encode_split
 from cnclip_ft.features.folder import read_set
 from cnclip_ft.models import preprocessing as images
 from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
+from cnclip_ft.models.preprocessing import SquarePicture
 from cnclip_ft.models.start import build_start
 from cnclip_ft.search.index.folder import Index
 from cnclip_ft.search.index.pictures import uploaded_pixels
@@ -87,7 +88,7 @@ def both(folder, data: bytes, *, store: bool = False):
     [
         decode_check, open_upright, lambda data: reencode(data, Reencoding(16)), lambda data: reencode(data, Reencoding(999)),
         images.SquarePicture(24).decode, lambda data: images.SquarePicture(24).decode(memoryview(data), reduced=True),
-        lambda data: uploaded_pixels(data, 24), lambda data: read_header(data[:-12]),
+        lambda data: uploaded_pixels(data, SquarePicture(24)), lambda data: read_header(data[:-12]),
     ],
 )  # fmt: skip
 def test_every_way_to_decode_gives_a_fault(look, failing) -> None:

@@ -56,7 +56,7 @@ def test_words_pictures_and_what_is_not_wanted(engine, truth):
     text, other = model.encode_texts(["一只在雪地里奔跑的狗", "a red car"])
     data = tiny.png(1234)
     picture = model.encode_images([data])[0]
-    pixels = uploaded_pixels(data, model.image_size)
+    pixels = uploaded_pixels(data, model.image_tower.preprocessing)
     asked = [
         (Question("一只在雪地里奔跑的狗", top=7), text),
         (Question(pixels=pixels, top=7), picture),

@@ -81,7 +81,7 @@ def test_the_curve_of_losses_is_that_of_the_official_step(stores, tmp_path, micr
     batches, trainer = [], prepared(recipe, 0)
     for batch in trainer.batches():
         tower, ids = trainer.model.image_tower, batch["input_ids"]
-        pixels = normalise(batch["pixels"], tower.mean, tower.std, torch.float32)
+        pixels = normalise(batch["pixels"], tower.preprocessing.mean, tower.preprocessing.std, torch.float32)
         batches.append((pixels, torch.nn.functional.pad(ids, (0, 52 - ids.shape[1]))))
     assert len(batches) == STEPS
     torch.save(batches, tmp_path / "batches.pt")

@@ -12,6 +12,7 @@ from torch import nn
 from cnclip_ft.models.contract import ImageTower
 from cnclip_ft.models.families.parts import new_projection
 from cnclip_ft.models.family import Family
+from cnclip_ft.models.preprocessing import SquarePicture
 from cnclip_ft.models.schema import Part
 from data_tools.errors import RequestError
 
@@ -36,9 +37,14 @@ class ImportedTower(ImageTower):
         module: Any = _make_foreign(path)
         self.module = module
         self.visual_projection = new_projection(module.output_dim, output_dim)
-        self.image_size, self.output_dim = int(module.image_size), output_dim
-        self.mean, self.std = tuple(module.mean), tuple(module.std)
-        self.input = getattr(module, "input", "normalised")
+        self.output_dim = output_dim
+        self.preprocessing = SquarePicture(
+            int(module.image_size),
+            "squash",
+            tuple(module.mean),
+            tuple(module.std),
+            getattr(module, "input", "normalised"),
+        )
 
     def trunk(self, pixels: torch.Tensor) -> torch.Tensor:
         features = self.module(pixels)

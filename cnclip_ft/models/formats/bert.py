@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnclip_ft.models.build import own_vocabulary, recognise_text
 from cnclip_ft.models.formats.cn_clip import is_official, modern, to_ours
 from cnclip_ft.models.formats.files import Tensors, read_json, read_weights
+from cnclip_ft.models.formats.recognise import own_vocabulary, recognise_text
 from cnclip_ft.models.formats.transformers_folder import text_numbers
 from data_tools.errors import RequestError
 
@@ -29,7 +29,7 @@ class TextHalf:
 
     numbers: dict[str, Any]
     tensors: Tensors
-    vocab_file: Path | None
+    vocabulary: Path | None
     source: str
     left_over: list[str]
     notes: list[str]

@@ -9,10 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cnclip_ft.models.build import described_in_file, recognise_image
+from cnclip_ft.models.build import described_in_file
 from cnclip_ft.models.formats.cn_clip import is_dropped, is_official, to_ours
 from cnclip_ft.models.formats.files import Content, Tensors, read_json, read_weights
 from cnclip_ft.models.formats.open_clip import open_clip_rules
+from cnclip_ft.models.formats.recognise import recognise_image
 from cnclip_ft.models.formats.transformers_folder import vision_numbers
 from data_tools.errors import RequestError
 

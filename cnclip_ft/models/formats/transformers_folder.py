@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import ChineseCLIPTextConfig, ChineseCLIPVisionConfig
 
-from cnclip_ft.models.build import Checkpoint, own_vocabulary, with_architecture
+from cnclip_ft.models.build import Checkpoint
 from cnclip_ft.models.description import checked_half
 from cnclip_ft.models.families.chinese_clip.roberta import TEXT_KEYS, Roberta
 from cnclip_ft.models.families.chinese_clip.vit import VISION_KEYS, Vit
@@ -16,6 +16,7 @@ from cnclip_ft.models.families.chinese_clip.wordpiece import CONTEXT_LENGTH
 from cnclip_ft.models.formats.cn_clip import is_dropped, modern
 from cnclip_ft.models.formats.files import read_json, read_weights
 from cnclip_ft.models.formats.folder_rules import obeyed, picture_rules, text_rules
+from cnclip_ft.models.formats.recognise import own_vocabulary, with_architecture
 from data_tools.errors import RequestError
 
 

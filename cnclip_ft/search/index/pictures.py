@@ -17,13 +17,13 @@ from data_tools.pictures import MISSING, PIXEL_LIMIT
 UNREAD = "cannot be read"  # begins a fault that may be over next time: rights, a network drive
 
 
-def uploaded_pixels(data: bytes, size: int, pixel_limit: int = PIXEL_LIMIT) -> torch.Tensor:
+def uploaded_pixels(data: bytes, preprocessing: SquarePicture, pixel_limit: int = PIXEL_LIMIT) -> torch.Tensor:
     """uint8 ``[3, size, size]`` of a picture from a stranger.
 
     Raises:
         DataFault: no picture of a known format, damaged, or above a limit, which stands before the decoding.
     """
-    return SquarePicture(size).decode(data, pixel_limit=pixel_limit)
+    return preprocessing.decode(data, pixel_limit=pixel_limit)
 
 
 def _in_words(fault: Fault | None) -> str | None:

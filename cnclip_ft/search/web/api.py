@@ -145,9 +145,10 @@ def make_app(
         data = await image.read(limits.upload_bytes + 1)
         if len(data) > limits.upload_bytes:
             raise HTTPException(413, f"the picture has more than {limits.upload_bytes / MIB:.1f} MiB")
-        size = engine.model.image_size
+        picture = engine.model.image_tower.preprocessing
+        size = picture.size
         try:
-            square = await sent.run({"do": "square", "size": size}, data)
+            square = await sent.run({"do": "square", "size": size, "fit": picture.fit}, data)
         except DataFault as error:
             raise HTTPException(413 if error.kind in _TOO_MUCH else 415, printable(error.problem)) from None
         pixels = torch.frombuffer(bytearray(square), dtype=torch.uint8).view(size, size, 3).permute(2, 0, 1)

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from data_tools.errors import DataFault, UserError
-from data_tools.pictures import Reencoding, open_upright, reencode
+from data_tools.pictures import Reencoding, middle, open_upright, reencode
 
 LENGTHS = struct.Struct(">IQ")  # of the JSON object, of the bytes
 GONE = "gone"
@@ -82,9 +82,11 @@ def _answer(job: dict[str, Any], data: bytes) -> bytes:
         return frame({"problem": f"the picture cannot be decoded ({kind})", "kind": "undecodable-image"})
 
 
-def _square(data: bytes, size: int, pixels: int) -> bytes:
+def _square(data: bytes, size: int, pixels: int, fit: str = "squash") -> bytes:
     """``[size, size, 3]``. Pillow's bicubic, the official one: the indexed pictures' stays within 1/255 of it."""
-    return open_upright(data, pixel_limit=pixels).resize((size, size), Image.Resampling.BICUBIC).tobytes()
+    picture = open_upright(data, pixel_limit=pixels)
+    square = middle(picture, size) if fit == "crop" else picture.resize((size, size), Image.Resampling.BICUBIC)
+    return square.tobytes()
 
 
 def _thumbnail(_: bytes, kind: str, path: str, key: int | str, stamp: str, how: dict[str, Any], pixels: int) -> bytes:

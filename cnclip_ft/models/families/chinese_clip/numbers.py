@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -27,15 +28,15 @@ def check_activation(name: str) -> None:
 def with_colours(tower: T, numbers: dict[str, Any]) -> T:
     """The tower with the mean and deviation of a description that names them."""
     if numbers.get("mean") and numbers.get("std"):
-        tower.mean, tower.std = tuple(numbers["mean"]), tuple(numbers["std"])
+        mean, std = tuple(numbers["mean"]), tuple(numbers["std"])
+        tower.preprocessing = replace(tower.preprocessing, mean=mean, std=std)
     return tower
 
 
 def unusual_colours(tower: ImageTower) -> dict[str, list[float]]:
     """Mean and deviation for a description, where they are not OpenAI's."""
-    if (tuple(tower.mean), tuple(tower.std)) == (OPENAI_MEAN, OPENAI_STD):
-        return {}
-    return {"mean": list(tower.mean), "std": list(tower.std)}
+    mean, std = tower.preprocessing.mean, tower.preprocessing.std
+    return {} if (mean, std) == (OPENAI_MEAN, OPENAI_STD) else {"mean": list(mean), "std": list(std)}
 
 
 def side_of(positions: torch.Tensor) -> int:

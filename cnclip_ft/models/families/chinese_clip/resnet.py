@@ -21,6 +21,7 @@ from cnclip_ft.models.contract import ImageTower
 from cnclip_ft.models.families.chinese_clip.catalog import ResNet
 from cnclip_ft.models.families.chinese_clip.fresh import check_new_size, from_recipe
 from cnclip_ft.models.families.chinese_clip.numbers import resize_positions, unusual_colours, with_colours
+from cnclip_ft.models.preprocessing import SquarePicture
 from cnclip_ft.models.schema import Colour, Layers, Pixels, Width
 from data_tools.errors import RequestError
 
@@ -148,7 +149,8 @@ class ResNetTower(ImageTower):
     def __init__(self, numbers: ResNet, output_dim: int) -> None:
         super().__init__()
         self.visual = ModifiedResNet(numbers.layers, numbers.width, numbers.heads, numbers.image_size, output_dim)
-        self.numbers, self.image_size, self.output_dim = numbers, numbers.image_size, output_dim
+        self.preprocessing = SquarePicture(numbers.image_size)
+        self.numbers, self.output_dim = numbers, output_dim
         self.checkpointing = False
 
     @classmethod

@@ -22,6 +22,7 @@ from cnclip_ft.models.families.chinese_clip.numbers import (
 )
 from cnclip_ft.models.families.chinese_clip.plain_attention import attend
 from cnclip_ft.models.families.parts import new_projection, set_checkpointing
+from cnclip_ft.models.preprocessing import SquarePicture
 from cnclip_ft.models.schema import Colour, Layers, Pixels, Share, Small, Width
 
 VISION_KEYS = (
@@ -68,7 +69,8 @@ class ViTTower(ImageTower):
         skip_unread(self.vision_model.encoder.layers, first_token=True)
         self.visual_projection = new_projection(config.hidden_size, output_dim)
         assert isinstance(config.image_size, int)  # a description holds no other
-        self.image_size, self.output_dim, self.patch_dropout = config.image_size, output_dim, 0.0
+        self.preprocessing = SquarePicture(config.image_size)
+        self.output_dim, self.patch_dropout = output_dim, 0.0
 
     @classmethod
     def described(cls, numbers: dict[str, Any], output_dim: int) -> ViTTower:

@@ -162,8 +162,8 @@ class TextTokenizer(Tokenizer):
         return {}
 
     @classmethod
-    def read(cls, folder: Path, context_length: int, described: dict[str, Any]) -> TextTokenizer:
-        return cls(folder / "vocab.txt", context_length)
+    def read(cls, place: Path | None, context_length: int, described: dict[str, Any]) -> TextTokenizer:
+        return cls(place / "vocab.txt" if place is not None and place.is_dir() else place, context_length)
 
     def save(self, folder: str | Path) -> None:
         """Write vocab.txt, tokenizer.json and tokenizer_config.json, as transformers reads them."""
