@@ -80,9 +80,9 @@ def test_both_stages_learn_and_go_on_where_they_stopped(stores, run, tmp_path):
     whole = losses(run)
     assert len(whole) == 12 and all(np.isfinite(loss) for loss in whole.values())
     recipe = _recipe(stores, tmp_path / "run")
-    train(recipe, **stopped_after(("align", 4), ("contrast", 4)))
-    train(recipe, resume=True)
-    train(recipe, resume=True)
+    assert train(recipe, **stopped_after(("align", 4))) is False
+    assert train(recipe, proceed=True, **stopped_after(("contrast", 4))) is False
+    assert train(recipe, proceed=True)
     assert losses(tmp_path / "run") == whole
 
 
