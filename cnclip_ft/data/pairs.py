@@ -97,11 +97,7 @@ def build_table(store: PairStore, tokenizer: Tokenizer) -> PairTable:
         texts = [tokenizer.prepare(pair.text) for pair in pairs]
         for pair, text in zip(pairs, texts, strict=True):
             if pair.image_id not in image_numbers:
-                raise DataFault(
-                    f"text {pair.text_id!r} names image {pair.image_id!r}, which the store does not hold",
-                    mend="Build the store again from complete source files.", kind="missing-image",
-                    file=store.path, item_id=pair.text_id,
-                )  # fmt: skip
+                raise store.missing_image(pair)
             image_keys.append(image_numbers[pair.image_id])
             text_keys.append(keys.key(pair.text_id, text))
         for ids in tokenizer.encode([pair.text for pair in pairs]):

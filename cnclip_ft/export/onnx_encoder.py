@@ -1,4 +1,4 @@
-"""An exported folder as an encoder: ONNX Runtime behind the calls that `evaluation.encode` makes of a model."""
+"""An exported folder as an encoder: ONNX Runtime behind the calls that `features.encode` makes of a model."""
 
 from __future__ import annotations
 

@@ -91,11 +91,7 @@ def read_texts(store: PairStore) -> SplitTexts:
     pairs: dict[tuple[int, int], None] = {}
     for pair in store.pairs():
         if pair.image_id not in image_at:
-            raise DataFault(
-                f"text {pair.text_id!r} names image {pair.image_id!r}, which the store does not hold",
-                mend="Build the store again from complete source files.", kind="missing-image",
-                file=store.path, item_id=pair.text_id,
-            )  # fmt: skip
+            raise store.missing_image(pair)
         pairs[image_at[pair.image_id], text_number(pair.text_id, pair.text, pair.language)] = None
     for text_id, text, language in store.lone_texts:
         text_number(text_id, text, language)
@@ -104,32 +100,13 @@ def read_texts(store: PairStore) -> SplitTexts:
     return out
 
 
-def encode_split(
-    model: DualEncoder,
-    store: PairStore,
-    *,
-    batch_size: int = 128,
-    workers: int = 0,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    progress: bool = True,
-) -> SplitFeatures:
-    """Unit features of every image and every distinct text of a store, lone texts too.
-
-    Args:
-        model: taken to `device` when it is elsewhere; its training mode is restored.
-        batch_size: images at once; texts go in batches twice as large.
-        workers: processes that decode images; 0 decodes here.
-        dtype: float16 or bfloat16 run the towers under autocast; None and float32 leave them as they are.
-        progress: show bars, on a terminal only.
+def encode_split(model: DualEncoder, store: PairStore, **options: Any) -> SplitFeatures:
+    """`encode_source` of a store.
 
     Raises:
         DataFault: an image cannot be decoded, or the store contradicts itself.
     """
-    return encode_source(
-        model, read_texts(store), store.image, batch_size=batch_size, workers=workers, device=device, dtype=dtype,
-        progress=progress,
-    )  # fmt: skip
+    return encode_source(model, read_texts(store), store.image, **options)
 
 
 def encode_source(
@@ -143,7 +120,19 @@ def encode_source(
     dtype: torch.dtype | None = None,
     progress: bool = True,
 ) -> SplitFeatures:
-    """`encode_split` of a split that has been read already; `read` gives an image's bytes or path."""
+    """Unit features of every image and every distinct text of a split, lone texts too.
+
+    Args:
+        model: taken to `device` when it is elsewhere; its training mode is restored.
+        read: gives an image's bytes or path for its id.
+        batch_size: images at once; texts go in batches twice as large.
+        workers: processes that decode images; 0 decodes here.
+        dtype: float16 or bfloat16 run the towers under autocast; None and float32 leave them as they are.
+        progress: show bars, on a terminal only.
+
+    Raises:
+        DataFault: an image cannot be decoded.
+    """
     with evaluating(model, device, dtype):
         meter = Meter(len(split.image_ids), "images", progress)
         images = encode_images(model, split.image_ids, read, batch_size=batch_size, workers=workers, meter=meter)

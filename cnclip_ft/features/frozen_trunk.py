@@ -22,6 +22,7 @@ from tqdm import tqdm
 from cnclip_ft.data.augment import augment
 from cnclip_ft.data.pictures import Pictures, data_fault
 from cnclip_ft.features.rows import Block, Rows
+from cnclip_ft.models.contract import ImageTower
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.preprocessing import DECODER
 from cnclip_ft.recipe import Augmentation
@@ -33,16 +34,22 @@ BLOCK = 256  # images computed between two marks
 KEY = 2  # raised when anything else decides the features, the decoding for one: caches made before are not found
 
 
-def cache_key(
-    model: DualEncoder, store: PairStore, views: int, setting: Augmentation, precision: str, seed: int, reduced: bool
-) -> str:
-    """Hex digest over all that decides the features."""
-    tower = model.image_tower
+def trunk_weights(tower: ImageTower) -> hashlib._Hash:
+    """sha256 over a trunk's weights, to be told what else decides its features."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tower.state_dict().items()):
         if not tower.in_projection(name):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest
+
+
+def cache_key(
+    model: DualEncoder, store: PairStore, views: int, setting: Augmentation, precision: str, seed: int, reduced: bool
+) -> str:
+    """Hex digest over all that decides the features."""
+    tower = model.image_tower
+    digest = trunk_weights(tower)
     drawn = [setting.model_dump(), views, seed, BLOCK] if setting.changes else None
     *picture, resize = tower.preprocessing.describe().values()
     # Equal weights compute other features with other heads or another activation.
@@ -107,8 +114,7 @@ class FeatureCache:
 
     @torch.inference_mode()
     def _width(self) -> int:
-        shape = self.model.image_tower.preprocessing.shape
-        return self.model.image_trunk(torch.zeros(1, *shape, dtype=torch.uint8, device=self.model.device)).shape[1]
+        return self.model.image_trunk(self.model.image_tower.example(1)).shape[1]
 
     def _fill(
         self, missing: list[Block], autocast: Callable[[], AbstractContextManager[object]], images_at_once: int,

@@ -7,7 +7,6 @@ Every method is collective; an error on one device reaches the others where the 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -27,6 +26,7 @@ from cnclip_ft.features.encode import (
     sound,
     text_batches,
 )
+from cnclip_ft.features.frozen_trunk import trunk_weights
 from cnclip_ft.models.dual_encoder import DualEncoder
 
 
@@ -123,10 +123,6 @@ class SharedEncoder:
 
 def trunk_digest(model: DualEncoder) -> str:
     """Hex digest of all that decides an image trunk's features of given pictures, but the number format."""
-    tower, digest = model.image_tower, hashlib.sha256()
-    for name, tensor in sorted(tower.state_dict().items()):
-        if not tower.in_projection(name):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    tower, digest = model.image_tower, trunk_weights(model.image_tower)
     digest.update(json.dumps([tower.describe(), tower.preprocessing.describe()], sort_keys=True).encode())
     return digest.hexdigest()

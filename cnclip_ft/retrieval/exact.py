@@ -1,6 +1,6 @@
 """Exact best pictures of a few questions at once, over the memory-mapped features.
 
-The promise is that of `evaluation.retrieval.topk`: quick products with a known error bound, whatever that leaves open
+The promise is that of `retrieval.recall.topk`: quick products with a known error bound, whatever that leaves open
 scored again in float64, equal scores in the order of the index. What differs is that the gallery is prepared once:
 looking at every norm again would cost as much as the search.
 

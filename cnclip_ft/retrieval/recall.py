@@ -1,4 +1,4 @@
-"""Exact top-k and recall both ways over the whole pool, in bounded memory (modules `tiles`, `sweep`).
+"""Exact top-k and recall both ways over the whole pool, in bounded memory (modules `tiles`, `scan`).
 
 The rank of a query is 1 + the number of gallery items that are not its positives and score at least as high as
 its best positive: a tie counts against the model, so a model that gives everything the same feature does not

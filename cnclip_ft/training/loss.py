@@ -18,7 +18,8 @@ Two pairs with the same image or the same text are not negatives of each other (
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -206,29 +207,19 @@ def _prepare(images, texts, image_keys, text_keys, positives: Positives, tile: i
 
 
 @dataclass(frozen=True)
-class ContrastiveObjective:
-    """Symmetric InfoNCE (CLIP, arXiv 2103.00020), the mean of both softmax cross-entropies.
+class Objective(ABC):
+    """A loss over all pairs of a global batch, without parameters of its own.
 
     Args:
         positives: what becomes of other pairs with the same image or text (module docstring).
-        label_smoothing: share of the target spread over all allowed pairs of a row or column.
         tile: rows per tile; None chooses from the batch.
-
-    Inputs: `images`, `texts`: unit ``[n, dim]``; `logit_scale`: scalar, log space; `image_keys`, `text_keys`: int64 ``[n]``.
-    Softmax does not see a bias, so `logit_bias` gets no gradient.
-
-    Example: ``loss, accuracy = ContrastiveObjective()(x, y, model.logit_scale, image_keys, text_keys)``
     """
 
     positives: Positives = "exclude"
-    label_smoothing: float = 0.0
-    tile: int | None = None
+    tile: int | None = field(default=None, kw_only=True)
 
-    biased: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise RequestError(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and below 1")
+    biased: ClassVar[bool]
+    """Whether the model's bias takes part, and trains."""
 
     def __call__(
         self,
@@ -239,11 +230,41 @@ class ContrastiveObjective:
         text_keys: torch.Tensor | None = None,
         logit_bias: torch.Tensor | None = None,
     ) -> LossOutput:
+        """`images`, `texts`: unit ``[n, dim]``; `logit_scale` (log space), `logit_bias`: scalars; keys: int64 ``[n]``."""
         with torch.autocast(images.device.type, enabled=False):
             images, texts, batch = _prepare(images, texts, image_keys, text_keys, self.positives, self.tile)
             scale = logit_scale.to(images.dtype).exp()
-            soft = self.positives == "soft"
-            return LossOutput(*_TiledInfoNCE.apply(images, texts, scale, batch, soft, self.label_smoothing))
+            return LossOutput(*self._tiled(images, texts, scale, logit_bias, batch))
+
+    @abstractmethod
+    def _tiled(
+        self, images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, batch: Batch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss and accuracy of local images and the texts of all devices."""
+
+
+@dataclass(frozen=True)
+class ContrastiveObjective(Objective):
+    """Symmetric InfoNCE (CLIP, arXiv 2103.00020), the mean of both softmax cross-entropies, which do not see a bias.
+
+    Args:
+        label_smoothing: share of the target spread over all allowed pairs of a row or column.
+
+    Example: ``loss, accuracy = ContrastiveObjective()(x, y, model.logit_scale, image_keys, text_keys)``
+    """
+
+    label_smoothing: float = 0.0
+
+    biased: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise RequestError(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and below 1")
+
+    def _tiled(
+        self, images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, batch: Batch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return _TiledInfoNCE.apply(images, texts, scale, batch, self.positives == "soft", self.label_smoothing)
 
 
 class _TiledSigmoid(torch.autograd.Function):
@@ -301,36 +322,21 @@ class _TiledSigmoid(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class SigmoidObjective:
+class SigmoidObjective(Objective):
     """Pairwise sigmoid loss (SigLIP, arXiv 2303.15343): mean over pairs of Σ −log σ(ζ·(s·x·y + b)).
 
     Better than the softmax below a batch of about 16,000; for a pretrained image tower its authors lower the image
     tower's rate tenfold and drop its weight decay. A model that has no bias yet begins with a temperature of 10 and a
-    bias of −10. Inputs as `ContrastiveObjective`, and `logit_bias`: scalar, b.
+    bias of −10.
     """
-
-    positives: Positives = "exclude"
-    tile: int | None = None
 
     biased: ClassVar[bool] = True
     initial_logit_scale: ClassVar[float] = 2.302585092994046  # ln 10
     initial_logit_bias: ClassVar[float] = -10.0
 
-    def __call__(
-        self,
-        images: torch.Tensor,
-        texts: torch.Tensor,
-        logit_scale: torch.Tensor,
-        image_keys: torch.Tensor | None = None,
-        text_keys: torch.Tensor | None = None,
-        logit_bias: torch.Tensor | None = None,
-    ) -> LossOutput:
-        if logit_bias is None:
+    def _tiled(
+        self, images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, batch: Batch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if bias is None:
             raise ValueError("the sigmoid loss needs a model with a bias")
-        with torch.autocast(images.device.type, enabled=False):
-            images, texts, batch = _prepare(images, texts, image_keys, text_keys, self.positives, self.tile)
-            scale, bias = logit_scale.to(images.dtype).exp(), logit_bias.to(images.dtype)
-            return LossOutput(*_TiledSigmoid.apply(images, texts, scale, bias, batch, self.positives == "soft"))
-
-
-Objective = ContrastiveObjective | SigmoidObjective
+        return _TiledSigmoid.apply(images, texts, scale, bias.to(images.dtype), batch, self.positives == "soft")

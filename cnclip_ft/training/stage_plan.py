@@ -107,7 +107,7 @@ def make_objective(setting: Stage) -> Objective:
     wanted = setting.objective
     if wanted.kind == "sigmoid":
         return SigmoidObjective(wanted.positives, tile=wanted.tile)
-    return ContrastiveObjective(wanted.positives, wanted.label_smoothing, wanted.tile)
+    return ContrastiveObjective(wanted.positives, wanted.label_smoothing, tile=wanted.tile)
 
 
 def _order(context: Context, number: int, setting: Stage, without_images: Iterable[int] = ()) -> BatchOrder:

@@ -174,6 +174,16 @@ class PairStore:
             if count != shard.meta["pairs"]:
                 raise damaged(shard.pairs_file, f"{count:,} of {shard.meta['pairs']:,} pairs are there")
 
+    def missing_image(self, pair: Pair) -> DataFault:
+        """For whoever meets a pair whose image is not among `image_ids`."""
+        return DataFault(
+            f"text {pair.text_id!r} names image {pair.image_id!r}, which the store does not hold",
+            mend="Build the store again from complete source files.",
+            kind="missing-image",
+            file=self.path,
+            item_id=pair.text_id,
+        )
+
     def image(self, image_id: Id) -> bytes:
         """The encoded image file.
 

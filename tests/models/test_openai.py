@@ -96,7 +96,9 @@ def test_open_clip_folder(tmp_path):
     from cnclip_ft.models.checkpoints import load
 
     back = load(tmp_path / "mine")
-    assert back.image_tower.preprocessing.std == (0.25, 0.5, 0.5) and torch.equal(image_features(back), image_features(model))
+    assert back.image_tower.preprocessing.std == (0.25, 0.5, 0.5) and torch.equal(
+        image_features(back), image_features(model)
+    )
     processor = json.loads((tmp_path / "mine" / "preprocessor_config.json").read_text())
     assert processor["image_std"] == [0.25, 0.5, 0.5]
 

@@ -58,3 +58,22 @@ def index(make, checkpoint, photos_once, tmp_path_factory):
     folder = tmp_path_factory.mktemp("index") / "photos.index"
     make(checkpoint, photos_once, folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def engine(index):
+    from cnclip_ft.search.engine.engine import open_engine
+
+    return open_engine(index, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def client(engine):
+    from fastapi.testclient import TestClient
+
+    from cnclip_ft.search.web.api import Limits, make_app
+    from tests.search.server import LOCAL
+
+    limits = Limits(upload_bytes=2**20, pixels=4_000_000)
+    with TestClient(make_app(engine, threshold=0.25, limits=limits), LOCAL, raise_server_exceptions=False) as client:
+        yield client

@@ -1,4 +1,4 @@
-"""The server: answers, pictures by number, limits, and what must never be more than a refusal."""
+"""The server: answers, pictures by number, and many askers at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import threading
 
 import pytest
@@ -21,39 +20,13 @@ from fastapi.testclient import TestClient
 
 from cnclip_ft.search.engine.engine import open_engine
 from cnclip_ft.search.engine.query import Question
-from cnclip_ft.search.web import decoders, guard
+from cnclip_ft.search.web import decoders
 from cnclip_ft.search.web.api import Limits, make_app
 from cnclip_ft.search.web.batcher import Batcher, Busy
-from cnclip_ft.search.web.guard import content_policy, host_name, is_loopback
+from cnclip_ft.search.web.guard import content_policy
 from cnclip_ft.search.web.thumbnails import SIZES
 from tests.evaluation import tiny
-
-LOCAL = "http://127.0.0.1"
-
-
-@pytest.fixture(scope="module")
-def engine(index):
-    return open_engine(index, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def client(engine):
-    limits = Limits(upload_bytes=2**20, pixels=4_000_000)
-    with TestClient(make_app(engine, threshold=0.25, limits=limits), LOCAL, raise_server_exceptions=False) as client:
-        yield client
-
-
-def png(width: int, height: int, mode: str = "RGB") -> bytes:
-    out = io.BytesIO()
-    Image.new(mode, (width, height)).save(out, "PNG")
-    return out.getvalue()
-
-
-def problem(response, status: int) -> dict:
-    assert response.status_code == status, response.text
-    content = response.json()
-    assert set(content) == {"code", "detail"} and len(content["detail"]) < 1500
-    return content
+from tests.search.server import LOCAL, problem
 
 
 def test_an_answer_is_the_engines(client, engine):
@@ -205,169 +178,6 @@ def test_only_numbers_of_the_index_are_served(client, path):
     assert b"root:" not in response.content
 
 
-QUESTIONS = [
-    {}, {"text": ""}, {"text": "   "}, {"text": None}, {"text": 5}, {"text": ["狗"]}, {"text": "狗", "top": 0}, {"text": "狗", "top": -3},
-    {"text": "狗", "top": 1001}, {"text": "狗", "top": 10**40}, {"text": "狗", "top": "many"}, {"text": "狗", "top": 1.5},
-    {"like": 20}, {"like": -1}, {"like": "../1"}, {"like": 10**30}, {"text": "狗", "unknown": 1}, {"text": "狗", "image_share": 2},
-    {"text": "狗", "not": "狗", "not_weight": 1}, {"not": "狗"}, {"text": "雪" * 4001}, [], "狗", 7, None,
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: str(question)[:30])
-def test_wrong_questions(client, question):
-    problem(client.post("/api/search", json=question), 422)
-
-
-@pytest.mark.parametrize(
-    "body",
-    [b"", b"{", b"[" * 9000, b"\xff\xfe", b'{"text": "\\ud83d"}', b'{"text": "a", "not_weight": NaN}', b'{"\\ud83d": 1}',
-     b'{"text": "a", "top": 1e999}', b'{"text": "a", "top": ' + b"9" * 9000 + b"}", b'{"text": "\x00"}'],
-    ids=lambda body: str(body[:30]),
-)  # fmt: skip
-def test_broken_bodies(client, body):
-    response = client.post("/api/search", content=body, headers={"Content-Type": "application/json"})
-    assert response.status_code in (400, 422), response.text
-    assert response.json()["detail"] and len(response.content) < 2000
-
-
-@pytest.mark.parametrize(
-    "text", ["🐕‍🦺👩‍👩‍👧‍👦🇨🇳", "a\x00b", "‮abc", "\ufeff", "x" * 4000, "雪" * 4000, "<script>alert(1)</script>", "𠮷"]
-)
-def test_unusual_words_are_words(client, text):
-    assert len(client.post("/api/search", json={"text": text, "top": 20}).json()["results"]) == 20
-
-
-def test_a_hundred_kilobytes_of_text(client):
-    assert problem(client.post("/api/search", json={"text": "雪" * 33_400}), 413)["code"] == "too-large"
-    response = client.post("/api/search/image", files={"image": tiny.png(1)}, data={"text": "a" * 100_000})
-    problem(response, 422)
-
-
-UPLOADS = [
-    (b"", 415), (b"GIF89a", 415), (b"%!PS-Adobe-3.0 EPSF-3.0\n", 415), (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415),
-    (os.urandom(2000), 415), (tiny.png(3)[:70], 415), (tiny.png(3)[:-300], 415), (b"\xff\xd8\xff\xe0" + bytes(400), 415),
-    (png(2001, 2000), 413), (png(60_000, 60_000, "1"), 413), (bytes(2**20 + 1), 413), (bytes(4 * 2**20), 413),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("data, status", UPLOADS, ids=lambda value: str(value)[:24])
-def test_uploads_that_are_refused(client, data, status):
-    content = problem(client.post("/api/search/image", files={"image": ("a.jpg", data)}), status)
-    assert content["code"] == ("too-large" if status == 413 else "no-picture")
-
-
-def test_a_body_is_counted_whatever_it_claims(client):
-    def endless():
-        for _ in range(400):
-            yield b"x" * 65536
-
-    headers = {"Content-Type": "multipart/form-data; boundary=e"}
-    response = client.post("/api/search/image", content=endless(), headers=headers)  # chunked: no length at all
-    assert response.status_code in (400, 413)
-    assert problem(client.post("/api/search", content=endless()), 413)
-
-
-def test_a_body_that_never_comes_is_not_waited_for(monkeypatch):
-    async def nobody(*_):
-        raise AssertionError("the application was asked")
-
-    async def silence():
-        await asyncio.sleep(60)
-
-    sent: list[dict] = []
-
-    async def send(message):
-        sent.append(message)
-
-    monkeypatch.setattr(guard, "_PATIENCE", 0.05)
-    scope = {
-        "type": "http",
-        "path": "/api/search",
-        "headers": [(b"host", b"localhost"), (b"content-length", b"99999999")],
-    }
-    asyncio.run(
-        asyncio.wait_for(
-            guard.Guard(nobody, guard.LOOPBACK, False, frozenset(), {}, 1000, 5.0)(scope, silence, send), 10
-        )
-    )
-    assert sent[0]["status"] == 413
-
-
-@pytest.mark.parametrize("fields", [{"top": "x"}, {"top": "0"}, {"image_share": "nan"}, {"not_weight": "-1"}], ids=str)
-def test_wrong_fields_beside_a_picture(client, fields):
-    problem(client.post("/api/search/image", files={"image": tiny.png(1)}, data=fields), 422)
-    problem(client.post("/api/search/image", data=fields), 422)
-
-
-def test_only_localhost_is_answered_unless_asked_for(engine, client):
-    for host in ("evil.example", "127.0.0.1.evil.example", "10.0.0.8:8000", "", "[::2]:80", "localhost.evil"):
-        assert client.get("/api/index", headers={"Host": host}).status_code == 421, host
-    for host in ("localhost", "LOCALHOST:80", "127.0.0.1:8000", "[::1]:8000"):
-        assert client.get("/api/index", headers={"Host": host}).status_code == 200, host
-    with TestClient(make_app(engine, allowed=frozenset((guard.ANY,))), "http://search.example") as open_to_all:
-        assert open_to_all.get("/api/index").status_code == 200
-    assert [host_name(name) for name in ("a:1", "[::1]", "::1", "")] == ["a", "::1", "", ""]
-    assert is_loopback("127.3.2.1") and is_loopback("::1") and not is_loopback("0.0.0.0") and not is_loopback("my.host")
-
-
-FOREIGN = [
-    {"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": "http://127.0.0.1:3000"},
-    {"Origin": "http://127.0.0.1.evil.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"},
-    {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, {"Sec-Fetch-Site": "nonsense"}, {"Origin": "evil"},
-]  # fmt: skip
-OWN = [
-    {}, {"Origin": "http://127.0.0.1"}, {"Origin": "http://127.0.0.1:80"}, {"Origin": "https://127.0.0.1"}, {"Sec-Fetch-Site": "same-origin"},
-    {"Sec-Fetch-Site": "none"}, {"Origin": "https://photos.example", "Sec-Fetch-Site": "same-origin"},
-    {"Origin": "https://friend.example:8443", "Sec-Fetch-Site": "cross-site"},
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("headers, status", [(h, 403) for h in FOREIGN] + [(h, 200) for h in OWN], ids=str)
-def test_pages_of_other_sites_may_not_ask(headers, status, engine):
-    with TestClient(make_app(engine, allowed=frozenset(("friend.example",))), LOCAL) as client:
-        answers = [
-            client.post("/api/search", json={"text": "狗"}, headers=headers),
-            client.get("/api/index", headers=headers),
-            client.get("/api/images/1", headers=headers),
-            client.post("/api/search/image", files={"image": tiny.png(1)}, headers=headers),
-        ]
-        assert [answer.status_code for answer in answers] == [status] * 4
-        assert not any(name.startswith("access-control") for answer in answers for name in answer.headers)
-        assert client.get("/", headers=headers).status_code == 200  # a link to the page
-        assert client.get("/api/index", headers={"Host": "friend.example"}).status_code == 200
-
-
-def test_a_server_for_others_answers_to_addresses_and_its_own_names(engine):
-    names = guard.names_of("0.0.0.0")
-    with TestClient(make_app(engine, names=names, addresses=True), "http://10.0.0.8:8000") as client:
-        for host in ("10.0.0.8:8000", "[fe80::1]:8000", "localhost", socket.gethostname()):
-            assert client.get("/api/index", headers={"Host": host}).status_code == 200, host
-        for host in ("rebound.example", "10.0.0.8.example", ""):
-            assert "--allow-host" in problem(client.get("/api/index", headers={"Host": host}), 421)["detail"], host
-    assert guard.names_of("127.0.0.1") == guard.LOOPBACK
-
-
-def test_a_body_that_trickles_is_given_up(engine):
-    async def scene() -> list[dict]:
-        sent, app = [], make_app(engine, limits=Limits(body_seconds=0.3))
-
-        async def receive() -> dict:
-            await asyncio.sleep(0.1)
-            return {"type": "http.request", "body": b" ", "more_body": True}
-
-        async def send(message) -> None:
-            sent.append(message)
-
-        scope = {"type": "http", "method": "POST", "path": "/api/search", "raw_path": b"/api/search", "query_string": b"",
-                 "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")], "scheme": "http",
-                 "client": None, "server": None, "http_version": "1.1", "root_path": ""}  # fmt: skip
-        await asyncio.wait_for(app(scope, receive, send), 10)
-        return sent
-
-    sent = asyncio.run(scene())
-    assert sent[0]["status"] == 408 and json.loads(sent[1]["body"])["code"] == "too-slow"
-
-
 def test_who_finds_the_server_busy_is_told_when_to_come_again(engine, monkeypatch):
     async def busy(*_):
         raise Busy
@@ -382,9 +192,7 @@ def test_who_finds_the_server_busy_is_told_when_to_come_again(engine, monkeypatc
 
 def test_an_upload_that_holds_a_decoder_is_ended(engine, monkeypatch):
     code = "import sys; sys.path[:] = sys.argv[3:]; import time, cnclip_ft.search.web.decoder as d\n"
-    code += (
-        "d._JOBS['square'] = lambda data, size, pixels: time.sleep(60)\nd.main(int(sys.argv[1]), float(sys.argv[2]))"
-    )
+    code += "d._JOBS['square'] = lambda data, size, fit, pixels: time.sleep(60)\nd.main(int(sys.argv[1]), float(sys.argv[2]))"
     monkeypatch.setattr(decoders, "_CODE", code)
     with TestClient(make_app(engine, limits=Limits(decoders=1, decode_seconds=0.5)), LOCAL) as client:
         answer = {}

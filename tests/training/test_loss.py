@@ -45,7 +45,7 @@ def test_info_nce_equals_brute_force(n, tile, positives, smoothing, scale):
     image_keys = torch.arange(n) // 2 if n > 2 else torch.arange(n)
     text_keys = torch.arange(n) % max(2, n - 3)
     log_scale = torch.tensor(math.log(scale), dtype=torch.float64, requires_grad=True)
-    ours = ContrastiveObjective(positives, smoothing, tile)(x, y, log_scale, image_keys, text_keys)
+    ours = ContrastiveObjective(positives, smoothing, tile=tile)(x, y, log_scale, image_keys, text_keys)
     ours_grads = torch.autograd.grad(ours.loss * 3, [x, y, log_scale])
     theirs = brute_info_nce(x, y, log_scale, image_keys, text_keys, positives, smoothing)
     theirs_grads = torch.autograd.grad(theirs * 3, [x, y, log_scale])

@@ -18,7 +18,7 @@ from data_tools.errors import RequestError
 
 
 class Foreign(Part):
-    """A tower that is code: built only where the user allows it (`assembly.image_tower`)."""
+    """A tower that is code: built only where the user allows it (`build.image_tower`)."""
 
     kind: Literal["foreign"]
     factory: Annotated[str, Field(pattern=r"^[\w.]+:\w+$", max_length=300)]

@@ -2,7 +2,7 @@
 
 A question of a dozen tokens is little work for the weights it has to fetch from memory: RoBERTa-base reads 340 MB for
 it. Half-precision copies of the weights (module `half`) are half of that, and query, key and value are one product
-instead of three; the tower itself leaves out padding and what nobody reads (`models.layers`). `benchmarks/search.py
+instead of three; the tower itself leaves out padding and what nobody reads (the family's own layers). `benchmarks/search.py
 ways` prints what it brings. The features move by about 1e-4, which is checked before any of it is used.
 """
 
