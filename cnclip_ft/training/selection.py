@@ -83,11 +83,11 @@ class Selection:
         said = f"  guard {guard:.2f} ({-drop:+.2f})"
         return said if drop <= self.guard.max_drop else f"{said} DROPPED BY MORE THAN {self.guard.max_drop:g}"
 
-    def compared(self, score: float, run_start: float | None) -> str:
+    def compared(self, score: float, guard: float | None, run_start: float | None) -> str:
         """How the score stands to the best so far and to that of the run's start, before it is taken."""
         if run_start is not None and score < run_start:
             return f"  BELOW THE START ({run_start:.2f}): lower the learning rate, or train longer if this is the first epoch"
-        if score > self.so_far.best:
+        if self.beats(score, guard):
             return "  best so far"
         where = f"at step {self.so_far.best_step}" if self.so_far.best_step else "where the stage began"
         return f"  (best {self.so_far.best:.2f} {where})"

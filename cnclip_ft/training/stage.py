@@ -191,7 +191,7 @@ class StageRun:
 
     def _say_and_keep(self, model: DualEncoder, judgement: Judgement) -> None:
         context, plan, step, selection = self.context, self.plan, self.trainer.step, self.selection
-        compared = selection.compared(judgement.score, self.progress.start_score)
+        compared = selection.compared(judgement.score, judgement.guard, self.progress.start_score)
         context.journal.write(
             "validation", f"{plan.name} {step}/{plan.total} | mean recall {judgement.mean_recall:.2f}"
             f"{judgement.details()} ({duration(judgement.seconds)}){compared}{selection.guard_note(judgement.guard)}",
@@ -239,6 +239,11 @@ class StageRun:
             if "best" not in kept.sums:
                 kept.start_is_best(self.model)
             note = f"stage {plan.name} brought nothing: no validation beat its start ({so_far.best:.2f}), which stays"
+            if so_far.guard_broken:
+                note = (
+                    f"stage {plan.name} brought nothing: no validation within the guard's limit beat its start "
+                    f"({so_far.best:.2f}), which stays. Use a lower learning rate, or a higher data.guard.max_drop"
+                )
             context.journal.write("unchanged", note, stage=plan.name, score=so_far.best)
             self.progress.notes = [*self.progress.notes, note]
         elif plan.setting.interpolate and not self.interpolated:

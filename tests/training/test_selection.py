@@ -110,7 +110,10 @@ def test_a_guard_broken_at_once_keeps_the_start(stores, monkeypatch, capsys):
     scripted(monkeypatch, [(10, 50), (20, 40)])
     recipe, folder = with_guard(stores, "guard-none", "stop")
     assert train(recipe)
-    assert "The run ends with stage contrast: the guard split lost more" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "The run ends with stage contrast: the guard split lost more" in said
+    assert "no validation within the guard's limit beat its start" in said and "higher data.guard.max_drop" in said
+    assert "best so far" not in said
     assert read_info(folder / "contrast" / "best")["step"] == 0
     assert read_info(folder / "contrast" / "last")["step"] == 1
 
