@@ -21,7 +21,7 @@ from cnclip_ft.training.run import train
 from data_tools.errors import RequestError
 from tests.training.helpers import planned, tiny_recipe
 
-ROOT = Path(__file__).resolve().parents[2]  # on the path of the processes started here
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -164,6 +164,10 @@ print(said / (now("VmHWM") - before))
 @pytest.mark.parametrize("checkpointing", ["none", pytest.param("both", marks=pytest.mark.slow)])
 def test_the_estimate_is_what_a_process_takes(stores, checkpointing):
     done = subprocess.run(
-        [sys.executable, "-c", HELD, str(stores), checkpointing], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", HELD, str(stores), checkpointing],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},  # the command, where a test has called it, sets PYTHONSAFEPATH
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
     assert 0.7 < float(done.stdout.splitlines()[-1]) < 1.4
