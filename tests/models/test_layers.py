@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers.models.chinese_clip.modeling_chinese_clip import ChineseCLIPTextLayer, ChineseCLIPVisionLayer
 
-from cnclip_ft.models.families.chinese_clip.layers import Packing, ReadingTextLayer, ReadingVisionLayer, TextLayer
+from cnclip_ft.models.families.chinese_clip.layers import ReadingTextLayer, ReadingVisionLayer, TextLayer
+from cnclip_ft.models.families.packing import Packing
 from cnclip_ft.models.start import build_start
 from tests.models.helpers import TEXT, VIT, pixels, small
 
