@@ -1,0 +1,100 @@
+"""Towers of every family on every device there may be, beside the CPU: the second family stands for all of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cnclip_ft.models import registry
+from cnclip_ft.models.checkpoints import load
+from cnclip_ft.models.start import build_start
+from tests.evaluation import tiny
+from tests.training.helpers import prepared, random_batch, tiny_model, tiny_recipe
+
+
+@pytest.fixture
+def letters():
+    """The second family is known in the test."""
+    before = list(registry._registered)
+    from tests.families import letters
+
+    registry.register(letters.FAMILY)
+    yield letters
+    registry._registered[:] = before
+
+
+def resnet(device: torch.device):
+    """On a card with the layers of RN50."""
+    layers, width, side = ([1, 1, 1, 1], 16, 64) if device.type == "cpu" else ([3, 4, 6, 3], 64, 224)
+    return tiny_model(image={"kind": "resnet", "layers": layers, "width": width, "heads": 2, "image_size": side})
+
+
+def test_a_resnet_gives_the_cpu_s_features_channels_last_too(device):
+    model = resnet(device).eval()
+    pixels = random_batch(model, 3)["pixels"]
+    with torch.no_grad():
+        expected = model.double().image_features(pixels)
+        found = model.float().to(device).image_features(pixels.to(device))
+        last = model.to(memory_format=torch.channels_last).image_features(pixels.to(device))
+    for features in (found, last):
+        torch.testing.assert_close(features.cpu().double(), expected, atol=2e-3, rtol=0)
+
+
+def test_statistics_shared_over_devices_equal_those_of_one(device):
+    model = resnet(device).to(device)
+    model.train()
+    pixels = random_batch(model, 4)["pixels"].to(device)
+    expected = model.image_features(pixels).detach()
+    statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    shared = resnet(device).to(device)
+    if device.type == "cuda":  # the CPU has none
+        shared.image_tower = torch.nn.SyncBatchNorm.convert_sync_batchnorm(shared.image_tower)
+    shared.train()
+    torch.testing.assert_close(shared.image_features(pixels).detach(), expected, atol=1e-4, rtol=1e-4)
+    for name, buffer in shared.named_buffers():
+        torch.testing.assert_close(buffer, statistics[name], atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_a_second_family_steps_like_on_the_cpu(device, letters, stores, tmp_path, elsewhere):
+    start = {"image": {"kind": "tiles"}, "text": {"kind": "speller"}, "projection": 12}
+    data = {"train": str(stores / "train"), "valid": str(stores / "valid"), "workers": 0, "context_length": 16}
+    found = {}
+    for kind in ("cpu", device.type):
+        elsewhere(kind)
+        trainer = prepared(tiny_recipe(stores, model={"start": start}, data=data, precision="fp32",
+                                       output=str(tmp_path / "run"), feature_cache=str(tmp_path / kind)))  # fmt: skip
+        batches = trainer.batches()
+        assert trainer.context.device.type == kind
+        found[kind] = [trainer.take(next(batches)).loss.item() for _ in range(4)]
+    assert found[device.type] == pytest.approx(found["cpu"], abs=1e-3)
+
+
+def test_exported_graphs_run_on_the_card(device, tmp_path):
+    """ONNX Runtime's provider for CUDA, where it is there."""
+    if device.type == "cpu":
+        pytest.skip("tests/export has the CPU's")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has no CUDA (pip install onnxruntime-gpu)")
+    from cnclip_ft.export.run import export_checkpoint
+
+    model = load(tiny.make_checkpoint(tmp_path / "best")).eval()
+    out = export_checkpoint(tmp_path / "best", "onnx", tmp_path / "onnx")
+    session = onnxruntime.InferenceSession(str(out / "image.onnx"), providers=["CUDAExecutionProvider"])
+    pixels = random_batch(model, 3)["pixels"]
+    (found,) = session.run(None, {session.get_inputs()[0].name: pixels.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), model.image_features(pixels), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("size", ["tiny", "ViT-B-16"])
+def test_features_of_a_published_size_are_the_cpu_s(device, size):
+    if device.type == "cpu" and size != "tiny":
+        pytest.skip("a CPU beside itself; the tiny size shows that the test works")
+    model = build_start({"architecture": size})[0].eval()
+    batch = random_batch(model, 4)
+    with torch.no_grad():
+        expected = model(batch["pixels"], batch["input_ids"], batch["attention_mask"])
+        found = model.to(device)(*(batch[name].to(device) for name in ("pixels", "input_ids", "attention_mask")))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs, atol=2e-4, rtol=0)
