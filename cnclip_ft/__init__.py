@@ -1,27 +1,31 @@
 """Two-stage fine-tuning of Chinese(-English) CLIP models.
 
-``load(path)`` gives a model with `encode_images` and `encode_texts`. Importing the package imports no torch.
+``load(path)`` gives a model with `encode_images` and `encode_texts`; `clip` has the names of cn_clip. Importing the package
+imports no torch.
 """
 
 # No import at all: `python -m cnclip_ft` runs this before it can take the working folder off the search path.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from cnclip_ft import clip
     from cnclip_ft.models.checkpoints import load
+    from cnclip_ft.models.families.chinese_clip.catalog import available_models
 
 __version__ = "0.1.0"
-__all__ = ["available_models", "load"]
-
-
-def available_models() -> list[str]:
-    """Names of the published sizes."""
-    from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
-
-    return [name for name, architecture in ARCHITECTURES.items() if architecture.hub]
+__all__ = ["available_models", "clip", "load"]
 
 
 def __getattr__(name: str) -> object:
-    if name == "load":
-        from cnclip_ft.models.checkpoints import load
+    from importlib import import_module
 
-        return load
+    if name == "available_models":
+        return import_module("cnclip_ft.models.families.chinese_clip.catalog").available_models
+    if name == "load":
+        return import_module("cnclip_ft.models.checkpoints").load
+    if name == "clip":
+        return import_module("cnclip_ft.clip")
     raise AttributeError(f"module 'cnclip_ft' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__ + ["__doc__", "__version__"])

@@ -22,6 +22,25 @@ _TOLD = re.compile(r"^(?:[\w.]+\.)?(\w*OSError|FileNotFoundError|PermissionError
 _OURS = re.compile(r"\n(?:data_tools|cnclip_ft)[\w.]*\.(\w+): (.*)\Z", re.DOTALL)
 
 
+def parse_device(name: str | torch.device | None) -> torch.device:
+    """The named device; None or ``auto`` is the best that is there: CUDA, MPS, CPU.
+
+    Raises:
+        RequestError: torch does not know it, or it is not there.
+    """
+    if name is None or name == "auto":
+        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(found)
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RequestError(
+            f"device {str(name)!r} cannot be used ({str(error).splitlines()[0]}); use auto, cpu, cuda or mps"
+        ) from None
+    return device
+
+
 # ---- memory ---------------------------------------------------------------------------------------------------------
 
 

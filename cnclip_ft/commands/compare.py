@@ -46,6 +46,7 @@ def compare(
     from cnclip_ft.features import folder, official_files
     from cnclip_ft.features.sources import store_source
     from cnclip_ft.retrieval.recall import split_ranks
+    from cnclip_ft.runtime import parse_device
     from data_tools.errors import RequestError
     from data_tools.tables import table, terminal_width
 
@@ -66,7 +67,7 @@ def compare(
         if shape is not None and asked != shape:
             raise RequestError(f"{checkpoint} was scored on another split than {checkpoints[0]}")
         shape = asked
-        found = split_ranks(features, memory=options.memory, device=provenance.parse_device(options.device))
+        found = split_ranks(features, memory=options.memory, device=parse_device(options.device))
         tables.append(hit_table(features, found))
         described.append(about)
     results = []

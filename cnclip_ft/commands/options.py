@@ -19,7 +19,7 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Images at once; texts go in
 Workers = Annotated[
     int | None, typer.Option(min=0, help="Processes that decode images. [default: 0 on the CPU, else up to 8]")
 ]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps. [default: the best there is]")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps. [default: auto, the best there is]")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16: precision of the towers.")]
 ImageSize = Annotated[int | None, typer.Option(help="Another image size than the checkpoint's.")]
 Memory = Annotated[str, typer.Option(help="Bound for what a search holds beside the features, e.g. 512MiB.")]

@@ -38,12 +38,12 @@ def topk(
     import time
 
     from cnclip_ft.evaluation.outputs import refuse_outputs
-    from cnclip_ft.evaluation.provenance import parse_device
     from cnclip_ft.evaluation.scorecard import score_predictions
     from cnclip_ft.features import official_files
     from cnclip_ft.features.folder import read_set
     from cnclip_ft.retrieval.recall import topk as search
     from cnclip_ft.retrieval.tiles import parse_memory
+    from cnclip_ft.runtime import parse_device
     from data_tools.errors import RequestError
 
     directions = ("text-image", "image-text", "image-image", "text-text")

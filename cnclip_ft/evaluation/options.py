@@ -81,8 +81,9 @@ def open_model(checkpoint: str | Path, options: Options) -> Opened:
     """The model on the wished device, with the precision and the processes to run it with."""
     from cnclip_ft.evaluation import provenance
     from cnclip_ft.models.checkpoints import load
+    from cnclip_ft.runtime import parse_device
 
-    device, dtype = provenance.parse_device(options.device), provenance.parse_dtype(options.dtype)
+    device, dtype = parse_device(options.device), provenance.parse_dtype(options.dtype)
     model = load(
         checkpoint,
         device=device,

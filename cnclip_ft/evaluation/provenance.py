@@ -26,25 +26,6 @@ def parse_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def parse_device(name: str | None) -> torch.device:
-    """The named device, or the best that is there.
-
-    Raises:
-        RequestError: torch does not know it, or it is not there.
-    """
-    if name is None:
-        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device(found)
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise RequestError(
-            f"device {name!r} cannot be used ({str(error).splitlines()[0]}); use cpu, cuda or mps"
-        ) from None
-    return device
-
-
 def default_workers(device: torch.device) -> int:
     """Decoding processes: none on the CPU, where they would take the towers' own cores."""
     import os

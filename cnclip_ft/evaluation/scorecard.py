@@ -16,6 +16,7 @@ from cnclip_ft.features.folder import read_info, read_split
 from cnclip_ft.features.sources import store_source
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.retrieval.recall import RetrievalScores, recall
+from cnclip_ft.runtime import parse_device
 from data_tools.errors import RequestError
 from data_tools.tables import fitted
 
@@ -71,7 +72,7 @@ def score_features(folder: str | Path, options: Options) -> Scorecard:
     options.check()
     info = read_info(folder)
     features = read_split(folder)
-    scores = recall(features, memory=options.memory, device=provenance.parse_device(options.device))
+    scores = recall(features, memory=options.memory, device=parse_device(options.device))
     settings = info["settings"]
     card = _card(
         {"checkpoint": settings.get("checkpoint"), "settings": settings.get("settings"), "features": str(folder)}

@@ -33,6 +33,7 @@ from cnclip_ft.models.formats.recognise import with_architecture
 from cnclip_ft.models.formats.transformers_folder import read_chinese_clip
 from cnclip_ft.models.hub import find
 from cnclip_ft.models.registry import family_of, image_kinds
+from cnclip_ft.runtime import parse_device
 from data_tools.atomic import mend_interrupted_swap, sync_file
 from data_tools.errors import RequestError, UserError
 from data_tools.outputs import FolderKind
@@ -189,17 +190,20 @@ def _read_folder(folder: Path, dtype: torch.dtype) -> Checkpoint:
 def load(
     path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None,
     image_size: int | None = None, source: str = "huggingface", trust_import: bool = False,
+    download_root: str | Path | None = None,
 ) -> DualEncoder:  # fmt: skip
     """A model from a checkpoint of any kind, in evaluation mode on `device`.
 
     Args:
         path: our folder, a transformers ChineseCLIPModel folder, an official ``.pt``, or a published name. The kind is
             recognised from the content, the size from configuration or tensors.
+        device: as torch names it; ``auto`` is the best that is there.
         dtype: of the weights; None is float32, whatever the file has.
         image_size: another resolution; position embeddings are resized once, and that is logged.
         source: where a published name is downloaded from: ``huggingface`` or ``modelscope``.
         trust_import: import the code a checkpoint of ours names for its image tower (docs/towers.md). Without it such a
             checkpoint is refused: importing runs whatever has that name.
+        download_root: folder where a published name is looked for first and downloaded to; None is the hub's own cache.
 
     Raises:
         RequestError: nothing readable is there, it is no Chinese CLIP, or it names code that is not trusted.
@@ -207,20 +211,23 @@ def load(
     Example:
         ``cnclip_ft.load("clip_cn_vit-b-16.pt").encode_texts(["一只狗"])``
     """
+    where = parse_device(device)
     checkpoint = open_checkpoint(
-        path, dtype=dtype or torch.float32, image_size=image_size, source=source, trust_import=trust_import
-    )
+        path, dtype=dtype or torch.float32, image_size=image_size, source=source, trust_import=trust_import,
+        download_root=download_root,
+    )  # fmt: skip
     model = assemble(checkpoint)
     for note in checkpoint.notes:
         logging.getLogger("cnclip_ft").warning("%s: %s", checkpoint.source, note)
-    return model.to(device=device, dtype=dtype)
+    return model.to(device=where, dtype=dtype)
 
 
 def open_checkpoint(
-    path: str | Path, *, dtype: torch.dtype = torch.float32, image_size: int | None, source: str, trust_import: bool
-) -> Checkpoint:
+    path: str | Path, *, dtype: torch.dtype = torch.float32, image_size: int | None, source: str, trust_import: bool,
+    download_root: str | Path | None = None,
+) -> Checkpoint:  # fmt: skip
     """`read_checkpoint` of a path or a published name; a file under a published name must be of that size."""
-    checkpoint = read_checkpoint(find(path, source), dtype)
+    checkpoint = read_checkpoint(find(path, source, folder=download_root), dtype)
     checkpoint.trust_import = trust_import
     known, found = ARCHITECTURES.get(str(path)), checkpoint.description["architecture"]
     if known is not None and not Path(path).expanduser().exists() and (found or {}).get("name") != known.name:

@@ -34,7 +34,7 @@ class Preprocessing(Protocol):
         """Longest side of what the tower sees, in pixels: no larger picture need be decoded."""
 
     def decode(self, source: Any, *, reduced: bool = False, pixel_limit: int = ...) -> torch.Tensor:
-        """Encoded bytes, a path or a Pillow image → uint8 `shape`, upright RGB.
+        """Encoded bytes, a path, a Pillow image or uint8 pixels → uint8 `shape`, upright RGB.
 
         Args:
             reduced: a JPEG may be decoded at half of its scale or less, never below `size`: for training, not for evaluation.

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from cnclip_ft.models.contract import ImageTower, TextTower, Tokenizer
 from cnclip_ft.models.families.chinese_clip.catalog import Architecture
 from cnclip_ft.models.modes import evaluation_mode
+from cnclip_ft.models.preprocessing import PictureSource
 
+T = TypeVar("T")
 LOGIT_SCALE_START = math.log(1 / 0.07)
 LOGIT_SCALE_LIMIT = math.log(100)
 
@@ -102,36 +107,53 @@ class DualEncoder(nn.Module):
 
     # ---- for callers outside training -------------------------------------------------------------------------
 
-    def encode_images(self, images: Sequence[Any], batch_size: int = 64) -> torch.Tensor:
-        """Paths, encoded bytes or Pillow images → unit float32 ``[n, dim]`` on the CPU.
+    def encode_images(self, images: PictureSource | Iterable[PictureSource], batch_size: int = 64) -> torch.Tensor:
+        """Pictures → unit float32 ``[n, dim]`` on the CPU; a single one gives ``[1, dim]``.
+
+        Args:
+            images: one picture or any number of them, a generator too, of which a batch is held at a time: paths, encoded
+                bytes, Pillow images, uint8 pixels (numpy ``[h, w, 3]``, torch ``[3, h, w]``; with an axis before, many).
 
         Raises:
             DataFault: an image cannot be decoded.
         """
-        if isinstance(images, (str, bytes, Path)):
-            raise TypeError("encode_images takes a list of images; put a single one into [ ]")
         parts = [torch.empty(0, self.image_tower.output_dim)]
         with evaluation_mode(self), torch.inference_mode():
-            for start in range(0, len(images), batch_size):
-                pixels = torch.stack(
-                    [self.image_tower.preprocessing.decode(image) for image in images[start : start + batch_size]]
-                )
+            for some in _batches([images] if _is_picture(images) else images, batch_size):
+                pixels = torch.stack([self.image_tower.preprocessing.decode(image) for image in some])
                 parts.append(self.image_features(pixels.to(self.device)).float().cpu())
         return torch.cat(parts)  # outside of inference mode, so that it may take part in a gradient
 
-    def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
-        """Texts → unit float32 ``[n, dim]`` on the CPU, in the order given; texts of like length share a batch."""
-        if isinstance(texts, str):
-            raise TypeError("encode_texts takes a list of texts; put a single one into [ ]")
-        out = torch.empty(len(texts), self.image_tower.output_dim)
-        ids = self.tokenizer.encode(texts) if len(texts) else []
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    def encode_texts(self, texts: str | Iterable[str], batch_size: int = 256) -> torch.Tensor:
+        """Texts → unit float32 ``[n, dim]`` on the CPU, in the order given; a single one gives ``[1, dim]``.
+
+        Args:
+            texts: one or any number of them, a generator too, of which 64 batches are held at a time; among those, texts of
+                like length share a batch.
+        """
+        parts = [torch.empty(0, self.text_tower.output_dim)]
         with evaluation_mode(self), torch.inference_mode():
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
-                input_ids, mask = self.tokenizer.pad([ids[row] for row in rows])
-                out[rows] = self.text_features(input_ids.to(self.device), mask.to(self.device)).float().cpu()
-        return out
+            for some in _batches([texts] if isinstance(texts, str) else texts, 64 * batch_size):
+                ids = self.tokenizer.encode(some)
+                order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+                part = torch.empty(len(ids), self.text_tower.output_dim)
+                for rows in _batches(order, batch_size):
+                    input_ids, mask = self.tokenizer.pad([ids[row] for row in rows])
+                    part[rows] = self.text_features(input_ids.to(self.device), mask.to(self.device)).float().cpu()
+                parts.append(part)
+        return torch.cat(parts)
+
+
+def _is_picture(images: Any) -> bool:
+    if isinstance(images, (np.ndarray, torch.Tensor)):
+        return 1 < images.ndim < 4
+    return isinstance(images, (str, bytes, memoryview, Path, Image.Image))
+
+
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    walk = iter(items)
+    while some := list(itertools.islice(walk, size)):
+        yield some
 
 
 def _unit(features: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
+from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES, available_models
 from data_tools.errors import RequestError
 from data_tools.regular import sha256
 
@@ -22,12 +22,15 @@ def places() -> list[Path]:
     return [place.expanduser().absolute() for place in found]
 
 
-def find(name: str | Path, source: str = "huggingface", *, repositories: bool = False) -> Path:
+def find(
+    name: str | Path, source: str = "huggingface", *, repositories: bool = False, folder: str | Path | None = None
+) -> Path:
     """A path as it is, or the file of a published name.
 
     Args:
         name: a path, a name of the catalogue, or (with `repositories`) ``owner/name`` on the hub.
         source: ``huggingface`` or ``modelscope``.
+        folder: where the file of a published name is looked for first and downloaded to; None is the hub's own cache.
 
     Raises:
         RequestError: naming the file, the places searched and where to get it.
@@ -44,26 +47,28 @@ def find(name: str | Path, source: str = "huggingface", *, repositories: bool = 
     if architecture is None and repositories and _REPOSITORY.match(str(name)):
         return _repository(str(name), source)
     if architecture is None or architecture.hub is None or architecture.file is None:
-        published = ", ".join(known for known, a in ARCHITECTURES.items() if a.hub)
+        published = ", ".join(available_models())
         made = (
             f". Its size is known, but no weights are published: {{architecture: {name}}} makes it new"
             if architecture
             else ""
         )
         raise RequestError(f"{str(name)[:200]}: no such file or folder, and no published name ({published}){made}")
-    for place in places():
+    root = None if folder is None else Path(folder).expanduser().absolute()
+    searched = [*([root] if root else []), *places()]
+    for place in searched:
         for found in (place / architecture.file, place / architecture.hub):
             if found.exists():
                 return found
     repository = f"{OWNERS[source]}/{architecture.hub}"
     try:
-        return _download(repository, architecture.file, source)
+        return _download(repository, architecture.file, source, root)
     except Exception as error:  # noqa: BLE001 - the clients raise many kinds; each means: not here
         if isinstance(error, RequestError):
             raise
         raise RequestError(
             f"{name}: {architecture.file} is not here, and could not be fetched from {_site(source)}/{repository} "
-            f"({type(error).__name__}). Searched: {', '.join(map(str, places()))}. Get the file there on a machine that is "
+            f"({type(error).__name__}). Searched: {', '.join(map(str, searched))}. Get the file there on a machine that is "
             "online and put it into one of these folders, or set CNCLIP_FT_MODELS to its folder, or name its path"
         ) from None
 
@@ -72,9 +77,10 @@ def _site(source: str) -> str:
     return "modelscope.cn/models" if source == "modelscope" else "huggingface.co"
 
 
-def _download(repository: str, file: str, source: str) -> Path:
+def _download(repository: str, file: str, source: str, root: Path | None) -> Path:
+    to = {} if root is None else {"local_dir": str(root)}
     if source == "modelscope":
-        path = Path(_modelscope().model_file_download(repository, file))
+        path = Path(_modelscope().model_file_download(repository, file, **to))
         _verify(path, _modelscope_checksum(repository, file))
         return path
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
@@ -86,7 +92,7 @@ def _download(repository: str, file: str, source: str) -> Path:
         pass
     # The client goes on where a torn download ended. Large files carry their sha256 as entity tag.
     metadata = get_hf_file_metadata(hf_hub_url(repository, file))
-    path = Path(hf_hub_download(repository, file))
+    path = Path(hf_hub_download(repository, file, **to))
     _verify(path, metadata.etag)
     return path
 

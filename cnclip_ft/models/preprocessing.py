@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import PIL
@@ -30,6 +30,9 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 DECODER = "simplejpeg" if simplejpeg else "pillow"  # they choose their reduced scales differently
 # Since version 13 Pillow resamples down before across where the height shrinks by more than twice as much.
 _PILLOW_TALL_FIRST = int(PIL.__version__.split(".")[0]) >= 13
+
+
+PictureSource: TypeAlias = bytes | memoryview | str | Path | Image.Image | np.ndarray | torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class SquarePicture:
 
     def decode(
         self,
-        source: bytes | memoryview | str | Path | Image.Image,
+        source: PictureSource,
         *,
         reduced: bool = False,
         pixel_limit: int = PIXEL_LIMIT,
@@ -64,7 +67,8 @@ class SquarePicture:
         """One picture as uint8 ``[3, size, size]``, RGB; in memory the channels lie together.
 
         Args:
-            source: encoded bytes, a path, or a Pillow image.
+            source: encoded bytes, a path, a Pillow image, or uint8 pixels: numpy ``[h, w, 3]`` (RGB; also ``[h, w]`` and
+                ``[h, w, 4]``), torch ``[3, h, w]``.
             reduced: let a JPEG decode at a half of its scale or less, no side below `size`. Much faster for
                 large photos and no longer within 1/255 of the full decoding: for training, not for evaluation.
 
@@ -89,9 +93,11 @@ class SquarePicture:
         }
 
 
-def _whole(source: bytes | memoryview | str | Path | Image.Image, at_least: int | None, pixel_limit: int) -> np.ndarray:
+def _whole(source: PictureSource, at_least: int | None, pixel_limit: int) -> np.ndarray:
     """uint8 ``[h, w, 3]``, upright; a JPEG at a smaller scale where `at_least` is given, no side below it."""
     try:
+        if isinstance(source, (np.ndarray, torch.Tensor)):
+            source = _of_pixels(source)
         if isinstance(source, Image.Image):
             return np.array(upright(source, pixel_limit))
         data = read_file(source) if isinstance(source, (str, Path)) else source
@@ -107,6 +113,20 @@ def _whole(source: bytes | memoryview | str | Path | Image.Image, at_least: int 
         raise DataFault(
             "the image cannot be decoded: memory is short", mend="Shrink it or leave it out.", kind="undecodable-image"
         ) from None
+
+
+def _of_pixels(pixels: np.ndarray | torch.Tensor) -> Image.Image:
+    """Numpy's order of axes is that of Pillow and OpenCV, torch's that of torchvision."""
+    shape, kind, order = tuple(pixels.shape), str(pixels.dtype).removeprefix("torch."), "[h, w, 3]"
+    if isinstance(pixels, torch.Tensor):
+        order = "[3, h, w]"
+        pixels = (pixels.permute(1, 2, 0) if pixels.ndim == 3 else pixels).cpu().numpy()
+    if kind != "uint8" or pixels.ndim not in (2, 3) or pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4):
+        raise DataFault(
+            f"the pixels are {kind} {list(shape)}, expected uint8 {order}, red first", mend="Convert them to that.",
+            kind="undecodable-image",
+        )  # fmt: skip
+    return Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels))
 
 
 def _decode_plain_jpeg(data: bytes | memoryview, at_least: int | None, pixel_limit: int) -> np.ndarray | None:

@@ -7,6 +7,7 @@ import torch
 
 from cnclip_ft.evaluation import provenance
 from cnclip_ft.models.checkpoints import load
+from cnclip_ft.runtime import parse_device
 from data_tools.errors import RequestError
 
 
@@ -35,8 +36,12 @@ def test_a_model_that_is_no_file_is_told_by_its_weights(checkpoint):
 
 
 def test_devices_and_precisions():
-    assert provenance.parse_device("cpu").type == "cpu" and provenance.parse_dtype("bfloat16") is torch.bfloat16
+    assert (
+        parse_device("cpu").type == "cpu"
+        and parse_device("auto") == parse_device(None)
+        and provenance.parse_dtype("bfloat16") is torch.bfloat16
+    )
     with pytest.raises(RequestError, match="device 'quantum' cannot be used"):
-        provenance.parse_device("quantum")
+        parse_device("quantum")
     with pytest.raises(RequestError, match="dtype is 'float8'"):
         provenance.parse_dtype("float8")

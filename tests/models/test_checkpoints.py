@@ -347,7 +347,7 @@ def test_wrong_folders(tmp_path):
 
 
 def test_public_names():
-    assert cnclip_ft.available_models() == ["RN50", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14"]
+    assert cnclip_ft.available_models() == ["ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14", "RN50"]
     assert cnclip_ft.load is load
     with pytest.raises(AttributeError):
         cnclip_ft.nothing  # noqa: B018

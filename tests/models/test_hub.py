@@ -77,7 +77,7 @@ def test_huggingface_offline_mode_is_explained(monkeypatch):
 
 
 def test_other_names(monkeypatch):
-    with pytest.raises(RequestError, match="no published name \\(RN50, ViT-B-16"):
+    with pytest.raises(RequestError, match="no published name \\(ViT-B-16, ViT-L-14"):
         find("ViT-XXL")
     with pytest.raises(RequestError, match="no weights are published: {architecture: ViT-B-32}"):
         find("ViT-B-32")

@@ -8,7 +8,6 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from cnclip_ft.evaluation import provenance
 from data_tools.errors import RequestError, UserError
 
 if TYPE_CHECKING:
@@ -28,9 +27,10 @@ def require_serve() -> None:
 
 def share_cores(device: str | None) -> None:
     """On the CPU: so many cores for a question that others find some too."""
+    from cnclip_ft.runtime import parse_device
     from cnclip_ft.search.web.batcher import set_cores, threads_for
 
-    if provenance.parse_device(device).type == "cpu":
+    if parse_device(device).type == "cpu":
         set_cores(threads_for("cpu"))
 
 

@@ -75,7 +75,6 @@ class Architecture:
 
 _BASE, _LARGE = TextTransformer(), TextTransformer(hidden=1024, layers=24, heads=16)
 _ALL = (
-    Architecture("RN50", ResNet(), TextTransformer(layers=3), 1024, "chinese-clip-rn50", "clip_cn_rn50.pt", 76_990_000),
     # The official code has its configuration; weights of it were never published.
     Architecture("ViT-B-32", VisionTransformer(768, 12, 12, 32), _BASE, 512),
     Architecture("ViT-B-16", VisionTransformer(768, 12, 12, 16), _BASE, 512, "chinese-clip-vit-base-patch16",
@@ -86,7 +85,13 @@ _ALL = (
                  "clip_cn_vit-l-14-336.pt", 406_560_000),
     Architecture("ViT-H-14", VisionTransformer(1280, 32, 16, 14), _LARGE, 1024, "chinese-clip-vit-huge-patch14",
                  "clip_cn_vit-h-14.pt", 957_600_000),
+    Architecture("RN50", ResNet(), TextTransformer(layers=3), 1024, "chinese-clip-rn50", "clip_cn_rn50.pt", 76_990_000),
     # For tests: everything a big one has, in little.
     Architecture("tiny", VisionTransformer(64, 2, 2, 8, 32), TextTransformer(64, 2, 2), 32),
 )  # fmt: skip
 ARCHITECTURES: dict[str, Architecture] = {architecture.name: architecture for architecture in _ALL}
+
+
+def available_models() -> list[str]:
+    """Names of the published sizes."""
+    return [name for name, architecture in ARCHITECTURES.items() if architecture.hub]

@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
@@ -71,6 +71,7 @@ class TextTokenizer(Tokenizer):
     """
 
     kind, schema = "wordpiece", WordPiece
+    quotation_marks: ClassVar[dict[str, str]] = {"“": '"', "”": '"'}  # the vocabulary has none of the Chinese ones
     preparation = 'lower case, Chinese quotation marks to ", BERT WordPiece, cut to the context length'
 
     def __init__(self, vocab_file: str | Path | None = None, context_length: int = CONTEXT_LENGTH) -> None:
@@ -97,7 +98,7 @@ class TextTokenizer(Tokenizer):
         tokenizer = FastTokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=200))
         # The quotation marks stand here too, so that whoever loads the saved tokenizer.json gets the same ids.
         tokenizer.normalizer = normalizers.Sequence([
-            normalizers.Replace("“", '"'), normalizers.Replace("”", '"'),
+            *(normalizers.Replace(mark, plain) for mark, plain in self.quotation_marks.items()),
             # Private-use characters (old GBK text has some) are unknown words in the official code; BertNormalizer
             # alone would drop them. A rune is a letter no vocabulary here has.
             normalizers.Replace(Regex(r"\p{Co}"), "ᚠ"),
@@ -133,7 +134,7 @@ class TextTokenizer(Tokenizer):
         """
         if not text.isascii():
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return text.lower().replace("“", '"').replace("”", '"')
+        return text.lower().translate(str.maketrans(self.quotation_marks))
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         encoded = self._tokenizer.encode_batch_fast([self.prepare(text) for text in texts], add_special_tokens=False)
