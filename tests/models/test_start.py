@@ -57,7 +57,7 @@ def test_own_temperature():
 
 
 @pytest.mark.parametrize("spec,message", [
-    ({"architecture": "ViT-X"}, "'ViT-X' is not known; known: RN50"),
+    ({"architecture": "ViT-X"}, "'ViT-X' is not known; known: ViT-B-32"),
     ({"architecture": "tiny", "text": "x"}, "unknown key text"),
     ({"image": VIT["image"]}, "text is missing"),
     ({"text": TEXT}, "image is missing"),
