@@ -149,7 +149,14 @@ FAMILY_WORDS = re.compile(
     r"TextTokenizer|WordPiece|wordpiece|RobertaTower|ViTTower|ResNetTower|ChineseCLIP(?!Model\b)\w+|\[CLS\]|\[SEP\]|\[PAD\]|"
     r"text_model\.|vision_model\.|word_embeddings|vocab_file|CONTEXT_LENGTH"
 )
-KNOWING = ("clip.py", "models/families/", "models/formats/", "models/registry.py", "export/cn_clip.py", "export/huggingface.py")
+KNOWING = (
+    "clip.py",
+    "models/families/",
+    "models/formats/",
+    "models/registry.py",
+    "export/cn_clip.py",
+    "export/huggingface.py",
+)
 
 
 def test_no_other_room_knows_a_family():
