@@ -134,7 +134,10 @@ class TextTokenizer(Tokenizer):
         """
         if not text.isascii():
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return text.lower().translate(str.maketrans(self.quotation_marks))
+        text = text.lower()
+        for mark, plain in self.quotation_marks.items():
+            text = text.replace(mark, plain)
+        return text
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         encoded = self._tokenizer.encode_batch_fast([self.prepare(text) for text in texts], add_special_tokens=False)
