@@ -328,8 +328,8 @@ def reencode(data: bytes, how: Reencoding, *, pixel_limit: int = PIXEL_LIMIT) ->
     return buffer.getvalue()
 
 
-def middle(image: Image.Image, size: int) -> Image.Image:
-    """The middle, `size` × `size`, of the picture with its shorter side at `size` pixels, resized bicubically.
+def middle(image: Image.Image, size: int, filter: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:
+    """The middle, `size` × `size`, of the picture with its shorter side at `size` pixels.
 
     Both roundings go down, as in transformers.
     """
@@ -338,8 +338,8 @@ def middle(image: Image.Image, size: int) -> Image.Image:
     tall, wide = size * height // short, size * width // short
     top, left = (tall - size) // 2, (wide - size) // 2
     if max(tall, wide) <= _LONG * size:
-        resized = image.resize((wide, tall), Image.Resampling.BICUBIC)
+        resized = image.resize((wide, tall), filter)
         return resized.crop((left, top, left + size, top + size))
     down, across = height / tall, width / wide  # a line: whole it would take gigabytes
     box = left * across, top * down, min((left + size) * across, width), min((top + size) * down, height)
-    return image.resize((size, size), Image.Resampling.BICUBIC, box)
+    return image.resize((size, size), filter, box)

@@ -81,7 +81,7 @@ def describe_settings(model: DualEncoder, dtype: torch.dtype, device: torch.devi
     squash = picture.fit == "squash"
     return {
         "image_transform": {
-            "size": picture.size, "resize": f"{'square squash' if squash else 'shorter side'}, antialiased bicubic on uint8",
+            "size": picture.size, "resize": f"{'square squash' if squash else 'shorter side'}, antialiased {picture.resample} on uint8",
             "crop": None if squash else "centre",
             "input": picture.input, "mean": list(picture.mean), "std": list(picture.std),
         },

@@ -40,6 +40,8 @@ def check(model: DualEncoder) -> None:
         wrong.append(f"its image tower is of kind {image['kind']}")
     elif len(image["layers"]) != 4 or image["heads"] != image["width"] * 32 // 64:
         wrong.append("its ResNet has not four stages and heads of 64")
+    if {"fit", "resample"} & image.keys():
+        wrong.append("its pictures are not squashed bicubically")
     if "mean" in image:
         wrong.append("its pixels are normalised with another mean and deviation")
     if text["pooling"] != "cls":

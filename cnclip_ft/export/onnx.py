@@ -81,7 +81,8 @@ def write(model: DualEncoder, target: Path, order: Order) -> None:
 
 def example_fits(model: DualEncoder, folder: Path) -> bool:
     """Whether ``example.py`` prepares pictures and texts as this model wants them."""
-    whole = model.image_tower.preprocessing.fit == "squash" and model.tokenizer.padding == "longest"
+    picture = model.image_tower.preprocessing
+    whole = (picture.fit, picture.resample) == ("squash", "bicubic") and model.tokenizer.padding == "longest"
     return whole and (folder / "tokenizer.json").is_file()
 
 
@@ -145,11 +146,12 @@ def describe(model: DualEncoder, order: Order) -> dict:
         "image": {
             "file": "image.onnx", "input": INPUTS["image"], "output": OUTPUT, "type": "uint8",
             "shape": ["batch", 3, size, size], "size": size, "colours": "RGB",
-            "resize": "shorter side to size, bicubic, then the middle" if cropped else
-                      "square squash (no crop, aspect ratio not kept), bicubic",
+            "resize": f"shorter side to size, {picture.resample}, then the middle" if cropped else
+                      f"square squash (no crop, aspect ratio not kept), {picture.resample}",
             "normalisation": "inside the graph; give bytes 0 to 255" if picture.input == "normalised" else None,
             "mean": list(picture.mean), "std": list(picture.std),
-        } | ({"fit": "crop"} if cropped else {}),
+        } | ({"fit": "crop"} if cropped else {})
+          | ({"resample": picture.resample} if picture.resample != "bicubic" else {}),
         "text": {
             "file": "text.onnx", "input": INPUTS["text"], "output": OUTPUT, "type": "int64",
             "shape": ["batch", "tokens"], "context_length": model.context_length, "pad_id": model.tokenizer.pad_id,

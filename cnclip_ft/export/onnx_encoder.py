@@ -29,7 +29,11 @@ class OnnxEncoder(nn.Module):
         self.image_size = description["image"]["size"]
         self.image_tower = SimpleNamespace(
             output_dim=description["dimension"],
-            preprocessing=SquarePicture(self.image_size, description["image"].get("fit", "squash")),
+            preprocessing=SquarePicture(
+                self.image_size,
+                description["image"].get("fit", "squash"),
+                resample=description["image"].get("resample", "bicubic"),
+            ),
         )
         self.tokenizer = read_tokenizer(description["text"], folder)
         self.image, self.text = (open_session(folder / description[side]["file"]) for side in ("image", "text"))

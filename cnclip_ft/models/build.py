@@ -166,10 +166,11 @@ def _check_layers(description: dict[str, Any], tensors: Tensors, source: str) ->
 
 def check_vocabulary(tokenizer: Tokenizer, text: TextTower, source: str) -> None:
     """Refuse a vocabulary or a context length the tower has no embeddings for."""
-    if tokenizer.vocab_size != text.vocab_size:
+    found, rows = tokenizer.vocab_size, text.vocab_size
+    if found > rows or (found != rows and tokenizer.whole_vocabulary):
         raise RequestError(
-            f"{source}: the vocabulary {tokenizer.name} has {tokenizer.vocab_size:,} tokens, the text tower "
-            f"{text.vocab_size:,}; put the tower's own vocab.txt beside its weights"
+            f"{source}: the vocabulary {tokenizer.name} has {found:,} tokens, the text tower "
+            f"{rows:,}; put the tower's own vocabulary beside its weights"
         )
     if tokenizer.context_length > text.max_length:
         raise RequestError(

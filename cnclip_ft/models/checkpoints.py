@@ -29,8 +29,8 @@ from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
 from cnclip_ft.models.formats.chinese_clip_file import read_file
 from cnclip_ft.models.formats.files import FOLDER_FILES, read_folder, read_json
+from cnclip_ft.models.formats.folders import read_folder_of_transformers
 from cnclip_ft.models.formats.recognise import with_architecture
-from cnclip_ft.models.formats.transformers_folder import read_chinese_clip
 from cnclip_ft.models.hub import find
 from cnclip_ft.models.registry import family_of, image_kinds
 from cnclip_ft.runtime import parse_device
@@ -177,7 +177,7 @@ def _read_folder(folder: Path, dtype: torch.dtype) -> Checkpoint:
         description = checked_description(read_info(folder).get("model"), str(folder / INFO))
         return Checkpoint(str(folder), description, read_folder(folder, dtype).tensors, folder)
     if (folder / "config.json").exists():
-        return read_chinese_clip(folder, dtype)
+        return read_folder_of_transformers(folder, dtype)
     inside = sorted(p for p in folder.glob("*.pt") if p.name in {a.file for a in ARCHITECTURES.values()})
     if len(inside) == 1:
         return read_file(inside[0], dtype)

@@ -61,6 +61,8 @@ class Tokenizer(ABC):
     """What is done to a text, in words, for records of scores."""
     padding: Literal["longest", "max_length"] = "longest"
     """What `pad` fills a batch up to. Where pads are attended to, as in SigLIP, only ``max_length`` gives the author's features."""
+    whole_vocabulary: ClassVar[bool] = True
+    """Whether a tower has an embedding for each of its tokens and no more; False: it may have more."""
     context_length: int
     """Longest text in tokens, special ones included."""
 

@@ -33,6 +33,12 @@ _PILLOW_TALL_FIRST = int(PIL.__version__.split(".")[0]) >= 13
 
 
 PictureSource: TypeAlias = bytes | memoryview | str | Path | Image.Image | np.ndarray | torch.Tensor
+Fit = Literal["squash", "crop"]
+Resample = Literal["bicubic", "bilinear"]
+PILLOW_FILTERS: dict[Resample, Image.Resampling] = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+}
 
 
 @dataclass(frozen=True)
@@ -42,16 +48,18 @@ class SquarePicture:
     Args:
         size: side of the square in pixels.
         fit: ``squash`` stretches the whole picture to it; ``crop`` brings the shorter side to `size` and takes the middle,
-            as transformers' CLIPImageProcessor does. Both by antialiased bicubic resampling.
+            as transformers' CLIPImageProcessor does.
         mean, std: per channel, of values from 0 to 1.
         input: ``normalised``, or ``uint8`` for a tower that normalises by itself.
+        resample: antialiased, as Pillow does it.
     """
 
     size: int
-    fit: Literal["squash", "crop"] = "squash"
+    fit: Fit = "squash"
     mean: tuple[float, ...] = OPENAI_MEAN
     std: tuple[float, ...] = OPENAI_STD
     input: Literal["normalised", "uint8"] = "normalised"
+    resample: Resample = "bicubic"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -76,14 +84,15 @@ class SquarePicture:
             DataFault: it cannot be read or decoded, or is above a limit (`data_tools.pictures`); nothing else.
         """
         pixels = _whole(source, self.size if reduced else None, pixel_limit)
-        return (crop if self.fit == "crop" else squash)(torch.from_numpy(pixels).permute(2, 0, 1), self.size)
+        fitted = crop if self.fit == "crop" else squash
+        return fitted(torch.from_numpy(pixels).permute(2, 0, 1), self.size, self.resample)
 
     def normalise(self, pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """uint8 ``[n, 3, size, size]`` → what the tower takes, on the tensor's device."""
         return normalise(pixels, self.mean, self.std, dtype) if self.input == "normalised" else pixels
 
     def describe(self) -> dict[str, Any]:
-        how = "squash-bicubic" if self.fit == "squash" else "shortest-edge-bicubic-centre-crop"
+        how = f"squash-{self.resample}" if self.fit == "squash" else f"shortest-edge-{self.resample}-centre-crop"
         return {
             "size": self.size,
             "mean": list(self.mean),
@@ -156,8 +165,8 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def squash(pixels: torch.Tensor, size: int) -> torch.Tensor:
-    """uint8 ``[3, h, w]`` → uint8 ``[3, size, size]``, antialiased bicubic, within 1/255 of Pillow's."""
+def squash(pixels: torch.Tensor, size: int, resample: Resample = "bicubic") -> torch.Tensor:
+    """uint8 ``[3, h, w]`` → uint8 ``[3, size, size]``, antialiased, within 1/255 of Pillow's."""
     height, width = pixels.shape[1:]
     if (height, width) == (size, size):
         return pixels
@@ -165,18 +174,18 @@ def squash(pixels: torch.Tensor, size: int) -> torch.Tensor:
     batch = pixels.permute(1, 2, 0).unsqueeze(0).permute(0, 3, 1, 2)
     if _PILLOW_TALL_FIRST and height - size > 2 * max(width - size, 0):
         # Between the two passes values are cut to 0…255, so their order shows (up to 8/255): take Pillow's.
-        batch = _interpolate(batch, (size, width))
-    return _interpolate(batch, (size, size))[0]
+        batch = _interpolate(batch, (size, width), resample)
+    return _interpolate(batch, (size, size), resample)[0]
 
 
-def crop(pixels: torch.Tensor, size: int) -> torch.Tensor:
+def crop(pixels: torch.Tensor, size: int, resample: Resample = "bicubic") -> torch.Tensor:
     """uint8 ``[3, h, w]`` → the middle, uint8 ``[3, size, size]``, of the picture with its shorter side at `size` pixels."""
     image = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
-    return torch.from_numpy(np.array(middle(image, size))).permute(2, 0, 1)
+    return torch.from_numpy(np.array(middle(image, size, PILLOW_FILTERS[resample]))).permute(2, 0, 1)
 
 
-def _interpolate(batch: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return torch.nn.functional.interpolate(batch, size=size, mode="bicubic", antialias=True)
+def _interpolate(batch: torch.Tensor, size: tuple[int, int], resample: Resample) -> torch.Tensor:
+    return torch.nn.functional.interpolate(batch, size=size, mode=resample, antialias=True)
 
 
 def normalise(

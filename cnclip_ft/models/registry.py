@@ -12,7 +12,11 @@ from typing import Any
 from cnclip_ft.models.contract import ImageTower, TextTower, Tokenizer
 from cnclip_ft.models.family import Family
 
-FAMILIES = ("cnclip_ft.models.families.chinese_clip.family", "cnclip_ft.models.families.imported")
+FAMILIES = (
+    "cnclip_ft.models.families.chinese_clip.family",
+    "cnclip_ft.models.families.shared",
+    "cnclip_ft.models.families.imported",
+)
 # Kinds of descriptions that name none: they were written when there was one of each.
 UNNAMED = {"text": "roberta", "tokenizer": "wordpiece"}
 _registered: list[Family] = []

@@ -5,7 +5,7 @@ The bounds are far above every published size; they keep a description of a few 
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -35,14 +35,16 @@ class TextPart(Part):
         raise TypeError(f"{type(self).__name__} does not say its longest text")
 
 
-class Colour(Part):
-    """What an image tower's schema holds where its pixels are normalised; None is the kind's own mean and deviation."""
+class PictureRule(Part):
+    """What an image tower's schema holds of the way from a picture to its pixels; None is the kind's own."""
 
+    fit: Literal["squash", "crop"] | None = None
+    resample: Literal["bicubic", "bilinear"] | None = None
     mean: Colours | None = None
     std: Colours | None = None
 
     @model_validator(mode="after")
-    def _positive(self) -> Colour:
+    def _positive(self) -> PictureRule:
         if min(self.std or [1]) <= 0:
             raise ValueError(f"std {self.std} is not above 0")
         return self

@@ -9,14 +9,26 @@ from typing import Any
 
 import torch
 
-from cnclip_ft.models.build import assemble, check_vocabulary, fill, image_tower, read_tokenizer, resized, text_tower
+from cnclip_ft.models.build import (
+    Checkpoint,
+    assemble,
+    check_vocabulary,
+    file_names,
+    fill,
+    image_tower,
+    read_tokenizer,
+    resized,
+    text_tower,
+)
 from cnclip_ft.models.checkpoints import INFO, open_checkpoint, read_checkpoint
-from cnclip_ft.models.contract import ImageTower, TextTower, Tokenizer
+from cnclip_ft.models.contract import ImageTower, TextTower, Tokenizer, Tower
 from cnclip_ft.models.dual_encoder import LOGIT_SCALE_LIMIT, DualEncoder
 from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
 from cnclip_ft.models.families.imported import ImportedTower
-from cnclip_ft.models.formats.bert import read_text_half
-from cnclip_ft.models.formats.openai import check_activation, read_image_half
+from cnclip_ft.models.formats.bert import TextHalf, has_text_half, read_text_half
+from cnclip_ft.models.formats.files import Tensors
+from cnclip_ft.models.formats.folders import is_whole
+from cnclip_ft.models.formats.openai import check_activation, has_image_half, read_image_half
 from cnclip_ft.models.hub import find
 from cnclip_ft.models.registry import UNNAMED, image_kinds, text_kind, text_kinds
 from data_tools.errors import RequestError
@@ -171,13 +183,11 @@ def _pretrained_image(
     report: LoadReport,
     trust_import: bool,
 ) -> tuple[ImageTower, float | None]:
-    if (path / INFO).is_file():  # one of ours, whatever its towers are
+    if (path / INFO).is_file() or (is_whole(path) and not has_image_half(path)):
         checkpoint = read_checkpoint(path)
         numbers, dim, where = checkpoint.description["image"], checkpoint.description["projection"], checkpoint.source
-        text = (*(text_kind(checkpoint.description["text"]).file_prefixes or ("text_tower.",)), "logit_bias")
-        left_over = sorted(name for name in checkpoint.tensors if name.startswith(text))
-        tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith(text)}
-        scale, notes = float(tensors.pop("logit_scale")), []
+        scale, notes = float(checkpoint.tensors["logit_scale"]), list(checkpoint.notes)
+        tensors, left_over = _half(checkpoint, image_kinds()[numbers["kind"]], "image_tower.")
     else:
         half = read_image_half(path, activation)
         numbers, dim, where, tensors, scale = half.numbers, half.projection, half.source, half.tensors, half.logit_scale
@@ -219,17 +229,45 @@ def _text_tower(
         report.new.append("text_tower")
         tower = _new_text(spec | pooled, projection)
         return tower, tower.tokenizer(context_length)
-    half = read_text_half(find(spec, source, repositories=True))
+    path = find(spec, source, repositories=True)
+    whole = (path / INFO).is_file() or (is_whole(path) and not has_text_half(path))
+    half = _half_of_whole(path) if whole else read_text_half(path)
     tower = text_tower(half.numbers | pooled, projection)
     tower.replace_projection(projection)
-    fresh = {name: tensor for name, tensor in tower.state_dict().items() if tower.in_projection(name)}
+    names = file_names(tower)
+    fresh = {names[name]: tensor for name, tensor in tower.state_dict().items() if tower.in_projection(name)}
     fill(tower, half.tensors | fresh, half.source)
     report.loaded.append(("text tower", half.source))
     report.new.append(f"text_tower.{tower.projection_name}")
     report.changed += half.notes
     report.left_over += half.left_over
+    if half.described is not None:
+        tokenizer = read_tokenizer(half.described, half.vocabulary)
+        return tower, tokenizer if context_length is None else tokenizer.with_context_length(context_length)
     length = tower.tokenizer(context_length).context_length
     return tower, read_tokenizer({"context_length": length}, half.vocabulary)
+
+
+def _half_of_whole(path: Path) -> TextHalf:
+    """The text half of a whole model; its projection, into another common space, is left over."""
+    checkpoint = read_checkpoint(path)
+    numbers, projection = checkpoint.description["text"], checkpoint.description["projection"]
+    tensors, left_over = _half(checkpoint, text_kind(numbers), "text_tower.")
+    tower = text_tower(numbers, projection)
+    names = file_names(tower)
+    last = {names[name] for name in names if tower.in_projection(name)}
+    kept = {name: tensor for name, tensor in tensors.items() if name not in last}
+    left_over = sorted({*left_over, *(tensors.keys() & last), *checkpoint.left_over})
+    return TextHalf(
+        numbers, kept, checkpoint.vocabulary, checkpoint.source, left_over, checkpoint.notes, checkpoint.description
+    )
+
+
+def _half(checkpoint: Checkpoint, kind: type[Tower], otherwise: str) -> tuple[Tensors, list[str]]:
+    """The tensors of one tower under their names in the file, and the names of all others but the temperature."""
+    prefixes = kind.file_prefixes or (otherwise,)
+    own = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(prefixes)}
+    return own, sorted(checkpoint.tensors.keys() - own.keys() - {"logit_scale"})
 
 
 def _refuse_unknown(spec: dict[str, Any], known: set[str], where: str) -> None:

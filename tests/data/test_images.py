@@ -86,7 +86,7 @@ def test_crop_takes_the_pixels_of_the_clip_processor():
 def test_a_reduced_picture_still_fills_the_crop(monkeypatch, size):
     """A side below the square would be enlarged again."""
     seen = []
-    monkeypatch.setattr("cnclip_ft.models.preprocessing.crop", lambda pixels, side: seen.append(pixels.shape[1:]))
+    monkeypatch.setattr("cnclip_ft.models.preprocessing.crop", lambda pixels, side, _: seen.append(pixels.shape[1:]))
     for side in (224, 100):
         SquarePicture(side, "crop").decode(encoded(picture(*size), "JPEG"), reduced=True)
         assert min(seen[-1]) >= side

@@ -83,8 +83,8 @@ def test_incomplete_and_other_folders(folder):
     save_file(weights | {"extra": torch.zeros(1)}, folder / "model.safetensors")
     with pytest.raises(RequestError, match="1 unexpected \\(extra\\)"):
         load(folder)
-    (folder / "config.json").write_text('{"model_type": "clip"}', encoding="utf-8")
-    with pytest.raises(RequestError, match="a model of type 'clip', not chinese_clip.*model.start="):
+    (folder / "config.json").write_text('{"model_type": "blip"}', encoding="utf-8")
+    with pytest.raises(RequestError, match="a model of type 'blip'; whole models.*chinese_clip.*model.start="):
         load(folder)
 
 

@@ -91,11 +91,30 @@ def test_and_what_is_saved_of_it_is_the_same(theirs, tmp_path):
     assert back.context_length == 30 and torch.equal(features(back), features(ours))
 
 
+CROPPED = {"do_center_crop": True, "size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+
+
+@pytest.mark.parametrize("rule", [CROPPED, {"resample": 2}, CROPPED | {"resample": 2}])
+def test_pictures_are_cropped_and_resized_as_the_folder_says(theirs, tmp_path, rule):
+    folder = edited(theirs, tmp_path / "a", "processor_config.json", lambda c: c["image_processor"].update(rule))
+    wanted = ImageProcessor(
+        **json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))["image_processor"]
+    )
+    save_checkpoint(load(folder), tmp_path / "b", info={})
+    for place in (folder, tmp_path / "b"):  # and what is saved of it says the same
+        way = load(place).image_tower.preprocessing
+        pixels = way.normalise(way.decode(picture())[None])
+        theirs_pixels = torch.as_tensor(np.array(wanted(picture())["pixel_values"][0]))
+        assert (pixels[0] - theirs_pixels).abs().max() <= 1.01 / 255 / 0.2
+    again = ImageProcessor.from_pretrained(tmp_path / "b")
+    assert np.allclose(again(picture())["pixel_values"][0], wanted(picture())["pixel_values"][0])
+
+
 @pytest.mark.parametrize("name,change,key", [
     ("processor_config.json", lambda c: c["image_processor"].update(do_center_crop=True), "do_center_crop"),
     ("processor_config.json", lambda c: c["image_processor"].update(size={"shortest_edge": 32}), "size"),
     ("processor_config.json", lambda c: c["image_processor"].update(size={"height": 48, "width": 48}), "size"),
-    ("processor_config.json", lambda c: c["image_processor"].update(resample=2), "resample"),
+    ("processor_config.json", lambda c: c["image_processor"].update(resample=1), "resample"),
     ("processor_config.json", lambda c: c["image_processor"].update(rescale_factor=1 / 127.5), "rescale_factor"),
     ("processor_config.json", lambda c: c["image_processor"].update(do_resize=False), "do_resize"),
     ("processor_config.json", lambda c: c["image_processor"].update(do_pad=True), "do_pad"),

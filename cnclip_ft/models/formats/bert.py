@@ -33,6 +33,12 @@ class TextHalf:
     source: str
     left_over: list[str]
     notes: list[str]
+    described: dict[str, Any] | None = None  # of the whole model it is a half of, where its tokenizer is not BERT's
+
+
+def has_text_half(folder: Path) -> bool:
+    """Whether a folder's text tower is read by `read_text_half`."""
+    return read_json(folder / "config.json").get("model_type", "bert") in _TYPES
 
 
 def read_text_half(path: Path) -> TextHalf:

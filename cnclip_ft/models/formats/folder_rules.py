@@ -1,7 +1,6 @@
-"""What a folder of transformers says about pictures, texts and layers: obeyed, or refused by the name of the key.
+"""What a folder of transformers says about layers and BERT texts: obeyed, or refused by the name of the key.
 
-Pictures are squashed to the square, bicubic, divided by 255 and normalised; texts are BERT WordPiece in lower case. A folder
-that asks for something else would give other features than its author's.
+A folder that asks for something else than the towers and WordPiece do would give other features than its author's.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from typing import Any
 
 from cnclip_ft.models.families.chinese_clip.wordpiece import SPECIAL_TOKENS, read_vocabulary
 from cnclip_ft.models.formats.files import read_json
-from cnclip_ft.models.preprocessing import OPENAI_MEAN, OPENAI_STD
 from data_tools.errors import RequestError
 
 # Keys that change no feature in evaluation: how weights began, training, heads nobody uses, generation (version 4 wrote it all).
@@ -57,67 +55,6 @@ def obeyed(config: Any, known: tuple[str, ...], where: str) -> dict[str, Any]:
         if isinstance(side, list) and len(side) == 2 and side[0] == side[1]:
             found[key] = side[0]
     return found
-
-
-# ---- pictures -------------------------------------------------------------------------------------------------------
-
-
-def picture_rules(folder: Path, size: int) -> tuple[dict[str, list[float]], list[str]]:
-    """Mean and deviation where they are not OpenAI's, and what the folder asks for beyond the square squash, in words.
-
-    ``processor_config.json`` goes before ``preprocessor_config.json``, as in transformers 5.
-
-    Raises:
-        RequestError: values that are none.
-    """
-    file, rules = _processor(folder)
-    said: list[str] = []
-    for key, value in rules.items():
-        expected = {"do_resize": True, "do_rescale": True, "do_center_crop": False}.get(key)
-        if expected is not None and value is not None and bool(value) != expected:
-            said.append(
-                f"{file}: {key} is {repr(value)[:60]}; pictures here are always squashed to the square, and nothing is cut off"
-            )
-        elif key == "resample" and value not in (None, 3, "bicubic"):
-            said.append(f"{file}: resample is {repr(value)[:60]}; pictures here are resized bicubically (3)")
-        elif key == "rescale_factor" and value is not None and not _near([value], [1 / 255], file, key):
-            said.append(f"{file}: rescale_factor is {repr(value)[:60]}; pictures here are divided by 255")
-        elif key == "size" and value not in (None, size, {"height": size, "width": size}):
-            square = isinstance(value, dict) and value.get("shortest_edge") == size and rules.get("do_center_crop")
-            if not square:  # said above
-                said.append(f"{file}: size is {repr(value)[:60]}; the image tower takes {size} × {size}, squashed")
-        elif key.startswith("do_") and value and key not in (
-            "do_resize", "do_rescale", "do_center_crop", "do_normalize", "do_convert_rgb"
-        ):  # fmt: skip
-            said.append(f"{file}: {key} is {repr(value)[:60]}, which is not done here")
-    if rules.get("do_normalize") is False:
-        return {"mean": [0.0] * 3, "std": [1.0] * 3}, said
-    mean, std = rules.get("image_mean") or list(OPENAI_MEAN), rules.get("image_std") or list(OPENAI_STD)
-    usual = [_near(mean, OPENAI_MEAN, file, "image_mean"), _near(std, OPENAI_STD, file, "image_std")]
-    if min(std) <= 0:
-        raise RequestError(f"{file}: image_std is {repr(std)[:60]}, expected numbers above 0")
-    if all(usual):
-        return {}, said
-    return {"mean": [float(x) for x in mean], "std": [float(x) for x in std]}, said
-
-
-def _processor(folder: Path) -> tuple[Path, dict[str, Any]]:
-    file = folder / "processor_config.json"
-    if file.exists():
-        nested = read_json(file).get("image_processor")
-        if nested is not None:
-            if not isinstance(nested, dict):
-                raise RequestError(f"{file}: image_processor is a {type(nested).__name__}, expected an object")
-            return file, nested
-    file = folder / "preprocessor_config.json"
-    return file, read_json(file) if file.exists() else {}
-
-
-def _near(found: Any, expected: Any, file: Path, key: str) -> bool:
-    numbers = isinstance(found, list) and all(type(x) in (int, float) and abs(x) < 1e6 for x in found)
-    if not numbers or len(found) != len(expected):
-        raise RequestError(f"{file}: {key} is {repr(found)[:60]}, expected {len(expected)} numbers")
-    return all(abs(a - b) <= 1e-6 for a, b in zip(found, expected, strict=True))
 
 
 # ---- texts ----------------------------------------------------------------------------------------------------------

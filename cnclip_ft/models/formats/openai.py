@@ -15,6 +15,7 @@ from cnclip_ft.models.formats.files import Content, Tensors, read_json, read_wei
 from cnclip_ft.models.formats.open_clip import open_clip_rules
 from cnclip_ft.models.formats.recognise import recognise_image
 from cnclip_ft.models.formats.transformers_folder import vision_numbers
+from cnclip_ft.models.preprocessing import Fit
 from data_tools.errors import RequestError
 
 _OPEN_CLIP_CONFIGURATION = "open_clip_config.json"
@@ -24,6 +25,14 @@ _OTHER_HALF = (
     "transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection", "text.", "text_model.", "bert.",
     "attn_mask", "input_resolution", "context_length", "vocab_size", "logit_bias",
 )  # fmt: skip
+
+
+_TYPES = ("clip", "chinese_clip", "clip_vision_model", "chinese_clip_vision_model")
+
+
+def has_image_half(folder: Path) -> bool:
+    """Whether a folder's image tower is read by `read_image_half`."""
+    return read_json(folder / "config.json").get("model_type") in _TYPES
 
 
 class ImageHalf:
@@ -102,12 +111,13 @@ def _open_clip_numbers(
 def _transformers_folder(folder: Path, activation: str | None) -> ImageHalf:
     config = read_json(folder / "config.json")
     kind = config.get("model_type")
-    if kind not in ("clip", "chinese_clip", "clip_vision_model", "chinese_clip_vision_model"):
+    if kind not in _TYPES:
         raise RequestError(
             f"{folder}: a model of type {repr(kind)[:60]}; an image tower comes from a clip or chinese_clip folder"
         )
     # CLIP's own default is quick_gelu as well, and so are its other numbers.
-    numbers, said = vision_numbers(folder, config.get("vision_config") or config)
+    fit: Fit = "squash" if kind.startswith("chinese") else "crop"
+    numbers, said = vision_numbers(folder, config.get("vision_config") or config, fit=fit)
     if activation:
         numbers |= {"hidden_act": activation}
     half = _from_tensors(folder, read_weights(folder), numbers, activation)

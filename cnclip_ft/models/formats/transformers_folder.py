@@ -10,28 +10,25 @@ from transformers import ChineseCLIPTextConfig, ChineseCLIPVisionConfig
 
 from cnclip_ft.models.build import Checkpoint
 from cnclip_ft.models.description import checked_half
+from cnclip_ft.models.families.chinese_clip.numbers import unusual_rule
 from cnclip_ft.models.families.chinese_clip.roberta import TEXT_KEYS, Roberta
 from cnclip_ft.models.families.chinese_clip.vit import VISION_KEYS, Vit
 from cnclip_ft.models.families.chinese_clip.wordpiece import CONTEXT_LENGTH
 from cnclip_ft.models.formats.cn_clip import is_dropped, modern
-from cnclip_ft.models.formats.files import read_json, read_weights
-from cnclip_ft.models.formats.folder_rules import obeyed, picture_rules, text_rules
+from cnclip_ft.models.formats.files import read_weights
+from cnclip_ft.models.formats.folder_rules import obeyed, text_rules
+from cnclip_ft.models.formats.picture_rules import picture_rules
 from cnclip_ft.models.formats.recognise import own_vocabulary, with_architecture
+from cnclip_ft.models.preprocessing import Fit, SquarePicture
 from data_tools.errors import RequestError
 
 
-def read_chinese_clip(folder: Path, dtype: torch.dtype) -> Checkpoint:
-    """A ``ChineseCLIPModel`` folder.
+def read_chinese_clip(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> Checkpoint:
+    """A ``ChineseCLIPModel`` folder; `config` is its ``config.json``.
 
     Raises:
-        RequestError: another model, or not readable.
+        RequestError: not readable, or it asks for what is not done here.
     """
-    config = read_json(folder / "config.json")
-    if config.get("model_type") != "chinese_clip":
-        raise RequestError(
-            f"{folder}: a model of type {repr(config.get('model_type'))[:60]}, not chinese_clip. One of its towers may be a start: "
-            "model.start={image: …, text: …}"
-        )
     file = folder / "config.json"
     sections = {key: config.get(key) or {} for key in ("vision_config", "text_config")}
     for key, section in sections.items():
@@ -46,7 +43,7 @@ def read_chinese_clip(folder: Path, dtype: torch.dtype) -> Checkpoint:
         del tensors[name]
     if "text_projection.weight" not in tensors:
         raise RequestError(f"{folder}: the checkpoint is incomplete, no 'text_projection.weight' in it")
-    image, said = vision_numbers(folder, sections["vision_config"])
+    image, said = vision_numbers(folder, sections["vision_config"], fit="squash")
     if said:
         raise RequestError(
             f"{said[0]}. Its features would be others than its author's. Set the key to what is done here if that is meant"
@@ -76,9 +73,12 @@ def text_numbers(folder: Path, config: Any) -> dict[str, Any]:
     return checked_half(Roberta, {key: getattr(full, key) for key in TEXT_KEYS} | found, where)
 
 
-def vision_numbers(folder: Path, config: Any) -> tuple[dict[str, Any], list[str]]:
+def vision_numbers(folder: Path, config: Any, *, fit: Fit) -> tuple[dict[str, Any], list[str]]:
     """Image half of a description from a vision configuration and the folder's processor; and what else the processor asks
     for, in words.
+
+    Args:
+        fit: what the family's processor does where the folder does not say.
 
     Raises:
         RequestError: a key or a value the image tower cannot have.
@@ -88,5 +88,5 @@ def vision_numbers(folder: Path, config: Any) -> tuple[dict[str, Any], list[str]
     full = ChineseCLIPVisionConfig()
     numbers = {"kind": "vit"} | {key: getattr(full, key) for key in VISION_KEYS} | found
     numbers = checked_half(Vit, numbers, where)
-    colours, said = picture_rules(folder, numbers["image_size"])
-    return numbers | colours, said
+    picture, said = picture_rules(folder, SquarePicture(numbers["image_size"], fit))
+    return numbers | unusual_rule(picture), said

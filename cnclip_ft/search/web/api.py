@@ -148,7 +148,9 @@ def make_app(
         picture = engine.model.image_tower.preprocessing
         size = picture.size
         try:
-            square = await sent.run({"do": "square", "size": size, "fit": picture.fit}, data)
+            square = await sent.run(
+                {"do": "square", "size": size, "fit": picture.fit, "resample": picture.resample}, data
+            )
         except DataFault as error:
             raise HTTPException(413 if error.kind in _TOO_MUCH else 415, printable(error.problem)) from None
         pixels = torch.frombuffer(bytearray(square), dtype=torch.uint8).view(size, size, 3).permute(2, 0, 1)

@@ -9,7 +9,7 @@ import torch
 from transformers.activations import ACT2FN
 
 from cnclip_ft.models.contract import ImageTower
-from cnclip_ft.models.preprocessing import OPENAI_MEAN, OPENAI_STD
+from cnclip_ft.models.preprocessing import SquarePicture
 from data_tools.errors import RequestError
 
 T = TypeVar("T", bound=ImageTower)
@@ -25,18 +25,26 @@ def check_activation(name: str) -> None:
         raise ValueError(f"hidden_act {name[:40]!r} is no activation of transformers, e.g. gelu or quick_gelu")
 
 
-def with_colours(tower: T, numbers: dict[str, Any]) -> T:
-    """The tower with the mean and deviation of a description that names them."""
-    if numbers.get("mean") and numbers.get("std"):
-        mean, std = tuple(numbers["mean"]), tuple(numbers["std"])
-        tower.preprocessing = replace(tower.preprocessing, mean=mean, std=std)
+def with_picture_rule(tower: T, numbers: dict[str, Any]) -> T:
+    """The tower with the picture rule of a description; what it leaves out is the tower's own."""
+    said: dict[str, Any] = {
+        key: numbers[key] for key in ("fit", "resample", "mean", "std") if numbers.get(key) is not None
+    }
+    colours = {key: tuple(said[key]) for key in ("mean", "std") if key in said}
+    whole: dict[str, Any] = said | colours
+    tower.preprocessing = replace(tower.preprocessing, **whole)
     return tower
 
 
-def unusual_colours(tower: ImageTower) -> dict[str, list[float]]:
-    """Mean and deviation for a description, where they are not OpenAI's."""
-    mean, std = tower.preprocessing.mean, tower.preprocessing.std
-    return {} if (mean, std) == (OPENAI_MEAN, OPENAI_STD) else {"mean": list(mean), "std": list(std)}
+def unusual_rule(picture: SquarePicture) -> dict[str, Any]:
+    """The picture rule for a description, where it is not the official one (squash, bicubic, OpenAI's mean and deviation)."""
+    usual, rule = SquarePicture(picture.size), {}
+    for key in ("fit", "resample"):
+        if getattr(picture, key) != getattr(usual, key):
+            rule[key] = getattr(picture, key)
+    if (picture.mean, picture.std) != (usual.mean, usual.std):
+        rule |= {"mean": list(picture.mean), "std": list(picture.std)}
+    return rule
 
 
 def side_of(positions: torch.Tensor) -> int:

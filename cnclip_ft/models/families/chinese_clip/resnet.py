@@ -20,15 +20,15 @@ from torch import nn
 from cnclip_ft.models.contract import ImageTower
 from cnclip_ft.models.families.chinese_clip.catalog import ResNet
 from cnclip_ft.models.families.chinese_clip.fresh import check_new_size, from_recipe
-from cnclip_ft.models.families.chinese_clip.numbers import resize_positions, unusual_colours, with_colours
+from cnclip_ft.models.families.chinese_clip.numbers import resize_positions, unusual_rule, with_picture_rule
 from cnclip_ft.models.preprocessing import SquarePicture
-from cnclip_ft.models.schema import Colour, Layers, Pixels, Width
+from cnclip_ft.models.schema import Layers, PictureRule, Pixels, Width
 from data_tools.errors import RequestError
 
 POSITIONS = "visual.attnpool.positional_embedding"
 
 
-class Resnet(Colour):
+class Resnet(PictureRule):
     kind: Literal["resnet"]
     layers: Annotated[list[Layers], Field(min_length=1, max_length=8)]
     width: Width
@@ -156,7 +156,7 @@ class ResNetTower(ImageTower):
     @classmethod
     def described(cls, numbers: dict[str, Any], output_dim: int) -> ResNetTower:
         shape = {key: numbers[key] for key in ("layers", "width", "heads", "image_size")}
-        return with_colours(cls(ResNet(**shape | {"layers": tuple(shape["layers"])}), output_dim), numbers)
+        return with_picture_rule(cls(ResNet(**shape | {"layers": tuple(shape["layers"])}), output_dim), numbers)
 
     @classmethod
     def fresh(cls, numbers: dict[str, Any], output_dim: int, image_size: int | None = None) -> ResNetTower:
@@ -180,7 +180,7 @@ class ResNetTower(ImageTower):
         )
 
     def describe(self) -> dict[str, Any]:
-        return asdict(self.numbers) | unusual_colours(self)
+        return asdict(self.numbers) | unusual_rule(self.preprocessing)
 
     def trunk(self, pixels: torch.Tensor) -> torch.Tensor:
         if pixels.device.type in self.channels_last_on:

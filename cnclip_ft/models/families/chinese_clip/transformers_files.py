@@ -7,6 +7,8 @@ from typing import Any
 from transformers import ChineseCLIPConfig, ChineseCLIPTextConfig, ChineseCLIPVisionConfig
 
 from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.models.families.chinese_clip.vit import VISION_KEYS
+from cnclip_ft.models.preprocessing import PILLOW_FILTERS
 
 
 def model_config(model: DualEncoder) -> dict[str, Any] | None:
@@ -14,7 +16,7 @@ def model_config(model: DualEncoder) -> dict[str, Any] | None:
     image, text, dim = model.image_tower.describe(), model.text_tower.describe(), model.image_tower.output_dim
     if image["kind"] != "vit" or text["pooling"] != "cls":
         return None
-    vision = {k: v for k, v in image.items() if k not in ("kind", "mean", "std")} | {"projection_dim": dim}
+    vision = {k: v for k, v in image.items() if k in VISION_KEYS} | {"projection_dim": dim}
     text = {k: v for k, v in text.items() if k != "pooling"}
     config = ChineseCLIPConfig(
         text_config=ChineseCLIPTextConfig(**text).to_dict(),
@@ -35,7 +37,7 @@ def processor_config(model: DualEncoder) -> dict[str, Any]:
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"shortest_edge": picture.size} if cropped else {"height": picture.size, "width": picture.size},
-        "resample": 3,
+        "resample": int(PILLOW_FILTERS[picture.resample]),
         "do_center_crop": bool(cropped),
         "do_rescale": True,
         "rescale_factor": 1 / 255,

@@ -17,13 +17,13 @@ from cnclip_ft.models.families.chinese_clip.numbers import (
     check_activation,
     check_heads,
     resize_positions,
-    unusual_colours,
-    with_colours,
+    unusual_rule,
+    with_picture_rule,
 )
 from cnclip_ft.models.families.chinese_clip.plain_attention import attend
 from cnclip_ft.models.families.parts import new_projection, set_checkpointing
 from cnclip_ft.models.preprocessing import SquarePicture
-from cnclip_ft.models.schema import Colour, Layers, Pixels, Share, Small, Width
+from cnclip_ft.models.schema import Layers, PictureRule, Pixels, Share, Small, Width
 
 VISION_KEYS = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size",
@@ -32,7 +32,7 @@ VISION_KEYS = (
 POSITIONS = "vision_model.embeddings.position_embedding.weight"
 
 
-class Vit(Colour):
+class Vit(PictureRule):
     kind: Literal["vit"]
     hidden_size: Width
     intermediate_size: Width
@@ -75,7 +75,7 @@ class ViTTower(ImageTower):
     @classmethod
     def described(cls, numbers: dict[str, Any], output_dim: int) -> ViTTower:
         config = {key: value for key, value in numbers.items() if key in VISION_KEYS}
-        return with_colours(cls(ChineseCLIPVisionConfig(**config, projection_dim=output_dim), output_dim), numbers)
+        return with_picture_rule(cls(ChineseCLIPVisionConfig(**config, projection_dim=output_dim), output_dim), numbers)
 
     @classmethod
     def fresh(cls, numbers: dict[str, Any], output_dim: int, image_size: int | None = None) -> ViTTower:
@@ -123,7 +123,7 @@ class ViTTower(ImageTower):
 
     def describe(self) -> dict[str, Any]:
         numbers = {key: getattr(self.vision_model.config, key) for key in VISION_KEYS}
-        return {"kind": self.kind} | numbers | unusual_colours(self)
+        return {"kind": self.kind} | numbers | unusual_rule(self.preprocessing)
 
     def graph(self) -> nn.Module:
         return PlainViT(self)

@@ -1,0 +1,106 @@
+"""What a folder of transformers says about pictures: obeyed, or said by the name of the key.
+
+A picture is squashed to the square, or its shorter side is brought to the square's and the middle taken; bicubic or bilinear;
+divided by 255 and normalised. A folder that asks for something else would give other features than its author's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cnclip_ft.models.formats.files import read_json
+from cnclip_ft.models.preprocessing import PILLOW_FILTERS, Fit, Resample, SquarePicture
+from data_tools.errors import RequestError
+
+_STEPS = ("do_resize", "do_rescale", "do_center_crop", "do_normalize", "do_convert_rgb")
+
+
+def picture_rules(folder: Path, usual: SquarePicture) -> tuple[SquarePicture, list[str]]:
+    """The folder's way from a picture to pixels, and what else it asks for, in words.
+
+    ``processor_config.json`` goes before ``preprocessor_config.json``, as in transformers 5.
+
+    Args:
+        usual: what the family's processor does where the folder leaves it open, with the tower's size.
+
+    Raises:
+        RequestError: values that are none.
+    """
+    file, rules = _processor(folder)
+    rules = {key: value for key, value in rules.items() if value is not None}
+    said = [
+        f"{file}: {key} is {repr(value)[:60]}, which is not done here"
+        for key, value in rules.items()
+        if key.startswith("do_") and value and key not in _STEPS
+    ]
+    if not rules.get("do_resize", True):
+        said.append(
+            f"{file}: do_resize is {repr(rules['do_resize'])[:60]}; pictures here are always resized to the square"
+        )
+    if not rules.get("do_rescale", True) or not _near(
+        [rules.get("rescale_factor", 1 / 255)], [1 / 255], file, "rescale_factor"
+    ):
+        key = "rescale_factor" if rules.get("do_rescale", True) else "do_rescale"
+        said.append(f"{file}: {key} is {repr(rules[key])[:60]}; pictures here are divided by 255")
+    fit, wrong = _fit(file, rules, usual)
+    resample, wrong_filter = _resample(file, rules, usual)
+    mean = _colours(file, rules, "image_mean", usual.mean)
+    std = _colours(file, rules, "image_std", usual.std)
+    if rules.get("do_normalize", True) is False:
+        mean, std = (0.0,) * 3, (1.0,) * 3
+    if min(std) <= 0:
+        raise RequestError(f"{file}: image_std is {repr(rules['image_std'])[:60]}, expected numbers above 0")
+    return SquarePicture(usual.size, fit, mean, std, resample=resample), said + wrong + wrong_filter
+
+
+def _fit(file: Path, rules: dict[str, Any], usual: SquarePicture) -> tuple[Fit, list[str]]:
+    side = usual.size
+    square = {"height": side, "width": side}
+    cropped = bool(rules.get("do_center_crop", usual.fit == "crop"))
+    size = rules.get("size", {"shortest_edge": side} if cropped else square)
+    if cropped and rules.get("crop_size", square) not in (side, square):
+        return usual.fit, [
+            f"{file}: do_center_crop with crop_size {repr(rules['crop_size'])[:60]}; the image tower takes {side} × {side}"
+        ]
+    if size == square or (size == side and not cropped):
+        return "squash", []  # nothing is left to be cut off
+    if cropped and size in (side, {"shortest_edge": side}):
+        return "crop", []
+    return usual.fit, [
+        f"{file}: size is {repr(size)[:60]}; the image tower takes {side} × {side}, squashed or with the middle cut out"
+    ]
+
+
+def _resample(file: Path, rules: dict[str, Any], usual: SquarePicture) -> tuple[Resample, list[str]]:
+    value = rules.get("resample", usual.resample)
+    for name, number in PILLOW_FILTERS.items():
+        if value in (name, int(number)):
+            return name, []
+    return usual.resample, [
+        f"{file}: resample is {repr(value)[:60]}; pictures here are resized bicubically (3) or bilinearly (2)"
+    ]
+
+
+def _colours(file: Path, rules: dict[str, Any], key: str, usual: tuple[float, ...]) -> tuple[float, ...]:
+    found = rules.get(key) or list(usual)
+    return usual if _near(found, usual, file, key) else tuple(map(float, found))
+
+
+def _processor(folder: Path) -> tuple[Path, dict[str, Any]]:
+    file = folder / "processor_config.json"
+    if file.exists():
+        nested = read_json(file).get("image_processor")
+        if nested is not None:
+            if not isinstance(nested, dict):
+                raise RequestError(f"{file}: image_processor is a {type(nested).__name__}, expected an object")
+            return file, nested
+    file = folder / "preprocessor_config.json"
+    return file, read_json(file) if file.exists() else {}
+
+
+def _near(found: Any, expected: Any, file: Path, key: str) -> bool:
+    numbers = isinstance(found, list) and all(type(x) in (int, float) and abs(x) < 1e6 for x in found)
+    if not numbers or len(found) != len(expected):
+        raise RequestError(f"{file}: {key} is {repr(found)[:60]}, expected {len(expected)} numbers")
+    return all(abs(a - b) <= 1e-6 for a, b in zip(found, expected, strict=True))
