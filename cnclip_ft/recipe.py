@@ -122,7 +122,7 @@ class DataSection(Section):
         Place | Annotated[dict[str, ValidSet], Field(min_length=1)]
     )  # one split, or {name: split or {zero_shot: …}}; the first one decides what is best
     guard: Guard | None = None  # a split on which the model must not get worse
-    context_length: int = Field(52, ge=3, le=512)
+    context_length: int | None = Field(None, ge=3, le=512)  # tokens of the longest text; None: the start's own
     workers: Annotated[int, Field(ge=0, le=512)] | Literal["auto"] = "auto"  # decoding processes per device
     # Training may decode a JPEG at a half of its scale or less, never below what the tower needs: faster for large photos,
     # whose pixels are then no longer within 1/255 of the whole decoding. Evaluation always decodes whole.

@@ -24,7 +24,12 @@ def classify(
     classes: Annotated[
         Path, typer.Option(metavar="FILE", help="A line a class: `name|other name`, or `folder<TAB>name|other name`.")
     ],
-    templates: Annotated[str, typer.Option(help="zh, en, zh+en, none, or a file with {} in every line.")] = "zh",
+    templates: Annotated[
+        str | None,
+        typer.Option(
+            help="zh, en, zh+en, none, or a file with {} in every line; left out, those of the model's family."
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The five best classes of every image, as JSONL.")
     ] = None,
@@ -50,6 +55,7 @@ def classify(
     from cnclip_ft.evaluation.zero_shot import labelled_images, read_classes, read_templates
     from cnclip_ft.features import official_files
     from cnclip_ft.features.sources import open_source
+    from cnclip_ft.models.registry import family_of
     from data_tools.errors import RequestError
 
     options = Options(**vars(encoding), **vars(origin))
@@ -58,7 +64,8 @@ def classify(
     refuse_outputs([checkpoint, images, classes], json_file=json_file, kind="classes", lines=output, picture=picture)
     if picture:
         plots.require_matplotlib()
-    known, sentences = read_classes(classes), read_templates(templates)
+    known = read_classes(classes)
+    sentences = None if templates is None else read_templates(templates)
     source = open_source(images)
     if source.kind == "texts":
         raise RequestError(f"{images} is a file of texts; give a folder of images or a store")
@@ -66,6 +73,8 @@ def classify(
     for note in source.notes:
         typer.echo(note)
     opened = open_model(checkpoint, options)
+    if sentences is None:
+        sentences = read_templates(family_of(opened.model.text_tower).templates)
     about = opened.described()
     made_by, settings = about["checkpoint"], about["settings"]
     key = [made_by.get("checksum", made_by.get("weights_checksum")), settings["text"], settings["dtype"]]

@@ -12,6 +12,8 @@ class Family:
     image_towers: tuple[type[ImageTower], ...] = ()
     text_towers: tuple[type[TextTower], ...] = ()
     tokenizers: tuple[type[Tokenizer], ...] = ()
+    templates: str = "en"
+    """Prompts that zero-shot classification begins with, by the name of a shipped list (``zh``, ``en``, ``zh+en``)."""
     exports: tuple[str, ...] = ("onnx",)
     """Formats its text towers may be exported to, by name."""
 

@@ -114,6 +114,8 @@ def refuse_other_recipe(recipe: Recipe, state: dict[str, Any]) -> None:
     except ValidationError:
         pass
     places_too = "identity" not in state
+    if recipe.data.context_length is None and not places_too:  # it was 52 by itself once; the model's own is compared
+        stored["data"]["context_length"] = None
     changed = [
         f"{key}: {before!r} → {now!r}"
         for key, before, now in _differences(stored, recipe.model_dump(mode="json"))

@@ -17,6 +17,7 @@ class ChineseClip(Family):
     image_towers = (ViTTower, ResNetTower)
     text_towers = (RobertaTower,)
     tokenizers = (TextTokenizer,)
+    templates = "zh"
     exports = ("huggingface", "cn_clip", "onnx")
 
     def transformers_files(self, model: DualEncoder) -> dict[str, dict[str, Any]]:
