@@ -39,12 +39,13 @@ PROJECTION = 512  # where nothing says otherwise
 @dataclass
 class LoadReport:
     """`loaded`: (part, where from); `new`: parts with fresh weights, as module paths; `changed`: what was adapted, in
-    words; `left_over`: tensors not used."""
+    words; `left_over`: tensors not used; `about`: how the model takes texts and pictures."""
 
     loaded: list[tuple[str, str]] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     left_over: list[str] = field(default_factory=list)
+    about: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         lines = [f"loaded   {part} from {where}" for part, where in self.loaded]
@@ -53,7 +54,7 @@ class LoadReport:
         if self.left_over:
             names = ", ".join(self.left_over[:4]) + (", …" if len(self.left_over) > 4 else "")
             lines.append(f"left     {len(self.left_over)} tensors not used: {names}")
-        return lines
+        return lines + self.about
 
 
 def build_start(
@@ -78,10 +79,23 @@ def build_start(
     """
     torch.manual_seed(seed)
     if isinstance(spec, (str, Path)):
-        return _whole(spec, context_length, image_size, source, trust_import)
-    if "architecture" in spec:
-        return _random(spec, context_length, image_size)
-    return _from_towers(spec, context_length, image_size, source, trust_import)
+        model, report = _whole(spec, context_length, image_size, source, trust_import)
+    elif "architecture" in spec:
+        model, report = _random(spec, context_length, image_size)
+    else:
+        model, report = _from_towers(spec, context_length, image_size, source, trust_import)
+    report.about = _about(model)
+    return model, report
+
+
+def _about(model: DualEncoder) -> list[str]:
+    """How it takes texts and pictures: what differs between families, and is easily overlooked."""
+    tokenizer, picture = model.tokenizer, model.image_tower.preprocessing.describe()
+    padded = "the longest of a batch" if tokenizer.padding == "longest" else "that length, padding attended to"
+    return [
+        f"texts    {type(model.text_tower).kind}: at most {tokenizer.context_length} tokens of {tokenizer.name}, padded to {padded}",
+        f"pictures {type(model.image_tower).kind}: {picture['size']} × {picture['size']}, {picture['resize']}",
+    ]
 
 
 def _whole(
