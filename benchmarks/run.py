@@ -23,7 +23,8 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from cnclip_ft.recipe import Recipe, load_recipe  # noqa: E402
+from cnclip_ft.recipe import Recipe  # noqa: E402
+from cnclip_ft.recipe_files import load_recipe  # noqa: E402
 
 
 def timed(work) -> float:

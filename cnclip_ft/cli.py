@@ -6,9 +6,11 @@ import contextlib
 import errno
 import os
 import sys
+from typing import Annotated
 
 import typer
 
+from cnclip_ft import __version__
 from cnclip_ft.commands import calibrate, classify, compare, data, encode, evaluate, export, search, topk, train
 from data_tools.errors import UserError
 from data_tools.terminal import use_plain_streams
@@ -17,10 +19,26 @@ app = typer.Typer(
     name="cnclip-ft",
     help="Fine-tune Chinese(-English) CLIP models in two stages: data, training, recall, export, search.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cnclip-ft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None: ...
+
+
 app.add_typer(data.app, name="data")
 app.add_typer(search.app, name="search")
 for function in (
@@ -43,7 +61,7 @@ def main() -> None:
     use_plain_streams()
     code: str | int | None = 0
     try:
-        app()
+        app(prog_name="cnclip-ft")  # also under `python -m cnclip_ft`
     except SystemExit as ended:
         if isinstance(getattr(ended.__context__, "__cause__", None), KeyboardInterrupt):  # typer makes it an exit
             _say("interrupted")

@@ -1,8 +1,7 @@
-"""A recipe: everything a run needs to know, in one typed YAML file.
+"""A recipe: everything a run needs to know, typed. What stands under a field is its line in docs/recipe.md.
 
 Unknown keys are refused, so a misspelt setting never trains silently with its default. Settings that contradict
-each other are refused here, with both names and the way out, before anything is loaded. ``key.path=value`` on the
-command line overrides a single setting.
+each other are refused here, with both names and the way out, before anything is loaded.
 """
 
 from __future__ import annotations
@@ -18,16 +17,12 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from cnclip_ft.new_towers import check_new_towers, fault_lines, short
-from cnclip_ft.yaml_file import parse_yaml, read_yaml
-from data_tools.errors import RequestError
+from cnclip_ft.new_towers import check_new_towers
 
-SHIPPED = Path(__file__).with_name("recipes")
 TrainName = Literal["text", "image", "both"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -43,7 +38,7 @@ Place = Annotated[str, AfterValidator(_place)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -58,9 +53,12 @@ class Section(BaseModel):
 class ModelSection(Section):
     """Where every weight comes from."""
 
-    start: Place | dict[str, Any]  # published name, checkpoint, or {image: …, text: …}
-    image_size: int | None = Field(None, ge=8, le=16384)  # None: the start's own
+    start: Place | dict[str, Any]
+    """A published name, a checkpoint of any kind, or towers: `{image: …, text: …}`."""
+    image_size: int | None = Field(None, ge=8, le=16384)
+    """Side of the pictures in pixels; null: the start's own."""
     source: Literal["huggingface", "modelscope"] = "huggingface"
+    """Where published names come from."""
 
     @field_validator("start")
     @classmethod
@@ -83,16 +81,22 @@ class Guard(Section):
     """A general split judged along, so that learning one's own data does not unlearn everything else."""
 
     split: Place
-    max_drop: float = Field(1.0, ge=0)  # points of mean recall below the score before the first step
-    action: Literal["report", "stop"] = "report"  # stop: such a model is never the best, and the run ends
+    """A store the model must not get worse on."""
+    max_drop: float = Field(1.0, ge=0)
+    """Points of mean recall it may lose against the score before the first step."""
+    action: Literal["report", "stop"] = "report"
+    """What a larger drop does; stop: such a model is never the best, and the run ends."""
 
 
 class ZeroShot(Section):
     """Judged along: are pictures nearest to the name of their class?"""
 
-    zero_shot: Place  # a folder with a sub-folder for each class, or a store whose texts are class names
-    classes: Place  # file of classes, as for `cnclip-ft classify`
-    templates: Place = "zh"  # zh, en, zh+en, none, or a file
+    zero_shot: Place
+    """A folder with a sub-folder for each class, or a store whose texts are class names."""
+    classes: Place
+    """File of classes, as for `cnclip-ft classify`."""
+    templates: Place = "zh"
+    """Prompts: zh, en, zh+en, none, or a file."""
 
     scores: ClassVar[tuple[str, ...]] = ("accuracy", "top5", "mean_per_class")
 
@@ -118,17 +122,22 @@ class DataSection(Section):
     """Stores (`cnclip-ft data build` or `data import` makes them) and how they are read."""
 
     train: Place
-    valid: (
-        Place | Annotated[dict[str, ValidSet], Field(min_length=1)]
-    )  # one split, or {name: split or {zero_shot: …}}; the first one decides what is best
-    guard: Guard | None = None  # a split on which the model must not get worse
-    context_length: int | None = Field(None, ge=3, le=512)  # tokens of the longest text; None: the start's own
-    workers: Annotated[int, Field(ge=0, le=512)] | Literal["auto"] = "auto"  # decoding processes per device
-    # Training may decode a JPEG at a half of its scale or less, never below what the tower needs: faster for large photos,
-    # whose pixels are then no longer within 1/255 of the whole decoding. Evaluation always decodes whole.
+    """The store to train on."""
+    valid: Place | Annotated[dict[str, ValidSet], Field(min_length=1)]
+    """The store to judge on, or several by name: `{name: store or {zero_shot: …}}`; the first one decides what is best."""
+    guard: Guard | None = None
+    """A split on which the model must not get worse."""
+    context_length: int | None = Field(None, ge=3, le=512)
+    """Tokens a text may have, longer ones are cut, which the plan counts; null: the start's own."""
+    workers: Annotated[int, Field(ge=0, le=512)] | Literal["auto"] = "auto"
+    """Processes that decode pictures, per device."""
+    # Whose pixels are then no longer within 1/255 of the whole decoding.
     reduced_jpegs: bool = True
-    length_window: int = Field(1, ge=1, le=10**6)  # batches sorted together by length; 1 keeps the order fully random
-    max_damaged_images: int = Field(10, ge=0)  # replaced by another pair; one more stops the run
+    """Decode large JPEGs at a smaller scale in training, never below what the tower needs: faster. Evaluation decodes whole."""
+    length_window: int = Field(1, ge=1, le=10**6)
+    """Batches that are sorted together by caption length: less padding; 1 keeps the order fully random."""
+    max_damaged_images: int = Field(10, ge=0)
+    """Pictures that cannot be decoded and are replaced by another pair; one more stops the run."""
 
     @field_validator("valid")
     @classmethod
@@ -154,20 +163,26 @@ class Lora(Section):
     """Low-rank updates (arXiv 2106.09685) through peft; merged into the weights of every checkpoint."""
 
     rank: int = Field(8, ge=1, le=65536)
-    alpha: float = Field(16, gt=0)  # the update is scaled by alpha / rank
+    """Rank of the updates."""
+    alpha: float = Field(16, gt=0)
+    """The update is scaled by alpha / rank."""
     dropout: Share = 0.0
+    """Share of an update's inputs that is dropped while it trains."""
 
 
 class TrainRule(Section):
     """One line of the table that says what trains and how fast."""
 
     tower: Literal["image", "text", "temperature"]
-    part: str = (
-        "all"  # all | trunk | projection | last N | first N | rest  (blocks, counted from the output or the input)
-    )
-    rate: float = Field(1.0, ge=0)  # factor on the stage's learning rate; 0 freezes
-    layer_decay: float = Field(1.0, gt=0, le=1)  # factor per block, going down from the output
-    lora: Lora | None = None  # train low-rank updates of the part's linear layers instead of its weights
+    """What the rule is for; temperature covers the bias of a sigmoid objective too."""
+    part: str = "all"
+    """all, trunk, projection, 'last N', 'first N' (blocks, from the output or the input) or rest."""
+    rate: float = Field(1.0, ge=0)
+    """Factor on the stage's learning rate; 0 freezes."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Factor per block on the rate, going down from the output."""
+    lora: Lora | None = None
+    """Train low-rank updates of the part's linear layers instead of its weights."""
 
     @field_validator("part")
     @classmethod
@@ -196,16 +211,20 @@ class TrainRule(Section):
 
 class Objective(Section):
     kind: Literal["contrastive", "sigmoid"] = "contrastive"
+    """Softmax over the batch in both directions, or a sigmoid for every pair."""
     positives: Literal["exclude", "soft", "ignore"] = "exclude"
+    """Other pairs of the batch with the same image or text: no negatives, positives too, or negatives all the same."""
     label_smoothing: Share = 0.0
+    """Share of the target spread over the batch; contrastive only."""
     tile: Count | None = None
+    """Rows of the score matrix that are computed at once; null: as memory suggests."""
 
     @model_validator(mode="after")
     def _smoothing_is_for_softmax(self) -> Objective:
         if self.kind == "sigmoid" and self.label_smoothing:
             raise ValueError(
-                "label_smoothing spreads the target of a softmax, and kind: sigmoid has none: leave label_smoothing out, "
-                "or set kind: contrastive"
+                "label_smoothing spreads the target of a softmax, and kind: sigmoid has none: {here}.label_smoothing=0, "
+                "or {here}.kind=contrastive"
             )
         return self
 
@@ -213,11 +232,16 @@ class Objective(Section):
 class Augmentation(Section):
     """Random crop, colour and operations on the device. Mirroring is off: it would mirror the text in pictures."""
 
-    crop: Annotated[float, Field(gt=0, le=1)] = 1.0  # smallest share of the area kept; 1 = no crop
-    colour: float = Field(0.0, ge=0, le=1)  # strength of brightness, contrast and saturation changes
+    crop: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Smallest share of the area that a random crop keeps; 1: no crop."""
+    colour: float = Field(0.0, ge=0, le=1)
+    """Strength of random changes of brightness, contrast and saturation."""
     mirror: bool = False
-    operations: int = Field(0, ge=0, le=8)  # so many random operations a picture, as RandAugment
-    strength: float = Field(0.3, ge=0, le=1)  # of these operations
+    """Mirror every second picture."""
+    operations: int = Field(0, ge=0, le=8)
+    """So many random operations a picture, as RandAugment."""
+    strength: float = Field(0.3, ge=0, le=1)
+    """Strength of these operations."""
 
     @property
     def changes(self) -> bool:
@@ -228,50 +252,82 @@ class Stage(Section):
     """One stage: what trains, for how long, how fast. `batch_size` is global, over all devices."""
 
     train: TrainName | Annotated[list[TrainRule], Field(min_length=1, max_length=1000)]
+    """Which tower trains, or a table of rules that cover every parameter once."""
     epochs: float | None = Field(None, gt=0, le=1e6)
+    """How long the stage trains, in passes over the data; either this or steps."""
     steps: int | None = Field(None, ge=1, lt=10**7)
+    """How long the stage trains, in steps of a global batch; either this or epochs."""
     batch_size: int = Field(ge=2, le=2**24)
-    micro_batch_size: Count | Literal["auto"] | None = (
-        None  # per device; splits a batch that does not fit, same gradient
-    )
+    """Pairs that are compared with each other, over all devices."""
+    micro_batch_size: Count | Literal["auto"] | None = None
+    """Pairs computed at once per device where the batch does not fit, with the same gradient; auto: as many as fit."""
     learning_rate: float = Field(gt=0, le=1e3)
-    warmup_steps: int | None = Field(None, ge=0, lt=10**7)  # None: a tenth of the stage, at most 100
+    """Highest rate of the stage."""
+    warmup_steps: int | None = Field(None, ge=0, lt=10**7)
+    """Steps in which the rate rises from zero; null: a tenth of the stage, at most 100."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    final_rate: float = Field(0.0, ge=0, le=1)  # share of the rate that is left at the end of the cosine
+    """How the rate goes on after the warm-up."""
+    final_rate: float = Field(0.0, ge=0, le=1)
+    """Share of the rate that is left at the end of the cosine."""
     weight_decay: float = Field(1e-3, ge=0)
+    """AdamW's; biases, norms, embeddings and the temperature have none."""
     betas: tuple[Share, Share] = (0.9, 0.98)
+    """AdamW's decay of its two averages."""
     eps: float = Field(1e-6, gt=0)
+    """AdamW's addend under the root."""
     gradient_clip: float | None = Field(None, gt=0)
+    """Largest norm of a gradient; null: not bounded."""
     objective: Objective = Objective()
+    """What the stage makes small."""
     augment: Augmentation = Augmentation()
-    feature_cache: bool = True  # where the image trunk is frozen: compute its features once
-    views: int = Field(1, ge=1, le=1000)  # augmented views per image in the cache, rotated by epoch
-    batch_norm: Literal["train", "frozen"] = "train"  # statistics of a tower that trains; a frozen tower's never move
+    """Random changes of the pictures."""
+    feature_cache: bool = True
+    """Where the image trunk is frozen: compute its features once."""
+    views: int = Field(1, ge=1, le=1000)
+    """Augmented views per image in the cache, rotated by epoch."""
+    batch_norm: Literal["train", "frozen"] = "train"
+    """Statistics of batch normalisation in a tower that trains; a frozen tower's never move."""
     gradient_checkpointing: Literal["none", "image", "text", "both"] = "none"
+    """Towers that compute their activations again in the backward: less memory, about a third slower."""
     patch_dropout: Share = 0.0
-    unmasked_steps: int = Field(0, ge=0, lt=10**7)  # last steps of the stage without patch dropping
-    validate_every: Count | None = None  # steps; None: at every epoch's end
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights, judged and kept instead
-    until: Literal["end", "plateau"] = "end"  # plateau: epochs or steps are then the most it may take
-    min_gain: float = Field(0.1, ge=0)  # plateau: a smaller rise of the score that decides counts as none
-    patience: int = Field(2, ge=1)  # plateau: validations in a row without a rise
-    interpolate: int | None = Field(
-        None, ge=2, le=100
-    )  # at the end: judge weights between start and best in so many steps
-    skip_bad_steps: int = Field(
-        0, ge=0
-    )  # steps with a loss or gradient that is no number, left out before the run stops
+    """Share of a picture's patches that training leaves out (FLIP)."""
+    unmasked_steps: int = Field(0, ge=0, lt=10**7)
+    """Last steps of the stage without patch dropping."""
+    validate_every: Count | None = None
+    """Steps between validations; null: at every epoch's end."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of averaged weights, which are then judged and kept."""
+    until: Literal["end", "plateau"] = "end"
+    """plateau: stop when validations bring no rise; epochs or steps are then the most it may take."""
+    min_gain: float = Field(0.1, ge=0)
+    """plateau: a smaller rise of the score, in points, counts as none."""
+    patience: int = Field(2, ge=1)
+    """plateau: validations in a row without a rise."""
+    interpolate: int | None = Field(None, ge=2, le=100)
+    """At the end: judge weights between start and best in so many steps, and keep the winner."""
+    skip_bad_steps: int = Field(0, ge=0)
+    """Steps with a loss or gradient that is no number, left out before the run stops."""
 
     @model_validator(mode="after")
     def _agree(self) -> Stage:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give either epochs or steps (one of them, not both)")
+            way = (
+                "{here}.epochs=N or {here}.steps=N"
+                if self.epochs is None
+                else "{here}.epochs=null or {here}.steps=null"
+            )
+            raise ValueError(f"give either epochs or steps (one of them, not both): {way}")
         if self.steps is not None and self.warmup_steps is not None and self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be shorter than the stage ({self.steps} steps)")
+            raise ValueError(
+                f"warmup_steps ({self.warmup_steps}) must be shorter than the stage ({self.steps} steps): "
+                f"{{here}}.warmup_steps={self.steps // 10}"
+            )
         if self.views > 1 and not self.feature_cache:
-            raise ValueError("views is for the feature cache: set feature_cache: true, or views: 1")
+            raise ValueError("views is for the feature cache: {here}.feature_cache=true, or {here}.views=1")
         if self.views > 1 and not self.augment.changes:
-            raise ValueError("views above 1 without augmentation would be equal: set augment.crop or augment.colour")
+            raise ValueError(
+                "views above 1 without augmentation would be equal: {here}.augment.crop=0.8, or {here}.views=1"
+            )
         if isinstance(self.train, list) and all(rule.rate == 0 for rule in self.train):
             raise ValueError("the table freezes everything, so the stage trains nothing: give a rule a rate above 0")
         return self
@@ -287,19 +343,29 @@ class Recipe(Section):
     """A whole run. Relative paths are taken from the folder the command is started in."""
 
     model: ModelSection
+    """Where every weight comes from."""
     data: DataSection
+    """What is trained and judged on."""
     stages: dict[str, Stage] = Field(min_length=1, max_length=99)
+    """The stages by name, in order; each starts from the best of the one before."""
     output: Place = "runs/last"
-    feature_cache: Place | None = None  # folder of cached features; None: feature_cache beside the run folder
+    """The run folder."""
+    feature_cache: Place | None = None
+    """Folder of cached features; null: `feature_cache` beside the run folder."""
     seed: int = Field(0, ge=0, lt=2**32)
+    """Of new weights, of the order of the pairs and of all that is drawn."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format the towers compute in; auto: bf16 where the device is fast at it."""
     compile: bool = False
+    """Compile the towers with torch.compile."""
     log_every: Count = 10
-    save_every: Count | None = None  # steps between states to continue from, besides every validation
-    best_by: str = (
-        "mean_recall"  # what decides: mean_recall, text_to_image.r1, image_to_text.r10, "split: mean_recall", …
-    )
-    report_to: list[str] = []  # further trackers accelerate knows: wandb, mlflow, comet_ml, …
+    """Steps between two lines of the log."""
+    save_every: Count | None = None
+    """Steps between states to continue from, besides every validation."""
+    best_by: str = "mean_recall"
+    """The score that decides: mean_recall, text_to_image.r1, image_to_text.r10, 'split: mean_recall', 'birds: accuracy', …"""
+    report_to: list[str] = []
+    """Further trackers that accelerate knows: wandb, mlflow, comet_ml, …"""
 
     @field_validator("stages")
     @classmethod
@@ -342,85 +408,6 @@ def score_path(best_by: str) -> tuple[str | None, str]:
             f"{', '.join(ZeroShot.scores)}"
         )
     return (split.strip() if colon else None), score
-
-
-def shipped_recipes() -> list[str]:
-    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
-
-
-def find_recipe(name: str | Path) -> Path:
-    """A path as it is, or the name of a shipped recipe with or without ``.yaml``."""
-    path = Path(name)
-    shipped = SHIPPED / f"{path.name.removesuffix('.yaml')}.yaml"
-    try:
-        if path.is_file():
-            return path
-        if len(path.parts) == 1 and shipped.is_file():
-            return shipped
-        folder = path.is_dir()
-    except (OSError, ValueError):  # a name too long, with NUL, links in a circle
-        folder = False
-    if folder:
-        raise RequestError(f"{name} is a folder; name the recipe file in it, e.g. {path / 'recipe.yaml'}")
-    raise RequestError(f"{str(name)[:200]}: no such recipe file. Shipped recipes: {', '.join(shipped_recipes())}")
-
-
-def load_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """Read, override and validate a recipe.
-
-    Raises:
-        RequestError: naming the file, the key, what was found and what is expected.
-    """
-    path = find_recipe(name)
-    content = read_yaml(path)
-    if not isinstance(content, dict):
-        raise RequestError(f"{path}: a recipe is a mapping with model, data and stages; found {type(content).__name__}")
-    for override in overrides or []:
-        _override(content, override)
-    try:
-        return Recipe.model_validate(content)
-    except ValidationError as error:
-        raise RequestError(_explain(path, error)) from None
-
-
-def _override(content: dict[str, Any], override: str) -> None:
-    key, sign, value = override.partition("=")
-    *parents, last = key.split(".")
-    if not sign or not all((*parents, last)):
-        raise RequestError(f"{override!r} is not key.path=value, e.g. stages.align.batch_size=256")
-    try:
-        parsed = parse_yaml(value)
-    except ValueError as error:
-        raise RequestError(f"{override!r}: the value is not YAML: {error}. Put a text in quotes.") from None
-    place = content
-    for parent in parents:
-        inner = place.setdefault(parent, {})
-        if not isinstance(inner, dict):
-            raise RequestError(f"{override!r}: {parent} is not a section, it holds {short(inner)}")
-        place = inner
-    place[last] = parsed
-
-
-def _explain(path: Path, error: ValidationError) -> str:
-    return f"{path}: this recipe cannot be run:\n" + "\n".join(
-        f"  {line}" for line in fault_lines(error, keys_at=_keys_at)
-    )
-
-
-def _keys_at(where: list[str]) -> list[str]:
-    names: dict[str, type[Section]] = {
-        "": Recipe,
-        "model": ModelSection,
-        "data": DataSection,
-        "guard": Guard,
-        "objective": Objective,
-        "augment": Augmentation,
-        "lora": Lora,
-    }
-    stage = len(where) == 2 and where[0] == "stages"
-    judged = len(where) == 3 and where[:2] == ["data", "valid"]
-    section = Stage if stage else ZeroShot if judged else names.get(where[-1] if where else "")
-    return list(section.model_fields) if section else []
 
 
 def dump_recipe(recipe: Recipe) -> str:

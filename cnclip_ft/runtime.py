@@ -191,7 +191,7 @@ def loader_fault(error: BaseException, workers: int) -> str | None:
     if re.search(r"DataLoader worker \(pid.*\) (is killed by|exited)", said):
         return (
             f"a process that loads pictures was ended from outside ({said.split('. It is possible')[0].strip().rstrip('.')}). Mostly "
-            f"memory ran out, and the system ended it. Give data.workers=N fewer processes (now {workers}; 0 decodes in "
+            f"memory ran out, and the system ended it. Give fewer processes, data.workers={workers // 2} (now {workers}; 0 decodes in "
             "the training process), or the machine (a container: --shm-size) more memory"
         )
     if said.startswith("Caught ") and "DataLoader worker process" in said:

@@ -67,6 +67,33 @@ def test_help_is_light():
         assert "Example:" in command(name, "--help"), name
 
 
+@pytest.mark.parametrize(
+    "arguments,code,expected",
+    [
+        ("--version", 0, f"cnclip-ft {cnclip_ft.__version__}"),
+        ("-h", 0, "Usage: cnclip-ft"),
+        ("data check -h", 0, "Usage: cnclip-ft data check"),
+        ("trian demo", 2, "Did you mean 'train'?"),
+        ("data chek", 2, "Did you mean 'check'?"),
+        ("train demo --overwite", 2, "--overwrite"),
+        ("train dmo", 2, "Did you mean demo?"),
+    ],
+)
+def test_version_help_and_near_misses(arguments, code, expected, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["cnclip-ft", *shlex.split(arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cnclip_ft.cli.main()
+    said = capsys.readouterr()
+    assert ended.value.code == code and expected in (said.err if code else said.out)
+
+
+def test_the_shell_completes():
+    asked = {"_CNCLIP_FT_COMPLETE": "complete_bash", "COMP_WORDS": "cnclip-ft train de", "COMP_CWORD": "2"}
+    environment = os.environ | asked | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-m", "cnclip_ft"], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["demo"], done
+
+
 def test_evaluate_and_export_and_load(place):
     command("evaluate", "runs/mine/contrast/best", "data/valid", "--json", "scores.json", cwd=place)
     scores = json.loads((place / "scores.json").read_text(encoding="utf-8"))
@@ -161,7 +188,7 @@ def test_both_readmes_have_the_same_commands():
 
 
 def test_every_shipped_recipe_is_valid():
-    from cnclip_ft.recipe import load_recipe, shipped_recipes
+    from cnclip_ft.recipe_files import load_recipe, shipped_recipes
 
     assert {"demo", "flickr30k-cn_vit-b-16", "coco-cn_vit-b-16", "muge_vit-b-16"} <= set(shipped_recipes())
     for name in shipped_recipes():
@@ -184,7 +211,7 @@ def test_failures_of_the_system_are_one_line(monkeypatch, capsys, error, code, s
     def failing(*_):
         raise error
 
-    monkeypatch.setattr("cnclip_ft.recipe.load_recipe", failing)
+    monkeypatch.setattr("cnclip_ft.recipe_files.load_recipe", failing)
     monkeypatch.setattr(sys, "argv", ["cnclip-ft", "plan", "demo"])
     with pytest.raises(SystemExit) as ended:
         cnclip_ft.cli.main()

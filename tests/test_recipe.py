@@ -6,7 +6,8 @@ import random
 import pytest
 import yaml
 
-from cnclip_ft.recipe import SHIPPED, dump_recipe, load_recipe
+from cnclip_ft.recipe import dump_recipe
+from cnclip_ft.recipe_files import SHIPPED, complete_override, load_recipe
 from data_tools.errors import RequestError
 
 PLAIN = {
@@ -34,23 +35,37 @@ def test_reads_overrides_and_writes_back(recipe, tmp_path):
 @pytest.mark.parametrize(
     "override,expected",
     [
-        ("stages.align.learnin_rate=1", "stages.align.learnin_rate: unknown key; known here: train"),
-        ("data.trian=x", "data.trian: unknown key; known here: train"),
+        ("stages.align.learnin_rate=1", "learnin_rate: unknown key. Did you mean stages.align.learning_rate=1?"),
+        ("learning_rate=1", "Did you mean stages.align.learning_rate=1 or stages.more.learning_rate=1?"),
+        ("more.batch_size=4", "Did you mean stages.more.batch_size=4?"),
+        (
+            "stages.mroe.batch_size=4",
+            "no stage 'mroe'; the stages are align, more. Did you mean stages.more.batch_size=4?",
+        ),
+        ("stages.batch_size=4", "stages.align.batch_size=4 or stages.more.batch_size=4"),
+        ("stages.align.objective.colour=1", "Did you mean stages.align.augment.colour=1?"),
+        ("stages.align.objective.nothing=1", "unknown key; known here: kind, positives"),
+        (
+            "stages.align.train=[{tower: text, rte: 0}]",
+            "stages.align.train.0.rte: unknown key; known here: tower, part",
+        ),
+        ("start=x", "Did you mean model.start=x?"),
+        ("data.trian=x", "data.trian: unknown key. Did you mean data.train=x?"),
         ("colour=1", "colour: unknown key"),
         ("stages.align.epochs=null", "give either epochs or steps"),
-        ("stages.align.steps=4", "give either epochs or steps"),
+        ("stages.align.steps=4", "stages.align.epochs=null or stages.align.steps=null"),
         ("stages.align.batch_size=1", "greater than or equal to 2"),
         ("stages.align.train=nothing", "stages.align.train"),
         ("stages.align.train=[{tower: text, rate: 0}]", "trains nothing"),
         ("stages.align.train=[{tower: text, part: middle}]", "'middle' is not a part"),
         ("stages.align.views=2", "would be equal"),
         ("nonsense", "is not key.path=value"),
-        ("seed.x.y=1", "seed: "),
+        ("seed.x.y=1", "seed has nothing inside, it is a value: seed=1"),
     ],
 )
 def test_refusals_name_the_key(recipe, override, expected):
     with pytest.raises(RequestError, match="r.yaml|key.path") as caught:
-        load_recipe(recipe, [override])
+        load_recipe(recipe, ["stages.more={train: both, steps: 9, batch_size: 8, learning_rate: 1e-3}", override])
     assert expected in str(caught.value)
 
 
@@ -220,3 +235,14 @@ def test_mutated_recipes_are_read_or_refused_in_words(tmp_path):
             load_recipe(path)
         except RequestError as said:
             assert len(str(said)) < 5000
+
+
+def test_the_shell_completes_keys_and_the_words_they_may_have():
+    offered = complete_override("demo", "")
+    assert {"data.train=", "stages.align.batch_size=", "stages.contrast.schedule=cosine", "compile=true"} <= set(
+        offered
+    )
+    assert complete_override("demo", "stages.contrast.sch") == [
+        "stages.contrast.schedule=cosine", "stages.contrast.schedule=constant",
+    ]  # fmt: skip
+    assert "data.train=" in complete_override("no recipe", "data.t")

@@ -14,9 +14,28 @@ from data_tools.tables import fitted, terminal_width
 if TYPE_CHECKING:
     from cnclip_ft.recipe import Recipe
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")]
+
+def _recipes(begun: str) -> list[str]:
+    from cnclip_ft.recipe_files import shipped_recipes
+
+    return [name for name in shipped_recipes() if name.startswith(begun)]
+
+
+def _overrides(context: typer.Context, begun: str) -> list[str]:
+    from cnclip_ft.recipe_files import complete_override
+
+    return complete_override(context.params.get("recipe"), begun)
+
+
+RecipeName = Annotated[
+    str,
+    typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.", autocompletion=_recipes),
+]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to override, e.g. data.train=my/train.")
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Settings to override, e.g. data.train=my/train.", autocompletion=_overrides
+    ),
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Treat the plan's warnings as errors.")]
 
@@ -68,7 +87,7 @@ def train(
 
 def _recipe(name: str, overrides: list[str] | None, trust_import: bool) -> Recipe:
     """The recipe. One that lies in a checkpoint's or a run's folder came with it: it may name code only where that is allowed."""
-    from cnclip_ft.recipe import find_recipe, load_recipe
+    from cnclip_ft.recipe_files import find_recipe, load_recipe
 
     recipe = load_recipe(name, overrides)
     folder = find_recipe(name).parent

@@ -26,23 +26,24 @@ class BatchOrder:
     fewer negatives. With `length_window` w > 1, w batches at a time are sorted by caption length before they are cut:
     batches then hold captions of like length, less is padded, and batches are drawn in random order again.
 
-    Pairs of `without_images` (image keys) are passed over.
+    Pairs of `without_images` (image keys) are passed over. `name` and `key` (of the recipe) are for messages.
 
     Raises:
         RequestError: the batch is larger than the split.
     """
 
     def __init__(self, table: PairTable, batch_size: int, *, seed: int, length_window: int = 1, name: str = "split",
-                 without_images: set[int] = frozenset()) -> None:  # fmt: skip
+                 without_images: set[int] = frozenset(), key: str = "stages.STAGE") -> None:  # fmt: skip
         self.pairs = np.arange(len(table))
         if without_images:
             self.pairs = self.pairs[~np.isin(table.image_keys, list(without_images))]
         if batch_size > len(self.pairs):
             raise RequestError(
                 f"the batch size ({batch_size}) is larger than {name} ({len(self.pairs)} pairs). "
-                f"Set batch_size to at most {len(self.pairs)}, or add data."
+                f"Give {key}.batch_size={len(self.pairs)} or less, or add data."
             )
         self.table, self.batch_size, self.seed, self.length_window = table, batch_size, seed, length_window
+        self.key = key
         self.steps_per_epoch = len(self.pairs) // batch_size
         # Without repetition there is nothing to keep apart, and the permutation can be cut as it is.
         self._repeats = any(len(np.unique(keys)) < len(keys) for keys in (table.image_keys, table.text_keys))
@@ -120,7 +121,7 @@ class StageSampler(Sampler[list[int]]):
         if order.batch_size % world:
             raise RequestError(
                 f"the batch size ({order.batch_size}) cannot be shared evenly by {world} devices. "
-                f"Use a multiple of {world}; batch_size is the global batch."
+                f"It is the global batch: give a multiple of {world}, {order.key}.batch_size={max(order.batch_size // world, 1) * world}."
             )
         self.order, self.start, self.stop, self.rank, self.world = order, start, stop, rank, world
 

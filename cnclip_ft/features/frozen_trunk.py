@@ -136,7 +136,8 @@ class FeatureCache:
             if len(damaged) > max_damaged:
                 raise UserError(
                     f"{len(damaged)} images cannot be decoded, the last: {list(damaged.values())[-1]}\n"
-                    "Mend the data (`cnclip-ft data check`) or raise data.max_damaged_images."
+                    f"Mend the data (`cnclip-ft data check {self.store.path}`), or raise the limit: "
+                    f"data.max_damaged_images={2 * len(damaged)}"
                 )
             if not self._rows.has(block):  # else another run was here in the meantime
                 computed = self._compute(autocast, block.view, block.start // BLOCK, pixels, images_at_once)

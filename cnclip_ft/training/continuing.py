@@ -124,7 +124,7 @@ def refuse_other_recipe(recipe: Recipe, state: dict[str, Any]) -> None:
     if changed:
         raise RequestError(
             "--continue goes on with the very same recipe, but these settings differ (stored → now):\n  "
-            + "\n  ".join(changed) + "\nTo train on from its weights instead, set model.start to its checkpoint."
+            + "\n  ".join(changed) + "\nTo train on from its weights instead: without --continue, with model.start=RUN/STAGE/last and another output=FOLDER."
         )  # fmt: skip
 
 

@@ -108,17 +108,17 @@ def out_of_memory(
         fits = found if found is not None and found < at_once else None
     size = fits or max(at_once // 2, 1)
     going_on = [
-        f"micro_batch_size: {size} ({'fits, tried just now' if fits else f'half of the {at_once} that did not fit'}; same gradient)"
+        f"stages.{plan.name}.micro_batch_size={size} ({'fits, tried just now' if fits else f'half of the {at_once} that did not fit'}; same gradient)"
     ]
     if setting.gradient_checkpointing == "none":
-        going_on.append("gradient_checkpointing: both (about a third slower)")
+        going_on.append(f"stages.{plan.name}.gradient_checkpointing=both (about a third slower)")
     anew = []
     if context.precision == "fp32" and context.device.type == "cuda":
-        anew.append("precision: bf16")
+        anew.append("precision=bf16")
     if not plan.image_frozen:
-        anew.append("patch_dropout: 0.5 for most of the stage")
+        anew.append(f"stages.{plan.name}.patch_dropout=0.5 for most of the stage")
     return UserError(
         f"stage {plan.name}, step {step}: out of memory on {context.device} with {at_once} pairs at once. "
-        f"Set for stages.{plan.name}, also with --continue: " + "; or ".join(going_on)
+        "Give, also with --continue: " + "; or ".join(going_on)
         + (f". In a new run also: {'; or '.join(anew)}" if anew else "")
     )  # fmt: skip

@@ -119,6 +119,6 @@ def refuse_batch_norm(model: nn.Module) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
             raise RequestError(
                 f"micro_batch_size with batch normalisation in training mode ({name}): its statistics would be those of "
-                "the micro-batch, and the gradient another one. Set batch_norm: frozen in the stage, or leave "
-                "micro_batch_size out."
+                "the micro-batch, and the gradient another one. Give stages.STAGE.batch_norm=frozen, or "
+                "stages.STAGE.micro_batch_size=null."
             )

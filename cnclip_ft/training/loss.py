@@ -200,7 +200,7 @@ def _prepare(images, texts, image_keys, text_keys, positives: Positives, tile: i
         if positives == "exclude" and any(bool((k == k[0]).all()) for k in keys[2:]):
             raise UserError(
                 f"all {len(keys[2])} pairs of the batch show the same image or carry the same text, so there is nothing "
-                "to tell apart. Use a larger batch, or `cnclip-ft data check` to find the repetition."
+                "to tell apart. Use a larger stages.STAGE.batch_size=N, or `cnclip-ft data check` to find the repetition."
             )
     tile = tile or choose_tile(len(texts), images.device)
     return images, texts, Batch(*keys, offset=rank() * len(images), tile=tile)

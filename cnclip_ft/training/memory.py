@@ -69,8 +69,8 @@ class Memory:
         way = "Train fewer layers or a smaller model, or use a machine with more"
         if self.fitting < self.at_once:
             way = (
-                f"Set stages.{stage}.micro_batch_size: {self.fitting} (same gradient; batch normalisation in training mode "
-                "needs batch_norm: frozen for it)"
+                f"Give stages.{stage}.micro_batch_size={self.fitting} (same gradient; batch normalisation in training mode "
+                f"needs stages.{stage}.batch_norm=frozen for it)"
             )
         return (
             f"{stage}: training takes about {self.to_come / 2**30:.1f} GiB more than the process has now, and "

@@ -168,7 +168,7 @@ class RateCurve:
         if self.warmup >= total_steps:
             raise RequestError(
                 f"warmup_steps is {self.warmup}, but the stage has only {total_steps} steps: the full rate would never "
-                f"be reached. Set warmup_steps to {max(total_steps // 10, 0)} or train longer."
+                f"be reached. Give warmup_steps={max(total_steps // 10, 0)}, or train longer."
             )
         self.kind, self.final = stage.schedule, stage.final_rate
 

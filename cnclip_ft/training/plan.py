@@ -144,20 +144,30 @@ def warnings(context: Context, model: DualEncoder, stages: list[StagePlan]) -> l
         if pretrained_image and setting.learning_rate > 2 * advised:
             found.append(
                 f"{name}: rate {setting.learning_rate:g} is high for a global batch of {setting.batch_size} and may destroy what "
-                f"the model knows; published pairs of batch and rate suggest about {advised:.1e}"
+                f"the model knows; published pairs of batch and rate suggest "
+                f"about stages.{name}.learning_rate={advised:.1e}"
             )
         if setting.batch_size < 16:
             found.append(
-                f"{name}: batch {setting.batch_size} leaves few negatives; use 16 or more (micro_batch_size splits it if it does not fit)"
+                f"{name}: batch {setting.batch_size} leaves few negatives; give stages.{name}.batch_size=16 or more "
+                f"(stages.{name}.micro_batch_size=auto splits it if it does not fit)"
             )
         if stage.total < 50:
-            found.append(f"{name}: only {stage.total} steps; train more epochs or use a smaller batch")
+            found.append(f"{name}: only {stage.total} steps; {_longer(stage)}")
         if context.device.type == "cpu" and (short := estimate(context, stage, model).shortage(name)):
             found.append(short)
     leak = _leak(context)
     if leak:
         found.append(leak)
     return found
+
+
+def _longer(stage: StagePlan) -> str:
+    """What makes 100 steps of it, to type."""
+    setting, key = stage.setting, f"stages.{stage.name}"
+    if setting.epochs is None:
+        return f"give more, {key}.steps=100"
+    return f"give more epochs, {key}.epochs={-(-100 // stage.order.steps_per_epoch)}, or a smaller {key}.batch_size=N"
 
 
 def _leak(context: Context) -> str | None:

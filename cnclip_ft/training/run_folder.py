@@ -197,12 +197,14 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
 def nothing_to_continue(folder: Path) -> RequestError:
     """There is no state to continue from: why, and what to do."""
     if (folder / REPORT / "recall.json").is_file():
-        way = " The run there is finished. To train its weights further, set model.start to one of its checkpoints."
+        way = (
+            f" The run there is finished. Train its weights further with model.start={folder}/STAGE/best output=FOLDER."
+        )
     elif not is_run(folder):
         way = " No run is there. If it was moved, name its recipe: cnclip-ft train PLACE/recipe.yaml --continue."
     elif any(path.name == "cnclip_ft.json" for path in results(folder)):
         kept = ", ".join(sorted({str(path.parent) for path in results(folder) if path.name == "cnclip_ft.json"}))
-        way = f" Its checkpoints are {kept}: set model.start to one of them, and output=FOLDER to another folder."
+        way = f" Its checkpoints are {kept}: give model.start=CHECKPOINT output=FOLDER, without --continue."
     else:
         way = " It ended before its first state, so nothing is lost: give the command again without --continue."
     return RequestError(f"{folder}: no state to continue from.{way}")

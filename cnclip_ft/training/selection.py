@@ -26,10 +26,14 @@ class Selection:
 
     Args:
         guard, guard_start: the guard of the recipe, and its score before the run's first step.
+        stage: its name, for messages.
     """
 
-    def __init__(self, setting: Stage, guard: Guard | None = None, guard_start: float | None = None) -> None:
+    def __init__(
+        self, setting: Stage, guard: Guard | None = None, guard_start: float | None = None, stage: str = "STAGE"
+    ) -> None:
         self.setting, self.guard, self.guard_start, self.so_far = setting, guard, guard_start, Scores()
+        self.stage = stage
 
     def begin(self, score: float, row: dict[str, float | None]) -> None:
         """The weights the stage begins with are its first candidate."""
@@ -86,7 +90,8 @@ class Selection:
     def compared(self, score: float, guard: float | None, run_start: float | None) -> str:
         """How the score stands to the best so far and to that of the run's start, before it is taken."""
         if run_start is not None and score < run_start:
-            return f"  BELOW THE START ({run_start:.2f}): lower the learning rate, or train longer if this is the first epoch"
+            lower = f"stages.{self.stage}.learning_rate={self.setting.learning_rate / 4:.2g}"
+            return f"  BELOW THE START ({run_start:.2f}): lower the rate, {lower}, or train longer if this is the first epoch"
         if self.beats(score, guard):
             return "  best so far"
         where = f"at step {self.so_far.best_step}" if self.so_far.best_step else "where the stage began"

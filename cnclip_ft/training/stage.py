@@ -50,7 +50,7 @@ class StageRun:
     ) -> None:  # fmt: skip
         self.context, self.plan, self.model, self.progress = context, plan, model, progress
         self.judge, self.states, self.stop, self.before_step = judge, states, stop, before_step
-        self.selection = Selection(plan.setting, context.recipe.data.guard, progress.guard_start)
+        self.selection = Selection(plan.setting, context.recipe.data.guard, progress.guard_start, plan.name)
         self.kept = Kept(context.folder / plan.name, context.main)
         self.interpolated = False
         self.unjudged = False  # a validation is due for the weights as they are: it failed
@@ -138,7 +138,7 @@ class StageRun:
             raise UserError(
                 f"{damaged} damaged images, more than data.max_damaged_images allows ({allowed}). "
                 f"Run `cnclip-ft data check {context.train_store.path}`, or raise the limit: "
-                f"it may be raised for --continue too, data.max_damaged_images=N"
+                f"it may be raised for --continue too, data.max_damaged_images={2 * damaged}"
             )
         self.progress.damaged = damaged
 
@@ -232,8 +232,8 @@ class StageRun:
         if so_far.best == float("-inf"):  # goes on from before starts were candidates
             raise NothingKept(
                 f"stage {plan.name}: no validation kept within the guard's limit, so there is no best model, and going on "
-                f"would not change that. {kept.folder / 'last'} is the last one. Start a new run with a lower learning rate, or a "
-                "higher data.guard.max_drop, and --overwrite or another output=FOLDER."
+                f"would not change that. {kept.folder / 'last'} is the last one. Start a new run with "
+                f"{self._gentler()}, and --overwrite or another output=FOLDER."
             )
         if so_far.best_step == 0:
             if "best" not in kept.sums:
@@ -242,7 +242,7 @@ class StageRun:
             if so_far.guard_broken:
                 note = (
                     f"stage {plan.name} brought nothing: no validation within the guard's limit beat its start "
-                    f"({so_far.best:.2f}), which stays. Use a lower learning rate, or a higher data.guard.max_drop"
+                    f"({so_far.best:.2f}), which stays. Give {self._gentler()}"
                 )
             context.journal.write("unchanged", note, stage=plan.name, score=so_far.best)
             self.progress.notes = [*self.progress.notes, note]
@@ -252,6 +252,12 @@ class StageRun:
         kept.clear_start()
         context.accelerator.wait_for_everyone()
         self.model.load_state_dict(kept.weights("best", self.model))
+
+    def _gentler(self) -> str:
+        """What may keep a stage within the guard's limit, to type."""
+        guard = self.context.recipe.data.guard
+        higher = f", or data.guard.max_drop={2 * guard.max_drop:g}" if guard else ""
+        return f"stages.{self.plan.name}.learning_rate={self.plan.setting.learning_rate / 4:.2g}{higher}"
 
     def _interpolate(self, steps: int) -> None:
         context, kept, model, journal = self.context, self.kept, self.model, self.context.journal

@@ -45,7 +45,7 @@ class StagePlan:
 
     def without_images(self, context: Context, keys: set[int]) -> StagePlan:
         """The stage without the pairs of images that cannot be read. As many steps, epochs may be shorter."""
-        return replace(self, order=_order(context, self.number, self.setting, keys))
+        return replace(self, order=_order(context, self.number, self.name, self.setting, keys))
 
 
 def plan_stage(context: Context, model: DualEncoder, number: int, name: str, setting: Stage) -> StagePlan:
@@ -60,18 +60,22 @@ def plan_stage(context: Context, model: DualEncoder, number: int, name: str, set
         context.sharding, name, precision=context.precision, lora=any(e.lora for e in table),
         micro_batch_size=setting.micro_batch_size,
     )  # fmt: skip
-    order = _order(context, number, setting)
+    order = _order(context, number, name, setting)
     StageSampler(order, 0, 0, context.rank, context.world)  # the batch can be shared
     total = setting.steps or max(1, round((setting.epochs or 0) * order.steps_per_epoch))
     if total > MOST_STEPS:
-        raise RequestError(f"stages.{name}: {total} steps; at most {MOST_STEPS} are possible. Use fewer epochs.")
+        raise RequestError(
+            f"stages.{name}: {total} steps; at most {MOST_STEPS} are possible. Give stages.{name}.epochs=N, fewer."
+        )
     if setting.warmup_steps is not None and setting.warmup_steps >= total:
         raise RequestError(
-            f"stages.{name}: warmup_steps ({setting.warmup_steps}) must be shorter than the stage ({total} steps)"
+            f"stages.{name}: warmup_steps ({setting.warmup_steps}) must be shorter than the stage ({total} steps). "
+            f"Give stages.{name}.warmup_steps={total // 10}, or train longer."
         )
     if setting.patch_dropout and model.image_tower.patch_dropout is None:
         raise RequestError(
-            f"stages.{name}: patch_dropout is set, but this image tower has no patches to drop; leave it out"
+            f"stages.{name}: patch_dropout is set, but this image tower has no patches to drop: "
+            f"stages.{name}.patch_dropout=0"
         )
     image_frozen = not trunk_trains(table, "image")
     return StagePlan(
@@ -110,9 +114,9 @@ def make_objective(setting: Stage) -> Objective:
     return ContrastiveObjective(wanted.positives, wanted.label_smoothing, tile=wanted.tile)
 
 
-def _order(context: Context, number: int, setting: Stage, without_images: Iterable[int] = ()) -> BatchOrder:
+def _order(context: Context, number: int, name: str, setting: Stage, without_images: Iterable[int] = ()) -> BatchOrder:
     return BatchOrder(
         context.pairs, setting.batch_size, seed=context.recipe.seed * 1000 + number,
         length_window=context.recipe.data.length_window, name=f"the training split {context.train_store.path}",
-        without_images=set(without_images),
+        without_images=set(without_images), key=f"stages.{name}",
     )  # fmt: skip

@@ -190,10 +190,10 @@ class Trainer:
             return False
         raise UserError(
             f"stage {name}, step {step}: the {what} is {value.item()}. Training stopped before it reached the "
-            f"weights. stages.{name}.skip_bad_steps=N, also with --continue, leaves out single steps (now "
-            f"{setting.skip_bad_steps}). Otherwise start a new run, from the checkpoints in {self.context.folder} or as before. "
-            f"Lower the learning rate (now {setting.learning_rate:g}), lengthen the warm-up, set gradient_clip: 1.0, or use "
-            "precision: fp32"
+            f"weights. stages.{name}.skip_bad_steps={setting.skip_bad_steps + 3}, also with --continue, leaves out single steps (now "
+            f"{setting.skip_bad_steps}). Otherwise start a new run, from the checkpoints in {self.context.folder} or as before, with a "
+            f"lower rate, stages.{name}.learning_rate={setting.learning_rate / 4:.2g}, a longer warm-up, "
+            f"stages.{name}.warmup_steps={max(2 * self.plan.curve.warmup, 1)}, stages.{name}.gradient_clip=1.0, or precision=fp32"
         )
 
     # ---- what leaves the stage --------------------------------------------------------------------------------

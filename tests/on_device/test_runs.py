@@ -124,7 +124,7 @@ def run_of(folder, tmp_path, micro):
 
 
 def test_out_of_memory_is_told_with_a_size_that_fits(little_memory, tmp_path):
-    told = r"out of memory on cuda.*micro_batch_size: \d+ \(fits, tried just now; same gradient"
+    told = r"out of memory on cuda.*micro_batch_size=\d+ \(fits, tried just now; same gradient"
     with pytest.raises(UserError, match=told):
         train(run_of(little_memory, tmp_path, None))
 

@@ -16,7 +16,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from cnclip_ft.recipe import load_recipe
+from cnclip_ft.recipe_files import load_recipe
 from cnclip_ft.training.kept import Kept
 from cnclip_ft.training.run import train
 from cnclip_ft.training.run_folder import held, run_of

@@ -86,7 +86,7 @@ def test_too_little_memory_is_said_and_far_too_little_refused(stores, prepared, 
     need = estimate(context, plan, model)
     assert need.shortage("contrast") is None
     recipe = tiny_recipe(stores, output=str(stores / "narrow"), align={"feature_cache": False})
-    words = r"contrast: training takes about .* Set stages\.contrast\.micro_batch_size: 1 \(same gradient"
+    words = r"contrast: training takes about .* Give stages\.contrast\.micro_batch_size=1 \(same gradient"
     monkeypatch.setattr(memory, "available_memory", lambda: int(need.to_come / HOPELESS) + 2)
     said = [warning for warning in warnings(context, model, [plan]) if "training takes" in warning]
     assert len(said) == 1 and re.search(words, said[0])

@@ -85,7 +85,7 @@ def test_batch_norm_in_training_mode_is_refused_with_the_way_out():
     image = {"kind": "resnet", "layers": [1, 1], "width": 8, "heads": 2, "image_size": 32}
     model = tiny_model(image=image)
     model.train()
-    with pytest.raises(RequestError, match="batch_norm: frozen"):
+    with pytest.raises(RequestError, match="batch_norm=frozen"):
         step(model, ContrastiveObjective(), 4)
     model.image_tower.eval()
     step(model, ContrastiveObjective(), 4)(random_batch(model, 8))

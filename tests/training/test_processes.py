@@ -23,7 +23,7 @@ MODEL = {"start": {
 
 TRAIN = """
 import os, signal, sys
-from cnclip_ft.recipe import load_recipe
+from cnclip_ft.recipe_files import load_recipe
 from cnclip_ft.training.run import train
 
 recipe, proceed, stop_at, how = sys.argv[1], sys.argv[2] == "continue", sys.argv[3], sys.argv[4]

@@ -139,7 +139,7 @@ def test_ten_interruptions_in_one_run(stores):
 
 KILLED = """
 import os, signal, sys
-from cnclip_ft.recipe import load_recipe
+from cnclip_ft.recipe_files import load_recipe
 from cnclip_ft.training.run import train
 def killed(trainer):
     if (trainer.plan.name, trainer.step) == ("contrast", 7):

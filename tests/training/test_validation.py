@@ -196,7 +196,7 @@ def test_what_a_zero_shot_list_holds_is_told_from_other_content(place, tmp_path)
 def test_recipes_that_cannot_be_judged_by_are_refused(stores, tmp_path, valid, best_by, says):
     import yaml
 
-    from cnclip_ft.recipe import load_recipe
+    from cnclip_ft.recipe_files import load_recipe
 
     content = tiny_recipe(stores).model_dump(mode="json") | {"best_by": best_by}
     content["data"]["valid"] = valid

@@ -1,0 +1,135 @@
+"""Recipes from files: found by path or shipped name, ``key.path=value`` over single settings, every fault in words."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from cnclip_ft.new_towers import fault_lines, short
+from cnclip_ft.recipe import Recipe
+from cnclip_ft.recipe_keys import concrete, is_known, is_plain, keys_at, meant
+from cnclip_ft.yaml_file import parse_yaml, read_yaml
+from data_tools.errors import RequestError
+
+SHIPPED = Path(__file__).with_name("recipes")
+
+
+def shipped_recipes() -> list[str]:
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def find_recipe(name: str | Path) -> Path:
+    """A path as it is, or the name of a shipped recipe with or without ``.yaml``."""
+    path = Path(name)
+    shipped = SHIPPED / f"{path.name.removesuffix('.yaml')}.yaml"
+    try:
+        if path.is_file():
+            return path
+        if len(path.parts) == 1 and shipped.is_file():
+            return shipped
+        folder = path.is_dir()
+    except (OSError, ValueError):  # a name too long, with NUL, links in a circle
+        folder = False
+    if folder:
+        raise RequestError(f"{name} is a folder; name the recipe file in it, e.g. {path / 'recipe.yaml'}")
+    close = difflib.get_close_matches(path.name.removesuffix(".yaml"), shipped_recipes(), n=1)
+    guess = f" Did you mean {close[0]}?" if close else ""
+    raise RequestError(
+        f"{str(name)[:200]}: no such recipe file.{guess} Shipped recipes: {', '.join(shipped_recipes())}"
+    )
+
+
+def load_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read, override and validate a recipe.
+
+    Raises:
+        RequestError: naming the file, the key, what was found and what is expected.
+    """
+    path = find_recipe(name)
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise RequestError(f"{path}: a recipe is a mapping with model, data and stages; found {type(content).__name__}")
+    stages = list(content["stages"]) if isinstance(content.get("stages"), dict) else []
+    for override in overrides or []:
+        _override(content, override)
+        where = override.partition("=")[0].split(".")
+        if where[0] == "stages" and len(where) == 2 and isinstance(content["stages"][where[1]], dict):  # a whole stage
+            stages.append(where[1])
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        lines = _misplaced(overrides or [], stages) or fault_lines(error, known=lambda where, _: _known(where, stages))
+        raise RequestError(f"{path}: this recipe cannot be run:\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+def complete_override(name: str | None, begun: str) -> list[str]:
+    """Overrides that begin so, for the shell: keys of the recipe, and the words a key may be."""
+    try:
+        content = read_yaml(find_recipe(name or ""))
+        stages = list(content["stages"])
+    except (RequestError, TypeError, KeyError):
+        stages = []
+    offered = []
+    for path, key in concrete(stages):
+        offered += [f"{path}={word}" for word in key.words or [""]]
+    return [each for each in offered if each.startswith(begun)]
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, sign, value = override.partition("=")
+    *parents, last = key.split(".")
+    if not sign or not all((*parents, last)):
+        raise RequestError(f"{override!r} is not key.path=value, e.g. stages.align.batch_size=256")
+    try:
+        parsed = parse_yaml(value)
+    except ValueError as error:
+        raise RequestError(f"{override!r}: the value is not YAML: {error}. Put a text in quotes.") from None
+    place = content
+    for parent in parents:
+        inner = place.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise RequestError(f"{override!r}: {parent} is not a section, it holds {short(inner)}")
+        place = inner
+    place[last] = parsed
+
+
+def _misplaced(overrides: list[str], stages: list[str]) -> list[str]:
+    """Of a recipe that cannot be run: overrides that name no key of it, each with the line to type instead."""
+    lines = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        where = key.split(".")
+        if where[0] == "stages" and len(where) > 1 and where[1] not in stages:
+            what = f"there is no stage '{where[1]}'; the stages are {', '.join(stages)}"
+        elif (plain := next((above for above in _above(where) if is_plain(above)), None)) is not None:
+            lines.append(f"{key}: {'.'.join(plain)} has nothing inside, it is a value: {'.'.join(plain)}={value}")
+            continue
+        elif not is_known(where):
+            what = "unknown key"
+        else:
+            continue
+        likely = _likely(where, stages, value)
+        lines.append(f"{key}: {what}" + (f". Did you mean {likely}?" if likely else _known_here(where)))
+    return lines
+
+
+def _above(where: list[str]) -> list[list[str]]:
+    return [where[:count] for count in range(1, len(where))]
+
+
+def _known(where: list[str], stages: list[str]) -> str:
+    likely = _likely(where, stages, None)
+    return f". Did you mean {likely}?" if likely else _known_here(where)
+
+
+def _likely(where: list[str], stages: Iterable[str], value: str | None) -> str:
+    return " or ".join(path if value is None else f"{path}={value}" for path in meant(where, stages))
+
+
+def _known_here(where: list[str]) -> str:
+    names = keys_at(where[:-1])
+    return f"; known here: {', '.join(names)}" if names else ""
