@@ -13,6 +13,7 @@ import typer
 from cnclip_ft import __version__
 from cnclip_ft.commands import calibrate, classify, compare, data, encode, evaluate, export, search, topk, train
 from data_tools.errors import UserError
+from data_tools.tables import fitted, terminal_width
 from data_tools.terminal import use_plain_streams
 
 app = typer.Typer(
@@ -88,7 +89,7 @@ def main() -> None:
 
 def _say(text: str) -> None:
     with contextlib.suppress(OSError, ValueError):
-        print(text, file=sys.stderr)
+        print(fitted(text, terminal_width(sys.stderr)), file=sys.stderr)
 
 
 def _mend(error: OSError) -> str:

@@ -106,6 +106,17 @@ def _beside(path: Path) -> Iterator[Path]:
     sync_folder(place.parent)
 
 
+def usual_rights(file: Path) -> None:
+    """Give `file`, whose library made it as a temporary one for the owner alone, the rights of any new file."""
+    beside = file.with_name(_BESIDE.format(secrets.token_hex(8)))
+    handle = os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)  # the umask can be read by changing it only
+    try:
+        os.chmod(file, stat.S_IMODE(os.fstat(handle).st_mode))
+    finally:
+        os.close(handle)
+        os.unlink(beside)
+
+
 def sync_file(file: Path) -> None:
     """Bring what was written to `file` to the disk."""
     with open(file, "rb+") as handle:

@@ -15,11 +15,15 @@ if TYPE_CHECKING:
 
 _FOLDED = 16  # a column of text is not made narrower than this
 _GAP = 2
+_COMMAND = re.compile(r"(?:^|(?<=: ))\s*(cnclip-ft|pip install) \S.*$")
 _HANGING = re.compile(r"\s*(?:[^\s:]+(?: [^\s:]+)*(?:\s{2,}|: ))?")  # what stands before a line's text: indent, label
 
 
 def terminal_width(stream: TextIO | None = None) -> int | None:
-    """Columns of the terminal that `stream` (standard output) is; None for a file or a pipe."""
+    """Columns of the terminal that `stream` (standard output) is, or COLUMNS where that is set; None for a file or a pipe."""
+    asked = os.environ.get("COLUMNS", "")
+    if asked.isdecimal() and int(asked):
+        return int(asked)
     stream = sys.stdout if stream is None else stream
     try:
         return os.get_terminal_size(stream.fileno()).columns or None
@@ -110,10 +114,18 @@ def _cell(text: str) -> RenderableType:
 
 
 def fitted(text: str, width: int | None) -> str:
-    """Lines no longer than `width`, broken at spaces, what follows below the first word behind indent and label."""
+    """Lines no longer than `width`, broken at spaces, what follows below the first word behind indent and label.
+
+    A command at a line's end goes below it, and is not broken.
+    """
     if width is None:
         return text
     return "\n".join(_wrapped(line, width) for line in text.split("\n"))
+
+
+def say(text: str = "") -> None:
+    """Print lines that fit the terminal, on standard output."""
+    print(fitted(text, terminal_width()), flush=True)
 
 
 def _wrapped(line: str, width: int) -> str:
@@ -123,6 +135,10 @@ def _wrapped(line: str, width: int) -> str:
 
     if cell_len(line) <= width:
         return line
+    to_type = _COMMAND.search(line)
+    if to_type:  # a line to type stays whole: it is copied
+        before = line[: to_type.start()].rstrip()
+        return (_wrapped(before, width) + "\n" if before else "") + f"  {to_type[0].strip()}"
     start = _HANGING.match(line)
     head = start[0] if start and cell_len(start[0]) <= width // 2 else ""
     console = Console(width=width, color_system=None)

@@ -10,6 +10,7 @@ import typer
 
 from cnclip_ft.commands.options import Checkpoint, Encoding, Json, Origin, Picture, spread
 from cnclip_ft.evaluation.options import Options, open_model
+from data_tools.tables import say
 
 
 @spread
@@ -65,11 +66,11 @@ def calibrate(
         scores, labels = calibration.sampled_scores(features, negatives, seed, opened.model.tokenizer.prepare)
     points = calibration.curve(scores, labels, share)
     found = calibration.choose(points, precision=precision, recall=recall, share=share)
-    typer.echo(calibration.in_numbers(found, points, drawn=not labelled))
-    typer.echo(calibration.in_words(found, scores, labels, opened.model.logit_scale.exp().item()))
+    say(calibration.in_numbers(found, points, drawn=not labelled))
+    say(calibration.in_words(found, scores, labels, opened.model.logit_scale.exp().item()))
     matches, others = int(labels.sum()), int((~labels).sum())
     if share is None:
-        typer.echo(
+        say(
             f"note: precision holds where {100 * matches / len(labels):.1f} % of the judged pairs match, as here; "
             "say --share for another part"
         )

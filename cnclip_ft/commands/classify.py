@@ -9,6 +9,7 @@ import typer
 
 from cnclip_ft.commands.options import Checkpoint, Encoding, Json, OnError, Origin, Picture, spread
 from cnclip_ft.evaluation.options import Options, open_model
+from data_tools.tables import say
 
 
 @spread
@@ -71,7 +72,7 @@ def classify(
         raise RequestError(f"{images} is a file of texts; give a folder of images or a store")
     ids, labels = labelled_images(Path(images), source, known)
     for note in source.notes:
-        typer.echo(note)
+        say(note)
     opened = open_model(checkpoint, options)
     if sentences is None:
         sentences = read_templates(family_of(opened.model.text_tower).templates)
@@ -88,13 +89,13 @@ def classify(
         key=json.dumps(key) if cache else None,
         fail=on_error == "fail",
     )
-    typer.echo(found.speed)
+    say(found.speed)
     if found.report is None:
-        typer.echo("no image has a label (a sub-folder named like its class), so nothing is scored")
+        say("no image has a label (a sub-folder named like its class), so nothing is scored")
         if output is None:
             raise RequestError("nothing is scored without labels; say --output FILE to get each image's classes")
     else:
-        typer.echo(report_table(found.report))
+        say(report_table(found.report))
     if output:
         official_files.write_text(output, found.lines())
     faults = found.faults.values()
@@ -113,6 +114,6 @@ def classify(
     if picture and found.report:
         warning = plots.confusion_picture(found.report.confusion, found.keys, picture)
         if warning:
-            typer.echo(warning)
+            say(warning)
     if faults:
-        tell_left_out([fault.problem for fault in faults], output, on_error, typer.echo)
+        tell_left_out([fault.problem for fault in faults], output, on_error, say)

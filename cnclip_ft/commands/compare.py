@@ -8,6 +8,7 @@ import typer
 
 from cnclip_ft.commands.options import Json, Memory, Origin, Towers, spread
 from cnclip_ft.evaluation.options import Options, open_model
+from data_tools.tables import say
 
 if TYPE_CHECKING:
     from cnclip_ft.evaluation.comparison import HitTable
@@ -86,7 +87,7 @@ def compare(
             ]
             for d in differences
         ]
-        typer.echo(
+        say(
             f"A = {checkpoints[0]}\nB = {checkpoint}\n{_images(tables[0])} images of {name}, {draws:,} draws\n\n"
             + table(heads, rows, text=(0, 6), width=terminal_width())
             + "\n"

@@ -10,6 +10,7 @@ import typer
 
 from cnclip_ft.commands.options import Checkpoint, Encoding, OnError, Origin, spread
 from cnclip_ft.evaluation.options import Options
+from data_tools.tables import say
 
 
 @dataclass(frozen=True)
@@ -48,4 +49,4 @@ def encode(
     from cnclip_ft.evaluation.encoding import encode_to_folder
 
     options = Options(**vars(encoding), **vars(origin))
-    encode_to_folder(checkpoint, what, output, options, **vars(writing), say=typer.echo)
+    encode_to_folder(checkpoint, what, output, options, **vars(writing), say=say)

@@ -9,6 +9,7 @@ import typer
 
 from cnclip_ft.commands.options import Encoding, Json, Memory, Origin, spread
 from cnclip_ft.evaluation.options import Options
+from data_tools.tables import say
 
 
 @spread
@@ -53,7 +54,7 @@ def evaluate(
     refuse_outputs([checkpoint, *(splits or [])], json_file=json_file, kind="splits", markdown=markdown)
     if path.is_file() and path.suffix == ".jsonl":
         line, score = scorecard.score_predictions(path, splits or [])
-        typer.echo(line)
+        say(line)
         if json_file:
             official_files.write_json(json_file, score)
         return
@@ -63,7 +64,7 @@ def evaluate(
         card = scorecard.score_features(path, options)
     else:
         card = scorecard.score_checkpoint(checkpoint, splits or [], options)
-    typer.echo(card.table(width=terminal_width()))
+    say(card.table(width=terminal_width()))
     if json_file:
         official_files.write_json(json_file, card.as_dict())
     if markdown:

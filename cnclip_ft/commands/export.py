@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cnclip_ft.commands.options import Checkpoint, Origin, spread
+from data_tools.tables import say
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ def export(
     from data_tools.tables import terminal_width
 
     done = export_checkpoint(checkpoint, to, output, **vars(writing), **vars(origin))
-    typer.echo(f"{done.output}: written; largest difference of unit features to the source {done.difference:.1e}")
+    say(f"{done.output}: written; largest difference of unit features to the source {done.difference:.1e}")
     if done.recall is not None:
         before, after = done.recall
-        typer.echo(recall_table({"source": before, "export": after}, width=terminal_width()))
-        typer.echo(f"points of mean recall lost: {points_lost(before, after)}")
-    typer.echo(done.advice)
+        say(recall_table({"source": before, "export": after}, width=terminal_width()))
+        say(f"points of mean recall lost: {points_lost(before, after)}")
+    say(done.advice)

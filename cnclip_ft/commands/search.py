@@ -10,6 +10,7 @@ import typer
 
 from cnclip_ft.commands.options import Device, Dtype, Origin, TrustImport, spread
 from cnclip_ft.evaluation.options import Options
+from data_tools.tables import say
 
 if TYPE_CHECKING:
     from cnclip_ft.search.engine.engine import Found
@@ -68,7 +69,7 @@ def index(
     from cnclip_ft.search.index.build import Wishes, build_index
 
     options = Options(batch_size, workers, device, dtype, **vars(origin))
-    build_index(checkpoint, what, output, options, Wishes(half, rebuild, moved, approximate), typer.echo)
+    build_index(checkpoint, what, output, options, Wishes(half, rebuild, moved, approximate), say)
 
 
 @app.command()
@@ -127,7 +128,7 @@ def query(
     if not answer:
         _note(f"nothing reaches the threshold {limit:.4f}")
         return
-    typer.echo(_table(answer))
+    say(_table(answer))
 
 
 def _line(index: Index, rank: int, found: Found) -> dict[str, object]:
@@ -193,15 +194,15 @@ def serve(
     engine = open_engine(index, **vars(opening), say=_note)
     prepared = engine.prepare()
     if prepared:
-        typer.echo(f"prepared: {prepared}")
+        say(f"prepared: {prepared}")
     local, allowed = is_loopback(host), frozenset(name.lower() for name in allow_host or ())
     page = make_app(engine, threshold=limit, limits=limits, names=names_of(host), addresses=not local, allowed=allowed)
     place = f"[{host}]" if ":" in host else host
-    typer.echo(f"{len(engine.index):,} pictures at http://{place}:{listener.getsockname()[1]}/  (Ctrl-C stops)")
+    say(f"{len(engine.index):,} pictures at http://{place}:{listener.getsockname()[1]}/  (Ctrl-C stops)")
     if not local:
         _note(
             f"WARNING: {host} can be reached from other machines. Anyone who reaches this server can search and see "
             "every picture of the index; there is no password. Put it behind a proxy that asks for one"
         )
     web.run(page, listener)
-    typer.echo("stopped")
+    say("stopped")

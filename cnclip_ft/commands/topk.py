@@ -9,6 +9,7 @@ import typer
 
 from cnclip_ft.commands.options import Device, Memory
 from cnclip_ft.evaluation.options import Options
+from data_tools.tables import say
 
 
 def topk(
@@ -67,11 +68,9 @@ def topk(
     seconds = time.perf_counter() - began
     lines = official_files.prediction_lines(q.kind, q.ids, g.kind, g.ids, indices, values if scores else None)
     official_files.write_text(output, lines)
-    typer.echo(
-        f"{len(q.ids):,} {q.kind}s × {len(g.ids):,} {g.kind}s: top {indices.shape[1]} in {seconds:.2f} s, in {output}"
-    )
+    say(f"{len(q.ids):,} {q.kind}s × {len(g.ids):,} {g.kind}s: top {indices.shape[1]} in {seconds:.2f} s, in {output}")
     if answers:
         line, content = score_predictions(output, [answers])
-        typer.echo(line)
+        say(line)
         if score:
             official_files.write_json(score, content)

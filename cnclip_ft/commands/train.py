@@ -9,7 +9,7 @@ import typer
 
 from cnclip_ft.commands.options import TrustImport
 from data_tools.errors import RequestError
-from data_tools.tables import fitted, terminal_width
+from data_tools.tables import say
 
 if TYPE_CHECKING:
     from cnclip_ft.recipe import Recipe
@@ -53,7 +53,7 @@ def plan(
 
     context, model = make_context(_recipe(recipe, overrides, trust_import), write=False, trust_import=trust_import)
     stages = plan_stages(context, model)
-    typer.echo(fitted(planning.describe(context, model, stages), terminal_width()))
+    say(planning.describe(context, model, stages))
     if strict:
         planning.refuse_warnings(context, model, stages)
 

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from cnclip_ft.features.encode import encode_texts
 from cnclip_ft.features.sources import Source
 from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.models.formats.files import save_tensors
 from data_tools.atomic import whole_path
 from data_tools.errors import DataFault, RequestError, UserError
 
@@ -157,7 +158,7 @@ def average_prompts(features: torch.Tensor, classes: Sequence[Class], templates:
 def _keep(file: Path, features: torch.Tensor) -> None:
     with contextlib.suppress(OSError, UserError):  # a cache that cannot be written costs time, not the answer
         with whole_path(file) as beside:
-            save_file({"classes": features.contiguous()}, beside)
+            save_tensors({"classes": features.contiguous()}, beside)
 
 
 def labelled_images(path: Path, source: Source, classes: Sequence[Class]) -> tuple[list[Any], list[int | None]]:

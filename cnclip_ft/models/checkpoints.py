@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from cnclip_ft.models.build import (
     Checkpoint,
@@ -28,7 +27,7 @@ from cnclip_ft.models.description import checked_description
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
 from cnclip_ft.models.formats.chinese_clip_file import read_file
-from cnclip_ft.models.formats.files import FOLDER_FILES, read_folder, read_json
+from cnclip_ft.models.formats.files import FOLDER_FILES, read_folder, read_json, save_tensors
 from cnclip_ft.models.formats.folders import read_folder_of_transformers
 from cnclip_ft.models.formats.recognise import with_architecture
 from cnclip_ft.models.hub import find
@@ -83,7 +82,7 @@ def save_checkpoint(model: DualEncoder, folder: str | Path, *, info: dict[str, A
     try:
         _settle(scratch)
         new.mkdir()
-        save_file(file_tensors(model), new / "model.safetensors", metadata={"format": "pt"})
+        save_tensors(file_tensors(model), new / "model.safetensors")
         checksum = sha256(new / "model.safetensors")
         for name, content in family_of(model.text_tower).transformers_files(model).items():
             _write_json(new / name, content)

@@ -112,8 +112,8 @@ class GrowingWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         try:
-            self.environment = lmdb.open(
-                _named(folder), map_size=_FIRST_MAP, lock=False, readahead=False, sync=_SYNCHRONOUS
+            self.environment = lmdb.open(  # the mode is cut by the umask; without one it is 0644
+                _named(folder), map_size=_FIRST_MAP, lock=False, readahead=False, sync=_SYNCHRONOUS, mode=0o777
             )
         except lmdb.Error as error:
             raise write_error(folder, error) from None

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
-from data_tools.tables import fitted, table
+from data_tools.tables import fitted, table, terminal_width
 
 HEADS = ["", *(f"{way} R@{k}" for way in ("t2i", "i2t") for k in (1, 5, 10)), "mean recall", "t2i median", "i2t median"]
 NAMES = ["验证集一号", "  验证集一号 · 中文", "  published · Flickr30K-CN ViT-B-16 fine-tuned", "x" * 50]
@@ -49,12 +49,17 @@ def test_long_lines_are_broken_behind_their_label():
     assert lines[0].startswith("  training     6,000") and lines[1].startswith(" " * 15) and lines[-1] == "short"
     assert max(map(cell_len, lines)) <= 40 and " ".join(" ".join(lines[:-1]).split()) == " ".join(line.split())
     assert fitted(line, None) == line
+    told = fitted("Stopped. Continue with: cnclip-ft train 'a folder/recipe.yaml' --continue --trust-import", 40)
+    assert told == "Stopped. Continue with:\n  cnclip-ft train 'a folder/recipe.yaml' --continue --trust-import"  # to copy
     chinese = fitted("图片" * 40, 30).split("\n")
     assert max(map(cell_len, chinese)) <= 30 and "".join(chinese) == "图片" * 40
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
-def test_the_terminal_is_asked_and_a_pipe_has_no_width():
+def test_the_terminal_is_asked_and_a_pipe_has_no_width(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "70")  # where it is set, it is meant for every place
+    assert terminal_width() == 70
+    monkeypatch.setenv("COLUMNS", "")
     code = "from data_tools.tables import terminal_width; print(terminal_width())"
     root = Path(__file__).resolve().parents[2]
     piped = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Files of weights → tensors, recognised by content. Nothing in a file is ever executed.
+"""Files of weights ↔ tensors, recognised by content. Nothing in a file is ever executed.
 
 safetensors, torch files and TorchScript archives (`torch_files`), and folders of shards. A file that is something else, or
 takes more time or memory than its size warrants, is refused with the reason.
@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from cnclip_ft.models.formats.state_dict import find_state_dict, own_names
 from cnclip_ft.models.formats.torch_files import TorchFile
+from data_tools.atomic import usual_rights
 from data_tools.errors import RequestError
 from data_tools.regular import regular
 
@@ -137,6 +139,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RequestError(f"{path}: expected a JSON object, found a {type(content).__name__}")
     return content
+
+
+def save_tensors(tensors: Tensors, path: Path) -> None:
+    """A safetensors file with the rights the umask gives; safetensors itself leaves it to the owner alone."""
+    save_file(tensors, path, metadata={"format": "pt"})
+    usual_rights(path)
 
 
 def _reason(error: Exception) -> str:
