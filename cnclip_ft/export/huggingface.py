@@ -1,4 +1,4 @@
-"""A folder that ``transformers.ChineseCLIPModel.from_pretrained`` and ``ChineseCLIPProcessor`` read without a hub."""
+"""A folder that the class of transformers it belongs to, and its processor, read without a hub."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from cnclip_ft.models.build import describe_model, read_tokenizer
 from cnclip_ft.models.checkpoints import load, read_info, save_checkpoint
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.preprocessing import normalise
+from cnclip_ft.models.registry import family_of
 from data_tools.errors import RequestError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -18,15 +19,25 @@ _WORDS = {"resnet": "a ResNet", "foreign": "a module by import path", "vit": "a 
 
 
 def check(model: DualEncoder) -> None:
-    """Refuse towers transformers' ChineseCLIPModel has no place for."""
-    description = describe_model(model)
-    kind, pooling = description["image"]["kind"], description["text"]["pooling"]
-    if kind != "vit" or pooling != "cls":
-        raise RequestError(
-            "transformers' ChineseCLIPModel is a ViT with a [CLS]-pooled RoBERTa; the towers of this checkpoint are "
-            f"{_WORDS.get(kind, kind)} and a {pooling}-pooled RoBERTa. It can be used with cnclip_ft.load as it is"
-            + (", or exported with --to cn_clip" if kind == "resnet" and pooling == "cls" else "")
+    """Refuse towers that no class of transformers has a place for."""
+    if _class_name(model) is None:
+        family, description = family_of(model.text_tower), describe_model(model)
+        kind, pooling = description["image"]["kind"], description["text"].get("pooling")
+        text = f"a {pooling}-pooled RoBERTa" if pooling else f"a {model.text_tower.kind}"
+        others = (
+            [name for name in family.exports if name not in ("huggingface", "onnx")] if pooling in (None, "cls") else []
         )
+        raise RequestError(
+            f"transformers' {family.transformers_class}; the towers of this checkpoint are {_WORDS.get(kind, kind)} and "
+            f"{text}. It can be used with cnclip_ft.load as it is"
+            + (f", or exported with --to {' or '.join(others)}" if kind == "resnet" and others else "")
+        )
+
+
+def _class_name(model: DualEncoder) -> str | None:
+    """The class of transformers whose parameters these are."""
+    files = family_of(model.text_tower).transformers_files(model)
+    return next(iter(files["config.json"].get("architectures", [])), None)
 
 
 def write(model: DualEncoder, target: Path, order: Order) -> None:
@@ -41,13 +52,13 @@ def open_encoder(target: Path) -> DualEncoder:
 
 def read_features(target: Path, pixels: torch.Tensor, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Unit features by transformers' own model, in fp32."""
-    from transformers import ChineseCLIPModel
+    from transformers import AutoModel
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model = ChineseCLIPModel.from_pretrained(target, dtype=torch.float32).eval()
+        model = AutoModel.from_pretrained(target, dtype=torch.float32).eval()
     finally:
         if shown:
             logging.enable_progress_bar()
@@ -68,4 +79,6 @@ def _mean_std(target: Path) -> tuple[list[float], list[float]]:
 
 def advice(model: DualEncoder, output: Path) -> str:
     """How to read what was written."""
-    return f'read it with transformers.ChineseCLIPModel.from_pretrained("{output}") and ChineseCLIPProcessor.from_pretrained("{output}")'
+    files = family_of(model.text_tower).transformers_files(model)
+    processor = files["preprocessor_config.json"]["processor_class"]
+    return f'read it with transformers.{_class_name(model)}.from_pretrained("{output}") and {processor}.from_pretrained("{output}")'

@@ -35,6 +35,7 @@ class Checkpoint:
     notes: list[str] = field(default_factory=list)
     trust_import: bool = False  # the user lets the file name code
     image_size: int | None = None  # wished of a tower that is code, which tells its own when it is made
+    tokenizer: Tokenizer | None = None  # made by the reader, of a folder that is not ours
 
 
 def file_names(module: nn.Module) -> dict[str, str]:
@@ -59,6 +60,11 @@ def read_tokenizer(description: dict[str, Any], place: Path | None) -> Tokenizer
     """
     described = description.get("tokenizer", {})
     return tokenizer_kind(described).read(place, description["context_length"], described)
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
+    """As `read_tokenizer`, of a whole model that was read."""
+    return checkpoint.tokenizer or read_tokenizer(checkpoint.description, checkpoint.vocabulary)
 
 
 # ---- model → description --------------------------------------------------------------------------------------------
@@ -139,7 +145,7 @@ def assemble(checkpoint: Checkpoint) -> DualEncoder:
     if checkpoint.image_size not in (None, image.image_size):
         type(image).resized(description["image"], checkpoint.tensors, checkpoint.image_size)  # which refuses
     text = text_tower(description["text"], description["projection"])
-    tokenizer = read_tokenizer(description, checkpoint.vocabulary)
+    tokenizer = tokenizer_of(checkpoint)
     check_vocabulary(tokenizer, text, source)
     known = description["architecture"]
     model = DualEncoder(image, text, tokenizer, Architecture.from_dict(known) if known else None)

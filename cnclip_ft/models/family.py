@@ -14,6 +14,8 @@ class Family:
     tokenizers: tuple[type[Tokenizer], ...] = ()
     templates: str = "en"
     """Prompts that zero-shot classification begins with, by the name of a shipped list (``zh``, ``en``, ``zh+en``)."""
+    transformers_class: str = "library has no class for them"
+    """What its class there is made of, in words, for towers that do not fit: ``CLIPModel is a ViT with …``."""
     exports: tuple[str, ...] = ("onnx",)
     """Formats its text towers may be exported to, by name."""
 

@@ -14,6 +14,9 @@ from cnclip_ft.models.family import Family
 
 FAMILIES = (
     "cnclip_ft.models.families.chinese_clip.family",
+    "cnclip_ft.models.families.clip.family",
+    "cnclip_ft.models.families.clip.metaclip_2",
+    "cnclip_ft.models.families.altclip.family",
     "cnclip_ft.models.families.shared",
     "cnclip_ft.models.families.imported",
 )

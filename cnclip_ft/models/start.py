@@ -19,6 +19,7 @@ from cnclip_ft.models.build import (
     read_tokenizer,
     resized,
     text_tower,
+    tokenizer_of,
 )
 from cnclip_ft.models.checkpoints import INFO, open_checkpoint, read_checkpoint
 from cnclip_ft.models.contract import ImageTower, TextTower, Tokenizer, Tower
@@ -255,8 +256,8 @@ def _text_tower(
     report.new.append(f"text_tower.{tower.projection_name}")
     report.changed += half.notes
     report.left_over += half.left_over
-    if half.described is not None:
-        tokenizer = read_tokenizer(half.described, half.vocabulary)
+    tokenizer = half.tokenizer
+    if tokenizer is not None:
         return tower, tokenizer if context_length is None else tokenizer.with_context_length(context_length)
     length = tower.tokenizer(context_length).context_length
     return tower, read_tokenizer({"context_length": length}, half.vocabulary)
@@ -273,7 +274,7 @@ def _half_of_whole(path: Path) -> TextHalf:
     kept = {name: tensor for name, tensor in tensors.items() if name not in last}
     left_over = sorted({*left_over, *(tensors.keys() & last), *checkpoint.left_over})
     return TextHalf(
-        numbers, kept, checkpoint.vocabulary, checkpoint.source, left_over, checkpoint.notes, checkpoint.description
+        numbers, kept, checkpoint.vocabulary, checkpoint.source, left_over, checkpoint.notes, tokenizer_of(checkpoint)
     )
 
 

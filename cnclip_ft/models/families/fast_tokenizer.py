@@ -16,6 +16,7 @@ from pydantic import Field
 from tokenizers import Tokenizer as Backend
 
 from cnclip_ft.models.contract import Tokenizer
+from cnclip_ft.models.families.cleaning import Clean, clean_text
 from cnclip_ft.models.schema import Part
 from data_tools.errors import RequestError
 from data_tools.regular import regular
@@ -30,7 +31,7 @@ class Rules(Part):
     """What a family says of its texts beside the files.
 
     `mask`: what is attended to. ``tokens``: all but padding; ``to_end``: up to the first end token, where padding has the id
-    of a real token (CLIP); ``all``: padding too (SigLIP).
+    of a real token (CLIP); ``all``: padding too (SigLIP). `clean`: what is done to a text before (`families.cleaning`).
     """
 
     kind: Literal["transformers"]
@@ -38,6 +39,7 @@ class Rules(Part):
     mask: Mask
     pad_id: Annotated[int, Field(ge=0)]
     end_id: Annotated[int, Field(ge=0)] | None = None
+    clean: Clean | None = None
 
 
 class FastTokenizer(Tokenizer):
@@ -118,14 +120,19 @@ class FastTokenizer(Tokenizer):
         return self.rules.pad_id
 
     def prepare(self, text: str) -> str:
+        text = self._cleaned([text])[0]
         normaliser = self._backend.normalizer
         return text if normaliser is None else normaliser.normalize_str(text)
 
+    def _cleaned(self, texts: Sequence[str]) -> list[str]:
+        kind = self.rules.clean
+        return list(texts) if kind is None else [clean_text(text, kind) for text in texts]
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return [found.ids for found in self._backend.encode_batch_fast(list(texts))]
+        return [found.ids for found in self._backend.encode_batch_fast(self._cleaned(texts))]
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
-        return [len(found.ids) for found in self._uncut.encode_batch_fast(list(texts))]
+        return [len(found.ids) for found in self._uncut.encode_batch_fast(self._cleaned(texts))]
 
     @cached_property
     def _uncut(self) -> Backend:

@@ -34,7 +34,8 @@ class Packing:
         real = attention_mask.bool()
         lengths = real.sum(1)
         mask = None if bool(real.all()) else real[:, None, None]
-        return Packing(*real.shape, real.flatten().nonzero()[:, 0], lengths.cumsum(0) - lengths, mask)
+        count, length = real.shape
+        return Packing(count, length, real.flatten().nonzero()[:, 0], lengths.cumsum(0) - lengths, mask)
 
     @property
     def ends(self) -> torch.Tensor:
@@ -73,5 +74,5 @@ def uses_sdpa(config: Any) -> bool:
     return config._attn_implementation == "sdpa"
 
 
-def dropout_share(attention: nn.Module, share: float) -> float:
-    return share if attention.training else 0.0
+def dropout_share(attention: nn.Module, share: float | None) -> float:
+    return share or 0.0 if attention.training else 0.0

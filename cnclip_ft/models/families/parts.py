@@ -6,6 +6,9 @@ from typing import Any
 
 from torch import nn
 
+from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.models.preprocessing import PILLOW_FILTERS
+
 
 def new_projection(width: int, output_dim: int) -> nn.Linear:
     """A bias-free map to the common dimension with fresh weights that keep the scale."""
@@ -25,3 +28,23 @@ def set_checkpointing(model: Any, wanted: bool) -> None:
         for module in model.modules():
             if hasattr(module, "gradient_checkpointing"):
                 module.gradient_checkpointing = False
+
+
+def processor_config(model: DualEncoder, image_processor: str, processor: str) -> dict[str, Any]:
+    """`preprocessor_config.json` for these classes of transformers; what it leaves out, their defaults would say otherwise."""
+    picture = model.image_tower.preprocessing
+    cropped = {"crop_size": {"height": picture.size, "width": picture.size}} if picture.fit == "crop" else {}
+    return {
+        "image_processor_type": image_processor,
+        "processor_class": processor,
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": picture.size} if cropped else {"height": picture.size, "width": picture.size},
+        "resample": int(PILLOW_FILTERS[picture.resample]),
+        "do_center_crop": bool(cropped),
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(picture.mean),
+        "image_std": list(picture.std),
+    } | cropped

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cnclip_ft.models.contract import Tokenizer
 from cnclip_ft.models.formats.cn_clip import is_official, modern, to_ours
 from cnclip_ft.models.formats.files import Tensors, read_json, read_weights
 from cnclip_ft.models.formats.recognise import own_vocabulary, recognise_text
@@ -33,7 +34,7 @@ class TextHalf:
     source: str
     left_over: list[str]
     notes: list[str]
-    described: dict[str, Any] | None = None  # of the whole model it is a half of, where its tokenizer is not BERT's
+    tokenizer: Tokenizer | None = None  # of the whole model it is a half of, which may be of any kind
 
 
 def has_text_half(folder: Path) -> bool:

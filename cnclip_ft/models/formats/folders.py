@@ -16,6 +16,9 @@ from data_tools.errors import RequestError
 # module:function, called with the folder, its configuration and the weights' type.
 READERS = {
     "chinese_clip": "cnclip_ft.models.formats.transformers_folder:read_chinese_clip",
+    "clip": "cnclip_ft.models.formats.clip_folders:read_clip",
+    "metaclip_2": "cnclip_ft.models.formats.clip_folders:read_metaclip_2",
+    "altclip": "cnclip_ft.models.formats.clip_folders:read_altclip",
 }
 Reader = Callable[[Path, dict[str, Any], torch.dtype], Checkpoint]
 

@@ -15,7 +15,7 @@ from cnclip_ft.models.families.chinese_clip.roberta import TEXT_KEYS, Roberta
 from cnclip_ft.models.families.chinese_clip.vit import VISION_KEYS, Vit
 from cnclip_ft.models.families.chinese_clip.wordpiece import CONTEXT_LENGTH
 from cnclip_ft.models.formats.cn_clip import is_dropped, modern
-from cnclip_ft.models.formats.files import read_weights
+from cnclip_ft.models.formats.files import Content, Tensors, read_weights
 from cnclip_ft.models.formats.folder_rules import obeyed, text_rules
 from cnclip_ft.models.formats.picture_rules import picture_rules
 from cnclip_ft.models.formats.recognise import own_vocabulary, with_architecture
@@ -29,25 +29,9 @@ def read_chinese_clip(folder: Path, config: dict[str, Any], dtype: torch.dtype) 
     Raises:
         RequestError: not readable, or it asks for what is not done here.
     """
-    file = folder / "config.json"
-    sections = {key: config.get(key) or {} for key in ("vision_config", "text_config")}
-    for key, section in sections.items():
-        again = config.get(f"{key}_dict")  # older folders say it twice; transformers takes this one
-        if isinstance(section, dict) and isinstance(again, dict):
-            sections[key] = section | again
-    obeyed(config, (*sections, *(f"{key}_dict" for key in sections)), str(file))
-    content = read_weights(folder, dtype)
-    tensors = modern(content.tensors)
-    left_over = sorted(name for name in tensors if is_dropped(name))
-    for name in left_over:
-        del tensors[name]
-    if "text_projection.weight" not in tensors:
-        raise RequestError(f"{folder}: the checkpoint is incomplete, no 'text_projection.weight' in it")
-    image, said = vision_numbers(folder, sections["vision_config"], fit="squash")
-    if said:
-        raise RequestError(
-            f"{said[0]}. Its features would be others than its author's. Set the key to what is done here if that is meant"
-        )
+    sections, content = sections_of(folder, config), read_weights(folder, dtype)
+    tensors, left_over = model_tensors(folder, content)
+    image = obeyed_vision(folder, sections["vision_config"], fit="squash")
     text = text_numbers(folder, sections["text_config"])
     vocabulary, context_length = text_rules(folder)
     if context_length is None:
@@ -59,6 +43,38 @@ def read_chinese_clip(folder: Path, config: dict[str, Any], dtype: torch.dtype) 
     if vocabulary is None:
         vocabulary = own_vocabulary(folder, text, str(folder))
     return Checkpoint(str(folder), description, tensors, vocabulary, left_over + content.left_over, content.notes)
+
+
+def sections_of(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The halves of a configuration by their keys; what is said beside them is obeyed or refused."""
+    sections = {key: config.get(key) or {} for key in ("vision_config", "text_config")}
+    for key, section in sections.items():
+        again = config.get(f"{key}_dict")  # older folders say it twice; transformers takes this one
+        if isinstance(section, dict) and isinstance(again, dict):
+            sections[key] = section | again
+    obeyed(config, (*sections, *(f"{key}_dict" for key in sections)), str(folder / "config.json"))
+    return sections
+
+
+def model_tensors(folder: Path, content: Content) -> tuple[Tensors, list[str]]:
+    """The tensors of a whole model under their present names, and the names of those no model uses."""
+    tensors = modern(content.tensors)
+    left_over = sorted(name for name in tensors if is_dropped(name))
+    for name in left_over:
+        del tensors[name]
+    if "text_projection.weight" not in tensors:
+        raise RequestError(f"{folder}: the checkpoint is incomplete, no 'text_projection.weight' in it")
+    return tensors, left_over
+
+
+def obeyed_vision(folder: Path, config: Any, *, fit: Fit) -> dict[str, Any]:
+    """`vision_numbers` of a whole model, whose pictures must be prepared as the folder says."""
+    image, said = vision_numbers(folder, config, fit=fit)
+    if said:
+        raise RequestError(
+            f"{said[0]}. Its features would be others than its author's. Set the key to what is done here if that is meant"
+        )
+    return image
 
 
 def text_numbers(folder: Path, config: Any) -> dict[str, Any]:

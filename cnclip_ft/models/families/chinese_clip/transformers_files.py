@@ -1,4 +1,4 @@
-"""Files beside the weights from which transformers builds ChineseCLIPModel and its processor."""
+"""The configuration beside the weights from which transformers builds ChineseCLIPModel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from transformers import ChineseCLIPConfig, ChineseCLIPTextConfig, ChineseCLIPVi
 
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.families.chinese_clip.vit import VISION_KEYS
-from cnclip_ft.models.preprocessing import PILLOW_FILTERS
 
 
 def model_config(model: DualEncoder) -> dict[str, Any] | None:
@@ -25,23 +24,3 @@ def model_config(model: DualEncoder) -> dict[str, Any] | None:
         logit_scale_init_value=model.logit_scale.item(),
     )
     return config.to_dict() | {"architectures": ["ChineseCLIPModel"], "dtype": str(model.dtype).removeprefix("torch.")}
-
-
-def processor_config(model: DualEncoder) -> dict[str, Any]:
-    """`preprocessor_config.json`; what it leaves out, transformers' defaults would say otherwise."""
-    picture = model.image_tower.preprocessing
-    cropped = {"crop_size": {"height": picture.size, "width": picture.size}} if picture.fit == "crop" else {}
-    return {
-        "image_processor_type": "ChineseCLIPImageProcessor",
-        "processor_class": "ChineseCLIPProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": picture.size} if cropped else {"height": picture.size, "width": picture.size},
-        "resample": int(PILLOW_FILTERS[picture.resample]),
-        "do_center_crop": bool(cropped),
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(picture.mean),
-        "image_std": list(picture.std),
-    } | cropped

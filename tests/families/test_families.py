@@ -1,0 +1,208 @@
+"""Every family against its own library: features, ids, pixels, loss; there and back through our checkpoint."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+import cnclip_ft
+from cnclip_ft.export.run import export_checkpoint
+from cnclip_ft.models.checkpoints import file_tensors, save_checkpoint
+from cnclip_ft.models.preprocessing import normalise
+from cnclip_ft.training.loss import ContrastiveObjective
+from tests.families.cards import CARDS, VARIANTS, Card
+from tests.families.texts import many_texts
+
+SAID = ["一只狗在雪地里奔跑", "a red car", "", "两只猫 and a dog 🐶", "dog " * 200]
+
+
+@pytest.fixture(scope="module", params=CARDS)
+def card(request) -> Card:
+    return CARDS[request.param]
+
+
+@pytest.fixture(scope="module")
+def folder(card, tmp_path_factory) -> Path:
+    return card.write(tmp_path_factory.mktemp("family") / card.name)
+
+
+@pytest.fixture(scope="module")
+def library(folder):
+    return transformers.AutoModel.from_pretrained(folder).eval()
+
+
+@pytest.fixture(scope="module")
+def ours(folder):
+    return cnclip_ft.load(folder)
+
+
+@pytest.fixture(params=["cpu", "elsewhere"])
+def road(request, monkeypatch):
+    """Elsewhere is the road of every other device, and of a compiled tower."""
+    if request.param == "elsewhere":
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+
+
+def tokens(card: Card, folder: Path, texts: list[str]):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    return tokenizer(texts, truncation=True, max_length=card.length, return_tensors="pt", **card.tokens)
+
+
+def photos(count: int = 60) -> list[bytes]:
+    """Encoded pictures of many shapes, smooth and with hard edges."""
+    draw, files = np.random.default_rng(0), []
+    for number in range(count):
+        width, height = (int(side) for side in draw.integers(40, 500, 2))
+        step = (1, 4, 16)[number % 3]
+        noise = draw.integers(0, 256, (height // step + 1, width // step + 1, 3), dtype=np.uint8)
+        picture = Image.fromarray(noise).resize((width, height), Image.Resampling(number % 2 * 3))
+        file = io.BytesIO()
+        picture.save(file, "JPEG" if number % 2 else "PNG")
+        files.append(file.getvalue())
+    return files
+
+
+def squares(model, count: int = 5) -> torch.Tensor:
+    side = model.image_size
+    return torch.randint(0, 256, (count, 3, side, side), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+
+
+def library_features(library, inputs, model) -> tuple[torch.Tensor, torch.Tensor]:
+    picture = model.image_tower.preprocessing
+    pixels = normalise(squares(model), picture.mean, picture.std)
+    with torch.no_grad():
+        return (
+            library.get_image_features(pixel_values=pixels).pooler_output,
+            library.get_text_features(**inputs).pooler_output,
+        )
+
+
+def test_features_are_the_librarys(card, folder, library, ours, road):
+    images, texts = library_features(library, tokens(card, folder, SAID), ours)
+    ids, mask = ours.tokenizer.pad(ours.tokenizer.encode(SAID))
+    with torch.no_grad():
+        found = ours.image_tower.project(ours.image_trunk(squares(ours)))
+        torch.testing.assert_close(found, images, atol=card.exact, rtol=card.exact)
+        torch.testing.assert_close(ours.text_tower(ids, mask), texts, atol=card.exact, rtol=card.exact)
+    assert ours.logit_scale == library.logit_scale
+
+
+def test_graph_for_other_runtimes_has_the_same_features(ours):
+    ids, mask = ours.tokenizer.pad(ours.tokenizer.encode(SAID))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            ours.text_tower.graph()(ids, ours.tokenizer.mask(ids)), ours.text_tower(ids, mask), atol=1e-5, rtol=1e-5
+        )
+
+
+def test_ids_are_the_tokenizers(card, folder, ours):
+    texts = many_texts()
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)(texts, truncation=True, max_length=card.length)
+    found = ours.tokenizer.encode(texts)
+    assert len(found) == 5000
+    assert [text for text, a, b in zip(texts, found, theirs["input_ids"], strict=True) if a != b] == []
+    assert ours.tokenizer.context_length == card.length
+
+
+def test_pixels_are_within_one_of_the_processors(folder, ours):
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    picture, worst = ours.image_tower.preprocessing, 0.0
+    files = photos()
+    for file in files:
+        theirs = processor(Image.open(io.BytesIO(file)).convert("RGB"), return_tensors="pt")["pixel_values"][0]
+        std, mean = torch.tensor(picture.std).view(3, 1, 1), torch.tensor(picture.mean).view(3, 1, 1)
+        worst = max(worst, float((picture.decode(file) - (theirs * std + mean) * 255).abs().max()))
+    assert len(files) == 60 and worst <= 1.01
+
+
+def test_loss_is_the_librarys(card, folder, library, ours):
+    if not card.loss:
+        pytest.skip("the library has none for it")
+    inputs = tokens(card, folder, SAID)
+    picture = ours.image_tower.preprocessing
+    with torch.no_grad():
+        theirs = library(
+            **inputs, pixel_values=normalise(squares(ours), picture.mean, picture.std), return_loss=True
+        ).loss
+        images, texts = ours(squares(ours), *ours.tokenizer.pad(ours.tokenizer.encode(SAID)))
+        keys = torch.arange(len(SAID))
+        found = ContrastiveObjective()(images, texts, ours.logit_scale, keys, keys).loss
+    torch.testing.assert_close(found, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_save_load_save_is_bit_equal_and_the_library_reads_it(card, folder, library, ours, tmp_path):
+    for name, model in (("a", ours), ("b", None)):
+        save_checkpoint(model or cnclip_ft.load(tmp_path / "a"), tmp_path / name, info={})
+    files = {file.name: file.read_bytes() for file in (tmp_path / "a").iterdir()}
+    assert files == {file.name: file.read_bytes() for file in (tmp_path / "b").iterdir()}
+    before, after = file_tensors(ours), file_tensors(cnclip_ft.load(tmp_path / "b"))
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    again = transformers.AutoModel.from_pretrained(tmp_path / "b").eval()
+    assert type(again) is type(library)
+    theirs, state = library.state_dict(), again.state_dict()
+    assert theirs.keys() == state.keys() and all(torch.equal(theirs[name], state[name]) for name in theirs)
+    inputs = tokens(card, tmp_path / "b", SAID)
+    assert torch.equal(inputs["input_ids"], tokens(card, folder, SAID)["input_ids"])
+    for one, two in zip(library_features(library, inputs, ours), library_features(again, inputs, ours), strict=True):
+        assert torch.equal(one, two)
+    (tmp_path / "b" / "cnclip_ft.json").unlink()  # as a stranger's folder
+    stranger = cnclip_ft.load(tmp_path / "b")
+    assert torch.equal(stranger.encode_texts(SAID), ours.encode_texts(SAID))
+    assert stranger.image_tower.preprocessing == ours.image_tower.preprocessing
+
+
+def test_processor_and_pipeline_of_the_library_read_ours(ours, tmp_path):
+    save_checkpoint(ours, tmp_path / "a", info={})
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "a")
+    file = photos(2)[1]
+    inputs = processor(text=["a dog"], images=Image.open(io.BytesIO(file)).convert("RGB"), return_tensors="pt")
+    assert inputs["pixel_values"].shape == (1, 3, ours.image_size, ours.image_size) and "input_ids" in inputs
+    pipe = transformers.pipeline("zero-shot-image-classification", model=str(tmp_path / "a"), device="cpu")
+    found = pipe(Image.open(io.BytesIO(file)), candidate_labels=["dog", "猫"], hypothesis_template="{}")
+    scale = ours.logit_scale.exp().item()
+    cosines = ours.encode_images([file]) @ ours.encode_texts(["dog", "猫"]).T
+    expected = (scale * cosines).softmax(1)[0].tolist()
+    for entry in found:
+        assert abs(entry["score"] - expected[["dog", "猫"].index(entry["label"])]) < 2e-3
+
+
+def test_the_description_says_what_it_is(card, ours, tmp_path):
+    save_checkpoint(ours, tmp_path / "a", info={})
+    config = json.loads((tmp_path / "a" / "config.json").read_text(encoding="utf-8"))
+    assert config["model_type"] == card.name
+
+
+def test_export_gives_back_the_class_and_the_features(ours, library, tmp_path):
+    save_checkpoint(ours, tmp_path / "a", info={})
+    done = export_checkpoint(tmp_path / "a", "huggingface", tmp_path / "b")
+    assert done.difference < 1e-5 and type(library).__name__ in done.advice
+
+
+@pytest.mark.slow
+def test_onnx_has_the_features(ours, tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    save_checkpoint(ours, tmp_path / "a", info={})
+    assert export_checkpoint(tmp_path / "a", "onnx", tmp_path / "c").difference < 1e-5
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_of_a_family_have_their_features(name, tmp_path):
+    card = VARIANTS[name]
+    folder = card.write(tmp_path / card.name)
+    ours, theirs = cnclip_ft.load(folder), transformers.AutoModel.from_pretrained(folder).eval()
+    images, texts = library_features(theirs, tokens(card, folder, SAID), ours)
+    with torch.no_grad():
+        found = ours.text_tower(*ours.tokenizer.pad(ours.tokenizer.encode(SAID)))
+        torch.testing.assert_close(found, texts, atol=card.exact, rtol=card.exact)
+        found = ours.image_tower.project(ours.image_trunk(squares(ours)))
+        torch.testing.assert_close(found, images, atol=card.exact, rtol=card.exact)
+    save_checkpoint(ours, tmp_path / "a", info={})
+    assert torch.equal(cnclip_ft.load(tmp_path / "a").encode_texts(SAID), ours.encode_texts(SAID))
