@@ -36,7 +36,8 @@ def check_new_towers(start: dict[str, Any]) -> None:
     """
     found = NewTowers.model_validate(start)
     if isinstance(found.image, dict) and "path" not in found.image:
-        kind = {"resnet": NewResNet, "vit": NewVit}.get(str(found.image.get("kind")))
+        kinds: dict[str, type[NewTower]] = {"resnet": NewResNet, "vit": NewVit}
+        kind = kinds.get(str(found.image.get("kind")))
         if kind is not None:
             kind.check(found.image, "image")
     if isinstance(found.text, dict) and found.text.get("kind", "roberta") == "roberta":

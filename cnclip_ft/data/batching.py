@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from functools import partial
 
 import numpy as np
@@ -33,7 +34,7 @@ class BatchOrder:
     """
 
     def __init__(self, table: PairTable, batch_size: int, *, seed: int, length_window: int = 1, name: str = "split",
-                 without_images: set[int] = frozenset(), key: str = "stages.STAGE") -> None:  # fmt: skip
+                 without_images: AbstractSet[int] = frozenset(), key: str = "stages.STAGE") -> None:  # fmt: skip
         self.pairs = np.arange(len(table))
         if without_images:
             self.pairs = self.pairs[~np.isin(table.image_keys, list(without_images))]
@@ -66,7 +67,8 @@ class BatchOrder:
     def _apart(self, order: np.ndarray) -> np.ndarray:
         """Cut into batches without repeated keys, moving a pair to a later batch where its key is taken."""
         images, texts = self.table.image_keys[order].tolist(), self.table.text_keys[order].tolist()
-        coming, waiting = iter(range(len(order))), deque()
+        coming = iter(range(len(order)))
+        waiting: deque[int] = deque()
         placed: list[int] = []
         for _ in range(self.steps_per_epoch):
             seen_images: set[int] = set()

@@ -49,7 +49,7 @@ class PairTable:
 
     def batch(self, pairs: np.ndarray, tokenizer: Tokenizer) -> dict[str, torch.Tensor]:
         """Texts of `pairs`, padded as the tokenizer does, and keys; all int64."""
-        input_ids, attention_mask = tokenizer.pad([self.token_ids(pair) for pair in pairs])
+        input_ids, attention_mask = tokenizer.pad([self.token_ids(pair) for pair in pairs.tolist()])
         return {
             "input_ids": input_ids,
             "attention_mask": attention_mask,

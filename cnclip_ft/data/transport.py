@@ -40,6 +40,7 @@ class SharedBlocks:
     def claim(self) -> int | None:
         """In a worker: the number of a free block of its own; None when all are in use."""
         worker = get_worker_info()
+        assert worker is not None
         for number in range(worker.id, self.shape[0], worker.num_workers):
             if not self.taken[number]:
                 self.taken[number] = 1
@@ -65,9 +66,12 @@ class Collate:
         self.blocks = blocks
 
     def __call__(self, samples: Iterable[dict[str, Any]]) -> dict[str, Any]:
-        number = self.blocks.claim() if self.blocks is not None else None
-        block = None if number is None else self.blocks.pictures(number)
-        pairs, pictures, faults = [], [], []
+        blocks = self.blocks
+        number = blocks.claim() if blocks is not None else None
+        block = None if blocks is None or number is None else blocks.pictures(number)
+        pairs: list[int] = []
+        pictures: list[torch.Tensor] = []
+        faults = []
         for sample in samples:
             if "pixels" in sample:
                 picture = sample["pixels"].permute(1, 2, 0)  # as it lies in memory
@@ -103,7 +107,8 @@ class Batches:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in from_workers(self.loader):
-            if BLOCK in batch:
-                batch["pixels"] = self.blocks.take(*batch.pop(BLOCK), self.pin)
+            if self.blocks is not None and BLOCK in batch:
+                number, count = batch.pop(BLOCK)
+                batch["pixels"] = self.blocks.take(number, count, self.pin)
             texts = self.texts(batch.pop("pairs"))
             yield batch | {name: tensor.pin_memory() if self.pin else tensor for name, tensor in texts.items()}

@@ -42,7 +42,9 @@ def read_classes(path: str | Path) -> list[Class]:
         RequestError: not readable, or fewer than two classes.
         DataFault: an empty name, or a key that stands twice.
     """
-    path, classes, known = Path(path), {}, {}
+    path = Path(path)
+    classes: dict[str, Class] = {}
+    known: dict[str, str] = {}
     for number, line in _lines(path):
         key, tab, names = line.partition("\t")
         words = tuple(dict.fromkeys(_same(word) for word in (names if tab else key).split("|")))
@@ -171,7 +173,7 @@ def labelled_images(path: Path, source: Source, classes: Sequence[Class]) -> tup
     at = {c.key: number for number, c in enumerate(classes)}
     names = at | {name: number for number, c in enumerate(classes) for name in c.names}
     if source.kind == "images":
-        ids = source.split.image_ids
+        ids = [str(name) for name in source.split.image_ids]
         tops = [_same(i.split("/")[0]) if "/" in i else None for i in ids]
         unknown = next((top for top in tops if top is not None and top not in names), None)
         if unknown is not None:

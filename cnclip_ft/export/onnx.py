@@ -13,11 +13,13 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from cnclip_ft.export.graph import ImageEncoder, TextEncoder
+from cnclip_ft.export.onnx_encoder import OnnxEncoder
 from cnclip_ft.export.order import Order
 from cnclip_ft.models.checkpoints import TOKENIZER_FILES
 from cnclip_ft.models.dual_encoder import DualEncoder
@@ -110,6 +112,7 @@ def write_graph(encoder: nn.Module, side: str, model: DualEncoder, path: Path) -
             )  # fmt: skip
         except Exception as error:  # noqa: BLE001 - a tower by import path may fail in any way
             raise UserError(f"torch cannot export the {side} tower to ONNX: {reason(error)}") from None
+        assert program is not None  # it is where dynamo exports
         program.save(path, external_data=size > ONE_FILE)
 
 
@@ -162,10 +165,8 @@ def describe(model: DualEncoder, order: Order) -> dict:
     } | ({"logit_bias": model.logit_bias.item()} if model.logit_bias is not None else {})  # fmt: skip
 
 
-def open_encoder(target: Path) -> nn.Module:
+def open_encoder(target: Path) -> OnnxEncoder:
     """What was written, as something `evaluation` can encode with."""
-    from cnclip_ft.export.onnx_encoder import OnnxEncoder
-
     return OnnxEncoder(target)
 
 
@@ -179,7 +180,7 @@ def read_features(target: Path, pixels: torch.Tensor, texts: list[str]) -> tuple
     return torch.cat(images), torch.cat(words)
 
 
-def _parts(items: torch.Tensor | list) -> Iterator[torch.Tensor | list]:
+def _parts(items: Any) -> Iterator[Any]:
     """The first, the next two, the next three, …."""
     start, count = 0, 1
     while start < len(items):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,7 +48,7 @@ class OnnxEncoder(nn.Module):
         return _run(self.text, input_ids)
 
 
-def open_session(path: Path):
+def open_session(path: Path) -> Any:
     """An ONNX Runtime session on the CPU."""
     import onnxruntime
 
@@ -62,7 +63,7 @@ def open_session(path: Path):
         raise UserError(f"{path}: ONNX Runtime cannot read it ({_line(error)})") from None
 
 
-def _run(session, values: torch.Tensor) -> torch.Tensor:
+def _run(session: Any, values: torch.Tensor) -> torch.Tensor:
     try:
         (features,) = session.run(None, {session.get_inputs()[0].name: values.numpy()})
     except Exception as error:  # noqa: BLE001 - the runtime's own kinds of error

@@ -15,7 +15,7 @@ image, text = (onnxruntime.InferenceSession(str(here / about[side]["file"])) for
 pictures, texts = ([word for word in sys.argv[1:] if Path(word).is_file() is wanted] for wanted in (True, False))
 size = (about["image"]["size"],) * 2
 upright = [ImageOps.exif_transpose(Image.open(path)).convert("RGB") for path in pictures]
-pixels = np.stack([picture.resize(size, Image.Resampling.BICUBIC) for picture in upright])
+pixels = np.stack([np.asarray(picture.resize(size, Image.Resampling.BICUBIC)) for picture in upright])
 tokenizer = Tokenizer.from_file(str(here / "tokenizer.json"))
 tokenizer.enable_truncation(about["text"]["context_length"])
 tokenizer.enable_padding(pad_id=about["text"]["pad_id"])

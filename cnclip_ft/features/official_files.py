@@ -138,7 +138,8 @@ def read_features(path: str | Path) -> IdFeatures:
         DataFault: a line is not JSON, lacks a field, repeats an id, or has another number of values than the first.
     """
     path = Path(path)
-    kind, rows = "", {}
+    kind = ""
+    rows: dict[int | str, np.ndarray] = {}
     for number, line in _lines(path):
         value = _object(path, number, line)
         found = _kind(path, number, value)
@@ -146,7 +147,7 @@ def read_features(path: str | Path) -> IdFeatures:
         try:
             row = np.array(feature, dtype=np.float32)
         except (TypeError, ValueError):
-            row = np.empty(0)
+            row = np.empty(0, dtype=np.float32)
         item_id = value[f"{found}_id"]
         first = next(iter(rows.values()), row)
         problem = (

@@ -70,7 +70,7 @@ def open_source(path: str | Path) -> Source:
                 path.resolve().name,
                 path,
                 "images",
-                SplitTexts(found.names(), [], [], [], torch.empty(0, 2, dtype=torch.int64)),
+                SplitTexts(list[int | str](found.names()), [], [], [], torch.empty(0, 2, dtype=torch.int64)),
                 FolderReader(path),
                 hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest(),
                 found.lines(),
@@ -100,7 +100,9 @@ def store_source(path: str | Path) -> Source:
 
 def _read_text_file(path: Path) -> tuple[list[Any], list[str], list[str | None]]:
     """``.jsonl``: `text` and, where there, `text_id` and `language`; anything else: one text a line, numbered from 0."""
-    ids, texts, languages = [], [], []
+    ids: list[Any] = []
+    texts: list[str] = []
+    languages: list[str | None] = []
     with TextFile(path, None) as file:
         for number, line in file.lines():
             try:

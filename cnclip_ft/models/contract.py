@@ -92,7 +92,9 @@ class Tokenizer(ABC):
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text before it is cut, special ones included."""
 
-    def pad(self, ids: Sequence[Sequence[int]], length: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def pad(
+        self, ids: Sequence[Sequence[int] | np.ndarray], length: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Lists of ids → `input_ids` and `attention_mask`, both int64 ``[n, tokens]``; 1 in the mask is what is attended to.
 
         Args:

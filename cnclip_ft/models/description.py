@@ -55,10 +55,10 @@ def checked_description(found: Any, where: str) -> dict[str, Any]:
             ) from None
     tokenizer = described.pop("tokenizer")
     if tokenizer is not None:
-        kinds, name = tokenizer_kinds(), tokenizer.get("kind")
-        if not isinstance(name, str) or name not in kinds:
-            raise RequestError(f"{place}.tokenizer.kind is {repr(name)[:60]}, expected: {' or '.join(kinds)}. {mend}")
-        described["tokenizer"] = checked(kinds[name].schema, tokenizer, f"{place}.tokenizer", mend).model_dump()
+        known, name = tokenizer_kinds(), tokenizer.get("kind")
+        if not isinstance(name, str) or name not in known:
+            raise RequestError(f"{place}.tokenizer.kind is {repr(name)[:60]}, expected: {' or '.join(known)}. {mend}")
+        described["tokenizer"] = checked(known[name].schema, tokenizer, f"{place}.tokenizer", mend).model_dump()
     if described["logit_bias"] is None:
         del described["logit_bias"]
     return described | {"image": {key: value for key, value in described["image"].items() if value is not None}}

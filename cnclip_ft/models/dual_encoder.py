@@ -92,7 +92,7 @@ class DualEncoder(nn.Module):
             images = _unit(self.image_tower.project(trunk.to(self.dtype)))
         elif pixels is not None:
             images = self.image_features(pixels)
-        if input_ids is not None:
+        if input_ids is not None and attention_mask is not None:
             texts = self.text_features(input_ids, attention_mask)
         return images, texts
 
@@ -119,7 +119,8 @@ class DualEncoder(nn.Module):
         """
         parts = [torch.empty(0, self.image_tower.output_dim)]
         with evaluation_mode(self), torch.inference_mode():
-            for some in _batches([images] if _is_picture(images) else images, batch_size):
+            many: Any = [images] if _is_picture(images) else images
+            for some in _batches(many, batch_size):
                 pixels = torch.stack([self.image_tower.preprocessing.decode(image) for image in some])
                 parts.append(self.image_features(pixels.to(self.device)).float().cpu())
         return torch.cat(parts)  # outside of inference mode, so that it may take part in a gradient

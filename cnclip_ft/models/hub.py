@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES, available_models
 from data_tools.errors import RequestError
@@ -78,7 +79,7 @@ def _site(source: str) -> str:
 
 
 def _download(repository: str, file: str, source: str, root: Path | None) -> Path:
-    to = {} if root is None else {"local_dir": str(root)}
+    to: dict[str, Any] = {} if root is None else {"local_dir": str(root)}
     if source == "modelscope":
         path = Path(_modelscope().model_file_download(repository, file, **to))
         _verify(path, _modelscope_checksum(repository, file))
@@ -97,7 +98,7 @@ def _download(repository: str, file: str, source: str, root: Path | None) -> Pat
     return path
 
 
-def _modelscope():
+def _modelscope() -> Any:
     try:
         from modelscope.hub import file_download
     except ImportError:

@@ -201,7 +201,8 @@ def _pretrained_image(
     if (path / INFO).is_file() or (is_whole(path) and not has_image_half(path)):
         checkpoint = read_checkpoint(path)
         numbers, dim, where = checkpoint.description["image"], checkpoint.description["projection"], checkpoint.source
-        scale, notes = float(checkpoint.tensors["logit_scale"]), list(checkpoint.notes)
+        scale: float | None = float(checkpoint.tensors["logit_scale"])
+        notes = list(checkpoint.notes)
         tensors, left_over = _half(checkpoint, image_kinds()[numbers["kind"]], "image_tower.")
     else:
         half = read_image_half(path, activation)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from tqdm import tqdm
 from data_tools.errors import UserError
 from data_tools.tables import fitted, terminal_width
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 
 class Journal:
     """Records of a run. On any rank but the first it says and writes nothing, so callers never ask who they are."""
@@ -27,7 +30,8 @@ class Journal:
     def __init__(
         self, folder: Path, *, active: bool = True, track: Callable[[dict[str, float]], None] | None = None
     ) -> None:
-        self.active, self.folder, self.track, self._board = active, folder, track, None
+        self.active, self.folder, self.track = active, folder, track
+        self._board: SummaryWriter | None = None
         self._opened: IO[bytes] | None = None
 
     @property
@@ -90,7 +94,7 @@ class Journal:
                 self.board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     @property
-    def board(self):
+    def board(self) -> SummaryWriter:
         if self._board is None:
             # Imported late: it takes longer than everything else here, and the tests of other parts do without.
             from torch.utils.tensorboard import SummaryWriter

@@ -9,12 +9,14 @@ normalisation in training mode, whose statistics belong to the batch, cannot be 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
 
-from cnclip_ft.training.loss import LossOutput
+from cnclip_ft.training.loss import LossOutput, Objective
 from cnclip_ft.training.sharding import Whole
 from data_tools.errors import RequestError
 
@@ -38,7 +40,11 @@ class GradientStep:
         RequestError: batch normalisation would use the statistics of a chunk.
     """
 
-    def __init__(self, model, objective, *, micro_batch_size, autocast, backward, augment=None, sharding=None) -> None:
+    def __init__(
+        self, model: Any, objective: Objective, *, micro_batch_size: int | None,
+        autocast: Callable[[], AbstractContextManager[Any]], backward: Callable[[torch.Tensor], Any],
+        augment: Callable[[torch.Tensor], torch.Tensor] | None = None, sharding: Whole | None = None,
+    ) -> None:  # fmt: skip
         self.model, self.objective = model, objective
         self.micro_batch_size, self.autocast, self.backward = micro_batch_size, autocast, backward
         self.augment, self.sharding = augment or (lambda pixels: pixels), sharding or Whole()
@@ -53,12 +59,12 @@ class GradientStep:
             with exchange:
                 self.backward(out.loss)
         else:
-            out = self._divided(batch, size)
+            out = self._divided(batch, size, self.micro_batch_size)
             with exchange:
                 pass  # one exchange a step, of the gradients of all micro-batches
         return LossOutput(out.loss.detach(), out.accuracy)
 
-    def _loss(self, images, texts, batch) -> LossOutput:
+    def _loss(self, images: torch.Tensor, texts: torch.Tensor, batch: dict[str, Any]) -> LossOutput:
         model = self.model
         return self.objective(
             images, texts, model.logit_scale, batch["image_keys"], batch["text_keys"], model.logit_bias
@@ -72,11 +78,8 @@ class GradientStep:
         with self.autocast():
             return self.model(**tensors)
 
-    def _divided(self, batch: dict[str, Any], size: int) -> LossOutput:
-        chunks = [
-            _chunk(batch, slice(start, start + self.micro_batch_size))
-            for start in range(0, size, self.micro_batch_size)
-        ]
+    def _divided(self, batch: dict[str, Any], size: int, micro: int) -> LossOutput:
+        chunks = [_chunk(batch, slice(start, start + micro)) for start in range(0, size, micro)]
         states, parts = [], []
         with torch.no_grad():
             for chunk in chunks:
@@ -88,10 +91,14 @@ class GradientStep:
         out = self._loss(images, texts, batch)
         self.backward(out.loss)
         for number, chunk in enumerate(chunks):
-            rows = slice(number * self.micro_batch_size, (number + 1) * self.micro_batch_size)
+            rows = slice(number * micro, (number + 1) * micro)
             _restore(states[number], self.model.logit_scale.device)
             image, text = self._features(chunk)
-            sides = [(f, g) for f, g in ((image, images.grad[rows]), (text, texts.grad[rows])) if f.requires_grad]
+            sides = [
+                (f, whole.grad[rows])
+                for f, whole in ((image, images), (text, texts))
+                if f.requires_grad and whole.grad is not None
+            ]
             torch.autograd.backward([f for f, _ in sides], [g.to(f.dtype) for f, g in sides])
         _restore(after, self.model.logit_scale.device)
         return out

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.recipe import Lora
 from cnclip_ft.training.optimizer import Entry
 from data_tools.errors import RequestError
 
@@ -62,12 +64,12 @@ def add_lora(model: DualEncoder, table: list[Entry]) -> list[Entry]:
         if not targets:
             continue
         config = LoraConfig(
-            target_modules=list(targets), lora_dropout=max(e.lora.dropout for e in targets.values()),
-            rank_pattern={name: e.lora.rank for name, e in targets.items()},
-            alpha_pattern={name: e.lora.alpha for name, e in targets.items()},
+            target_modules=list(targets), lora_dropout=max(lora.dropout for _, lora in targets.values()),
+            rank_pattern={name: lora.rank for name, (_, lora) in targets.items()},
+            alpha_pattern={name: lora.alpha for name, (_, lora) in targets.items()},
         )  # fmt: skip
         inject_adapter_in_model(config, tower, adapter_name=_ADAPTER)
-        for name, entry in targets.items():
+        for name, (entry, _) in targets.items():
             for parameter_name, parameter in tower.get_submodule(name).named_parameters():
                 if "lora_" in parameter_name:
                     full = f"{tower_name}_tower.{name}.{parameter_name}"
@@ -108,7 +110,7 @@ def merged(model: DualEncoder) -> Iterator[None]:
                 weight.copy_(before)
 
 
-def _layers(model: DualEncoder) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+def _layers(model: DualEncoder) -> Iterator[tuple[nn.Module, str, Any]]:
     """(parent, name, layer) of every layer with an adapter."""
     for parent in model.modules():
         for name, child in parent.named_children():
@@ -116,12 +118,12 @@ def _layers(model: DualEncoder) -> Iterator[tuple[nn.Module, str, nn.Module]]:
                 yield parent, name, child
 
 
-def _targets(model: DualEncoder, table: list[Entry], tower: str) -> dict[str, Entry]:
+def _targets(model: DualEncoder, table: list[Entry], tower: str) -> dict[str, tuple[Entry, Lora]]:
     """Names of the linear layers, within the tower, that rules with lora cover."""
     entries = {e.name: e for e in table if e.lora and e.tower == tower}
     found = {}
     for name, module in getattr(model, f"{tower}_tower").named_modules():
         entry = entries.get(f"{tower}_tower.{name}.weight")
-        if entry is not None and isinstance(module, nn.Linear):
-            found[name] = entry
+        if entry is not None and entry.lora is not None and isinstance(module, nn.Linear):
+            found[name] = entry, entry.lora
     return found

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 
@@ -44,14 +44,20 @@ class LossOutput(NamedTuple):
     accuracy: torch.Tensor
 
 
+class Keys(NamedTuple):
+    """int64 ids of the local pairs ``[n]`` and of all ``[N]``."""
+
+    image: torch.Tensor
+    text: torch.Tensor
+    all_image: torch.Tensor
+    all_text: torch.Tensor
+
+
 @dataclass
 class Batch:
     """What a tile needs to know: local rows, all columns, and which column is a row's own."""
 
-    image_keys: torch.Tensor | None  # [n] local, or None where ids are ignored
-    text_keys: torch.Tensor | None
-    all_image_keys: torch.Tensor | None  # [N] global
-    all_text_keys: torch.Tensor | None
+    keys: Keys | None  # None where ids are ignored
     offset: int  # column of the first local row's partner
     tile: int
 
@@ -64,10 +70,11 @@ def choose_tile(columns: int, device: torch.device) -> int:
 
 def _same(batch: Batch, rows: slice) -> torch.Tensor | None:
     """bool ``[t, N]``: shares the image or the text with the row (its own partner included); None without ids."""
-    if batch.image_keys is None or batch.text_keys is None:
+    keys = batch.keys
+    if keys is None:
         return None
-    same = batch.image_keys[rows, None] == batch.all_image_keys[None]
-    return same.logical_or_(batch.text_keys[rows, None] == batch.all_text_keys[None])
+    same = keys.image[rows, None] == keys.all_image[None]
+    return same.logical_or_(keys.text[rows, None] == keys.all_text[None])
 
 
 def _own(batch: Batch, rows: slice, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,11 +91,19 @@ class _TiledInfoNCE(torch.autograd.Function):
     """Symmetric cross-entropy over tiles; saves the features and the two log-sum-exp vectors only."""
 
     @staticmethod
-    def forward(ctx, images, texts, scale, batch: Batch, soft: bool, smoothing: float):
+    def forward(
+        ctx: Any,
+        images: torch.Tensor,
+        texts: torch.Tensor,
+        scale: torch.Tensor,
+        batch: Batch,
+        soft: bool,
+        smoothing: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         count, columns = len(images), len(texts)
         total = count * world_size()
         new = images.new_zeros
-        row_lse, row_hit = new(count), 0.0
+        row_lse, row_hit = new(count), new(())
         column_max, column_sum = new(columns).fill_(-torch.inf), new(columns)
         # Sums of the logits of all positives, and of all allowed pairs, per row and column: the targets' share.
         row_counts, column_counts = new(count, 2), new(columns, 2)
@@ -120,7 +135,7 @@ class _TiledInfoNCE(torch.autograd.Function):
         column_lse = log_sum_exp_over_ranks(column_max, column_sum)
         sum_over_ranks(column_counts), sum_over_ranks(column_sums)
 
-        def target(counts, sums, own):
+        def target(counts: torch.Tensor, sums: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
             main = sums[:, 0] / counts[:, 0] if soft else own
             return (1 - smoothing) * main + smoothing * sums[:, 1] / counts[:, 1] if smoothing else main
 
@@ -138,7 +153,7 @@ class _TiledInfoNCE(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_loss, _grad_accuracy):
+    def backward(ctx: Any, grad_loss: torch.Tensor, _grad_accuracy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         images, texts, scale, row_lse, column_lse, row_counts, column_counts = ctx.saved_tensors
         batch, soft, smoothing = ctx.batch, ctx.soft, ctx.smoothing
         grad_images, grad_texts = torch.empty_like(images), torch.zeros_like(texts)
@@ -169,7 +184,10 @@ class _TiledInfoNCE(torch.autograd.Function):
         return grad_images * (factor * scale), grad_texts * (factor * scale), grad_scale * factor, None, None, None
 
 
-def _add_sums(z, chosen, own, rows, kind, row_counts, column_counts, row_sums, column_sums) -> None:
+def _add_sums(
+    z: torch.Tensor, chosen: torch.Tensor | None, own: tuple[torch.Tensor, torch.Tensor] | None, rows: slice, kind: int,
+    row_counts: torch.Tensor, column_counts: torch.Tensor, row_sums: torch.Tensor, column_sums: torch.Tensor,
+) -> None:  # fmt: skip
     """Count the chosen pairs of a tile and add up their logits, per row and per column.
 
     `chosen` None means every pair, or, where `own` is given, each row's own partner alone.
@@ -185,25 +203,28 @@ def _add_sums(z, chosen, own, rows, kind, row_counts, column_counts, row_sums, c
     column_sums[:, kind] += picked.sum(0)
 
 
-def _prepare(images, texts, image_keys, text_keys, positives: Positives, tile: int | None):
+def _prepare(
+    images: torch.Tensor, texts: torch.Tensor, image_keys: torch.Tensor | None, text_keys: torch.Tensor | None,
+    positives: Positives, tile: int | None,
+) -> tuple[torch.Tensor, torch.Tensor, Batch]:  # fmt: skip
     """Promote to fp32, gather texts (with gradient) and ids, and describe the batch."""
     if images.shape != texts.shape or images.ndim != 2:
         raise ValueError(f"features must be two [n, dim] tensors of one shape, got {images.shape} and {texts.shape}")
     dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
     images, texts = images.to(dtype), gather_rows(texts.to(dtype))
-    keys = [None] * 4
+    keys = None
     if positives != "ignore":
         if image_keys is None or text_keys is None:
             raise ValueError(f"positives={positives!r} needs the image and text keys of the batch")
         image_keys, text_keys = image_keys.to(images.device), text_keys.to(images.device)
-        keys = [image_keys, text_keys, gather_rows_detached(image_keys), gather_rows_detached(text_keys)]
+        keys = Keys(image_keys, text_keys, gather_rows_detached(image_keys), gather_rows_detached(text_keys))
         if positives == "exclude" and any(bool((k == k[0]).all()) for k in keys[2:]):
             raise UserError(
-                f"all {len(keys[2])} pairs of the batch show the same image or carry the same text, so there is nothing "
+                f"all {len(keys.all_image)} pairs of the batch show the same image or carry the same text, so there is nothing "
                 "to tell apart. Use a larger stages.STAGE.batch_size=N, or `cnclip-ft data check` to find the repetition."
             )
     tile = tile or choose_tile(len(texts), images.device)
-    return images, texts, Batch(*keys, offset=rank() * len(images), tile=tile)
+    return images, texts, Batch(keys, offset=rank() * len(images), tile=tile)
 
 
 @dataclass(frozen=True)
@@ -271,9 +292,17 @@ class _TiledSigmoid(torch.autograd.Function):
     """Σ −log σ(ζ·(z + b)) / N over tiles; only the features are saved."""
 
     @staticmethod
-    def forward(ctx, images, texts, scale, bias, batch: Batch, soft: bool):
+    def forward(
+        ctx: Any,
+        images: torch.Tensor,
+        texts: torch.Tensor,
+        scale: torch.Tensor,
+        bias: torch.Tensor,
+        batch: Batch,
+        soft: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         total = len(images) * world_size()
-        value, hits = images.new_zeros(()), 0.0
+        value, hits = images.new_zeros(()), images.new_zeros(())
         for rows in _tiles(len(images), batch.tile):
             z = images[rows] @ texts.T
             own = _own(batch, rows, z.device)
@@ -286,7 +315,10 @@ class _TiledSigmoid(torch.autograd.Function):
         return numbers[0] / total, numbers[1] / total
 
     @staticmethod
-    def _signed(z, own, scale, bias, batch: Batch, rows: slice, soft: bool):
+    def _signed(
+        z: torch.Tensor, own: tuple[torch.Tensor, torch.Tensor], scale: torch.Tensor, bias: torch.Tensor,
+        batch: Batch, rows: slice, soft: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """Logits and ζ: +1 positive, −1 negative, 0 left out."""
         sign = torch.full_like(z, -1.0)
         same = _same(batch, rows)
@@ -297,7 +329,7 @@ class _TiledSigmoid(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_loss, _grad_accuracy):
+    def backward(ctx: Any, grad_loss: torch.Tensor, _grad_accuracy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         images, texts, scale, bias = ctx.saved_tensors
         grad_images, grad_texts = torch.empty_like(images), torch.zeros_like(texts)
         grad_scale, grad_bias = torch.zeros_like(scale), torch.zeros_like(bias)

@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -97,7 +97,7 @@ def save_state(folder: Path, number: int, state: dict[str, Any]) -> Path:
             unfinished.unlink(missing_ok=True)
         with whole_file(target, advice="") as file:
             hashed = _Hashed(file)
-            torch.save(state, hashed)
+            torch.save(state, cast(IO[bytes], hashed))  # which only writes to it
             file.seek(-2, os.SEEK_END)
             file.write(_LENGTH + hashed.sha.hexdigest().encode())
     except (OSError, RuntimeError, UserError) as error:  # torch reports a full disk as RuntimeError

@@ -115,13 +115,13 @@ class Sharded(Whole):
     def clip(self, parameters: list[nn.Parameter], limit: float) -> torch.Tensor:
         shared = [p for p in parameters if p.grad is not None and is_shared(p)]
         own = [p for p in parameters if p.grad is not None and not is_shared(p)]
-        parts = [_whole(nn.utils.get_total_norm([p.grad for p in group])) for group in (shared, own) if group]
+        parts = [_whole(nn.utils.get_total_norm(_gradients(group))) for group in (shared, own) if group]
         norm = torch.stack(parts).norm()
         if math.isfinite(limit):
             factor = min(1.0, limit / (norm.item() + 1e-6))
             for group in (shared, own):
                 if group:  # shares and whole tensors do not mix in one call
-                    torch._foreach_mul_([p.grad for p in group], factor)
+                    torch._foreach_mul_(_gradients(group), factor)
         return norm
 
     def full(self, state: Any) -> Any:
@@ -161,7 +161,11 @@ def is_shared(tensor: torch.Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
+def _gradients(parameters: list[nn.Parameter]) -> list[torch.Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]
+
+
+def _whole(tensor: Any) -> torch.Tensor:
     return tensor.detach().full_tensor() if is_shared(tensor) else tensor.detach()
 
 

@@ -114,5 +114,6 @@ def to_official(tensors: Tensors) -> Tensors:
             continue  # with its q
         else:
             match = re.match(r"vision_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)$", name)
+            assert match is not None  # all other names are done
             out[f"visual.transformer.resblocks.{match[1]}.{parts[match[2]]}.{match[3]}"] = tensor
     return out

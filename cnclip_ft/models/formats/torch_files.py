@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BufferedReader
 from typing import Any, BinaryIO
 
 import torch
@@ -52,7 +53,8 @@ class StandIn:
     """What a class of the file becomes. `state`: what a TorchScript module holds; else nothing."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.state = name, {}
+        self.name = name
+        self.state: dict[Any, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -94,15 +96,17 @@ class TorchFile:
         RequestError, pickle.UnpicklingError, or whatever damaged bytes raise: it is not one, or beyond the bounds.
     """
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file, self._archive = file, None
+    def __init__(self, file: BufferedReader, size: int) -> None:
+        self._file = file
+        self._archive: zipfile.ZipFile | None = None
+        self._places: dict[str, int] = {}
         file.seek(0)
         if file.read(2) == b"PK":
             if not zipfile.is_zipfile(file):
                 raise RequestError("a torn zip archive (its end is missing); fetch it again")
             check_directory(file, size)
             self._archive = zipfile.ZipFile(file)
-            self._open_archive(size)
+            self._open_archive(self._archive, size)
         else:
             file.seek(0)
             self._open_pickle(size)
@@ -125,14 +129,14 @@ class TorchFile:
 
     # ---- zip archives -------------------------------------------------------------------------------------------------
 
-    def _open_archive(self, size: int) -> None:
-        self._members = {info.filename: info for info in check_members(self._archive, size)}
+    def _open_archive(self, archive: zipfile.ZipFile, size: int) -> None:
+        self._members = {info.filename: info for info in check_members(archive, size)}
         data = [name for name in self._members if name == "data.pkl" or name.endswith("/data.pkl")]
         if len(data) != 1:
             raise RequestError("a zip archive without weights; unpack it and name the file inside")
         self._prefix = data[0].removesuffix("data.pkl")
         order = self._members.get(f"{self._prefix}byteorder")
-        if order is not None and self._unpack(order, min(order.file_size, 9)) not in (b"little", b""):
+        if order is not None and bytes(self._unpack(order, min(order.file_size, 9))) not in (b"little", b""):
             raise RequestError("its numbers are stored in big-endian order, which is not read here")
         script = f"{self._prefix}constants.pkl" in self._members
         info = self._members[data[0]]
@@ -168,6 +172,7 @@ class TorchFile:
             if not whole or (wanted == member.file_size and member.CRC not in (0, zlib.crc32(data))):
                 raise RequestError(f"torn or damaged: {member.filename} is not what was written; fetch it again")
             return data
+        assert self._archive is not None  # a member is of an archive
         with self._archive.open(member) as file, memoryview(data) as view:
             while at < wanted:
                 # In pieces: what a compressed member gives at once could be more than its header says.
@@ -184,7 +189,7 @@ class TorchFile:
         file = self._file
         if PlainUnpickler(file).load() != _MAGIC:
             file.seek(0)  # a pickle without torch's head; no tensors of it can be told
-            self.content, self._places = _Reader(file, False).load(), {}
+            self.content = _Reader(file, False).load()
             return
         if PlainUnpickler(file).load() != 1001:
             raise RequestError("torn or damaged: torch's old format of an unknown version")
@@ -193,8 +198,7 @@ class TorchFile:
             raise RequestError("its numbers are stored in big-endian order, which is not read here")
         reader = _Reader(file, False)
         self.content = reader.load()
-        keys, self._places = PlainUnpickler(file).load(), {}
-        for key in keys:
+        for key in PlainUnpickler(file).load():
             stored = reader.stored[key] if type(key) is str else None
             count = int.from_bytes(file.read(8), "little")
             if stored is None or count != stored.count or file.tell() + count * stored.dtype.itemsize > size:
@@ -205,7 +209,7 @@ class TorchFile:
             raise RequestError("torn or damaged: numbers of its tensors are missing")
 
 
-def check_directory(file: BinaryIO, size: int) -> None:
+def check_directory(file: BufferedReader, size: int) -> None:
     """Refuse a zip archive whose list of members is so long that reading it would take minutes.
 
     Raises:
@@ -248,9 +252,10 @@ class _Reader(PlainUnpickler):
 
     def __init__(self, file: BinaryIO, script: bool) -> None:
         super().__init__(file)
-        self._script, self.stored = script, {}
+        self._script = script
+        self.stored: dict[str, Stored] = {}
 
-    def find_class(self, module: str, name: str) -> Callable[..., Any]:
+    def find_class(self, module: str, name: str) -> Any:
         module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(
             module, module
         )  # protocol 2 has Python 2's names
@@ -324,9 +329,11 @@ def _with_type(function: Any, _type: Any, args: Any, _state: Any) -> Any:
 
 
 _KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
-    ("torch._utils", "_rebuild_tensor"): lambda *args: _stub(*args[:4]),
-    ("torch._utils", "_rebuild_tensor_v2"): lambda *args: _stub(*args[:4]),
-    ("torch._utils", "_rebuild_tensor_v3"): lambda *args: _stub(*args[:4], args[6].value),
+    ("torch._utils", "_rebuild_tensor"): lambda stored, offset, size, stride, *_: _stub(stored, offset, size, stride),
+    ("torch._utils", "_rebuild_tensor_v2"): lambda stored, offset, size, stride, *_: _stub(
+        stored, offset, size, stride
+    ),
+    ("torch._utils", "_rebuild_tensor_v3"): lambda *args: _stub(args[0], args[1], args[2], args[3], args[6].value),
     ("torch._utils", "_rebuild_parameter"): lambda data, *_: _part(data),
     ("torch._utils", "_rebuild_parameter_with_state"): lambda data, *_: _part(data),
     ("torch._tensor", "_rebuild_from_type_v2"): _with_type,

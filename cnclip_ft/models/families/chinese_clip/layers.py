@@ -73,7 +73,7 @@ class ReadingVisionLayer(ChineseCLIPVisionLayer):
         normed = self.layer_norm1(hidden_states)
         mixed = attend(
             own.q_proj(normed[:, :1]), own.k_proj(normed), own.v_proj(normed),
-            own.num_heads, attention_mask, dropout_share(own, own.dropout),
+            own.num_heads, attention_mask, dropout_share(own, float(own.dropout or 0)),
         )  # fmt: skip
         hidden = hidden_states[:, :1] + own.out_proj(mixed)
         return hidden + self.mlp(self.layer_norm2(hidden))
@@ -90,6 +90,6 @@ def skip_unread(layers: nn.ModuleList, *, first_token: bool) -> None:
         layers[-1].__class__ = ReadingTextLayer if text else ReadingVisionLayer
 
 
-def _add_and_norm(output: nn.Module, hidden: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+def _add_and_norm(output: Any, hidden: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
     hidden = output.dense(hidden)
     return output.LayerNorm((output.dropout(hidden) if output.training else hidden) + before)
