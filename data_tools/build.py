@@ -19,7 +19,8 @@ from data_tools.faults import FILE_NAME, FaultList, OnError
 from data_tools.items import ImageItem, Item, Source, Stream, located
 from data_tools.language import detect_language
 from data_tools.outputs import refuse_overlap
-from data_tools.pictures import PIXEL_LIMIT, Reencoding, read_header, reencode
+from data_tools.pictures import PIXEL_LIMIT, Reencoding
+from data_tools.preparation import Preparation
 from data_tools.sources.official import OfficialSource
 from data_tools.store import Id, PairStore, StoreWriter, open_store
 from data_tools.store.layouts import VERSION
@@ -111,7 +112,7 @@ def build_store(
         with contextlib.closing(
             FaultList(writer.building / FILE_NAME, on_error, max_faults, writer.faults(), writer.remember_fault)
         ) as faults:
-            build = _Build(writer, faults, language, _Preparation(reencoding, pixel_limit))
+            build = _Build(writer, faults, language, Preparation(reencoding, pixel_limit))
             build.run(stream, workers, progress=progress, name=target.name)
             if not writer.pairs and not writer.lone:
                 problem = faults.summary() or "the source is empty"
@@ -170,26 +171,8 @@ def build_split(folder: str | Path, split: str, target: str | Path | None = None
     return build_store(OfficialSource(Path(folder), split), target or Path(folder) / split, **options)
 
 
-@dataclass(frozen=True)
-class _Preparation:
-    """An image item → the bytes to store. Runs in threads: Pillow frees the interpreter while it works."""
-
-    reencoding: Reencoding | None
-    pixel_limit: int
-
-    def __call__(self, item: ImageItem) -> bytes | DataFault:
-        try:
-            data = item.read()
-            if self.reencoding is not None:
-                return reencode(data, self.reencoding, pixel_limit=self.pixel_limit)
-            read_header(data, pixel_limit=self.pixel_limit)
-            return data
-        except DataFault as fault:
-            return located(fault, item.file, item.line, item.image_id)
-
-
 class _Build:
-    def __init__(self, writer: StoreWriter, faults: FaultList, language: str, prepare: _Preparation) -> None:
+    def __init__(self, writer: StoreWriter, faults: FaultList, language: str, prepare: Preparation) -> None:
         self.writer, self.faults, self.language, self.prepare = writer, faults, language, prepare
         self.read = writer.done
 
@@ -223,11 +206,13 @@ class _Build:
                 self.writer.refuse_image(image_id, position, item.origin)
                 raise data
             if data is not None:
-                self.writer.add_image(image_id, data, item=position, origin=item.origin)
+                self.writer.add_image(image_id, data, item=position, origin=item.origin, columns=item.columns)
             elif not self.writer.wrote_image(image_id, position):
                 if self.writer.refused_image(image_id) and not isinstance(item.content, Path):
                     raise item.fault("it is an image again that was refused", "refused-image", "Mend it or drop it.")
                 self.writer.again += 1
+            else:
+                self.writer.add_columns(image_id, item.columns, position)
             return
         language = item.language
         if language is None:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from data_tools.errors import DataFault
 from data_tools.pictures import read_file
 from data_tools.store import Id
-from data_tools.store.layouts import decode_base64
+from data_tools.store.layouts import Value, decode_base64
 
 
 @dataclass(slots=True)
@@ -28,7 +28,8 @@ class ImageItem:
 
     `origin` tells the image from others: its file where a source may name it several times (a table with a row per
     caption), else its content (filled in where it is read). With `own_name` the id is only a name of the file: another
-    image of that name goes in as ``<name>~<12 digits of its origin>``; else an id given twice is a fault.
+    image of that name goes in as ``<name>~<12 digits of its origin>``; else an id given twice is a fault. `columns` are
+    kept with it. `ready`: its bytes come out of a store and go in as they are.
     """
 
     image_id: Id
@@ -37,6 +38,8 @@ class ImageItem:
     line: int | None = None
     origin: str | None = None
     own_name: bool = False
+    columns: dict[str, Value] | None = None
+    ready: bool = False
 
     def __post_init__(self) -> None:
         if self.origin is None and not isinstance(self.content, Path):
@@ -71,7 +74,8 @@ class ImageItem:
 class TextItem:
     """A text of the source and the images it stands on (none: they are unknown).
 
-    `origin` is that of its image where both came together: it stands on that image only, not on another of its id.
+    `origin` is that of its image where both came together: it stands on that image only, not on another of its id. With
+    `own_number` the id is only a number counted by the source: behind another source the counting goes on.
     """
 
     text_id: Id
@@ -81,6 +85,7 @@ class TextItem:
     file: Path | str | None = None
     line: int | None = None
     origin: str | None = None
+    own_number: bool = False
 
 
 Item = ImageItem | TextItem | DataFault

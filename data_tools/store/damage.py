@@ -25,7 +25,7 @@ def refuse_damage(store: PairStore, progress: bool = True) -> None:
     found = store.manifest
     for shard in store._open():
         if found is None:
-            for file in (shard.pairs_file, shard.images_file):
+            for file in shard.files:
                 check_runs(walk(file))
     if found is None:
         return
@@ -35,7 +35,7 @@ def refuse_damage(store: PairStore, progress: bool = True) -> None:
     off = None if progress else True
     with tqdm(total=total, desc=f"{store.name}: files", unit="B", unit_scale=True, disable=off, delay=1.0) as bar:
         for shard in store._open():
-            for file in (shard.pairs_file, shard.images_file):
+            for file in shard.files:
                 _compare(found, shard, file, file.relative_to(store.path).as_posix(), bar)
 
 
@@ -49,7 +49,9 @@ def _compare(found: Manifest, shard: Shard, file: Path, name: str, bar: tqdm) ->
         for block in blocks
         for page in range(block * BLOCK // tree.page_size, -(-(block + 1) * BLOCK // tree.page_size))
     }
-    what = ", ".join(_name(shard.layout, file is shard.images_file, key) for key in keys_of(tree, pages)[:_NAMED])
+    of_images = file is not shard.pairs_file
+    what = ", ".join(_name(shard.layout, of_images, key) for key in keys_of(tree, pages)[:_NAMED])
+    what = f"columns of {what}" if what and of_images and file is not shard.images_file else what
     count = len(keys_of(tree, pages))
     problem = (
         f"{what}{' …' if count > _NAMED else ''} ({count:,} in all) differ from what was written" if count

@@ -24,6 +24,8 @@ FORMAT, VERSION = "cnclip-ft-store", 1
 META, LONE, PROGRESS = b"meta", b"lone", b"progress"
 LONGEST_ID = 500  # bytes; LMDB's keys end at 511
 Id = int | str
+Value = str | int | float | bool  # of a column kept with an image
+COLUMNS = "columns"  # the folder of kept columns
 _INT64 = 2**63
 _ID_TYPES = (int, str)
 _NUMBER = struct.Struct(">Q")
@@ -97,6 +99,21 @@ def lone_text(value: bytes, number: int, file: Path) -> tuple[Id, str, str | Non
     if type(found) is not list or not is_pair([0, *found]):
         raise damaged_value(f"text {number} without image is not [text_id, text, language] in JSON", file, number)
     return tuple(found)
+
+
+def kept_columns(value: bytes, image_id: Id, file: Path) -> dict[str, Value]:
+    """A record of kept columns: name → value.
+
+    Raises:
+        DataFault: it is none.
+    """
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        found = None
+    if type(found) is not dict or not all(type(one) in (str, int, float, bool) for one in found.values()):
+        raise damaged_value(f"the columns of image {image_id!r} are no object of plain values in JSON", file, image_id)
+    return found
 
 
 class Layout(Protocol):

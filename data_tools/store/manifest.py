@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_tools.errors import DataFault, RequestError
+from data_tools.store.layouts import COLUMNS
 from data_tools.store.pages import MEND
 
 MANIFEST, LIST, DATA = "manifest.json", "data.crc32", "data.mdb"
@@ -41,7 +42,8 @@ class Manifest:
 
 def data_files(place: Path, folders: Sequence[Path]) -> dict[str, Path]:
     """Every data.mdb of a store by its name in the manifest."""
-    files = (folder / part / DATA for folder in folders for part in ("pairs", "imgs"))
+    files = [folder / part / DATA for folder in folders for part in ("pairs", "imgs")]
+    files += [file for folder in folders if (file := folder / COLUMNS / DATA).is_file()]
     return {file.relative_to(place).as_posix(): file for file in files}
 
 

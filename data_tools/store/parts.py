@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from data_tools.errors import RequestError
 from data_tools.store import environments
 from data_tools.store.checksum import Checksum
 from data_tools.store.environments import GrowingWriter
-from data_tools.store.layouts import FORMAT, LONE, META, PLAIN, PROGRESS, VERSION, Id, Layout
+from data_tools.store.layouts import COLUMNS, FORMAT, LONE, META, PLAIN, PROGRESS, VERSION, Id, Layout, Value
 from data_tools.store.shard import SHARD
 
 _MOST_SAMPLED = 256  # images a file that are read back at the end
@@ -29,6 +29,7 @@ class Part:
         self.position, self.count, self.lone = state.get("items", 0), state.get("count", 0), state.get("lone", 0)
         self.sums = Checksum(state.get("sums", ("0", "0")))
         self.sample: dict[str, str] = state.get("sample", {})  # some of the images: key → hash, for reading back
+        self.names: dict[str, None] = dict.fromkeys(state.get("names", ()))  # of kept columns, in order
         self._every = 1
         self._images: list[tuple[Id, bytes]] = []
         self._entries: list[tuple[bytes, bytes]] = []
@@ -47,7 +48,7 @@ class Part:
     def take(self, position: int) -> Callable[[], None]:
         """The work of writing what waits, to be done elsewhere; every item before `position` is in it or before it."""
         images, entries = self._images, self._entries
-        state = {"items": position, "count": self.count, "lone": self.lone}
+        state = {"items": position, "count": self.count, "lone": self.lone, "names": list(self.names)}
         pair_sum = self.sums.sums[1]  # that of images is counted below, this one goes on meanwhile
         self._images, self._entries, self.position = [], [], position
 
@@ -94,6 +95,7 @@ class Parts:
         found = sorted(folder.glob("shard-*"))
         self._images: list[Part] = []
         self._pairs: dict[int, Part] = {}
+        self._columns: dict[int, Part] = {}  # of the shards that have any
         # Hashing, copying and waiting for the disk need no interpreter: they go on while the next items are read.
         self._background = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._under_way: Future[None] | None = None
@@ -102,6 +104,8 @@ class Parts:
             self._open_images(number)
             if (self._shard(number) / "pairs").exists():
                 self._pairs[number] = Part(self._shard(number) / "pairs", self.layout)
+            if (self._shard(number) / COLUMNS).exists():
+                self._columns[number] = Part(self._shard(number) / COLUMNS, self.layout)
 
     def _shard(self, number: int) -> Path:
         return self.folder if self.shard_size is None else self.folder / SHARD.format(number)
@@ -142,6 +146,8 @@ class Parts:
     def begin_shard(self) -> None:
         """Close the full shard and begin the next; everything before is written then."""
         self.wait()
+        if self.shard in self._columns:
+            self._columns[self.shard].close()
         self._open_images(len(self._images))
 
     @property
@@ -154,6 +160,19 @@ class Parts:
         self._images[-1].put_image(image_id, data)
         self._bytes += len(data)
         self._items += 1
+
+    def add_columns(self, item: int, shard: int, image_id: Id, columns: Mapping[str, Value]) -> None:
+        """Keep what the source says of an image beside its texts."""
+        if shard not in self._columns:
+            self._columns[shard] = Part(self._shard(shard) / COLUMNS, self.layout)
+        part = self._columns[shard]
+        if item >= part.position:
+            value = json.dumps(columns, ensure_ascii=False).encode()
+            part.put(self.layout.image_key(image_id), value)
+            part.names.update(dict.fromkeys(columns))
+            part.count += 1
+            self._items += 1
+            self._bytes += len(value)
 
     def _pairs_of(self, shard: int) -> Part:
         if shard not in self._pairs:
@@ -191,7 +210,8 @@ class Parts:
     def flush(self, position: int) -> None:
         """Begin to write what waits; every item before `position` is complete. One flush at a time."""
         self.wait()
-        work = [part.take(position) for part in (self._images[-1], *self._pairs.values()) if part.waiting]
+        parts = (self._images[-1], *self._columns.values(), *self._pairs.values())
+        work = [part.take(position) for part in parts if part.waiting]
         self._bytes = self._items = 0
         self._under_way = self._background.submit(_do_all, work)
 
@@ -210,25 +230,33 @@ class Parts:
                 "format": FORMAT, "version": VERSION, "layout": self.layout.name, "pairs": pairs.count, "images": images.count,
                 "lone_texts": pairs.lone, "sums": sums.sums, "shard": number, "shards": len(self._images), **about,
             }  # fmt: skip
-            pairs.put(META, json.dumps(meta).encode())
+            if number in self._columns:
+                columns = self._opened(number, self._columns)
+                columns.take(position)()
+                meta |= {"columns": list(columns.names), "described": columns.count}
+            pairs.put(META, json.dumps(meta, ensure_ascii=False).encode())
             pairs.take(position)()
             self._leave(number)
 
-    def _opened(self, number: int) -> Part:
-        """The images of a shard; all but the last one are closed while nothing is written to them."""
+    def _opened(self, number: int, parts: dict[int, Part] | None = None) -> Part:
+        """The images (or columns) of a shard; all but the last one are closed while nothing is written to them."""
+        opened: Any = self._images if parts is None else parts
         if number < len(self._images) - 1:
-            self._images[number] = Part(self._shard(number) / "imgs", self.layout)
-        return self._images[number]
+            opened[number] = Part(self._shard(number) / ("imgs" if parts is None else COLUMNS), self.layout)
+        return opened[number]
 
     def _leave(self, number: int) -> None:
         if number < len(self._images) - 1:
             self._images[number].close()
+            if number in self._columns:
+                self._columns[number].close()
 
     def seal(self) -> None:
         """Remove the records of progress and close. May be repeated."""
         self._background.shutdown()
         for number in range(len(self._images)):
-            for part in (self._opened(number), self._pairs_of(number)):
+            columns = [self._opened(number, self._columns)] if number in self._columns else []
+            for part in (self._opened(number), self._pairs_of(number), *columns):
                 part.seal()
                 part.close()
 
@@ -239,8 +267,8 @@ class Parts:
     def close(self) -> None:
         """Close without finishing; what is being written is written."""
         self._background.shutdown()
-        self._images[-1].close()
-        for part in self._pairs.values():
+        last = [self._columns[self.shard]] if self.shard in self._columns else []
+        for part in (self._images[-1], *last, *self._pairs.values()):
             part.close()
 
 

@@ -52,7 +52,7 @@ STORE = FolderKind(
     "store",
     _is_store,
     re.compile(
-        rf"(shard-\d{{5}}/)?(pairs|imgs)/((data|lock)\.mdb|{re.escape(LIST)})|"
+        rf"(shard-\d{{5}}/)?(pairs|imgs|columns)/((data|lock)\.mdb|{re.escape(LIST)})|"
         + "|".join(map(re.escape, (NUMBERS_FILE, FILE_NAME, MANIFEST)))
     ),
 )

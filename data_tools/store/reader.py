@@ -18,7 +18,7 @@ from data_tools.errors import DataFault, RequestError, UserError
 from data_tools.scratch import OLD, scratch_folder
 from data_tools.store import environments
 from data_tools.store.checksum import Checksum, Order
-from data_tools.store.layouts import OFFICIAL, Id, is_pair
+from data_tools.store.layouts import OFFICIAL, Id, Value, is_pair
 from data_tools.store.manifest import MEANT, Manifest, compare_samples, compare_sizes, data_files, read_manifest
 from data_tools.store.pages import MEND, damaged
 from data_tools.store.shard import SHARD, Shard, shard_folders
@@ -211,6 +211,19 @@ class PairStore:
         if data is None:
             raise KeyError(image_id)
         return data
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns kept with images, in the order in which they were met; none where nothing was kept."""
+        return list(dict.fromkeys(name for shard in self._open() for name in shard.meta.get("columns", ())))
+
+    def columns_of(self, image_id: Id) -> dict[str, Value]:
+        """What is kept of an image beside its texts: column → value; empty where nothing is.
+
+        Raises:
+            DataFault: it is damaged.
+        """
+        return next((found for shard in self._open() if (found := shard.columns_of(image_id))), {})
 
     def image_of_key(self, shard: int, key: bytes) -> tuple[Id, bytes | None]:
         """(id, encoded image file or None) of a key as it stands in `shard`."""

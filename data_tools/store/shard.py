@@ -15,6 +15,7 @@ import lmdb
 from data_tools.errors import RequestError
 from data_tools.store.environments import Identity, close_readonly, identity, is_open, open_readonly
 from data_tools.store.layouts import (
+    COLUMNS,
     FORMAT,
     LAYOUTS,
     LONE,
@@ -23,7 +24,9 @@ from data_tools.store.layouts import (
     PROGRESS,
     VERSION,
     Id,
+    Value,
     damaged_value,
+    kept_columns,
     lone_text,
 )
 from data_tools.store.manifest import DATA, sample
@@ -77,6 +80,8 @@ def _read_meta(folder: Path, pairs: lmdb.Transaction, images: lmdb.Transaction) 
         right = all(type(number) is int and 0 <= number < 2**53 for number in numbers)
         sums = meta.get("sums")
         right &= "sums" not in meta or (len(sums) >= 2 and all(_SUM.fullmatch(part) for part in sums))
+        if "columns" in meta:
+            right &= type(meta["described"]) is int and all(type(name) is str for name in meta["columns"])
         if not known or not right or type(meta.get("build", "")) is not str:
             raise ValueError
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
@@ -102,6 +107,13 @@ class Shard:
             self.images = self._environments[1].begin(buffers=True)  # pictures are copied where that is wanted
             self.meta = _read_meta(folder, self.pairs, self.images)
         self.layout = LAYOUTS[self.meta["layout"]]
+        self.files = [self.pairs_file, self.images_file]
+        self.columns: lmdb.Transaction | None = None
+        if "columns" in self.meta:
+            self.files.append(folder / COLUMNS / DATA)
+            with self._told(self.files[-1]):
+                self._environments.append(open_readonly(folder / COLUMNS))
+                self.columns = self._environments[-1].begin()
         self._compare_counts()
 
     @contextmanager
@@ -137,23 +149,27 @@ class Shard:
                 self.images_file if images != self.meta["images"] else self.pairs_file,
                 f"{images:,} images and {texts:,} pairs and lone texts are there, the store says {self.meta['images']:,} and {stated:,}",
             )
+        if self.columns is not None:
+            there = self.columns.stat()["entries"] - (self.columns.get(PROGRESS) is not None)
+            if there != self.meta["described"]:
+                raise damaged(self.files[-1], f"columns of {there:,} images are there, the store says {self.meta['described']:,}")
 
     def identities(self) -> list[Identity]:
-        """Of the two files as they lie there now.
+        """Of its files as they lie there now.
 
         Raises:
             RequestError: one is gone.
         """
-        return [identity(file) for file in (self.pairs_file, self.images_file)]
+        return [identity(file) for file in self.files]
 
     def holds(self, found: list[Identity]) -> bool:
         """Whether `found` are the files that are open here, and lie there still."""
         return found == self.identities() and all(map(is_open, found, self._environments))
 
     def fingerprint(self) -> bytes:
-        """Of the meta record (which names the build), both sizes and some blocks of the files."""
+        """Of the meta record (which names the build), sizes and some blocks of the files."""
         digest = hashlib.sha256(json.dumps(self.meta, sort_keys=True).encode())
-        for file in (self.pairs_file, self.images_file):
+        for file in self.files:
             digest.update(json.dumps([file.stat().st_size, *sample(file).items()]).encode())
         return digest.digest()
 
@@ -186,6 +202,16 @@ class Shard:
         except lmdb.Error as error:
             raise damaged(self.images_file, f"image {image_id!r} cannot be read ({error})") from None
         return None if value is None else self.layout.read_image(value, image_id, self.images_file)
+
+    def columns_of(self, image_id: Id) -> dict[str, Value]:
+        """What is kept of an image beside its texts: column → value."""
+        if self.columns is None:
+            return {}
+        try:
+            value = self.columns.get(self.layout.image_key(image_id))
+        except lmdb.Error as error:
+            raise damaged(self.files[-1], f"columns of image {image_id!r} cannot be read ({error})") from None
+        return {} if value is None else kept_columns(value, image_id, self.files[-1])
 
     def __contains__(self, image_id: Id) -> bool:
         return self.images.get(self.layout.image_key(image_id)) is not None

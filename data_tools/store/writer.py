@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from data_tools.atomic import sync_file
 from data_tools.errors import DataFault, RequestError
 from data_tools.language import LANGUAGES, read_language
 from data_tools.store.environments import write_error
-from data_tools.store.layouts import LAYOUTS, LONGEST_ID, OFFICIAL, Id, is_id, is_text
+from data_tools.store.layouts import LAYOUTS, LONGEST_ID, OFFICIAL, Id, Value, is_id, is_text
 from data_tools.store.parts import Parts
 from data_tools.store.place import NUMBERS_FILE, Workplace
 from data_tools.store.reader import PairStore, open_store
@@ -169,8 +169,14 @@ class StoreWriter:
         elif known.item != item:
             self._seen.add_clash(image_id)
 
-    def add_image(self, image_id: Id, data: bytes, *, item: int | None = None, origin: str | None = None) -> None:
+    def add_image(
+        self, image_id: Id, data: bytes, *, item: int | None = None, origin: str | None = None,
+        columns: Mapping[str, Value] | None = None,
+    ) -> None:  # fmt: skip
         """Add an encoded image file. `item` is its position in the source, ascending over all calls.
+
+        Args:
+            columns: what else is known of it, kept with it (a price, a category).
 
         Raises:
             DataFault: an id that is none, or that another image has.
@@ -184,9 +190,16 @@ class StoreWriter:
                 self._parts.begin_shard()
             self._parts.add_image(number or image_id, data)
             self._seen.add_image(image_id, SeenImage(item, self._parts.shard, number, origin_hash(origin)))
+            self.add_columns(image_id, columns, item)
         elif not self.wrote_image(image_id, item):
             self.again += 1
         self._item = item + 1
+
+    def add_columns(self, image_id: Id, columns: Mapping[str, Value] | None, item: int) -> None:
+        """Keep columns with the image that item `item` brought."""
+        known = self._seen.image(image_id)
+        if columns and known is not None:
+            self._parts.add_columns(item, known.shard, known.number or image_id, columns)
 
     def _number_for(self, image_id: Id) -> int:
         """The official readers take whole numbers only: words are numbered, and the list laid beside the store."""
