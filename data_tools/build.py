@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter, deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -77,6 +77,7 @@ def build_store(
     overwrite: bool = False,
     workers: int = 0,
     progress: bool = True,
+    faults_before: Sequence[Path] = (),
 ) -> BuildReport:
     """Build the store `target` from `source`.
 
@@ -89,6 +90,7 @@ def build_store(
         resume: go on with an interrupted build of the same source and settings.
         overwrite: replace the store that is there; anything but a store is never replaced.
         workers: threads that read, check and re-encode images; 0 does it in the main one.
+        faults_before: the list of faults of what `source` was made of; it goes into the store.
 
     Raises:
         RequestError: a file of the source is missing, the interrupted build was of something else, or the place is taken.
@@ -118,7 +120,7 @@ def build_store(
                 problem = faults.summary() or "the source is empty"
                 raise DataFault(f"nothing to store: no usable text ({problem})", mend="Look at the source files.",
                                 kind="empty-split", file=target)  # fmt: skip
-        kept = [faults.file] if faults.total else []
+        kept = [faults.file] if faults.total else list(faults_before)
         store = writer.finish(kept)
         report = _report(source, stream, store, dict(faults.kinds.most_common()), continued, writer.texts)
         report.read, report.again, report.left_out = build.read, writer.again, writer.left_out
@@ -128,6 +130,7 @@ def build_store(
 def _read_places(request: dict[str, Any]) -> list[str]:
     """Files and folders that a source's fingerprint names."""
     files = [entry[0] for entry in request.get("files") or () if isinstance(entry, list)]
+    files += [place for part in request.get("parts") or () for place in _read_places(part)]
     return files + ([request["folder"]] if "folder" in request else [])
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -17,12 +18,18 @@ from data_tools.regular import regular
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
+AUTO = "auto"  # an encoding: found out from the bytes
 LONGEST_LINE = 256 * 2**20  # bytes; a picture of 190 MiB
 _BUFFER = 2**20
 _LOOKED_AT = 2**16  # bytes at the beginning that tell how lines end
 _SHOWN = 60
+_JUDGED = 100_000  # lines beyond ASCII that speak for an encoding or against it
+_NAMES = {"utf-8": "UTF-8", "gb18030": "GB18030 (GBK)"}
 _MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF8: "utf-8",
           codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
+
+
+_GB_PAIR = re.compile(rb"([\x81-\xfe])[\x40-\x7e\x80-\xfe]")
 
 
 # Broken units become half characters, which no UTF-8 holds: the line they stand on is a fault, the others are not.
@@ -39,23 +46,31 @@ class TextFile:
     """A text file opened for one sweep; `tell` counts bytes read.
 
     Args:
-        encoding: of the lines (None: UTF-8, and no flag says otherwise); a byte order mark at the beginning knows better.
+        encoding: of the lines (None: UTF-8, and no flag says otherwise; `AUTO`: `find_encoding`); a byte order mark at the
+            beginning knows better.
+
+    Attributes:
+        found: the encoding of the file, by Python's name.
 
     Raises:
-        RequestError: no such file, no regular one, an unknown encoding, or UTF-16 that nothing says to be it.
+        RequestError: no such file, no regular one, an unknown encoding, or UTF-16 where another one was named.
     """
 
     def __init__(self, file: Path, encoding: str | None = "utf-8") -> None:
         self.file, self.size = file, regular(file)
-        name = None if encoding is None else known_encoding(encoding)
+        self._by_itself = encoding == AUTO
+        name = None if encoding is None or self._by_itself else known_encoding(encoding)
         try:
             self._bytes: BinaryIO = file.open("rb", buffering=_BUFFER)
         except OSError as error:
             raise RequestError(f"{file} cannot be read ({error.strerror})") from None
+        if self._by_itself:
+            name = find_encoding(self._bytes)
+            self._bytes.seek(0)
         first = self._bytes.read(_LOOKED_AT)
         self._bytes.seek(0)
         name = next((name for mark, name in _MARKS.items() if first.startswith(mark)), name)
-        self._handle, self.encoding = self._bytes, name
+        self._handle, self.encoding, self.found = self._bytes, name, name or "utf-8"
         if name is not None and not _ends_lines_as_ascii(name):
             self._handle, self.encoding = io.BufferedReader(_Pieces(_in_utf8(self._bytes, name)), _BUFFER), "utf-8"
             first = self._handle.peek(_LOOKED_AT)[:_LOOKED_AT]
@@ -91,7 +106,10 @@ class TextFile:
     def _decoded(self, lines: Iterator[tuple[int, bytes | DataFault]]) -> Iterator[tuple[int, str | DataFault]]:
         for number, line in lines:
             try:
-                yield number, decode_line(line, self.encoding) if isinstance(line, bytes) else line
+                if isinstance(line, bytes):
+                    yield number, decode_line(line, self.encoding, self._by_itself)
+                else:
+                    yield number, line
             except DataFault as fault:
                 yield number, fault
 
@@ -121,11 +139,71 @@ def read_lines(handle: BinaryIO, longest: int = LONGEST_LINE) -> Iterator[tuple[
             yield number, line
 
 
-def decode_line(line: bytes, encoding: str | None = None) -> str:
+def find_encoding(handle: BinaryIO) -> str:
+    """The encoding of a text from where `handle` stands: by its byte order mark, else UTF-16 by its zeros, else UTF-8 where
+    every byte fits, else of UTF-8 and GB18030 the one that more lines fit; GB18030 only where it reads as common characters.
+
+    All of the file is read (a gigabyte a second where it is UTF-8).
+    """
+    begin = handle.tell()
+    first = handle.read(_LOOKED_AT)
+    marked = next((name for mark, name in _MARKS.items() if first.startswith(mark)), None)
+    if marked is not None:
+        return marked
+    if first.count(b"\0") * 4 >= len(first) > 0:
+        return str(_reads_as(first, "utf-8", 0)[1])
+    handle.seek(begin)
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        while data := handle.read(_BUFFER):
+            decoder.decode(data)
+        decoder.decode(b"", final=True)
+        return "utf-8"
+    except UnicodeDecodeError:
+        handle.seek(begin)
+    return _likelier(handle)
+
+
+def _likelier(handle: BinaryIO) -> str:
+    wrong, common, rare, judged = {"utf-8": 0, "gb18030": 0}, 0, 0, 0
+    for line in iter(lambda: handle.readline(LONGEST_LINE), b""):
+        if line.isascii():
+            continue
+        for name in wrong:
+            try:
+                line.decode(name)
+            except UnicodeDecodeError:
+                wrong[name] += 1
+        leads = _GB_PAIR.findall(line)
+        # Rows of punctuation and of the 3,755 common characters; words of Western alphabets fall on others.
+        common += (usual := sum(0xA1 <= lead[0] <= 0xA3 or 0xB0 <= lead[0] <= 0xD7 for lead in leads))
+        rare += len(leads) - usual
+        judged += 1
+        if judged >= _JUDGED:
+            break
+    return "gb18030" if wrong["gb18030"] < wrong["utf-8"] and common >= rare else "utf-8"
+
+
+def name_of(encoding: str) -> str:
+    """For people: ``utf-8`` → ``UTF-8``."""
+    return _NAMES.get(encoding, encoding.upper())
+
+
+def decode_text(data: bytes, encoding: str) -> str:
+    """A small text as a whole, without its byte order mark; `AUTO` finds its encoding.
+
+    Raises:
+        DataFault: other bytes.
+    """
+    found = find_encoding(io.BytesIO(data)) if encoding == AUTO else encoding
+    return decode_line(data, found, encoding == AUTO).removeprefix("\ufeff")
+
+
+def decode_line(line: bytes, encoding: str | None = None, by_itself: bool = False) -> str:
     """The text of a line.
 
     Args:
-        encoding: None for files that are UTF-8 by definition.
+        encoding: None for files that are UTF-8 by definition. by_itself: it was found out, not given.
 
     Raises:
         DataFault: other bytes; says as what they read, and the flag for it where there is one.
@@ -135,14 +213,15 @@ def decode_line(line: bytes, encoding: str | None = None) -> str:
     except (UnicodeError, ValueError) as error:
         asked = encoding or "utf-8"
         found, other = _reads_as(line, asked, getattr(error, "start", 0))
-    if other is None:
+    if by_itself:
+        mend = f"Mend the line (the others read as {name_of(asked)}), or name another encoding with --encoding."
+    elif other is None:
         mend = "Save the file again as UTF-8." if encoding is None else "Name its encoding with --encoding."
     elif encoding is None:
         mend = f"Save the file as UTF-8: iconv -f {other} -t utf-8 FILE > NEW."
     else:
         mend = "Leave out --encoding." if other == "utf-8" else f"Add --encoding {other}."
-    name = "UTF-8" if asked == "utf-8" else asked
-    raise DataFault(f"the line is not {name} ({found})", mend=mend, kind="not-utf8")
+    raise DataFault(f"the line is not {'UTF-8' if asked == 'utf-8' else asked} ({found})", mend=mend, kind="not-utf8")
 
 
 def _reads_as(line: bytes, asked: str, start: int) -> tuple[str, str | None]:
@@ -156,7 +235,7 @@ def _reads_as(line: bytes, asked: str, start: int) -> tuple[str, str | None]:
                 return f"it reads as {name}: {line.decode(other).rstrip()[:_SHOWN]!r}", other
             except UnicodeDecodeError:
                 pass
-    return f"byte {start} is 0x{line[start : start + 1].hex()}", None
+    return f"byte {start + 1} is 0x{line[start : start + 1].hex()}", None
 
 
 def known_encoding(encoding: str) -> str:

@@ -203,7 +203,7 @@ def import_(
     from data_tools.build import build_store
     from data_tools.errors import RequestError
     from data_tools.sources import SourceOptions, open_source
-    from data_tools.sources.table import Columns
+    from data_tools.sources.column_names import Columns
 
     options = building.arguments()
     columns = Columns(image_column, tuple(text_column or ()), image_id_column, text_id_column, language_column)

@@ -5,18 +5,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import glob
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_tools.errors import RequestError
 from data_tools.items import Source
-from data_tools.sources.table import Columns
+from data_tools.sources.column_names import Columns
+from data_tools.sources.joined import Joined
+from data_tools.text_files import AUTO
+from data_tools.walk import natural
 
 KINDS = {
     "official": "{split}_imgs.tsv + {split}_texts.jsonl in a folder",
     "folder": "images with captions.csv/.tsv/.jsonl/.parquet/.txt, or a .txt beside each",
-    "table": "a CSV, TSV, JSONL, JSON or Parquet file with image paths or bytes",
+    "table": "CSV, TSV, JSONL, JSON, Excel or Parquet files with image paths or bytes",
     "imagefolder": "a Hugging Face imagefolder with metadata.*",
     "webdataset": "tars with images beside .txt or .json",
     "flickr8k-cn": "caption files + photos of Flickr8k",
@@ -34,7 +39,7 @@ class SourceOptions:
     images: Path | None = None
     captions_from: tuple[str, ...] = ()
     columns: Columns = field(default_factory=Columns)
-    encoding: str = "utf-8"
+    encoding: str = AUTO
     header: bool = True
     allow_outside: bool = False
 
@@ -53,20 +58,54 @@ _TAKES = {
 }
 
 
-def open_source(kind: str, place: str, options: SourceOptions | None = None) -> Mapping[str, Source]:
+def open_source(kind: str, places: str | Sequence[str], options: SourceOptions | None = None) -> Mapping[str, Source]:
     """The splits of a source by name; a source without splits has one, named ``""``.
+
+    Args:
+        places: several tables, patterns of tables, tars or folders are one source.
 
     Raises:
         RequestError: an unknown kind, an option it does not take, or a place that is not such a source.
     """
     options = options or SourceOptions()
     if kind not in KINDS:
-        raise RequestError(f"source {kind!r} is not known; there are {', '.join(KINDS)}")
+        near = difflib.get_close_matches(kind, KINDS, 1)
+        mean = f" (did you mean {near[0]}?)" if near else ""
+        raise RequestError(f"source {kind!r} is not known{mean}; there are {', '.join(KINDS)}")
     default = SourceOptions()
     for name in vars(default):
         if getattr(options, name) != getattr(default, name) and name not in _TAKES[kind]:
             flag = {"columns": "--…-column", "header": "--no-header"}.get(name, f"--{name.replace('_', '-')}")
             raise RequestError(f"{flag} means nothing to source {kind!r}; leave it out")
+    given = [places] if isinstance(places, str) else list(places)
+    if kind == "table":
+        given = [file for place in given for file in _tables(place)]
+    if len(given) == 1:
+        return _open_one(kind, given[0], options)
+    if kind not in _SEVERAL:
+        raise RequestError(
+            f"source {kind!r} is one folder, and {len(given)} were named; {', '.join(_SEVERAL)} may be several"
+        )
+    return {"": Joined([_open_one(kind, place, options)[""] for place in given])}
+
+
+_SEVERAL = ("table", "folder", "webdataset")
+
+
+def _tables(place: str) -> list[str]:
+    """The files that a pattern means, in natural order."""
+    path = Path(place)
+    if path.is_dir():
+        raise RequestError(f"{path} is a folder: name its tables ('{path / '*.csv'}'), or say import folder")
+    if path.exists() or not any(mark in place for mark in "*?["):
+        return [place]
+    found = sorted(glob.glob(place, recursive=True), key=natural)
+    if not found:
+        raise RequestError(f"{place}: no such file")
+    return found
+
+
+def _open_one(kind: str, place: str, options: SourceOptions) -> Mapping[str, Source]:
     path = Path(place)
     if kind == "webdataset":
         from data_tools.sources.webdataset import WebDatasetSource

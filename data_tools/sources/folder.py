@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,11 @@ from data_tools.annotations import check_text
 from data_tools.errors import DataFault, RequestError
 from data_tools.items import ImageItem, Item, Source, Stream, TextItem, fingerprint_of, located
 from data_tools.sources.caption_lines import read_captions, without_ending
+from data_tools.sources.column_names import IMAGE_NAMES, TEXT_NAMES, known_for
 from data_tools.sources.places import Root, readable
 from data_tools.sources.rows import SUFFIXES
-from data_tools.sources.table import IMAGE_NAMES, TEXT_NAMES, TableSource
-from data_tools.text_files import TextFile, known_encoding
+from data_tools.sources.table import TableSource
+from data_tools.text_files import AUTO, TextFile, known_encoding, name_of
 from data_tools.walk import is_picture, walk
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ def open_folder(folder: Path, options: SourceOptions) -> Source:
     captions, outside = options.captions, options.allow_outside
     if captions is None:
         found = [folder / f"{name}{suffix}" for name in _TABLES for suffix in (*SUFFIXES, ".txt")]
-        found = [file for file in found if file.is_file()]
+        found = [file for file in (*found, *sorted(folder.glob("*.token"))) if file.is_file()]
         if len(found) > 1:
             raise RequestError(
                 f"{folder}: which is it, {' or '.join(file.name for file in found)}? Name it with --captions."
@@ -66,8 +68,8 @@ def _is_table(file: Path, encoding: str) -> bool:
     """``image,caption`` as first line of a .txt: a CSV of another name (Flickr8k as Kaggle has it)."""
     with TextFile(file, encoding) as text:
         first = next((line for _, line in text.lines()), "")
-    names = [] if isinstance(first, DataFault) or "\t" in first else [name.strip().lower() for name in first.split(",")]
-    return any(name in IMAGE_NAMES for name in names) and any(name in TEXT_NAMES for name in names)
+    names = [] if isinstance(first, DataFault) else re.split("[,|\t]", first)
+    return all(any(known_for(name, usual) for name in names) for usual in (IMAGE_NAMES, TEXT_NAMES))
 
 
 class TextFilesSource:
@@ -79,7 +81,7 @@ class TextFilesSource:
 
     kind = "folder"
 
-    def __init__(self, folder: Path, encoding: str = "utf-8", outside: bool = False) -> None:
+    def __init__(self, folder: Path, encoding: str = AUTO, outside: bool = False) -> None:
         self.folder, self.encoding, self.outside = folder, encoding, outside
 
     def open(self) -> Stream:
@@ -92,7 +94,8 @@ class TextFilesSource:
                 f"{readable(str(self.folder))}: no captions. Put captions.csv (columns image, text), .tsv, .jsonl or .parquet "
                 "there, a .txt beside each image, or name a file with --captions."
             )
-        known_encoding(self.encoding)
+        if self.encoding != AUTO:
+            known_encoding(self.encoding)
         done, notes = [0], found.lines((".txt",))
         return Stream(self._items(images, done, notes), len(images), "image", lambda: done[0], notes)
 
@@ -113,7 +116,7 @@ class TextFilesSource:
                 f"{len(several):,} .txt beside several images of that name ({example}): the texts stand on each of them; "
                 "to tell them apart, call the captions of one NAME.png.txt"
             )
-        text_number = 0
+        text_number, encodings = 0, Counter[str]()
         for name in images:
             done[0] += 1
             image_id, path = readable(name), self.folder / name
@@ -131,15 +134,15 @@ class TextFilesSource:
             written = 0
             try:
                 with TextFile(captions, self.encoding) as text:
+                    encodings[text.found] += 1
                     for number, line in text.lines():
                         text_number += 1
                         written += 1
                         try:
                             if isinstance(line, DataFault):
                                 raise line
-                            yield TextItem(
-                                text_number, check_text(line.strip()), (image_id,), None, captions, number, name
-                            )
+                            text_item = check_text(line.strip())
+                            yield TextItem(text_number, text_item, (image_id,), None, captions, number, name, True)
                         except DataFault as fault:
                             yield located(fault, captions, number, image_id)
             except (RequestError, OSError) as error:  # it went away, may not be read, or is UTF-16
@@ -149,6 +152,8 @@ class TextFilesSource:
             if not written:
                 yield DataFault("the caption file is empty", mend="Write a caption a line.", kind="empty-text",
                                 file=captions, item_id=image_id)  # fmt: skip
+        del encodings["utf-8"]
+        notes += [f"{count:,} .txt are {name_of(encoding)}" for encoding, count in encodings.most_common()]
 
     def fingerprint(self) -> dict[str, Any]:
         return {
@@ -169,23 +174,25 @@ class CaptionLinesSource:
 
     kind = "folder-lines"
 
-    def __init__(self, folder: Path, captions: Path, encoding: str = "utf-8", outside: bool = False) -> None:
+    def __init__(self, folder: Path, captions: Path, encoding: str = AUTO, outside: bool = False) -> None:
         self.folder, self.captions, self.encoding, self.outside = folder, captions, encoding, outside
 
     def open(self) -> Stream:
         found = walk(self.folder, outside=self.outside)
         names = {readable(name): name for name in found.names()}
         with TextFile(self.captions, self.encoding) as text:
-            total = sum(1 for _ in text.lines())
+            total, encoding = sum(1 for _ in text.lines()), text.found
         done, notes = [0], found.lines((".txt",))
-        return Stream(self._items(names, done, notes), total, "caption", lambda: done[0], notes)
+        if encoding != "utf-8":
+            notes.append(f"{self.captions.name} is {name_of(encoding)}")
+        return Stream(self._items(names, encoding, done, notes), total, "caption", lambda: done[0], notes)
 
-    def _items(self, names: dict[str, str], done: list[int], notes: list[str]) -> Iterator[Item]:
+    def _items(self, names: dict[str, str], encoding: str, done: list[int], notes: list[str]) -> Iterator[Item]:
         root = Root(self.folder, self.outside)
         stems: dict[str, list[str]] = {}
         for name in names:
             stems.setdefault(without_ending(name), []).append(name)
-        for number, line in enumerate(read_captions(self.captions, encoding=self.encoding), start=1):
+        for number, line in enumerate(read_captions(self.captions, encoding=encoding), start=1):
             done[0] += 1
             if isinstance(line, DataFault):
                 yield line
@@ -196,7 +203,7 @@ class CaptionLinesSource:
                 yield located(fault, self.captions, line.line, line.name[:500])
                 continue
             yield ImageItem(image_id, path, self.captions, line.line, str(path), True)
-            yield TextItem(number, line.text, (image_id,), None, self.captions, line.line, str(path))
+            yield TextItem(number, line.text, (image_id,), None, self.captions, line.line, str(path), True)
         notes += root.notes()
 
     def _find(self, written: str, names: dict[str, str], stems: dict[str, list[str]], root: Root) -> tuple[Path, str]:

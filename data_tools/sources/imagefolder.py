@@ -7,7 +7,9 @@ from pathlib import Path
 
 from data_tools.errors import RequestError
 from data_tools.items import Source
-from data_tools.sources.table import Columns, TableSource
+from data_tools.sources.column_names import Columns
+from data_tools.sources.table import TableSource
+from data_tools.text_files import AUTO
 from data_tools.walk import is_hidden
 
 _NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -15,7 +17,7 @@ _SPLITS = {"train": "train", "validation": "valid", "valid": "valid", "val": "va
 
 
 def imagefolder(
-    source: Path, columns: Columns | None = None, encoding: str = "utf-8", outside: bool = False
+    source: Path, columns: Columns | None = None, encoding: str = AUTO, outside: bool = False
 ) -> dict[str, Source]:
     """Its splits by our names (``validation`` is ``valid``); one nameless split where the metadata lie at the top.
 
@@ -29,7 +31,7 @@ def imagefolder(
         columns = replace(columns, image="file_name")
 
     def table(file: Path) -> TableSource:
-        own = encoding if file.suffix != ".parquet" else "utf-8"
+        own = encoding if file.suffix != ".parquet" else AUTO
         return TableSource(file, columns=columns, encoding=own, outside=outside)
 
     top = _metadata(source)

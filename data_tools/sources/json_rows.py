@@ -1,4 +1,4 @@
-"""A whole JSON file as rows: an array of objects, or COCO's captions (`images` + `annotations`)."""
+"""A whole JSON file as rows: an array of objects, COCO's captions (`images` + `annotations`), or Karpathy's splits."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from typing import Any
 from data_tools.annotations import parse_json
 from data_tools.errors import DataFault, RequestError
 from data_tools.regular import regular
+from data_tools.text_files import AUTO, decode_text
 
 _LARGEST = 4 * 2**30  # bytes; it is read at once
-_MEND = "A table in JSON is an array of objects or COCO's captions; JSONL (.jsonl) has an object a line."
+_MEND = "A table in JSON is an array of objects or COCO's captions, or Karpathy's splits; JSONL (.jsonl) has an object a line."
 
 
-def read_json(file: Path) -> tuple[list[str] | None, list[Any]]:
+def read_json(file: Path, encoding: str = AUTO) -> tuple[list[str] | None, list[Any]]:
     """(the columns where they are the same for all rows, the rows or faults).
 
     Raises:
-        RequestError: it is neither an array nor COCO's captions.
+        RequestError: it is none of these.
     """
     regular(file, _LARGEST)
     try:
-        content = parse_json(file.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+        content = parse_json(decode_text(file.read_bytes(), encoding))
     except DataFault as fault:
         raise RequestError(f"{file}: {fault.problem}. {_MEND}") from None
     except OSError as error:
@@ -30,6 +31,8 @@ def read_json(file: Path) -> tuple[list[str] | None, list[Any]]:
         return None, content
     if isinstance(content, dict) and all(isinstance(content.get(part), list) for part in ("images", "annotations")):
         return ["image", "text"], _coco(content["images"], content["annotations"])
+    if isinstance(content, dict) and isinstance(content.get("images"), list):
+        return None, [_karpathy_row(image) for image in content["images"]]
     found = (
         f"an object with {', '.join(map(repr, list(content)[:6])) or 'nothing'}"
         if isinstance(content, dict)
@@ -45,6 +48,19 @@ def _coco(images: list[Any], annotations: list[Any]) -> list[Any]:
         if isinstance(image, dict) and isinstance(image.get("id"), (int, str)) and "file_name" in image
     }
     return [_coco_row(annotation, names) for annotation in annotations]
+
+
+def _karpathy_row(image: Any) -> dict[str, Any] | DataFault:
+    """``{"filepath": "val2014", "filename": "a.jpg", "split": "test", "sentences": [{"raw": "…"}]}`` (Karpathy and Fei-Fei, 2015)."""
+    if not isinstance(image, dict) or not isinstance(image.get("sentences"), list) or "filename" not in image:
+        return DataFault("the image has no filename or no sentences", mend="Is it a file like dataset_coco.json?",
+                         kind="missing-field")  # fmt: skip
+    path = f"{image['filepath']}/{image['filename']}" if image.get("filepath") else image["filename"]
+    texts = [sentence.get("raw") if isinstance(sentence, dict) else sentence for sentence in image["sentences"]]
+    others = {
+        name: value for name, value in image.items() if name not in ("filepath", "filename", "sentences", "sentids")
+    }
+    return {"image": path, "text": texts, **others}
 
 
 def _coco_row(annotation: Any, names: dict[Any, Any]) -> dict[str, Any] | DataFault:

@@ -36,9 +36,11 @@ class Root:
         name = name.strip()
         if name.lower().startswith("file://"):
             name = unquote(urlsplit(name).path)
+        if _ADDRESS.match(name) and (here := self._downloaded(name)) is not None:
+            name = here
         if _ADDRESS.match(name):
             raise DataFault(f"the image is an address ({name[:60]})", kind="remote-image",
-                            mend="Download it and write its path.")  # fmt: skip
+                            mend="Nothing is fetched: download it into the folder of images under the name it has there.")  # fmt: skip
         drive = bool(_DRIVE.match(name))
         name = _plain(name.replace("\\", "/"))
         path = self.folder / name
@@ -54,6 +56,11 @@ class Root:
         elif os.path.isabs(name):
             name = _plain(os.path.relpath(path, self.folder).replace(os.sep, "/"))
         return path, readable(name)
+
+    def _downloaded(self, address: str) -> str | None:
+        """The file of an address's name in the folder: ``https://…/a/b.jpg?x=1`` → ``b.jpg``."""
+        name = unquote(urlsplit(address).path).rpartition("/")[2]
+        return name if name and "\0" not in name and (self.folder / name).is_file() else None
 
     def _leads_out(self, path: Path) -> bool:
         try:

@@ -1,4 +1,4 @@
-"""Rows of a table file, one dict each: CSV, TSV, JSONL, JSON, Parquet. A bad row becomes a fault and costs itself only."""
+"""Rows of a table file, one dict each: CSV, TSV, JSONL, JSON, Excel, Parquet. A bad row becomes a fault and costs itself only."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from data_tools.items import located
 from data_tools.regular import regular
 from data_tools.sources.json_rows import read_json
 from data_tools.sources.separated import Dialect, find_dialect, records
-from data_tools.text_files import TextFile
+from data_tools.sources.sheet import Sheet
+from data_tools.text_files import AUTO, TextFile
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".xlsx", ".parquet")
+UNTYPED = (".csv", ".tsv", ".xlsx")  # every cell is text
 _SEPARATED, _LINES = (".csv", ".tsv"), (".jsonl", ".ndjson")
+_TO_CONVERT = (".xls", ".xlsb", ".ods", ".numbers", ".et")
 _PARQUET_ROWS = 64
 
 Row = tuple[int, "dict[str, Any] | DataFault"]
@@ -25,36 +28,51 @@ class RowFile:
     """A table file opened for one sweep: `columns` (None where every row names its own), `rows`, and `tell` for progress.
 
     Args:
-        encoding: of CSV, TSV and JSONL.
-        header: False: the first row of a CSV or TSV is data, and its columns are called 1, 2, ….
+        encoding: of CSV, TSV, JSONL and JSON; `AUTO` finds it.
+        header: False: the first row of a CSV, TSV or Excel file is data, and its columns are called 1, 2, ….
         form: the ending that says what it is, where the name's does not.
 
+    Attributes:
+        encoding: as it was found. plain: columns of texts, numbers, dates; None: all, or it is not known.
+
     Raises:
-        RequestError: no such file, an unknown kind, no header, or pyarrow is missing.
+        RequestError: no such file, an unknown kind, no header, or a package is missing.
     """
 
-    def __init__(self, file: Path, encoding: str = "utf-8", *, header: bool = True, form: str | None = None) -> None:
+    def __init__(self, file: Path, encoding: str = AUTO, *, header: bool = True, form: str | None = None) -> None:
         size = regular(file)
         self.form = form or file.suffix.lower()
         if self.form not in SUFFIXES:
-            raise RequestError(f"{file}: a table is one of {', '.join(SUFFIXES)}")
-        if not header and self.form not in _SEPARATED:
-            raise RequestError(f"--no-header is for CSV and TSV; {file} names the fields itself")
-        if encoding != "utf-8" and self.form in (".json", ".parquet"):
+            mend = "; open it there and save it as .xlsx or CSV" if self.form in _TO_CONVERT else ""
+            raise RequestError(f"{file}: a table is one of {', '.join(SUFFIXES)}{mend}")
+        if not header and self.form not in UNTYPED:
+            raise RequestError(f"--no-header is for CSV, TSV and Excel; {file} names the fields itself")
+        if encoding not in ("utf-8", AUTO) and self.form in (".xlsx", ".parquet"):
             raise RequestError(f"--encoding means nothing to {file}; leave it out")
         self.file, self.encoding, self.header = file, encoding, header
-        self.total, self.unit = size, "B"
+        self.total: int | None = size
+        self.unit = "B"
         self.tell: Callable[[], int] = lambda: 0
         self.columns: list[str] | None = None
+        self.plain: list[str] | None = None
         self.notes: list[str] = []
         if self.form == ".parquet":
             self._parquet = _open_parquet(file)
             self.columns = list(self._parquet.schema_arrow.names)
+            self.plain = [field.name for field in self._parquet.schema_arrow if _is_plain(field.type)]
             self.total, self.unit = self._parquet.metadata.num_rows, "row"
         elif self.form == ".json":
-            self.columns, self._json = read_json(file)
+            self.columns, self._json = read_json(file, encoding)
             self.total, self.unit = len(self._json), "row"
-        elif self.form in _SEPARATED:
+        elif self.form == ".xlsx":
+            self._sheet = Sheet(file)
+            self.notes += self._sheet.notes
+            self.total, self.unit = self._sheet.total, "row"
+            self.columns = self._named(next(self._sheet.rows(), (1, []))[1])
+        else:
+            with TextFile(file, encoding) as text:
+                self.encoding = text.found
+        if self.form in _SEPARATED:
             self._dialect = self._find_dialect()
             self.columns = self._names()
 
@@ -70,6 +88,9 @@ class RowFile:
         if isinstance(cells, DataFault):
             fault = located(cells, self.file, number)
             raise RequestError(f"{fault} The first line has to name the columns (or add --no-header).")
+        return self._named(cells)
+
+    def _named(self, cells: list[str]) -> list[str]:
         return [name.strip() for name in cells] if self.header else [str(n) for n in range(1, len(cells) + 1)]
 
     def rows(self, wanted: list[str] | None = None) -> Iterator[Row]:
@@ -82,6 +103,8 @@ class RowFile:
             found = self._parquet_rows(wanted)
         elif self.form == ".json":
             found = self._json_rows()
+        elif self.form == ".xlsx":
+            found = self._sheet_rows()
         else:
             found = self._text_rows()
         for number, row in found:
@@ -93,6 +116,18 @@ class RowFile:
         for row in self._json:
             number += 1
             yield number, row if isinstance(row, (dict, DataFault)) else _no_object(row, "row")
+
+    def _sheet_rows(self) -> Iterator[Row]:
+        number, names, header = 0, self.columns or [], self.header
+        self.tell = lambda: number
+        for number, cells in self._sheet.rows():
+            if header:
+                header = False
+            elif any(cells[len(names) :]):
+                yield number, DataFault(f"{len(cells)} cells, the header has {len(names)}", mend="Give every column a name.",
+                                        kind="bad-row")  # fmt: skip
+            else:
+                yield number, dict(zip(names, cells + [""] * (len(names) - len(cells)), strict=False))
 
     def _text_rows(self) -> Iterator[Row]:
         with TextFile(self.file, self.encoding) as text:
@@ -163,6 +198,20 @@ def _batch_rows(batch: Any, bad: tuple[type[Exception], ...]) -> Iterator[dict[s
                 )  # fmt: skip
                 break
         yield row if fault is None else fault
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether cells of this type of Arrow are texts, numbers, dates."""
+    from pyarrow import types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    texts = types.is_string(kind) or types.is_large_string(kind)
+    return bool(
+        texts
+        or types.is_boolean(kind)
+        or types.is_temporal(kind)
+        or (types.is_primitive(kind) and not types.is_null(kind))
+    )
 
 
 def _first_line(error: Exception) -> str:

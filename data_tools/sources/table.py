@@ -1,95 +1,26 @@
-"""A table with an image and one or more captions a row: CSV, TSV, JSONL, Parquet; the image as path or as bytes."""
+"""A table with an image and one or more captions a row: CSV, TSV, JSONL, Excel, Parquet; the image as path or as bytes."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_tools.annotations import check_id, check_text
+from data_tools.columns import kept_columns
 from data_tools.errors import DataFault, RequestError
 from data_tools.items import ImageItem, Item, Stream, TextItem, content_origin, fingerprint_of, located
 from data_tools.language import read_language
+from data_tools.sources.column_names import TEXT_NAMES, Columns, known_for
 from data_tools.sources.places import Root, readable
-from data_tools.sources.rows import RowFile
+from data_tools.sources.rows import UNTYPED, RowFile
 from data_tools.store import Id
 from data_tools.store.layouts import canonical_id, is_id
+from data_tools.text_files import AUTO, name_of
 from data_tools.walk import is_picture
-
-IMAGE_NAMES = (
-    "image",
-    "image_path",
-    "file_name",
-    "filename",
-    "path",
-    "file",
-    "filepath",
-    "image_name",
-    "img",
-    "image_file",
-    "图片",
-    "图像",
-)
-TEXT_NAMES = (
-    "text",
-    "caption",
-    "captions",
-    "texts",
-    "title",
-    "description",
-    "sentence",
-    "comment",
-    "query",
-    "描述",
-    "标题",
-    "文本",
-)
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which column is what; None is looked for among the usual names."""
-
-    image: str | None = None
-    text: tuple[str, ...] = ()
-    image_id: str | None = None
-    text_id: str | None = None
-    language: str | None = None
-
-    def resolve(self, names: list[str], file: Path) -> Columns:
-        """The columns of a table whose header is `names`.
-
-        Raises:
-            RequestError: a column is not there, or none can be guessed.
-        """
-        return Columns(
-            image=_one(self.image, IMAGE_NAMES, names, file, "image", "--image-column"),
-            text=tuple(_one(name, (), names, file, "text", "--text-column") for name in self.text)
-            or (_one(None, TEXT_NAMES, names, file, "text", "--text-column"),),
-            image_id=self.image_id if self.image_id is None else _one(self.image_id, (), names, file, "id", "--image-id-column"),
-            text_id=self.text_id if self.text_id is None else _one(self.text_id, (), names, file, "id", "--text-id-column"),
-            language=_one(self.language, (), names, file, "language", "--language-column") if self.language
-            else "language" if "language" in names else None,
-        )  # fmt: skip
-
-    def as_list(self) -> list[str]:
-        single = (self.image, self.image_id, self.text_id, self.language)
-        return [name for name in (*single, *self.text) if name]
-
-
-def _one(name: str | None, usual: tuple[str, ...], names: list[str], file: Path, what: str, flag: str) -> str:
-    if name is None:
-        lower = {known.lower(): known for known in reversed(names)}
-        name = next((lower[known] for known in usual if known in lower), None)
-    if name is not None and names.count(name) > 1:
-        raise RequestError(f"{file}: {names.count(name)} columns are called {name!r}; give each a name of its own.")
-    if name is None or name not in names:
-        wanted = f"no column {name!r}" if name else f"none of the columns is known to hold the {what}"
-        raise RequestError(f"{file}: {wanted}; there are {', '.join(map(repr, names)) or 'none'}. Name it with {flag}.")
-    return name
 
 
 class TableSource:
@@ -98,7 +29,7 @@ class TableSource:
     An image may stand on several rows: one caption each. Its id is that of the id column, else its path as written. Where
     the rows hold the bytes, equal bytes are one picture: its id is the path given with them (another picture of that
     name gets its own, see `ImageItem.own_name`), else ``row-<number>`` of the first. Texts are numbered from 1 unless
-    there is an id column.
+    there is an id column. Other columns are kept with the picture, as its first row has them.
 
     Args:
         header: False: the first row is data; columns are called 1, 2, … and the image is in 1, the text in 2.
@@ -112,7 +43,7 @@ class TableSource:
     kind = "table"
 
     def __init__(
-        self, file: Path, *, root: Path | None = None, columns: Columns | None = None, encoding: str = "utf-8",
+        self, file: Path, *, root: Path | None = None, columns: Columns | None = None, encoding: str = AUTO,
         header: bool = True, outside: bool = False, form: str | None = None,
     ) -> None:  # fmt: skip
         self.file, self.root = file, file.parent if root is None else root
@@ -121,27 +52,42 @@ class TableSource:
         if not header:
             self.columns = replace(self.columns, image=self.columns.image or "1", text=self.columns.text or ("2",))
         # 7 and "7" look the same there: it is the number
-        self._untyped = (form or file.suffix.lower()) in (".csv", ".tsv")
+        self._untyped = (form or file.suffix.lower()) in UNTYPED
+        self._found: str | None = None  # the encoding, once it was found out
 
     def open(self) -> Stream:
-        table = RowFile(self.file, self.encoding, header=self.header, form=self.form)
+        table = RowFile(self.file, self._found or self.encoding, header=self.header, form=self.form)
+        if self.encoding == AUTO:
+            self._found = table.encoding
         if not self.root.is_dir():
             raise RequestError(f"{self.root}: no such folder of images")
         columns = None
         if table.columns is not None:
             if self.header and self._untyped:
                 self._look_for_header(table.columns)
-            columns = self.columns.resolve(table.columns, self.file)
-        notes: list[str] = list(table.notes)
+            columns = self._keeping(self.columns.resolve(table.columns, self.file), table)
+        notes: list[str] = [*table.notes, *([self._said(columns)] if columns else [])]
         items = _Rows(self, table, columns, notes)
         return Stream(iter(items), total=table.total, unit=table.unit, tell=lambda: table.tell(), notes=notes)
 
+    def _said(self, columns: Columns) -> str:
+        encoding = name_of(self._found) if self._found not in (None, AUTO, "utf-8") else None
+        return f"{readable(self.file.name)}: {columns.in_words(encoding)}"
+
+    def _keeping(self, columns: Columns, table: RowFile) -> Columns:
+        """Without those to keep that hold no plain values, where the file says so."""
+        if self.columns.keep is not None or table.plain is None:
+            return columns
+        return replace(columns, keep=tuple(name for name in columns.keep or () if name in table.plain))
+
     def _look_for_header(self, names: list[str]) -> None:
         """Raises:
-        RequestError: the first line holds a picture's path.
+        RequestError: the first line holds a picture's path, or names one and no column of texts.
         """
         for number, cell in enumerate(names, start=1):
-            if is_picture(cell) and len(cell) < 4096 and "\0" not in cell and _exists(self.root, cell):
+            if not (is_picture(cell) and len(cell) < 4096 and "\0" not in cell):
+                continue
+            if _exists(self.root, cell) or not any(known_for(name, TEXT_NAMES) for name in names):
                 other = next((n for n in range(1, len(names) + 1) if n != number), 2)
                 raise RequestError(
                     f"{self.file}: the first line has to name the columns (a header like image,text), and it holds the picture "
@@ -178,12 +124,14 @@ class _Rows:
 
     def __iter__(self) -> Iterator[Item]:
         file = self.source.file
-        for number, row in self.table.rows(self.columns.as_list() if self.columns else None):
+        wanted = [*self.columns.used(), *(self.columns.keep or ())] if self.columns else None
+        for number, row in self.table.rows(wanted):
             if isinstance(row, DataFault):
                 yield row
                 continue
             if self.columns is None:  # JSON: the first row speaks for all
                 self.columns = self.source.columns.resolve(list(row), file)
+                self.notes.append(self.source._said(self.columns))
             try:
                 image, captions = self._row(row, self.columns, number)
             except DataFault as fault:
@@ -208,14 +156,15 @@ class _Rows:
             try:
                 text_id = check_id(row[columns.text_id], columns.text_id) if columns.text_id else self.texts
                 language = read_language(row.get(columns.language) if columns.language else None)
-                yield TextItem(text_id, check_text(text), (image.image_id,), language, file, number, image.origin)
+                own = columns.text_id is None
+                yield TextItem(text_id, check_text(text), (image.image_id,), language, file, number, image.origin, own)
             except DataFault as fault:
                 yield located(fault, file, number, image.image_id)
 
     def _row(self, row: dict[str, Any], columns: Columns, number: int) -> tuple[ImageItem, list[Any]]:
         untyped = self.source._untyped
         assert columns.image is not None, "resolved"
-        for name in columns.as_list():
+        for name in columns.used():
             if name not in row and name not in columns.text[1:]:
                 raise DataFault(f"field {name!r} is missing", mend="Every row needs it.", kind="missing-field")
         content, image_id, origin = self._image(row[columns.image], number)
@@ -233,9 +182,16 @@ class _Rows:
                 )
             if isinstance(row[columns.text_id], str) and untyped:
                 row[columns.text_id] = canonical_id(row[columns.text_id])
-        return ImageItem(
+        image = ImageItem(
             check_id(image_id, "the image's name"), content, self.source.file, number, origin, columns.image_id is None
-        ), captions
+        )
+        others: Iterable[str] = columns.keep or ()
+        if (
+            self.table.columns is None and self.source.columns.keep is None
+        ):  # JSON: a row may have fields the first had not
+            others = [name for name in row if name not in columns.used()]
+        image.columns = kept_columns(row, others) or None
+        return image, captions
 
     def _image(self, value: Any, number: int) -> tuple[bytes | Path, Id, str]:
         """A cell → (bytes or path, id, origin): a path, bytes, a data address, or {"bytes", "path"} as Hugging Face writes it."""

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.annotations import check_id, check_text, parse_json
+from data_tools.columns import kept_columns
 from data_tools.errors import DataFault, RequestError
 from data_tools.items import ImageItem, Item, Stream, TextItem, fingerprint_of, located
 from data_tools.sources.places import readable
 from data_tools.sources.tar_members import LARGEST_MEMBER, Member, TarMembers
-from data_tools.text_files import decode_line
+from data_tools.store.layouts import Value
+from data_tools.text_files import AUTO, decode_text
 from data_tools.walk import ENDINGS
 
 _IMAGES = tuple(ending.removeprefix(".") for ending in ENDINGS)
@@ -64,7 +66,7 @@ class WebDatasetSource:
 
     kind = "webdataset"
 
-    def __init__(self, pattern: str | Path, text_fields: tuple[str, ...] = (), encoding: str = "utf-8") -> None:
+    def __init__(self, pattern: str | Path, text_fields: tuple[str, ...] = (), encoding: str = AUTO) -> None:
         self.pattern, self.text_fields, self.encoding = str(pattern), text_fields or _FIELDS, encoding
 
     def tars(self) -> list[Path]:
@@ -140,7 +142,7 @@ class WebDatasetSource:
         except DataFault as fault:
             yield located(fault, tar, None, readable(sample.key)[:500])
             return
-        image = ImageItem(image_id, sample.parts[images[0]], tar, own_name=True)
+        image = ImageItem(image_id, sample.parts[images[0]], tar, own_name=True, columns=self._others(sample.parts))
         yield image
         try:
             captions, language = self._captions(sample.parts)
@@ -149,9 +151,19 @@ class WebDatasetSource:
             return
         for caption in captions:
             try:
-                yield TextItem(next(numbers), check_text(caption), (image_id,), language, tar, None, image.origin)
+                yield TextItem(next(numbers), check_text(caption), (image_id,), language, tar, None, image.origin, True)
             except DataFault as fault:
                 yield located(fault, tar, None, image_id)
+
+    def _others(self, parts: dict[str, bytes]) -> dict[str, Value] | None:
+        """What else the .json says, to be kept with the picture; a .json that cannot be read is a fault of the captions."""
+        try:
+            row = parse_json(parts.get("json", b"{}")[:_LARGEST_TEXT])
+        except DataFault:
+            return None
+        if not isinstance(row, dict):
+            return None
+        return kept_columns(row, [name for name in row if name not in (*self.text_fields, "language")]) or None
 
     def _captions(self, parts: dict[str, bytes]) -> tuple[list[Any], str | None]:
         for ending in (*_TEXTS, "json"):
@@ -159,7 +171,7 @@ class WebDatasetSource:
                 raise _bad(f"the .{ending} has more than {_LARGEST_TEXT >> 20} MiB", "It holds a caption; shorten it.")
         for ending in _TEXTS:
             if ending in parts:
-                return [decode_line(parts[ending], self.encoding).lstrip("\ufeff").strip()], None
+                return [decode_text(parts[ending], self.encoding).strip()], None
         if "json" in parts:
             row = parse_json(parts["json"])
             name = next((name for name in self.text_fields if isinstance(row, dict) and name in row), None)

@@ -152,7 +152,9 @@ class Shard:
         if self.columns is not None:
             there = self.columns.stat()["entries"] - (self.columns.get(PROGRESS) is not None)
             if there != self.meta["described"]:
-                raise damaged(self.files[-1], f"columns of {there:,} images are there, the store says {self.meta['described']:,}")
+                raise damaged(
+                    self.files[-1], f"columns of {there:,} images are there, the store says {self.meta['described']:,}"
+                )
 
     def identities(self) -> list[Identity]:
         """Of its files as they lie there now.
@@ -211,7 +213,7 @@ class Shard:
             value = self.columns.get(self.layout.image_key(image_id))
         except lmdb.Error as error:
             raise damaged(self.files[-1], f"columns of image {image_id!r} cannot be read ({error})") from None
-        return {} if value is None else kept_columns(value, image_id, self.files[-1])
+        return {} if value is None else kept_columns(bytes(value), image_id, self.files[-1])
 
     def __contains__(self, image_id: Id) -> bool:
         return self.images.get(self.layout.image_key(image_id)) is not None

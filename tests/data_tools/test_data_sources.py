@@ -16,7 +16,7 @@ from data_tools.build import build_store
 from data_tools.errors import DataFault, RequestError
 from data_tools.sources import SourceOptions, open_source
 from data_tools.sources.caption_lines import join_segmented, read_captions
-from data_tools.sources.table import Columns
+from data_tools.sources.column_names import Columns
 from data_tools.store import open_store
 from tests.data_tools.samples import picture
 
@@ -116,12 +116,13 @@ def test_faults_of_a_table_are_named_by_line(tmp_path, rows: str, kind: str, lin
     assert (caught.value.kind, caught.value.line) == (kind, line) and "text.csv" in caught.value.file
 
 
-def test_a_gbk_table_is_named_and_read_when_told(tmp_path) -> None:
+def test_a_gbk_table_is_named_where_utf_8_was_told(tmp_path) -> None:
     photos(tmp_path, "a.jpg")
     (tmp_path / "t.csv").write_bytes("image,text\na.jpg,一只狗在跑\na.jpg,ascii\n".encode("gb18030"))
     with pytest.raises(DataFault, match=r"t.csv:2: the line is not UTF-8 \(it reads as GBK: 'a.jpg,一只狗在跑"):
-        taken("table", tmp_path / "t.csv", tmp_path / "s")
-    assert taken("table", tmp_path / "t.csv", tmp_path / "s", on_error="skip") == [("a.jpg", 1, "ascii")]
+        taken("table", tmp_path / "t.csv", tmp_path / "s", SourceOptions(encoding="utf-8"))
+    told = SourceOptions(encoding="utf-8")
+    assert taken("table", tmp_path / "t.csv", tmp_path / "s", told, on_error="skip") == [("a.jpg", 1, "ascii")]
     options = SourceOptions(encoding="gb18030")
     assert [text for _, _, text in taken("table", tmp_path / "t.csv", tmp_path / "s", options)] == [
         "一只狗在跑",

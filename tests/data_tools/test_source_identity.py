@@ -19,7 +19,7 @@ from data_tools import build as building
 from data_tools.build import build_split, build_store
 from data_tools.errors import DataFault, RequestError
 from data_tools.sources import SourceOptions, open_source
-from data_tools.sources.table import Columns
+from data_tools.sources.column_names import Columns
 from data_tools.store import environments, open_store
 from tests.data_tools.samples import picture, write_official
 

@@ -12,7 +12,7 @@ import pytest
 from data_tools.build import build_store
 from data_tools.errors import DataFault, RequestError, UserError
 from data_tools.sources import SourceOptions, open_source
-from data_tools.sources.table import Columns
+from data_tools.sources.column_names import Columns
 from data_tools.store import open_store
 from data_tools.text_files import TextFile
 from tests.data_tools.samples import picture
@@ -127,7 +127,7 @@ def test_what_is_said(folder, name: str, data: bytes, says: str) -> None:
         pytest.importorskip("pyarrow")
     (folder / name).write_bytes(data)
     with pytest.raises(UserError, match=says):
-        taken("table", folder / name)
+        taken("table", folder / name, SourceOptions(encoding="utf-8" if "encoding" in says else "auto"))
 
 
 def test_an_encoding_is_obeyed_everywhere_or_refused(folder) -> None:
@@ -136,7 +136,7 @@ def test_an_encoding_is_obeyed_everywhere_or_refused(folder) -> None:
     for number in range(1, 12):
         (folder / f"{number}.jpg").unlink()
     with pytest.raises(DataFault, match="Add --encoding gb18030"):
-        taken("folder", folder)
+        taken("folder", folder, SourceOptions(encoding="utf-8"))
     assert taken("folder", folder, gbk) == ["红"]
     (folder / "0.txt").write_bytes("红".encode("utf-16"))
     assert taken("folder", folder) == ["红"]
@@ -148,18 +148,18 @@ def test_an_encoding_is_obeyed_everywhere_or_refused(folder) -> None:
     for kind in ("official", "muge", "flickr8k-cn"):
         with pytest.raises(RequestError, match="--encoding means nothing"):
             open_source(kind, str(folder), gbk)
-    (folder / "t.json").write_text("[]")
+    (folder / "t.parquet").write_text("[]")
     for encoding, says in (
         ("gb18030", "--encoding means nothing"),
         ("klingon", "not known"),
         ("base64", "not known"),
         ("a\0b", "not known"),
     ):
-        file = "t.json" if encoding == "gb18030" else "captions.txt"
+        file = "t.parquet" if encoding == "gb18030" else "captions.txt"
         with pytest.raises(RequestError, match=says):
             taken(
-                "table" if file == "t.json" else "folder",
-                folder / file if file == "t.json" else folder,
+                "table" if file == "t.parquet" else "folder",
+                folder / file if file == "t.parquet" else folder,
                 SourceOptions(encoding=encoding),
             )
 

@@ -1,0 +1,116 @@
+"""Columns kept with a picture beside its texts: which values are kept, and conditions on them (`--where 类目=女装`)."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data_tools.errors import RequestError
+from data_tools.store.layouts import Value, is_text
+
+LONGEST = 4096  # characters of a value; what is longer is no fact about a picture
+_CONDITION = re.compile(r"(?P<name>[^=<>]+?)\s*(?P<sign><=|>=|=|<|>)\s*(?P<value>.*)", re.DOTALL)
+
+
+def plain_value(value: Any) -> Value | None:
+    """A cell as it is kept: text without blanks around it, a number, yes or no, a date as text; None: nothing to keep."""
+    if isinstance(value, (bool, float)):
+        return value if math.isfinite(value) else None
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**63 else None
+    if hasattr(value, "isoformat"):
+        return str(value.isoformat())
+    if isinstance(value, str):
+        value = value.strip()
+        return value if value and len(value) <= LONGEST and is_text(value) and "\0" not in value else None
+    return None
+
+
+def kept_columns(row: Mapping[str, Any], names: Iterable[str]) -> dict[str, Value]:
+    """Those of `names` that a row says something of."""
+    found = ((name, plain_value(row.get(name))) for name in names)
+    return {name: value for name, value in found if value is not None}
+
+
+def shown(columns: Mapping[str, Value]) -> str:
+    """For people, on one line: ``类目 女装 · 价格 99``."""
+    return " · ".join(f"{name} {value}" for name, value in columns.items())
+
+
+@dataclass(frozen=True)
+class Condition:
+    """``name = value`` on the text of a value; ``<``, ``<=``, ``>``, ``>=`` on its number."""
+
+    name: str
+    sign: str
+    value: str
+
+    def holds(self, columns: Mapping[str, Value]) -> bool:
+        value = columns.get(self.name)
+        if value is None:
+            return False
+        if self.sign == "=":
+            return str(value) == self.value or _number(value) == _number(self.value) is not None
+        own, limit = _number(value), _number(self.value)
+        if own is None or limit is None:
+            return False
+        return {"<": own < limit, "<=": own <= limit, ">": own > limit, ">=": own >= limit}[self.sign]
+
+
+def _number(value: Value) -> float | None:
+    try:
+        number = float(str(value).replace(",", "").lstrip("¥￥$"))
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+class Where:
+    """Conditions that must all hold; several ``=`` on one column: one of them."""
+
+    def __init__(self, conditions: Sequence[Condition] = ()) -> None:
+        self.conditions = tuple(conditions)
+
+    def __bool__(self) -> bool:
+        return bool(self.conditions)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{one.name}{one.sign}{one.value}" for one in self.conditions)
+
+    def holds(self, columns: Mapping[str, Value]) -> bool:
+        equal: dict[str, bool] = {}
+        for condition in self.conditions:
+            if condition.sign == "=":
+                equal[condition.name] = equal.get(condition.name, False) or condition.holds(columns)
+            elif not condition.holds(columns):
+                return False
+        return all(equal.values())
+
+    def check(self, names: Sequence[str], place: object) -> None:
+        """Raises:
+        RequestError: a column is none of `names`; the nearest is said.
+        """
+        for condition in self.conditions:
+            if condition.name not in names:
+                near = difflib.get_close_matches(condition.name, names, 1)
+                there = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names) or 'none'}"
+                raise RequestError(f"{place} keeps no column {condition.name!r}; {there}")
+
+
+def parse_where(given: Sequence[str]) -> Where:
+    """``类目=女装``, ``价格<100``.
+
+    Raises:
+        RequestError: one is no condition.
+    """
+    conditions = []
+    for text in given:
+        found = _CONDITION.fullmatch(text.strip())
+        if found is None or (found["sign"] != "=" and _number(found["value"]) is None):
+            raise RequestError(f"--where {text!r} is no condition; write it like 类目=女装 or '价格<100'")
+        conditions.append(Condition(found["name"].strip(), found["sign"], found["value"].strip()))
+    return Where(conditions)

@@ -1,0 +1,179 @@
+"""A store as a source: what is in it, as it is, all of it or a part; and a store with another source behind it."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_tools.errors import DataFault
+from data_tools.items import ImageItem, Item, Source, Stream, TextItem, content_origin
+from data_tools.sources.joined import Joined
+from data_tools.store import Id, Pair, PairStore, open_store
+
+_NUMBERS = "image_ids.tsv"
+
+
+class StoreSource:
+    """Pictures in stored order, then pairs, then texts without picture. Pictures go in as they are.
+
+    Args:
+        keep: whether a picture (by its id here, and what is kept of it) is taken; pairs follow their pictures.
+        keep_pair: whether a pair is. lone: whether texts without picture are taken.
+        part: what `keep` and `keep_pair` choose, for whoever asks whether a build is still the same.
+    """
+
+    kind = "store"
+
+    def __init__(
+        self, path: Path, *, keep: Callable[[Id], bool] | None = None, keep_pair: Callable[[Pair], bool] | None = None,
+        lone: bool = True, part: Any = None,
+    ) -> None:  # fmt: skip
+        self.path, self.keep, self.keep_pair, self.lone, self.part = path, keep, keep_pair, lone, part
+        self._words = _words(path)
+
+    def name(self, image_id: Id) -> Id:
+        """Its id in the source the store was built from: the official layout numbers images that have words for ids."""
+        return self._words.get(image_id, image_id)
+
+    def open(self) -> Stream:
+        store = open_store(self.path)
+        done = [0]
+        total = store.image_count + len(store) + len(store.lone_texts)
+        return Stream(self._items(store, done), total, "item", lambda: done[0])
+
+    def _items(self, store: PairStore, done: list[int]) -> Iterator[Item]:
+        keep = self.keep
+        try:
+            for image_id in store.image_ids:
+                done[0] += 1
+                if keep is None or keep(image_id):
+                    data, columns = store.image(image_id), store.columns_of(image_id)
+                    yield ImageItem(self.name(image_id), data, self.path, columns=columns or None, ready=True)
+            for pair in store.pairs():
+                done[0] += 1
+                if (keep is None or keep(pair.image_id)) and (self.keep_pair is None or self.keep_pair(pair)):
+                    yield TextItem(pair.text_id, pair.text, (self.name(pair.image_id),), pair.language, self.path)
+            for text_id, text, language in store.lone_texts if self.lone else ():
+                done[0] += 1
+                yield TextItem(text_id, text, (), language, self.path)
+        finally:
+            store.close()  # it may be replaced by what is made of it
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"store": [str(self.path.resolve()), open_store(self.path).generation], "part": self.part}
+
+    def expected(self) -> dict[str, int]:
+        return {}
+
+
+def _words(path: Path) -> dict[Id, str]:
+    file = path / _NUMBERS
+    if not file.is_file():
+        return {}
+    rows = (line.rstrip("\n").split("\t", 1) for line in file.open(encoding="utf-8", newline="\n"))
+    return {int(number): word for number, word in rows}
+
+
+class Appended:
+    """`old`, and behind it what `new` has beyond it.
+
+    A picture of a known name is the same one where its bytes are, once prepared as `prepare` does it; else it is another
+    of that name. What stands there already (the same text on the same picture) is counted and passed over.
+    """
+
+    kind = "append"
+
+    def __init__(self, old: StoreSource, new: Source, prepare: Callable[[ImageItem], bytes | DataFault]) -> None:
+        self.old, self.new, self.prepare = old, new, prepare
+
+    def open(self) -> Stream:
+        before, after = self.old.open(), self.new.open()
+        done, notes = [0], list(after.notes)
+        known_total = after.total if after.unit == "item" else None
+        total = None if known_total is None else (before.total or 0) + known_total
+        return Stream(self._items(before, done, notes), total, "item", lambda: done[0], notes)
+
+    def _items(self, before: Stream, done: list[int], notes: list[str]) -> Iterator[Item]:
+        seen, most = array("Q"), 0
+        for item in before.items:
+            done[0] += 1
+            if isinstance(item, TextItem):
+                seen.extend(_key(image_id, item.text) for image_id in item.image_ids or (None,))
+                most = max(most, item.text_id) if isinstance(item.text_id, int) else most
+            yield item
+        store, again = open_store(self.old.path), 0
+        try:
+            known = _Known(store, self.old, self.prepare, np.unique(np.frombuffer(seen, np.uint64)))
+            stream = Joined([self.new], most).open()
+            for item in stream.items:
+                done[0] += 1
+                if isinstance(item, ImageItem):
+                    item = known.image(item)
+                elif isinstance(item, TextItem):
+                    item, there = known.text(item)
+                    if there:
+                        again += 1
+                        continue
+                yield item
+        finally:
+            store.close()
+        notes[:] = stream.notes
+        if again:
+            notes.append(f"{again:,} texts stand there already on the same picture")
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"old": self.old.fingerprint(), "parts": [{"source": self.new.kind, **self.new.fingerprint()}]}
+
+    def expected(self) -> dict[str, int]:
+        return {}
+
+
+class _Known:
+    """What of the new items is in the old store."""
+
+    def __init__(
+        self, store: PairStore, old: StoreSource, prepare: Callable[[ImageItem], bytes | DataFault], texts: np.ndarray
+    ) -> None:
+        self.store, self.prepare, self.texts = store, prepare, texts
+        self.there = {old.name(image_id): image_id for image_id in store.image_ids}
+        self.origins: dict[
+            tuple[Id, str | None], tuple[str, bool]
+        ] = {}  # → of its bytes, and whether they are the old ones
+
+    def image(self, item: ImageItem) -> ImageItem:
+        if item.image_id not in self.there:
+            return item
+        asked = item.image_id, item.origin
+        if asked not in self.origins:
+            data = self.prepare(item)
+            if isinstance(data, DataFault):
+                return item
+            stored = self.store.image(self.there[item.image_id])
+            # What the store has was prepared before: its own bytes are its origin.
+            self.origins[asked] = content_origin(data), data == stored
+        return replace(item, origin=self.origins[asked][0])
+
+    def text(self, item: TextItem) -> tuple[TextItem, bool]:
+        """The item as it refers to its image now, and whether it stands there already."""
+        if not item.image_ids:
+            return item, self._has(None, item.text)
+        if item.origin is None:
+            known = [image_id in self.there and self._has(image_id, item.text) for image_id in item.image_ids]
+            return item, all(known)
+        origin, same = self.origins.get((item.image_ids[0], item.origin), (item.origin, False))
+        return replace(item, origin=origin), same and self._has(item.image_ids[0], item.text)
+
+    def _has(self, image_id: Id | None, text: str) -> bool:
+        key = np.uint64(_key(image_id, text))
+        at = int(np.searchsorted(self.texts, key))
+        return at < len(self.texts) and self.texts[at] == key
+
+
+def _key(image_id: Id | None, text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{image_id!r}\0{text}".encode(), digest_size=8).digest(), "little")

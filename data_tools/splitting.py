@@ -1,0 +1,216 @@
+"""One import into several stores: pictures are dealt over the splits, like ones together, texts follow their pictures.
+
+Everything is imported once into a store beside the output; its pictures are compared (`alike`), dealt, and each split is
+built from it. With stores that are there already (`--append`) a picture like one of theirs goes where that one is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_tools import alike
+from data_tools.build import BuildReport, build_store
+from data_tools.errors import DataFault, RequestError
+from data_tools.faults import FILE_NAME
+from data_tools.items import Source
+from data_tools.pictures import PIXEL_LIMIT
+from data_tools.preparation import Preparation
+from data_tools.scratch import Scratch, real_place
+from data_tools.sources.joined import Joined
+from data_tools.sources.stored import Appended, StoreSource
+from data_tools.store import Id, PairStore, open_store
+
+NAMES = ("train", "valid", "test")
+_WORDS = {"validation": "valid", "val": "valid", "dev": "valid", "restval": "train", "training": "train", "testing": "test",
+          "训练": "train", "训练集": "train", "验证": "valid", "验证集": "valid", "测试": "test", "测试集": "test"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How much of the pictures each split gets: ``0.8,0.1,0.1`` is train, valid, test; ``train=0.9,test=0.1`` names them."""
+
+    parts: Mapping[str, float]
+    seed: int = 0
+
+    @classmethod
+    def parse(cls, given: str, seed: int = 0) -> Shares:
+        """Raises:
+        RequestError: no shares, or they do not add up to 1.
+        """
+        words = [word.strip() for word in given.split(",") if word.strip()]
+        try:
+            named = ["=" in word for word in words]
+            if not 2 <= len(words) or (not any(named) and len(words) > len(NAMES)) or any(named) != all(named):
+                raise ValueError
+            pairs = [word.split("=", 1) for word in words] if any(named) else list(zip(NAMES, words, strict=False))
+            parts = {name.strip(): float(share) for name, share in pairs}
+            if len(parts) < len(words) or any(not 0 < share < 1 for share in parts.values()):
+                raise ValueError
+        except ValueError:
+            raise RequestError(
+                f"--split {given!r}: write 0.9,0.1 (train, valid), 0.8,0.1,0.1 (train, valid, test) or train=0.9,test=0.1"
+            ) from None
+        if abs(sum(parts.values()) - 1) > 1e-6:
+            raise RequestError(f"--split {given!r}: the shares add up to {sum(parts.values()):g}, not to 1")
+        _check_names(parts)
+        return cls(parts, seed)
+
+
+def _check_names(names: Mapping[str, Any]) -> None:
+    for name in names:
+        if not name or name in (".", "..") or any(mark in name for mark in "/\\\0"):
+            raise RequestError(f"{name!r} is no name of a split; it becomes the name of a folder")
+
+
+def build_splits(
+    source: Source, output: Path, how: Shares | str, *, append: bool = False, layout: str = "plain", shard_size: int | None = None,
+    resume: bool = False, overwrite: bool = False, workers: int = 0, progress: bool = True, **options: Any,
+) -> list[str]:  # fmt: skip
+    """Import `source` into ``output/<split>``.
+
+    Args:
+        how: shares, or the name of a kept column that says each picture's split.
+        append: to the stores that are there; else they must not be, or `overwrite`.
+        options: of `build_store`, for what is read.
+
+    Returns:
+        What was done, in lines for people.
+
+    Raises:
+        RequestError, DataFault, UserError: as `build_store`; or pictures without a split.
+    """
+    scratch = Scratch(real_place(output), "splitting", "importing into these splits")
+    keep = False
+    try:
+        if not resume:
+            scratch.clear()
+        old = _stores_below(output) if append else {}
+        after = max((_largest_number(store) for store in old.values()), default=0)
+        imported = scratch.folder / "all"
+        again = imported.exists() and not resume
+        whole = build_store(Joined([source], after), imported, resume=resume, overwrite=again or resume, workers=workers,
+                            progress=progress, **options)  # fmt: skip
+        store = whole.store
+        lines = [
+            f"{output}: {whole.images:,} images, {whole.texts:,} texts, {whole.pairs:,} pairs in all",
+            *whole.lines()[1:],
+        ]
+        lines = [line.replace(str(imported / FILE_NAME), str(output / "…" / FILE_NAME)) for line in lines]
+        if isinstance(how, Shares):
+            parts, said = _deal(store, old, how, workers, progress)
+            lines.append(said)
+        else:
+            parts = _by_column(store, how)
+        names = list(dict.fromkeys([*(NAMES if isinstance(how, str) else how.parts), *parts.values()]))
+        names = [
+            name for name in names if name in set(parts.values()) or (isinstance(how, Shares) and name in how.parts)
+        ]
+        empty = [name for name in names if name not in set(parts.values()) and name not in old]
+        if empty:
+            raise RequestError(f"{store.image_count:,} pictures are too few: nothing is left for {', '.join(empty)}")
+        faults = [imported / FILE_NAME] if (imported / FILE_NAME).is_file() else []
+        settings = source.fingerprint() | {"split": [how if isinstance(how, str) else [dict(how.parts), how.seed]]}
+        for number, name in enumerate(names):
+            report = _build_part(imported, output / name, name, parts, settings, number == 0, faults if number == 0 else [],
+                                 old.get(name), layout=layout, shard_size=shard_size, resume=resume, overwrite=overwrite,
+                                 progress=progress)  # fmt: skip
+            lines += [line for line in report.lines() if not line.startswith("  read ")]
+        if faults:
+            lines = [line.replace(str(output / "…" / FILE_NAME), str(output / names[0] / FILE_NAME)) for line in lines]
+        return lines
+    except KeyboardInterrupt:
+        keep = True
+        raise
+    finally:
+        scratch.release() if keep else scratch.remove()
+
+
+def _build_part(
+    imported: Path, target: Path, name: str, parts: Mapping[Id, str], settings: dict[str, Any], lone: bool, faults: Sequence[Path],
+    old: PairStore | None, **options: Any,
+) -> BuildReport:  # fmt: skip
+    part: Any = StoreSource(imported, keep=lambda image_id: parts[image_id] == name, lone=lone, part=[name, settings])
+    if old is not None:
+        if options["layout"] == "plain" and options["shard_size"] is None:
+            options |= kept_form(old)
+        part = Appended(StoreSource(old.path), part, Preparation(None, PIXEL_LIMIT))
+        options["overwrite"] = True
+    return build_store(part, target, language="detect", faults_before=faults, **options)
+
+
+def kept_form(store: PairStore) -> dict[str, Any]:
+    """Layout and shards of a store, for what is built in its place."""
+    size = None if store.shards == 1 else -(-store.image_count // store.shards)
+    return {"layout": store.layout, "shard_size": size}
+
+
+def _stores_below(output: Path) -> dict[str, PairStore]:
+    if not output.is_dir():
+        return {}
+    return {path.name: open_store(path) for path in sorted(output.iterdir())
+            if (path / "pairs").is_dir() or any(path.glob("shard-*"))}  # fmt: skip
+
+
+def _largest_number(store: PairStore) -> int:
+    return max((text_id for _, text_id, _ in store.texts() if isinstance(text_id, int)), default=0)
+
+
+def _by_column(store: PairStore, column: str) -> dict[Id, str]:
+    if column not in store.columns:
+        there = ", ".join(store.columns) or "none"
+        raise RequestError(f"--split-column {column!r}: no such column; beside picture and text there are {there}")
+    found = {image_id: str(store.columns_of(image_id).get(column, "")).strip() for image_id in store.image_ids}
+    without = [image_id for image_id, name in found.items() if not name]
+    if without:
+        raise DataFault(f"{len(without):,} pictures have no value in column {column!r} (the first: {without[0]!r})",
+                        mend="Fill it, or deal them with --split 0.8,0.1,0.1.", kind="no-split")  # fmt: skip
+    parts = {image_id: _WORDS.get(name.casefold(), name) for image_id, name in found.items()}
+    names = Counter(parts.values())
+    _check_names(names)
+    if len(names) > 20:
+        raise RequestError(f"--split-column {column!r} has {len(names):,} values; it names a split for each picture")
+    return parts
+
+
+def _deal(
+    store: PairStore, old: Mapping[str, PairStore], shares: Shares, workers: int, progress: bool
+) -> tuple[dict[Id, str], str]:
+    """Image id → split, and what is to be said."""
+    found = [alike.hashes_of(one, workers, progress) for one in (*old.values(), store)]
+    groups = alike.group(np.concatenate([one[0] for one in found]), np.concatenate([one[1] for one in found]))
+    contents = np.concatenate([one[1] for one in found])
+    names, fixed, at = list(shares.parts), dict[int, str](), 0
+    for name, one in old.items():
+        for number in groups[at : at + one.image_count].tolist():
+            fixed.setdefault(number, name)
+        at += one.image_count
+    own = groups[at:]
+    drawn = {number: name for number, name in fixed.items()}
+    sizes = Counter(own.tolist())
+    free = [number for number in sizes if number not in fixed]
+    # By content and seed alone: neither names nor the order of rows matter.
+    free.sort(key=lambda number: hashlib.blake2b(f"{shares.seed} {contents[number]}".encode(), digest_size=8).digest())
+    left, total = {name: 0.0 for name in names}, sum(sizes[number] for number in free)
+    for name in names:
+        left[name] = shares.parts[name] * total
+    for number in free:
+        name = max(names, key=lambda name: left[name] / shares.parts[name])
+        drawn[number] = name
+        left[name] -= sizes[number]
+    like = [count for count in sizes.values() if count > 1]
+    said = (
+        f"  {sum(like):,} pictures are like others, in {len(like):,} groups: each group is in one split"
+        if like
+        else "  no two pictures are alike"
+    )
+    pinned = sum(sizes[number] for number in sizes if number in fixed)
+    if old:
+        said += f"; {pinned:,} are like pictures that are there, and go where those are"
+    return {image_id: drawn[number] for image_id, number in zip(store.image_ids, own.tolist(), strict=True)}, said
