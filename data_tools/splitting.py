@@ -183,7 +183,7 @@ def _deal(
     store: PairStore, old: Mapping[str, PairStore], shares: Shares, workers: int, progress: bool
 ) -> tuple[dict[Id, str], str]:
     """Image id → split, and what is to be said."""
-    found = [alike.hashes_of(one, workers, progress) for one in (*old.values(), store)]
+    found = [alike.copies_of(one, workers, progress) for one in (*old.values(), store)]
     groups = alike.group(np.concatenate([one[0] for one in found]), np.concatenate([one[1] for one in found]))
     contents = np.concatenate([one[1] for one in found])
     names, fixed, at = list(shares.parts), dict[int, str](), 0
@@ -193,10 +193,17 @@ def _deal(
         at += one.image_count
     own = groups[at:]
     drawn = {number: name for number, name in fixed.items()}
-    sizes = Counter(own.tolist())
+    sizes, least = Counter(own.tolist()), dict[int, int]()
+    for number, content in zip(own.tolist(), contents[at:].tolist(), strict=True):
+        least[number] = min(content, least.get(number, content))
     free = [number for number in sizes if number not in fixed]
-    # By content and seed alone: neither names nor the order of rows matter.
-    free.sort(key=lambda number: hashlib.blake2b(f"{shares.seed} {contents[number]}".encode(), digest_size=8).digest())
+    # By content and seed alone, so that neither names nor the order of rows matter; crowds first, single pictures even it out.
+    free.sort(
+        key=lambda number: (
+            -sizes[number],
+            hashlib.blake2b(f"{shares.seed} {least[number]}".encode(), digest_size=8).digest(),
+        )
+    )
     left, total = {name: 0.0 for name in names}, sum(sizes[number] for number in free)
     for name in names:
         left[name] = shares.parts[name] * total

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cnclip_ft.commands.building import Building, Threads, comma_list, interruptible, refuse_targets
+from cnclip_ft.commands.data_import import import_
 from cnclip_ft.commands.options import spread
 
 if TYPE_CHECKING:
@@ -17,96 +16,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Build, import, check and look at image-text data.", no_args_is_help=True, rich_markup_mode=None)
 
-Workers = Annotated[int, typer.Option(help="Threads that read, check and re-encode pictures.")]
 Stores = Annotated[list[Path], typer.Argument(metavar="STORE…", help="<dir>/<split>, or a folder of splits.")]
-
-
-@dataclass(frozen=True)
-class Building:
-    """How a store is built: what `build` and `import` share."""
-
-    layout: Annotated[str, typer.Option(help="plain (ours) or official (what cn_clip reads).")] = "plain"
-    shard_size: Annotated[int | None, typer.Option(help="Images a shard; without it the store is in one piece.")] = None
-    max_side: Annotated[int | None, typer.Option(help="Shrink pictures to this longer side, in pixels.")] = None
-    quality: Annotated[
-        int | None, typer.Option(help="Re-encode pictures with this quality, 1 to 100 (85 with --max-side).")
-    ] = None
-    image_format: Annotated[str, typer.Option(help="jpeg or webp, for re-encoded pictures.")] = "jpeg"
-    pixel_limit: Annotated[int | None, typer.Option(help="Refuse pictures of more pixels (179 million).")] = None
-    language: Annotated[str, typer.Option(help="Of texts that do not say: zh, en, mixed, or detect.")] = "detect"
-    on_error: Annotated[
-        str, typer.Option(help="fail: stop at the first fault; skip: list it in faults.jsonl and go on.")
-    ] = "fail"
-    max_faults: Annotated[int, typer.Option(help="With skip: stop above this many.")] = 1000
-    resume: Annotated[bool, typer.Option("--continue", help="Go on with an interrupted build of the same data.")] = (
-        False
-    )
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the stores that are there (stores only).")] = (
-        False
-    )
-    workers: Workers = 0
-
-    def arguments(self) -> dict[str, Any]:
-        """For `build_store`; refused where they make no sense.
-
-        Raises:
-            RequestError: naming the flag.
-        """
-        from data_tools.errors import RequestError
-        from data_tools.language import LANGUAGES
-        from data_tools.pictures import PIXEL_LIMIT, Reencoding
-
-        for name, known in (
-            ("layout", ("plain", "official")),
-            ("on_error", ("fail", "skip")),
-            ("language", (*LANGUAGES, "detect")),
-        ):
-            if getattr(self, name) not in known:
-                raise RequestError(f"{_flag(name)} {getattr(self, name)!r}: one of {', '.join(known)}")
-        for name, least in (("shard_size", 1), ("workers", 0), ("max_faults", 0), ("pixel_limit", 1)):
-            number = getattr(self, name)
-            if number is not None and number < least:
-                raise RequestError(f"{_flag(name)} {number}: at least {least}")
-        reencoding = None
-        if self.max_side is not None or self.quality is not None:
-            reencoding = Reencoding(self.max_side, self.quality, self.image_format)
-        elif self.image_format != "jpeg":
-            raise RequestError("--image-format is for re-encoded pictures; add --max-side or --quality")
-        spoken_for = {"max_side", "quality", "image_format"}
-        given = {name: value for name, value in vars(self).items() if name not in spoken_for}
-        return given | {"reencoding": reencoding, "pixel_limit": self.pixel_limit or PIXEL_LIMIT}
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _comma_list(value: str) -> list[str]:
-    return list(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
-
-
-def _refuse_targets(targets: Iterable[Path], read: list[Path], building: Building, *, inside: bool) -> None:
-    """Every place is free or may be replaced, before the first store is built."""
-    from data_tools.outputs import refuse_overlap
-    from data_tools.store import refuse_place
-
-    for target in targets:
-        refuse_overlap(target, read, inside=inside)
-        if not building.resume:  # what an interrupted build was allowed, going on with it is: that is looked at there
-            refuse_place(target, overwrite=building.overwrite)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Say on Ctrl-C how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo(
-            "stopped; the old store, if there was one, is untouched. The same command with --continue goes on.",
-            err=True,
-        )
-        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -135,104 +45,23 @@ def build(
     from data_tools.sources.official import OfficialSource
 
     folder = folder or data_dir
-    if folder is None or not _comma_list(splits):
+    if folder is None or not comma_list(splits):
         raise RequestError("name the folder and the splits: cnclip-ft data build DIR --splits train,valid")
     options = building.arguments()
-    targets = {split: (output or folder) / split for split in _comma_list(splits)}
+    targets = {split: (output or folder) / split for split in comma_list(splits)}
     for split in targets:
         OfficialSource(folder, split).open()  # all of them are there, before the first is built
     files = [
         file for split in targets for file in vars(OfficialSource(folder, split)).values() if isinstance(file, Path)
     ]
-    _refuse_targets(targets.values(), files, building, inside=False)
+    refuse_targets(targets.values(), files, building, inside=False)
     for split, target in targets.items():
-        with _interruptible():
+        with interruptible():
             report = build_split(folder, split, target, **options)
         typer.echo("\n".join(report.lines()))
 
 
-@app.command("import")
-@spread
-def import_(
-    *,
-    kind: Annotated[
-        str,
-        typer.Argument(
-            metavar="KIND",
-            help="folder, table, imagefolder, webdataset, official, flickr8k-cn, flickr30k-cn, coco-cn or muge (docs/data.md).",
-        ),
-    ],
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="The folder, the table file, or the tars.")],
-    output: Annotated[Path, typer.Option(help="The store; for a source with splits the folder above: OUTPUT/<split>.")],
-    splits: Annotated[str, typer.Option(help="Only these splits, separated by commas.")] = "",
-    captions: Annotated[
-        Path | None, typer.Option(help="folder: the captions file, where it is not found by its name.")
-    ] = None,
-    images: Annotated[Path | None, typer.Option(help="Where the pictures lie, where it is not SOURCE.")] = None,
-    captions_from: Annotated[
-        str, typer.Option(help="flickr8k-cn: zhc, zhb, zhg, zhmtest, enc; coco-cn: written, translated.")
-    ] = "",
-    image_column: Annotated[str | None, typer.Option(help="Column of image paths or bytes.")] = None,
-    text_column: Annotated[
-        list[str] | None, typer.Option(help="Column of captions; may be given several times.")
-    ] = None,
-    image_id_column: Annotated[str | None, typer.Option(help="Column of image ids; default: the path.")] = None,
-    text_id_column: Annotated[str | None, typer.Option(help="Column of text ids; default: numbered.")] = None,
-    language_column: Annotated[str | None, typer.Option(help="Column of languages.")] = None,
-    encoding: Annotated[str, typer.Option(help="Of text files (tables, captions), for example gb18030.")] = "utf-8",
-    header: Annotated[
-        bool,
-        typer.Option(
-            "--header/--no-header",
-            help="Whether the first row of a CSV or TSV names the columns; else they are 1, 2, ….",
-        ),
-    ] = True,
-    allow_outside: Annotated[
-        bool, typer.Option("--allow-outside", help="Take pictures that names or links find outside of the folder.")
-    ] = False,
-    building: Building,
-) -> None:
-    """Build a store from what you have.
-
-    Example: cnclip-ft data import folder PHOTOS --output DIR/train
-
-    Example: cnclip-ft data import table pairs.csv --images PHOTOS --image-column file --text-column caption --output DIR/train
-
-    Example: cnclip-ft data import coco-cn coco-cn-version1805v1.1 --images MSCOCO --output coco-cn
-    """
-    from data_tools.build import build_store
-    from data_tools.errors import RequestError
-    from data_tools.sources import SourceOptions, open_source
-    from data_tools.sources.column_names import Columns
-
-    options = building.arguments()
-    columns = Columns(image_column, tuple(text_column or ()), image_id_column, text_id_column, language_column)
-    found = open_source(
-        kind,
-        source,
-        SourceOptions(captions, images, tuple(_comma_list(captions_from)), columns, encoding, header, allow_outside),
-    )
-    wanted = _comma_list(splits) or list(found)
-    for split in wanted:
-        if split not in found:
-            named = ", ".join(name for name in found if name)
-            raise RequestError(f"--splits {split}: {source} has {named or 'no splits'}")
-    if not splits and kind in ("flickr30k-cn", "muge"):  # a distribution may have been fetched in part
-        files = {split: getattr(found[split], "images", None) for split in wanted}
-        wanted = [split for split, file in files.items() if file is None or file.is_file()] or wanted
-    for split in wanted:
-        found[split].open()
-    targets = {split: output / split if split else output for split in wanted}
-    read = [Path(place) for place in (source, images, captions) if place is not None]
-    # Where the official files lie, their stores may lie as well; a table's pictures may be anywhere below it.
-    beside = kind in ("official", "muge", "flickr30k-cn") or (
-        images is not None and Path(source).is_relative_to(images)
-    )
-    _refuse_targets(targets.values(), read, building, inside=not beside)
-    for split, target in targets.items():
-        with _interruptible():
-            report = build_store(found[split], target, **options)
-        typer.echo("\n".join(report.lines()))
+app.command("import")(import_)
 
 
 def _open_splits(places: list[Path]) -> dict[str, PairStore]:
@@ -263,7 +92,7 @@ def check(
     context_length: Annotated[int, typer.Option(help="Tokens a caption may have.")] = 52,
     vocabulary: Annotated[Path | None, typer.Option(help="Another vocab.txt than the packaged one.")] = None,
     decode: Annotated[bool, typer.Option(help="Decode every picture, or read the headers only.")] = True,
-    workers: Workers = 2,
+    workers: Threads = 2,
 ) -> None:
     """Say what is in the data and what would hurt training; exit 1 if something would.
 

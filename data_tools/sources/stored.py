@@ -15,6 +15,7 @@ from data_tools.errors import DataFault
 from data_tools.items import ImageItem, Item, Source, Stream, TextItem, content_origin
 from data_tools.sources.joined import Joined
 from data_tools.store import Id, Pair, PairStore, open_store
+from data_tools.store.writer import beside
 
 _NUMBERS = "image_ids.tsv"
 
@@ -166,8 +167,11 @@ class _Known:
         if item.origin is None:
             known = [image_id in self.there and self._has(image_id, item.text) for image_id in item.image_ids]
             return item, all(known)
-        origin, same = self.origins.get((item.image_ids[0], item.origin), (item.origin, False))
-        return replace(item, origin=origin), same and self._has(item.image_ids[0], item.text)
+        image_id = item.image_ids[0]
+        if (image_id, item.origin) not in self.origins:
+            return item, False
+        origin, same = self.origins[image_id, item.origin]
+        return replace(item, origin=origin), self._has(image_id if same else beside(image_id, origin), item.text)
 
     def _has(self, image_id: Id | None, text: str) -> bool:
         key = np.uint64(_key(image_id, text))

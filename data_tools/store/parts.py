@@ -106,6 +106,8 @@ class Parts:
                 self._pairs[number] = Part(self._shard(number) / "pairs", self.layout)
             if (self._shard(number) / COLUMNS).exists():
                 self._columns[number] = Part(self._shard(number) / COLUMNS, self.layout)
+                if number < len(found) - 1:  # complete: what comes again of it is known by its position
+                    self._columns[number].close()
 
     def _shard(self, number: int) -> Path:
         return self.folder if self.shard_size is None else self.folder / SHARD.format(number)

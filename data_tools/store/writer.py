@@ -123,7 +123,7 @@ class StoreWriter:
         known = self._seen.image(image_id)
         if known is None or known.item == item or known.origin == origin_hash(origin):
             return image_id
-        return _beside(image_id, origin)
+        return beside(image_id, origin)
 
     def wrote_image(self, image_id: Id, item: int) -> bool:
         """Whether this very item was written, by the interrupted build, as `image_id`."""
@@ -281,7 +281,7 @@ class StoreWriter:
             if other is not None and seen is not None:
                 image_id = other
         if seen is not None and origin is not None and seen.origin != origin_hash(origin):
-            image_id = _beside(image_id, origin)
+            image_id = beside(image_id, origin)
             seen = self._seen.image(image_id)
             if seen is None:
                 return DataFault(
@@ -377,7 +377,8 @@ class StoreWriter:
                     file.write(f"{number}\t{image_id}\n")
 
 
-def _beside(image_id: Id, origin: str | None) -> str:
+def beside(image_id: Id, origin: str | None) -> str:
+    """The id of another image of this name: ``<name>~<12 digits of its origin>``."""
     mark = f"~{origin_hash(origin).hex()[:12]}"
     return str(image_id).encode()[: LONGEST_ID - len(mark)].decode("utf-8", "ignore") + mark
 

@@ -81,7 +81,7 @@ def test_a_folder_with_a_text_file_beside_each_image(tmp_path) -> None:
         taken("folder", folder, target)
     (folder / "sub/c.txt").write_bytes("一只狗".encode("gb18030") + b"\n\xff\n")
     with pytest.raises(DataFault, match=r"c.txt:1: the line is not UTF-8 \(it reads as GBK: '一只狗'\)"):
-        taken("folder", folder, target)
+        taken("folder", folder, target, SourceOptions(encoding="utf-8"))
 
 
 def test_a_folder_without_captions_says_what_to_do(tmp_path) -> None:

@@ -1,0 +1,173 @@
+"""`cnclip-ft data import`: pictures and texts as people have them → stores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cnclip_ft.commands.building import Building, comma_list, interruptible, refuse_targets
+from cnclip_ft.commands.options import spread
+
+if TYPE_CHECKING:
+    from data_tools.items import Source
+    from data_tools.splitting import Shares
+
+
+@spread
+def import_(
+    *,
+    kind: Annotated[
+        str,
+        typer.Argument(
+            metavar="KIND",
+            help="folder, table, imagefolder, webdataset, official, flickr8k-cn, flickr30k-cn, coco-cn or muge (docs/data.md).",
+        ),
+    ],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE…",
+            help="The folder, the tables or tars; several of them, or patterns like 'train-*.parquet'.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="The store; for a source with splits the folder above: OUTPUT/<split>.")],
+    splits: Annotated[str, typer.Option(help="Only these splits, separated by commas.")] = "",
+    split: Annotated[
+        str,
+        typer.Option(metavar="SHARES", help="Deal pictures, like ones together: 0.8,0.1,0.1 is train, valid, test."),
+    ] = "",
+    split_column: Annotated[str, typer.Option(metavar="NAME", help="Column that says each picture's split.")] = "",
+    seed: Annotated[int, typer.Option(help="Of --split: the same seed deals the same pictures alike.")] = 0,
+    append: Annotated[bool, typer.Option("--append", help="Add to the stores that are there.")] = False,
+    captions: Annotated[
+        Path | None, typer.Option(help="folder: the captions file, where it is not found by its name.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Where the pictures lie, where it is not SOURCE.")] = None,
+    captions_from: Annotated[
+        str, typer.Option(help="flickr8k-cn: zhc, zhb, zhg, zhmtest, enc; coco-cn: written, translated.")
+    ] = "",
+    image_column: Annotated[str | None, typer.Option(help="Column of image paths or bytes.")] = None,
+    text_column: Annotated[
+        list[str] | None, typer.Option(help="Column of captions; may be given several times.")
+    ] = None,
+    image_id_column: Annotated[str | None, typer.Option(help="Column of image ids; default: the path.")] = None,
+    text_id_column: Annotated[str | None, typer.Option(help="Column of text ids; default: numbered.")] = None,
+    language_column: Annotated[str | None, typer.Option(help="Column of languages.")] = None,
+    keep_columns: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Other columns kept with the picture; 'none'. [default: all]")
+    ] = None,
+    encoding: Annotated[str, typer.Option(help="Of text files, for example gb18030; auto finds it.")] = "auto",
+    header: Annotated[
+        bool,
+        typer.Option(
+            "--header/--no-header",
+            help="Whether the first row of a CSV, TSV or Excel file names the columns; else they are 1, 2, ….",
+        ),
+    ] = True,
+    allow_outside: Annotated[
+        bool, typer.Option("--allow-outside", help="Take pictures that names or links find outside of the folder.")
+    ] = False,
+    building: Building,
+) -> None:
+    """Build a store from what you have.
+
+    Example: cnclip-ft data import folder PHOTOS --output DIR/train
+
+    Example: cnclip-ft data import table goods.xlsx --images PHOTOS --split 0.8,0.1,0.1 --output DIR
+
+    Example: cnclip-ft data import table next-month.csv --images PHOTOS --split 0.8,0.1,0.1 --append --output DIR
+    """
+    from data_tools.errors import RequestError
+    from data_tools.sources import SourceOptions, open_source
+    from data_tools.sources.column_names import Columns
+
+    if append and building.overwrite:
+        raise RequestError("--append adds to the stores that are there, --overwrite replaces them: give one of the two")
+    keep = None if keep_columns is None else tuple(comma_list("" if keep_columns == "none" else keep_columns))
+    columns = Columns(image_column, tuple(text_column or ()), image_id_column, text_id_column, language_column, keep)
+    found = open_source(
+        kind,
+        sources,
+        SourceOptions(captions, images, tuple(comma_list(captions_from)), columns, encoding, header, allow_outside),
+    )
+    read = [Path(place) for place in (*sources, images, captions) if place is not None]
+    # Where the official files lie, their stores may lie as well; a table's pictures may be anywhere below it.
+    beside = kind in ("official", "muge", "flickr30k-cn") or (
+        images is not None and Path(sources[0]).is_relative_to(images)
+    )
+    if split or split_column:
+        how = _how(split, split_column, seed)
+        if list(found) != [""]:
+            raise RequestError(
+                f"{kind} has splits of its own ({', '.join(found)}): leave out --split and --split-column"
+            )
+        _into_splits(found[""], output, how, append, building, read, inside=not beside)
+        return
+    wanted = comma_list(splits) or list(found)
+    for name in wanted:
+        if name not in found:
+            named = ", ".join(name for name in found if name)
+            raise RequestError(f"--splits {name}: {sources[0]} has {named or 'no splits (to deal pictures: --split)'}")
+    if not splits and kind in ("flickr30k-cn", "muge"):  # a distribution may have been fetched in part
+        files = {name: getattr(found[name], "images", None) for name in wanted}
+        wanted = [name for name, file in files.items() if file is None or file.is_file()] or wanted
+    for name in wanted:
+        found[name].open()
+    _into_stores(
+        {output / name if name else output: found[name] for name in wanted}, append, building, read, not beside
+    )
+
+
+def _how(split: str, split_column: str, seed: int) -> Shares | str:
+    from data_tools.errors import RequestError
+    from data_tools.splitting import Shares
+
+    if split and split_column:
+        raise RequestError("--split deals pictures, --split-column reads where they belong: give one of the two")
+    return Shares.parse(split, seed) if split else split_column
+
+
+def _into_splits(
+    source: Source, output: Path, how: Shares | str, append: bool, building: Building, read: list[Path], *, inside: bool
+) -> None:
+    from data_tools.outputs import refuse_overlap
+    from data_tools.splitting import Shares, build_splits
+
+    options = building.arguments()
+    source.open()
+    if isinstance(how, Shares) and not append:
+        refuse_targets([output / name for name in how.parts], read, building, inside=inside)
+    refuse_overlap(output, [place for place in read if place.is_file()], inside=False)
+    with interruptible():
+        lines = build_splits(source, output, how, append=append, **options)
+    typer.echo("\n".join(lines))
+
+
+def _into_stores(sources: dict[Path, Source], append: bool, building: Building, read: list[Path], inside: bool) -> None:
+    from data_tools.build import build_store
+    from data_tools.preparation import Preparation
+    from data_tools.sources.stored import Appended, StoreSource
+    from data_tools.splitting import kept_form
+    from data_tools.store import open_store
+
+    options = building.arguments()
+    appended = [target for target in sources if append and target.exists()]
+    refuse_targets([target for target in sources if target not in appended], read, building, inside=inside)
+    for target, source in sources.items():
+        wishes = dict(options)
+        if target in appended:
+            store = open_store(target)
+            prepare = Preparation(options["reencoding"], options["pixel_limit"])
+            source = Appended(StoreSource(target), source, prepare)
+            wishes |= {"overwrite": True} | (
+                kept_form(store) if building.layout == "plain" and building.shard_size is None else {}
+            )
+            before = len(store)
+            store.close()
+        with interruptible():
+            report = build_store(source, target, **wishes)
+        if target in appended:
+            report.notes.insert(0, f"{report.pairs - before:,} pairs were added to the {before:,} that were there")
+        typer.echo("\n".join(report.lines()))

@@ -1,0 +1,191 @@
+"""Tables as shops and data sets export them: encodings found, Excel, names of columns, tables without a header, other columns kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_tools.build import build_store
+from data_tools.columns import parse_where
+from data_tools.errors import DataFault, RequestError
+from data_tools.sources import SourceOptions, open_source
+from data_tools.sources.column_names import Columns
+from data_tools.store import environments
+from data_tools.text_files import TextFile, decode_text
+from tests.data_tools.samples import picture
+
+HEAD = ["主图", "商品标题", "类目", "价格(元)", "链接"]
+ROWS = [
+    [
+        f"女装/裙子/商品 {n}.jpg",
+        f"红色连衣裙第{n}款",
+        "女装" if n < 4 else "男装",
+        str(90 + n),
+        f"https://x.example/{n}",
+    ]
+    for n in range(6)
+]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch) -> None:
+    monkeypatch.setattr(environments, "_SYNCHRONOUS", False)
+
+
+@pytest.fixture
+def shop(tmp_path) -> Path:
+    for number, (name, *_) in enumerate(ROWS):
+        (tmp_path / "图片" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "图片" / name).write_bytes(picture(number))
+    return tmp_path
+
+
+def table(separator: str = ",", rows: list[list[str]] | None = None) -> str:
+    return "".join(separator.join(row) + "\r\n" for row in [HEAD, *(ROWS if rows is None else rows)])
+
+
+def built(place: Path, target: Path, kind: str = "table", **options):
+    (source,) = open_source(kind, str(place), SourceOptions(**options)).values()
+    return build_store(source, target, overwrite=True, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding", "separator", "said"),
+    [
+        ("a.csv", "utf-8", ",", None), ("a.csv", "utf-8-sig", ",", None), ("a.csv", "gb18030", ",", "GB18030 (GBK)"),
+        ("a.csv", "utf-16", "\t", "UTF-16"), ("a.csv", "utf-16-le", ",", "UTF-16-LE"), ("a.csv", "utf-16-be", ",", "UTF-16-BE"),
+        ("a.tsv", "gb18030", "\t", "GB18030 (GBK)"), ("a.csv", "gb18030", "|", "GB18030 (GBK)"),
+    ],
+)  # fmt: skip
+def test_a_shop_export_is_read_as_it_is(shop, name: str, encoding: str, separator: str, said: str | None) -> None:
+    (shop / name).write_bytes(table(separator).encode(encoding))
+    report = built(shop / name, shop / "s", images=shop / "图片")
+    assert [pair.text for pair in report.store.pairs()] == [row[1] for row in ROWS]
+    assert report.store.columns == ["类目", "价格(元)", "链接"]
+    assert report.store.columns_of(ROWS[4][0]) == dict(zip(HEAD[2:], ROWS[4][2:], strict=True))
+    (line,) = [line for line in report.lines() if "picture from" in line]
+    assert line.startswith(f"  {name}: " + (f"{said}; picture" if said else "picture"))
+    assert "picture from '主图', text from '商品标题'; kept with the picture: 类目, 价格(元), 链接" in line
+
+
+def test_an_excel_file(shop) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    book.active.title = "空表"
+    sheet = book.create_sheet("商品")
+    sheet.append([*HEAD, None])
+    for number, row in enumerate(ROWS):
+        sheet.append([*row[:3], 90.0 + number, None])
+        sheet.append([None] * 5)
+    book.create_sheet("备注").append(["x"])
+    book.save(shop / "商品.xlsx")
+    report = built(shop / "商品.xlsx", shop / "s", images=shop / "图片")
+    assert [pair.text for pair in report.store.pairs()] == [row[1] for row in ROWS]
+    assert report.store.columns_of(ROWS[1][0]) == {"类目": "女装", "价格(元)": "91"}
+    assert "sheet '商品' is read, 1 others are not ('备注')" in "\n".join(report.lines())
+    (shop / "b.xlsx").write_bytes(b"PK nonsense")
+    with pytest.raises(RequestError, match="b.xlsx is not a readable .xlsx"):
+        built(shop / "b.xlsx", shop / "s")
+    (shop / "b.xls").write_bytes(b"")
+    with pytest.raises(RequestError, match="save it as .xlsx or CSV"):
+        built(shop / "b.xls", shop / "s")
+
+
+def test_a_file_of_no_known_encoding_is_refused_with_line_and_byte(shop) -> None:
+    (shop / "a.csv").write_bytes("image,text\nx.jpg,d\xe9j\xe0 vu\n".encode("latin-1"))
+    with pytest.raises(DataFault, match=r"a.csv:2: the line is not UTF-8 \(it reads as GBK|byte 8 is 0xe9"):
+        built(shop / "a.csv", shop / "s")
+    # One bad line does not turn the others into something else.
+    good = "".join(f"第{n}行的文字\n" for n in range(40))
+    for encoding in ("utf-8", "gb18030"):
+        (shop / "t.txt").write_bytes(good.encode(encoding) + b"\xff\xfe\x80\n")
+        with TextFile(shop / "t.txt", "auto") as text:
+            found = [line for _, line in text.lines()]
+        assert (text.found, found[:40]) == (encoding, good.splitlines()) and isinstance(found[40], DataFault)
+        assert "byte 1 is 0xff" in str(found[40])
+    for word in ("联通", "红", "café", "naïve Straße"):
+        assert decode_text(word.encode(), "auto") == word
+    assert decode_text("红色 dress 连衣裙".encode("gbk"), "auto") == "红色 dress 连衣裙"
+
+
+@pytest.mark.parametrize(
+    ("image", "text"),
+    [
+        ("图片", "标题"), ("商品主图", "商品名称"), ("图片链接", "宝贝标题"), ("图片路径", "描述"), ("* 主图URL（必填）", "商品 标题"),
+        ("Image Path", "Product Name"), ("image_url", "Title"),
+    ],
+)  # fmt: skip
+def test_names_of_columns(shop, image: str, text: str) -> None:
+    (shop / "a.csv").write_text(f"编号,{text},{image}\n7,一只狗,{ROWS[0][0]}\n", encoding="utf-8")
+    report = built(shop / "a.csv", shop / "s", images=shop / "图片")
+    assert report.store[0].text == "一只狗" and report.store.columns_of(ROWS[0][0]) == {"编号": "7"}
+
+
+def test_a_path_goes_before_a_link_and_a_link_finds_its_file(shop) -> None:
+    (shop / "图片" / "a b.jpg").write_bytes(picture(1))
+    head = "图片链接,图片路径,标题,描述"
+    (shop / "a.csv").write_text(f"{head}\nhttps://x.example/1.jpg,a b.jpg,短,长\n", encoding="utf-8")
+    store = built(shop / "a.csv", shop / "s", images=shop / "图片").store
+    assert store[0].text == "短" and store.columns_of("a b.jpg") == {
+        "图片链接": "https://x.example/1.jpg",
+        "描述": "长",
+    }
+    (shop / "b.csv").write_text("图片链接,标题\nhttps://x.example/i/a%20b.jpg?w=9,短\n", encoding="utf-8")
+    assert built(shop / "b.csv", shop / "s", images=shop / "图片").store.image_ids == ["a b.jpg"]
+    (shop / "b.csv").write_text("图片链接,标题\nhttps://x.example/c.jpg,短\n", encoding="utf-8")
+    with pytest.raises(DataFault, match="Nothing is fetched"):
+        built(shop / "b.csv", shop / "s", images=shop / "图片")
+
+
+def test_a_table_without_header_says_which_flags(shop) -> None:
+    for cells in (f"短,{ROWS[0][0]}", "短,nowhere.jpg"):
+        (shop / "a.csv").write_text(cells + "\n", encoding="utf-8")
+        with pytest.raises(RequestError, match="--no-header --image-column 2 --text-column 1"):
+            built(shop / "a.csv", shop / "s", images=shop / "图片")
+
+
+def test_files_of_data_sets(shop) -> None:
+    folder = shop / "P"
+    folder.mkdir()
+    for number in range(2):
+        (folder / f"{number}.jpg").write_bytes(picture(number))
+    karpathy = {"dataset": "x", "images": [
+        {"filepath": "P", "filename": f"{n}.jpg", "split": ["train", "val"][n], "cocoid": n, "sentences": [{"raw": "Two."}, {"raw": "Men."}]}
+        for n in range(2)]}  # fmt: skip
+    (shop / "dataset.json").write_text(json.dumps(karpathy))
+    store = built(shop / "dataset.json", shop / "s").store
+    assert len(store) == 4 and store.columns_of("P/1.jpg") == {"split": "val", "cocoid": 1}
+    (folder / "results.token").write_text("0.jpg#0\tTwo guys .\n1.jpg#1\tMen .\n")
+    assert [pair.text for pair in built(folder, shop / "s", "folder").store.pairs()] == ["Two guys .", "Men ."]
+    (folder / "results.token").unlink()
+    (folder / "captions.txt").write_text("image_name| comment_number| comment\n0.jpg| 0| Two guys .\n")
+    assert built(folder, shop / "s", "folder").store.columns_of("0.jpg") == {"comment_number": "0"}
+
+
+def test_which_columns_are_kept(shop) -> None:
+    rows = [{"image": ROWS[0][0], "text": "a", "n": 3, "ok": True, "list": [1], "nothing": None, "blank": " ", "long": "x" * 5000},
+            {"image": ROWS[1][0], "text": "b", "later": 0.5}]  # fmt: skip
+    (shop / "a.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    store = built(shop / "a.jsonl", shop / "s", images=shop / "图片").store
+    assert [store.columns_of(row[0]) for row in ROWS[:2]] == [{"n": 3, "ok": True}, {"later": 0.5}]
+    only = Columns(keep=("n",))
+    assert built(shop / "a.jsonl", shop / "s", images=shop / "图片", columns=only).store.columns == ["n"]
+    assert built(shop / "a.jsonl", shop / "s", images=shop / "图片", columns=Columns(keep=())).store.columns == []
+    with pytest.raises(RequestError, match="--keep-column"):
+        built(shop / "a.jsonl", shop / "s", images=shop / "图片", columns=Columns(keep=("m",)))
+
+
+def test_conditions_on_columns() -> None:
+    columns = {"类目": "女装", "价格": "99.0", "n": 3}
+    for given, holds in (
+        (["类目=女装"], True), (["类目=男装"], False), (["类目=男装", "类目=女装"], True), (["价格<100", "n>=3"], True), (["价格>99"], False),
+        (["价格=99"], True), (["名称=x"], False), (["类目<5"], False), ([], True),
+    ):  # fmt: skip
+        assert parse_where(given).holds(columns) is holds, given
+    for wrong in ("类目", "=x", "价格<x", ""):
+        with pytest.raises(RequestError, match="is no condition; write it like"):
+            parse_where([wrong])
+    with pytest.raises(RequestError, match="did you mean '类目'"):
+        parse_where(["类目名=x"]).check(list(columns), "s")
