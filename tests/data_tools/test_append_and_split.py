@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data_tools import alike
+from data_tools import alike, splitting
 from data_tools.build import build_store
 from data_tools.errors import DataFault, RequestError
 from data_tools.pictures import PIXEL_LIMIT, Reencoding
@@ -20,7 +21,7 @@ from data_tools.sources.stored import Appended, StoreSource
 from data_tools.splitting import Shares, build_splits, kept_form
 from data_tools.store import environments, open_store
 from tests.commands.test_data import call
-from tests.data_tools.samples import content
+from tests.data_tools.samples import content, write_official
 
 
 @pytest.fixture(autouse=True)
@@ -205,3 +206,58 @@ def test_flags_that_exclude_one_another(tmp_path) -> None:
     code, out = call(*base, "--split", "train=0.4,a=0.2,b=0.2,c=0.2")
     assert code == 2 and "too few" in out
     assert SourceOptions().encoding == "auto" and not (tmp_path / "d").exists()
+
+
+def test_an_interrupted_split_goes_on(tmp_path, monkeypatch) -> None:
+    table = rows(tmp_path, "a.csv", range(12))
+    how = Shares.parse("0.5,0.5")
+    build_splits(source(table), tmp_path / "wanted", how, progress=False)
+    for stop in ("all", "valid"):  # in the import itself, and in a split
+        with monkeypatch.context() as patch:
+            patch.setattr(splitting, "build_store", _stopping(splitting.build_store, stop))
+            with pytest.raises(KeyboardInterrupt):
+                build_splits(source(table), tmp_path / "d", how, resume=True, progress=False)
+        assert list(tmp_path.glob("cnclip-ft.d.splitting"))
+    build_splits(source(table), tmp_path / "d", how, resume=True, progress=False)
+    for name in ("train", "valid"):
+        assert content(open_store(tmp_path / "d" / name)) == content(open_store(tmp_path / "wanted" / name))
+    assert not list(tmp_path.glob("cnclip-ft*"))
+
+
+def _stopping(build, name: str):
+    def stopped(source, target, **options):
+        if Path(target).name == name:
+            raise KeyboardInterrupt
+        return build(source, target, **options)
+
+    return stopped
+
+
+@pytest.mark.parametrize("kind", ["folder", "table", "imagefolder", "webdataset", "official"])
+def test_a_store_is_never_replaced_unasked(tmp_path, kind: str) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    place, target = folder, tmp_path / "s"
+    if kind == "official":
+        write_official(folder, "train", images=1)
+        target = tmp_path / "s" / "train"
+    elif kind == "webdataset":
+        (folder / "0.jpg").write_bytes(painted(0))
+        (folder / "0.txt").write_text("a")
+        place = folder / "a.tar"
+        with tarfile.open(place, "w") as tar:
+            tar.add(folder / "0.jpg", "0.jpg")
+            tar.add(folder / "0.txt", "0.txt")
+    else:
+        (folder / "0.jpg").write_bytes(painted(0))
+        (folder / "metadata.csv").write_text("file_name,text\n0.jpg,a\n")
+        place = folder / "metadata.csv" if kind == "table" else folder
+    command = ("import", kind, place, "--output", tmp_path / "s")
+    assert call(*command)[0] == 0
+    before = open_store(target).generation
+    code, out = call(*command)
+    assert code == 2 and "replace it with --overwrite" in out and open_store(target).generation == before
+    if kind != "official":
+        code, out = call(*command, "--split", "0.5,0.5", "--output", tmp_path)
+        assert code in (1, 2) and open_store(target).generation == before
+    assert call(*command, "--overwrite")[0] == 0 and open_store(target).generation != before

@@ -85,7 +85,7 @@ def test_a_folder_of_photos_goes_through_the_official_readers(folder, seen) -> N
     assert [pair[:3] for pair in seen[2]["pairs"]] == [[1, 1, "一只猫"], [2, 2, "a dog"]] and list(
         seen[2]["images"]
     ) == ["1", "2"]
-    assert open_store(folder / "photos-store").columns_of(1) == {"price": "9"}  # kept where the official readers do not look
+    assert open_store(folder / "photos-store").columns_of(1) == {"price": "9"}  # where the official readers do not look
     assert (folder / "photos-store" / "image_ids.tsv").read_text("utf-8").splitlines() == ["2\tdog.jpg", "1\t猫.jpg"]
 
 
