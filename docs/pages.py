@@ -1,0 +1,20 @@
+"""What the pages need beyond Markdown: links that work in the repository too, and no warning where none is meant.
+
+A link to the other language or out of ``docs/`` is right where the files are read as they lie. On the pages the language is
+switched above, and what lies outside is no page: such a link becomes its own words.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+_OUT = re.compile(r"\[([^\]]+)\]\(\.\./[^)]*\)")
+_SWITCH = re.compile(r"^\[(?:中文|English)\]\([\w.-]+\.md\)\n+", re.MULTILINE)
+_CHINESE = re.compile(r"\]\(([\w-]+)\.zh-CN\.md(#[^)]*)?\)")
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Markdown as it stands in the repository → as the pages take it."""
+    markdown = _SWITCH.sub("", markdown)
+    return _CHINESE.sub(r"](\1.md\2)", _OUT.sub(r"\1", markdown))
