@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from cnclip_ft.models.dual_encoder import DualEncoder
@@ -48,3 +49,12 @@ def processor_config(model: DualEncoder, image_processor: str, processor: str) -
         "image_mean": list(picture.mean),
         "image_std": list(picture.std),
     } | cropped
+
+
+def drop_patches(patches: torch.Tensor, share: float) -> torch.Tensor:
+    """``[n, patches, width]`` → ``[n, kept, width]``, drawn per picture (arXiv 2212.00794)."""
+    count = patches.shape[1]
+    kept = max(1, round(count * (1 - share)))
+    # Drawn on the CPU generator, so that a replayed step draws the same on every device.
+    order = torch.rand(len(patches), count).argsort(1)[:, :kept].to(patches.device)
+    return patches.gather(1, order[..., None].expand(-1, -1, patches.shape[2]))

@@ -25,18 +25,19 @@ def keep_scale_(layers: nn.Module) -> None:
             nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
 
 
-def sine_positions_(embedding: nn.Embedding) -> None:
+def sine_positions_(embedding: nn.Embedding, others: int = 1) -> None:
     """Sine and cosine waves of row and column for the patches of a square, zero for the class token in front.
 
     They say from the first step which patches are neighbours (arXiv 2205.01580). Kept as they are where the width
     cannot be divided by four.
 
     Args:
-        embedding: weight ``[1 + side², width]``.
+        embedding: weight ``[others + side², width]``.
+        others: positions before those of the patches: the class token's, where there is one.
     """
     count, width = embedding.weight.shape
-    side = round((count - 1) ** 0.5)
-    if width % 4 or side * side != count - 1:
+    side = round((count - others) ** 0.5)
+    if width % 4 or side * side != count - others:
         return
     frequency = 100.0 ** -(torch.arange(width // 4) / (width // 4))
     place = torch.arange(side, dtype=torch.float32)
@@ -46,7 +47,7 @@ def sine_positions_(embedding: nn.Embedding) -> None:
         waves += [angle.sin(), angle.cos()]
     with torch.no_grad():
         embedding.weight.zero_()
-        embedding.weight[1:] = torch.cat(waves, dim=1) * POSITION_SCALE
+        embedding.weight[others:] = torch.cat(waves, dim=1) * POSITION_SCALE
 
 
 def from_recipe(kind: type[Numbers], found: dict[str, Any], side: str) -> Numbers:

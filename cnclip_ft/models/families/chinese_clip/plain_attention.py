@@ -6,6 +6,9 @@ Of the last layer only the token that is read is computed (keys and values still
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 
 HIDDEN = -1e4  # on a score: its softmax is 0 in every precision, and it is a number in float16 too
@@ -21,3 +24,21 @@ def attend(
     if mask is not None:
         scores = scores + mask
     return (scores.softmax(-1) @ v.transpose(1, 2)).transpose(1, 2).flatten(2)
+
+
+def plain_layers(
+    layers: Iterable[Any], hidden: torch.Tensor, *, read: slice = slice(None), mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """transformers' pre-norm layers on ``[batch, tokens, width]``; of the last one the tokens `read` alone come out."""
+    layers = list(layers)
+    for layer in layers:
+        attention, tokens = layer.self_attn, layer.layer_norm1(hidden)
+        queries = tokens
+        if layer is layers[-1]:
+            queries, hidden = tokens[:, read], hidden[:, read]
+        mixed = attend(
+            attention.q_proj(queries), attention.k_proj(tokens), attention.v_proj(tokens), attention.num_heads, mask
+        )
+        hidden = hidden + attention.out_proj(mixed)
+        hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
+    return hidden

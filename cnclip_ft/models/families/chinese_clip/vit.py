@@ -20,8 +20,8 @@ from cnclip_ft.models.families.chinese_clip.numbers import (
     unusual_rule,
     with_picture_rule,
 )
-from cnclip_ft.models.families.chinese_clip.plain_attention import attend
-from cnclip_ft.models.families.parts import new_projection, set_checkpointing
+from cnclip_ft.models.families.chinese_clip.plain_attention import plain_layers
+from cnclip_ft.models.families.parts import drop_patches, new_projection, set_checkpointing
 from cnclip_ft.models.preprocessing import SquarePicture
 from cnclip_ft.models.schema import Layers, PictureRule, Pixels, Share, Small, Width
 
@@ -105,11 +105,7 @@ class ViTTower(ImageTower):
         if not (self.training and self.patch_dropout):
             return model(pixel_values=pixels).pooler_output
         tokens = model.embeddings(pixels)
-        count = tokens.shape[1] - 1
-        kept = max(1, round(count * (1 - self.patch_dropout)))
-        # Drawn on the CPU generator, so that a replayed step draws the same on every device.
-        order = torch.rand(len(tokens), count).argsort(1)[:, :kept].to(tokens.device) + 1
-        patches = tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[2]))
+        patches = drop_patches(tokens[:, 1:], self.patch_dropout)
         hidden = model.pre_layrnorm(torch.cat([tokens[:, :1], patches], dim=1))
         return model.post_layernorm(model.encoder(inputs_embeds=hidden).last_hidden_state[:, 0])
 
@@ -149,15 +145,5 @@ class PlainViT(nn.Module):
         tower = self.tower
         model = tower.vision_model
         hidden = model.pre_layrnorm(model.embeddings(pixels))
-        layers: list[Any] = list(model.encoder.layers)
-        for layer in layers:
-            attention, all_tokens = layer.self_attn, layer.layer_norm1(hidden)
-            read = all_tokens
-            if layer is layers[-1]:
-                read, hidden = all_tokens[:, :1], hidden[:, :1]
-            mixed = attend(
-                attention.q_proj(read), attention.k_proj(all_tokens), attention.v_proj(all_tokens), attention.num_heads
-            )
-            hidden = hidden + attention.out_proj(mixed)
-            hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
+        hidden = plain_layers(model.encoder.layers, hidden, read=slice(1))
         return tower.project(model.post_layernorm(hidden[:, 0]))
