@@ -210,8 +210,9 @@ class TrainRule(Section):
 
 
 class Objective(Section):
-    kind: Literal["contrastive", "sigmoid"] = "contrastive"
-    """Softmax over the batch in both directions, or a sigmoid for every pair."""
+    kind: Literal["contrastive", "sigmoid"] | None = None
+    """Softmax over the batch in both directions, or a sigmoid for every pair; null: the start's own, sigmoid where it brings a
+    bias (SigLIP)."""
     positives: Literal["exclude", "soft", "ignore"] = "exclude"
     """Other pairs of the batch with the same image or text: no negatives, positives too, or negatives all the same."""
     label_smoothing: Share = 0.0

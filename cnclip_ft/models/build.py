@@ -190,6 +190,7 @@ def fill(module: nn.Module, tensors: Tensors, source: str) -> None:
     Raises:
         RequestError: naming what is missing, unexpected or of another shape.
     """
+    tensors = with_scalars(tensors)
     names = file_names(module)
     own = {names[name]: (name, tensor) for name, tensor in module.state_dict().items()}
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
@@ -207,6 +208,14 @@ def fill(module: nn.Module, tensors: Tensors, source: str) -> None:
             )
     _give(module, {full: tensors[name] for name, (full, _) in own.items()})
     _make_buffers(module)
+
+
+def with_scalars(tensors: Tensors) -> Tensors:
+    """Temperature and bias as numbers without dimensions, which some files give one (SigLIP's)."""
+    return {
+        name: tensor.reshape(()) if name in ("logit_scale", "logit_bias") and tensor.numel() == 1 else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def _give(module: nn.Module, state: Tensors) -> None:

@@ -22,6 +22,7 @@ from cnclip_ft.models.build import (
     describe_model,
     file_names,
     resized,
+    with_scalars,
 )
 from cnclip_ft.models.description import checked_description
 from cnclip_ft.models.dual_encoder import DualEncoder
@@ -133,7 +134,8 @@ def file_tensors(model: DualEncoder) -> dict[str, torch.Tensor]:
         place = tensor.untyped_storage().data_ptr()
         tensors[names[name]] = tensor.clone() if place in seen else tensor
         seen.add(place)
-    return tensors
+    shape = family_of(model.text_tower).scalar_shape
+    return tensors | {name: tensors[name].reshape(shape) for name in ("logit_scale", "logit_bias") if name in tensors}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -250,7 +252,7 @@ def saved_state(model: DualEncoder, folder: Path) -> dict[str, torch.Tensor]:
     Raises:
         RequestError: they cannot be read, or are another model's.
     """
-    tensors, own = read_folder(folder).tensors, model.state_dict()
+    tensors, own = with_scalars(read_folder(folder).tensors), model.state_dict()
     if model.logit_bias is not None:  # checkpoints of before did not keep it
         tensors.setdefault("logit_bias", own["logit_bias"])
     names = file_names(model)

@@ -43,7 +43,7 @@ class DualEncoder(nn.Module):
         super().__init__()
         self.image_tower, self.text_tower = image_tower, text_tower
         self.logit_scale = nn.Parameter(torch.tensor(LOGIT_SCALE_START))
-        # A number added to every cosine times temperature; there only where a sigmoid loss has learnt one.
+        # A number added to every cosine times temperature; there only where a sigmoid loss has learnt one (SigLIP).
         self.logit_bias: nn.Parameter | None
         self.register_parameter("logit_bias", None)
         self.tokenizer, self.architecture = tokenizer, architecture
@@ -98,8 +98,12 @@ class DualEncoder(nn.Module):
 
     @torch.no_grad()
     def clamp_logit_scale_(self) -> None:
-        """Keep the temperature in [0, ln 100], as the official code does after every step."""
-        self.logit_scale.clamp_(0, LOGIT_SCALE_LIMIT)
+        """Keep the temperature in [0, ln 100], as the official code does after every step.
+
+        That of a model with a bias is free, as in SigLIP's training (arXiv 2303.15343): published ones lie near ln 117.
+        """
+        if self.logit_bias is None:
+            self.logit_scale.clamp_(0, LOGIT_SCALE_LIMIT)
 
     def set_gradient_checkpointing(self, image: bool, text: bool) -> None:
         self.image_tower.set_gradient_checkpointing(image)

@@ -18,6 +18,8 @@ class Family:
     """What its class there is made of, in words, for towers that do not fit: ``CLIPModel is a ViT with …``."""
     exports: tuple[str, ...] = ("onnx",)
     """Formats its text towers may be exported to, by name."""
+    scalar_shape: tuple[int, ...] = ()
+    """Of temperature and bias in files, as transformers' class has them."""
 
     def transformers_files(self, model: DualEncoder) -> dict[str, dict[str, Any]]:
         """The files of a checkpoint that transformers reads, as JSON by name; of models it does not know, who does."""

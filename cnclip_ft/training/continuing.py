@@ -104,9 +104,13 @@ def refuse_other_recipe(recipe: Recipe, state: dict[str, Any]) -> None:
         RequestError: naming each, as it was and as it is.
     """
     stored = yaml.safe_load(state["recipe"])
-    for stage in stored["stages"].values():  # label_smoothing was once taken and passed over there
-        if stage["objective"]["kind"] == "sigmoid":
+    biased = "logit_bias" in (state["identity"]["model"] if "identity" in state else state["model"])
+    for name, stage in stored["stages"].items():
+        if stage["objective"]["kind"] == "sigmoid":  # label_smoothing was once taken and passed over there
             stage["objective"]["label_smoothing"] = 0.0
+        now = recipe.stages.get(name)
+        if stage["objective"]["kind"] == "contrastive" and now is not None and now.objective.kind is None and not biased:
+            stage["objective"]["kind"] = None  # what recipes without the word once meant, and still do for this model
     try:
         stored = Recipe.model_validate(stored).model_dump(
             mode="json"

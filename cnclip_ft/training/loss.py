@@ -239,6 +239,8 @@ class Objective(ABC):
     positives: Positives = "exclude"
     tile: int | None = field(default=None, kw_only=True)
 
+    kind: ClassVar[str]
+    """Its word in a recipe."""
     biased: ClassVar[bool]
     """Whether the model's bias takes part, and trains."""
 
@@ -276,6 +278,7 @@ class ContrastiveObjective(Objective):
 
     label_smoothing: float = 0.0
 
+    kind: ClassVar[str] = "contrastive"
     biased: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -362,6 +365,7 @@ class SigmoidObjective(Objective):
     bias of −10.
     """
 
+    kind: ClassVar[str] = "sigmoid"
     biased: ClassVar[bool] = True
     initial_logit_scale: ClassVar[float] = 2.302585092994046  # ln 10
     initial_logit_bias: ClassVar[float] = -10.0

@@ -99,7 +99,7 @@ def _stage(context: Context, model: DualEncoder, stage: StagePlan) -> list[str]:
         )
     lines.append(f"    rate {curve(stage)}  warm-up {stage.curve.warmup} steps, then {setting.schedule}")
     lines.append(
-        f"    {setting.objective.kind} objective; other pairs with the same image or text: {setting.objective.positives} "
+        f"    {stage.objective.kind} objective{_whose(model, stage)}; other pairs with the same image or text: {setting.objective.positives} "
         f"({order.expected_repeats():.2f} expected per pair in a random batch, {order.repeats_per_batch():.2f} left per ordered batch)"
     )
     if stage.image_frozen:
@@ -111,6 +111,16 @@ def _stage(context: Context, model: DualEncoder, stage: StagePlan) -> list[str]:
         lines.append(f"    image tower frozen: its features are {said}")
     lines.append(f"    memory per device {estimate(context, stage, model)}")
     return lines
+
+
+def _whose(model: DualEncoder, stage: StagePlan) -> str:
+    """What is to be said of the loss beside its name."""
+    if model.logit_bias is None:
+        return ""
+    if stage.objective.biased:
+        own = "the model's own, " if stage.setting.objective.kind is None else ""
+        return f" ({own}with its temperature and bias as they are)"
+    return " (a softmax does not see the model's logit_bias: it stays as it is, and does not train)"
 
 
 def curve(stage: StagePlan, width: int = 32) -> str:

@@ -18,7 +18,7 @@ from cnclip_ft.training.optimizer import give_bias
 from cnclip_ft.training.progress import Progress, checkpoint_info, verdict
 from cnclip_ft.training.run_state import StateWriter
 from cnclip_ft.training.selection import Selection
-from cnclip_ft.training.stage_plan import MOST_STEPS, StagePlan, make_objective
+from cnclip_ft.training.stage_plan import MOST_STEPS, StagePlan
 from cnclip_ft.training.stop import Stopped, StopRequest
 from cnclip_ft.training.trainer import Trainer
 from cnclip_ft.training.validation import Judgement
@@ -57,7 +57,7 @@ class StageRun:
         self.saved: int | None = None  # step of the newest state
         if start is not None:
             self.selection.begin(start["score"], start["row"])
-            give_bias(model, make_objective(plan.setting))  # so that start and best hold the same tensors
+            give_bias(model, plan.objective)  # so that start and best hold the same tensors
             self.kept.save("start", model, checkpoint_info(context, plan, 0, progress.token, start))
         self.trainer = Trainer(context, plan, model, state)
         if state is not None:

@@ -22,12 +22,14 @@ MOST_STEPS = 10**7 - 1  # of a stage: states are named by stage and step
 class StagePlan:
     """What is known of a stage before it is trained.
 
-    `table` says of every parameter, by its name, whether and how fast it trains; `validate_every` counts steps.
+    `table` says of every parameter, by its name, whether and how fast it trains; `validate_every` counts steps; `objective`
+    goes by the model the run starts with where the recipe leaves it open.
     """
 
     number: int
     name: str
     setting: Stage
+    objective: Objective
     table: tuple[Entry, ...]
     order: BatchOrder
     total: int
@@ -54,7 +56,8 @@ def plan_stage(context: Context, model: DualEncoder, number: int, name: str, set
     Raises:
         RequestError: a setting that cannot work with this model, data or number of devices.
     """
-    table = build_table(model, make_objective(setting), rules_for(setting, context.new_parts))
+    objective = make_objective(name, setting, biased=model.logit_bias is not None)
+    table = build_table(model, objective, rules_for(setting, context.new_parts))
     check_lora(model, table)
     refuse_with_sharding(
         context.sharding, name, precision=context.precision, lora=any(e.lora for e in table),
@@ -82,6 +85,7 @@ def plan_stage(context: Context, model: DualEncoder, number: int, name: str, set
         number=number,
         name=name,
         setting=setting,
+        objective=objective,
         table=tuple(table),
         order=order,
         total=total,
@@ -106,10 +110,19 @@ def trunk_trains(table: Iterable[Entry], tower: str) -> bool:
     return any(e.rate for e in table if e.tower == tower and not e.projection)
 
 
-def make_objective(setting: Stage) -> Objective:
-    """The loss of a stage."""
+def make_objective(name: str, setting: Stage, *, biased: bool) -> Objective:
+    """The loss of a stage; `biased`: the model brings a bias, as one trained with a sigmoid does.
+
+    Raises:
+        RequestError: label smoothing, and the model's own loss has none.
+    """
     wanted = setting.objective
-    if wanted.kind == "sigmoid":
+    if wanted.kind == "sigmoid" or (wanted.kind is None and biased):
+        if wanted.label_smoothing:
+            raise RequestError(
+                f"stages.{name}.objective.label_smoothing spreads the target of a softmax, and this model's own loss, a sigmoid, has "
+                "none: leave label_smoothing out, or set kind: contrastive"
+            )
         return SigmoidObjective(wanted.positives, tile=wanted.tile)
     return ContrastiveObjective(wanted.positives, wanted.label_smoothing, tile=wanted.tile)
 

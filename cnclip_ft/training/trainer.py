@@ -23,7 +23,7 @@ from cnclip_ft.training.lora import add_lora, merged, remove_lora
 from cnclip_ft.training.loss import LossOutput
 from cnclip_ft.training.optimizer import Entry, apply_table, build_optimizer, give_bias
 from cnclip_ft.training.run_state import seed_step
-from cnclip_ft.training.stage_plan import MOST_STEPS, StagePlan, make_objective, trunk_trains
+from cnclip_ft.training.stage_plan import MOST_STEPS, StagePlan, trunk_trains
 from data_tools.errors import UserError
 
 
@@ -44,9 +44,8 @@ class Trainer:
         self.skipped: int = state["skipped"] if state is not None else 0
         # What is drawn for new layers depends on nothing that came before, and is the same on every device.
         seed_step(context.recipe.seed, plan.number, MOST_STEPS + 1, 0)
-        self.objective = make_objective(setting)
         if state is None:
-            give_bias(whole, self.objective)
+            give_bias(whole, plan.objective)
         elif "logit_bias" in state["model"]:
             whole.logit_bias = nn.Parameter(state["model"]["logit_bias"].to(context.device))
         table = _bound(add_lora(whole, list(plan.table)), whole)
@@ -68,7 +67,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=context.precision == "fp16")
         self.average = MovingAverage(self.table, setting.ema) if setting.ema else None
         self.gradient = GradientStep(
-            self.model, self.objective,
+            self.model, plan.objective,
             micro_batch_size=micro_batch_size(context, plan, self.model, self._without_moments()),
             autocast=context.autocast, backward=lambda loss: self.scaler.scale(loss).backward(),
             augment=lambda pixels: augment(pixels, setting.augment), sharding=context.sharding,

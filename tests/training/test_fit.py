@@ -126,7 +126,6 @@ from cnclip_ft.training.fit import micro_batch_size
 from cnclip_ft.training.large_batch import GradientStep
 from cnclip_ft.training.memory import blank_pairs, estimate
 from cnclip_ft.training.optimizer import apply_table, build_optimizer
-from cnclip_ft.training.stage_plan import make_objective
 from tests.training.helpers import planned, tiny_recipe
 def now(what):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(what))
@@ -144,7 +143,7 @@ model.set_gradient_checkpointing(**plan.checkpointing)
 model.train()
 optimizer = build_optimizer(list(plan.table), plan.setting, context.device)
 step = GradientStep(
-    model, make_objective(plan.setting), micro_batch_size=micro_batch_size(context, plan, model, []),
+    model, plan.objective, micro_batch_size=micro_batch_size(context, plan, model, []),
     autocast=context.autocast, backward=lambda loss: loss.backward(),
 )
 numbers = torch.arange(plan.share)
