@@ -1,0 +1,150 @@
+"""SigLIP 2's image tower for pictures in their own shape (NaFlex): transformers' Siglip2VisionModel.
+
+Position embeddings are brought to each picture's grid by antialiased bilinear resampling, as there; here as one product for the
+whole batch: a patch's weights are those of its row times those of its column. That knows no loop over pictures and no waiting
+for the device, and can be written down as a graph.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+from transformers import Siglip2VisionConfig, Siglip2VisionModel
+
+from cnclip_ft.models.families.chinese_clip.plain_attention import HIDDEN, plain_layers
+from cnclip_ft.models.families.siglip.vision import LAYER_KEYS, PooledTower, VisionNumbers
+from cnclip_ft.models.patches import BUDGET, PatchedPicture, Patches
+from data_tools.errors import RequestError
+
+VISION_KEYS = (*LAYER_KEYS, "num_patches")
+
+
+class NaflexVision(VisionNumbers):
+    kind: Literal["siglip2"]
+    num_patches: Annotated[int, Field(ge=1, le=1 << 16)]  # of the grid that has positions: a square
+    max_num_patches: Annotated[int, Field(ge=1, le=1 << 14)] = BUDGET  # of a picture
+    fit: None = None  # always the picture's own shape
+
+    @model_validator(mode="after")
+    def _square(self) -> NaflexVision:
+        if round(self.num_patches**0.5) ** 2 != self.num_patches:
+            raise ValueError(f"num_patches {self.num_patches} is no square")
+        return self
+
+
+class NaflexTower(PooledTower):
+    """Patches in, features out; padding behind a picture's patches is never looked at."""
+
+    kind, schema = "siglip2", NaflexVision
+    can_be_new = False
+    preprocessing: PatchedPicture
+
+    def __init__(self, config: Siglip2VisionConfig, preprocessing: PatchedPicture) -> None:
+        super().__init__()
+        self._take(Siglip2VisionModel(config))
+        self.preprocessing = preprocessing
+
+    @classmethod
+    def described(cls, numbers: dict[str, Any], output_dim: int) -> NaflexTower:
+        config = Siglip2VisionConfig(**{key: value for key, value in numbers.items() if key in VISION_KEYS})
+        rule = {key: numbers[key] for key in ("resample", "mean", "std") if numbers.get(key) is not None}
+        rule |= {key: tuple(rule[key]) for key in ("mean", "std") if key in rule}
+        return cls(config, PatchedPicture(numbers["patch_size"], numbers.get("max_num_patches", BUDGET), **rule))
+
+    @classmethod
+    def resized(cls, numbers: dict[str, Any], tensors: dict[str, torch.Tensor], image_size: int) -> Any:
+        raise RequestError(
+            f"image_size {image_size}: this tower (NaFlex) takes pictures in their own shape, at most "
+            f"{numbers['max_num_patches']} patches of {numbers['patch_size']} pixels. Leave image_size out; in a recipe "
+            "model.max_patches: N is another budget"
+        )
+
+    @classmethod
+    def with_budget(cls, numbers: dict[str, Any], max_patches: int) -> dict[str, Any]:
+        return numbers | {"max_num_patches": max_patches}
+
+    def describe(self) -> dict[str, Any]:
+        picture, usual = self.preprocessing, PatchedPicture()
+        numbers = {key: getattr(self.vision_model.config, key) for key in VISION_KEYS}
+        rule: dict[str, Any] = {} if picture.resample == usual.resample else {"resample": picture.resample}
+        if (picture.mean, picture.std) != (usual.mean, usual.std):
+            rule |= {"mean": list(picture.mean), "std": list(picture.std)}
+        return {"kind": self.kind, "max_num_patches": picture.budget} | numbers | rule
+
+    def embed(self, patches: Patches) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens ``[n, patches, width]``, and bool ``[n, patches]``, true for those of the picture."""
+        own = self.vision_model.embeddings
+        place = torch.arange(patches.values.shape[1], device=patches.grid.device)
+        positions = resampled_positions(own.position_embedding.weight, patches.grid, place)
+        return own.patch_embedding(patches.values) + positions, place < patches.grid.prod(1, keepdim=True)
+
+    def trunk(self, pixels: Patches) -> torch.Tensor:  # type: ignore[override]  # what its preprocessing gives
+        model: Any = self.vision_model
+        if pixels.values.device.type == "cpu" and not torch.compiler.is_compiling():
+            # Elsewhere than on the CPU, counting the patches would wait for the device.
+            pixels = Patches(pixels.values[:, : int(pixels.grid.prod(1).max())], pixels.grid)
+        tokens, real = self.embed(pixels)
+        if self.training and self.patch_dropout:
+            tokens, real = _drop(tokens, real, self.patch_dropout)
+        for layer in model.encoder.layers:
+            tokens = layer(tokens, real[:, None, None])
+        return model.head(model.post_layernorm(tokens), real)
+
+    def graph(self) -> nn.Module:
+        return PlainNaflex(self)
+
+
+def resampled_positions(weight: torch.Tensor, grid: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """``[n, patches, width]``: the position embedding of each patch of each picture.
+
+    Args:
+        weight: ``[side², width]``, of a square of patches.
+        grid: int64 ``[n, 2]``, rows and columns of each picture.
+        place: int64 ``[patches]``, numbers of patches; what is beyond a picture's last one gets some embedding.
+    """
+    side = round(weight.shape[0] ** 0.5)
+    rows, columns = grid[:, :1], grid[:, 1:]
+    across = _weights(place % columns, columns, side)
+    down = _weights(torch.minimum(place // columns, rows - 1), rows, side)
+    return (down[..., None] * across[..., None, :]).flatten(2).to(weight.dtype) @ weight
+
+
+def _weights(place: torch.Tensor, count: torch.Tensor, side: int) -> torch.Tensor:
+    """``[n, patches, side]``: how much each of `side` embeddings counts at `place` ``[n, patches]`` of `count` ``[n, 1]``.
+
+    A triangle around the place, as wide as the embeddings that fall on one patch where they are more, and one embedding else.
+    """
+    step = side / count
+    centre = (place + 0.5) * step
+    embedding = torch.arange(side, device=place.device) + 0.5
+    distance = (embedding - centre[..., None]).abs() / step.clamp(min=1)[..., None]
+    weights = (1 - distance).clamp(min=0)
+    return weights / weights.sum(2, keepdim=True)
+
+
+def _drop(tokens: torch.Tensor, real: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """A share of each picture's own patches left out, drawn per picture."""
+    # Drawn on the CPU generator, so that a replayed step draws the same on every device.
+    draw = torch.rand(real.shape).to(real.device).masked_fill(~real, 2.0)
+    most = max(1, round(real.shape[1] * (1 - share)))
+    kept = (real.sum(1) * (1 - share)).round().clamp(min=1)
+    order = draw.argsort(1)[:, :most]
+    chosen = tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[2]))
+    return chosen, torch.arange(most, device=real.device) < kept[:, None]
+
+
+class PlainNaflex(nn.Module):
+    """`NaflexTower.forward` as a graph: attention as two products and a softmax, the mask one addition."""
+
+    def __init__(self, tower: NaflexTower) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, pixels: Patches) -> torch.Tensor:
+        model: Any = self.tower.vision_model
+        tokens, real = self.tower.embed(pixels)
+        mask = torch.where(real, 0.0, HIDDEN).to(tokens.dtype)[:, None, None]
+        return model.head(model.post_layernorm(plain_layers(model.encoder.layers, tokens, mask=mask)), real)
