@@ -27,6 +27,7 @@ except ImportError:  # Pillow decodes the same pixels, a third slower (extra `fa
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+HALF = (0.5, 0.5, 0.5)
 DECODER = "simplejpeg" if simplejpeg else "pillow"  # they choose their reduced scales differently
 # Since version 13 Pillow resamples down before across where the height shrinks by more than twice as much.
 _PILLOW_TALL_FIRST = int(PIL.__version__.split(".")[0]) >= 13
@@ -83,7 +84,7 @@ class SquarePicture:
         Raises:
             DataFault: it cannot be read or decoded, or is above a limit (`data_tools.pictures`); nothing else.
         """
-        pixels = _whole(source, self.size if reduced else None, pixel_limit)
+        pixels = whole_picture(source, self.size if reduced else None, pixel_limit)
         fitted = crop if self.fit == "crop" else squash
         return fitted(torch.from_numpy(pixels).permute(2, 0, 1), self.size, self.resample)
 
@@ -102,7 +103,7 @@ class SquarePicture:
         }
 
 
-def _whole(source: PictureSource, at_least: int | None, pixel_limit: int) -> np.ndarray:
+def whole_picture(source: PictureSource, at_least: int | None, pixel_limit: int) -> np.ndarray:
     """uint8 ``[h, w, 3]``, upright; a JPEG at a smaller scale where `at_least` is given, no side below it."""
     try:
         if isinstance(source, (np.ndarray, torch.Tensor)):
@@ -167,15 +168,20 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 def squash(pixels: torch.Tensor, size: int, resample: Resample = "bicubic") -> torch.Tensor:
     """uint8 ``[3, h, w]`` → uint8 ``[3, size, size]``, antialiased, within 1/255 of Pillow's."""
+    return stretch(pixels, size, size, resample)
+
+
+def stretch(pixels: torch.Tensor, tall: int, wide: int, resample: Resample) -> torch.Tensor:
+    """uint8 ``[3, h, w]`` → uint8 ``[3, tall, wide]``, antialiased, within 1/255 of Pillow's."""
     height, width = pixels.shape[1:]
-    if (height, width) == (size, size):
+    if (height, width) == (tall, wide):
         return pixels
     # Not `pixels.unsqueeze(0)`: by its strides torch would take it for planes, and lay out what it returns as such.
     batch = pixels.permute(1, 2, 0).unsqueeze(0).permute(0, 3, 1, 2)
-    if _PILLOW_TALL_FIRST and height - size > 2 * max(width - size, 0):
+    if _PILLOW_TALL_FIRST and height - tall > 2 * max(width - wide, 0):
         # Between the two passes values are cut to 0…255, so their order shows (up to 8/255): take Pillow's.
-        batch = _interpolate(batch, (size, width), resample)
-    return _interpolate(batch, (size, size), resample)[0]
+        batch = _interpolate(batch, (tall, width), resample)
+    return _interpolate(batch, (tall, wide), resample)[0]
 
 
 def crop(pixels: torch.Tensor, size: int, resample: Resample = "bicubic") -> torch.Tensor:

@@ -17,6 +17,7 @@ FAMILIES = (
     "cnclip_ft.models.families.clip.family",
     "cnclip_ft.models.families.clip.metaclip_2",
     "cnclip_ft.models.families.altclip.family",
+    "cnclip_ft.models.families.siglip.family",
     "cnclip_ft.models.families.shared",
     "cnclip_ft.models.families.imported",
 )

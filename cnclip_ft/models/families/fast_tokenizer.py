@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 from tokenizers import Tokenizer as Backend
+from tokenizers import normalizers
+from tokenizers.normalizers import Normalizer
 
 from cnclip_ft.models.contract import Tokenizer
 from cnclip_ft.models.families.cleaning import Clean, clean_text
@@ -106,6 +108,11 @@ class FastTokenizer(Tokenizer):
             Rules(kind="transformers", padding=padding, mask=mask, pad_id=pad, end_id=end),
             context_length,
         )
+
+    def normalise_before(self, step: Normalizer) -> None:
+        """Let a text pass `step` before all that the folder's own rules do to it."""
+        own = self._backend.normalizer
+        self._backend.normalizer = normalizers.Sequence([step, *([] if own is None else [own])])
 
     @property
     def name(self) -> str:

@@ -19,6 +19,8 @@ READERS = {
     "clip": "cnclip_ft.models.formats.clip_folders:read_clip",
     "metaclip_2": "cnclip_ft.models.formats.clip_folders:read_metaclip_2",
     "altclip": "cnclip_ft.models.formats.clip_folders:read_altclip",
+    "siglip": "cnclip_ft.models.formats.siglip_folders:read_siglip",
+    "siglip2": "cnclip_ft.models.formats.siglip_folders:read_siglip2",
 }
 Reader = Callable[[Path, dict[str, Any], torch.dtype], Checkpoint]
 

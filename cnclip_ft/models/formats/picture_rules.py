@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cnclip_ft.models.formats.files import read_json
+from cnclip_ft.models.patches import PatchedPicture
 from cnclip_ft.models.preprocessing import PILLOW_FILTERS, Fit, Resample, SquarePicture
 from data_tools.errors import RequestError
 
@@ -28,7 +29,31 @@ def picture_rules(folder: Path, usual: SquarePicture) -> tuple[SquarePicture, li
         RequestError: values that are none.
     """
     file, rules = _processor(folder)
-    rules = {key: value for key, value in rules.items() if value is not None}
+    resample, mean, std, said = _of_any(file, rules, usual)
+    fit, wrong = _fit(file, rules, usual)
+    return SquarePicture(usual.size, fit, mean, std, resample=resample), said + wrong
+
+
+def patch_rules(folder: Path, usual: PatchedPicture) -> tuple[PatchedPicture, list[str]]:
+    """As `picture_rules`, of a folder whose pictures keep their shape (NaFlex).
+
+    Args:
+        usual: what the family's processor does where the folder leaves it open, with the tower's patch.
+    """
+    file, rules = _processor(folder)
+    resample, mean, std, said = _of_any(file, rules, usual)
+    patch, budget = rules.get("patch_size", usual.patch), rules.get("max_num_patches", usual.budget)
+    if patch != usual.patch:
+        said.append(f"{file}: patch_size is {repr(patch)[:60]}; the image tower takes patches of {usual.patch}")
+    if type(budget) is not int or not 1 <= budget <= 1 << 14:
+        raise RequestError(f"{file}: max_num_patches is {repr(budget)[:60]}, expected a whole number from 1 to {1 << 14:,}")
+    return PatchedPicture(usual.patch, budget, mean, std, resample), said
+
+
+def _of_any(
+    file: Path, rules: dict[str, Any], usual: SquarePicture | PatchedPicture
+) -> tuple[Resample, tuple[float, ...], tuple[float, ...], list[str]]:
+    """Filter, mean and deviation, and what is asked for that is not done for any picture."""
     said = [
         f"{file}: {key} is {repr(value)[:60]}, which is not done here"
         for key, value in rules.items()
@@ -43,15 +68,14 @@ def picture_rules(folder: Path, usual: SquarePicture) -> tuple[SquarePicture, li
     ):
         key = "rescale_factor" if rules.get("do_rescale", True) else "do_rescale"
         said.append(f"{file}: {key} is {repr(rules[key])[:60]}; pictures here are divided by 255")
-    fit, wrong = _fit(file, rules, usual)
-    resample, wrong_filter = _resample(file, rules, usual)
+    resample, wrong = _resample(file, rules, usual)
     mean = _colours(file, rules, "image_mean", usual.mean)
     std = _colours(file, rules, "image_std", usual.std)
     if rules.get("do_normalize", True) is False:
         mean, std = (0.0,) * 3, (1.0,) * 3
     if min(std) <= 0:
         raise RequestError(f"{file}: image_std is {repr(rules['image_std'])[:60]}, expected numbers above 0")
-    return SquarePicture(usual.size, fit, mean, std, resample=resample), said + wrong + wrong_filter
+    return resample, mean, std, said + wrong
 
 
 def _fit(file: Path, rules: dict[str, Any], usual: SquarePicture) -> tuple[Fit, list[str]]:
@@ -72,7 +96,7 @@ def _fit(file: Path, rules: dict[str, Any], usual: SquarePicture) -> tuple[Fit, 
     ]
 
 
-def _resample(file: Path, rules: dict[str, Any], usual: SquarePicture) -> tuple[Resample, list[str]]:
+def _resample(file: Path, rules: dict[str, Any], usual: SquarePicture | PatchedPicture) -> tuple[Resample, list[str]]:
     value = rules.get("resample", usual.resample)
     for name, number in PILLOW_FILTERS.items():
         if value in (name, int(number)):
@@ -88,6 +112,12 @@ def _colours(file: Path, rules: dict[str, Any], key: str, usual: tuple[float, ..
 
 
 def _processor(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Where the folder says it, and what it says."""
+    file, found = _processor_file(folder)
+    return file, {key: value for key, value in found.items() if value is not None}
+
+
+def _processor_file(folder: Path) -> tuple[Path, dict[str, Any]]:
     file = folder / "processor_config.json"
     if file.exists():
         nested = read_json(file).get("image_processor")

@@ -67,12 +67,8 @@ class NaflexTower(PooledTower):
         return numbers | {"max_num_patches": max_patches}
 
     def describe(self) -> dict[str, Any]:
-        picture, usual = self.preprocessing, PatchedPicture()
         numbers = {key: getattr(self.vision_model.config, key) for key in VISION_KEYS}
-        rule: dict[str, Any] = {} if picture.resample == usual.resample else {"resample": picture.resample}
-        if (picture.mean, picture.std) != (usual.mean, usual.std):
-            rule |= {"mean": list(picture.mean), "std": list(picture.std)}
-        return {"kind": self.kind, "max_num_patches": picture.budget} | numbers | rule
+        return {"kind": self.kind} | numbers | picture_numbers(self.preprocessing)
 
     def embed(self, patches: Patches) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens ``[n, patches, width]``, and bool ``[n, patches]``, true for those of the picture."""
@@ -95,6 +91,17 @@ class NaflexTower(PooledTower):
 
     def graph(self) -> nn.Module:
         return PlainNaflex(self)
+
+
+def picture_numbers(picture: PatchedPicture) -> dict[str, Any]:
+    """The picture rule for a description: the budget, and what is not the usual."""
+    usual = PatchedPicture()
+    rule: dict[str, Any] = {"max_num_patches": picture.budget}
+    if picture.resample != usual.resample:
+        rule["resample"] = picture.resample
+    if (picture.mean, picture.std) != (usual.mean, usual.std):
+        rule |= {"mean": list(picture.mean), "std": list(picture.std)}
+    return rule
 
 
 def resampled_positions(weight: torch.Tensor, grid: torch.Tensor, place: torch.Tensor) -> torch.Tensor:

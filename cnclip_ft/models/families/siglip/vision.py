@@ -21,7 +21,7 @@ from cnclip_ft.models.families.chinese_clip.numbers import (
 from cnclip_ft.models.families.chinese_clip.plain_attention import plain_layers
 from cnclip_ft.models.families.parts import drop_patches, set_checkpointing
 from cnclip_ft.models.families.siglip.layers import PoolingHead
-from cnclip_ft.models.preprocessing import SquarePicture
+from cnclip_ft.models.preprocessing import HALF, SquarePicture
 from cnclip_ft.models.schema import Layers, PictureRule, Pixels, Share, Small, Width
 from data_tools.errors import RequestError
 
@@ -31,7 +31,6 @@ LAYER_KEYS = (
 )  # fmt: skip
 VISION_KEYS = (*LAYER_KEYS, "image_size")
 POSITIONS = "vision_model.embeddings.position_embedding.weight"
-HALF = (0.5, 0.5, 0.5)
 
 
 class VisionNumbers(PictureRule):

@@ -1,0 +1,65 @@
+"""SigLIP as a family: the files from which transformers makes SiglipModel, or Siglip2Model for pictures in their own shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import Siglip2Config, SiglipConfig
+
+from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.models.families.parts import processor_config
+from cnclip_ft.models.families.siglip import naflex, vision
+from cnclip_ft.models.families.siglip.text import TEXT_KEYS, SiglipTextTower
+from cnclip_ft.models.family import Family
+from cnclip_ft.models.patches import PatchedPicture
+from cnclip_ft.models.preprocessing import PILLOW_FILTERS
+
+
+class Siglip(Family):
+    image_towers = (vision.SiglipTower, naflex.NaflexTower)
+    text_towers = (SiglipTextTower,)
+    templates = "siglip"
+    exports = ("huggingface", "onnx")
+    scalar_shape = (1,)
+
+    def transformers_files(self, model: DualEncoder) -> dict[str, dict[str, Any]]:
+        files = super().transformers_files(model)
+        image, dim = model.image_tower.describe(), model.text_tower.output_dim
+        config: SiglipConfig | Siglip2Config
+        text = {key: model.text_tower.describe()[key] for key in TEXT_KEYS} | {
+            "projection_size": dim, "pad_token_id": model.tokenizer.pad_id, "bos_token_id": None, "eos_token_id": None,
+        }  # fmt: skip
+        if image["kind"] == "siglip":
+            config = SiglipConfig(text_config=text, vision_config={key: image[key] for key in vision.VISION_KEYS})
+            files["config.json"] = self._config(model, config, "SiglipModel")
+        elif image["kind"] == "siglip2":
+            config = Siglip2Config(text_config=text, vision_config={key: image[key] for key in naflex.VISION_KEYS})
+            files["config.json"] = self._config(model, config, "Siglip2Model")
+        if isinstance(model.image_tower.preprocessing, PatchedPicture):
+            return files | {"preprocessor_config.json": _patches(model.image_tower.preprocessing)}
+        return files | {"preprocessor_config.json": processor_config(model, "SiglipImageProcessor", "SiglipProcessor")}
+
+    @staticmethod
+    def _config(model: DualEncoder, config: SiglipConfig | Siglip2Config, architecture: str) -> dict[str, Any]:
+        dtype = str(model.dtype).removeprefix("torch.")
+        return config.to_dict() | {"architectures": [architecture], "dtype": dtype}
+
+
+def _patches(picture: PatchedPicture) -> dict[str, Any]:
+    return {
+        "image_processor_type": "Siglip2ImageProcessor",
+        "processor_class": "Siglip2Processor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "patch_size": picture.patch,
+        "max_num_patches": picture.budget,
+        "resample": int(PILLOW_FILTERS[picture.resample]),
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(picture.mean),
+        "image_std": list(picture.std),
+    }
+
+
+FAMILY = Siglip()

@@ -1,0 +1,118 @@
+"""transformers' folders of SigLIP and SigLIP 2, fixed squares and NaFlex, read without transformers' own loader of weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import normalizers
+from transformers import PretrainedConfig, Siglip2VisionConfig, SiglipTextConfig, SiglipVisionConfig
+
+from cnclip_ft.models.build import Checkpoint
+from cnclip_ft.models.description import checked_half
+from cnclip_ft.models.families.chinese_clip.numbers import unusual_rule
+from cnclip_ft.models.families.fast_tokenizer import FastTokenizer, Rules
+from cnclip_ft.models.families.siglip import naflex, text, vision
+from cnclip_ft.models.families.siglip.sentencepiece import END, UNKNOWN, sentencepiece_backend
+from cnclip_ft.models.formats.cn_clip import is_dropped
+from cnclip_ft.models.formats.files import read_json, read_weights
+from cnclip_ft.models.formats.folder_rules import obeyed
+from cnclip_ft.models.formats.picture_rules import patch_rules, picture_rules
+from cnclip_ft.models.formats.transformers_folder import sections_of
+from cnclip_ft.models.patches import PatchedPicture
+from cnclip_ft.models.preprocessing import HALF, SquarePicture
+from cnclip_ft.models.schema import Part
+from data_tools.errors import RequestError
+
+PADDED = (
+    "SigLIP attends to padding and reads the last position: texts are always filled up to {} tokens, without a mask"
+)
+
+
+def read_siglip(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> Checkpoint:
+    """A ``SiglipModel`` folder: SigLIP, and SigLIP 2 of a fixed size."""
+    sections = sections_of(folder, config)
+    image = _numbers(folder, sections, "vision_config", vision.SiglipVision, "siglip", vision.VISION_KEYS, SiglipVisionConfig())
+    picture, said = picture_rules(folder, SquarePicture(image["image_size"], mean=HALF, std=HALF))
+    return _read(folder, sections, image | unusual_rule(picture), said, dtype)
+
+
+def read_siglip2(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> Checkpoint:
+    """A ``Siglip2Model`` folder: SigLIP 2 with pictures in their own shape (NaFlex)."""
+    sections = sections_of(folder, config)
+    image = _numbers(folder, sections, "vision_config", naflex.NaflexVision, "siglip2", naflex.VISION_KEYS, Siglip2VisionConfig())
+    picture, said = patch_rules(folder, PatchedPicture(image["patch_size"]))
+    return _read(folder, sections, image | naflex.picture_numbers(picture), said, dtype)
+
+
+def _read(
+    folder: Path, sections: dict[str, Any], image: dict[str, Any], said: list[str], dtype: torch.dtype
+) -> Checkpoint:
+    """
+    Raises:
+        RequestError: not readable, or it asks for what is not done here.
+    """
+    if said:
+        raise RequestError(
+            f"{said[0]}. Its features would be others than its author's. Set the key to what is done here if that is meant"
+        )
+    words = _numbers(folder, sections, "text_config", text.SiglipText, "siglip_text", text.TEXT_KEYS, SiglipTextConfig())
+    content = read_weights(folder, dtype)
+    left_over = sorted(name for name in content.tensors if is_dropped(name))
+    tensors = {name: tensor for name, tensor in content.tensors.items() if name not in left_over}
+    if "text_model.head.weight" not in tensors:
+        raise RequestError(f"{folder}: the checkpoint is incomplete, no 'text_model.head.weight' in it")
+    tokenizer, notes = _tokenizer(folder, words["max_position_embeddings"])
+    description = {
+        "architecture": None, "image": image, "text": words, "projection": tensors["text_model.head.weight"].shape[0],
+        "context_length": tokenizer.context_length, "logit_bias": True, "tokenizer": tokenizer.describe(),
+    }  # fmt: skip
+    notes = [*content.notes, PADDED.format(tokenizer.context_length), *notes]
+    return Checkpoint(
+        str(folder), description, tensors, None, tokenizer=tokenizer, left_over=left_over + content.left_over, notes=notes
+    )
+
+
+def _numbers(
+    folder: Path, sections: dict[str, Any], key: str, schema: type[Part], kind: str, keys: tuple[str, ...],
+    usual: PretrainedConfig,
+) -> dict[str, Any]:  # fmt: skip
+    """One half of a description; what the configuration leaves out has transformers' default."""
+    where = f"{folder / 'config.json'}: {key}"
+    found = obeyed(sections[key], (*keys, "pad_token_id", "projection_size", "vision_use_head"), where)
+    if found.get("vision_use_head") is False:
+        raise RequestError(f"{where}.vision_use_head is false: without its pooling the model has no features of pictures")
+    numbers = {"kind": kind} | {name: found.get(name, getattr(usual, name)) for name in keys}
+    return checked_half(schema, numbers, where)
+
+
+def _tokenizer(folder: Path, length: int) -> tuple[FastTokenizer, list[str]]:
+    """The folder's tokenizer, filled up to `length` on the right, and what is to be said of it."""
+    file = folder / "tokenizer_config.json"
+    settings = read_json(file) if file.is_file() else {}
+    kind, notes = str(settings.get("tokenizer_class", "SiglipTokenizer")).removesuffix("Fast"), []
+    if kind == "SiglipTokenizer" and (folder / "spiece.model").is_file():
+        tokenizer = _sentencepiece(folder / "spiece.model", settings, length)
+    else:
+        tokenizer = FastTokenizer.of_folder(folder, length, padding="max_length", mask="all")
+        if tokenizer.settings.get("tokenizer_class") == "GemmaTokenizer":
+            # SigLIP 2 learnt from lower case alone, which only transformers' later class knows (Siglip2Tokenizer).
+            tokenizer.normalise_before(normalizers.Lowercase())
+            tokenizer.settings["tokenizer_class"] = "Siglip2Tokenizer"
+            notes.append("texts are made lower case, as for SigLIP 2 when it was trained; the folder's own tokenizer does not")
+    # Of those classes left is the default, and no mask is wanted.
+    tokenizer.settings |= {"padding_side": "right", "model_input_names": ["input_ids"]}
+    return tokenizer, notes
+
+
+def _sentencepiece(file: Path, settings: dict[str, Any], length: int) -> FastTokenizer:
+    backend = sentencepiece_backend(file, lower_case=settings.get("do_lower_case", True))
+    pad = settings.get("pad_token", END)
+    pad = pad.get("content") if isinstance(pad, dict) else pad
+    number = backend.token_to_id(pad) if isinstance(pad, str) else None
+    if number is None:
+        raise RequestError(f"{file.parent}: pad_token {repr(pad)[:60]} is not in {file.name}; fetch the folder whole")
+    said = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "unk_token": UNKNOWN, "pad_token": pad}
+    rules = Rules(kind="transformers", padding="max_length", mask="all", pad_id=number, end_id=backend.token_to_id(END))
+    return FastTokenizer(backend, said, rules, length)
