@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
-_NEAR = 1e-5  # at which the search for the scale ends, as in transformers' Siglip2ImageProcessor: the sizes depend on it
+_NEAR = (
+    1e-5  # at which the search for the scale ends, as in transformers' Siglip2ImageProcessor: the sizes depend on it
+)
 _LARGEST = 100.0  # scale up
 
 

@@ -65,7 +65,9 @@ class PatchedPicture:
         """One picture as uint8 `shape`. As `SquarePicture.decode`."""
         pixels = whole_picture(source, self.size if reduced else None, pixel_limit)
         rows, columns = patch_grid(*pixels.shape[:2], self.patch, self.budget)
-        fitted = stretch(torch.from_numpy(pixels).permute(2, 0, 1), rows * self.patch, columns * self.patch, self.resample)
+        fitted = stretch(
+            torch.from_numpy(pixels).permute(2, 0, 1), rows * self.patch, columns * self.patch, self.resample
+        )
         return self.pack(fitted.permute(1, 2, 0).contiguous().numpy())
 
     def pack(self, pixels: np.ndarray) -> torch.Tensor:
@@ -83,7 +85,10 @@ class PatchedPicture:
         grid = head[:, ::2] + 256 * head[:, 1::2]
         scale, shift = (
             torch.tensor(numbers, device=pixels.device).repeat(self.patch**2)
-            for numbers in ([1 / (255 * s) for s in self.std], [-m / s for m, s in zip(self.mean, self.std, strict=True)])
+            for numbers in (
+                [1 / (255 * s) for s in self.std],
+                [-m / s for m, s in zip(self.mean, self.std, strict=True)],
+            )
         )
         return Patches(torch.addcmul(shift, pixels[:, 1:].to(torch.float32), scale).to(dtype), grid)
 

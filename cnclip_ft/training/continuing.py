@@ -109,7 +109,12 @@ def refuse_other_recipe(recipe: Recipe, state: dict[str, Any]) -> None:
         if stage["objective"]["kind"] == "sigmoid":  # label_smoothing was once taken and passed over there
             stage["objective"]["label_smoothing"] = 0.0
         now = recipe.stages.get(name)
-        if stage["objective"]["kind"] == "contrastive" and now is not None and now.objective.kind is None and not biased:
+        if (
+            stage["objective"]["kind"] == "contrastive"
+            and now is not None
+            and now.objective.kind is None
+            and not biased
+        ):
             stage["objective"]["kind"] = None  # what recipes without the word once meant, and still do for this model
     try:
         stored = Recipe.model_validate(stored).model_dump(

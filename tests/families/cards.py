@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -29,6 +32,7 @@ class Card:
         name: the folder's `model_type`.
         make: the model and what prepares pictures and texts, by the library's own classes.
         tokens: how the library's tokenizer is called.
+        pictures: what its processor is to be told beside the folder: Siglip2Processor has a budget of its own.
         loss: whether the library's model has a loss of its own.
         exact: how far features may be apart.
     """
@@ -37,6 +41,7 @@ class Card:
     make: Callable[[], tuple[Any, Any, Any]]
     tokens: dict[str, Any] = field(default_factory=lambda: {"padding": True})
     length: int = 77
+    pictures: dict[str, Any] = field(default_factory=dict)
     loss: bool = True
     exact: float = 1e-5
 
@@ -114,6 +119,94 @@ def _altclip() -> tuple[Any, Any, Any]:
     return transformers.AltCLIPModel(config), tokenizer, _cropped()
 
 
+# ---- SigLIP and SigLIP 2 --------------------------------------------------------------------------------------------
+
+
+@cache
+def sentencepiece_model(size: int = 1200) -> bytes:
+    """A small vocabulary of SigLIP's kind: numbers as in its own, NFKC."""
+    trainer = pytest.importorskip("sentencepiece").SentencePieceTrainer
+    written = io.BytesIO()
+    trainer.train(
+        sentence_iterator=iter(text[:2000].lower() for text in many_texts(500, seed=1)[7:]), model_writer=written, vocab_size=size,
+        model_type="unigram", pad_id=0, eos_id=1, unk_id=2, bos_id=-1, character_coverage=0.99, hard_vocab_limit=False,
+        byte_fallback=True, minloglevel=2,
+    )  # fmt: skip
+    return written.getvalue()
+
+
+@cache
+def gemma_pairs(size: int = 900) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """A small vocabulary of Gemma's kind, learnt from lower case."""
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    backend = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=special, limit_alphabet=300, max_token_length=12, show_progress=False
+    )
+    backend.train_from_iterator((text.lower() for text in many_texts(500, seed=1)[7:]), trainer)
+    model = json.loads(backend.to_str())["model"]
+    return model["vocab"], [tuple(pair) for pair in model["merges"]]
+
+
+def gemma(kind: str = "Siglip2Tokenizer") -> Any:
+    vocabulary, merges = gemma_pairs()
+    return getattr(transformers, kind)(
+        vocab=vocabulary, merges=merges, add_bos_token=False, add_eos_token=True, padding_side="right",
+        model_max_length=64, model_input_names=["input_ids"],
+    )  # fmt: skip
+
+
+SIGLIP_VISION = VISION | {"image_size": 38}  # no multiple of the patch, as so400m-patch14-384
+
+
+def _siglip() -> tuple[Any, Any, Any]:
+    with TemporaryDirectory() as place:
+        file = Path(place, "spiece.model")
+        file.write_bytes(sentencepiece_model())
+        tokenizer = transformers.SiglipTokenizer(str(file), model_input_names=["input_ids"])
+        tokenizer.save_pretrained(place)
+        tokenizer = Saved(place)
+    text = TEXT | {"vocab_size": tokenizer.tokens, "pad_token_id": 1, "max_position_embeddings": 64}
+    config = transformers.SiglipConfig(text_config=text, vision_config=SIGLIP_VISION)
+    return transformers.SiglipModel(config), tokenizer, _squashed(38)
+
+
+class Saved:
+    """Files of a tokenizer whose own place is gone."""
+
+    def __init__(self, place: str) -> None:
+        self.files = {file.name: file.read_bytes() for file in Path(place).iterdir()}
+        self.tokens = transformers.AutoTokenizer.from_pretrained(place, tokenizer_type="siglip").vocab_size
+
+    def save_pretrained(self, folder: Path) -> None:
+        for name, content in self.files.items():
+            (folder / name).write_bytes(content)
+
+
+def _squashed(side: int) -> Any:
+    return transformers.SiglipImageProcessorPil(size={"height": side, "width": side})
+
+
+def _siglip_2(kind: str = "Siglip2Tokenizer") -> tuple[Any, Any, Any]:
+    tokenizer = gemma(kind)
+    text = TEXT | {"vocab_size": len(tokenizer) + 7, "pad_token_id": 0, "max_position_embeddings": 64}
+    config = transformers.SiglipConfig(text_config=text, vision_config=VISION)
+    return transformers.SiglipModel(config), tokenizer, _squashed(32)
+
+
+def _naflex() -> tuple[Any, Any, Any]:
+    tokenizer = gemma()
+    text = TEXT | {"vocab_size": len(tokenizer), "pad_token_id": 0, "max_position_embeddings": 64}
+    vision = {key: value for key, value in VISION.items() if key != "image_size"} | {"num_patches": 16}
+    config = transformers.Siglip2Config(text_config=text, vision_config=vision)
+    pictures = transformers.Siglip2ImageProcessorPil(patch_size=8, max_num_patches=30)
+    return transformers.Siglip2Model(config), tokenizer, pictures
+
+
+PADDED = {"padding": "max_length"}
+
 # Kinds of one family whose features alone differ.
 VARIANTS = {
     "clip of before": Card("clip", _clip(end=2)),  # the largest number is the end
@@ -123,4 +216,7 @@ CARDS = {
     "clip": Card("clip", _clip()),
     "metaclip_2": Card("metaclip_2", _metaclip_2),
     "altclip": Card("altclip", _altclip),
+    "siglip": Card("siglip", _siglip, PADDED, 64),
+    "siglip of version 2": Card("siglip", _siglip_2, PADDED, 64),
+    "siglip2": Card("siglip2", _naflex, PADDED, 64, {"max_num_patches": 30, "patch_size": 8}),
 }

@@ -15,8 +15,7 @@ from PIL import Image
 import cnclip_ft
 from cnclip_ft.export.run import export_checkpoint
 from cnclip_ft.models.checkpoints import file_tensors, save_checkpoint
-from cnclip_ft.models.preprocessing import normalise
-from cnclip_ft.training.loss import ContrastiveObjective
+from cnclip_ft.training.loss import ContrastiveObjective, SigmoidObjective
 from tests.families.cards import CARDS, VARIANTS, Card
 from tests.families.texts import many_texts
 
@@ -69,17 +68,29 @@ def photos(count: int = 60) -> list[bytes]:
     return files
 
 
-def squares(model, count: int = 5) -> torch.Tensor:
-    side = model.image_size
-    return torch.randint(0, 256, (count, 3, side, side), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+def pictures(model, count: int = 5) -> torch.Tensor:
+    """As `Preprocessing.decode` gives them."""
+    preprocessing = model.image_tower.preprocessing
+    if len(preprocessing.shape) == 3:
+        return torch.randint(0, 256, (count, *preprocessing.shape), generator=torch.Generator().manual_seed(1)).to(
+            torch.uint8
+        )
+    return torch.stack([preprocessing.decode(file) for file in photos(count)])
+
+
+def library_pictures(model, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The same for the library's model."""
+    prepared = model.image_tower.preprocessing.normalise(pixels)
+    if isinstance(prepared, torch.Tensor):
+        return {"pixel_values": prepared}
+    mask = torch.arange(prepared.values.shape[1]) < prepared.grid.prod(1, keepdim=True)
+    return {"pixel_values": prepared.values, "pixel_attention_mask": mask.int(), "spatial_shapes": prepared.grid}
 
 
 def library_features(library, inputs, model) -> tuple[torch.Tensor, torch.Tensor]:
-    picture = model.image_tower.preprocessing
-    pixels = normalise(squares(model), picture.mean, picture.std)
     with torch.no_grad():
         return (
-            library.get_image_features(pixel_values=pixels).pooler_output,
+            library.get_image_features(**library_pictures(model, pictures(model))).pooler_output,
             library.get_text_features(**inputs).pooler_output,
         )
 
@@ -88,10 +99,11 @@ def test_features_are_the_librarys(card, folder, library, ours, road):
     images, texts = library_features(library, tokens(card, folder, SAID), ours)
     ids, mask = ours.tokenizer.pad(ours.tokenizer.encode(SAID))
     with torch.no_grad():
-        found = ours.image_tower.project(ours.image_trunk(squares(ours)))
+        found = ours.image_tower.project(ours.image_trunk(pictures(ours)))
         torch.testing.assert_close(found, images, atol=card.exact, rtol=card.exact)
         torch.testing.assert_close(ours.text_tower(ids, mask), texts, atol=card.exact, rtol=card.exact)
     assert ours.logit_scale == library.logit_scale
+    assert getattr(library, "logit_bias", None) == ours.logit_bias
 
 
 def test_graph_for_other_runtimes_has_the_same_features(ours):
@@ -116,9 +128,15 @@ def test_pixels_are_within_one_of_the_processors(folder, ours):
     picture, worst = ours.image_tower.preprocessing, 0.0
     files = photos()
     for file in files:
-        theirs = processor(Image.open(io.BytesIO(file)).convert("RGB"), return_tensors="pt")["pixel_values"][0]
-        std, mean = torch.tensor(picture.std).view(3, 1, 1), torch.tensor(picture.mean).view(3, 1, 1)
-        worst = max(worst, float((picture.decode(file) - (theirs * std + mean) * 255).abs().max()))
+        theirs = processor(Image.open(io.BytesIO(file)).convert("RGB"), return_tensors="pt")
+        found = library_pictures(ours, picture.decode(file)[None])
+        assert found.keys() <= theirs.keys() and all(
+            torch.equal(found[k], theirs[k]) for k in found if k != "pixel_values"
+        )
+        apart = (found["pixel_values"] - theirs["pixel_values"]).abs()
+        if "pixel_attention_mask" in found:
+            apart = apart[found["pixel_attention_mask"].bool()]
+        worst = max(worst, float(apart.max()) * 255 * max(picture.std))
     assert len(files) == 60 and worst <= 1.01
 
 
@@ -126,14 +144,13 @@ def test_loss_is_the_librarys(card, folder, library, ours):
     if not card.loss:
         pytest.skip("the library has none for it")
     inputs = tokens(card, folder, SAID)
-    picture = ours.image_tower.preprocessing
+    pixels = pictures(ours)
     with torch.no_grad():
-        theirs = library(
-            **inputs, pixel_values=normalise(squares(ours), picture.mean, picture.std), return_loss=True
-        ).loss
-        images, texts = ours(squares(ours), *ours.tokenizer.pad(ours.tokenizer.encode(SAID)))
+        theirs = library(**inputs, **library_pictures(ours, pixels), return_loss=True).loss
+        images, texts = ours(pixels, *ours.tokenizer.pad(ours.tokenizer.encode(SAID)))
         keys = torch.arange(len(SAID))
-        found = ContrastiveObjective()(images, texts, ours.logit_scale, keys, keys).loss
+        objective = ContrastiveObjective() if ours.logit_bias is None else SigmoidObjective()
+        found = objective(images, texts, ours.logit_scale, keys, keys, ours.logit_bias).loss
     torch.testing.assert_close(found, theirs, atol=1e-5, rtol=1e-5)
 
 
@@ -158,17 +175,21 @@ def test_save_load_save_is_bit_equal_and_the_library_reads_it(card, folder, libr
     assert stranger.image_tower.preprocessing == ours.image_tower.preprocessing
 
 
-def test_processor_and_pipeline_of_the_library_read_ours(ours, tmp_path):
+def test_processor_and_pipeline_of_the_library_read_ours(card, ours, tmp_path):
     save_checkpoint(ours, tmp_path / "a", info={})
     processor = transformers.AutoProcessor.from_pretrained(tmp_path / "a")
     file = photos(2)[1]
-    inputs = processor(text=["a dog"], images=Image.open(io.BytesIO(file)).convert("RGB"), return_tensors="pt")
-    assert inputs["pixel_values"].shape == (1, 3, ours.image_size, ours.image_size) and "input_ids" in inputs
+    images = Image.open(io.BytesIO(file)).convert("RGB")
+    inputs = processor(text=["a dog"], images=images, return_tensors="pt", **card.pictures)
+    found = library_pictures(ours, ours.image_tower.preprocessing.decode(file)[None])
+    torch.testing.assert_close(inputs["pixel_values"], found["pixel_values"], atol=0.04, rtol=0)
+    assert "input_ids" in inputs
     pipe = transformers.pipeline("zero-shot-image-classification", model=str(tmp_path / "a"), device="cpu")
     found = pipe(Image.open(io.BytesIO(file)), candidate_labels=["dog", "猫"], hypothesis_template="{}")
     scale = ours.logit_scale.exp().item()
     cosines = ours.encode_images([file]) @ ours.encode_texts(["dog", "猫"]).T
-    expected = (scale * cosines).softmax(1)[0].tolist()
+    bias = ours.logit_bias
+    expected = ((scale * cosines).softmax(1) if bias is None else (scale * cosines + bias).sigmoid())[0].tolist()
     for entry in found:
         assert abs(entry["score"] - expected[["dog", "猫"].index(entry["label"])]) < 2e-3
 

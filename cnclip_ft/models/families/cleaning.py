@@ -1,7 +1,9 @@
-"""How open_clip prepares a text before its tokenizer (open_clip 3.3, ``tokenizer.py``): mended, unescaped, and by kind.
+"""How a text is prepared before its tokenizer, where code and not ``tokenizer.json`` does it.
 
-``lower``: white space made single spaces, lower case; ``whitespace``: the former alone; ``canonicalize``: underscores to
-spaces, ASCII punctuation dropped, lower case, single spaces (SigLIP's).
+open_clip (3.3, ``tokenizer.py``) mends and unescapes it, and then by kind: ``lower``: white space made single spaces, lower
+case; ``whitespace``: the former alone; ``canonicalize``: underscores to spaces, ASCII punctuation dropped, lower case, single
+spaces. transformers' SiglipTokenizer: ``siglip``: lower case, ASCII
+punctuation dropped, single spaces; ``siglip_cased``, the last two alone.
 """
 
 from __future__ import annotations
@@ -12,16 +14,21 @@ from typing import Literal
 
 from data_tools.errors import RequestError
 
-Clean = Literal["lower", "whitespace", "canonicalize"]
+Clean = Literal["lower", "whitespace", "canonicalize", "siglip", "siglip_cased"]
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def clean_text(text: str, kind: Clean) -> str:
-    """`text` as open_clip's tokenizer of that kind takes it.
+    """`text` as the tokenizer of that kind takes it.
 
     Raises:
         RequestError: the library that mends broken encodings is missing.
     """
+    if not text.isascii():  # half an emoji out of a broken export cannot be tokenised
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if kind in ("siglip", "siglip_cased"):
+        text = text.lower() if kind == "siglip" else text
+        return " ".join(text.translate(_NO_PUNCTUATION).split())
     try:
         from ftfy import fix_text
     except ImportError:
@@ -29,8 +36,6 @@ def clean_text(text: str, kind: Clean) -> str:
             "texts for this model are prepared with ftfy, which is not installed: pip install 'cnclip-ft[open_clip]'"
         ) from None
     plain = text.isascii() and text.isprintable() and "&" not in text  # ftfy leaves it as it is, in 30 times the time
-    if not text.isascii():  # half an emoji out of a broken export cannot be tokenised
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if not plain:
         text = html.unescape(html.unescape(fix_text(text)))
     if kind == "canonicalize":

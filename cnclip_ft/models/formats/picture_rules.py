@@ -46,7 +46,9 @@ def patch_rules(folder: Path, usual: PatchedPicture) -> tuple[PatchedPicture, li
     if patch != usual.patch:
         said.append(f"{file}: patch_size is {repr(patch)[:60]}; the image tower takes patches of {usual.patch}")
     if type(budget) is not int or not 1 <= budget <= 1 << 14:
-        raise RequestError(f"{file}: max_num_patches is {repr(budget)[:60]}, expected a whole number from 1 to {1 << 14:,}")
+        raise RequestError(
+            f"{file}: max_num_patches is {repr(budget)[:60]}, expected a whole number from 1 to {1 << 14:,}"
+        )
     return PatchedPicture(usual.patch, budget, mean, std, resample), said
 
 

@@ -33,7 +33,9 @@ PADDED = (
 def read_siglip(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> Checkpoint:
     """A ``SiglipModel`` folder: SigLIP, and SigLIP 2 of a fixed size."""
     sections = sections_of(folder, config)
-    image = _numbers(folder, sections, "vision_config", vision.SiglipVision, "siglip", vision.VISION_KEYS, SiglipVisionConfig())
+    image = _numbers(
+        folder, sections, "vision_config", vision.SiglipVision, "siglip", vision.VISION_KEYS, SiglipVisionConfig()
+    )
     picture, said = picture_rules(folder, SquarePicture(image["image_size"], mean=HALF, std=HALF))
     return _read(folder, sections, image | unusual_rule(picture), said, dtype)
 
@@ -41,7 +43,9 @@ def read_siglip(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> Che
 def read_siglip2(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> Checkpoint:
     """A ``Siglip2Model`` folder: SigLIP 2 with pictures in their own shape (NaFlex)."""
     sections = sections_of(folder, config)
-    image = _numbers(folder, sections, "vision_config", naflex.NaflexVision, "siglip2", naflex.VISION_KEYS, Siglip2VisionConfig())
+    image = _numbers(
+        folder, sections, "vision_config", naflex.NaflexVision, "siglip2", naflex.VISION_KEYS, Siglip2VisionConfig()
+    )
     picture, said = patch_rules(folder, PatchedPicture(image["patch_size"]))
     return _read(folder, sections, image | naflex.picture_numbers(picture), said, dtype)
 
@@ -57,7 +61,9 @@ def _read(
         raise RequestError(
             f"{said[0]}. Its features would be others than its author's. Set the key to what is done here if that is meant"
         )
-    words = _numbers(folder, sections, "text_config", text.SiglipText, "siglip_text", text.TEXT_KEYS, SiglipTextConfig())
+    words = _numbers(
+        folder, sections, "text_config", text.SiglipText, "siglip_text", text.TEXT_KEYS, SiglipTextConfig()
+    )
     content = read_weights(folder, dtype)
     left_over = sorted(name for name in content.tensors if is_dropped(name))
     tensors = {name: tensor for name, tensor in content.tensors.items() if name not in left_over}
@@ -70,7 +76,13 @@ def _read(
     }  # fmt: skip
     notes = [*content.notes, PADDED.format(tokenizer.context_length), *notes]
     return Checkpoint(
-        str(folder), description, tensors, None, tokenizer=tokenizer, left_over=left_over + content.left_over, notes=notes
+        str(folder),
+        description,
+        tensors,
+        None,
+        tokenizer=tokenizer,
+        left_over=left_over + content.left_over,
+        notes=notes,
     )
 
 
@@ -82,7 +94,9 @@ def _numbers(
     where = f"{folder / 'config.json'}: {key}"
     found = obeyed(sections[key], (*keys, "pad_token_id", "projection_size", "vision_use_head"), where)
     if found.get("vision_use_head") is False:
-        raise RequestError(f"{where}.vision_use_head is false: without its pooling the model has no features of pictures")
+        raise RequestError(
+            f"{where}.vision_use_head is false: without its pooling the model has no features of pictures"
+        )
     numbers = {"kind": kind} | {name: found.get(name, getattr(usual, name)) for name in keys}
     return checked_half(schema, numbers, where)
 
@@ -100,19 +114,25 @@ def _tokenizer(folder: Path, length: int) -> tuple[FastTokenizer, list[str]]:
             # SigLIP 2 learnt from lower case alone, which only transformers' later class knows (Siglip2Tokenizer).
             tokenizer.normalise_before(normalizers.Lowercase())
             tokenizer.settings["tokenizer_class"] = "Siglip2Tokenizer"
-            notes.append("texts are made lower case, as for SigLIP 2 when it was trained; the folder's own tokenizer does not")
+            notes.append(
+                "texts are made lower case, as for SigLIP 2 when it was trained; the folder's own tokenizer does not"
+            )
     # Of those classes left is the default, and no mask is wanted.
     tokenizer.settings |= {"padding_side": "right", "model_input_names": ["input_ids"]}
     return tokenizer, notes
 
 
 def _sentencepiece(file: Path, settings: dict[str, Any], length: int) -> FastTokenizer:
-    backend = sentencepiece_backend(file, lower_case=settings.get("do_lower_case", True))
+    lower = bool(settings.get("do_lower_case", True))
+    backend = sentencepiece_backend(file, lower_case=lower)
     pad = settings.get("pad_token", END)
     pad = pad.get("content") if isinstance(pad, dict) else pad
     number = backend.token_to_id(pad) if isinstance(pad, str) else None
     if number is None:
         raise RequestError(f"{file.parent}: pad_token {repr(pad)[:60]} is not in {file.name}; fetch the folder whole")
     said = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "unk_token": UNKNOWN, "pad_token": pad}
-    rules = Rules(kind="transformers", padding="max_length", mask="all", pad_id=number, end_id=backend.token_to_id(END))
+    rules = Rules(
+        kind="transformers", padding="max_length", mask="all", pad_id=number, end_id=backend.token_to_id(END),
+        clean="siglip" if lower else "siglip_cased",
+    )  # fmt: skip
     return FastTokenizer(backend, said, rules, length)

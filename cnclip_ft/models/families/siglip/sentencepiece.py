@@ -1,7 +1,8 @@
 """SigLIP's ``spiece.model`` as a tokenizer of the library tokenizers, with the ids of transformers' SiglipTokenizer.
 
-That one needs the package sentencepiece and cannot be written as ``tokenizer.json``. What it does to a text is (big_vision's
-``canonicalize_text``): lower case, ASCII punctuation off, white space to single spaces; then the model's own normalisation.
+That one needs the package sentencepiece and cannot be written as ``tokenizer.json``. What it does to a text is big_vision's
+``canonicalize_text`` (`families.cleaning`), then the model's own normalisation. The former stands in the tokenizer as well, so
+that whoever loads the saved tokenizer.json gets nearly the same ids: all but a sigma at the end of a word.
 """
 
 from __future__ import annotations
@@ -47,12 +48,14 @@ def sentencepiece_backend(file: Path, *, lower_case: bool = True) -> Backend:
     backend.normalizer = normalizers.Sequence([
         *([normalizers.Lowercase()] * lower_case), normalizers.Replace(Regex(_PUNCTUATION), ""),
         normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip(),
-        *([normalizers.Precompiled(rules)] if rules else []), normalizers.Replace(Regex(" {2,}"), " "),
+        *([normalizers.Precompiled(rules)] if rules else []), normalizers.Replace(Regex(" {2,}"), " "), normalizers.Strip(),
     ])  # fmt: skip
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     backend.decoder = decoders.Metaspace(prepend_scheme="always")
     backend.post_processor = processors.TemplateProcessing(
         single=f"$A {END}", special_tokens=[(END, numbers[END])]
     )  # fmt: skip
-    backend.add_special_tokens([AddedToken(t, special=True, normalized=False, lstrip=True, rstrip=True) for t in (END, UNKNOWN)])
+    backend.add_special_tokens(
+        [AddedToken(t, special=True, normalized=False, lstrip=True, rstrip=True) for t in (END, UNKNOWN)]
+    )
     return backend

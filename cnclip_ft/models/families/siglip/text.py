@@ -80,7 +80,9 @@ class SiglipTextTower(TextTower):
         nn.init.zeros_(self.text_model.head.bias)
 
     def tokenizer(self, context_length: int | None = None) -> Tokenizer:
-        raise RequestError("SigLIP's text tower has no vocabulary of its own; put its tokenizer's files beside the weights")
+        raise RequestError(
+            "SigLIP's text tower has no vocabulary of its own; put its tokenizer's files beside the weights"
+        )
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         model = self.text_model

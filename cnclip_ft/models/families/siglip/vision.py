@@ -115,7 +115,9 @@ class SiglipTower(PooledTower):
             image_size=image_size or found.image_size,
         )  # fmt: skip
         if found.patch > config.image_size:
-            raise RequestError(f"model.start.image: patch {found.patch} is larger than the picture, {config.image_size}")
+            raise RequestError(
+                f"model.start.image: patch {found.patch} is larger than the picture, {config.image_size}"
+            )
         tower = cls(config)
         keep_scale_(tower.vision_model.encoder)
         sine_positions_(tower.vision_model.embeddings.position_embedding, others=0)
