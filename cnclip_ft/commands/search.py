@@ -93,7 +93,7 @@ def query(
     """
     import json
 
-    from cnclip_ft.models.preprocessing import SquarePicture
+    from cnclip_ft.models.patches import recorded
     from cnclip_ft.search.engine.engine import open_engine
     from cnclip_ft.search.engine.query import Question
     from cnclip_ft.search.engine.threshold import read_threshold
@@ -107,9 +107,7 @@ def query(
     given = None
     if image is not None:
         try:
-            identity = opened.info["identity"]
-            cropped = identity["image_transform"]["crop"] is not None
-            picture = SquarePicture(identity["image_size"], "crop" if cropped else "squash")
+            picture = recorded(opened.info["identity"]["image_transform"])
             given = uploaded_pixels(read_file(image), picture)
         except DataFault as error:
             raise RequestError(error.problem if error.kind == MISSING else f"{image}: {error.problem}") from None

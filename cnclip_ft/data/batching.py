@@ -146,6 +146,6 @@ def make_loader(dataset: PairDataset, sampler: StageSampler, tokenizer: Tokenize
     if workers and dataset.preprocessing is not None:
         share = sampler.order.batch_size // sampler.world
         # Those a worker may have ready, the one in use, and one more.
-        blocks = SharedBlocks(workers * (_AHEAD + 2), share, dataset.preprocessing.size)
+        blocks = SharedBlocks(workers * (_AHEAD + 2), share, dataset.preprocessing.shape)
     loader = picture_loader(dataset, sampler, Collate(blocks), workers=workers, pin=pin, ahead=_AHEAD)
     return Batches(loader, partial(dataset.table.batch, tokenizer=tokenizer), blocks, pin)

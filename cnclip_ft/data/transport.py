@@ -21,20 +21,30 @@ from cnclip_ft.runtime import from_workers
 BLOCK = "block"  # stands in a batch for the pictures a worker put into a block: (number, pictures)
 
 
+def _as_it_lies(picture: torch.Tensor) -> torch.Tensor:
+    """One picture as its bytes lie in memory."""
+    return picture.permute(1, 2, 0) if picture.ndim == 3 else picture
+
+
+def _as_it_is_seen(pictures: torch.Tensor) -> torch.Tensor:
+    """The opposite, for many."""
+    return pictures.permute(0, 3, 1, 2) if pictures.ndim == 4 else pictures
+
+
 class SharedBlocks:
-    """`count` blocks for uint8 pictures ``[batch, size, size, 3]``.
+    """`count` blocks for uint8 pictures ``[batch, *shape]``, whose channels lie together where the shape has such.
 
     A block belongs to one worker. Only that worker marks it taken and only the training process marks it free again, so no
     lock is needed. Memory is used when a block is first filled; the lowest free one is taken, so seldom all of them.
     """
 
-    def __init__(self, count: int, batch: int, size: int) -> None:
-        self.shape = (count, batch, size, size, 3)
+    def __init__(self, count: int, batch: int, shape: tuple[int, ...]) -> None:
+        self.shape = (count, batch, *_as_it_lies(torch.empty(shape, device="meta")).shape)
         self.memory = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(math.prod(self.shape)))
         self.taken = torch.zeros(count, dtype=torch.uint8).share_memory_()
 
     def pictures(self, number: int) -> torch.Tensor:
-        """The block, uint8 ``[batch, size, size, 3]``."""
+        """The block, uint8, as it lies: ``[batch, rows, columns, 3]``."""
         return self.memory.view(self.shape)[number]
 
     def claim(self) -> int | None:
@@ -48,15 +58,15 @@ class SharedBlocks:
         return None
 
     def take(self, number: int, pictures: int, pin: bool) -> torch.Tensor:
-        """In the training process: uint8 ``[pictures, 3, size, size]``; the block is free when no tensor shows it any more."""
+        """In the training process: uint8 ``[pictures, *shape]``; the block is free when no tensor shows it any more."""
         block = self.pictures(number)[:pictures]
         if pin:
             pinned = block.pin_memory()
             self.taken[number] = 0
-            return pinned.permute(0, 3, 1, 2)
+            return _as_it_is_seen(pinned)
         array = block.numpy()
         weakref.finalize(array, self.taken.__setitem__, number, 0)
-        return torch.from_numpy(array).permute(0, 3, 1, 2)  # whoever shares its memory keeps `array` alive
+        return _as_it_is_seen(torch.from_numpy(array))  # whoever shares its memory keeps `array` alive
 
 
 class Collate:
@@ -74,7 +84,7 @@ class Collate:
         faults = []
         for sample in samples:
             if "pixels" in sample:
-                picture = sample["pixels"].permute(1, 2, 0)  # as it lies in memory
+                picture = _as_it_lies(sample["pixels"])
                 if block is None:
                     pictures.append(picture)
                 else:
@@ -86,7 +96,7 @@ class Collate:
         if block is not None:
             batch[BLOCK] = (number, len(pairs))
         elif pictures:
-            batch["pixels"] = torch.stack(pictures).permute(0, 3, 1, 2)
+            batch["pixels"] = _as_it_is_seen(torch.stack(pictures))
         return batch
 
 

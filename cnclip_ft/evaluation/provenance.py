@@ -77,14 +77,8 @@ def describe_checkpoint(model: DualEncoder, path: str | Path) -> dict[str, Any]:
 
 def describe_settings(model: DualEncoder, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """Transform, text preparation, precision: what two scores must share to be comparable."""
-    picture = model.image_tower.preprocessing
-    squash = picture.fit == "squash"
     return {
-        "image_transform": {
-            "size": picture.size, "resize": f"{'square squash' if squash else 'shorter side'}, antialiased {picture.resample} on uint8",
-            "crop": None if squash else "centre",
-            "input": picture.input, "mean": list(picture.mean), "std": list(picture.std),
-        },
+        "image_transform": model.image_tower.preprocessing.record(),
         "text": {
             "context_length": model.context_length, "vocabulary": model.tokenizer.vocab_size,
             "preparation": model.tokenizer.preparation,

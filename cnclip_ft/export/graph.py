@@ -10,7 +10,7 @@ from cnclip_ft.models.dual_encoder import DualEncoder
 
 
 class ImageEncoder(nn.Module):
-    """uint8 ``[batch, 3, s, s]``, RGB → unit ``[batch, dim]`` fp32; normalisation is part of it."""
+    """uint8 ``[batch, *preprocessing.shape]`` → unit ``[batch, dim]`` fp32; normalisation is part of it."""
 
     def __init__(self, model: DualEncoder) -> None:
         super().__init__()

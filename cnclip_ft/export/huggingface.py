@@ -9,8 +9,11 @@ import torch
 from cnclip_ft.export.order import Order
 from cnclip_ft.models.build import describe_model, read_tokenizer
 from cnclip_ft.models.checkpoints import load, read_info, save_checkpoint
+from cnclip_ft.models.contract import Preprocessing
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.models.preprocessing import normalise
+from cnclip_ft.models.formats.files import read_json
+from cnclip_ft.models.patches import PatchedPicture
+from cnclip_ft.models.preprocessing import SquarePicture
 from cnclip_ft.models.registry import family_of
 from data_tools.errors import RequestError
 
@@ -64,17 +67,19 @@ def read_features(target: Path, pixels: torch.Tensor, texts: list[str]) -> tuple
             logging.enable_progress_bar()
     tokenizer = read_tokenizer(read_info(target)["model"], target)
     ids, mask = tokenizer.pad(tokenizer.encode(texts))
-    mean, std = _mean_std(target)
-    image = model.get_image_features(pixel_values=normalise(pixels, mean, std)).pooler_output
+    inputs = _written_picture(target, pixels).for_transformers(pixels)
+    image = model.get_image_features(**inputs).pooler_output
     text = model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
     return torch.nn.functional.normalize(image, dim=1), torch.nn.functional.normalize(text, dim=1)
 
 
-def _mean_std(target: Path) -> tuple[list[float], list[float]]:
-    from cnclip_ft.models.formats.files import read_json
-
-    processor = read_json(target / "preprocessor_config.json")
-    return processor["image_mean"], processor["image_std"]
+def _written_picture(target: Path, pixels: torch.Tensor) -> Preprocessing:
+    """What the written processor says of pixels."""
+    said = read_json(target / "preprocessor_config.json")
+    mean, std = tuple(said["image_mean"]), tuple(said["image_std"])
+    if "max_num_patches" in said:
+        return PatchedPicture(said["patch_size"], said["max_num_patches"], mean, std)
+    return SquarePicture(pixels.shape[2], mean=mean, std=std)
 
 
 def advice(model: DualEncoder, output: Path) -> str:

@@ -23,6 +23,7 @@ from cnclip_ft.export.onnx_encoder import OnnxEncoder
 from cnclip_ft.export.order import Order
 from cnclip_ft.models.checkpoints import TOKENIZER_FILES
 from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.models.preprocessing import SquarePicture
 from data_tools.errors import RequestError, UserError
 from data_tools.outputs import FolderKind
 
@@ -83,8 +84,8 @@ def write(model: DualEncoder, target: Path, order: Order) -> None:
 
 def example_fits(model: DualEncoder, folder: Path) -> bool:
     """Whether ``example.py`` prepares pictures and texts as this model wants them."""
-    picture = model.image_tower.preprocessing
-    whole = (picture.fit, picture.resample) == ("squash", "bicubic") and model.tokenizer.padding == "longest"
+    usual = SquarePicture(model.image_size).fitting
+    whole = model.image_tower.preprocessing.fitting == usual and model.tokenizer.padding == "longest"
     return whole and (folder / "tokenizer.json").is_file()
 
 
@@ -96,7 +97,7 @@ def write_graph(encoder: nn.Module, side: str, model: DualEncoder, path: Path) -
     """
     batch = torch.export.Dim("batch")
     if side == "image":
-        example = torch.zeros(2, 3, model.image_size, model.image_size, dtype=torch.uint8)
+        example = model.image_tower.example(2)
         shapes = ({0: batch},)
     else:
         longest = model.text_tower.max_length
@@ -140,21 +141,14 @@ def quiet() -> Iterator[None]:
 def describe(model: DualEncoder, order: Order) -> dict:
     """``description.json``: all it takes to use the two files without this package."""
     tower, picture, tokenizer = model.image_tower, model.image_tower.preprocessing, model.tokenizer.describe()
-    size = picture.size
-    cropped = picture.fit == "crop"
     return {
         "format": 1, "opset": OPSET, "dtype": order.dtype, "source": order.info["exported_from"],
         "quantisation": None if order.dtype != "int8" else "dynamic" if order.calibration is None else "static",
         "dimension": tower.output_dim, "logit_scale": model.logit_scale.exp().item(),
         "image": {
             "file": "image.onnx", "input": INPUTS["image"], "output": OUTPUT, "type": "uint8",
-            "shape": ["batch", 3, size, size], "size": size, "colours": "RGB",
-            "resize": f"shorter side to size, {picture.resample}, then the middle" if cropped else
-                      f"square squash (no crop, aspect ratio not kept), {picture.resample}",
-            "normalisation": "inside the graph; give bytes 0 to 255" if picture.input == "normalised" else None,
-            "mean": list(picture.mean), "std": list(picture.std),
-        } | ({"fit": "crop"} if cropped else {})
-          | ({"resample": picture.resample} if picture.resample != "bicubic" else {}),
+            "shape": ["batch", *picture.shape], "size": picture.size, "colours": "RGB",
+        } | picture.outside(),
         "text": {
             "file": "text.onnx", "input": INPUTS["text"], "output": OUTPUT, "type": "int64",
             "shape": ["batch", "tokens"], "context_length": model.context_length, "pad_id": model.tokenizer.pad_id,

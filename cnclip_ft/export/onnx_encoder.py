@@ -11,7 +11,7 @@ from torch import nn
 
 from cnclip_ft.models.build import read_tokenizer
 from cnclip_ft.models.formats.files import read_json
-from cnclip_ft.models.preprocessing import SquarePicture
+from cnclip_ft.models.patches import recorded
 from data_tools.errors import UserError
 
 
@@ -30,17 +30,13 @@ class OnnxEncoder(nn.Module):
         self.image_size = description["image"]["size"]
         self.image_tower = SimpleNamespace(
             output_dim=description["dimension"],
-            preprocessing=SquarePicture(
-                self.image_size,
-                description["image"].get("fit", "squash"),
-                resample=description["image"].get("resample", "bicubic"),
-            ),
+            preprocessing=recorded(description["image"]),
         )
         self.tokenizer = read_tokenizer(description["text"], folder)
         self.image, self.text = (open_session(folder / description[side]["file"]) for side in ("image", "text"))
 
     def image_features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 ``[n, 3, s, s]`` → unit float32 ``[n, dim]``."""
+        """uint8 ``[n, *preprocessing.shape]`` → unit float32 ``[n, dim]``."""
         return _run(self.image, pixels)
 
     def text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:

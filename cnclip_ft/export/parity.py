@@ -23,19 +23,22 @@ def difference(model: DualEncoder, read: Reader) -> float:
     """Largest difference of unit fp32 features over drawn pixels and some texts.
 
     Args:
-        read: uint8 pixels ``[n, 3, s, s]`` and texts → unit image and text features as the written files give them.
+        read: uint8 pictures ``[n, *preprocessing.shape]`` and texts → unit image and text features as the written files give them.
     """
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randint(0, 256, (2, 3, model.image_size, model.image_size), dtype=torch.uint8, generator=generator)
-    coarse = torch.randint(0, 256, (2, 3, 4, 4), generator=generator).float()
-    smooth = torch.nn.functional.interpolate(coarse, size=(model.image_size, model.image_size), mode="bilinear").to(
-        torch.uint8
-    )
-    pixels = torch.cat([noise, smooth])
+    pixels = torch.stack([model.image_tower.preprocessing.decode(picture) for picture in _pictures(model.image_size)])
     image, text = read(pixels, list(TEXTS))
     ours = model.image_features(pixels), model.encode_texts(TEXTS)
     differences = [(a.float() - b).abs().max() for a, b in zip((image, text), ours, strict=True)]
     return torch.stack(differences).max().item()  # not max(): it may pass a NaN over
+
+
+def _pictures(side: int) -> list[torch.Tensor]:
+    """Noise and smooth colours, uint8 ``[3, h, w]``; half of them have the tower's size and are not resized."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8, generator=generator)
+    coarse = torch.randint(0, 256, (2, 3, 4, 4), generator=generator).float()
+    smooth = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bilinear").to(torch.uint8)
+    return [*noise, *smooth, noise[0][:, : side // 2], smooth[0][:, :, : side // 3 + 1]]
 
 
 def require(found: float, target: Path, dtype: str) -> None:

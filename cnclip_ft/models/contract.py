@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from cnclip_ft.models.preprocessing import SquarePicture
 from cnclip_ft.models.schema import Part, TextPart
 from data_tools.errors import RequestError
 
@@ -27,11 +26,16 @@ class Preprocessing(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one decoded picture, e.g. ``(3, 224, 224)``: the same for all, so that batches are one block of memory."""
+        """Of one decoded picture, e.g. ``(3, 224, 224)``: the same for all, so that batches are one block of memory.
+
+        Three numbers are channels, rows and columns, and the channels lie together in memory. What is no picture of one size,
+        as patches in their own shape, is packed into bytes (`models.patches`).
+        """
 
     @property
     def size(self) -> int:
-        """Longest side of what the tower sees, in pixels: no larger picture need be decoded."""
+        """Side of the square the tower sees, in pixels (of as many as it may see, where it is none): no picture whose shorter
+        side is longer need be decoded."""
 
     def decode(self, source: Any, *, reduced: bool = False, pixel_limit: int = ...) -> torch.Tensor:
         """Encoded bytes, a path, a Pillow image or uint8 pixels → uint8 `shape`, upright RGB.
@@ -47,7 +51,30 @@ class Preprocessing(Protocol):
         """uint8 ``[n, *shape]`` → what `ImageTower.trunk` takes, on the tensor's device."""
 
     def describe(self) -> dict[str, Any]:
-        """All that decides the pixels, as JSON: part of every key of cached features and of every record of scores."""
+        """All that decides the pixels, as JSON: part of every key of cached features."""
+
+    def record(self) -> dict[str, Any]:
+        """The same for records of scores; `models.patches.recorded` makes the way to bytes of it again."""
+
+    def outside(self) -> dict[str, Any]:
+        """For who has the graph alone, as JSON: how the bytes it takes are made of a picture."""
+
+    @property
+    def in_words(self) -> str:
+        """For the plan of a run."""
+
+    @property
+    def fitting(self) -> dict[str, Any]:
+        """As JSON, what it takes to bring an upright picture to the pixels that `pack` takes (`search.web.decoder`)."""
+
+    def pack(self, pixels: Any) -> torch.Tensor:
+        """uint8 numpy ``[h, w, 3]`` of a fitted picture → uint8 `shape`."""
+
+    def processor(self) -> dict[str, Any]:
+        """``preprocessor_config.json`` of transformers, the names of classes apart unless there is one alone."""
+
+    def for_transformers(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """uint8 ``[n, *shape]`` → what the call ``get_image_features`` of transformers' model takes."""
 
 
 class Tokenizer(ABC):
@@ -231,7 +258,7 @@ class Tower(nn.Module, ABC):
 class ImageTower(Tower):
     """Pixels in, features out: a trunk, which a feature cache can stand for, and a projection."""
 
-    preprocessing: SquarePicture
+    preprocessing: Preprocessing
     """From an encoded picture to what `trunk` takes."""
     patch_dropout: float | None = None
     """Share of the patches left out of a training step, drawn per picture (arXiv 2212.00794); None where it cannot."""
@@ -267,6 +294,17 @@ class ImageTower(Tower):
             RequestError: the tower has no such resolution.
         """
         raise RequestError(f"image_size {image_size}: a tower of kind {cls.kind} has a size of its own; leave it out")
+
+    def set_budget(self, max_patches: int) -> None:
+        """See at most so many patches of a picture.
+
+        Raises:
+            RequestError: it sees all pictures in one size.
+        """
+        raise RequestError(
+            f"model.max_patches is {max_patches}: a tower of kind {self.kind} sees all pictures in one size; leave it out, or set "
+            "model.image_size"
+        )
 
     @property
     def image_size(self) -> int:

@@ -8,26 +8,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image
 
-from cnclip_ft.models.preprocessing import HALF, Resample, stretch, whole_picture
+from cnclip_ft.models.preprocessing import (
+    HALF,
+    NORMALISED_INSIDE,
+    PILLOW_FILTERS,
+    Fit,
+    PictureSource,
+    Resample,
+    SquarePicture,
+    stretch,
+    whole_picture,
+)
 from data_tools.patch_grid import patch_grid
 from data_tools.pictures import PIXEL_LIMIT
 
 BUDGET = 256
-
-
-class Patches(NamedTuple):
-    """A batch of pictures: `values` ``[n, budget, patch · patch · 3]``, `grid` int64 ``[n, 2]``, rows and columns of each;
-    the first rows × columns patches of a picture are it, the others nothing."""
-
-    values: torch.Tensor
-    grid: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,10 @@ class PatchedPicture:
         """Side of a square within the budget: no picture whose shorter side is longer need be decoded."""
         return math.isqrt(self.budget) * self.patch
 
-    def decode(
-        self, source: bytes | memoryview | str | Path | Image.Image, *, reduced: bool = False, pixel_limit: int = PIXEL_LIMIT
-    ) -> torch.Tensor:  # fmt: skip
+    def decode(self, source: PictureSource, *, reduced: bool = False, pixel_limit: int = PIXEL_LIMIT) -> torch.Tensor:
         """One picture as uint8 `shape`. As `SquarePicture.decode`."""
         pixels = whole_picture(source, self.size if reduced else None, pixel_limit)
-        rows, columns = patch_grid(*pixels.shape[:2], self.patch, self.budget)
+        rows, columns = patch_grid(pixels.shape[0], pixels.shape[1], self.patch, self.budget)
         fitted = stretch(
             torch.from_numpy(pixels).permute(2, 0, 1), rows * self.patch, columns * self.patch, self.resample
         )
@@ -79,18 +77,25 @@ class PatchedPicture:
         block[1 : 1 + rows * columns] = patches.reshape(rows * columns, -1)
         return block
 
-    def normalise(self, pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> Patches:
-        """uint8 ``[n, *shape]`` → what the tower takes, on the tensor's device."""
-        head = pixels[:, 0, :4].long()
-        grid = head[:, ::2] + 256 * head[:, 1::2]
-        scale, shift = (
-            torch.tensor(numbers, device=pixels.device).repeat(self.patch**2)
-            for numbers in (
-                [1 / (255 * s) for s in self.std],
-                [-m / s for m, s in zip(self.mean, self.std, strict=True)],
-            )
-        )
-        return Patches(torch.addcmul(shift, pixels[:, 1:].to(torch.float32), scale).to(dtype), grid)
+    def normalise(self, pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """uint8 ``[n, *shape]`` → `dtype` of the same shape, on the tensor's device; the first row stays as it is."""
+        body = torch.ones(1 + self.budget, 1, device=pixels.device)
+        body[0] = 0
+        scale = torch.tensor([1 / (255 * s) for s in self.std], device=pixels.device).repeat(self.patch**2)
+        shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], device=pixels.device)
+        shift = shift.repeat(self.patch**2)
+        return torch.addcmul(body * shift, pixels.to(torch.float32), 1 + body * (scale - 1)).to(dtype)
+
+    @staticmethod
+    def unpack(block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `decode` or `normalise` gives, ``[n, *shape]`` → patches ``[n, budget, 3 · patch²]``, and int64 ``[n, 2]``: rows
+        and columns of each picture, whose first rows × columns patches are it, the others nothing."""
+        head = block[:, 0, :4].long()  # bytes: whole numbers in every precision
+        return block[:, 1:], (head[:, ::2] + 256 * head[:, 1::2]).clamp(min=1)
+
+    @property
+    def in_words(self) -> str:
+        return f"in its own shape, at most {self.budget} patches of {self.patch} × {self.patch} pixels, {self.resample}"
 
     @property
     def fitting(self) -> dict[str, Any]:
@@ -102,7 +107,45 @@ class PatchedPicture:
 
     def record(self) -> dict[str, Any]:
         return {
-            "size": self.size,
-            "resize": f"aspect kept, at most {self.budget} patches of {self.patch} × {self.patch}, antialiased {self.resample} on uint8",
-            "crop": None, "input": self.input, "mean": list(self.mean), "std": list(self.std), "fitting": self.fitting,
+            "size": self.size, "resize": f"{self.in_words}, antialiased on uint8", "crop": None, "input": self.input,
+            "mean": list(self.mean), "std": list(self.std), "fitting": self.fitting,
         }  # fmt: skip
+
+    def outside(self) -> dict[str, Any]:
+        return {
+            "resize": f"aspect kept: the largest scale at which both sides, rounded up to whole patches of {self.patch} pixels, make at "
+                      f"most {self.budget} patches; {self.resample}",
+            "layout": "first row: rows and columns of patches, two bytes each, the low one first, then zeros; then the patches row by "
+                      "row, each with its pixels row by row, RGB together; zeros behind the last one",
+            "normalisation": NORMALISED_INSIDE, "mean": list(self.mean), "std": list(self.std), "fitting": self.fitting,
+        }  # fmt: skip
+
+    def processor(self) -> dict[str, Any]:
+        return {
+            "image_processor_type": "Siglip2ImageProcessor",
+            "processor_class": "Siglip2Processor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "patch_size": self.patch,
+            "max_num_patches": self.budget,
+            "resample": int(PILLOW_FILTERS[self.resample]),
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+        }
+
+    def for_transformers(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        patches, grid = self.unpack(self.normalise(pixels))
+        mask = torch.arange(self.budget, device=grid.device) < grid.prod(1, keepdim=True)
+        return {"pixel_values": patches, "pixel_attention_mask": mask.int(), "spatial_shapes": grid}
+
+
+def recorded(record: dict[str, Any]) -> SquarePicture | PatchedPicture:
+    """The way from a picture to bytes that a `Preprocessing.record` or an ONNX folder's description tells of, for callers that
+    have no model; mean and deviation are the model's matter."""
+    if "fitting" in record:
+        return PatchedPicture(**record["fitting"])
+    fit: Fit = "crop" if record.get("crop") or record.get("fit") == "crop" else "squash"
+    return SquarePicture(record["size"], fit, resample="bilinear" if "bilinear" in record["resize"] else "bicubic")

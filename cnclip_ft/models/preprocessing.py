@@ -28,6 +28,7 @@ except ImportError:  # Pillow decodes the same pixels, a third slower (extra `fa
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
+NORMALISED_INSIDE = "inside the graph; give bytes 0 to 255"
 DECODER = "simplejpeg" if simplejpeg else "pillow"  # they choose their reduced scales differently
 # Since version 13 Pillow resamples down before across where the height shrinks by more than twice as much.
 _PILLOW_TALL_FIRST = int(PIL.__version__.split(".")[0]) >= 13
@@ -91,6 +92,55 @@ class SquarePicture:
     def normalise(self, pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """uint8 ``[n, 3, size, size]`` → what the tower takes, on the tensor's device."""
         return normalise(pixels, self.mean, self.std, dtype) if self.input == "normalised" else pixels
+
+    def pack(self, pixels: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+    @property
+    def in_words(self) -> str:
+        return f"{self.size} × {self.size}, {self.describe()['resize']}"
+
+    @property
+    def fitting(self) -> dict[str, Any]:
+        return {"size": self.size, "fit": self.fit, "resample": self.resample}
+
+    def record(self) -> dict[str, Any]:
+        squash = self.fit == "squash"
+        return {
+            "size": self.size, "resize": f"{'square squash' if squash else 'shorter side'}, antialiased {self.resample} on uint8",
+            "crop": None if squash else "centre",
+            "input": self.input, "mean": list(self.mean), "std": list(self.std),
+        }  # fmt: skip
+
+    def outside(self) -> dict[str, Any]:
+        cropped = self.fit == "crop"
+        how = (
+            "shorter side to size, {}, then the middle"
+            if cropped
+            else "square squash (no crop, aspect ratio not kept), {}"
+        )
+        told: dict[str, Any] = {"resize": how.format(self.resample), "mean": list(self.mean), "std": list(self.std)}
+        told["normalisation"] = NORMALISED_INSIDE if self.input == "normalised" else None
+        told |= {"fit": "crop"} if cropped else {}
+        return told | ({"resample": self.resample} if self.resample != "bicubic" else {})
+
+    def processor(self) -> dict[str, Any]:
+        cropped = {"crop_size": {"height": self.size, "width": self.size}} if self.fit == "crop" else {}
+        return {
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "size": {"shortest_edge": self.size} if cropped else {"height": self.size, "width": self.size},
+            "resample": int(PILLOW_FILTERS[self.resample]),
+            "do_center_crop": bool(cropped),
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+        } | cropped
+
+    def for_transformers(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"pixel_values": normalise(pixels, self.mean, self.std)}
 
     def describe(self) -> dict[str, Any]:
         how = f"squash-{self.resample}" if self.fit == "squash" else f"shortest-edge-{self.resample}-centre-crop"

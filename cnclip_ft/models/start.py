@@ -60,7 +60,7 @@ class LoadReport:
 
 def build_start(
     spec: str | dict[str, Any], *, context_length: int | None = None, image_size: int | None = None,
-    source: str = "huggingface", seed: int = 0, trust_import: bool = False,
+    max_patches: int | None = None, source: str = "huggingface", seed: int = 0, trust_import: bool = False,
 ) -> tuple[DualEncoder, LoadReport]:  # fmt: skip
     """A model as `model.start` of a recipe describes it, in training mode.
 
@@ -71,6 +71,7 @@ def build_start(
             ``{hidden: …, layers: …, heads: …}``.
         context_length: longest text in tokens; None keeps the start's own (52 where it has none).
         image_size: another resolution in pixels; pretrained position embeddings are resized once.
+        max_patches: another budget for a tower that takes pictures in their own shape (NaFlex).
         source: where published names come from: ``huggingface`` or ``modelscope``.
         seed: of everything newly made.
         trust_import: as for `load`, where a checkpoint is named. An import path in `spec` itself is the user's own word.
@@ -85,17 +86,22 @@ def build_start(
         model, report = _random(spec, context_length, image_size)
     else:
         model, report = _from_towers(spec, context_length, image_size, source, trust_import)
+    if max_patches is not None:
+        model.image_tower.set_budget(max_patches)
     report.about = _about(model)
     return model, report
 
 
 def _about(model: DualEncoder) -> list[str]:
     """How it takes texts and pictures: what differs between families, and is easily overlooked."""
-    tokenizer, picture = model.tokenizer, model.image_tower.preprocessing.describe()
+    tokenizer = model.tokenizer
     padded = "the longest of a batch" if tokenizer.padding == "longest" else "that length, padding attended to"
     return [
         f"texts    {type(model.text_tower).kind}: at most {tokenizer.context_length} tokens of {tokenizer.name}, padded to {padded}",
-        f"pictures {type(model.image_tower).kind}: {picture['size']} × {picture['size']}, {picture['resize']}",
+        f"pictures {type(model.image_tower).kind}: {model.image_tower.preprocessing.in_words}",
+        "loss     sigmoid, with its own temperature and bias"
+        if model.logit_bias is not None
+        else "loss     softmax (contrastive)",
     ]
 
 

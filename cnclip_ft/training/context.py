@@ -128,7 +128,7 @@ def make_context(
     guard_store = open_split(guard.split, "data.guard.split") if guard else None
     model, start = build_start(
         recipe.model.start, context_length=recipe.data.context_length, image_size=recipe.model.image_size,
-        source=recipe.model.source, seed=recipe.seed, trust_import=trust_import,
+        max_patches=recipe.model.max_patches, source=recipe.model.source, seed=recipe.seed, trust_import=trust_import,
     )  # fmt: skip
     context = Context(
         recipe=recipe,

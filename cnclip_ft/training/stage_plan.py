@@ -80,6 +80,10 @@ def plan_stage(context: Context, model: DualEncoder, number: int, name: str, set
             f"stages.{name}: patch_dropout is set, but this image tower has no patches to drop: "
             f"stages.{name}.patch_dropout=0"
         )
+    if setting.augment.changes and len(model.image_tower.preprocessing.shape) != 3:
+        raise RequestError(
+            f"stages.{name}: augment is for pictures of one size, and this image tower takes each in its own shape; leave it out"
+        )
     image_frozen = not trunk_trains(table, "image")
     return StagePlan(
         number=number,

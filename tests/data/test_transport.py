@@ -68,7 +68,7 @@ def test_blocks_belong_to_workers_and_may_be_filled_in_part(monkeypatch):
         id, num_workers = 1, 2
 
     monkeypatch.setattr("cnclip_ft.data.transport.get_worker_info", lambda: Worker)
-    blocks = SharedBlocks(4, 2, 3)
+    blocks = SharedBlocks(4, 2, (3, 3, 3))
     collate = Collate(blocks)
     picture = torch.arange(27, dtype=torch.uint8).view(3, 3, 3)
     sample = {"pair": 7, "pixels": picture.permute(2, 0, 1), "fault": None}

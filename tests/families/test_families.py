@@ -80,11 +80,7 @@ def pictures(model, count: int = 5) -> torch.Tensor:
 
 def library_pictures(model, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
     """The same for the library's model."""
-    prepared = model.image_tower.preprocessing.normalise(pixels)
-    if isinstance(prepared, torch.Tensor):
-        return {"pixel_values": prepared}
-    mask = torch.arange(prepared.values.shape[1]) < prepared.grid.prod(1, keepdim=True)
-    return {"pixel_values": prepared.values, "pixel_attention_mask": mask.int(), "spatial_shapes": prepared.grid}
+    return model.image_tower.preprocessing.for_transformers(pixels)
 
 
 def library_features(library, inputs, model) -> tuple[torch.Tensor, torch.Tensor]:
@@ -223,7 +219,7 @@ def test_variants_of_a_family_have_their_features(name, tmp_path):
     with torch.no_grad():
         found = ours.text_tower(*ours.tokenizer.pad(ours.tokenizer.encode(SAID)))
         torch.testing.assert_close(found, texts, atol=card.exact, rtol=card.exact)
-        found = ours.image_tower.project(ours.image_trunk(squares(ours)))
+        found = ours.image_tower.project(ours.image_trunk(pictures(ours)))
         torch.testing.assert_close(found, images, atol=card.exact, rtol=card.exact)
     save_checkpoint(ours, tmp_path / "a", info={})
     assert torch.equal(cnclip_ft.load(tmp_path / "a").encode_texts(SAID), ours.encode_texts(SAID))

@@ -192,7 +192,7 @@ def test_who_finds_the_server_busy_is_told_when_to_come_again(engine, monkeypatc
 
 def test_an_upload_that_holds_a_decoder_is_ended(engine, monkeypatch):
     code = "import sys; sys.path[:] = sys.argv[3:]; import time, cnclip_ft.search.web.decoder as d\n"
-    code += "d._JOBS['square'] = lambda data, size, fit, pixels: time.sleep(60)\nd.main(int(sys.argv[1]), float(sys.argv[2]))"
+    code += "d._JOBS['fit'] = lambda data, how, pixels: time.sleep(60)\nd.main(int(sys.argv[1]), float(sys.argv[2]))"
     monkeypatch.setattr(decoders, "_CODE", code)
     with TestClient(make_app(engine, limits=Limits(decoders=1, decode_seconds=0.5)), LOCAL) as client:
         answer = {}

@@ -140,9 +140,7 @@ def test_data_commands_go_on(failing, tmp_path, monkeypatch) -> None:
     assert draw_sheet(store, tmp_path / "sheet.png") == 2
     assert thumbnail(failing).getpixel((0, 0)) == (128, 128, 128)
     told = json.loads(
-        _answer({"do": "square", "size": 24, "fit": "squash", "resample": "bicubic", "pixels": 10**6}, failing)[
-            LENGTHS.size :
-        ]
+        _answer({"do": "fit", "how": SquarePicture(24).fitting, "pixels": 10**6}, failing)[LENGTHS.size :]
     )
     assert told["kind"] in ("undecodable-image", "image-too-large")  # the server's own decoding process
 

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.models.preprocessing import PILLOW_FILTERS
 
 
 def new_projection(width: int, output_dim: int) -> nn.Linear:
@@ -33,22 +32,8 @@ def set_checkpointing(model: Any, wanted: bool) -> None:
 
 def processor_config(model: DualEncoder, image_processor: str, processor: str) -> dict[str, Any]:
     """`preprocessor_config.json` for these classes of transformers; what it leaves out, their defaults would say otherwise."""
-    picture = model.image_tower.preprocessing
-    cropped = {"crop_size": {"height": picture.size, "width": picture.size}} if picture.fit == "crop" else {}
-    return {
-        "image_processor_type": image_processor,
-        "processor_class": processor,
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": picture.size} if cropped else {"height": picture.size, "width": picture.size},
-        "resample": int(PILLOW_FILTERS[picture.resample]),
-        "do_center_crop": bool(cropped),
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(picture.mean),
-        "image_std": list(picture.std),
-    } | cropped
+    names = {"image_processor_type": image_processor, "processor_class": processor}
+    return names | model.image_tower.preprocessing.processor()
 
 
 def drop_patches(patches: torch.Tensor, share: float) -> torch.Tensor:

@@ -9,16 +9,16 @@ import torch
 
 from cnclip_ft.data.pictures import Fault, Pictures, in_batches
 from cnclip_ft.features.encode import Meter
+from cnclip_ft.models.contract import Preprocessing
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.models.preprocessing import SquarePicture
 from cnclip_ft.search.index.listing import Key
 from data_tools.pictures import MISSING, PIXEL_LIMIT
 
 UNREAD = "cannot be read"  # begins a fault that may be over next time: rights, a network drive
 
 
-def uploaded_pixels(data: bytes, preprocessing: SquarePicture, pixel_limit: int = PIXEL_LIMIT) -> torch.Tensor:
-    """uint8 ``[3, size, size]`` of a picture from a stranger.
+def uploaded_pixels(data: bytes, preprocessing: Preprocessing, pixel_limit: int = PIXEL_LIMIT) -> torch.Tensor:
+    """uint8 `preprocessing.shape` of a picture from a stranger.
 
     Raises:
         DataFault: no picture of a known format, damaged, or above a limit, which stands before the decoding.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Annotated, Literal
 
-import torch
+import numpy as np
 from fastapi import FastAPI, File, Form, Header, Query, Request, UploadFile
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
@@ -20,6 +20,7 @@ from cnclip_ft.search.engine.engine import Engine, Found
 from cnclip_ft.search.engine.query import IMAGE_SHARE, WITHOUT_WEIGHT, Question
 from cnclip_ft.search.index.folder import Damaged
 from cnclip_ft.search.web.batcher import Batcher, Busy, threads_for
+from cnclip_ft.search.web.decoder import SIDES
 from cnclip_ft.search.web.decoders import TOO_SLOW, Decoders
 from cnclip_ft.search.web.guard import LOOPBACK, RETRY, Guard, content_policy
 from cnclip_ft.search.web.messages import (
@@ -146,15 +147,12 @@ def make_app(
         if len(data) > limits.upload_bytes:
             raise HTTPException(413, f"the picture has more than {limits.upload_bytes / MIB:.1f} MiB")
         picture = engine.model.image_tower.preprocessing
-        size = picture.size
         try:
-            square = await sent.run(
-                {"do": "square", "size": size, "fit": picture.fit, "resample": picture.resample}, data
-            )
+            fitted = await sent.run({"do": "fit", "how": picture.fitting}, data)
         except DataFault as error:
             raise HTTPException(413 if error.kind in _TOO_MUCH else 415, printable(error.problem)) from None
-        pixels = torch.frombuffer(bytearray(square), dtype=torch.uint8).view(size, size, 3).permute(2, 0, 1)
-        return await _answer(Question(text, without, pixels, None, image_share, not_weight, top), began)
+        pixels = np.frombuffer(bytearray(fitted), np.uint8, offset=SIDES.size).reshape(*SIDES.unpack_from(fitted), 3)
+        return await _answer(Question(text, without, picture.pack(pixels), None, image_share, not_weight, top), began)
 
     async def _answer(question: Question, began: float) -> Answer:
         answer = await batcher.ask(question)

@@ -22,9 +22,11 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from data_tools.errors import DataFault, UserError
+from data_tools.patch_grid import patch_grid
 from data_tools.pictures import Reencoding, middle, open_upright, reencode
 
 LENGTHS = struct.Struct(">IQ")  # of the JSON object, of the bytes
+SIDES = struct.Struct(">II")  # height and width of a fitted picture, before its pixels
 GONE = "gone"
 _CHANGED = "the picture has changed since it was indexed"
 _ELSEWHERE = "the picture is not where it was"
@@ -82,12 +84,19 @@ def _answer(job: dict[str, Any], data: bytes) -> bytes:
         return frame({"problem": f"the picture cannot be decoded ({kind})", "kind": "undecodable-image"})
 
 
-def _square(data: bytes, size: int, fit: str, resample: str, pixels: int) -> bytes:
-    """``[size, size, 3]``, resized by Pillow, the official way: the indexed pictures' stays within 1/255 of it."""
+def _fit(data: bytes, how: dict[str, Any], pixels: int) -> bytes:
+    """As `Preprocessing.fitting` says, by Pillow, the official way: the indexed pictures' stays within 1/255 of it."""
     picture = open_upright(data, pixel_limit=pixels)
-    filter = Image.Resampling[resample.upper()]
-    square = middle(picture, size, filter) if fit == "crop" else picture.resize((size, size), filter)
-    return square.tobytes()
+    filter = Image.Resampling[how["resample"].upper()]
+    if "budget" in how:
+        patch = how["patch"]
+        rows, columns = patch_grid(picture.height, picture.width, patch, how["budget"])
+        fitted = picture.resize((columns * patch, rows * patch), filter)
+    elif how["fit"] == "crop":
+        fitted = middle(picture, how["size"], filter)
+    else:
+        fitted = picture.resize((how["size"], how["size"]), filter)
+    return SIDES.pack(fitted.height, fitted.width) + fitted.tobytes()
 
 
 def _thumbnail(_: bytes, kind: str, path: str, key: int | str, stamp: str, how: dict[str, Any], pixels: int) -> bytes:
@@ -95,7 +104,7 @@ def _thumbnail(_: bytes, kind: str, path: str, key: int | str, stamp: str, how: 
     return reencode(data, Reencoding(**how), pixel_limit=pixels)
 
 
-_JOBS: dict[str, Callable[..., bytes]] = {"square": _square, "thumbnail": _thumbnail}
+_JOBS: dict[str, Callable[..., bytes]] = {"fit": _fit, "thumbnail": _thumbnail}
 
 
 def _gone(problem: str) -> DataFault:

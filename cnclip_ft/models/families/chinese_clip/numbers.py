@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from transformers.activations import ACT2FN
 
-from cnclip_ft.models.contract import ImageTower
 from cnclip_ft.models.preprocessing import SquarePicture
 from data_tools.errors import RequestError
 
-T = TypeVar("T", bound=ImageTower)
+
+class _OfSquares(Protocol):
+    preprocessing: SquarePicture
+
+
+T = TypeVar("T", bound=_OfSquares)
 
 
 def check_heads(width: int, heads: int) -> None:

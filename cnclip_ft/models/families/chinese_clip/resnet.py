@@ -144,6 +144,7 @@ class ResNetTower(ImageTower):
     channels_last_on = ("cuda",)
 
     kind, schema = "resnet", Resnet
+    preprocessing: SquarePicture
     file_prefixes = ("visual.",)
 
     def __init__(self, numbers: ResNet, output_dim: int) -> None:

@@ -60,6 +60,7 @@ class ViTTower(ImageTower):
     """
 
     kind, schema = "vit", Vit
+    preprocessing: SquarePicture
     layer_names = ("num_hidden_layers", r"vision_model\.encoder\.layers\.(\d+)\.")
     file_prefixes = ("vision_model.", "visual_projection.")
 

@@ -11,14 +11,13 @@ from cnclip_ft.models.families.parts import processor_config
 from cnclip_ft.models.families.siglip import naflex, vision
 from cnclip_ft.models.families.siglip.text import TEXT_KEYS, SiglipTextTower
 from cnclip_ft.models.family import Family
-from cnclip_ft.models.patches import PatchedPicture
-from cnclip_ft.models.preprocessing import PILLOW_FILTERS
 
 
 class Siglip(Family):
     image_towers = (vision.SiglipTower, naflex.NaflexTower)
     text_towers = (SiglipTextTower,)
     templates = "siglip"
+    transformers_class = "SiglipModel is SigLIP's image tower with its text tower"
     exports = ("huggingface", "onnx")
     scalar_shape = (1,)
 
@@ -35,31 +34,12 @@ class Siglip(Family):
         elif image["kind"] == "siglip2":
             config = Siglip2Config(text_config=text, vision_config={key: image[key] for key in naflex.VISION_KEYS})
             files["config.json"] = self._config(model, config, "Siglip2Model")
-        if isinstance(model.image_tower.preprocessing, PatchedPicture):
-            return files | {"preprocessor_config.json": _patches(model.image_tower.preprocessing)}
         return files | {"preprocessor_config.json": processor_config(model, "SiglipImageProcessor", "SiglipProcessor")}
 
     @staticmethod
     def _config(model: DualEncoder, config: SiglipConfig | Siglip2Config, architecture: str) -> dict[str, Any]:
         dtype = str(model.dtype).removeprefix("torch.")
         return config.to_dict() | {"architectures": [architecture], "dtype": dtype}
-
-
-def _patches(picture: PatchedPicture) -> dict[str, Any]:
-    return {
-        "image_processor_type": "Siglip2ImageProcessor",
-        "processor_class": "Siglip2Processor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "patch_size": picture.patch,
-        "max_num_patches": picture.budget,
-        "resample": int(PILLOW_FILTERS[picture.resample]),
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(picture.mean),
-        "image_std": list(picture.std),
-    }
 
 
 FAMILY = Siglip()

@@ -7,8 +7,11 @@ for the device, and can be written down as a graph.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import nn
@@ -16,7 +19,7 @@ from transformers import Siglip2VisionConfig, Siglip2VisionModel
 
 from cnclip_ft.models.families.chinese_clip.plain_attention import HIDDEN, plain_layers
 from cnclip_ft.models.families.siglip.vision import LAYER_KEYS, PooledTower, VisionNumbers
-from cnclip_ft.models.patches import BUDGET, PatchedPicture, Patches
+from cnclip_ft.models.patches import BUDGET, PatchedPicture
 from data_tools.errors import RequestError
 
 VISION_KEYS = (*LAYER_KEYS, "num_patches")
@@ -62,27 +65,35 @@ class NaflexTower(PooledTower):
             "model.max_patches: N is another budget"
         )
 
-    @classmethod
-    def with_budget(cls, numbers: dict[str, Any], max_patches: int) -> dict[str, Any]:
-        return numbers | {"max_num_patches": max_patches}
+    def set_budget(self, max_patches: int) -> None:
+        self.preprocessing = replace(self.preprocessing, budget=max_patches)
+
+    def example(self, count: int) -> torch.Tensor:
+        """Pictures that fill the budget."""
+        blank, rows = super().example(count), math.isqrt(self.preprocessing.budget)
+        sides = np.zeros(
+            (rows * self.preprocessing.patch, self.preprocessing.budget // rows * self.preprocessing.patch, 3), np.uint8
+        )
+        return blank.copy_(self.preprocessing.pack(sides).expand_as(blank))
 
     def describe(self) -> dict[str, Any]:
         numbers = {key: getattr(self.vision_model.config, key) for key in VISION_KEYS}
         return {"kind": self.kind} | numbers | picture_numbers(self.preprocessing)
 
-    def embed(self, patches: Patches) -> tuple[torch.Tensor, torch.Tensor]:
+    def embed(self, patches: torch.Tensor, grid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens ``[n, patches, width]``, and bool ``[n, patches]``, true for those of the picture."""
         own = self.vision_model.embeddings
-        place = torch.arange(patches.values.shape[1], device=patches.grid.device)
-        positions = resampled_positions(own.position_embedding.weight, patches.grid, place)
-        return own.patch_embedding(patches.values) + positions, place < patches.grid.prod(1, keepdim=True)
+        place = torch.arange(patches.shape[1], device=grid.device)
+        positions = resampled_positions(own.position_embedding.weight, grid, place)
+        return own.patch_embedding(patches) + positions, place < grid.prod(1, keepdim=True)
 
-    def trunk(self, pixels: Patches) -> torch.Tensor:  # type: ignore[override]  # what its preprocessing gives
+    def trunk(self, pixels: torch.Tensor) -> torch.Tensor:
         model: Any = self.vision_model
-        if pixels.values.device.type == "cpu" and not torch.compiler.is_compiling():
+        patches, grid = PatchedPicture.unpack(pixels)
+        if pixels.device.type == "cpu" and not torch.compiler.is_compiling():
             # Elsewhere than on the CPU, counting the patches would wait for the device.
-            pixels = Patches(pixels.values[:, : int(pixels.grid.prod(1).max())], pixels.grid)
-        tokens, real = self.embed(pixels)
+            patches = patches[:, : int(grid.prod(1).max())]
+        tokens, real = self.embed(patches, grid)
         if self.training and self.patch_dropout:
             tokens, real = _drop(tokens, real, self.patch_dropout)
         for layer in model.encoder.layers:
@@ -150,8 +161,8 @@ class PlainNaflex(nn.Module):
         super().__init__()
         self.tower = tower
 
-    def forward(self, pixels: Patches) -> torch.Tensor:
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         model: Any = self.tower.vision_model
-        tokens, real = self.tower.embed(pixels)
+        tokens, real = self.tower.embed(*PatchedPicture.unpack(pixels))
         mask = torch.where(real, 0.0, HIDDEN).to(tokens.dtype)[:, None, None]
         return model.head(model.post_layernorm(plain_layers(model.encoder.layers, tokens, mask=mask)), real)

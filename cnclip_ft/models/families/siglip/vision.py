@@ -94,6 +94,7 @@ class SiglipTower(PooledTower):
     """transformers' SigLIP vision model; a picture's side need be no multiple of the patch's, what is left over is not seen."""
 
     kind, schema = "siglip", SiglipVision
+    preprocessing: SquarePicture
 
     def __init__(self, config: SiglipVisionConfig) -> None:
         super().__init__()
@@ -109,15 +110,13 @@ class SiglipTower(PooledTower):
     @classmethod
     def fresh(cls, numbers: dict[str, Any], output_dim: int, image_size: int | None = None) -> SiglipTower:
         found = from_recipe(VisionTransformer, numbers, "image")
+        size = image_size or found.image_size
         config = SiglipVisionConfig(
             hidden_size=found.hidden, intermediate_size=found.intermediate or 4 * found.hidden,
-            num_hidden_layers=found.layers, num_attention_heads=found.heads, patch_size=found.patch,
-            image_size=image_size or found.image_size,
+            num_hidden_layers=found.layers, num_attention_heads=found.heads, patch_size=found.patch, image_size=size,
         )  # fmt: skip
-        if found.patch > config.image_size:
-            raise RequestError(
-                f"model.start.image: patch {found.patch} is larger than the picture, {config.image_size}"
-            )
+        if found.patch > size:
+            raise RequestError(f"model.start.image: patch {found.patch} is larger than the picture, {size}")
         tower = cls(config)
         keep_scale_(tower.vision_model.encoder)
         sine_positions_(tower.vision_model.embeddings.position_embedding, others=0)
