@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import runpy
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -37,3 +41,27 @@ def test_chinese_clip(monkeypatch, capsys, picture, tmp_path):
     assert run(monkeypatch, capsys, "chinese_clip.py", picture, "--model", tmp_path / "model", "--texts", "狗") == {
         "狗": 1
     }
+
+
+def as_script(notebook: Path) -> str:
+    """The code of a notebook in order; a line for the shell is run by one, and must succeed."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    lines = ["import subprocess"]
+    for line in "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code").splitlines():
+        lines.append(f"subprocess.run({line[1:]!r}, shell=True, check=True)" if line.startswith("!") else line)
+    return "\n".join(lines)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(tmp_path):
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin" / "cnclip-ft"
+    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m cnclip_ft "$@"\n', encoding="utf-8")
+    command.chmod(0o755)
+    script = as_script(EXAMPLES / "own_pictures.ipynb") + '\nbest("a blue star").save("found.png")\n'
+    env = os.environ | {"PYTHONPATH": str(EXAMPLES.parent), "PATH": f"{command.parent}:{os.environ['PATH']}"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert Image.open(tmp_path / "found.png").size == (500, 96)
+    judged = json.loads((tmp_path / "runs/mine/contrast/best/cnclip_ft.json").read_text(encoding="utf-8"))
+    assert judged["mean_recall"] > 40, judged["mean_recall"]  # chance is 7.5

@@ -50,7 +50,9 @@ def test_long_lines_are_broken_behind_their_label():
     assert max(map(cell_len, lines)) <= 40 and " ".join(" ".join(lines[:-1]).split()) == " ".join(line.split())
     assert fitted(line, None) == line
     told = fitted("Stopped. Continue with: cnclip-ft train 'a folder/recipe.yaml' --continue --trust-import", 40)
-    assert told == "Stopped. Continue with:\n  cnclip-ft train 'a folder/recipe.yaml' --continue --trust-import"  # to copy
+    assert (
+        told == "Stopped. Continue with:\n  cnclip-ft train 'a folder/recipe.yaml' --continue --trust-import"
+    )  # to copy
     chinese = fitted("图片" * 40, 30).split("\n")
     assert max(map(cell_len, chinese)) <= 30 and "".join(chinese) == "图片" * 40
 
