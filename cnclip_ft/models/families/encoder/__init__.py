@@ -1,0 +1,1 @@
+"""Any text encoder of transformers, BERT to Qwen, as a text tower."""

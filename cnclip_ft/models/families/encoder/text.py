@@ -1,0 +1,199 @@
+"""A text encoder or decoder of transformers as a text tower: the library's own layers, one row of them, and a projection."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NoReturn
+
+import torch
+from accelerate import init_empty_weights
+from pydantic import Field, model_validator
+from torch import nn
+from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES,
+)
+
+from cnclip_ft.models.contract import TextTower
+from cnclip_ft.models.families.parts import new_projection, set_checkpointing
+from cnclip_ft.models.schema import TextPart, Width
+from data_tools.errors import RequestError
+
+Pooling = Literal["cls", "mean", "last", "eos", "pooler"]
+POOLINGS: tuple[Pooling, ...] = ("cls", "mean", "last", "eos", "pooler")
+KNOWN = ("bert", "roberta", "xlm-roberta", "modernbert", "deberta-v2", "electra", "mpnet", "qwen3", "gemma3_text", "llama")
+_BOUNDS = {"hidden_size": 1 << 16, "num_hidden_layers": 1000, "intermediate_size": 1 << 18, "vocab_size": 10_000_000}
+_LONGEST = 1 << 16  # tokens
+# Of a configuration: where it came from, and what is the file's, not the model's.
+_NOT_KEPT = ("use_cache", "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version")
+
+
+def is_causal(config: PretrainedConfig) -> bool:
+    """Whether a token sees those before it alone, so that only the last one has read the text."""
+    kind = config.model_type
+    decoder = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return (decoder or bool(getattr(config, "is_decoder", False))) and not getattr(
+        config, "use_bidirectional_attention", False
+    )
+
+
+def configuration(model_type: str, numbers: dict[str, Any]) -> PretrainedConfig:
+    """transformers' configuration of these numbers.
+
+    Raises:
+        ValueError: the type is no text encoder of transformers, or the numbers are not of it.
+    """
+    known = MODEL_FOR_MASKED_LM_MAPPING_NAMES | MODEL_FOR_CAUSAL_LM_MAPPING_NAMES | MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
+    if model_type not in known:
+        raise ValueError(f"a text model of type {model_type[:60]!r}; transformers has {', '.join(KNOWN)} and others like them")
+    try:
+        config = AutoConfig.for_model(model_type, **numbers)
+        sizes = {key: getattr(config, key, None) for key in _BOUNDS}
+    except Exception as error:  # noqa: BLE001 - every configuration checks its numbers in its own way
+        raise ValueError(f"no configuration of type {model_type}: {str(error).splitlines()[0][:200]}") from None
+    for key, value in sizes.items():
+        if value is not None and not (type(value) is int and 0 < value <= _BOUNDS[key]):
+            raise ValueError(f"{key} is {repr(value)[:40]}, expected a whole number up to {_BOUNDS[key]:,}")
+    if config.is_encoder_decoder or sizes["hidden_size"] is None or sizes["vocab_size"] is None:
+        raise ValueError(f"a model of type {model_type} is no encoder of texts by itself")
+    return config
+
+
+class Encoder(TextPart):
+    kind: Literal["encoder"]
+    model_type: Annotated[str, Field(max_length=60)]
+    config: dict[str, Any]
+    pooling: Pooling
+    end_id: Annotated[int, Field(ge=0)] | None = None
+    positions: Width
+
+    @property
+    def longest(self) -> int:
+        return self.positions
+
+    @model_validator(mode="after")
+    def _agree(self) -> Encoder:
+        check_pooling(self.pooling, configuration(self.model_type, self.config), self.end_id)
+        return self
+
+
+def check_pooling(pooling: str, config: PretrainedConfig, end_id: int | None) -> None:
+    """
+    Raises:
+        ValueError: the model has no such row, or it has not read the text.
+    """
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling is {pooling!r}; use {', '.join(POOLINGS)}")
+    if pooling in ("cls", "pooler") and is_causal(config):
+        raise ValueError(f"pooling {pooling}: a {config.model_type} reads forwards, its first token has seen nothing; use last or mean")
+    if pooling == "eos" and end_id is None:
+        raise ValueError("pooling eos: its tokenizer names no eos_token; use last")
+
+
+class EncoderTower(TextTower):
+    """transformers' `AutoModel` of a text encoder; of its last hidden states one row, through a projection.
+
+    Args:
+        pooling: ``cls`` the first token, ``mean`` of all but padding, ``last`` the last but padding, ``eos`` the first end
+            token, ``pooler`` the library's own pooled output, which has weights.
+        end_id: of the end token, for ``eos``.
+    """
+
+    kind, schema = "encoder", Encoder
+    file_prefixes = ("text_model.", "text_projection.")
+    can_be_new = False
+
+    def __init__(self, config: PretrainedConfig, output_dim: int, pooling: Pooling, end_id: int | None = None) -> None:
+        super().__init__()
+        config.use_cache = False
+        # Weights without memory, whatever device is the default; buffers are numbers that stand in no file.
+        with torch.device("cpu"), init_empty_weights(include_buffers=False):
+            model: Any = AutoModel.from_config(config, trust_remote_code=False)
+        if pooling != "pooler" and isinstance(getattr(model, "pooler", None), nn.Module):
+            model.pooler = None
+        self.text_model, self.config = model, config
+        self.text_projection = new_projection(config.hidden_size, output_dim)
+        self.output_dim, self.pooling, self.end_id = output_dim, pooling, end_id
+        self.max_length, self.vocab_size = _positions(model, config), config.vocab_size
+
+    @classmethod
+    def described(cls, numbers: dict[str, Any], output_dim: int) -> EncoderTower:
+        config = configuration(numbers["model_type"], numbers["config"])
+        return cls(config, output_dim, numbers["pooling"], numbers.get("end_id"))
+
+    def describe(self) -> dict[str, Any]:
+        numbers = {key: value for key, value in self.config.to_dict().items() if key not in (*_NOT_KEPT, "model_type")}
+        return {
+            "kind": self.kind, "model_type": self.config.model_type, "config": numbers, "pooling": self.pooling,
+            "end_id": self.end_id, "positions": self.max_length,
+        }  # fmt: skip
+
+    @property
+    def projection(self) -> nn.Module:
+        return self.text_projection
+
+    def replace_projection(self, output_dim: int) -> None:
+        self.text_projection, self.output_dim = new_projection(self.config.hidden_size, output_dim), output_dim
+
+    def tokenizer(self, context_length: int | None = None) -> NoReturn:
+        raise RequestError("an encoder of transformers comes with its own tokenizer; name the folder that holds both")
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        out = self.text_model(input_ids=input_ids, attention_mask=attention_mask)
+        if self.pooling == "pooler":
+            return self.text_projection(out.pooler_output)
+        hidden = out.last_hidden_state
+        if self.pooling == "mean":
+            weight = attention_mask[..., None].to(hidden.dtype)
+            return self.text_projection((hidden * weight).sum(1) / weight.sum(1))
+        if self.pooling == "cls":
+            return self.text_projection(hidden[:, 0])
+        ends = attention_mask.sum(1) - 1 if self.pooling == "last" else (input_ids == self.end_id).int().argmax(1)
+        row = ends[:, None, None].expand(-1, 1, hidden.shape[2])
+        return self.text_projection(hidden.gather(1, row)[:, 0])
+
+    def blocks(self) -> list[nn.Module]:
+        """Embeddings first, then layers, the projection last; what follows the layers goes with the last one."""
+        model = self.text_model
+        count = self.config.num_hidden_layers
+        name = next((n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count), None)
+        if name is None:  # ALBERT's layers are one
+            return [model, self.text_projection]
+        before, after = [], []
+        found, owner = before, model
+        for step in name.split("."):
+            found = before
+            before += owner.parameters(recurse=False)
+            for child_name, child in owner.named_children():
+                if child_name == step:
+                    found = after
+                else:
+                    found += child.parameters()
+            owner = getattr(owner, step)
+        layers = list(owner)
+        last = nn.ModuleList([layers[-1], nn.ParameterList(after)]) if after else layers[-1]
+        return [nn.ParameterList(before), *layers[:-1], last, self.text_projection]
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        owner = self.get_submodule(name.rpartition(".")[0])
+        return parameter.ndim >= 2 and not isinstance(owner, nn.Embedding)
+
+    def set_gradient_checkpointing(self, wanted: bool) -> None:
+        if wanted and not self.text_model.supports_gradient_checkpointing:
+            return super().set_gradient_checkpointing(wanted)
+        set_checkpointing(self.text_model, wanted)
+
+    def example(self, count: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, mask = super().example(count, length)
+        if self.pooling == "eos":
+            ids[:, -1] = self.end_id
+        return ids, mask
+
+
+def _positions(model: Any, config: PretrainedConfig) -> int:
+    """Longest text in tokens; RoBERTa and its like count their places from behind the pad's number."""
+    most = getattr(config, "max_position_embeddings", None) or _LONGEST
+    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    pad = getattr(table, "padding_idx", None)
+    return min(most - (0 if pad is None else pad + 1), _LONGEST)
