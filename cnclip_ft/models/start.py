@@ -27,6 +27,7 @@ from cnclip_ft.models.dual_encoder import LOGIT_SCALE_LIMIT, DualEncoder
 from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
 from cnclip_ft.models.families.imported import ImportedTower
 from cnclip_ft.models.formats.bert import TextHalf, has_text_half, read_text_half
+from cnclip_ft.models.formats.encoder_folders import read_encoder_half
 from cnclip_ft.models.formats.files import Tensors
 from cnclip_ft.models.formats.folders import is_whole
 from cnclip_ft.models.formats.openai import check_activation, has_image_half, read_image_half
@@ -252,9 +253,8 @@ def _text_tower(
         tower = _new_text(spec | pooled, projection)
         return tower, tower.tokenizer(context_length)
     path = find(spec, source, repositories=True)
-    whole = (path / INFO).is_file() or (is_whole(path) and not has_text_half(path))
-    half = _half_of_whole(path) if whole else read_text_half(path)
-    tower = text_tower(half.numbers | pooled, projection)
+    half = _text_half(path, pooling)
+    tower = text_tower(half.numbers, projection)
     tower.replace_projection(projection)
     names = file_names(tower)
     fresh = {names[name]: tensor for name, tensor in tower.state_dict().items() if tower.in_projection(name)}
@@ -270,10 +270,23 @@ def _text_tower(
     return tower, read_tokenizer({"context_length": length}, half.vocabulary)
 
 
-def _half_of_whole(path: Path) -> TextHalf:
+def _text_half(path: Path, pooling: str | None) -> TextHalf:
+    """Of a whole model of any family, of BERT's kind, or an encoder of transformers."""
+    if (path / INFO).is_file() or (is_whole(path) and not has_text_half(path)):
+        return _half_of_whole(path, pooling)
+    return read_text_half(path, pooling) if has_text_half(path) else read_encoder_half(path, pooling)
+
+
+def _half_of_whole(path: Path, pooling: str | None) -> TextHalf:
     """The text half of a whole model; its projection, into another common space, is left over."""
     checkpoint = read_checkpoint(path)
     numbers, projection = checkpoint.description["text"], checkpoint.description["projection"]
+    if pooling is not None:
+        if "pooling" not in numbers:
+            raise RequestError(
+                f"model.start.pooling is {pooling!r}, but a text tower of kind {text_kind(numbers).kind} has its own; leave it out"
+            )
+        numbers = numbers | {"pooling": pooling}
     tensors, left_over = _half(checkpoint, text_kind(numbers), "text_tower.")
     tower = text_tower(numbers, projection)
     names = file_names(tower)

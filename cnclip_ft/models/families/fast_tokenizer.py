@@ -78,6 +78,7 @@ class FastTokenizer(Tokenizer):
         """
         from transformers import AutoTokenizer
 
+        _refuse_code(folder / _SETTINGS)
         try:
             # False, not None: None asks the terminal whether code of the folder may run.
             theirs = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
@@ -97,11 +98,14 @@ class FastTokenizer(Tokenizer):
         if mask == "to_end" and end is None:
             raise RequestError(f"{folder / _SETTINGS}: no eos_token in it, and the text tower reads its texts there")
         if pad is None:
-            pad, mask = (end, "to_end") if end is not None else (0, mask)  # decoders are published without
+            pad = 0 if end is None else end  # decoders are published without
         with TemporaryDirectory() as place:
             theirs.save_pretrained(place)
             settings = json.loads(Path(place, _SETTINGS).read_text(encoding="utf-8"))
         backend = Backend.from_str(backend.to_str())  # transformers keeps its own state on the one it has
+        backend.no_padding()
+        if mask == "tokens" and pad in backend.encode("a").ids:  # decoders may end a text in what fills it up
+            mask, end = "to_end", pad
         return cls(
             backend,
             settings,
@@ -113,6 +117,12 @@ class FastTokenizer(Tokenizer):
         """Let a text pass `step` before all that the folder's own rules do to it."""
         own = self._backend.normalizer
         self._backend.normalizer = normalizers.Sequence([step, *([] if own is None else [own])])
+
+    @property
+    def ends_in(self) -> int | None:
+        """The end token, where every text is given one."""
+        end = self.rules.end_id
+        return end if self.encode(["a"])[0][-1] == end else None
 
     @property
     def name(self) -> str:
@@ -189,3 +199,15 @@ class FastTokenizer(Tokenizer):
         said = self.settings | {"model_max_length": self.context_length}
         Path(folder, "tokenizer.json").write_text(self._whole + "\n", encoding="utf-8")
         Path(folder, _SETTINGS).write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _refuse_code(file: Path) -> None:
+    try:
+        code = json.loads(file.read_text(encoding="utf-8")).get("auto_map")
+    except (OSError, ValueError, AttributeError):
+        return  # transformers says what is wrong with it
+    if code:
+        raise RequestError(
+            f"{file}: names code of its own ({repr(code)[:80]}), which is never run. If tokenizer.json alone gives its author's "
+            "tokens, take auto_map out of the file"
+        )

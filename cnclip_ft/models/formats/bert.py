@@ -13,6 +13,7 @@ from typing import Any
 from cnclip_ft.models.contract import Tokenizer
 from cnclip_ft.models.formats.cn_clip import is_official, modern, to_ours
 from cnclip_ft.models.formats.files import Tensors, read_json, read_weights
+from cnclip_ft.models.formats.pooling import SAID, choose_pooling
 from cnclip_ft.models.formats.recognise import own_vocabulary, recognise_text
 from cnclip_ft.models.formats.transformers_folder import text_numbers
 from data_tools.errors import RequestError
@@ -37,13 +38,26 @@ class TextHalf:
     tokenizer: Tokenizer | None = None  # of the whole model it is a half of, which may be of any kind
 
 
-def has_text_half(folder: Path) -> bool:
-    """Whether a folder's text tower is read by `read_text_half`."""
-    return read_json(folder / "config.json").get("model_type", "bert") in _TYPES
+def has_text_half(path: Path) -> bool:
+    """Whether the text tower there is read by `read_text_half`: other kinds, and a BERT of other texts than lower-cased WordPiece,
+    are read as any encoder of transformers."""
+    if not path.is_dir() or not (path / "config.json").is_file():
+        return True
+    kind = read_json(path / "config.json").get("model_type", "bert")
+    if kind != "bert":
+        return kind in _TYPES
+    settings, whole = path / "tokenizer_config.json", path / "tokenizer.json"
+    if settings.is_file() and read_json(settings).get("do_lower_case") is False:
+        return False
+    model = read_json(whole).get("model") if whole.is_file() else None
+    return not isinstance(model, dict) or model.get("type", "WordPiece") == "WordPiece"
 
 
-def read_text_half(path: Path) -> TextHalf:
+def read_text_half(path: Path, pooling: str | None = None) -> TextHalf:
     """The text tower of a BERT folder, a Chinese CLIP, or a bare ``pytorch_model.bin``.
+
+    Args:
+        pooling: what the user asks for.
 
     Raises:
         RequestError: no BERT-style text tower in it, or incomplete.
@@ -69,9 +83,9 @@ def read_text_half(path: Path) -> TextHalf:
     if unexpected:
         raise RequestError(f"{path}: {len(unexpected)} tensors belong to no BERT, e.g. {', '.join(unexpected[:3])}")
     notes = content.notes
-    tokenizer = folder / "tokenizer_config.json"
-    if config is not None and tokenizer.is_file() and read_json(tokenizer).get("do_lower_case") is False:
-        notes.append("texts are lower-cased, though this text tower was trained with upper case too")
+    if pooling is not None or (folder / SAID).is_file():
+        pooling, said = choose_pooling(folder, pooling, "cls")
+        found, notes = found | {"pooling": pooling}, notes + said
     return TextHalf(
         found, text, own_vocabulary(folder, found, str(path)), str(path), left_over + content.left_over, notes
     )

@@ -21,6 +21,7 @@ READERS = {
     "altclip": "cnclip_ft.models.formats.clip_folders:read_altclip",
     "siglip": "cnclip_ft.models.formats.siglip_folders:read_siglip",
     "siglip2": "cnclip_ft.models.formats.siglip_folders:read_siglip2",
+    "vision-text-dual-encoder": "cnclip_ft.models.formats.encoder_folders:read_dual_encoder",
 }
 Reader = Callable[[Path, dict[str, Any], torch.dtype], Checkpoint]
 

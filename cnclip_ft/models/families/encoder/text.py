@@ -21,8 +21,19 @@ from cnclip_ft.models.schema import TextPart, Width
 from data_tools.errors import RequestError
 
 Pooling = Literal["cls", "mean", "last", "eos", "pooler"]
-POOLINGS: tuple[Pooling, ...] = ("cls", "mean", "last", "eos", "pooler")
-KNOWN = ("bert", "roberta", "xlm-roberta", "modernbert", "deberta-v2", "electra", "mpnet", "qwen3", "gemma3_text", "llama")
+POOLINGS = ("cls", "mean", "last", "eos", "pooler")
+KNOWN = (
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "modernbert",
+    "deberta-v2",
+    "electra",
+    "mpnet",
+    "qwen3",
+    "gemma3_text",
+    "llama",
+)
 _BOUNDS = {"hidden_size": 1 << 16, "num_hidden_layers": 1000, "intermediate_size": 1 << 18, "vocab_size": 10_000_000}
 _LONGEST = 1 << 16  # tokens
 # Of a configuration: where it came from, and what is the file's, not the model's.
@@ -44,9 +55,13 @@ def configuration(model_type: str, numbers: dict[str, Any]) -> PretrainedConfig:
     Raises:
         ValueError: the type is no text encoder of transformers, or the numbers are not of it.
     """
-    known = MODEL_FOR_MASKED_LM_MAPPING_NAMES | MODEL_FOR_CAUSAL_LM_MAPPING_NAMES | MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
+    known = (
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES | MODEL_FOR_CAUSAL_LM_MAPPING_NAMES | MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
+    )
     if model_type not in known:
-        raise ValueError(f"a text model of type {model_type[:60]!r}; transformers has {', '.join(KNOWN)} and others like them")
+        raise ValueError(
+            f"a text model of type {model_type[:60]!r}; transformers has {', '.join(KNOWN)} and others like them"
+        )
     try:
         config = AutoConfig.for_model(model_type, **numbers)
         sizes = {key: getattr(config, key, None) for key in _BOUNDS}
@@ -74,21 +89,23 @@ class Encoder(TextPart):
 
     @model_validator(mode="after")
     def _agree(self) -> Encoder:
-        check_pooling(self.pooling, configuration(self.model_type, self.config), self.end_id)
+        configuration(self.model_type, self.config)
+        if self.pooling == "eos" and self.end_id is None:
+            raise ValueError("pooling eos without end_id")
         return self
 
 
-def check_pooling(pooling: str, config: PretrainedConfig, end_id: int | None) -> None:
+def check_pooling(pooling: str, config: PretrainedConfig) -> None:
     """
     Raises:
-        ValueError: the model has no such row, or it has not read the text.
+        RequestError: there is no such row, or it has not read the text.
     """
     if pooling not in POOLINGS:
-        raise ValueError(f"pooling is {pooling!r}; use {', '.join(POOLINGS)}")
+        raise RequestError(f"text pooling is {pooling!r}; use {', '.join(POOLINGS)}")
     if pooling in ("cls", "pooler") and is_causal(config):
-        raise ValueError(f"pooling {pooling}: a {config.model_type} reads forwards, its first token has seen nothing; use last or mean")
-    if pooling == "eos" and end_id is None:
-        raise ValueError("pooling eos: its tokenizer names no eos_token; use last")
+        raise RequestError(
+            f"text pooling {pooling}: a {config.model_type} reads forwards, its first token has seen nothing; use last or mean"
+        )
 
 
 class EncoderTower(TextTower):
@@ -104,12 +121,15 @@ class EncoderTower(TextTower):
     file_prefixes = ("text_model.", "text_projection.")
     can_be_new = False
 
-    def __init__(self, config: PretrainedConfig, output_dim: int, pooling: Pooling, end_id: int | None = None) -> None:
+    def __init__(self, config: PretrainedConfig, output_dim: int, pooling: str, end_id: int | None = None) -> None:
         super().__init__()
+        check_pooling(pooling, config)
         config.use_cache = False
         # Weights without memory, whatever device is the default; buffers are numbers that stand in no file.
         with torch.device("cpu"), init_empty_weights(include_buffers=False):
             model: Any = AutoModel.from_config(config, trust_remote_code=False)
+        if pooling == "pooler" and not hasattr(model, "pooler"):
+            raise RequestError(f"pooling pooler: a {config.model_type} of transformers has none; use mean or cls")
         if pooling != "pooler" and isinstance(getattr(model, "pooler", None), nn.Module):
             model.pooler = None
         self.text_model, self.config = model, config
@@ -149,7 +169,7 @@ class EncoderTower(TextTower):
             return self.text_projection((hidden * weight).sum(1) / weight.sum(1))
         if self.pooling == "cls":
             return self.text_projection(hidden[:, 0])
-        ends = attention_mask.sum(1) - 1 if self.pooling == "last" else (input_ids == self.end_id).int().argmax(1)
+        ends = attention_mask.sum(1) - 1 if self.pooling == "last" else input_ids.eq(self.end_id or 0).int().argmax(1)
         row = ends[:, None, None].expand(-1, 1, hidden.shape[2])
         return self.text_projection(hidden.gather(1, row)[:, 0])
 
@@ -160,7 +180,8 @@ class EncoderTower(TextTower):
         name = next((n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count), None)
         if name is None:  # ALBERT's layers are one
             return [model, self.text_projection]
-        before, after = [], []
+        before: list[nn.Parameter] = []
+        after: list[nn.Parameter] = []
         found, owner = before, model
         for step in name.split("."):
             found = before
@@ -186,7 +207,7 @@ class EncoderTower(TextTower):
 
     def example(self, count: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         ids, mask = super().example(count, length)
-        if self.pooling == "eos":
+        if self.end_id is not None:
             ids[:, -1] = self.end_id
         return ids, mask
 

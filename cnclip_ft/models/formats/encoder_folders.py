@@ -1,0 +1,126 @@
+"""transformers' folders of text encoders, alone or in a VisionTextDualEncoder, read without its loader of weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cnclip_ft.models.build import Checkpoint
+from cnclip_ft.models.families.encoder.text import EncoderTower, configuration, is_causal
+from cnclip_ft.models.families.fast_tokenizer import FastTokenizer
+from cnclip_ft.models.formats.bert import TextHalf
+from cnclip_ft.models.formats.cn_clip import is_dropped, modern
+from cnclip_ft.models.formats.files import Tensors, read_folder, read_json
+from cnclip_ft.models.formats.pooling import choose_pooling
+from cnclip_ft.models.formats.transformers_folder import obeyed_vision
+from data_tools.errors import RequestError
+
+CONTEXT_LENGTH = 77  # tokens: captions are short, however much the encoder could read
+
+
+def read_encoder_half(folder: Path, pooling: str | None) -> TextHalf:
+    """A text encoder or decoder of transformers, with its own tokenizer.
+
+    Args:
+        pooling: what the user asks for.
+
+    Raises:
+        RequestError: no text encoder, code of the folder, a pooling it does not have, or not readable.
+    """
+    if not (folder / "config.json").is_file():
+        raise RequestError(
+            f"{folder}: no config.json in it; expected a folder of a text encoder as transformers writes it"
+        )
+    config = read_json(folder / "config.json")
+    known = _known(folder, config)
+    pooling, notes = choose_pooling(folder, pooling, "last" if is_causal(known) else "cls")
+    tower, tokenizer = _tower_and_tokenizer(folder, known, pooling)
+    after = sorted(place.name for place in folder.glob("[2-9]_Dense"))
+    if after:
+        notes.append(f"{', '.join(after)} of its author is not used; the projection is newly made")
+    tensors, left_over = _own_tensors(folder, tower, modern(read_folder(folder).tensors))
+    return TextHalf(tower.describe(), tensors, None, str(folder), left_over, notes, tokenizer)
+
+
+def read_dual_encoder(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> Checkpoint:
+    """A ``VisionTextDualEncoderModel`` folder whose pictures go through a CLIP.
+
+    Raises:
+        RequestError: another image tower, or not readable.
+    """
+    where = folder / "config.json"
+    vision, text = config.get("vision_config"), config.get("text_config")
+    if not isinstance(vision, dict) or not isinstance(text, dict):
+        raise RequestError(f"{where}: vision_config and text_config are not both there; fetch it again")
+    if vision.get("model_type") == "clip":
+        vision = vision.get("vision_config")
+    elif vision.get("model_type") != "clip_vision_model":
+        raise RequestError(
+            f"{where}: vision_config is of type {repr(vision.get('model_type'))[:60]}; read here: clip_vision_model. Its text tower "
+            "may be a start all the same: save it by itself (model.text_model.save_pretrained(FOLDER), and the tokenizer)"
+        )
+    image = obeyed_vision(folder, vision, fit="crop")
+    tower, tokenizer = _tower_and_tokenizer(folder, _known(folder, text), "pooler")
+    tensors = modern(read_folder(folder, dtype).tensors)
+    left_over = sorted(name for name in tensors if name.endswith("position_ids"))
+    tensors = {
+        name.replace("vision_model.vision_model.", "vision_model."): tensor  # as version 4 wrote it
+        for name, tensor in tensors.items()
+        if name not in left_over
+    }
+    if "text_projection.weight" not in tensors:
+        raise RequestError(f"{folder}: the checkpoint is incomplete, no 'text_projection.weight' in it")
+    description = {
+        "architecture": None, "image": image, "text": tower.describe(), "context_length": tokenizer.context_length,
+        "projection": tensors["text_projection.weight"].shape[0], "tokenizer": tokenizer.describe(),
+    }  # fmt: skip
+    return Checkpoint(str(folder), description, tensors, None, tokenizer=tokenizer, left_over=left_over)
+
+
+def _known(folder: Path, config: dict[str, Any]) -> Any:
+    """transformers' own configuration of a section."""
+    where = folder / "config.json"
+    if config.get("auto_map"):
+        raise RequestError(
+            f"{where}: names code of its own ({repr(config['auto_map'])[:80]}), which is never run. If transformers' own class of type "
+            f"{repr(config.get('model_type'))[:60]} has these weights, take auto_map out of the file"
+        )
+    numbers = {
+        key: value
+        for key, value in config.items()
+        if key not in ("model_type", "architectures", "transformers_version")
+    }
+    try:
+        return configuration(str(config.get("model_type")), numbers)
+    except ValueError as error:
+        raise RequestError(f"{where}: {error}") from None
+
+
+def _tower_and_tokenizer(folder: Path, config: Any, pooling: str) -> tuple[EncoderTower, FastTokenizer]:
+    """The tower without memory, and its tokenizer."""
+    with torch.device("meta"):
+        tower = EncoderTower(config, 1, pooling)
+    tokenizer = FastTokenizer.of_folder(folder, min(CONTEXT_LENGTH, tower.max_length))
+    if pooling == "eos":
+        tower.end_id = tokenizer.ends_in
+        if tower.end_id is None:
+            raise RequestError(f"pooling eos: the tokenizer of {folder} ends no text in a token of its own; use last")
+    return tower, tokenizer
+
+
+def _own_tensors(folder: Path, tower: EncoderTower, tensors: Tensors) -> tuple[Tensors, list[str]]:
+    """The encoder's tensors under our names, and the names of heads and poolers beside it."""
+    own, prefix = tower.text_model.state_dict().keys(), f"{tower.text_model.base_model_prefix}."
+    if any(name.removeprefix(prefix) in own for name in tensors if name.startswith(prefix)):
+        names = {name: name.removeprefix(prefix) for name in tensors if name.startswith(prefix)}
+    else:
+        names = {name: name for name in tensors}
+    left_over = sorted(name for name in tensors if names.get(name) not in own)
+    strange = [name for name in left_over if name in names and not is_dropped(f".{names[name]}")]
+    if strange:
+        raise RequestError(
+            f"{folder}: {len(strange)} tensors belong to no {type(tower.text_model).__name__}, e.g. {', '.join(strange[:3])}"
+        )
+    return {f"text_model.{mine}": tensors[name] for name, mine in names.items() if mine in own}, left_over
