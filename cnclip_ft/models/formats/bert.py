@@ -43,9 +43,9 @@ def has_text_half(path: Path) -> bool:
     are read as any encoder of transformers."""
     if not path.is_dir() or not (path / "config.json").is_file():
         return True
-    kind = read_json(path / "config.json").get("model_type", "bert")
+    kind = read_json(path / "config.json").get("model_type")
     if kind != "bert":
-        return kind in _TYPES
+        return kind is None or kind in _TYPES
     settings, whole = path / "tokenizer_config.json", path / "tokenizer.json"
     if settings.is_file() and read_json(settings).get("do_lower_case") is False:
         return False
