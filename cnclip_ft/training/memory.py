@@ -121,7 +121,9 @@ def largest_half(share: int, fits: Callable[[int], bool]) -> int:
 
 def bytes_per_pair(context: Context, plan: StagePlan, model: DualEncoder) -> int:
     """What one pair of the mean caption length takes: what autograd keeps of it; on a CPU, what the process will hold."""
-    pair = blank_pairs(plan, model, 1, max(int(context.pairs.lengths.mean()), 2))
+    padded = context.tokenizer.padding == "max_length"
+    tokens = context.tokenizer.context_length if padded else max(int(context.pairs.lengths.mean()), 2)
+    pair = blank_pairs(plan, model, 1, tokens)
     with _as_in_training(plan, model):
         if context.device.type != "cpu":
             with _counted(model) as counted, context.autocast():
