@@ -36,7 +36,7 @@ def check_new_towers(start: dict[str, Any]) -> None:
     """
     found = NewTowers.model_validate(start)
     if isinstance(found.image, dict) and "path" not in found.image:
-        kinds: dict[str, type[NewTower]] = {"resnet": NewResNet, "vit": NewVit}
+        kinds: dict[str, type[NewTower]] = {"resnet": NewResNet, "vit": NewVit, "siglip": NewVit}
         kind = kinds.get(str(found.image.get("kind")))
         if kind is not None:
             kind.check(found.image, "image")

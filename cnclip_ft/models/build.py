@@ -145,6 +145,12 @@ def assemble(checkpoint: Checkpoint) -> DualEncoder:
     if checkpoint.image_size not in (None, image.image_size):
         type(image).resized(description["image"], checkpoint.tensors, checkpoint.image_size)  # which refuses
     text = text_tower(description["text"], description["projection"])
+    for half, tower in (("image", image), ("text", text)):
+        if tower.output_dim != description["projection"]:
+            raise RequestError(
+                f"{source}: its {half} tower gives features of {tower.output_dim} numbers, and the model it describes has "
+                f"{description['projection']}; fetch both again"
+            )
     tokenizer = tokenizer_of(checkpoint)
     check_vocabulary(tokenizer, text, source)
     known = description["architecture"]

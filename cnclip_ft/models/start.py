@@ -181,7 +181,10 @@ def _image_tower(
 ) -> tuple[ImageTower, float | None]:
     if isinstance(spec, dict) and "path" not in spec:
         report.new.append("image_tower")
-        return _new_image(spec, projection or PROJECTION, image_size), None
+        tower = _new_image(spec, projection or PROJECTION, image_size)
+        if projection not in (None, tower.output_dim):
+            tower.replace_projection(projection)  # which refuses
+        return tower, None
     activation = None
     if isinstance(spec, dict):
         _refuse_unknown(spec, {"path", "activation"}, "model.start.image")

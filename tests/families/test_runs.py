@@ -276,3 +276,41 @@ def test_a_line_of_pixels_and_a_damaged_picture_keep_to_the_budget(naflex):
     features = model.encode_images(pictures)
     blank = torch.zeros(1, *model.image_tower.preprocessing.shape, dtype=torch.uint8)  # what stands for a damaged one
     assert torch.isfinite(features).all() and torch.isfinite(model.image_features(blank)).all()
+
+
+# ---- towers of several families together ------------------------------------------------------------------------------
+
+
+def test_a_half_with_a_half_of_another_family(place, naflex, siglip, tmp_path):
+    from cnclip_ft.models.checkpoints import save_checkpoint
+    from cnclip_ft.models.start import build_start
+
+    small = {"hidden": 32, "layers": 1, "heads": 2}
+    for number, spec in enumerate(
+        [
+            {"image": str(naflex), "text": small},  # a picture in its own shape beside BERT's words
+            {"image": {"kind": "siglip", **small, "patch": 8, "image_size": 20}, "text": str(siglip)},
+            {"image": {"kind": "vit", **small, "patch": 8, "image_size": 32}, "text": str(siglip), "projection": 20},
+        ]
+    ):
+        model, report = build_start(spec)
+        model.eval()
+        assert "softmax" in "\n".join(report.lines())  # no bias is taken over
+        save_checkpoint(model, tmp_path / str(number), info={})
+        again = cnclip_ft.load(tmp_path / str(number))
+        assert torch.equal(again.encode_texts(["狗"]), model.encode_texts(["狗"]))
+        assert torch.equal(again.encode_images(photos(2)), model.encode_images(photos(2)))
+    with pytest.raises(RequestError, match="gives features of 32 numbers, not 20"):
+        build_start(
+            {"image": {"kind": "siglip", **small, "patch": 8, "image_size": 20}, "text": small, "projection": 20}
+        )
+
+
+def test_another_resolution_is_the_librarys_at_run_time(siglip):
+    ours, library = cnclip_ft.load(siglip, image_size=44), transformers.AutoModel.from_pretrained(siglip).eval()
+    pixels = torch.stack([ours.image_tower.preprocessing.decode(file) for file in photos(3)])
+    with torch.no_grad():
+        theirs = library.get_image_features(
+            **library_pictures(ours, pixels), interpolate_pos_encoding=True
+        ).pooler_output
+        torch.testing.assert_close(ours.image_tower.project(ours.image_trunk(pixels)), theirs, atol=1e-5, rtol=1e-5)
