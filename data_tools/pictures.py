@@ -328,15 +328,18 @@ def reencode(data: bytes, how: Reencoding, *, pixel_limit: int = PIXEL_LIMIT) ->
     return buffer.getvalue()
 
 
-def middle(image: Image.Image, size: int, filter: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:
+def middle(
+    image: Image.Image, size: int, filter: Image.Resampling = Image.Resampling.BICUBIC, *, even: bool = False
+) -> Image.Image:
     """The middle, `size` × `size`, of the picture with its shorter side at `size` pixels.
 
-    Both roundings go down, as in transformers.
+    Both roundings go down, as in transformers; with `even`, half a pixel at the edge goes to the even number, as in
+    torchvision's CenterCrop, which OpenAI's code and open_clip use.
     """
     width, height = image.size
     short = min(height, width)
     tall, wide = size * height // short, size * width // short
-    top, left = (tall - size) // 2, (wide - size) // 2
+    top, left = (round(rest / 2) if even else rest // 2 for rest in (tall - size, wide - size))
     if max(tall, wide) <= _LONG * size:
         resized = image.resize((wide, tall), filter)
         return resized.crop((left, top, left + size, top + size))

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs with the test extra and runs the tests. Further arguments go to pytest. PYTHON= names the interpreter.
-# The official package, which the parity tests run beside ours, goes into a folder of its own; without the network
+# The official package and open_clip, which the parity tests run beside ours, go into a folder of their own; without the network
 # these tests are skipped with the reason.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -9,12 +9,12 @@ source "$here/environment.sh"
 install test
 cd "$root"
 official=${CNCLIP_FT_OFFICIAL:-$root/.official}
-if [ ! -d "$official/cn_clip" ]; then
-  echo "Fetching the official package into $official …"
-  # --no-deps: its pins do not fit a modern environment, and its torchvision must not meet our torch.
+if [ ! -d "$official/cn_clip" ] || [ ! -d "$official/open_clip" ]; then
+  echo "Fetching the official package and open_clip into $official …"
+  # --no-deps: their pins do not fit a modern environment, and their torchvision must not meet our torch.
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --target "$official.new" \
-    cn-clip==1.6.0 torchvision==0.28.0 timm==1.0.31 six &&
+    cn-clip==1.6.0 torchvision==0.28.0 timm==1.0.31 six open_clip_torch==3.3.0 ftfy==6.3.1 wcwidth==0.9.4 &&
     rm -rf "$official" && mv "$official.new" "$official" ||
-    echo "It cannot be fetched; the tests against it will be skipped." >&2
+    echo "They cannot be fetched; the tests against them will be skipped." >&2
 fi
 "$venv/bin/python" -m pytest "$@"

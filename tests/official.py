@@ -1,7 +1,7 @@
-"""The official package beside ours: it lives in its own folder and runs in a subprocess.
+"""The official package and open_clip beside ours: they live in a folder of their own and run in a subprocess.
 
-Its pins do not fit this environment, so it is never imported here. `run_scripts/test.sh`
-installs it into `.official`; without it the parity tests are skipped with the reason.
+Their pins do not fit this environment, so they are never imported here. `run_scripts/test.sh`
+installs them into `.official`; without them the parity tests are skipped with the reason.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ torch.nn.Module.cuda = lambda self, *a, **k: self
 requires_official = pytest.mark.skipif(
     not (FOLDER / "cn_clip").is_dir(),
     reason=f"the official package is not in {FOLDER} (run_scripts/test.sh installs it; needs the network)",
+)
+
+requires_open_clip = pytest.mark.skipif(
+    not (FOLDER / "open_clip").is_dir(),
+    reason=f"open_clip is not in {FOLDER} (run_scripts/test.sh installs it; needs the network)",
 )
 
 

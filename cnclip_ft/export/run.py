@@ -11,6 +11,7 @@ from typing import Any
 
 from cnclip_ft.export.cn_clip import is_export
 from cnclip_ft.export.onnx import ONNX
+from cnclip_ft.export.open_clip import OPEN_CLIP
 from cnclip_ft.export.order import Order
 from cnclip_ft.export.parity import difference, require
 from cnclip_ft.features.encode import encode_source
@@ -29,9 +30,10 @@ from data_tools.store.layouts import is_text
 FORMATS = {
     "huggingface": "cnclip_ft.export.huggingface",
     "cn_clip": "cnclip_ft.export.cn_clip",
+    "open_clip": "cnclip_ft.export.open_clip",
     "onnx": "cnclip_ft.export.onnx",
 }
-_KINDS = (CHECKPOINT, ONNX)  # of folder written here
+_KINDS = (CHECKPOINT, ONNX, OPEN_CLIP)  # of folder written here
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,10 @@ from cnclip_ft.models.description import checked_description
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
 from cnclip_ft.models.formats.chinese_clip_file import read_file
+from cnclip_ft.models.formats.clip_file import read_open_clip
 from cnclip_ft.models.formats.files import FOLDER_FILES, read_folder, read_json, save_tensors
 from cnclip_ft.models.formats.folders import read_folder_of_transformers
+from cnclip_ft.models.formats.open_clip import is_open_clip
 from cnclip_ft.models.formats.recognise import with_architecture
 from cnclip_ft.models.hub import find
 from cnclip_ft.models.registry import family_of, image_kinds
@@ -179,6 +181,8 @@ def _read_folder(folder: Path, dtype: torch.dtype) -> Checkpoint:
         return Checkpoint(str(folder), description, read_folder(folder, dtype).tensors, folder)
     if (folder / "config.json").exists():
         return read_folder_of_transformers(folder, dtype)
+    if is_open_clip(folder):
+        return read_open_clip(folder, dtype)
     inside = sorted(p for p in folder.glob("*.pt") if p.name in {a.file for a in ARCHITECTURES.values()})
     if len(inside) == 1:
         return read_file(inside[0], dtype)

@@ -12,7 +12,15 @@ from data_tools.errors import RequestError
 from data_tools.regular import sha256
 
 OWNERS = {"huggingface": "OFA-Sys", "modelscope": "AI-ModelScope"}
-_TOWER_FILES = ["*.json", "vocab.txt", "*.safetensors", "pytorch_model*.bin", "open_clip_pytorch_model.bin"]
+_TOWER_FILES = [
+    "*.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+    "*.safetensors",
+    "pytorch_model*.bin",
+    "open_clip_pytorch_model.bin",
+]
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+$")
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from cnclip_ft.models.preprocessing import (
+    CROPS,
     HALF,
     NORMALISED_INSIDE,
     PILLOW_FILTERS,
@@ -147,5 +148,5 @@ def recorded(record: dict[str, Any]) -> SquarePicture | PatchedPicture:
     have no model; mean and deviation are the model's matter."""
     if "fitting" in record:
         return PatchedPicture(**record["fitting"])
-    fit: Fit = "crop" if record.get("crop") or record.get("fit") == "crop" else "squash"
+    fit: Fit = next((fit for fit, said in CROPS.items() if said == record.get("crop")), record.get("fit", "squash"))
     return SquarePicture(record["size"], fit, resample="bilinear" if "bilinear" in record["resize"] else "bicubic")

@@ -35,7 +35,8 @@ _PILLOW_TALL_FIRST = int(PIL.__version__.split(".")[0]) >= 13
 
 
 PictureSource: TypeAlias = bytes | memoryview | str | Path | Image.Image | np.ndarray | torch.Tensor
-Fit = Literal["squash", "crop"]
+Fit = Literal["squash", "crop", "crop_even"]
+CROPS: dict[Fit, str] = {"crop": "centre", "crop_even": "centre, rounded to even"}  # in records of scores
 Resample = Literal["bicubic", "bilinear"]
 PILLOW_FILTERS: dict[Resample, Image.Resampling] = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -50,7 +51,7 @@ class SquarePicture:
     Args:
         size: side of the square in pixels.
         fit: ``squash`` stretches the whole picture to it; ``crop`` brings the shorter side to `size` and takes the middle,
-            as transformers' CLIPImageProcessor does.
+            as transformers' CLIPImageProcessor does; ``crop_even`` rounds the edge as torchvision does (`data_tools.pictures.middle`).
         mean, std: per channel, of values from 0 to 1.
         input: ``normalised``, or ``uint8`` for a tower that normalises by itself.
         resample: antialiased, as Pillow does it.
@@ -86,8 +87,10 @@ class SquarePicture:
             DataFault: it cannot be read or decoded, or is above a limit (`data_tools.pictures`); nothing else.
         """
         pixels = whole_picture(source, self.size if reduced else None, pixel_limit)
-        fitted = crop if self.fit == "crop" else squash
-        return fitted(torch.from_numpy(pixels).permute(2, 0, 1), self.size, self.resample)
+        image = torch.from_numpy(pixels).permute(2, 0, 1)
+        if self.fit == "squash":
+            return squash(image, self.size, self.resample)
+        return crop(image, self.size, self.resample, even=self.fit == "crop_even")
 
     def normalise(self, pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """uint8 ``[n, 3, size, size]`` → what the tower takes, on the tensor's device."""
@@ -108,12 +111,12 @@ class SquarePicture:
         squash = self.fit == "squash"
         return {
             "size": self.size, "resize": f"{'square squash' if squash else 'shorter side'}, antialiased {self.resample} on uint8",
-            "crop": None if squash else "centre",
+            "crop": CROPS.get(self.fit),
             "input": self.input, "mean": list(self.mean), "std": list(self.std),
         }  # fmt: skip
 
     def outside(self) -> dict[str, Any]:
-        cropped = self.fit == "crop"
+        cropped = self.fit != "squash"
         how = (
             "shorter side to size, {}, then the middle"
             if cropped
@@ -121,11 +124,11 @@ class SquarePicture:
         )
         told: dict[str, Any] = {"resize": how.format(self.resample), "mean": list(self.mean), "std": list(self.std)}
         told["normalisation"] = NORMALISED_INSIDE if self.input == "normalised" else None
-        told |= {"fit": "crop"} if cropped else {}
+        told |= {"fit": self.fit} if cropped else {}
         return told | ({"resample": self.resample} if self.resample != "bicubic" else {})
 
     def processor(self) -> dict[str, Any]:
-        cropped = {"crop_size": {"height": self.size, "width": self.size}} if self.fit == "crop" else {}
+        cropped = {"crop_size": {"height": self.size, "width": self.size}} if self.fit != "squash" else {}
         return {
             "do_convert_rgb": True,
             "do_resize": True,
@@ -144,6 +147,7 @@ class SquarePicture:
 
     def describe(self) -> dict[str, Any]:
         how = f"squash-{self.resample}" if self.fit == "squash" else f"shortest-edge-{self.resample}-centre-crop"
+        how += "-even" if self.fit == "crop_even" else ""
         return {
             "size": self.size,
             "mean": list(self.mean),
@@ -234,10 +238,10 @@ def stretch(pixels: torch.Tensor, tall: int, wide: int, resample: Resample) -> t
     return _interpolate(batch, (tall, wide), resample)[0]
 
 
-def crop(pixels: torch.Tensor, size: int, resample: Resample = "bicubic") -> torch.Tensor:
+def crop(pixels: torch.Tensor, size: int, resample: Resample = "bicubic", *, even: bool = False) -> torch.Tensor:
     """uint8 ``[3, h, w]`` → the middle, uint8 ``[3, size, size]``, of the picture with its shorter side at `size` pixels."""
     image = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
-    return torch.from_numpy(np.array(middle(image, size, PILLOW_FILTERS[resample]))).permute(2, 0, 1)
+    return torch.from_numpy(np.array(middle(image, size, PILLOW_FILTERS[resample], even=even))).permute(2, 0, 1)
 
 
 def _interpolate(batch: torch.Tensor, size: tuple[int, int], resample: Resample) -> torch.Tensor:

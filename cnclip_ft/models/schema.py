@@ -38,7 +38,7 @@ class TextPart(Part):
 class PictureRule(Part):
     """What an image tower's schema holds of the way from a picture to its pixels; None is the kind's own."""
 
-    fit: Literal["squash", "crop"] | None = None
+    fit: Literal["squash", "crop", "crop_even"] | None = None
     resample: Literal["bicubic", "bilinear"] | None = None
     mean: Colours | None = None
     std: Colours | None = None

@@ -275,7 +275,8 @@ def _text_tower(
 
 def _text_half(path: Path, pooling: str | None) -> TextHalf:
     """Of a whole model of any family, of BERT's kind, or an encoder of transformers."""
-    if (path / INFO).is_file() or (is_whole(path) and not has_text_half(path)):
+    bert = (path / "config.json").is_file() and has_text_half(path)  # a file or folder of CLIP has none
+    if (path / INFO).is_file() or (is_whole(path) and not bert):
         return _half_of_whole(path, pooling)
     return read_text_half(path, pooling) if has_text_half(path) else read_encoder_half(path, pooling)
 

@@ -86,7 +86,9 @@ def test_crop_takes_the_pixels_of_the_clip_processor():
 def test_a_reduced_picture_still_fills_the_crop(monkeypatch, size):
     """A side below the square would be enlarged again."""
     seen = []
-    monkeypatch.setattr("cnclip_ft.models.preprocessing.crop", lambda pixels, side, _: seen.append(pixels.shape[1:]))
+    monkeypatch.setattr(
+        "cnclip_ft.models.preprocessing.crop", lambda pixels, side, _, even: seen.append(pixels.shape[1:])
+    )
     for side in (224, 100):
         SquarePicture(side, "crop").decode(encoded(picture(*size), "JPEG"), reduced=True)
         assert min(seen[-1]) >= side
@@ -94,7 +96,7 @@ def test_a_reduced_picture_still_fills_the_crop(monkeypatch, size):
 
 
 def test_what_decides_the_pixels_is_described():
-    kinds = [SquarePicture(32), SquarePicture(33), SquarePicture(32, "crop"), SquarePicture(32, mean=(0.5,) * 3),
+    kinds = [SquarePicture(32), SquarePicture(33), SquarePicture(32, "crop"), SquarePicture(32, "crop_even"), SquarePicture(32, mean=(0.5,) * 3),
              SquarePicture(32, std=(0.5,) * 3), SquarePicture(32, input="uint8")]  # fmt: skip
     assert len({json.dumps(kind.describe()) for kind in kinds}) == len(kinds)
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)

@@ -164,7 +164,7 @@ def test_gelu_has_no_place_in_cn_clip_but_in_transformers(tmp_path):
 
 
 def test_wrong_requests(checkpoint, tmp_path):
-    with pytest.raises(RequestError, match="--to is 'onnx2'; use huggingface, cn_clip, onnx"):
+    with pytest.raises(RequestError, match="--to is 'onnx2'; use huggingface, cn_clip, open_clip, onnx"):
         export_checkpoint(checkpoint, "onnx2", tmp_path / "x")
     with pytest.raises(RequestError, match="--dtype is 'int3'"):
         export_checkpoint(checkpoint, "cn_clip", tmp_path / "x", dtype="int3")

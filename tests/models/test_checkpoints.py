@@ -295,7 +295,7 @@ def write(kind, path):
         state = {name: tensor for name, tensor in state.items() if ".bert." not in name} | {
             "token_embedding.weight": torch.zeros(9, 64)
         }
-        message = "an English CLIP. Its image tower may be a start"
+        message = "an English CLIP whose text tower is incomplete.* Its image tower may be a start"
     elif kind == "code":
         state = {"a": Bomb(path.parent / "executed")}
         message = "refused, reading it would run code"

@@ -185,9 +185,10 @@ def open_clip(folder, vision=None, model=None, pictures=None):
 
 def test_open_clip_keys_are_obeyed(tmp_path):
     vision = {"norm_kwargs": {"eps": 1e-6}, "pool_type": "tok", "final_ln_after_pool": True, "patch_dropout": 0.5}
-    half = read_image_half(open_clip(tmp_path / "a", vision, {"quick_gelu": True}, {"resize_mode": "shortest"}))
+    half = read_image_half(open_clip(tmp_path / "a", vision, {"quick_gelu": True}, {"interpolation": "bilinear"}))
     wanted = {"layer_norm_eps": 1e-6, "num_attention_heads": 2, "hidden_act": "quick_gelu", "mean": [0.5] * 3}
-    assert half.numbers | wanted == half.numbers and "resize_mode" in half.notes[0]
+    wanted |= {"fit": "crop_even", "resample": "bilinear"}
+    assert half.numbers | wanted == half.numbers and half.notes == []
 
 
 @pytest.mark.parametrize("vision,more,key", [
@@ -195,7 +196,7 @@ def test_open_clip_keys_are_obeyed(tmp_path):
     ({"no_ln_pre": True}, {}, "no_ln_pre"), ({"ls_init_value": 0.1}, {}, "ls_init_value"), ({"qk_norm": True}, {}, "qk_norm"),
     ({"pos_embed_type": "sin_cos_2d"}, {}, "pos_embed_type"), ({"act_kwargs": {"approximate": "tanh"}}, {}, "act_kwargs"),
     ({"layers": 3}, {}, "vision_cfg.layers is 3"), ({"head_width": 48}, {}, "head_width"), ({"norm_kwargs": {"eps": "x"}}, {}, "norm_kwargs"),
-    ({}, {"pictures": {"interpolation": "bilinear"}}, "interpolation"), ({}, {"pictures": {"mean": [1]}}, "preprocess_cfg.mean"),
+    ({}, {"pictures": {"interpolation": "nearest"}}, "interpolation"), ({}, {"pictures": {"resize_mode": "longest"}}, "resize_mode"), ({}, {"pictures": {"mean": [1]}}, "preprocess_cfg.mean"),
     ({}, {"model": {"vision_cfg": [1]}}, "vision_cfg"), ({}, {"model": {"new_thing": 1}}, "model_cfg.new_thing"),
 ])  # fmt: skip
 def test_open_clip_keys_that_cannot_be_obeyed(tmp_path, vision, more, key):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import html
 import string
+from importlib.util import find_spec
 from typing import Literal
 
 from data_tools.errors import RequestError
@@ -18,23 +19,21 @@ Clean = Literal["lower", "whitespace", "canonicalize", "siglip", "siglip_cased"]
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def clean_text(text: str, kind: Clean) -> str:
-    """`text` as the tokenizer of that kind takes it.
-
+def check_installed() -> None:
+    """
     Raises:
         RequestError: the library that mends broken encodings is missing.
     """
-    if not text.isascii():  # half an emoji out of a broken export cannot be tokenised
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if kind in ("siglip", "siglip_cased"):
-        text = text.lower() if kind == "siglip" else text
-        return " ".join(text.translate(_NO_PUNCTUATION).split())
-    try:
-        from ftfy import fix_text
-    except ImportError:
+    if find_spec("ftfy") is None:
         raise RequestError(
-            "texts for this model are prepared with ftfy, which is not installed: pip install 'cnclip-ft[open_clip]'"
-        ) from None
+            "texts of this model are prepared with ftfy, which is not installed: pip install 'cnclip-ft[open_clip]'"
+        )
+
+
+def clean_text(text: str, kind: Clean) -> str:
+    """`text` as open_clip's tokenizer of that kind takes it."""
+    from ftfy import fix_text
+
     plain = text.isascii() and text.isprintable() and "&" not in text  # ftfy leaves it as it is, in 30 times the time
     if not plain:
         text = html.unescape(html.unescape(fix_text(text)))

@@ -18,7 +18,7 @@ from tokenizers import normalizers
 from tokenizers.normalizers import Normalizer
 
 from cnclip_ft.models.contract import Tokenizer
-from cnclip_ft.models.families.cleaning import Clean, clean_text
+from cnclip_ft.models.families.cleaning import Clean, check_installed, clean_text
 from cnclip_ft.models.schema import Part
 from data_tools.errors import RequestError
 from data_tools.regular import regular
@@ -62,6 +62,8 @@ class FastTokenizer(Tokenizer):
             raise RequestError(
                 f"context_length is {context_length}; a text needs at least {special + 1} tokens, {special} of them special"
             )
+        if rules.clean is not None:
+            check_installed()
         self._backend, self.settings, self.rules, self.context_length = backend, settings, rules, context_length
         self.padding = rules.padding
         backend.no_padding()
@@ -69,7 +71,13 @@ class FastTokenizer(Tokenizer):
 
     @classmethod
     def of_folder(
-        cls, folder: Path, context_length: int, *, padding: Padding = "longest", mask: Mask = "tokens"
+        cls,
+        folder: Path,
+        context_length: int,
+        *,
+        padding: Padding = "longest",
+        mask: Mask = "tokens",
+        clean: Clean | None = None,
     ) -> FastTokenizer:
         """The tokenizer that transformers makes of a folder, with the rules of its family.
 
@@ -109,7 +117,7 @@ class FastTokenizer(Tokenizer):
         return cls(
             backend,
             settings,
-            Rules(kind="transformers", padding=padding, mask=mask, pad_id=pad, end_id=end),
+            Rules(kind="transformers", padding=padding, mask=mask, pad_id=pad, end_id=end, clean=clean),
             context_length,
         )
 

@@ -1,4 +1,4 @@
-"""A file of weights of a whole Chinese CLIP: official, transformers', or an export with its description beside the tensors."""
+"""A file of weights of a whole model: an official Chinese CLIP, transformers', OpenAI's or open_clip's, or one of our exports."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from cnclip_ft.models.build import Checkpoint, described_in_file
+from cnclip_ft.models.formats.clip_file import read_clip_file
 from cnclip_ft.models.formats.cn_clip import is_dropped, is_official, modern, to_ours
 from cnclip_ft.models.formats.files import read_weights
 from cnclip_ft.models.formats.openai import is_openai
@@ -32,9 +33,7 @@ def read_file(path: Path, dtype: torch.dtype) -> Checkpoint:
         left_over = sorted(name for name in tensors if is_dropped(name))
         tensors = modern({name: tensor for name, tensor in tensors.items() if not is_dropped(name)})
     elif is_openai(tensors):
-        raise RequestError(
-            f"{path}: an English CLIP. Its image tower may be a start: model.start={{image: {path}, text: a BERT folder}}"
-        )
+        return read_clip_file(path, content)
     else:
         raise RequestError(
             f"{path}: not a Chinese CLIP (it has no text_projection, or no bert. or text_model. tensors)"

@@ -22,7 +22,7 @@ _PLAIN = {  # official → transformers
        for part in ("weight", "bias")},
 }  # fmt: skip
 _TRANSPOSED = {"text_projection": "text_projection.weight", "visual.proj": "visual_projection.weight"}
-_LAYER_PARTS = {
+LAYER_PARTS = {
     "attn.out_proj": "self_attn.out_proj", "ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",
 }  # fmt: skip
 _LAYER = re.compile(r"visual\.transformer\.resblocks\.(\d+)\.(.+)\.(weight|bias)$")
@@ -74,8 +74,8 @@ def to_ours(tensors: Tensors) -> Tensors:
         elif is_vit and (match := _FUSED_LAYER.match(name)):
             for which, chunk in zip("qkv", tensor.chunk(3), strict=True):
                 out[f"vision_model.encoder.layers.{match[1]}.self_attn.{which}_proj.{match[2]}"] = chunk.clone()
-        elif is_vit and (match := _LAYER.match(name)) and match[2] in _LAYER_PARTS:
-            out[f"vision_model.encoder.layers.{match[1]}.{_LAYER_PARTS[match[2]]}.{match[3]}"] = tensor
+        elif is_vit and (match := _LAYER.match(name)) and match[2] in LAYER_PARTS:
+            out[f"vision_model.encoder.layers.{match[1]}.{LAYER_PARTS[match[2]]}.{match[3]}"] = tensor
         elif not is_vit and name.startswith("visual."):
             out[name] = tensor
         else:
@@ -97,7 +97,7 @@ def to_official(tensors: Tensors) -> Tensors:
     out: Tensors = {}
     plain = {ours: theirs for theirs, ours in _PLAIN.items()}
     transposed = {ours: theirs for theirs, ours in _TRANSPOSED.items()}
-    parts = {ours: theirs for theirs, ours in _LAYER_PARTS.items()}
+    parts = {ours: theirs for theirs, ours in LAYER_PARTS.items()}
     for name, tensor in tensors.items():
         if name in transposed:
             out[transposed[name]] = tensor.T.contiguous()

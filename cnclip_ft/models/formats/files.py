@@ -10,9 +10,10 @@ import json
 import math
 import os
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -24,6 +25,7 @@ from data_tools.atomic import usual_rights
 from data_tools.errors import RequestError
 from data_tools.regular import regular
 
+T = TypeVar("T")
 Tensors = dict[str, torch.Tensor]
 _LONGEST_JSON = 16 << 20  # bytes
 _PICKLES = (b"\x80", b"(", b"]", b"}")
@@ -49,18 +51,40 @@ def read_file(path: str | Path, dtype: torch.dtype = torch.float32) -> Content:
     Raises:
         RequestError: it is not there, torn, of another kind, a bomb, or its weights are more than tensors.
     """
-    path = Path(path)
+
+    def tensors_of(torch_file: TorchFile) -> Content:
+        stubs, extras, notes = find_state_dict(torch_file.content)
+        return Content(torch_file.tensors(stubs, dtype), extras, notes)
+
+    return _opened(Path(path), lambda head: Content(_read_safetensors(Path(path), head, dtype)), tensors_of)
+
+
+def read_names(path: Path) -> list[str]:
+    """The names of a file's tensors, without what wrappers put before them; none of their numbers is read.
+
+    Raises:
+        RequestError: as `read_weights`.
+    """
+
+    def names_of(head: bytes) -> list[str]:
+        with safe_open(path, "pt") as file:
+            return list(file.keys())
+
+    names = _opened(path, names_of, lambda torch_file: list(find_state_dict(torch_file.content)[0]))
+    return list(own_names(names)[0].values())
+
+
+def _opened(path: Path, safetensors: Callable[[bytes], T], torch_file: Callable[[TorchFile], T]) -> T:
+    """What one of the two makes of the file, which is told by its beginning."""
     try:
         size = regular(path)
         with open(path, "rb") as file:
             head = file.read(64)
             if head[8:9] == b"{":
-                return Content(_read_safetensors(path, head, dtype))
+                return safetensors(head)
             if head[:2] != b"PK" and head[:1] not in _PICKLES:
                 raise RequestError(f"{path}: {_what_else(head)}")
-            torch_file = TorchFile(file, size)
-            stubs, extras, notes = find_state_dict(torch_file.content)
-            return Content(torch_file.tensors(stubs, dtype), extras, notes)
+            return torch_file(TorchFile(file, size))
     except RequestError as error:
         raise error if str(error).startswith(str(path)) else RequestError(f"{path}: {error}") from None
     except pickle.UnpicklingError as error:

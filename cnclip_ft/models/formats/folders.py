@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 from cnclip_ft.models.build import Checkpoint
-from cnclip_ft.models.formats.files import read_json
+from cnclip_ft.models.formats.files import read_json, read_names
+from cnclip_ft.models.formats.open_clip import is_open_clip
+from cnclip_ft.models.formats.openai import is_openai
 from data_tools.errors import RequestError
 
 # module:function, called with the folder, its configuration and the weights' type.
@@ -26,10 +28,12 @@ READERS = {
 Reader = Callable[[Path, dict[str, Any], torch.dtype], Checkpoint]
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether a folder of transformers holds a model of two towers that is read here."""
-    file = folder / "config.json"
-    return file.is_file() and read_json(file).get("model_type") in READERS
+def is_whole(path: Path) -> bool:
+    """Whether a folder of transformers or open_clip, or a file, holds a model of two towers that is no Chinese CLIP's file."""
+    if path.is_file():
+        return is_openai(read_names(path))
+    file = path / "config.json"
+    return read_json(file).get("model_type") in READERS if file.is_file() else is_open_clip(path)
 
 
 def read_folder_of_transformers(folder: Path, dtype: torch.dtype) -> Checkpoint:

@@ -1,4 +1,4 @@
-"""open_clip's configuration beside its weights: obeyed, or refused by the name of the key."""
+"""open_clip's folder: its weights, and what its configuration says of pictures and the image tower, obeyed or refused by key."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 from cnclip_ft.models.formats.files import read_json
 from cnclip_ft.models.preprocessing import OPENAI_MEAN, OPENAI_STD
 from data_tools.errors import RequestError
+
+CONFIGURATION = "open_clip_config.json"
+WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 
 # Keys of vision_cfg that change no feature in evaluation, and the values of others that are what the towers here do.
 _NO_EFFECT = (
@@ -29,8 +32,31 @@ _MODEL_NO_EFFECT = ("embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "init_l
                     "multimodal_cfg", "nonscalar_logit_scale")  # fmt: skip
 
 
-def open_clip_rules(file: Path, numbers: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """What ``open_clip_config.json`` adds to the image half `numbers` read off the tensors, and notes to say.
+def weights_of(folder: Path) -> Path:
+    """Its file of weights.
+
+    Raises:
+        RequestError: there is none.
+    """
+    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if found is None:
+        raise RequestError(f"{folder}: no weights in it; expected {' or '.join(WEIGHTS)}")
+    return found
+
+
+def is_open_clip(folder: Path) -> bool:
+    """Whether weights of open_clip lie there."""
+    return any((folder / name).is_file() for name in WEIGHTS)
+
+
+def model_section(file: Path, key: str | None = None) -> dict[str, Any]:
+    """``model_cfg``, or a section of it."""
+    model = _section(file, read_json(file), "model_cfg")
+    return model if key is None else _section(file, model, key)
+
+
+def open_clip_rules(file: Path, numbers: dict[str, Any]) -> dict[str, Any]:
+    """What ``open_clip_config.json`` adds to the image half `numbers` read off the tensors.
 
     Raises:
         RequestError: a key says something the image towers here do not do, or what the tensors are not.
@@ -40,7 +66,7 @@ def open_clip_rules(file: Path, numbers: dict[str, Any]) -> tuple[dict[str, Any]
     vision, pictures = _section(file, model, "vision_cfg"), _section(file, content, "preprocess_cfg")
     for key, value in model.items():
         if value and key not in _MODEL_NO_EFFECT and not key.endswith("_dtype"):
-            raise _refusal(file, f"model_cfg.{key}", value, "nothing")
+            raise refusal(file, f"model_cfg.{key}", value, "nothing")
     said: dict[str, Any] = {}
     for key, value in vision.items():
         place = f"vision_cfg.{key}"
@@ -49,39 +75,43 @@ def open_clip_rules(file: Path, numbers: dict[str, Any]) -> tuple[dict[str, Any]
         expected = _from_tensors(numbers, key, value)
         if expected is not None:
             if expected != value:
-                raise _refusal(file, place, value, f"{expected!r}, as the tensors say")
+                raise refusal(file, place, value, f"{expected!r}, as the tensors say")
         elif key == "head_width" and numbers["kind"] == "vit":
             if type(value) is not int or value < 1 or numbers["hidden_size"] % value:
-                raise _refusal(file, place, value, f"a divisor of the width {numbers['hidden_size']}")
+                raise refusal(file, place, value, f"a divisor of the width {numbers['hidden_size']}")
             said["num_attention_heads"] = numbers["hidden_size"] // value
         elif key == "head_width":
             if value != numbers["width"] * 32 // numbers["heads"]:
-                raise _refusal(file, place, value, repr(numbers["width"] * 32 // numbers["heads"]))
+                raise refusal(file, place, value, repr(numbers["width"] * 32 // numbers["heads"]))
         elif key == "norm_kwargs" and isinstance(value, dict) and value.keys() <= {"eps"} and numbers["kind"] == "vit":
             said |= {"layer_norm_eps": _number(file, place, value["eps"])} if value else {}
         elif key in _ONLY and value in _ONLY[key]:
             continue
         elif value:
-            raise _refusal(file, place, value, " or ".join(map(repr, _ONLY.get(key, ("nothing",)))))
+            raise refusal(file, place, value, " or ".join(map(repr, _ONLY.get(key, ("nothing",)))))
     if numbers["kind"] == "vit":
         said["hidden_act"] = "quick_gelu" if model.get("quick_gelu") else "gelu"
-    notes = []
-    for key, value in pictures.items():
-        if key == "interpolation" and value not in ("bicubic", "random", None):
-            raise _refusal(file, f"preprocess_cfg.{key}", value, "'bicubic'")
-        if key == "resize_mode" and value not in ("squash", None):
-            notes.append(
-                f"{file}: preprocess_cfg.resize_mode is {repr(value)[:60]}; pictures here are always squashed to the square"
-            )
     mean, std = pictures.get("mean") or list(OPENAI_MEAN), pictures.get("std") or list(OPENAI_STD)
     for key, value in (("mean", mean), ("std", std)):
         if not isinstance(value, list) or len(value) != 3:
-            raise _refusal(file, f"preprocess_cfg.{key}", value, "three numbers")
+            raise refusal(file, f"preprocess_cfg.{key}", value, "three numbers")
         for number in value:
             _number(file, f"preprocess_cfg.{key}", number)
     if (tuple(mean), tuple(std)) != (OPENAI_MEAN, OPENAI_STD):
         said |= {"mean": mean, "std": std}
-    return said, notes
+    return said | _way(file, pictures)
+
+
+def _way(file: Path, pictures: dict[str, Any]) -> dict[str, str]:
+    """How a picture becomes a square: the middle of the picture with its shorter side fitted, where nothing is said."""
+    mode, filter = pictures.get("resize_mode") or "shortest", pictures.get("interpolation") or "bicubic"
+    if mode not in ("shortest", "squash"):
+        raise refusal(file, "preprocess_cfg.resize_mode", mode, "'shortest' or 'squash'")
+    if filter not in ("bicubic", "bilinear", "random"):
+        raise refusal(file, "preprocess_cfg.interpolation", filter, "'bicubic' or 'bilinear'")
+    return ({"fit": "crop_even"} if mode == "shortest" else {}) | (
+        {"resample": "bilinear"} if filter == "bilinear" else {}
+    )
 
 
 def _from_tensors(numbers: dict[str, Any], key: str, value: Any) -> Any:
@@ -105,17 +135,17 @@ def _section(file: Path, content: dict[str, Any], key: str) -> dict[str, Any]:
     if found is None:
         return {}
     if not isinstance(found, dict):
-        raise _refusal(file, key, found, "an object")
+        raise refusal(file, key, found, "an object")
     return found
 
 
 def _number(file: Path, place: str, value: Any) -> float:
     if type(value) not in (int, float) or not 0 < value < 1:
-        raise _refusal(file, place, value, "a number between 0 and 1")
+        raise refusal(file, place, value, "a number between 0 and 1")
     return value
 
 
-def _refusal(file: Path, place: str, value: Any, expected: str) -> RequestError:
+def refusal(file: Path, place: str, value: Any, expected: str) -> RequestError:
     return RequestError(
         f"{file}: {place} is {repr(value)[:60]}; the image towers here have {expected} there. A tower like that can be used by "
         "an import path (docs/towers.md)"

@@ -6,20 +6,19 @@ projection and the temperature; the English text half is left over.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from cnclip_ft.models.build import described_in_file
 from cnclip_ft.models.formats.cn_clip import is_dropped, is_official, to_ours
 from cnclip_ft.models.formats.files import Content, Tensors, read_json, read_weights
-from cnclip_ft.models.formats.open_clip import open_clip_rules
+from cnclip_ft.models.formats.open_clip import CONFIGURATION, is_open_clip, open_clip_rules, weights_of
 from cnclip_ft.models.formats.recognise import recognise_image
 from cnclip_ft.models.formats.transformers_folder import vision_numbers
 from cnclip_ft.models.preprocessing import Fit
 from data_tools.errors import RequestError
 
-_OPEN_CLIP_CONFIGURATION = "open_clip_config.json"
-_OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 # The English text half, and numbers some files carry.
 _OTHER_HALF = (
     "transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection", "text.", "text_model.", "bert.",
@@ -30,9 +29,10 @@ _OTHER_HALF = (
 _TYPES = ("clip", "chinese_clip", "clip_vision_model", "chinese_clip_vision_model")
 
 
-def has_image_half(folder: Path) -> bool:
-    """Whether a folder's image tower is read by `read_image_half`."""
-    return read_json(folder / "config.json").get("model_type") in _TYPES
+def has_image_half(path: Path) -> bool:
+    """Whether the image tower of a folder or file is read by `read_image_half`."""
+    file = path / "config.json"
+    return not path.is_dir() or not file.is_file() or read_json(file).get("model_type") in _TYPES
 
 
 class ImageHalf:
@@ -60,10 +60,14 @@ def read_image_half(path: Path, activation: str | None = None) -> ImageHalf:
     Raises:
         RequestError: no image tower of CLIP's kind in it.
     """
-    if path.is_dir() and not any((path / name).is_file() for name in _OPEN_CLIP_FILES):
+    if path.is_dir() and not is_open_clip(path):
         return _transformers_folder(path, activation)
-    file = next(path / name for name in _OPEN_CLIP_FILES if (path / name).is_file()) if path.is_dir() else path
-    content = read_weights(file)
+    file = weights_of(path) if path.is_dir() else path
+    return image_half(file, read_weights(file), activation)
+
+
+def image_half(file: Path, content: Content, activation: str | None) -> ImageHalf:
+    """As `read_image_half`, of a file that was read."""
     tensors = content.tensors
     if any(name.startswith("visual.trunk.") for name in tensors):
         raise RequestError(
@@ -93,10 +97,11 @@ def _open_clip_numbers(
     file: Path, numbers: dict[str, Any], activation: str | None, *, from_openai: bool
 ) -> tuple[dict[str, Any], list[str]]:
     """What shapes do not say: activation, heads, mean and std; from open_clip's configuration where it lies beside."""
-    configuration = file.parent / _OPEN_CLIP_CONFIGURATION
+    configuration = file.parent / CONFIGURATION
     if configuration.exists():
-        said, notes = open_clip_rules(configuration, numbers)
-        return numbers | said | ({"hidden_act": activation} if activation and numbers["kind"] == "vit" else {}), notes
+        said = open_clip_rules(configuration, numbers)
+        return numbers | said | ({"hidden_act": activation} if activation and numbers["kind"] == "vit" else {}), []
+    numbers = numbers | {"fit": "crop_even"}  # as OpenAI's own preprocessing, and open_clip's where nothing is said
     if numbers["kind"] != "vit":
         return numbers, []
     if activation or from_openai:
@@ -143,9 +148,11 @@ def _check_rest(path: Path, names: set[str]) -> list[str]:
     return sorted(names)
 
 
-def is_openai(tensors: Tensors) -> bool:
-    """Whether a state dict is an English CLIP in OpenAI's or open_clip's names."""
-    return "token_embedding.weight" in tensors and any(name.startswith("visual.") for name in tensors)
+def is_openai(names: Iterable[str]) -> bool:
+    """Whether a state dict of these names is a CLIP as OpenAI's or open_clip's code saves it."""
+    names = list(names)
+    text = any(name == "token_embedding.weight" or name.startswith("text.") for name in names)
+    return text and any(name.startswith("visual.") for name in names)
 
 
 ACTIVATIONS = ("quick_gelu", "gelu")

@@ -92,8 +92,8 @@ def _fit(data: bytes, how: dict[str, Any], pixels: int) -> bytes:
         patch = how["patch"]
         rows, columns = patch_grid(picture.height, picture.width, patch, how["budget"])
         fitted = picture.resize((columns * patch, rows * patch), filter)
-    elif how["fit"] == "crop":
-        fitted = middle(picture, how["size"], filter)
+    elif how["fit"] != "squash":
+        fitted = middle(picture, how["size"], filter, even=how["fit"] == "crop_even")
     else:
         fitted = picture.resize((how["size"], how["size"]), filter)
     return SIDES.pack(fitted.height, fitted.width) + fitted.tobytes()

@@ -42,7 +42,7 @@ class ClipLike(Family):
 
 class Clip(ClipLike):
     text_towers = (ClipTextTower,)
-    exports = ("huggingface", "onnx")
+    exports = ("huggingface", "open_clip", "onnx")
     config, architecture = CLIPConfig, "CLIPModel"
     transformers_class = "CLIPModel is a ViT with CLIP's text tower"
 

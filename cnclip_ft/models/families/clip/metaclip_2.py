@@ -10,7 +10,7 @@ from cnclip_ft.models.families.clip.text import MetaClip2TextTower
 
 class MetaClip2(ClipLike):
     text_towers = (MetaClip2TextTower,)
-    exports = ("huggingface", "onnx")
+    exports = ("huggingface", "open_clip", "onnx")
     config, architecture = MetaClip2Config, "MetaClip2Model"
     transformers_class = "MetaClip2Model is a ViT with MetaCLIP 2's text tower"
 
