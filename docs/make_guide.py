@@ -1,0 +1,71 @@
+"""Runs the commands of guide.md in their order, and draws what they print into docs/guide/.
+
+    python docs/make_guide.py [--into docs/guide]
+
+A picture below a block shows its output, 80 columns wide.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.terminal_theme import TerminalTheme
+from rich.text import Text
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+_STEP = re.compile(r"^```bash\n(.*?)^```\n+(?:!\[[^\]]*\]\(guide/([\w-]+)\.svg\))?", re.MULTILINE | re.DOTALL)
+_THEME = TerminalTheme((250, 250, 250), (36, 36, 40), [(0, 0, 0)] * 8)
+
+
+def run(line: str, folder: Path) -> str:
+    """What a command prints; `cnclip-ft` and `python` are those of this environment.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    interpreter = shlex.quote(sys.executable)
+    told = re.sub(r"^cnclip-ft ", f"{interpreter} -m cnclip_ft ", line)
+    told = re.sub(r"^python ", f"{interpreter} ", told).replace("examples/", f"{ROOT}/examples/")
+    env = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "80"}
+    done = subprocess.run(told, shell=True, cwd=folder, env=env, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{line}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def picture(line: str, output: str, file: Path) -> None:
+    """A terminal with the command and what it printed."""
+    console = Console(record=True, width=80, file=open(os.devnull, "w"), force_terminal=True, color_system=None)  # noqa: SIM115
+    console.print(Text(f"$ {line}"), soft_wrap=False)
+    console.print(Text(output.rstrip()))
+    svg = console.export_svg(title="", theme=_THEME, font_aspect_ratio=0.61)
+    # Fonts that are there: the reader's own, which has Chinese too; nothing is fetched.
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL).replace("Fira Code, monospace", "monospace")
+    file.write_text("\n".join(line.rstrip() for line in svg.splitlines()) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--into", type=Path, default=HERE / "guide")
+    into = parser.parse_args().into.resolve()
+    into.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as place:
+        for block, name in _STEP.findall((HERE / "guide.md").read_text(encoding="utf-8")):
+            for line in block.strip().splitlines():
+                print(f"$ {line}", flush=True)
+                printed = run(line, Path(place))
+            if name:
+                picture(line, printed, into / f"{name}.svg")
+
+
+if __name__ == "__main__":
+    main()
