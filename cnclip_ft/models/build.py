@@ -20,6 +20,7 @@ from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.families.chinese_clip.catalog import Architecture
 from cnclip_ft.models.formats.files import Tensors
 from cnclip_ft.models.registry import image_kinds, text_kind, tokenizer_kind
+from cnclip_ft.models.schema import TextPart
 from data_tools.errors import RequestError
 
 
@@ -276,6 +277,42 @@ def resized(numbers: dict[str, Any], tensors: Tensors, image_size: int) -> tuple
     found = kind.resized(numbers, own, image_size)
     tensors.update(own if kind.file_prefixes else {f"image_tower.{name}": tensor for name, tensor in own.items()})
     return found
+
+
+KEPT_POSITIONS = 20  # well trained, as most texts are short (arXiv 2403.15378)
+
+
+def stretched(
+    numbers: dict[str, Any], tensors: Tensors, context_length: int | None
+) -> tuple[dict[str, Any], list[str]]:
+    """Positions for texts longer than the tower was trained on, as Long-CLIP has them (arXiv 2403.15378).
+
+    The first 20 stay, the others are spread over the rest, interpolated linearly; 77 become 248 as there.
+
+    Args:
+        numbers: the text half of a checked description.
+        tensors: by file name; changed in place.
+
+    Returns:
+        The new description, and what to say about it; as they were where nothing is longer, or where the tower has no learnt
+        positions, which is refused when tokenizer and tower meet.
+    """
+    kind = text_kind(numbers)
+    part = kind.schema.model_validate(numbers)
+    assert isinstance(part, TextPart)
+    longest = part.longest
+    if kind.position_names is None or context_length is None or context_length <= longest:
+        return numbers, []
+    key, name = kind.position_names
+    old = tensors[name].float()
+    kept = len(old) - longest + min(KEPT_POSITIONS, longest - 2)  # RoBERTa's begin behind the pad's number
+    rest, wanted = len(old) - kept, len(old) - kept + context_length - longest
+    place = torch.arange(wanted) * (rest / wanted)
+    before = place.long().clamp(max=rest - 2)  # beyond the last but one: on along the last difference
+    spread = torch.lerp(old[kept + before], old[kept + before + 1], (place - before)[:, None])
+    tensors[name] = torch.cat([old[:kept], spread]).to(tensors[name].dtype)
+    note = f"texts of {longest} → {context_length} tokens: position embeddings stretched (the first {kept - len(old) + longest} kept, the rest interpolated)"
+    return numbers | {key: len(tensors[name])}, [note]
 
 
 def count_layers(tensors: Tensors, pattern: str) -> int:

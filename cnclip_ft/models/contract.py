@@ -336,6 +336,9 @@ class TextTower(Tower):
     """Token ids in, features out."""
 
     schema: ClassVar[type[TextPart]]
+    position_names: ClassVar[tuple[str, str] | None] = None
+    """The description's key for the number of learnt positions, and their tensor by its name in a file: what is stretched for
+    longer texts; None where there are none."""
     max_length: int
     """Longest text it has positions for, in tokens."""
     vocab_size: int

@@ -18,6 +18,7 @@ from cnclip_ft.models.build import (
     image_tower,
     read_tokenizer,
     resized,
+    stretched,
     text_tower,
     tokenizer_of,
 )
@@ -110,6 +111,9 @@ def _whole(
     spec: str | Path, context_length: int | None, image_size: int | None, source: str, trust_import: bool
 ) -> tuple[DualEncoder, LoadReport]:
     checkpoint = open_checkpoint(spec, image_size=image_size, source=source, trust_import=trust_import)
+    text, notes = stretched(checkpoint.description["text"], checkpoint.tensors, context_length)
+    checkpoint.description = checkpoint.description | {"text": text}
+    checkpoint.notes += notes
     model = assemble(checkpoint)
     if context_length is not None:
         model.tokenizer = model.tokenizer.with_context_length(context_length)
@@ -257,14 +261,15 @@ def _text_tower(
         return tower, tower.tokenizer(context_length)
     path = find(spec, source, repositories=True)
     half = _text_half(path, pooling)
-    tower = text_tower(half.numbers, projection)
+    numbers, longer = stretched(half.numbers, half.tensors, context_length)
+    tower = text_tower(numbers, projection)
     tower.replace_projection(projection)
     names = file_names(tower)
     fresh = {names[name]: tensor for name, tensor in tower.state_dict().items() if tower.in_projection(name)}
     fill(tower, half.tensors | fresh, half.source)
     report.loaded.append(("text tower", half.source))
     report.new.append(f"text_tower.{tower.projection_name}")
-    report.changed += half.notes
+    report.changed += half.notes + longer
     report.left_over += half.left_over
     tokenizer = half.tokenizer
     if tokenizer is not None:

@@ -14,7 +14,9 @@ from PIL import Image
 
 import cnclip_ft
 from cnclip_ft.export.run import export_checkpoint
+from cnclip_ft.models.build import stretched
 from cnclip_ft.models.checkpoints import file_tensors, save_checkpoint
+from cnclip_ft.models.start import build_start
 from cnclip_ft.training.loss import ContrastiveObjective, SigmoidObjective
 from tests.families.cards import CARDS, VARIANTS, Card
 from tests.families.texts import many_texts
@@ -223,3 +225,43 @@ def test_variants_of_a_family_have_their_features(name, tmp_path):
         torch.testing.assert_close(found, images, atol=card.exact, rtol=card.exact)
     save_checkpoint(ours, tmp_path / "a", info={})
     assert torch.equal(cnclip_ft.load(tmp_path / "a").encode_texts(SAID), ours.encode_texts(SAID))
+
+
+def test_texts_longer_than_it_was_trained_on(card, folder, ours, tmp_path):
+    """The first 20 positions stay, the rest is spread (arXiv 2403.15378), and the start says so."""
+    kind = type(ours.text_tower)
+    assert kind.position_names is not None
+    longest = ours.text_tower.max_length
+    model, report = build_start(str(folder), context_length=2 * longest)
+    said = [line for line in report.changed if "stretched" in line]
+    assert len(said) == 1 and f"texts of {longest} → {2 * longest} tokens" in said[0]
+    assert model.text_tower.max_length == model.tokenizer.context_length == 2 * longest
+    name = kind.position_names[1]
+    old, new = file_tensors(ours)[name], file_tensors(model)[name]
+    first = len(old) - longest + 20
+    assert len(new) == len(old) + longest and torch.equal(new[:first], old[:first])
+    text = "dog 狗 " * 3 * longest
+    ids, mask = model.tokenizer.pad(model.tokenizer.encode([text]))
+    assert ids.shape == (1, 2 * longest)
+    with torch.no_grad():
+        assert torch.isfinite(model.eval().text_tower(ids, mask)).all()
+    save_checkpoint(model, tmp_path / "a", info={})
+    assert torch.equal(cnclip_ft.load(tmp_path / "a").encode_texts([text]), model.encode_texts([text]))
+
+
+def test_77_positions_become_248_as_long_clip_has_them():
+    """Of its own rule: of four new positions one is old, the others lie between; the last three go on along the last step."""
+    old = torch.randn(77, 4, generator=torch.Generator().manual_seed(0))
+    numbers = {"kind": "clip_text", "vocab_size": 9, "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1,
+               "intermediate_size": 4, "hidden_act": "gelu", "layer_norm_eps": 1e-5, "attention_dropout": 0.0,
+               "max_position_embeddings": 77, "eos_token_id": 2}  # fmt: skip
+    tensors = {"text_model.embeddings.position_embedding.weight": old}
+    changed, _ = stretched(numbers, tensors, 248)
+    new = tensors["text_model.embeddings.position_embedding.weight"]
+    assert changed["max_position_embeddings"] == 248 and torch.equal(new[:20], old[:20])
+    for number in range(56):
+        for part in range(4):
+            between = old[20 + number] + (old[21 + number] - old[20 + number]) * part / 4
+            torch.testing.assert_close(new[20 + 4 * number + part], between)
+    for part in range(4):
+        torch.testing.assert_close(new[244 + part], old[76] + (old[76] - old[75]) * part / 4)

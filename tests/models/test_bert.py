@@ -138,8 +138,8 @@ def test_what_is_no_text_tower(tmp_path):
     refused(r"\d+ missing \(text_model.encoder.layer.4", num_hidden_layers=5)
     refused(r"\d+ unexpected \(text_model.encoder.layer.3", num_hidden_layers=3)
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(RequestError, match="context_length is 52, but the text tower has 40 positions"):
-        build_start({"image": IMAGE, "text": str(tmp_path)}, context_length=52)
+    model, report = build_start({"image": IMAGE, "text": str(tmp_path)}, context_length=52)
+    assert model.text_tower.max_length == 52 and any("texts of 40 → 52 tokens" in line for line in report.changed)
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS[:-1]), encoding="utf-8")
     refused("vocab.txt has 16 tokens, the text tower 17")
     (tmp_path / "vocab.txt").unlink()

@@ -31,7 +31,9 @@ def test_context_length_and_resolution(tmp_path):
     assert (model.context_length, model.image_size) == (100, 64) and len(report.changed) == 1
     long = features(model, ["很长" * 60, "很长" * 40])
     assert long.shape == (5, 32) and not torch.equal(long[3], long[4])
-    for spec in (str(tmp_path / "a"), VIT, {"architecture": "tiny"}):
+    longer, report = build_start(str(tmp_path / "a"), context_length=513)
+    assert longer.text_tower.max_length == 513 and "position embeddings stretched" in report.changed[0]
+    for spec in (VIT, {"architecture": "tiny"}):
         with pytest.raises(RequestError, match="context_length is 513, but the text tower has 512 positions"):
             build_start(spec, context_length=513)
 

@@ -28,7 +28,6 @@ ROBERTA_KEYS = (
     "layer_norm_eps", "pad_token_id",
 )  # fmt: skip
 TEXT_KEYS = (*ROBERTA_KEYS, "project_dim")
-POSITIONS = "text_model.roberta.embeddings.position_embeddings.weight"
 
 
 class AltText(TextPart):
@@ -74,6 +73,7 @@ class AltTextTower(TextTower):
     kind, schema = "altclip_text", AltText
     layer_names = ("num_hidden_layers", r"text_model\.roberta\.encoder\.layer\.(\d+)\.")
     file_prefixes = ("text_model.", "text_projection.")
+    position_names = ("max_position_embeddings", "text_model.roberta.embeddings.position_embeddings.weight")
     can_be_new = False
 
     def __init__(self, config: ChineseCLIPTextConfig, project_dim: int, output_dim: int) -> None:

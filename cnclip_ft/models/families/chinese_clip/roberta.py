@@ -63,6 +63,7 @@ class RobertaTower(TextTower):
     kind, schema = "roberta", Roberta
     layer_names = ("num_hidden_layers", r"text_model\.encoder\.layer\.(\d+)\.")
     file_prefixes = ("text_model.", "text_projection.")
+    position_names = ("max_position_embeddings", "text_model.embeddings.position_embeddings.weight")
 
     def __init__(self, config: ChineseCLIPTextConfig, output_dim: int, pooling: str = "cls") -> None:
         super().__init__()

@@ -29,7 +29,6 @@ TEXT_KEYS = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
     "layer_norm_eps", "attention_dropout", "max_position_embeddings", "eos_token_id",
 )  # fmt: skip
-POSITIONS = "text_model.embeddings.position_embedding.weight"
 LARGEST = 2  # an `eos_token_id` that means the largest number in the text, in CLIP's configurations
 
 
@@ -81,6 +80,7 @@ class ClipTextTower(TextTower):
     schema: ClassVar[type[TextPart]] = ClipText
     layer_names = ("num_hidden_layers", r"text_model\.encoder\.layers\.(\d+)\.")
     file_prefixes = ("text_model.", "text_projection.")
+    position_names = ("max_position_embeddings", "text_model.embeddings.position_embedding.weight")
 
     def __init__(self, config: CLIPTextConfig, output_dim: int) -> None:
         super().__init__()

@@ -52,6 +52,7 @@ class SiglipTextTower(TextTower):
     kind, schema = "siglip_text", SiglipText
     layer_names = ("num_hidden_layers", r"text_model\.encoder\.layers\.(\d+)\.")
     file_prefixes = ("text_model.",)
+    position_names = ("max_position_embeddings", "text_model.embeddings.position_embedding.weight")
     can_be_new = False  # it brings no vocabulary
 
     def __init__(self, config: SiglipTextConfig) -> None:
