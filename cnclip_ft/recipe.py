@@ -298,6 +298,8 @@ class Stage(Section):
     """Last steps of the stage without patch dropping."""
     validate_every: Count | None = None
     """Steps between validations; null: at every epoch's end."""
+    keep_every: Count | None = None
+    """Epochs between checkpoints that stay, as `epoch-N` in the stage's folder; null: best and last alone."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of averaged weights, which are then judged and kept."""
     until: Literal["end", "plateau"] = "end"

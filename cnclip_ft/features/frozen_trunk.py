@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from cnclip_ft.collectives import sum_numbers
 from cnclip_ft.data.augment import augment
 from cnclip_ft.data.pictures import Pictures, data_fault
 from cnclip_ft.features.rows import Block, Rows
@@ -83,9 +84,13 @@ class FeatureCache:
 
     def build(
         self, accelerator: Accelerator, autocast: Callable[[], AbstractContextManager[object]], *,
-        images_at_once: int = 64, workers: int = 0, max_damaged: int = 0,
-    ) -> None:  # fmt: skip
-        """Compute what is missing, shared over all devices; `autocast` makes the context the trunk computes in."""
+        images_at_once: int = 64, workers: int = 0, max_damaged: int = 0, asked_to_stop: Callable[[], bool] = lambda: False,
+    ) -> bool:  # fmt: skip
+        """Compute what is missing, shared over all devices; `autocast` makes the context the trunk computes in.
+
+        Returns:
+            Whether it is complete: where a device was asked to stop it may not be, and is taken up the next time.
+        """
         if not self.complete:
             if accelerator.is_main_process and not self._rows.begun:
                 # Runs that begin together share the array: each computes what is missing, and all write the same numbers.
@@ -97,15 +102,18 @@ class FeatureCache:
                 total=sum(map(len, missing)), unit="image", desc="frozen image features",
                 disable=None if accelerator.is_main_process else True,
             )  # fmt: skip
-            self._fill(missing, autocast, images_at_once, workers, max_damaged, bar)
+            self._fill(missing, autocast, images_at_once, workers, max_damaged, bar, asked_to_stop)
             bar.close()
             accelerator.wait_for_everyone()
+            if sum_numbers(float(asked_to_stop()), accelerator.device):
+                return False
             if accelerator.is_main_process:
                 note = {"images": self.count, "views": self.views, "store": str(self.store.path)}
                 with whole_file(self.folder / "complete.json", "w") as file:
                     json.dump(note, file)
             accelerator.wait_for_everyone()
         self._features = self._rows.read()
+        return True
 
     @property
     def damaged(self) -> set[int]:
@@ -118,7 +126,7 @@ class FeatureCache:
 
     def _fill(
         self, missing: list[Block], autocast: Callable[[], AbstractContextManager[object]], images_at_once: int,
-        workers: int, max_damaged: int, bar: tqdm,
+        workers: int, max_damaged: int, bar: tqdm, asked_to_stop: Callable[[], bool],
     ) -> None:  # fmt: skip
         preprocessing = self.model.image_tower.preprocessing
         pictures = Pictures(self.store.image_ids, self.store.image_view, preprocessing, reduced=self.reduced)
@@ -143,6 +151,8 @@ class FeatureCache:
                 computed = self._compute(autocast, block.view, block.start // BLOCK, pixels, images_at_once)
                 self._rows.write(block, computed, damaged)
             bar.update(len(pixels))
+            if asked_to_stop():
+                break
 
     @torch.inference_mode()
     def _compute(

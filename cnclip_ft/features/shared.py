@@ -38,6 +38,7 @@ class SharedEncoder:
         autocast: makes the context the towers compute in.
         trunk: where the image trunk stays as it is, keeps its features ``[n, width]`` by the name of the pictures:
             they are computed at the first question and only projected from then on.
+        check: called between two batches; what it raises ends the work on all devices.
     """
 
     def __init__(
@@ -48,14 +49,10 @@ class SharedEncoder:
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
         trunk: dict[str, torch.Tensor] | None = None,
         batch_size: int = 128,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        self.model, self.workers, self.autocast, self.trunk, self.batch_size = (
-            model,
-            workers,
-            autocast,
-            trunk,
-            batch_size,
-        )
+        self.model, self.workers, self.autocast, self.trunk = model, workers, autocast, trunk
+        self.batch_size, self.check = batch_size, check
 
     def split(self, name: str, split: SplitTexts, read: Callable[[Any], Any]) -> SplitFeatures:
         """All pictures and texts of a split; `name` tells its pictures from others.
@@ -84,6 +81,7 @@ class SharedEncoder:
             for batch, part in zip(batches, pieces, strict=True):
                 features[batch.places] = part[batch.rows]
                 meter.add(len(batch.rows))
+                self.check()
         return features
 
     def _decoded(self, ids: Sequence[Any], read: Callable[[Any], Any], trunk: bool) -> torch.Tensor:
@@ -109,6 +107,7 @@ class SharedEncoder:
         for part in in_turns(sizes, own, self.model.device):
             parts.append(part)
             meter.add(len(part))
+            self.check()
         return torch.cat(parts)
 
     @contextmanager

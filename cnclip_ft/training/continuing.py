@@ -12,14 +12,14 @@ from pydantic import ValidationError
 
 from cnclip_ft.models.build import describe_model
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.recipe import Recipe
+from cnclip_ft.recipe import Recipe, Stage
 from cnclip_ft.training.context import Context
 from data_tools.errors import RequestError
 
 # These do not change what is computed; a batch in other pieces only by rounding.
 _FREE = re.compile(
     r"output|log_every|feature_cache|save_every|report_to|compile|model\.source|data\.(workers|max_damaged_images)|"
-    r"stages\.[^.]+\.(micro_batch_size|gradient_checkpointing|skip_bad_steps)"
+    r"stages\.[^.]+\.(micro_batch_size|gradient_checkpointing|skip_bad_steps|keep_every)"
 )
 # Where the data and the start lie may change; what they hold is compared.
 _PLACES = re.compile(r"data\.(train|valid|guard\.split)(\.|$)|model\.start(\.|$)")
@@ -97,8 +97,8 @@ def _refuse(folder: Path, setting: str, place: str, before: str, now: str, how: 
         )
 
 
-def refuse_other_recipe(recipe: Recipe, state: dict[str, Any]) -> None:
-    """Refuse settings that compute something else.
+def refuse_other_recipe(recipe: Recipe, state: dict[str, Any]) -> Stage | None:
+    """Refuse settings that compute something else. The stage of the state may be longer than it was: returned is what it was.
 
     Raises:
         RequestError: naming each, as it was and as it is.
@@ -125,16 +125,21 @@ def refuse_other_recipe(recipe: Recipe, state: dict[str, Any]) -> None:
     places_too = "identity" not in state
     if recipe.data.context_length is None and not places_too:  # it was 52 by itself once; the model's own is compared
         stored["data"]["context_length"] = None
+    name, setting = list(stored["stages"].items())[state["stage"]]
+    found = _differences(stored, recipe.model_dump(mode="json"))
+    longer = [key for key, before, now in found
+              if key in (f"stages.{name}.epochs", f"stages.{name}.steps") and before and now and now > before]  # fmt: skip
     changed = [
         f"{key}: {before!r} → {now!r}"
-        for key, before, now in _differences(stored, recipe.model_dump(mode="json"))
-        if not _FREE.fullmatch(key) and (places_too or not _PLACES.match(key))
+        for key, before, now in found
+        if key not in longer and not _FREE.fullmatch(key) and (places_too or not _PLACES.match(key))
     ]
     if changed:
         raise RequestError(
             "--continue goes on with the very same recipe, but these settings differ (stored → now):\n  "
             + "\n  ".join(changed) + "\nTo train on from its weights instead: without --continue, with model.start=RUN/STAGE/last and another output=FOLDER."
         )  # fmt: skip
+    return Stage.model_validate(setting) if longer else None
 
 
 def _differences(before: Any, now: Any, path: str = "") -> list[tuple[str, Any, Any]]:

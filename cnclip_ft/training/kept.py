@@ -1,4 +1,4 @@
-"""The checkpoints of a stage: ``last``, ``best``, and ``start`` while it trains."""
+"""The checkpoints of a stage: ``last``, ``best``, ``start`` while it trains, and those of epochs that stay."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Kept:
         """Keep the model's weights under `name`, in place of those before."""
         if self.writes:
             checksum = save_checkpoint(model, self.folder / name, info=info)
-            if name != "last":
+            if name in ("best", "start"):
                 self.sums[name] = checksum
 
     def weights(self, name: str, model: DualEncoder) -> dict[str, torch.Tensor]:

@@ -1,7 +1,7 @@
 """A run from recipe to report, read straight down: context → model → plans → stages → report.
 
 The run folder holds ``recipe.yaml`` (every setting), ``journal.jsonl``, ``tensorboard/``, ``<stage>/{best,last}``,
-``state/`` (to continue), and ``report/index.html``.
+``state/`` (to continue, or to train a finished run further), and ``report/index.html``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from accelerate import PartialState
 
 from cnclip_ft.evaluation.evaluators import Recall
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.recipe import Recipe, dump_recipe
+from cnclip_ft.recipe import Recipe, Stage, dump_recipe
 from cnclip_ft.runtime import loader_fault
 from cnclip_ft.training import plan
 from cnclip_ft.training.context import Context, make_context
@@ -28,11 +28,20 @@ from cnclip_ft.training.examples import find_examples
 from cnclip_ft.training.fit import refuse_too_large
 from cnclip_ft.training.progress import Progress, verdict
 from cnclip_ft.training.report import write_report
-from cnclip_ft.training.run_folder import begin, held, nothing_to_continue, refuse_taken, results, write_recipe
-from cnclip_ft.training.run_state import StateWriter, clear_states, load_state, newest_state
+from cnclip_ft.training.run_folder import (
+    DONE,
+    begin,
+    held,
+    nothing_to_continue,
+    refuse_finished,
+    refuse_taken,
+    results,
+    write_recipe,
+)
+from cnclip_ft.training.run_state import StateWriter, keep_newest_state, load_state, newest_state
 from cnclip_ft.training.sharding import refuse_other_engines
 from cnclip_ft.training.stage import NothingKept, StageRun
-from cnclip_ft.training.stage_plan import MOST_STEPS, StagePlan, plan_stages
+from cnclip_ft.training.stage_plan import MOST_STEPS, StagePlan, longer, plan_stages
 from cnclip_ft.training.stop import Stopped, StopRequest
 from cnclip_ft.training.trackers import start_trackers
 from cnclip_ft.training.trainer import Trainer
@@ -63,12 +72,14 @@ def train(
     refuse_other_engines()
     devices = PartialState(cpu=not torch.accelerator.is_available())
     with held(folder) if devices.is_main_process else nullcontext():
-        state = None
+        state = shorter = None
         if proceed:
             state = load_state(folder / "state", print if devices.is_main_process else lambda text: None)
             if state is None:
                 raise nothing_to_continue(folder)
-            refuse_other_recipe(recipe, state)
+            shorter = refuse_other_recipe(recipe, state)
+            if shorter is None:
+                refuse_finished(folder, recipe)
         else:
             refuse_taken(folder, recipe, overwrite=overwrite)
         devices.wait_for_everyone()  # all have looked before the first one writes
@@ -77,21 +88,27 @@ def train(
         if strict:
             plan.refuse_warnings(context, model, plans)
         refuse_too_large(context, plans, model)
-        return Run(context, model, plans, stop or StopRequest(), before_step).execute(state)
+        return Run(context, model, plans, stop or StopRequest(), before_step, shorter).execute(state)
 
 
 class Run:
-    """Trains the stages of a recipe one after the other, and says how to go on where that fails."""
+    """Trains the stages of a recipe one after the other, and says how to go on where that fails.
+
+    Args:
+        shorter: what the stage that goes on was when it was to last less long; None where it is as it was.
+    """
 
     def __init__(
         self, context: Context, model: DualEncoder, plans: list[StagePlan], stop: StopRequest,
-        before_step: Callable[[Trainer], None] | None = None,
+        before_step: Callable[[Trainer], None] | None = None, shorter: Stage | None = None,
     ) -> None:  # fmt: skip
+        self.shorter = shorter
         self.context, self.model, self.plans, self.stop, self.before_step = context, model, plans, stop, before_step
         self.progress, self.states = Progress(), StateWriter(context.folder / "state")
         self.judge = Judge(
             context.evaluators, context.device, context.workers, context.autocast,
             guard=None if context.guard_store is None else Recall(context.guard_store), best_by=context.recipe.best_by,
+            stop=stop,
         )  # fmt: skip
 
     def execute(self, state: dict[str, Any] | None = None) -> bool:
@@ -112,7 +129,11 @@ class Run:
                     raise told from None
             except Stopped:
                 self.states.wait()
-                context.journal.say(f"Stopped. Continue with: {continue_line(context)}")
+                begun = newest_state(context.folder / "state") is not None
+                way = f"Continue with: {continue_line(context)}" if begun else (
+                    "It had not begun to train, so nothing is lost: give the command again."
+                )  # fmt: skip
+                context.journal.say(f"Stopped. {way}")
                 context.accelerator.wait_for_everyone()  # a launcher ends all processes when the first one goes
                 return False
             finally:
@@ -131,6 +152,8 @@ class Run:
                 begin(context.folder, context.recipe)
             else:
                 said += refuse_other_data(context, self.progress.identity, state)
+                said += [longer(self.plans[state["stage"]], self.shorter, state["step"])] if self.shorter else []
+                (context.folder / "report" / DONE).unlink(missing_ok=True)  # from here on it is not done
                 if state["recipe"] != dump_recipe(context.recipe):
                     write_recipe(context.folder, context.recipe)
         context.journal.track = start_trackers(context.accelerator, context.recipe)
@@ -154,6 +177,8 @@ class Run:
                 context, each, self.model, progress, judge=self.judge, states=self.states, stop=self.stop,
                 start=start, state=state, before_step=self.before_step,
             )  # fmt: skip
+            if self.shorter is not None and each is self.plans[first]:
+                stage.selection.go_on()
             stage.train()
             start, state = stage.outcome(), None
             progress.rows.append((f"after {each.name}", start["row"]))
@@ -193,13 +218,13 @@ class Run:
             journal=context.folder / "journal.jsonl", settings=dump_recipe(context.recipe),
             examples=find_examples(final.features, next(iter(context.valid_stores.values()))),
         )  # fmt: skip
-        with whole_file(folder / "recall.json", "w") as file:  # last: it says that the run is done
+        with whole_file(folder / DONE, "w") as file:  # last: it says that the run is done
             file.write(json.dumps(dict(rows), indent=2) + "\n")
         note = f" ({notes[-1]})" if notes and notes[-1].startswith(f"stage {last} ") else ""
         text = "\n".join([table(rows, terminal_width()), *notes])
         context.journal.say(f"\n{text}\n\nBest checkpoint: {context.folder / last / 'best'}{note}\nReport: {page}")
         self.states.wait()
-        clear_states(context.folder / "state")
+        keep_newest_state(context.folder / "state")
 
     def _told(self, error: Exception) -> Exception:
         """The error as a message that says what is saved and how to go on. A mistake of ours keeps its traceback."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from data_tools.errors import RequestError
 from data_tools.lock import FileLock
 from data_tools.outputs import json_with, refuse_foreign_file, refuse_overlap
 
+DONE = "recall.json"  # in the report; written last
 LOCK, RECIPE, JOURNAL, STATES, REPORT, BOARD = (
     "cnclip-ft.lock",
     "recipe.yaml",
@@ -26,11 +28,12 @@ LOCK, RECIPE, JOURNAL, STATES, REPORT, BOARD = (
     "tensorboard",
 )
 _CHECKPOINTS = ("best", "last", "start")
+EPOCH = "epoch-"  # and its number: a checkpoint that `keep_every` asked for
 _KEPT = {name + end for name in _CHECKPOINTS for end in ("", ".old", ".writing")}
 _OURS = re.compile(
     r"cnclip-ft\.lock|recipe\.yaml|journal\.jsonl|state/state-\d+\.pt|report/(recall\.txt|recall\.json|index\.html)|"
     r"tensorboard/events\.out\.tfevents\.[^/]*|([^/]+/)?\.cnclip-ft-[0-9a-f]+\.writing|"
-    r"[^/]+/(best|last|start)(\.old|\.writing)?/"
+    r"[^/]+/(best|last|start|epoch-\d+)(\.old|\.writing)?/"
     r"(model\.safetensors|config\.json|preprocessor_config\.json|cnclip_ft\.json|tokenizer\w*\.json|vocab\.(txt|json)|merges\.txt|special_tokens_map\.json)"
 )
 
@@ -58,7 +61,8 @@ def _recipe_of(folder: Path) -> dict[str, Any] | None:
 def _is_ours(name: str, stages: Container[str]) -> bool:
     """Whether a run with these stages writes a file of this name; `name` is a path in its folder."""
     first, _, rest = name.partition("/")
-    return bool(_OURS.fullmatch(name)) and (first in stages or rest.partition("/")[0] not in _KEPT)
+    kept = rest.partition("/")[0]
+    return bool(_OURS.fullmatch(name)) and (first in stages or (kept not in _KEPT and not kept.startswith(EPOCH)))
 
 
 def run_of(recipe_file: Path) -> Path | None:
@@ -194,12 +198,29 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
         file.write(dump_recipe(recipe))
 
 
+def is_finished(folder: Path) -> bool:
+    return (folder / REPORT / DONE).is_file()
+
+
+def refuse_finished(folder: Path, recipe: Recipe) -> None:
+    """Refuse to go on with a run that is done and is to be no longer.
+
+    Raises:
+        RequestError: with the line to type.
+    """
+    if is_finished(folder):
+        name, stage = list(recipe.stages.items())[-1]
+        key, now = ("epochs", stage.epochs) if stage.steps is None else ("steps", stage.steps)
+        raise RequestError(
+            f"{folder}: the run there is finished. Train it further with more {key} of its last stage (now {now:g}): "
+            f"cnclip-ft train {shlex.quote(str(folder / RECIPE))} --continue stages.{name}.{key}={2 * (now or 1):g}"
+        )
+
+
 def nothing_to_continue(folder: Path) -> RequestError:
     """There is no state to continue from: why, and what to do."""
-    if (folder / REPORT / "recall.json").is_file():
-        way = (
-            f" The run there is finished. Train its weights further with model.start={folder}/STAGE/best output=FOLDER."
-        )
+    if is_finished(folder):
+        way = f" The run there is finished, and its state is gone. Train its weights further with model.start={folder}/STAGE/best output=FOLDER."
     elif not is_run(folder):
         way = " No run is there. If it was moved, name its recipe: cnclip-ft train PLACE/recipe.yaml --continue."
     elif any(path.name == "cnclip_ft.json" for path in results(folder)):

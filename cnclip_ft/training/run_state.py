@@ -14,7 +14,6 @@ import struct
 import threading
 import zipfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -211,9 +210,7 @@ def _with_bias(state: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def clear_states(folder: Path) -> None:
-    """Remove the states; whatever else lies there stays."""
-    for path in [*_states(folder), *leftovers(folder)]:
+def keep_newest_state(folder: Path) -> None:
+    """Remove all states but the newest, from which a finished run can be extended."""
+    for path in [*_states(folder)[:-1], *leftovers(folder)]:
         path.unlink(missing_ok=True)
-    with suppress(OSError):
-        folder.rmdir()

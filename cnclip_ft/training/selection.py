@@ -56,6 +56,10 @@ class Selection:
             self.so_far.ended = "the guard split lost more than data.guard.max_drop allows"
         self._watch_plateau(score)
 
+    def go_on(self) -> None:
+        """The stage is to last longer: what ended it counts no more."""
+        self.so_far.ended, self.so_far.without_rise = None, 0
+
     def take_mixture(self, score: float, row: dict[str, float | None]) -> None:
         """A mixture of start and best that beats the best."""
         self.so_far.best, self.so_far.best_row = score, row

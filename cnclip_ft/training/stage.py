@@ -16,6 +16,7 @@ from cnclip_ft.training.journal import Meter, duration
 from cnclip_ft.training.kept import Kept
 from cnclip_ft.training.optimizer import give_bias
 from cnclip_ft.training.progress import Progress, checkpoint_info, verdict
+from cnclip_ft.training.run_folder import EPOCH
 from cnclip_ft.training.run_state import StateWriter
 from cnclip_ft.training.selection import Selection
 from cnclip_ft.training.stage_plan import MOST_STEPS, StagePlan
@@ -59,7 +60,7 @@ class StageRun:
             self.selection.begin(start["score"], start["row"])
             give_bias(model, plan.objective)  # so that start and best hold the same tensors
             self.kept.save("start", model, checkpoint_info(context, plan, 0, progress.token, start))
-        self.trainer = Trainer(context, plan, model, state)
+        self.trainer = Trainer(context, plan, model, state, stop)
         if state is not None:
             self.selection.load_state_dict(state["selection"])
             self.kept.sums = dict(state["selection"].get("sums", {}))
@@ -113,6 +114,8 @@ class StageRun:
                     self._judge()
                 elif context.recipe.save_every and step % context.recipe.save_every == 0:
                     self.save()
+                if plan.keep_every and step % plan.keep_every == 0:
+                    self._keep_epoch()
                 meter.pause(time.perf_counter() - began)
                 if self.stop.asked(context.device) and not self.finished:
                     if self.saved != step:
@@ -203,6 +206,13 @@ class StageRun:
             self.kept.save("best", model, info)
         examples = find_examples(judgement.features, next(iter(context.valid_stores.values())))
         context.journal.picture(f"{plan.name}/example queries", draw_panel(examples), step)
+
+    def _keep_epoch(self) -> None:
+        """Keep the weights that would be judged, as they are after this epoch."""
+        name = f"{EPOCH}{self.trainer.step // self.plan.order.steps_per_epoch}"
+        with self.trainer.judged() as model:
+            info = checkpoint_info(self.context, self.plan, self.trainer.step, self.progress.token, {})
+            self.kept.save(name, model, info)
 
     def save(self) -> None:
         """Write the state to continue from; training goes on while the file is written."""

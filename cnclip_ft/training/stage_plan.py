@@ -22,8 +22,8 @@ MOST_STEPS = 10**7 - 1  # of a stage: states are named by stage and step
 class StagePlan:
     """What is known of a stage before it is trained.
 
-    `table` says of every parameter, by its name, whether and how fast it trains; `validate_every` counts steps; `objective`
-    goes by the model the run starts with where the recipe leaves it open.
+    `table` says of every parameter, by its name, whether and how fast it trains; `validate_every` and `keep_every` count steps;
+    `objective` goes by the model the run starts with where the recipe leaves it open.
     """
 
     number: int
@@ -35,6 +35,7 @@ class StagePlan:
     total: int
     curve: RateCurve
     validate_every: int
+    keep_every: int | None  # steps between checkpoints that stay
     image_frozen: bool  # the trunk; its projection may train
     cached: bool  # the frozen trunk's features are computed once
     share: int  # pairs of a batch on each device
@@ -65,7 +66,7 @@ def plan_stage(context: Context, model: DualEncoder, number: int, name: str, set
     )  # fmt: skip
     order = _order(context, number, name, setting)
     StageSampler(order, 0, 0, context.rank, context.world)  # the batch can be shared
-    total = setting.steps or max(1, round((setting.epochs or 0) * order.steps_per_epoch))
+    total = _total(setting, order)
     if total > MOST_STEPS:
         raise RequestError(
             f"stages.{name}: {total} steps; at most {MOST_STEPS} are possible. Give stages.{name}.epochs=N, fewer."
@@ -95,9 +96,27 @@ def plan_stage(context: Context, model: DualEncoder, number: int, name: str, set
         total=total,
         curve=RateCurve(setting, total),
         validate_every=setting.validate_every or order.steps_per_epoch,
+        keep_every=setting.keep_every and setting.keep_every * order.steps_per_epoch,
         image_frozen=image_frozen,
         cached=image_frozen and setting.feature_cache and (setting.views > 1 or not setting.augment.changes),
         share=setting.batch_size // context.world,
+    )
+
+
+def _total(setting: Stage, order: BatchOrder) -> int:
+    return setting.steps or max(1, round((setting.epochs or 0) * order.steps_per_epoch))
+
+
+def longer(plan: StagePlan, before: Stage, step: int) -> str:
+    """What becomes of the rate where a stage that was to end as `before` says goes on from `step` to another end."""
+    total = _total(before, plan.order)
+    rate, now = (
+        setting.learning_rate * curve(min(at, curve.total - 1))
+        for setting, curve, at in ((before, RateCurve(before, total), step - 1), (plan.setting, plan.curve, step))
+    )
+    return (
+        f"Stage {plan.name} goes on from step {step} to {plan.total}; it was to end at {total}. Its rate follows the "
+        f"{plan.setting.schedule} curve of {plan.total} steps: {now:.2e} in the next step, after {rate:.2e} in the last one."
     )
 
 

@@ -47,9 +47,10 @@ class StopRequest:
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if not self._asked:
             self.ask()
-            # Not print: the signal may have come in the middle of one, and the terminal may be gone.
-            with suppress(OSError):
-                os.write(1, b"\nStopping after this step (again: at once).\n")
+            if os.environ.get("RANK", "0") == "0":  # Ctrl-C reaches all processes of a launcher
+                # Not print: the signal may have come in the middle of one, and the terminal may be gone.
+                with suppress(OSError):
+                    os.write(1, b"\nStopping after this step (again: at once).\n")
         elif time.monotonic() - self._since > _ONE_REQUEST:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
@@ -57,6 +58,16 @@ class StopRequest:
     def ask(self) -> None:
         """Ask for a stop, as a signal would."""
         self._asked, self._since = True, time.monotonic()
+
+    @property
+    def asked_here(self) -> bool:
+        """Whether this process was asked."""
+        return self._asked
+
+    def check(self) -> None:
+        """For work that may be left in the middle: raises `Stopped` where this process was asked."""
+        if self._asked:
+            raise Stopped
 
     def asked(self, device: torch.device) -> bool:
         """Whether any device was asked: they stop at the same step."""

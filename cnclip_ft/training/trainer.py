@@ -24,6 +24,7 @@ from cnclip_ft.training.loss import LossOutput
 from cnclip_ft.training.optimizer import Entry, apply_table, build_optimizer, give_bias
 from cnclip_ft.training.run_state import seed_step
 from cnclip_ft.training.stage_plan import MOST_STEPS, StagePlan, trunk_trains
+from cnclip_ft.training.stop import Stopped, StopRequest
 from data_tools.errors import UserError
 
 
@@ -34,11 +35,19 @@ class Trainer:
         whole: the run's model, with the weights the stage begins with. It is what is judged and kept (`judged`); `model`
             is the one that trains: the same, or spread over the devices.
         state: of a run that goes on in this stage.
+        stop: asked while frozen features are computed.
+
+    Raises:
+        Stopped: so asked; what is computed stays.
 
     `step` counts the steps done, `skipped` those that were left out; `plan` is without the images that cannot be read.
     """
 
-    def __init__(self, context: Context, plan: StagePlan, whole: DualEncoder, state: dict[str, Any] | None = None):
+    def __init__(
+        self, context: Context, plan: StagePlan, whole: DualEncoder, state: dict[str, Any] | None = None,
+        stop: StopRequest | None = None,
+    ) -> None:  # fmt: skip
+        self.stop = stop
         self.context, self.plan, self.whole, setting = context, plan, whole, plan.setting
         self.step: int = state["step"] if state is not None else 0
         self.skipped: int = state["skipped"] if state is not None else 0
@@ -94,7 +103,12 @@ class Trainer:
         context.journal.say(
             f"Image features of the frozen tower: {'read from' if cache.complete else 'computed once into'} {cache.folder}"
         )
-        cache.build(context.accelerator, context.autocast, workers=context.workers, max_damaged=data.max_damaged_images)
+        complete = cache.build(
+            context.accelerator, context.autocast, workers=context.workers, max_damaged=data.max_damaged_images,
+            asked_to_stop=lambda: self.stop is not None and self.stop.asked_here,
+        )  # fmt: skip
+        if not complete:
+            raise Stopped
         if cache.damaged:
             context.journal.say(f"{len(cache.damaged)} images cannot be decoded; their pairs are passed over")
             self.plan = self.plan.without_images(context, cache.damaged)

@@ -19,6 +19,7 @@ from cnclip_ft.features.shared import SharedEncoder, trunk_digest
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import score_path
 from cnclip_ft.retrieval.recall import RetrievalScores
+from cnclip_ft.training.stop import Stopped, StopRequest
 from data_tools import tables
 from data_tools.errors import RequestError
 
@@ -76,6 +77,7 @@ class Judge:
     Args:
         evaluators: by the names of the recipe; the first is the one rows and tables show, and judges recall.
         guard: judged along, and reported apart.
+        stop: may ask for an end in the middle.
     """
 
     def __init__(
@@ -87,9 +89,10 @@ class Judge:
         *,
         guard: Evaluator | None = None,
         best_by: str = "mean_recall",
+        stop: StopRequest | None = None,
     ) -> None:
         self.evaluators, self.device, self.workers, self.autocast = dict(evaluators), device, workers, autocast
-        self.guard, self.best_by = guard, best_by
+        self.guard, self.best_by, self.stop = guard, best_by, stop or StopRequest()
         self.trunk_is_frozen = False  # says whoever trains: then its features of the pictures are computed once
         self._trunk: dict[str, torch.Tensor] = {}
         self._of_trunk: str | None = None
@@ -107,11 +110,17 @@ class Judge:
         """Collective.
 
         Raises:
+            Stopped: a device was asked to stop.
             Exception: judging failed on this device or, as a UserError with its message, on another.
         """
         began = time.perf_counter()
-        with together(self.device), statistics_of_first(model):
-            judgement = self._judge(model)
+        try:
+            with together(self.device), statistics_of_first(model):
+                judgement = self._judge(model)
+        except Exception:
+            if self.stop.asked(self.device):
+                raise Stopped from None
+            raise
         judgement.seconds = time.perf_counter() - began
         if world_size() > 1:  # equal already where the devices are alike
             told = [(judgement.scores, judgement.guard, judgement.seconds, judgement.columns, judgement.words)]
@@ -120,7 +129,8 @@ class Judge:
         return judgement
 
     def _judge(self, model: DualEncoder) -> Judgement:
-        encoder = SharedEncoder(model, workers=self.workers, autocast=self.autocast, trunk=self._kept_trunk(model))
+        encoder = SharedEncoder(model, workers=self.workers, autocast=self.autocast, trunk=self._kept_trunk(model),
+                                check=self.stop.check)  # fmt: skip
         judgement = Judgement({}, 0.0, self.best_by)
         for number, (name, evaluator) in enumerate(self.evaluators.items()):
             scores, features = evaluator.judge(name, encoder)

@@ -187,7 +187,7 @@ def test_a_folder_with_a_run_is_not_overwritten(stores, finished):
     recipe = tiny_recipe(stores, output=str(finished), feature_cache=str(stores / "cache"))
     with pytest.raises(RequestError, match="holds a run already.*--continue.*--overwrite"):
         train(recipe)
-    with pytest.raises(RequestError, match="no state to continue from. The run there is finished"):
+    with pytest.raises(RequestError, match="finished. Train it further .*--continue stages.contrast.steps=12"):
         train(recipe, proceed=True)
 
 

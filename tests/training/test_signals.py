@@ -71,7 +71,7 @@ def test_a_signal_to_the_whole_group_stops_in_good_order(stores, tmp_path, name)
         os.killpg(process.pid, getattr(signal, name))
     said = process.communicate(timeout=120)[0]
     assert process.returncode == 130, said
-    assert "Traceback" not in said and "Stopped. Continue with: " in said
+    assert "Traceback" not in said and "Stopped. Continue with: " in said and said.count("Stopping after") == 1
     assert load_state(tmp_path / "run/state", print)["step"] % 3 or "Continue" in said
 
 
@@ -96,3 +96,19 @@ def test_a_killed_loader_is_told_and_a_killed_run_lets_go_of_its_folder(stores, 
         time.sleep(wait)
         again.send_signal(signal.SIGTERM)
     assert again.wait(60) in (130, -signal.SIGTERM)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="sends signals to process groups")
+def test_two_processes_stopped_by_their_launcher_exit_130(stores, tmp_path):
+    recipe = write_recipe(stores, tmp_path, steps=100_000)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cnclip_ft.launch", "--nproc_per_node", "2", "-m", "cnclip_ft", "train", str(recipe)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, text=True, encoding="utf-8",
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    wait_for_state(process, tmp_path)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 130 and said.count("Stopping after") == 1, said[-3000:]
+    assert "Traceback" not in said and "Stopped. Continue with: " in said
