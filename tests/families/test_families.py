@@ -61,7 +61,7 @@ def photos(count: int = 60) -> list[bytes]:
     draw, files = np.random.default_rng(0), []
     for number in range(count):
         width, height = (int(side) for side in draw.integers(40, 500, 2))
-        step = (1, 4, 16)[number % 3]
+        step = (2, 4, 16)[number % 3]
         noise = draw.integers(0, 256, (height // step + 1, width // step + 1, 3), dtype=np.uint8)
         picture = Image.fromarray(noise).resize((width, height), Image.Resampling(number % 2 * 3))
         file = io.BytesIO()

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 import cnclip_ft
@@ -18,6 +19,7 @@ from cnclip_ft.models.checkpoints import file_tensors, save_checkpoint
 from cnclip_ft.models.preprocessing import normalise
 from cnclip_ft.models.start import build_start
 from data_tools.errors import RequestError
+from tests.families.cards import gemma, pieces
 from tests.families.test_families import photos, pictures
 from tests.families.texts import many_texts
 from tests.official import FOLDER, requires_open_clip, run_official
@@ -38,7 +40,34 @@ CASES = {
             "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 64},
         }
     },
+    "encoder": {
+        "model_cfg": {
+            "embed_dim": 24, "vision_cfg": VIT,
+            "text_cfg": {"context_length": 40, "hf_model_name": "xlm-roberta-tiny", "hf_tokenizer_name": "x", "hf_proj_type": "mlp",
+                         "hf_model_pretrained": False},
+        }
+    },
+    "encoder, linear": {
+        "model_cfg": {
+            "embed_dim": 24, "quick_gelu": True, "vision_cfg": VIT,
+            "text_cfg": {"hf_model_name": "xlm-roberta-tiny", "hf_tokenizer_name": "x", "hf_proj_type": "linear",
+                         "hf_pooler_type": "cls_pooler", "hf_model_pretrained": False, "tokenizer_kwargs": {"clean": "lower"}},
+        }
+    },
+    "siglip": {
+        "model_cfg": {
+            "embed_dim": 768, "init_logit_bias": -10, "custom_text": True,
+            "vision_cfg": {"image_size": 224, "timm_model_name": "vit_base_patch16_siglip_224", "timm_model_pretrained": False,
+                           "timm_pool": "map", "timm_proj": "none"},
+            "text_cfg": {"context_length": 32, "vocab_size": 1000, "hf_tokenizer_name": "x", "tokenizer_kwargs": {"clean": "canonicalize"},
+                         "width": 64, "heads": 2, "layers": 3, "no_causal_mask": True, "proj_bias": True, "pool_type": "last",
+                         "norm_kwargs": {"eps": 1e-6}, "act_kwargs": {"approximate": "tanh"}},
+        },
+        "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"},
+    },
 }  # fmt: skip
+ENCODER = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 1, "intermediate_size": 128, "type_vocab_size": 1,
+           "max_position_embeddings": 80, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "layer_norm_eps": 1e-5}  # fmt: skip
 
 WRITE = """
 import json, io, numpy as np, open_clip
@@ -97,6 +126,23 @@ def environment(place: Path) -> tuple[Path, Path]:
     return texts, album
 
 
+def tokenizers(place: Path) -> dict[str, object]:
+    """The cases with the encoder's own configuration and tokenizers in place, by the library's classes."""
+    tokenizer = transformers.XLMRobertaTokenizer(vocab=pieces(), model_max_length=512)
+    encoder = place / "xlm-roberta-tiny"
+    transformers.XLMRobertaConfig(vocab_size=len(tokenizer), **ENCODER).save_pretrained(encoder)
+    cases = json.loads(json.dumps(CASES))
+    for name, case in cases.items():
+        (place / name).mkdir(exist_ok=True)
+        text = case["model_cfg"]["text_cfg"]
+        if "hf_model_name" in text:
+            text["hf_model_name"] = str(encoder)
+            tokenizer.save_pretrained(place / name)
+        elif "hf_tokenizer_name" in text:
+            gemma("GemmaTokenizer").save_pretrained(place / name)
+    return cases
+
+
 def read(place: Path, texts: Path, album: Path, *names: str) -> dict[str, dict[str, np.ndarray]]:
     """What open_clip makes of folders in `place`: features, ids, pixels."""
     for name in names:
@@ -112,7 +158,7 @@ def made(tmp_path_factory):
     """Folders open_clip wrote, and what it makes of them."""
     sys.path.append(str(FOLDER))  # for ftfy and the merges
     place = tmp_path_factory.mktemp("open_clip")
-    (place / "cases.json").write_text(json.dumps(CASES), encoding="utf-8")
+    (place / "cases.json").write_text(json.dumps(tokenizers(place)), encoding="utf-8")
     texts, album = environment(place)
     run_official(WRITE, place / "cases.json", place, texts, album)
     yield place, texts, album, read(place, texts, album, *CASES)

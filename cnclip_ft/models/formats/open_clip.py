@@ -91,15 +91,25 @@ def open_clip_rules(file: Path, numbers: dict[str, Any]) -> dict[str, Any]:
             raise refusal(file, place, value, " or ".join(map(repr, _ONLY.get(key, ("nothing",)))))
     if numbers["kind"] == "vit":
         said["hidden_act"] = "quick_gelu" if model.get("quick_gelu") else "gelu"
+    return said | _colours(file, pictures) | _way(file, pictures)
+
+
+def picture_rule(file: Path) -> dict[str, Any]:
+    """What the configuration says of pictures, for a tower whose own rule may be another."""
+    pictures = _section(file, read_json(file), "preprocess_cfg")
+    usual = {"mean": list(OPENAI_MEAN), "std": list(OPENAI_STD), "fit": "squash", "resample": "bicubic"}
+    return usual | _colours(file, pictures) | _way(file, pictures)
+
+
+def _colours(file: Path, pictures: dict[str, Any]) -> dict[str, Any]:
+    """Mean and deviation, where they are not OpenAI's."""
     mean, std = pictures.get("mean") or list(OPENAI_MEAN), pictures.get("std") or list(OPENAI_STD)
     for key, value in (("mean", mean), ("std", std)):
         if not isinstance(value, list) or len(value) != 3:
             raise refusal(file, f"preprocess_cfg.{key}", value, "three numbers")
         for number in value:
             _number(file, f"preprocess_cfg.{key}", number)
-    if (tuple(mean), tuple(std)) != (OPENAI_MEAN, OPENAI_STD):
-        said |= {"mean": mean, "std": std}
-    return said | _way(file, pictures)
+    return {} if (tuple(mean), tuple(std)) == (OPENAI_MEAN, OPENAI_STD) else {"mean": mean, "std": std}
 
 
 def _way(file: Path, pictures: dict[str, Any]) -> dict[str, str]:
@@ -147,6 +157,6 @@ def _number(file: Path, place: str, value: Any) -> float:
 
 def refusal(file: Path, place: str, value: Any, expected: str) -> RequestError:
     return RequestError(
-        f"{file}: {place} is {repr(value)[:60]}; the image towers here have {expected} there. A tower like that can be used by "
+        f"{file}: {place} is {repr(value)[:60]}; the towers here have {expected} there. An image tower like that can be used by "
         "an import path (docs/towers.md)"
     )

@@ -1,4 +1,4 @@
-"""The text half of an open_clip folder: CLIP's own tower and its byte pairs, or with a tokenizer of transformers."""
+"""The text half of an open_clip folder: CLIP's tower, SigLIP's, or an encoder of transformers; byte pairs or its tokenizer."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from cnclip_ft.models.contract import Tokenizer
 from cnclip_ft.models.description import checked_half
 from cnclip_ft.models.families.clip.bpe import OPEN_CLIP_NAMES, VOCABULARY, clip_bpe
 from cnclip_ft.models.families.clip.text import LARGEST, ClipText, MetaClip2Text
-from cnclip_ft.models.families.fast_tokenizer import FastTokenizer
+from cnclip_ft.models.families.fast_tokenizer import FastTokenizer, Mask, Padding
+from cnclip_ft.models.families.siglip.text import SiglipText
 from cnclip_ft.models.formats.clip_names import text_to_ours
 from cnclip_ft.models.formats.files import Tensors
 from cnclip_ft.models.formats.open_clip import model_section, refusal
+from cnclip_ft.models.formats.open_clip_encoder import encoder_of
 from data_tools.errors import RequestError
 
 # What open_clip's text_cfg has where it says nothing (open_clip 3.3), of the keys that change a feature.
@@ -21,8 +23,8 @@ _DEFAULTS: dict[str, Any] = {
     "eos_id": 2, "no_causal_mask": False, "proj_bias": False, "proj_type": "linear",
 }  # fmt: skip
 _ELSEWHERE = ("hf_tokenizer_name", "tokenizer_kwargs", "norm_kwargs", "act_kwargs", "output_tokens", "pad_id", "hf_model_pretrained",
-              "hf_proj_type", "hf_pooler_type", "final_ln_after_pool")  # fmt: skip
-_CLEAN = ("lower", "whitespace", "canonicalize")
+              "hf_model_name", "hf_proj_type", "hf_pooler_type", "final_ln_after_pool")  # fmt: skip
+CLEAN = ("lower", "whitespace", "canonicalize")
 
 
 def open_clip_text(file: Path, tensors: Tensors, projection: int) -> tuple[dict[str, Any], Tensors, Tokenizer]:
@@ -41,26 +43,34 @@ def open_clip_text(file: Path, tensors: Tensors, projection: int) -> tuple[dict[
         if value and key not in _DEFAULTS and key not in _ELSEWHERE:
             raise refusal(file, f"text_cfg.{key}", value, "nothing")
     cfg = _DEFAULTS | {key: value for key, value in said.items() if value is not None}
+    if said.get("hf_model_name"):
+        return (*encoder_of(file, cfg, own), _tokenizer(file, cfg, said, "tokens"))
     ours = text_to_ours(own)
+    if cfg["no_causal_mask"] and cfg["proj_bias"] and cfg["pool_type"] == "last":
+        numbers = _sizes(file, model, cfg, said) | {"kind": "siglip_text"}
+        return checked_half(SiglipText, numbers, f"{file}: text_cfg"), ours, _tokenizer(file, cfg, said, "all")
     causal = not cfg["no_causal_mask"] and not cfg["proj_bias"] and cfg["pool_type"] in ("argmax", "eos")
     if not causal or cfg["proj_type"] != "linear" or "text_model.embeddings.token_embedding.weight" not in ours:
         shown = {key: cfg[key] for key in ("no_causal_mask", "pool_type", "proj_bias", "proj_type")}
         raise refusal(
             file, "text_cfg", shown, "causal attention, pool_type argmax or eos, and a projection without bias"
         )
-    tokenizer = _tokenizer(file, cfg, said)
+    tokenizer = _tokenizer(file, cfg, said, "to_end")
     # argmax finds the end by its number, the largest of all: with CLIP's own byte pairs that is known.
     end = cfg["eos_id"] if cfg["pool_type"] == "eos" else VOCABULARY - 1 if cfg["vocab_size"] == VOCABULARY else LARGEST
     schema = MetaClip2Text if cfg["pool_type"] == "eos" and end == LARGEST else ClipText
-    numbers = {
-        "kind": "metaclip_2_text" if schema is MetaClip2Text else "clip_text", "vocab_size": cfg["vocab_size"],
-        "hidden_size": cfg["width"], "num_attention_heads": cfg["heads"],
-        "num_hidden_layers": cfg["layers"],
-        "intermediate_size": int(cfg["width"] * cfg["mlp_ratio"]), "hidden_act": activation(file, model, said),
-        "layer_norm_eps": norm_eps(file, said), "attention_dropout": 0.0, "max_position_embeddings": cfg["context_length"],
-        "eos_token_id": end,
-    }  # fmt: skip
+    numbers = _sizes(file, model, cfg, said) | {"eos_token_id": end}
+    numbers["kind"] = "metaclip_2_text" if schema is MetaClip2Text else "clip_text"
     return checked_half(schema, numbers, f"{file}: text_cfg"), ours, tokenizer
+
+
+def _sizes(file: Path, model: dict[str, Any], cfg: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "vocab_size": cfg["vocab_size"], "hidden_size": cfg["width"], "num_attention_heads": cfg["heads"],
+        "num_hidden_layers": cfg["layers"], "intermediate_size": int(cfg["width"] * cfg["mlp_ratio"]),
+        "hidden_act": activation(file, model, said), "layer_norm_eps": norm_eps(file, said), "attention_dropout": 0.0,
+        "max_position_embeddings": cfg["context_length"],
+    }  # fmt: skip
 
 
 def activation(file: Path, model: dict[str, Any], section: dict[str, Any]) -> str:
@@ -79,16 +89,16 @@ def norm_eps(file: Path, section: dict[str, Any]) -> float:
     return eps
 
 
-def _tokenizer(file: Path, cfg: dict[str, Any], said: dict[str, Any]) -> Tokenizer:
+def _tokenizer(file: Path, cfg: dict[str, Any], said: dict[str, Any], mask: Mask) -> Tokenizer:
     length, kwargs = cfg["context_length"], dict(said.get("tokenizer_kwargs") or {})
     name = said.get("hf_tokenizer_name")
     clean = kwargs.pop("clean", "whitespace" if name else "lower")
-    if clean not in _CLEAN or any(kwargs.values()):
+    if clean not in CLEAN or any(kwargs.values()):
         raise refusal(
             file,
             "text_cfg.tokenizer_kwargs",
             said["tokenizer_kwargs"],
-            f"clean, one of {', '.join(_CLEAN)}, and nothing else",
+            f"clean, one of {', '.join(CLEAN)}, and nothing else",
         )
     if not name:
         return clip_bpe(file.parent, length, names=OPEN_CLIP_NAMES, clean=clean)
@@ -97,4 +107,5 @@ def _tokenizer(file: Path, cfg: dict[str, Any], said: dict[str, Any]) -> Tokeniz
             f"{file.parent}: its tokenizer is {repr(name)[:60]}, which is not in the folder. Put its files (tokenizer.json, "
             "tokenizer_config.json) beside the weights"
         )
-    return FastTokenizer.of_folder(file.parent, length, mask="to_end", clean=clean)
+    padding: Padding = "max_length" if mask == "all" else "longest"  # where pads are attended to, their number tells
+    return FastTokenizer.of_folder(file.parent, length, padding=padding, mask=mask, clean=clean)

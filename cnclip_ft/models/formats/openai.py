@@ -13,8 +13,16 @@ from typing import Any
 from cnclip_ft.models.build import described_in_file
 from cnclip_ft.models.formats.cn_clip import is_dropped, is_official, to_ours
 from cnclip_ft.models.formats.files import Content, Tensors, read_json, read_weights
-from cnclip_ft.models.formats.open_clip import CONFIGURATION, is_open_clip, open_clip_rules, weights_of
+from cnclip_ft.models.formats.open_clip import (
+    CONFIGURATION,
+    is_open_clip,
+    model_section,
+    open_clip_rules,
+    picture_rule,
+    weights_of,
+)
 from cnclip_ft.models.formats.recognise import recognise_image
+from cnclip_ft.models.formats.timm_siglip import is_timm_siglip, read_timm_siglip
 from cnclip_ft.models.formats.transformers_folder import vision_numbers
 from cnclip_ft.models.preprocessing import Fit
 from data_tools.errors import RequestError
@@ -26,6 +34,10 @@ _OTHER_HALF = (
 )  # fmt: skip
 
 
+# Of each kind, the tensor whose rows are the common space.
+_LAST = {
+    "resnet": "visual.attnpool.c_proj.weight", "vit": "visual_projection.weight", "siglip": "vision_model.head.mlp.fc2.weight",
+}  # fmt: skip
 _TYPES = ("clip", "chinese_clip", "clip_vision_model", "chinese_clip_vision_model")
 
 
@@ -45,7 +57,7 @@ class ImageHalf:
         scale = tensors.pop("logit_scale", None)
         self.logit_scale = None if scale is None else float(scale)
         self.numbers, self.tensors, self.source, self.left_over, self.notes = numbers, tensors, source, left_over, notes
-        last = "visual.attnpool.c_proj.weight" if numbers["kind"] == "resnet" else "visual_projection.weight"
+        last = _LAST[numbers["kind"]]
         if last not in tensors:
             raise RequestError(f"{source}: the image tower is incomplete, no {last!r} in it")
         self.projection = tensors[last].shape[0]
@@ -70,9 +82,7 @@ def image_half(file: Path, content: Content, activation: str | None) -> ImageHal
     """As `read_image_half`, of a file that was read."""
     tensors = content.tensors
     if any(name.startswith("visual.trunk.") for name in tensors):
-        raise RequestError(
-            f"{file}: an open_clip model with a timm image tower; it can be used by an import path (docs/towers.md)"
-        )
+        return _timm(file, content)
     visual = {name: tensor for name, tensor in tensors.items() if name.startswith("visual.") or name == "logit_scale"}
     if len(visual) < 2:
         if any(name.startswith("vision_model.") for name in tensors):
@@ -91,6 +101,20 @@ def image_half(file: Path, content: Content, activation: str | None) -> ImageHal
     if not is_official(tensors):
         numbers, notes = _open_clip_numbers(file, numbers, activation, from_openai="input_resolution" in tensors)
     return ImageHalf(numbers, ours, str(file), left_over + content.left_over, content.notes + notes)
+
+
+def _timm(file: Path, content: Content) -> ImageHalf:
+    """An image tower under timm's names."""
+    configuration, tensors = file.parent / CONFIGURATION, content.tensors
+    if not configuration.is_file() or not is_timm_siglip(tensors):
+        raise RequestError(
+            f"{file}: an open_clip model with a timm image tower; it can be used by an import path (docs/towers.md)"
+        )
+    numbers, ours = read_timm_siglip(file, tensors, model_section(configuration, "vision_cfg"))
+    left_over = _check_rest(file, {name for name in tensors if not name.startswith(("visual.", "logit_scale"))})
+    scale = {name: tensor for name, tensor in tensors.items() if name == "logit_scale"}
+    rule = picture_rule(configuration)
+    return ImageHalf(numbers | rule, ours | scale, str(file), left_over + content.left_over, content.notes)
 
 
 def _open_clip_numbers(

@@ -15,7 +15,7 @@ from cnclip_ft.models.family import Family
 
 class Encoders(Family):
     text_towers = (EncoderTower,)
-    exports = ("huggingface", "onnx")
+    exports = ("huggingface", "open_clip", "onnx")
     transformers_class = "VisionTextDualEncoderModel is a ViT with an encoder's own pooled output (pooling: pooler)"
 
     def transformers_files(self, model: DualEncoder) -> dict[str, dict[str, Any]]:

@@ -82,6 +82,8 @@ class Encoder(TextPart):
     pooling: Pooling
     end_id: Annotated[int, Field(ge=0)] | None = None
     positions: Width
+    head: Literal["linear", "mlp"] = "linear"
+    origin: Annotated[str, Field(max_length=200)] | None = None
 
     @property
     def longest(self) -> int:
@@ -115,13 +117,17 @@ class EncoderTower(TextTower):
         pooling: ``cls`` the first token, ``mean`` of all but padding, ``last`` the last but padding, ``eos`` the first end
             token, ``pooler`` the library's own pooled output, which has weights.
         end_id: of the end token, for ``eos``.
+        head: ``mlp`` is open_clip's projection of two maps with a GELU between, its middle half as wide as both ends together.
+        origin: by what name open_clip has the encoder's configuration fetched.
     """
 
     kind, schema = "encoder", Encoder
     file_prefixes = ("text_model.", "text_projection.")
     can_be_new = False
 
-    def __init__(self, config: PretrainedConfig, output_dim: int, pooling: str, end_id: int | None = None) -> None:
+    def __init__(self, config: PretrainedConfig, output_dim: int, pooling: str, end_id: int | None = None,
+        head: str = "linear", origin: str | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         check_pooling(pooling, config)
         config.use_cache = False
@@ -133,20 +139,22 @@ class EncoderTower(TextTower):
         if pooling != "pooler" and isinstance(getattr(model, "pooler", None), nn.Module):
             model.pooler = None
         self.text_model, self.config = model, config
-        self.text_projection = new_projection(config.hidden_size, output_dim)
+        self.head, self.origin = head, origin
+        self.text_projection = self._new_head(output_dim)
         self.output_dim, self.pooling, self.end_id = output_dim, pooling, end_id
         self.max_length, self.vocab_size = _positions(model, config), config.vocab_size
 
     @classmethod
     def described(cls, numbers: dict[str, Any], output_dim: int) -> EncoderTower:
         config = configuration(numbers["model_type"], numbers["config"])
-        return cls(config, output_dim, numbers["pooling"], numbers.get("end_id"))
+        more = {key: numbers[key] for key in ("end_id", "head", "origin") if numbers.get(key) is not None}
+        return cls(config, output_dim, numbers["pooling"], **more)
 
     def describe(self) -> dict[str, Any]:
         numbers = {key: value for key, value in self.config.to_dict().items() if key not in (*_NOT_KEPT, "model_type")}
         return {
             "kind": self.kind, "model_type": self.config.model_type, "config": numbers, "pooling": self.pooling,
-            "end_id": self.end_id, "positions": self.max_length,
+            "end_id": self.end_id, "positions": self.max_length, "head": self.head, "origin": self.origin,
         }  # fmt: skip
 
     @property
@@ -154,7 +162,14 @@ class EncoderTower(TextTower):
         return self.text_projection
 
     def replace_projection(self, output_dim: int) -> None:
-        self.text_projection, self.output_dim = new_projection(self.config.hidden_size, output_dim), output_dim
+        self.text_projection, self.output_dim = self._new_head(output_dim), output_dim
+
+    def _new_head(self, output_dim: int) -> nn.Module:
+        width = self.config.hidden_size
+        if self.head == "linear":
+            return new_projection(width, output_dim)
+        middle = (width + output_dim) // 2
+        return nn.Sequential(new_projection(width, middle), nn.GELU(), new_projection(middle, output_dim))
 
     def tokenizer(self, context_length: int | None = None) -> NoReturn:
         raise RequestError("an encoder of transformers comes with its own tokenizer; name the folder that holds both")

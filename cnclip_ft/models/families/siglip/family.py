@@ -18,7 +18,7 @@ class Siglip(Family):
     text_towers = (SiglipTextTower,)
     templates = "siglip"
     transformers_class = "SiglipModel is SigLIP's image tower with its text tower"
-    exports = ("huggingface", "onnx")
+    exports = ("huggingface", "open_clip", "onnx")
     scalar_shape = (1,)
 
     def transformers_files(self, model: DualEncoder) -> dict[str, dict[str, Any]]:
