@@ -13,8 +13,8 @@ from itertools import islice
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
+from data_tools.bars import Bar
 from data_tools.errors import DataFault
 from data_tools.pictures import open_upright
 from data_tools.store import PairStore
@@ -49,7 +49,7 @@ def copies_of(store: PairStore, workers: int = 2, progress: bool = True) -> tupl
 
     count, at = store.image_count, 0
     copies, contents = np.zeros((count, SIDE, SIDE, 3), np.uint8), np.zeros(count, np.uint64)
-    bar = tqdm(
+    bar = Bar(
         total=count, desc=f"{store.name}: small copies", unit="image", disable=None if progress else True, delay=1.0
     )
     with bar, ThreadPoolExecutor(max(workers, 1)) as pool:

@@ -12,8 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from data_tools.bars import Bar
 from data_tools.errors import DataFault, printable
 from data_tools.faults import FILE_NAME, FaultList, OnError
 from data_tools.items import ImageItem, Item, Source, Stream, located
@@ -180,7 +179,7 @@ class _Build:
         self.read = writer.done
 
     def run(self, stream: Stream, workers: int, *, progress: bool, name: str) -> None:
-        bar = tqdm(
+        bar = Bar(
             total=stream.total, unit=stream.unit, unit_scale=stream.unit == "B", unit_divisor=1024, desc=name,
             disable=None if progress else True, delay=1.0, smoothing=0.05,
         )  # fmt: skip

@@ -20,6 +20,7 @@ from cnclip_ft.models.checkpoints import CHECKPOINT, INFO, WEIGHTS_SUM, load, re
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.registry import family_of
 from cnclip_ft.retrieval.recall import RetrievalScores, recall
+from data_tools.bars import Bar
 from data_tools.errors import RequestError, UserError
 from data_tools.outputs import FolderKind, is_empty, refuse_foreign_file, refuse_overlap
 from data_tools.scratch import Scratch, real_place
@@ -99,6 +100,7 @@ def export_checkpoint(
     writer.check(model)
     scratch = Scratch(real_place(output), "exporting", "exporting to this place")
     beside = scratch.folder / "new"
+    bar = Bar(total=2 + (judge is not None), desc=f"{output.name}: written, compared", unit="step")
     try:
         scratch.mend()
         scratch.clear()
@@ -115,8 +117,10 @@ def export_checkpoint(
             raise UserError(
                 f"{output} could not be written ({error}); free some space or choose another --output"
             ) from None
+        bar.update()
         found = difference(model, lambda pixels, texts: writer.read_features(beside, pixels, texts))
         require(found, output, dtype)
+        bar.update()
         scores = None if judge is None else _recall_of_both(model, writer, beside, judge)
         kind = _refuse_output(output, overwrite, [])  # minutes have gone by
         try:
@@ -124,6 +128,7 @@ def export_checkpoint(
         except OSError as error:
             raise UserError(f"{output} could not be written ({error})") from None
     finally:
+        bar.close()
         scratch.remove()
     return Exported(output, found, writer.advice(model, output), scores)
 

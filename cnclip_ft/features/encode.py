@@ -281,9 +281,9 @@ class Meter:
     """A progress bar on stderr (on a terminal only) that keeps the first batch, the warm-up, apart."""
 
     def __init__(self, total: int, name: str, wanted: bool = True) -> None:
-        from tqdm import tqdm
+        from data_tools.bars import Bar
 
-        self._bar = tqdm(total=total, desc=name, unit="", disable=not (wanted and sys.stderr.isatty()), leave=False)
+        self._bar = Bar(total=total, desc=name, unit="", disable=not (wanted and sys.stderr.isatty()), leave=False)
         self.count = self.first_count = 0
         self.began = self.last = time.perf_counter()
         self.first_seconds = 0.0

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from cnclip_ft.collectives import sum_numbers
 from cnclip_ft.data.augment import augment
@@ -28,6 +27,7 @@ from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.preprocessing import DECODER
 from cnclip_ft.recipe import Augmentation
 from data_tools.atomic import whole_file
+from data_tools.bars import Bar
 from data_tools.errors import UserError
 from data_tools.store import PairStore
 
@@ -98,7 +98,7 @@ class FeatureCache:
             accelerator.wait_for_everyone()
             missing = self._rows.missing(accelerator.process_index, accelerator.num_processes)
             accelerator.wait_for_everyone()  # a device that looked later would see other blocks missing, and take others
-            bar = tqdm(
+            bar = Bar(
                 total=sum(map(len, missing)), unit="image", desc="frozen image features",
                 disable=None if accelerator.is_main_process else True,
             )  # fmt: skip
@@ -126,7 +126,7 @@ class FeatureCache:
 
     def _fill(
         self, missing: list[Block], autocast: Callable[[], AbstractContextManager[object]], images_at_once: int,
-        workers: int, max_damaged: int, bar: tqdm, asked_to_stop: Callable[[], bool],
+        workers: int, max_damaged: int, bar: Bar, asked_to_stop: Callable[[], bool],
     ) -> None:  # fmt: skip
         preprocessing = self.model.image_tower.preprocessing
         pictures = Pictures(self.store.image_ids, self.store.image_view, preprocessing, reduced=self.reduced)

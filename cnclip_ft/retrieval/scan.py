@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 
 from cnclip_ft.retrieval.tiles import TIE, Side, error_bound, exact, tile_shape
+from data_tools.bars import Bar
 
 _MARGIN = 4  # candidates kept beyond k, so that rounding seldom asks for a second look
 
@@ -30,17 +31,19 @@ class Looker(Protocol):
 def sweep(queries: Side, gallery: Side, rows: Sequence[Looker], columns: Sequence[Looker], memory: int) -> None:
     """Show every score to `rows` (queries ask) and, turned, to `columns` (gallery items ask)."""
     height, width = tile_shape(len(queries), len(gallery), memory, queries.device)
-    for start, tile in queries.tiles(height):
-        for first, part in gallery.tiles(width):
-            scores = tile @ part.T
+    with Bar(total=len(queries) * len(gallery), desc="scores", unit="", unit_scale=True, delay=2.0) as bar:
+        for start, tile in queries.tiles(height):
+            for first, part in gallery.tiles(width):
+                scores = tile @ part.T
+                for looker in rows:
+                    looker.see(scores, start, first)
+                if columns:
+                    turned = scores.T
+                    for looker in columns:
+                        looker.see(turned, first, start)
+                bar.update(scores.numel())
             for looker in rows:
-                looker.see(scores, start, first)
-            if columns:
-                turned = scores.T
-                for looker in columns:
-                    looker.see(turned, first, start)
-        for looker in rows:
-            looker.finish(start)
+                looker.finish(start)
     for first in range(0, len(gallery), width):
         for looker in columns:
             looker.finish(first)

@@ -15,8 +15,8 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
+from data_tools.bars import Bar
 from data_tools.errors import UserError
 from data_tools.tables import fitted, terminal_width
 
@@ -50,7 +50,7 @@ class Journal:
         """Text for the reader alone."""
         if self.active:
             try:
-                tqdm.write(fitted(text, terminal_width()))  # above the progress bar, where there is one
+                Bar.write(fitted(text, terminal_width()))  # above the progress bar, where there is one
                 sys.stdout.flush()
             except OSError:  # the terminal or the pipe is gone; the journal has it all
                 sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
@@ -105,7 +105,7 @@ class Journal:
     @contextmanager
     def bar(self, name: str, done: int, total: int) -> Iterator[Callable[[], Any]]:
         """A progress bar on a terminal, nothing elsewhere; yields what moves it by one step."""
-        with tqdm(
+        with Bar(
             total=total, initial=done, desc=name, unit="step", leave=False, disable=None if self.active else True
         ) as bar:
             yield bar.update

@@ -11,8 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from tqdm import tqdm
-
+from data_tools.bars import Bar
 from data_tools.errors import DataFault
 from data_tools.language import detect_language
 from data_tools.pictures import PIXEL_LIMIT, Header, decode_check, read_header
@@ -178,7 +177,7 @@ class _Images:
         self.undecodable_examples: list[list[Any]] = []
         self.groups = array("q")  # image number → number of the first image of equal content
         look = _Look(decode)
-        bar = tqdm(
+        bar = Bar(
             total=len(self.ids),
             desc=f"{store.name}: pictures",
             unit="image",
@@ -272,7 +271,7 @@ class _Pairs:
         self.missing, self.missing_examples = 0, list[list[Id]]()
         self._image_of, self._text_of = array("q"), array("q")  # of every pair: equal content, equal number
         text_numbers: dict[bytes, int] = {}
-        for pair in tqdm(store.pairs(), total=len(store), desc=f"{store.name}: pairs", unit="pair",
+        for pair in Bar(store.pairs(), total=len(store), desc=f"{store.name}: pairs", unit="pair",
                          disable=None if progress else True, delay=1.0):  # fmt: skip
             self.content.pair(pair.image_id, pair.text_id, pair.text)
             order.pair(pair.image_id, pair.text_id, pair.text)
@@ -348,7 +347,7 @@ class _Texts:
         ids = list(texts)
         if lengths is None:
             return
-        for start in tqdm(
+        for start in Bar(
             range(0, len(ids), _TEXTS_AT_ONCE), desc="captions in tokens", disable=None if progress else True, delay=1.0
         ):
             some = ids[start : start + _TEXTS_AT_ONCE]

@@ -9,9 +9,8 @@ import json
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data_tools.atomic import whole_file
+from data_tools.bars import Bar
 from data_tools.errors import RequestError
 from data_tools.outputs import json_with, refuse_foreign_file
 from data_tools.regular import sha256
@@ -81,7 +80,7 @@ def write_sources(folder: Path, split: str, scenes: list[Scene], *, size: int = 
     images, texts = _source_files(folder, split)
     with whole_file(images) as image_file, whole_file(texts) as text_file:
         text_id, digests = 0, (hashlib.sha256(), hashlib.sha256())
-        bar = tqdm(scenes, desc=f"drawing {split}", unit="scene", disable=None if progress else True)
+        bar = Bar(scenes, desc=f"drawing {split}", unit="scene", disable=None if progress else True)
         for image_id, scene in enumerate(bar, start=1):
             row = b"%d\t%s\n" % (image_id, base64.b64encode(_encoded(scene, size)))
             lines = []

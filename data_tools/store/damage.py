@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tqdm import tqdm
-
+from data_tools.bars import Bar
 from data_tools.store import manifest
 from data_tools.store.layouts import LONE, Id, Layout
 from data_tools.store.manifest import BLOCK, Manifest, data_files
@@ -33,13 +32,13 @@ def refuse_damage(store: PairStore, progress: bool = True) -> None:
     manifest.compare_sizes(found, store.path, files)
     total = sum(size for size, _ in found.files.values())
     off = None if progress else True
-    with tqdm(total=total, desc=f"{store.name}: files", unit="B", unit_scale=True, disable=off, delay=1.0) as bar:
+    with Bar(total=total, desc=f"{store.name}: files", unit="B", unit_scale=True, disable=off, delay=1.0) as bar:
         for shard in store._open():
             for file in shard.files:
                 _compare(found, shard, file, file.relative_to(store.path).as_posix(), bar)
 
 
-def _compare(found: Manifest, shard: Shard, file: Path, name: str, bar: tqdm) -> None:
+def _compare(found: Manifest, shard: Shard, file: Path, name: str, bar: Bar) -> None:
     blocks = manifest.damaged_blocks(found, name, file, bar)
     if not blocks:
         return

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from data_tools.bars import Bar
 from data_tools.errors import DataFault, RequestError
 from data_tools.store.layouts import COLUMNS
 from data_tools.store.pages import MEND
@@ -51,9 +51,7 @@ def write_manifest(place: Path, files: dict[str, Path], *, build: str, checksum:
     """Sum up the finished files and write the manifest; all of it is on the disk then."""
     sizes = sum(file.stat().st_size for file in files.values())
     found: dict[str, tuple[int, str]] = {}
-    with tqdm(
-        total=sizes, desc="sums of the finished files", unit="B", unit_scale=True, disable=None, delay=2.0
-    ) as bar:
+    with Bar(total=sizes, desc="sums of the finished files", unit="B", unit_scale=True, disable=None, delay=2.0) as bar:
         for name, file in files.items():
             sums = _sums(file, bar).tobytes()
             _write(file.with_name(LIST), sums)

@@ -12,8 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from data_tools.bars import Bar
 from data_tools.errors import DataFault, RequestError, UserError
 from data_tools.scratch import OLD, scratch_folder
 from data_tools.store import environments
@@ -316,7 +315,7 @@ class PairStore:
             yield None, text_id, text
 
     def _bar(self, items: Any, what: str, unit: str, total: int | None = None) -> Any:
-        return tqdm(items, desc=f"{self.name}: {what}", unit=unit, total=total, disable=None, delay=2.0)
+        return Bar(items, desc=f"{self.name}: {what}", unit=unit, total=total, disable=None, delay=2.0)
 
     def close(self) -> None:
         """Close this process's files."""

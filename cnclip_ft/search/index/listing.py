@@ -11,9 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
-
 from cnclip_ft.features.sources import is_store
+from data_tools.bars import Bar
 from data_tools.errors import DataFault, RequestError
 from data_tools.pictures import read_file
 from data_tools.store import open_store
@@ -83,7 +82,7 @@ def list_source(path: str | Path) -> Listing:
         return _list_store(path)
     if not path.is_dir():
         raise RequestError(f"{path}: no such folder or store; name a folder of pictures or a split (e.g. DATA/valid)")
-    with tqdm(desc="looking", unit=" pictures", disable=None, delay=2.0, leave=False) as bar:
+    with Bar(desc="looking", unit=" pictures", disable=None, delay=2.0, leave=False) as bar:
         found = walk(path, each=bar.update)
     if not found.pictures:
         raise RequestError(f"{found.nothing()}; and it is no store")
@@ -95,7 +94,7 @@ def list_source(path: str | Path) -> Listing:
 def _list_store(path: Path) -> Listing:
     read = StoreBytes(path)
     ids = read.store.image_ids
-    bar = tqdm(ids, desc="looking", unit=" pictures", disable=None, delay=2.0, leave=False)
+    bar = Bar(ids, desc="looking", unit=" pictures", disable=None, delay=2.0, leave=False)
     stamps: dict[Key, str] = {image_id: hashlib.blake2b(read(image_id), digest_size=16).hexdigest() for image_id in bar}
     if not stamps:
         raise RequestError(f"{path}: the store holds no pictures")

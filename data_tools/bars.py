@@ -1,0 +1,36 @@
+"""The one progress bar: what is counted stands before it, and it moves every second, also while one item takes longer."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+_TICK = 0.5  # seconds
+
+
+class Bar(tqdm):
+    """tqdm's bar on a terminal, nothing elsewhere; gone when its work is done. `desc` and `unit` say what is counted."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        self._over = threading.Event()
+        if settings.get("disable") is None:  # on a terminal; of many processes the first one draws
+            settings["disable"] = True if os.environ.get("RANK", "0") != "0" else None
+        super().__init__(*arguments, **{"leave": False, "maxinterval": 1.0} | settings)
+        if not self.disable:
+            threading.Thread(target=self._tick, daemon=True).start()
+
+    def _tick(self) -> None:
+        """Draw it again where nothing did for a while: the clock in it goes on."""
+        while not self._over.wait(_TICK):
+            now = time.time()
+            if now - self.last_print_t >= 2 * _TICK - 0.1 and now - self.start_t >= (self.delay or 0):
+                self.last_print_t = now
+                self.refresh()
+
+    def close(self) -> None:
+        self._over.set()
+        super().close()
