@@ -13,8 +13,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from cnclip_ft.export.run import export_checkpoint
 from cnclip_ft.models.checkpoints import save_checkpoint
+from cnclip_ft.models.start import build_start
+from tests.families import cards
 from tests.models.helpers import small
+from tests.official import FOLDER, requires_open_clip
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -77,3 +81,37 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     assert Image.open(tmp_path / "found.png").size == (500, 96)
     judged = json.loads((tmp_path / "runs/mine/contrast/best/cnclip_ft.json").read_text(encoding="utf-8"))
     assert judged["mean_recall"] > 40, judged["mean_recall"]  # chance is 7.5
+
+
+ENGLISH = ["a diagram", "a dog", "a cat"]
+
+
+def test_openai_clip(monkeypatch, capsys, picture, tmp_path):
+    cards.CARDS["clip"].write(tmp_path / "clip")
+    shares = run(monkeypatch, capsys, "openai_clip.py", picture, "--model", tmp_path / "clip")
+    assert list(shares) == ENGLISH and abs(sum(shares.values()) - 1) < 1e-3 and len(set(shares.values())) == 3
+
+
+@requires_open_clip
+def test_openclip(monkeypatch, capsys, picture, tmp_path):
+    """A folder of open_clip, whose byte pairs lie in its package; both scripts put the texts in the same order."""
+    monkeypatch.setattr(sys, "path", [*sys.path, str(FOLDER)])
+    image = {"kind": "vit", "hidden": 64, "layers": 1, "heads": 1, "patch": 8, "image_size": 32}
+    text = {"kind": "clip_text", "hidden": 64, "layers": 1, "heads": 1}
+    save_checkpoint(build_start({"image": image, "text": text, "projection": 32})[0], tmp_path / "ours", info={})
+    export_checkpoint(tmp_path / "ours", "open_clip", tmp_path / "openclip")
+    shares, first = (
+        run(monkeypatch, capsys, script, picture, "--model", tmp_path / "openclip")
+        for script in ("openclip.py", "openai_clip.py")
+    )
+    assert list(shares) == ENGLISH and abs(sum(shares.values()) - 1) < 1e-3 and len(set(shares.values())) == 3
+    assert sorted(ENGLISH, key=first.__getitem__) == sorted(ENGLISH, key=shares.__getitem__)
+
+
+def test_the_published_name_is_the_default(monkeypatch, capsys, picture):
+    asked = []
+    monkeypatch.setattr("cnclip_ft.models.hub._repository", lambda name, source: asked.append(name) or picture)
+    for script in ("openai_clip.py", "openclip.py"):
+        with pytest.raises(Exception, match="picture.png"):
+            run(monkeypatch, capsys, script, picture)
+    assert asked == ["openai/clip-vit-base-patch32", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"]

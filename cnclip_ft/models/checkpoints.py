@@ -200,8 +200,8 @@ def load(
     """A model from a checkpoint of any kind, in evaluation mode on `device`.
 
     Args:
-        path: our folder, a transformers ChineseCLIPModel folder, an official ``.pt``, or a published name. The kind is
-            recognised from the content, the size from configuration or tensors.
+        path: a folder or file of any kind that is read (docs/checkpoints.md), a published name, or ``owner/name`` on the hub.
+            The kind is recognised from the content, the size from configuration or tensors.
         device: as torch names it; ``auto`` is the best that is there.
         dtype: of the weights; None is float32, whatever the file has.
         image_size: another resolution; position embeddings are resized once, and that is logged.

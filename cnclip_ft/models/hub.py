@@ -12,7 +12,7 @@ from data_tools.errors import RequestError
 from data_tools.regular import sha256
 
 OWNERS = {"huggingface": "OFA-Sys", "modelscope": "AI-ModelScope"}
-_TOWER_FILES = [
+_MODEL_FILES = [
     "*.json",
     "vocab.txt",
     "merges.txt",
@@ -21,7 +21,8 @@ _TOWER_FILES = [
     "pytorch_model*.bin",
     "open_clip_pytorch_model.bin",
 ]
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+$")
+_REPOSITORY = re.compile(r"(\w[\w.-]*)/[\w.-]+$")
+_FILE_ENDINGS = (".pt", ".pth", ".bin", ".safetensors", ".json", ".yaml")
 
 
 def places() -> list[Path]:
@@ -31,13 +32,11 @@ def places() -> list[Path]:
     return [place.expanduser().absolute() for place in found]
 
 
-def find(
-    name: str | Path, source: str = "huggingface", *, repositories: bool = False, folder: str | Path | None = None
-) -> Path:
-    """A path as it is, or the file of a published name.
+def find(name: str | Path, source: str = "huggingface", *, folder: str | Path | None = None) -> Path:
+    """A path as it is, the file of a published name, or the folder of a repository.
 
     Args:
-        name: a path, a name of the catalogue, or (with `repositories`) ``owner/name`` on the hub.
+        name: a path, a name of the catalogue, or ``owner/name`` on the hub.
         source: ``huggingface`` or ``modelscope``.
         folder: where the file of a published name is looked for first and downloaded to; None is the hub's own cache.
 
@@ -53,7 +52,7 @@ def find(
     if source not in OWNERS:
         raise RequestError(f"source is {source!r}; use {' or '.join(OWNERS)}")
     architecture = ARCHITECTURES.get(str(name))
-    if architecture is None and repositories and _REPOSITORY.match(str(name)):
+    if architecture is None and _is_repository(str(name)):
         return _repository(str(name), source)
     if architecture is None or architecture.hub is None or architecture.file is None:
         published = ", ".join(available_models())
@@ -80,6 +79,12 @@ def find(
             f"({type(error).__name__}). Searched: {', '.join(map(str, searched))}. Get the file there on a machine that is "
             "online and put it into one of these folders, or set CNCLIP_FT_MODELS to its folder, or name its path"
         ) from None
+
+
+def _is_repository(name: str) -> bool:
+    """``owner/name``; below a folder that is here, or with the ending of a file, it is a path that is not there."""
+    found = _REPOSITORY.match(name)
+    return found is not None and not os.path.isdir(found[1]) and not name.endswith(_FILE_ENDINGS)
 
 
 def _site(source: str) -> str:
@@ -145,10 +150,10 @@ def _repository(name: str, source: str) -> Path:
             _modelscope()
             from modelscope import snapshot_download
 
-            return Path(snapshot_download(name, allow_patterns=_TOWER_FILES))
+            return Path(snapshot_download(name, allow_patterns=_MODEL_FILES))
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(name, allow_patterns=_TOWER_FILES))
+        return Path(snapshot_download(name, allow_patterns=_MODEL_FILES))
     except Exception as error:  # noqa: BLE001 - as above
         if isinstance(error, RequestError):
             raise

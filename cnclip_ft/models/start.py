@@ -200,7 +200,7 @@ def _image_tower(
         report.loaded.append(("image tower", f"{spec} (import path)"))
         report.new.append(f"image_tower.{tower.projection_name}")
         return tower, None
-    path = find(spec, source, repositories=True)
+    path = find(spec, source)
     return _pretrained_image(path, activation, projection, image_size, report, trust_import)
 
 
@@ -259,7 +259,7 @@ def _text_tower(
         report.new.append("text_tower")
         tower = _new_text(spec | pooled, projection)
         return tower, tower.tokenizer(context_length)
-    path = find(spec, source, repositories=True)
+    path = find(spec, source)
     half = _text_half(path, pooling)
     numbers, longer = stretched(half.numbers, half.tensors, context_length)
     tower = text_tower(numbers, projection)

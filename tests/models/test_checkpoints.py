@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 import cnclip_ft
 from cnclip_ft.export.run import export_checkpoint
-from cnclip_ft.models import checkpoints
 from cnclip_ft.models.checkpoints import checkpoint_checksum, load, read_info, save_checkpoint
 from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
 from cnclip_ft.models.start import build_start
@@ -92,9 +91,8 @@ def test_transformers_reads_every_checkpoint(tmp_path):
 
 def test_an_interrupted_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     save_checkpoint(small(), tmp_path / "a", info={"step": 1})
-    monkeypatch.setattr(
-        checkpoints, "save_file", lambda *_, **__: (_ for _ in ()).throw(OSError("No space left on device"))
-    )
+    full = "cnclip_ft.models.formats.files.save_file"
+    monkeypatch.setattr(full, lambda *_, **__: (_ for _ in ()).throw(OSError("No space left on device")))
     with pytest.raises(UserError, match="No space left.*What was there before is intact"):
         save_checkpoint(small(seed=2), tmp_path / "a", info={"step": 2})
     assert read_info(tmp_path / "a")["step"] == 1 and equal(tensors(load(tmp_path / "a")), tensors(small()))

@@ -83,11 +83,13 @@ def test_other_names(monkeypatch):
         find("ViT-B-32")
     with pytest.raises(RequestError, match="source is 'ftp'"):
         find("RN50", "ftp")
-    with pytest.raises(RequestError, match="no published name"):
-        find("owner/name")
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: (_ for _ in ()).throw(ConnectionError()))
     with pytest.raises(RequestError, match="owner/name: .*could not be fetched from huggingface.co/owner/name"):
-        find("owner/name", repositories=True)
+        find("owner/name")
+    Path("runs").mkdir()
+    for path in ("runs/mine", "owner/name.pt", "./owner/name", "../owner", "a/b/c"):  # no names on a hub
+        with pytest.raises(RequestError, match="no such file or folder, and no published name"):
+            find(path)
 
 
 def test_a_file_of_another_size_under_a_published_name(tmp_path):
