@@ -110,12 +110,19 @@ def _about(model: DualEncoder) -> list[str]:
 def _whole(
     spec: str | Path, context_length: int | None, image_size: int | None, source: str, trust_import: bool
 ) -> tuple[DualEncoder, LoadReport]:
-    checkpoint = open_checkpoint(spec, image_size=image_size, source=source, trust_import=trust_import)
+    checkpoint = open_checkpoint(
+        spec, image_size=image_size, source=source, trust_import=trust_import, repositories=True
+    )
     text, notes = stretched(checkpoint.description["text"], checkpoint.tensors, context_length)
     checkpoint.description = checkpoint.description | {"text": text}
     checkpoint.notes += notes
     model = assemble(checkpoint)
     if context_length is not None:
+        if model.tokenizer.padding == "max_length" and context_length < model.context_length:
+            checkpoint.notes.append(
+                f"texts are filled up to {context_length} tokens, not {model.context_length}, and padding is attended to: features are "
+                "others than the author's. Leave data.context_length out if that is not meant"
+            )
         model.tokenizer = model.tokenizer.with_context_length(context_length)
         check_vocabulary(model.tokenizer, model.text_tower, checkpoint.source)
     biased = model.logit_bias is not None
