@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from cnclip_ft import __version__
-from cnclip_ft.commands import calibrate, classify, compare, data, encode, evaluate, export, search, topk, train
+from cnclip_ft.commands import calibrate, classify, compare, data, encode, evaluate, export, recipe, search, topk, train
 from data_tools.errors import UserError
 from data_tools.tables import fitted, terminal_width
 from data_tools.terminal import use_plain_streams
@@ -42,6 +42,7 @@ def _options(
 
 app.add_typer(data.app, name="data")
 app.add_typer(search.app, name="search")
+app.add_typer(recipe.app, name="recipe")
 for function in (
     train.plan,
     train.train,

@@ -94,7 +94,7 @@ def _block(
             width=widths[i],
             justify="left" if i in text else "right",
             overflow="fold",
-            vertical="bottom",
+            vertical="top" if len(text) == len(heads) else "bottom",
         )
     for row in rows:
         shown.add_row(*(_cell(row[i]) for i in block))

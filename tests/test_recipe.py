@@ -2,13 +2,18 @@ from __future__ import annotations
 
 import os
 import random
+from pathlib import Path
 
 import pytest
 import yaml
 
-from cnclip_ft.recipe import dump_recipe
+from cnclip_ft.recipe import Recipe, dump_recipe
 from cnclip_ft.recipe_files import SHIPPED, complete_override, load_recipe
+from cnclip_ft.recipe_keys import keys
+from cnclip_ft.recipe_reference import page, rows
 from data_tools.errors import RequestError
+
+ROOT = Path(__file__).resolve().parents[1]
 
 PLAIN = {
     "model": {"start": {"architecture": "tiny"}},
@@ -246,3 +251,29 @@ def test_the_shell_completes_keys_and_the_words_they_may_have():
         "stages.contrast.schedule=cosine", "stages.contrast.schedule=constant",
     ]  # fmt: skip
     assert "data.train=" in complete_override("no recipe", "data.t")
+
+
+@pytest.mark.parametrize("language,name", [("en", "recipe.md"), ("zh", "recipe.zh-CN.md")])
+def test_the_reference_holds_every_key_and_is_up_to_date(language, name):
+    written = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert written == page(language), f"cnclip-ft recipe keys --language {language} --markdown > docs/{name}"
+    assert len(rows(language)) == len(keys()) > 90 and all(all(row) for row in rows(language))
+
+
+def test_every_key_of_the_schema_is_listed():
+    def fields(schema, above=""):
+        for name, inner in schema.get("properties", {}).items():
+            yield f"{above}{name}"
+            text = str(inner) + str(inner.get("default"))
+            for part, way in (("Stage", ".STAGE"), ("TrainRule", "[]"), ("ZeroShot", ".NAME")):
+                if f"'#/$defs/{part}'" in text:
+                    yield from fields(definitions[part], f"{above}{name}{way}.")
+            for part in ("ModelSection", "DataSection", "Guard", "Lora", "Objective", "Augmentation"):
+                if f"'#/$defs/{part}'" in text:
+                    yield from fields(definitions[part], f"{above}{name}.")
+
+    schema = Recipe.model_json_schema()
+    definitions = schema["$defs"]
+    assert definitions.keys() == {"Augmentation", "DataSection", "Guard", "Lora", "ModelSection", "Objective", "Stage", "TrainRule", "ZeroShot"}  # fmt: skip
+    listed = {key.path for key in keys()}
+    assert set(fields(schema)) == {path for path in listed if not path.startswith("model.start.")}

@@ -41,6 +41,11 @@ export BEST --to cn_clip --output exported.pt
 search index BEST photos --output index --approximate hnsw
 search query index 红色的圆
 search query index --image photos/cat/0.png --json
+recipe list
+recipe show two-stages_vit-b-16_roberta --all
+recipe new mine.yaml
+recipe keys
+recipe keys augment --language zh
 """.strip().splitlines()  # fmt: skip
 ELSEWHERE = {"search serve"}  # tests/search starts it
 
