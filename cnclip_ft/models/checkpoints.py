@@ -229,11 +229,10 @@ def load(
 
 def open_checkpoint(
     path: str | Path, *, dtype: torch.dtype = torch.float32, image_size: int | None, source: str, trust_import: bool,
-    download_root: str | Path | None = None, repositories: bool = False,
+    download_root: str | Path | None = None,
 ) -> Checkpoint:  # fmt: skip
-    """`read_checkpoint` of a path or a published name (with `repositories`, of ``owner/name`` on the hub too); a file under a
-    published name must be of that size."""
-    checkpoint = read_checkpoint(find(path, source, repositories=repositories, folder=download_root), dtype)
+    """`read_checkpoint` of a path or a published name; a file under a published name must be of that size."""
+    checkpoint = read_checkpoint(find(path, source, folder=download_root), dtype)
     checkpoint.trust_import = trust_import
     known, found = ARCHITECTURES.get(str(path)), checkpoint.description["architecture"]
     if known is not None and not Path(path).expanduser().exists() and (found or {}).get("name") != known.name:

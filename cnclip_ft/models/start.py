@@ -110,9 +110,7 @@ def _about(model: DualEncoder) -> list[str]:
 def _whole(
     spec: str | Path, context_length: int | None, image_size: int | None, source: str, trust_import: bool
 ) -> tuple[DualEncoder, LoadReport]:
-    checkpoint = open_checkpoint(
-        spec, image_size=image_size, source=source, trust_import=trust_import, repositories=True
-    )
+    checkpoint = open_checkpoint(spec, image_size=image_size, source=source, trust_import=trust_import)
     text, notes = stretched(checkpoint.description["text"], checkpoint.tensors, context_length)
     checkpoint.description = checkpoint.description | {"text": text}
     checkpoint.notes += notes
