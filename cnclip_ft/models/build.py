@@ -301,9 +301,9 @@ def stretched(
     part = kind.schema.model_validate(numbers)
     assert isinstance(part, TextPart)
     longest = part.longest
-    if kind.position_names is None or context_length is None or context_length <= longest:
+    name = kind.position_names[1] if kind.position_names else None
+    if name not in tensors or context_length is None or context_length <= longest:
         return numbers, []
-    key, name = kind.position_names
     old = tensors[name].float()
     kept = len(old) - longest + min(KEPT_POSITIONS, longest - 2)  # RoBERTa's begin behind the pad's number
     rest, wanted = len(old) - kept, len(old) - kept + context_length - longest
@@ -312,7 +312,7 @@ def stretched(
     spread = torch.lerp(old[kept + before], old[kept + before + 1], (place - before)[:, None])
     tensors[name] = torch.cat([old[:kept], spread]).to(tensors[name].dtype)
     note = f"texts of {longest} → {context_length} tokens: position embeddings stretched (the first {kept - len(old) + longest} kept, the rest interpolated)"
-    return numbers | {key: len(tensors[name])}, [note]
+    return kind.with_positions(numbers, len(tensors[name])), [note]
 
 
 def count_layers(tensors: Tensors, pattern: str) -> int:

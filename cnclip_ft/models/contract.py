@@ -344,6 +344,12 @@ class TextTower(Tower):
     vocab_size: int
 
     @classmethod
+    def with_positions(cls, numbers: dict[str, Any], count: int) -> dict[str, Any]:
+        """A checked description with another number of learnt positions."""
+        assert cls.position_names is not None
+        return numbers | {cls.position_names[0]: count}
+
+    @classmethod
     @abstractmethod
     def described(cls, numbers: dict[str, Any], output_dim: int) -> TextTower:
         """Of a checked description. Called on torch's meta device, unless it `imports` code."""

@@ -205,6 +205,19 @@ def _naflex() -> tuple[Any, Any, Any]:
     return transformers.Siglip2Model(config), tokenizer, pictures
 
 
+def _dual() -> tuple[Any, Any, Any]:
+    """CLIP's pictures and XLM-R's texts."""
+    tokenizer = transformers.XLMRobertaTokenizer(vocab=pieces(), model_max_length=98)
+    text = transformers.XLMRobertaConfig(
+        **TEXT, vocab_size=len(tokenizer) + 7, max_position_embeddings=100, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    config = transformers.VisionTextDualEncoderConfig(
+        vision_config=transformers.CLIPVisionConfig(**VISION).to_dict(), text_config=text.to_dict(), projection_dim=DIM
+    )
+    return transformers.VisionTextDualEncoderModel(config), tokenizer, _cropped()
+
+
 PADDED = {"padding": "max_length"}
 
 # Kinds of one family whose features alone differ.
@@ -216,6 +229,7 @@ CARDS = {
     "clip": Card("clip", _clip()),
     "metaclip_2": Card("metaclip_2", _metaclip_2),
     "altclip": Card("altclip", _altclip),
+    "vision-text-dual-encoder": Card("vision-text-dual-encoder", _dual),
     "siglip": Card("siglip", _siglip, PADDED, 64),
     "siglip of version 2": Card("siglip", _siglip_2, PADDED, 64),
     "siglip2": Card("siglip2", _naflex, PADDED, 64, {"max_num_patches": 30, "patch_size": 8}),

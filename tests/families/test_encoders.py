@@ -17,6 +17,7 @@ from cnclip_ft.models.checkpoints import file_tensors, save_checkpoint
 from cnclip_ft.models.start import build_start
 from cnclip_ft.training.run import train
 from data_tools.errors import RequestError
+from tests.families.cards import CARDS
 from tests.families.encoders import ENCODERS
 from tests.families.texts import many_texts
 from tests.training.helpers import losses, stopped_after, tiny_recipe, write_store
@@ -143,6 +144,15 @@ def test_a_plain_bert_keeps_its_road(tmp_path):
     assert "changed  pooling mean, as 1_Pooling/config.json says" in report.lines()
 
 
+def test_learnt_positions_are_stretched(folders):
+    model, report = build_start({"image": IMAGE, "text": str(folders("roberta")), "projection": 8}, context_length=150)
+    assert any("texts of 98 → 150 tokens: position embeddings stretched" in line for line in report.lines())
+    assert model.context_length == model.text_tower.max_length == 150
+    old = transformers.AutoModel.from_pretrained(folders("roberta")).embeddings.position_embeddings.weight
+    new = model.text_tower.text_model.embeddings.position_embeddings.weight
+    assert new.shape == (152, 32) and torch.equal(new[:22], old[:22])  # two before the first, and 20
+
+
 # ---- through everything ---------------------------------------------------------------------------------------------
 
 
@@ -198,75 +208,34 @@ def test_all_train_with_low_rank_updates_and_export(name, stores, folders, tmp_p
 
 @pytest.fixture(scope="module")
 def dual(tmp_path_factory):
-    """As the library writes one of CLIP's pictures and RoBERTa's texts."""
-    folder = tmp_path_factory.mktemp("dual") / "model"
-    torch.manual_seed(0)
-    text, tokenizer = ENCODERS["roberta"].make()
-    vision = transformers.CLIPVisionConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8
-    )
-    config = transformers.VisionTextDualEncoderConfig(
-        vision_config=vision.to_dict(), text_config=text.config.to_dict(), projection_dim=24
-    )
-    model = transformers.VisionTextDualEncoderModel(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * (0.1 if parameter.ndim else 0.01))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    pictures = transformers.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    pictures.save_pretrained(folder)
-    return folder
-
-
-def dual_features(folder, ours) -> torch.Tensor:
-    model = transformers.AutoModel.from_pretrained(folder).eval()
-    assert type(model).__name__ == "VisionTextDualEncoderModel"
-    inputs = transformers.AutoTokenizer.from_pretrained(folder)(
-        SAID, truncation=True, max_length=77, padding=True, return_tensors="pt"
-    )
-    pixels = ours.image_tower.preprocessing.normalise(squares())
-    with torch.no_grad():
-        return torch.cat(
-            [
-                model.get_image_features(pixel_values=pixels).pooler_output,
-                model.get_text_features(**inputs).pooler_output,
-            ]
-        )
-
-
-def squares() -> torch.Tensor:
-    return torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
-
-
-def own_features(ours) -> torch.Tensor:
-    with torch.no_grad():
-        texts = ours.text_tower(*ours.tokenizer.pad(ours.tokenizer.encode(SAID)))
-        return torch.cat([ours.image_tower.project(ours.image_trunk(squares())), texts])
-
-
-def test_a_dual_encoder_is_read_and_written(dual, tmp_path):
-    ours = cnclip_ft.load(dual)
-    assert ours.text_tower.pooling == "pooler" and ours.image_tower.preprocessing.fit == "crop"
-    theirs = dual_features(dual, ours)
-    torch.testing.assert_close(own_features(ours), theirs, atol=1e-5, rtol=1e-5)
-    save_checkpoint(ours, tmp_path / "a", info={})
-    done = export_checkpoint(tmp_path / "a", "huggingface", tmp_path / "b")
-    assert done.difference < 1e-5 and "VisionTextDualEncoderModel" in done.advice
-    assert torch.equal(dual_features(tmp_path / "b", ours), theirs)
-    (tmp_path / "b" / "cnclip_ft.json").unlink()  # as a stranger's folder
-    assert torch.equal(own_features(cnclip_ft.load(tmp_path / "b")), own_features(ours))
-    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "b")
-    assert type(processor).__name__ == "VisionTextDualEncoderProcessor"
+    """As the library writes one; what it gives is among the families' tests."""
+    return CARDS["vision-text-dual-encoder"].write(tmp_path_factory.mktemp("dual") / "model")
 
 
 def test_a_dual_encoder_is_a_start_and_a_mix_becomes_one(dual, folders, tmp_path):
-    model, _ = build_start(str(dual))
-    assert model.context_length == 77
-    model, report = build_start({"image": str(dual), "text": str(folders("xlm-roberta")), "pooling": "pooler"})
+    model, report = build_start({"image": str(dual), "text": str(folders("roberta")), "pooling": "pooler"})
     assert any("image tower and visual projection from" in line for line in report.lines())
     save_checkpoint(model, tmp_path / "mix", info={})
-    assert export_checkpoint(tmp_path / "mix", "huggingface", tmp_path / "hf").difference < 1e-5
+    done = export_checkpoint(tmp_path / "mix", "huggingface", tmp_path / "hf")
+    assert done.difference < 1e-5 and "VisionTextDualEncoderModel" in done.advice
+
+
+def test_pictures_of_another_kind_are_told(dual, tmp_path):
+    config = json.loads((dual / "config.json").read_text(encoding="utf-8"))
+    vision = config["vision_config"] | {"model_type": "resnet"}
+    with pytest.raises(RequestError, match="vision_config is of type 'resnet'; read here: clip_vision_model"):
+        build_start(str(edited(dual, tmp_path / "x", vision_config=vision)))
+
+
+@pytest.mark.parametrize("image", ["clip", "siglip of version 2", "siglip2"])
+@pytest.mark.parametrize("text", ["qwen3", "minilm"])
+def test_pictures_of_any_family_beside_texts_of_any_encoder(image, text, folders, tmp_path):
+    model, _ = build_start({"image": str(CARDS[image].write(tmp_path / "image")), "text": str(folders(text))})
+    save_checkpoint(model.eval(), tmp_path / "a", info={})
+    again = cnclip_ft.load(tmp_path / "a")
+    picture = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    assert torch.equal(again.encode_images(picture), model.encode_images(picture))
+    assert torch.equal(again.encode_texts(SAID), model.encode_texts(SAID))
 
 
 # ---- refused --------------------------------------------------------------------------------------------------------
@@ -295,7 +264,6 @@ def edited(folder, place, file="config.json", **changes):
         ("modernbert", {}, {"pooling": "pooler"}, "pooling pooler: a modernbert of transformers has none"),
         ("qwen3", {}, {"pooling": "cls"}, "a qwen3 reads forwards, its first token has seen nothing; use last or mean"),
         ("llama", {}, {"context_length": 200}, "context_length is 200, but the text tower has 100 positions"),
-        ("roberta", {}, {"context_length": 99}, "context_length is 99, but the text tower has 98 positions"),
         ("roberta", {"vocab_size": 500}, {}, r"is \[.*, 32\], expected \[500, 32\]"),
     ],
 )  # fmt: skip
@@ -304,6 +272,21 @@ def test_what_does_not_fit_is_told(name, changes, more, said, folders, tmp_path)
     with pytest.raises(RequestError, match=said) as caught:
         spec = {"image": IMAGE, "text": str(edited(folders(name), tmp_path / "x", **changes)), "projection": 8} | more
         build_start(spec, context_length=length)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "gone,said",
+    [
+        ("model.safetensors", "no weights in it; expected model.safetensors or pytorch_model.bin"),
+        ("tokenizer.json", "its tokenizer cannot be read .* fetch the folder whole"),
+    ],
+)
+def test_a_folder_half_downloaded_is_told(gone, said, folders, tmp_path):
+    shutil.copytree(folders("modernbert"), tmp_path / "x")
+    (tmp_path / "x" / gone).unlink()
+    with pytest.raises(RequestError, match=said) as caught:
+        start(tmp_path / "x")
     assert "\n" not in str(caught.value)
 
 

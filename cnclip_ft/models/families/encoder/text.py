@@ -122,6 +122,7 @@ class EncoderTower(TextTower):
     """
 
     kind, schema = "encoder", Encoder
+    position_names = ("positions", "text_model.embeddings.position_embeddings.weight")  # of those that learn them
     file_prefixes = ("text_model.", "text_projection.")
     can_be_new = False
 
@@ -149,6 +150,12 @@ class EncoderTower(TextTower):
         config = configuration(numbers["model_type"], numbers["config"])
         more = {key: numbers[key] for key in ("end_id", "head", "origin") if numbers.get(key) is not None}
         return cls(config, output_dim, numbers["pooling"], **more)
+
+    @classmethod
+    def with_positions(cls, numbers: dict[str, Any], count: int) -> dict[str, Any]:
+        config, more = numbers["config"], count - numbers["config"]["max_position_embeddings"]
+        changed = config | {"max_position_embeddings": count}
+        return numbers | {"config": changed, "positions": numbers["positions"] + more}
 
     def describe(self) -> dict[str, Any]:
         numbers = {key: value for key, value in self.config.to_dict().items() if key not in (*_NOT_KEPT, "model_type")}
