@@ -158,7 +158,7 @@ def gemma(kind: str = "Siglip2Tokenizer") -> Any:
     )  # fmt: skip
 
 
-SIGLIP_VISION = VISION | {"image_size": 38}  # no multiple of the patch, as so400m-patch14-384
+SIGLIP_VISION = VISION | {"image_size": 36}  # no multiple of the patch, as so400m-patch14-384
 
 
 def _siglip() -> tuple[Any, Any, Any]:
@@ -170,7 +170,7 @@ def _siglip() -> tuple[Any, Any, Any]:
         tokenizer = Saved(place)
     text = TEXT | {"vocab_size": tokenizer.tokens, "pad_token_id": 1, "max_position_embeddings": 64}
     config = transformers.SiglipConfig(text_config=text, vision_config=SIGLIP_VISION)
-    return transformers.SiglipModel(config), tokenizer, _squashed(38)
+    return transformers.SiglipModel(config), tokenizer, _squashed(36)
 
 
 class Saved:

@@ -119,6 +119,7 @@ def test_ids_are_the_tokenizers(card, folder, ours):
     assert len(found) == 5000
     assert [text for text, a, b in zip(texts, found, theirs["input_ids"], strict=True) if a != b] == []
     assert ours.tokenizer.context_length == card.length
+    assert ours.tokenizer.encode(["half \ud83d"]) == ours.tokenizer.encode(["half \ufffd"])
 
 
 def test_pixels_are_within_one_of_the_processors(folder, ours):

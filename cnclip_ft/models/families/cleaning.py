@@ -2,8 +2,8 @@
 
 open_clip (3.3, ``tokenizer.py``) mends and unescapes it, and then by kind: ``lower``: white space made single spaces, lower
 case; ``whitespace``: the former alone; ``canonicalize``: underscores to spaces, ASCII punctuation dropped, lower case, single
-spaces. transformers' SiglipTokenizer: ``siglip``: lower case, ASCII
-punctuation dropped, single spaces; ``siglip_cased``, the last two alone.
+spaces. transformers' SiglipTokenizer mends nothing: ``siglip``: lower case, ASCII punctuation dropped, single spaces;
+``siglip_cased``: the last two alone.
 """
 
 from __future__ import annotations
@@ -19,19 +19,30 @@ Clean = Literal["lower", "whitespace", "canonicalize", "siglip", "siglip_cased"]
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def check_installed() -> None:
+_SIGLIP = ("siglip", "siglip_cased")
+
+
+def whole_characters(text: str) -> str:
+    """Lone surrogates (half an emoji out of a broken export) become U+FFFD: they cannot be tokenised."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def check_installed(kind: Clean) -> None:
     """
     Raises:
-        RequestError: the library that mends broken encodings is missing.
+        RequestError: the library that mends broken encodings is missing, and texts of that kind are mended.
     """
-    if find_spec("ftfy") is None:
+    if kind not in _SIGLIP and find_spec("ftfy") is None:
         raise RequestError(
             "texts of this model are prepared with ftfy, which is not installed: pip install 'cnclip-ft[open_clip]'"
         )
 
 
 def clean_text(text: str, kind: Clean) -> str:
-    """`text` as open_clip's tokenizer of that kind takes it."""
+    """`text` as the tokenizer of that kind takes it."""
+    if kind in _SIGLIP:
+        text = text.lower() if kind == "siglip" else text
+        return " ".join(text.translate(_NO_PUNCTUATION).split())
     from ftfy import fix_text
 
     plain = text.isascii() and text.isprintable() and "&" not in text  # ftfy leaves it as it is, in 30 times the time

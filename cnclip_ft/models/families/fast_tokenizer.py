@@ -18,7 +18,7 @@ from tokenizers import normalizers
 from tokenizers.normalizers import Normalizer
 
 from cnclip_ft.models.contract import Tokenizer
-from cnclip_ft.models.families.cleaning import Clean, check_installed, clean_text
+from cnclip_ft.models.families.cleaning import Clean, check_installed, clean_text, whole_characters
 from cnclip_ft.models.schema import Part
 from data_tools.errors import RequestError
 from data_tools.regular import regular
@@ -63,7 +63,7 @@ class FastTokenizer(Tokenizer):
                 f"context_length is {context_length}; a text needs at least {special + 1} tokens, {special} of them special"
             )
         if rules.clean is not None:
-            check_installed()
+            check_installed(rules.clean)
         self._backend, self.settings, self.rules, self.context_length = backend, settings, rules, context_length
         self.padding = rules.padding
         backend.no_padding()
@@ -150,8 +150,8 @@ class FastTokenizer(Tokenizer):
         return text if normaliser is None else normaliser.normalize_str(text)
 
     def _cleaned(self, texts: Sequence[str]) -> list[str]:
-        kind = self.rules.clean
-        return list(texts) if kind is None else [clean_text(text, kind) for text in texts]
+        kind, whole = self.rules.clean, map(whole_characters, texts)
+        return list(whole) if kind is None else [clean_text(text, kind) for text in whole]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [found.ids for found in self._backend.encode_batch_fast(self._cleaned(texts))]

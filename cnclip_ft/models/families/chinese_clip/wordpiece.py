@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 
 from cnclip_ft.models.contract import Tokenizer
+from cnclip_ft.models.families.cleaning import whole_characters
 from cnclip_ft.models.schema import Part
 from data_tools.errors import RequestError
 from data_tools.regular import regular
@@ -128,13 +129,8 @@ class TextTokenizer(Tokenizer):
         return self.vocab_file.name
 
     def prepare(self, text: str) -> str:
-        """Lower-case and unify quotation marks, as the official data set does before WordPiece.
-
-        Lone surrogates (half an emoji out of a broken export) become U+FFFD: they cannot be tokenised.
-        """
-        if not text.isascii():
-            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        text = text.lower()
+        """Lower-case and unify quotation marks, as the official data set does before WordPiece."""
+        text = whole_characters(text).lower()
         for mark, plain in self.quotation_marks.items():
             text = text.replace(mark, plain)
         return text
