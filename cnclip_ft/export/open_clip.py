@@ -17,7 +17,7 @@ from cnclip_ft.models.build import describe_model
 from cnclip_ft.models.checkpoints import TOKENIZER_FILES, file_tensors, load
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.formats.files import save_tensors
-from cnclip_ft.models.formats.open_clip import CONFIGURATION, WEIGHTS, is_open_clip
+from cnclip_ft.models.formats.open_clip import CONFIGURATION, UNCLEANED, WEIGHTS, is_open_clip
 from cnclip_ft.models.formats.open_clip_writing import model_config, open_clip_tensors, picture_config
 from data_tools.errors import RequestError
 from data_tools.outputs import FolderKind
@@ -59,7 +59,7 @@ def write(model: DualEncoder, target: Path, order: Order) -> None:
     content: dict[str, Any] = {
         "model_cfg": model_config(description),
         "preprocess_cfg": picture_config(model.image_tower.preprocessing),
-        "cnclip_ft": order.info,
+        "cnclip_ft": order.info | ({} if cleaned(model) else {UNCLEANED: True}),
     }
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     (target / CONFIGURATION).write_text(text, encoding="utf-8")
@@ -77,14 +77,15 @@ def read_features(target: Path, pixels: torch.Tensor, texts: list[str]) -> tuple
     return model.image_features(pixels), model.encode_texts(texts)
 
 
+def cleaned(model: DualEncoder) -> bool:
+    """Whether its texts are prepared as open_clip prepares every text."""
+    return bool(model.tokenizer.describe().get("clean"))
+
+
 def advice(model: DualEncoder, output: Path) -> str:
     """How to read what was written."""
-    cleaned = (model.tokenizer.describe() or {}).get("clean")
+    other = "; open_clip mends broken encodings and HTML in texts before it tokenises them, this model does not"
     return (
-        f'read it with open_clip.create_model_from_pretrained("local-dir:{output}") and open_clip.get_tokenizer("local-dir:{output}")'
-        + (
-            ""
-            if cleaned
-            else "; open_clip mends broken encodings and HTML in texts before it tokenises them, this model does not"
-        )
+        f'read it with open_clip.create_model_from_pretrained("local-dir:{output}") and '
+        f'open_clip.get_tokenizer("local-dir:{output}"){"" if cleaned(model) else other}'
     )

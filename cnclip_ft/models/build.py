@@ -179,12 +179,7 @@ def _check_layers(description: dict[str, Any], tensors: Tensors, source: str) ->
 
 def check_vocabulary(tokenizer: Tokenizer, text: TextTower, source: str) -> None:
     """Refuse a vocabulary or a context length the tower has no embeddings for."""
-    found, rows = tokenizer.vocab_size, text.vocab_size
-    if found > rows or (found != rows and tokenizer.whole_vocabulary):
-        raise RequestError(
-            f"{source}: the vocabulary {tokenizer.name} has {found:,} tokens, the text tower "
-            f"{rows:,}; put the tower's own vocabulary beside its weights"
-        )
+    tokenizer.check_rows(text.vocab_size, source)
     if tokenizer.context_length > text.max_length:
         raise RequestError(
             f"data.context_length is {tokenizer.context_length}, but the text tower has {text.max_length} positions"

@@ -107,6 +107,19 @@ class Tokenizer(ABC):
     def pad_id(self) -> int:
         """What padding is filled with. It may be a real token too: only `mask` says which is which."""
 
+    def check_rows(self, rows: int, source: str) -> None:
+        """Refuse a text tower of so many embeddings; where reading the vocabulary is slow, when it is first used.
+
+        Raises:
+            RequestError: there are too few, or too many for a vocabulary that is whole.
+        """
+        found = self.vocab_size
+        if found > rows or (found != rows and self.whole_vocabulary):
+            raise RequestError(
+                f"{source}: the vocabulary {self.name} has {found:,} tokens, the text tower "
+                f"{rows:,}; put the tower's own vocabulary beside its weights"
+            )
+
     @abstractmethod
     def prepare(self, text: str) -> str:
         """The text as it is tokenised. Two texts of equal preparation are the same text, no negatives of each other."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ import cnclip_ft
 from cnclip_ft.export.run import export_checkpoint
 from cnclip_ft.models.build import stretched
 from cnclip_ft.models.checkpoints import file_tensors, save_checkpoint
+from cnclip_ft.models.families import fast_tokenizer
 from cnclip_ft.models.start import build_start
 from cnclip_ft.training.loss import ContrastiveObjective, SigmoidObjective
+from data_tools.errors import RequestError
 from tests.families.cards import CARDS, VARIANTS, Card
 from tests.families.texts import many_texts
 
@@ -266,3 +269,40 @@ def test_77_positions_become_248_as_long_clip_has_them():
             torch.testing.assert_close(new[20 + 4 * number + part], between)
     for part in range(4):
         torch.testing.assert_close(new[244 + part], old[76] + (old[76] - old[75]) * part / 4)
+
+
+def test_a_large_tokenizer_is_read_when_it_is_first_used(card, folder, ours, tmp_path, monkeypatch):
+    """Of a folder and of our checkpoint: the same ids, rules and files, sent to other processes before it was read too."""
+    eager = ours.tokenizer.encode(SAID)
+    save_checkpoint(ours, tmp_path / "a", info={})
+    monkeypatch.setattr(fast_tokenizer, "_SLOW", 0)
+    for place in (folder, tmp_path / "a"):
+        model = cnclip_ft.load(place)
+        later = isinstance(model.tokenizer._held, fast_tokenizer.Deferred)
+        assert later or not (place / "tokenizer.json").is_file() or card.name == "siglip"
+        assert model.tokenizer.describe() == ours.tokenizer.describe()
+        sent = pickle.loads(pickle.dumps(model.tokenizer.with_context_length(9)))
+        assert sent.encode(SAID[:1]) == ours.tokenizer.with_context_length(9).encode(SAID[:1])
+        save_checkpoint(model, tmp_path / f"{place.name} again", info={})
+        assert (
+            cnclip_ft.load(tmp_path / f"{place.name} again").tokenizer.encode(SAID)
+            == eager
+            == model.tokenizer.encode(SAID)
+        )
+    whole = (tmp_path / "a" / "tokenizer.json").read_text(encoding="utf-8")
+    (tmp_path / "a" / "tokenizer.json").write_text(whole[:-50], encoding="utf-8")
+    torn = cnclip_ft.load(tmp_path / "a")
+    with pytest.raises(RequestError, match="its tokenizer cannot be read.*fetch tokenizer.json"):
+        torn.encode_texts(SAID)
+
+
+def test_a_large_tokenizer_of_another_model_is_told_when_it_is_first_used(ours, tmp_path, monkeypatch):
+    save_checkpoint(ours, tmp_path / "a", info={})
+    monkeypatch.setattr(fast_tokenizer, "_SLOW", 0)
+    tokenizer = cnclip_ft.load(tmp_path / "a").tokenizer
+    tokenizer.check_rows(10, "x")
+    if isinstance(tokenizer._held, fast_tokenizer.Deferred):
+        with pytest.raises(
+            RequestError, match="x: the vocabulary .* tokens, the text tower 10; put the tower's own vocabulary"
+        ):
+            tokenizer.encode(SAID)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +27,8 @@ from data_tools.regular import regular
 Padding = Literal["longest", "max_length"]
 Mask = Literal["tokens", "to_end", "all"]
 _LONGEST = 256 << 20  # bytes of a tokenizer.json
+_SLOW = 8 << 20  # bytes of one that is not read before it is used
+_HEAD = 1 << 20  # characters in which the special tokens stand
 _SETTINGS = "tokenizer_config.json"
 
 
@@ -44,6 +47,85 @@ class Rules(Part):
     clean: Clean | None = None
 
 
+@dataclass(frozen=True)
+class Deferred:
+    """A tokenizer that is read when it is first used: a vocabulary of 250,000 takes a second, XLM-V's 900,000 six, and three
+    times that by transformers; longer than the weights of a small model.
+
+    Args:
+        ours: `tokenizer.json` as it stands; else what transformers makes of the folder.
+    """
+
+    folder: Path
+    ours: bool
+
+    def read(self) -> Backend:
+        """
+        Raises:
+            RequestError: it is not readable.
+        """
+        if not self.ours:
+            return _backend_of(_of_transformers(self.folder), self.folder)
+        try:
+            file = self.folder / "tokenizer.json"
+            regular(file, _LONGEST)
+            return Backend.from_file(str(file))
+        except Exception as error:  # noqa: BLE001 - tokenizers raises Exception itself on damaged files
+            raise RequestError(
+                f"{self.folder}: its tokenizer cannot be read ({error}); fetch tokenizer.json and {_SETTINGS} again"
+            ) from None
+
+
+def _is_slow(folder: Path) -> bool:
+    file = folder / "tokenizer.json"
+    return file.is_file() and file.stat().st_size > _SLOW
+
+
+def _told_beforehand(folder: Path, mask: Mask) -> tuple[dict[str, Any], int, int] | None:
+    """Settings, pad and end of a large tokenizer without reading it; None where they are not plainly said."""
+    file, special = folder / "tokenizer.json", folder / "special_tokens_map.json"
+    if not _is_slow(folder) or not (folder / _SETTINGS).is_file():
+        return None
+    try:
+        settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+        more = json.loads(special.read_text(encoding="utf-8")) if special.is_file() else {}
+        with open(file, encoding="utf-8") as text:
+            head = text.read(_HEAD)
+        added, _ = json.JSONDecoder().raw_decode(head, head.index("[", head.index('"added_tokens"')))
+        numbers = {token["content"]: token["id"] for token in added}
+        names = {key: settings.get(key, more.get(key)) for key in ("pad_token", "eos_token")}
+        pad, end = (numbers[name["content"] if isinstance(name, dict) else name] for name in names.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    if mask == "tokens" and pad == end:  # a decoder's, which may end a text in what fills it up
+        return None
+    return more | settings, pad, end
+
+
+def _of_transformers(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        # False, not None: None asks the terminal whether code of the folder may run.
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # noqa: BLE001 - transformers raises many kinds on folders that are incomplete
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise RequestError(
+            f"{folder}: its tokenizer cannot be read ({reason[:200]}). Expected tokenizer.json and tokenizer_config.json "
+            "beside the weights; fetch the folder whole"
+        ) from None
+
+
+def _backend_of(theirs: Any, folder: Path) -> Backend:
+    backend = getattr(theirs, "backend_tokenizer", None)
+    if backend is None:
+        raise RequestError(
+            f"{folder}: its {type(theirs).__name__} has no tokenizer.json. Write one with transformers: "
+            "AutoTokenizer.from_pretrained(FOLDER, use_fast=True).save_pretrained(FOLDER)"
+        )
+    return Backend.from_str(backend.to_str())  # transformers keeps its own state on the one it has
+
+
 class FastTokenizer(Tokenizer):
     """A tokenizer of the library tokenizers with the rules of its family.
 
@@ -56,18 +138,41 @@ class FastTokenizer(Tokenizer):
     preparation = "as the tokenizer.json beside the weights says, cut to the context length"
     whole_vocabulary = False
 
-    def __init__(self, backend: Backend, settings: dict[str, Any], rules: Rules, context_length: int) -> None:
-        special = backend.num_special_tokens_to_add(False)
-        if context_length <= special:
-            raise RequestError(
-                f"context_length is {context_length}; a text needs at least {special + 1} tokens, {special} of them special"
-            )
+    def __init__(
+        self, backend: Backend | Deferred, settings: dict[str, Any], rules: Rules, context_length: int
+    ) -> None:
         if rules.clean is not None:
             check_installed(rules.clean)
-        self._backend, self.settings, self.rules, self.context_length = backend, settings, rules, context_length
+        self.settings, self.rules, self.context_length = settings, rules, context_length
         self.padding = rules.padding
+        self._held, self._told = backend, (0, "")
+        if isinstance(backend, Backend):
+            self._fit(backend)
+
+    def _fit(self, backend: Backend) -> None:
+        special = backend.num_special_tokens_to_add(False)
+        if self.context_length <= special:
+            raise RequestError(
+                f"context_length is {self.context_length}; a text needs at least {special + 1} tokens, {special} of them special"
+            )
         backend.no_padding()
-        backend.enable_truncation(context_length, direction=settings.get("truncation_side") or "right")
+        backend.enable_truncation(self.context_length, direction=self.settings.get("truncation_side") or "right")
+
+    @property
+    def _backend(self) -> Backend:
+        """Texts → ids; read here where that was put off."""
+        if isinstance(self._held, Deferred):
+            self._held = self._held.read()
+            self._fit(self._held)
+            if self._told[0]:
+                super().check_rows(*self._told)
+        return self._held
+
+    def check_rows(self, rows: int, source: str) -> None:
+        if isinstance(self._held, Deferred):
+            self._told = rows, source
+        else:
+            super().check_rows(rows, source)
 
     @classmethod
     def of_folder(
@@ -84,24 +189,14 @@ class FastTokenizer(Tokenizer):
         Raises:
             RequestError: there is none, it is code of the folder, or it is not of the library tokenizers.
         """
-        from transformers import AutoTokenizer
-
         _refuse_code(folder / _SETTINGS)
-        try:
-            # False, not None: None asks the terminal whether code of the folder may run.
-            theirs = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-        except Exception as error:  # noqa: BLE001 - transformers raises many kinds on folders that are incomplete
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            raise RequestError(
-                f"{folder}: its tokenizer cannot be read ({reason[:200]}). Expected tokenizer.json and tokenizer_config.json "
-                "beside the weights; fetch the folder whole"
-            ) from None
-        backend = getattr(theirs, "backend_tokenizer", None)
-        if backend is None:
-            raise RequestError(
-                f"{folder}: its {type(theirs).__name__} has no tokenizer.json. Write one with transformers: "
-                "AutoTokenizer.from_pretrained(FOLDER, use_fast=True).save_pretrained(FOLDER)"
-            )
+        quick = _told_beforehand(folder, mask)
+        if quick is not None:
+            settings, pad, end = quick
+            rules = Rules(kind="transformers", padding=padding, mask=mask, pad_id=pad, end_id=end, clean=clean)
+            return cls(Deferred(folder, ours=False), settings, rules, context_length)
+        theirs = _of_transformers(folder)
+        backend = _backend_of(theirs, folder)
         end, pad = theirs.eos_token_id, theirs.pad_token_id
         if mask == "to_end" and end is None:
             raise RequestError(f"{folder / _SETTINGS}: no eos_token in it, and the text tower reads its texts there")
@@ -110,7 +205,6 @@ class FastTokenizer(Tokenizer):
         with TemporaryDirectory() as place:
             theirs.save_pretrained(place)
             settings = json.loads(Path(place, _SETTINGS).read_text(encoding="utf-8"))
-        backend = Backend.from_str(backend.to_str())  # transformers keeps its own state on the one it has
         backend.no_padding()
         if mask == "tokens" and pad in backend.encode("a").ids:  # decoders may end a text in what fills it up
             mask, end = "to_end", pad
@@ -174,7 +268,10 @@ class FastTokenizer(Tokenizer):
         return (end.cumsum(1) - end == 0).to(input_ids.dtype)
 
     def with_context_length(self, context_length: int) -> FastTokenizer:
-        return FastTokenizer(deepcopy(self._backend), self.settings, self.rules, context_length)
+        held = self._held if isinstance(self._held, Deferred) else deepcopy(self._held)
+        other = FastTokenizer(held, self.settings, self.rules, context_length)
+        other._told = self._told
+        return other
 
     @cached_property
     def _whole(self) -> str:
@@ -192,16 +289,13 @@ class FastTokenizer(Tokenizer):
     def read(cls, place: Path | None, context_length: int, described: dict[str, Any]) -> FastTokenizer:
         if place is None:
             raise RequestError("the tokenizer of this checkpoint is missing: tokenizer.json")
-        file, settings = place / "tokenizer.json", place / _SETTINGS
+        settings = place / _SETTINGS
         try:
-            regular(file, _LONGEST)
-            backend = Backend.from_file(str(file))
             said = json.loads(settings.read_text(encoding="utf-8"))
-        except Exception as error:  # noqa: BLE001 - tokenizers raises Exception itself on damaged files
-            raise RequestError(
-                f"{place}: its tokenizer cannot be read ({error}); fetch tokenizer.json and {_SETTINGS} again"
-            ) from None
-        return cls(backend, said, Rules.model_validate(described), context_length)
+        except (OSError, ValueError) as error:
+            raise RequestError(f"{place}: its tokenizer cannot be read ({error}); fetch {_SETTINGS} again") from None
+        later = Deferred(place, ours=True)
+        return cls(later if _is_slow(place) else later.read(), said, Rules.model_validate(described), context_length)
 
     def save(self, folder: str | Path) -> None:
         said = self.settings | {"model_max_length": self.context_length}

@@ -10,6 +10,9 @@ from cnclip_ft.models.preprocessing import OPENAI_MEAN, OPENAI_STD
 from data_tools.errors import RequestError
 
 CONFIGURATION = "open_clip_config.json"
+UNCLEANED = (
+    "texts_not_cleaned"  # of a model whose texts open_clip cleans and we do not, in what we write beside `model_cfg`
+)
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 
 # Keys of vision_cfg that change no feature in evaluation, and the values of others that are what the towers here do.
@@ -53,6 +56,11 @@ def model_section(file: Path, key: str | None = None) -> dict[str, Any]:
     """``model_cfg``, or a section of it."""
     model = _section(file, read_json(file), "model_cfg")
     return model if key is None else _section(file, model, key)
+
+
+def is_uncleaned(file: Path) -> bool:
+    ours = read_json(file).get("cnclip_ft")
+    return isinstance(ours, dict) and ours.get(UNCLEANED) is True
 
 
 def open_clip_rules(file: Path, numbers: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from cnclip_ft.models.families.fast_tokenizer import FastTokenizer, Mask, Paddin
 from cnclip_ft.models.families.siglip.text import SiglipText
 from cnclip_ft.models.formats.clip_names import text_to_ours
 from cnclip_ft.models.formats.files import Tensors
-from cnclip_ft.models.formats.open_clip import model_section, refusal
+from cnclip_ft.models.formats.open_clip import is_uncleaned, model_section, refusal
 from cnclip_ft.models.formats.open_clip_encoder import encoder_of
 from data_tools.errors import RequestError
 
@@ -108,4 +108,5 @@ def _tokenizer(file: Path, cfg: dict[str, Any], said: dict[str, Any], mask: Mask
             "tokenizer_config.json) beside the weights"
         )
     padding: Padding = "max_length" if mask == "all" else "longest"  # where pads are attended to, their number tells
+    clean = None if is_uncleaned(file) else clean
     return FastTokenizer.of_folder(file.parent, length, padding=padding, mask=mask, clean=clean)
