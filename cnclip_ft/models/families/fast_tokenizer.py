@@ -94,10 +94,13 @@ def _told_beforehand(folder: Path, mask: Mask) -> tuple[dict[str, Any], int, int
         added, _ = json.JSONDecoder().raw_decode(head, head.index("[", head.index('"added_tokens"')))
         numbers = {token["content"]: token["id"] for token in added}
         names = {key: settings.get(key, more.get(key)) for key in ("pad_token", "eos_token")}
-        pad, end = (numbers[name["content"] if isinstance(name, dict) else name] for name in names.values())
+        words = {key: name["content"] if isinstance(name, dict) else name for key, name in names.items()}
+        pad, end = (numbers[word] for word in words.values())
+        ends = head[head.index('"post_processor"') :]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    if mask == "tokens" and pad == end:  # a decoder's, which may end a text in what fills it up
+    ends = ends[: ends.find('"decoder"')]
+    if mask == "tokens" and (pad == end or f'"{words["pad_token"]}"' in ends):  # a text ends in what fills it up
         return None
     return more | settings, pad, end
 
