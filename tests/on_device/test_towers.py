@@ -9,6 +9,8 @@ from cnclip_ft.models import registry
 from cnclip_ft.models.checkpoints import load
 from cnclip_ft.models.start import build_start
 from tests.evaluation import tiny
+from tests.families.cards import CARDS
+from tests.families.test_families import photos
 from tests.training.helpers import prepared, random_batch, tiny_model, tiny_recipe
 
 
@@ -67,6 +69,23 @@ def test_a_second_family_steps_like_on_the_cpu(device, letters, stores, tmp_path
         assert trainer.context.device.type == kind
         found[kind] = [trainer.take(next(batches)).loss.item() for _ in range(4)]
     assert found[device.type] == pytest.approx(found["cpu"], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip of version 2", "siglip2"])
+def test_towers_of_transformers_give_the_cpu_s_features_and_gradients(device, name, tmp_path):
+    """Squares, and pictures in their own shape, of which the CPU leaves the padding out; float64."""
+    model = load(CARDS[name].write(tmp_path / "start")).double()
+    pixels = torch.stack([model.image_tower.preprocessing.decode(file) for file in photos(4)])
+    inputs = (pixels, *model.tokenizer.pad(model.tokenizer.encode(["狗", "a red car", "", "dog " * 9])))
+    found = {}
+    for place in (torch.device("cpu"), device):
+        model.to(place).zero_grad()
+        images, texts = model(*(each.to(place) for each in inputs))
+        (images * texts).sum().backward()
+        gradients = {n: p.grad.cpu().clone() for n, p in model.named_parameters() if p.grad is not None}
+        found[place.type] = {"images": images.detach().cpu(), "texts": texts.detach().cpu(), **gradients}
+    for part, expected in found["cpu"].items():
+        torch.testing.assert_close(found[device.type][part], expected, atol=1e-9, rtol=1e-6, msg=part)
 
 
 def test_exported_graphs_run_on_the_card(device, tmp_path):

@@ -16,7 +16,6 @@ import torch
 from pydantic import Field
 from tokenizers import Tokenizer as Backend
 from tokenizers import normalizers
-from tokenizers.normalizers import Normalizer
 
 from cnclip_ft.models.contract import Tokenizer
 from cnclip_ft.models.families.cleaning import Clean, check_installed, clean_text, whole_characters
@@ -54,10 +53,12 @@ class Deferred:
 
     Args:
         ours: `tokenizer.json` as it stands; else what transformers makes of the folder.
+        lower_case: as for `FastTokenizer.of_folder`.
     """
 
     folder: Path
     ours: bool
+    lower_case: bool = False
 
     def read(self) -> Backend:
         """
@@ -65,7 +66,7 @@ class Deferred:
             RequestError: it is not readable.
         """
         if not self.ours:
-            return _backend_of(_of_transformers(self.folder), self.folder)
+            return _backend_of(_of_transformers(self.folder), self.folder, self.lower_case)
         try:
             file = self.folder / "tokenizer.json"
             regular(file, _LONGEST)
@@ -119,14 +120,18 @@ def _of_transformers(folder: Path) -> Any:
         ) from None
 
 
-def _backend_of(theirs: Any, folder: Path) -> Backend:
+def _backend_of(theirs: Any, folder: Path, lower_case: bool) -> Backend:
     backend = getattr(theirs, "backend_tokenizer", None)
     if backend is None:
         raise RequestError(
             f"{folder}: its {type(theirs).__name__} has no tokenizer.json. Write one with transformers: "
             "AutoTokenizer.from_pretrained(FOLDER, use_fast=True).save_pretrained(FOLDER)"
         )
-    return Backend.from_str(backend.to_str())  # transformers keeps its own state on the one it has
+    backend = Backend.from_str(backend.to_str())  # transformers keeps its own state on the one it has
+    if lower_case:
+        own = backend.normalizer
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *([] if own is None else [own])])
+    return backend
 
 
 class FastTokenizer(Tokenizer):
@@ -186,20 +191,30 @@ class FastTokenizer(Tokenizer):
         padding: Padding = "longest",
         mask: Mask = "tokens",
         clean: Clean | None = None,
+        lower_case: bool = False,
     ) -> FastTokenizer:
         """The tokenizer that transformers makes of a folder, with the rules of its family.
+
+        Args:
+            lower_case: make texts so before all else, which the folder forgets to.
 
         Raises:
             RequestError: there is none, it is code of the folder, or it is not of the library tokenizers.
         """
         _refuse_code(folder / _SETTINGS)
+        if not any(
+            file.name == "tokenizer.json" or file.match("vocab.*") or file.suffix == ".model"
+            for file in folder.iterdir()
+        ):
+            # Some classes would make a vocabulary of nothing.
+            raise RequestError(f"{folder}: no tokenizer.json in it; fetch the folder whole, the tokenizer's files too")
         quick = _told_beforehand(folder, mask)
         if quick is not None:
             settings, pad, end = quick
             rules = Rules(kind="transformers", padding=padding, mask=mask, pad_id=pad, end_id=end, clean=clean)
-            return cls(Deferred(folder, ours=False), settings, rules, context_length)
+            return cls(Deferred(folder, ours=False, lower_case=lower_case), settings, rules, context_length)
         theirs = _of_transformers(folder)
-        backend = _backend_of(theirs, folder)
+        backend = _backend_of(theirs, folder, lower_case)
         end, pad = theirs.eos_token_id, theirs.pad_token_id
         if mask == "to_end" and end is None:
             raise RequestError(f"{folder / _SETTINGS}: no eos_token in it, and the text tower reads its texts there")
@@ -217,11 +232,6 @@ class FastTokenizer(Tokenizer):
             Rules(kind="transformers", padding=padding, mask=mask, pad_id=pad, end_id=end, clean=clean),
             context_length,
         )
-
-    def normalise_before(self, step: Normalizer) -> None:
-        """Let a text pass `step` before all that the folder's own rules do to it."""
-        own = self._backend.normalizer
-        self._backend.normalizer = normalizers.Sequence([step, *([] if own is None else [own])])
 
     @property
     def ends_in(self) -> int | None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import normalizers
 from transformers import PretrainedConfig, Siglip2VisionConfig, SiglipTextConfig, SiglipVisionConfig
 
 from cnclip_ft.models.build import Checkpoint
@@ -69,7 +68,7 @@ def _read(
     tensors = {name: tensor for name, tensor in content.tensors.items() if name not in left_over}
     if "text_model.head.weight" not in tensors:
         raise RequestError(f"{folder}: the checkpoint is incomplete, no 'text_model.head.weight' in it")
-    tokenizer, notes = _tokenizer(folder, words["max_position_embeddings"])
+    tokenizer, notes = _tokenizer(folder, words["max_position_embeddings"], naflex=image["kind"] == "siglip2")
     description = {
         "architecture": None, "image": image, "text": words, "projection": tensors["text_model.head.weight"].shape[0],
         "context_length": tokenizer.context_length, "logit_bias": True, "tokenizer": tokenizer.describe(),
@@ -101,24 +100,27 @@ def _numbers(
     return checked_half(schema, numbers, where)
 
 
-def _tokenizer(folder: Path, length: int) -> tuple[FastTokenizer, list[str]]:
+def _tokenizer(folder: Path, length: int, naflex: bool) -> tuple[FastTokenizer, list[str]]:
     """The folder's tokenizer, filled up to `length` on the right, and what is to be said of it."""
     file = folder / "tokenizer_config.json"
     settings = read_json(file) if file.is_file() else {}
-    kind, notes = str(settings.get("tokenizer_class", "SiglipTokenizer")).removesuffix("Fast"), []
+    kind = str(settings.get("tokenizer_class", "SiglipTokenizer")).removesuffix("Fast")
+    # Of those classes left is the default, and no mask is wanted.
+    told: dict[str, Any] = {"padding_side": "right", "model_input_names": ["input_ids"]}
+    notes = []
     if kind == "SiglipTokenizer" and (folder / "spiece.model").is_file():
         tokenizer = _sentencepiece(folder / "spiece.model", settings, length)
     else:
-        tokenizer = FastTokenizer.of_folder(folder, length, padding="max_length", mask="all")
-        if tokenizer.settings.get("tokenizer_class") == "GemmaTokenizer":
-            # SigLIP 2 learnt from lower case alone, which only transformers' later class knows (Siglip2Tokenizer).
-            tokenizer.normalise_before(normalizers.Lowercase())
-            tokenizer.settings["tokenizer_class"] = "Siglip2Tokenizer"
+        # SigLIP 2 learnt from lower case alone. transformers knows that of NaFlex folders, and of its later class.
+        forgotten = kind == "GemmaTokenizer" and not naflex
+        tokenizer = FastTokenizer.of_folder(folder, length, padding="max_length", mask="all", lower_case=forgotten)
+        if kind == "GemmaTokenizer":
+            told["tokenizer_class"] = "Siglip2Tokenizer"
+        if forgotten:
             notes.append(
                 "texts are made lower case, as for SigLIP 2 when it was trained; the folder's own tokenizer does not"
             )
-    # Of those classes left is the default, and no mask is wanted.
-    tokenizer.settings |= {"padding_side": "right", "model_input_names": ["input_ids"]}
+    tokenizer.settings |= told
     return tokenizer, notes
 
 
