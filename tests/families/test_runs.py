@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import cnclip_ft
 from cnclip_ft.cli import app
 from cnclip_ft.models.checkpoints import file_tensors
+from cnclip_ft.models.families import fast_tokenizer
 from cnclip_ft.recipe import dump_recipe
 from cnclip_ft.search.web.decoder import LENGTHS, SIDES, _answer
 from cnclip_ft.training import plan
@@ -219,7 +220,10 @@ def test_a_softmax_on_several_devices_misses_no_gradient(place, siglip, tmp_path
 # ---- SigLIP 2's tokenizer, and pictures in their own shape -----------------------------------------------------------
 
 
-def test_a_folder_whose_tokenizer_does_not_lower_case_is_lower_cased_and_told(tmp_path, caplog):
+@pytest.mark.parametrize("large", [False, True], ids=["small", "read when first used"])
+def test_a_folder_whose_tokenizer_does_not_lower_case_is_lower_cased_and_told(tmp_path, caplog, monkeypatch, large):
+    if large:
+        monkeypatch.setattr(fast_tokenizer, "_SLOW", 0)
     from tests.families import cards
 
     model, tokenizer, pictures = cards._siglip_2("GemmaTokenizer")
