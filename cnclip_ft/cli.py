@@ -11,7 +11,20 @@ from typing import Annotated
 import typer
 
 from cnclip_ft import __version__
-from cnclip_ft.commands import calibrate, classify, compare, data, encode, evaluate, export, recipe, search, topk, train
+from cnclip_ft.commands import (
+    calibrate,
+    classify,
+    compare,
+    data,
+    encode,
+    evaluate,
+    export,
+    recipe,
+    scripts,
+    search,
+    topk,
+    train,
+)
 from data_tools.errors import UserError
 from data_tools.tables import fitted, terminal_width
 from data_tools.terminal import use_plain_streams
@@ -53,6 +66,7 @@ for function in (
     calibrate.calibrate,
     compare.compare,
     export.export,
+    scripts.scripts,
 ):
     app.command()(function)
 

@@ -60,10 +60,25 @@ def load_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:
         if where[0] == "stages" and len(where) == 2 and isinstance(content["stages"][where[1]], dict):  # a whole stage
             stages.append(where[1])
     try:
+        return checked_recipe(content)
+    except RequestError as error:
+        lines = "\n".join(f"  {line}" for line in _misplaced(overrides or [], stages))
+        said = f"this recipe cannot be run:\n{lines}" if lines else str(error)
+        raise RequestError(f"{path}: {said}") from None
+
+
+def checked_recipe(content: dict[str, Any]) -> Recipe:
+    """A recipe from its content.
+
+    Raises:
+        RequestError: naming every key that is wrong.
+    """
+    try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        lines = _misplaced(overrides or [], stages) or fault_lines(error, known=lambda where, _: _known(where, stages))
-        raise RequestError(f"{path}: this recipe cannot be run:\n" + "\n".join(f"  {line}" for line in lines)) from None
+        stages = list(content["stages"]) if isinstance(content.get("stages"), dict) else []
+        lines = fault_lines(error, known=lambda where, _: _known(where, stages))
+        raise RequestError("this recipe cannot be run:\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
 def complete_override(name: str | None, begun: str) -> list[str]:

@@ -7,6 +7,7 @@ venv=${VENV:-$root/.venv}
 
 # install EXTRA: the project (editable) with an extra, at the tested versions.
 install() {
+  [ -f "$root/setup.cfg" ] || return 0 # scripts that `cnclip-ft scripts` wrote: it is installed
   if [ ! -x "$venv/bin/python" ]; then
     local python=${PYTHON:-python3}
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {

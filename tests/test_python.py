@@ -38,7 +38,10 @@ def test_what_there_is_is_listed_and_importing_it_is_quick():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     listed, heavy = done.stdout.splitlines()
-    assert listed == "['__doc__', '__version__', 'available_models', 'clip', 'load']" and heavy == "[]"
+    assert (
+        listed == "['__doc__', '__version__', 'available_models', 'clip', 'evaluate', 'load', 'search', 'train']"
+        and heavy == "[]"
+    )
     for name in dir(cnclip_ft):
         assert getattr(cnclip_ft, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'lod'"):

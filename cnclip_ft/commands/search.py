@@ -93,24 +93,15 @@ def query(
     """
     import json
 
-    from cnclip_ft.models.patches import recorded
     from cnclip_ft.search.engine.engine import open_engine
-    from cnclip_ft.search.engine.query import Question
+    from cnclip_ft.search.engine.query import Question, given_picture
     from cnclip_ft.search.engine.threshold import read_threshold
     from cnclip_ft.search.index.folder import Index
-    from cnclip_ft.search.index.pictures import uploaded_pixels
-    from data_tools.errors import DataFault, RequestError
-    from data_tools.pictures import MISSING, read_file
+    from data_tools.errors import RequestError
 
     opened = Index(index)
     limit = read_threshold(threshold, opened.info)
-    given = None
-    if image is not None:
-        try:
-            picture = recorded(opened.info["identity"]["image_transform"])
-            given = uploaded_pixels(read_file(image), picture)
-        except DataFault as error:
-            raise RequestError(error.problem if error.kind == MISSING else f"{image}: {error.problem}") from None
+    given = None if image is None else given_picture(opened, image)
     question = Question(text, without, given, None, image_share, not_weight, top)
     question.check()  # before the model is opened
     engine = open_engine(index, **vars(opening), say=_note)

@@ -12,7 +12,9 @@ import pytest
 import typer
 from rich.cells import cell_len
 
+import cnclip_ft
 import cnclip_ft.cli
+from data_tools.errors import RequestError
 from tests.evaluation import tiny
 
 SHORT = " ".join(
@@ -39,8 +41,10 @@ compare BEST LAST --split official/valid --json compared.json
 export BEST --to huggingface --output exported --verify official/valid
 export BEST --to cn_clip --output exported.pt
 search index BEST photos --output index --approximate hnsw
+search index exported photos --output exported.index
 search query index 红色的圆
 search query index --image photos/cat/0.png --json
+scripts here
 recipe list
 recipe show two-stages_vit-b-16_roberta --all
 recipe new mine.yaml
@@ -129,7 +133,8 @@ def test_what_is_written_has_the_rights_the_umask_gives(road):
     wrong = {
         str(path.relative_to(folder)): oct(mode)
         for path in files
-        if (mode := stat.S_IMODE(path.stat().st_mode)) != (0o777 if path.is_dir() else 0o666) & ~umask
+        if (mode := stat.S_IMODE(path.stat().st_mode))
+        != (0o777 if path.is_dir() or path.suffix == ".sh" else 0o666) & ~umask
         and not str(path.relative_to(folder)).startswith(("photos", "classes.txt"))
     }
     assert not wrong and len(files) > 60
@@ -146,3 +151,23 @@ def test_other_umasks_are_kept_to_as_well(tmp_path, umask):
         os.umask(before)
     modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*") if path.is_file()}
     assert modes == {0o666 & ~umask}
+
+
+def test_the_same_from_python(road, monkeypatch):
+    """The run is there: trained further, judged and searched by calls."""
+    folder, _, _ = road
+    monkeypatch.chdir(folder)
+    run = "runs/a-run-with-a-name-of-some-length"
+    with pytest.raises(RequestError, match="is finished"):
+        cnclip_ft.train(f"{run}/recipe.yaml", proceed=True)
+    with pytest.raises(RequestError, match="stages.one: missing|train: missing"):
+        cnclip_ft.train({"model": {"start": "x"}, "data": {"train": "a", "valid": "b"}, "stages": {"one": {}}})
+    best = cnclip_ft.train(f"{run}/recipe.yaml", ["stages.contrast.steps=3"], proceed=True)
+    assert best == Path(run, "contrast/best")
+    card = cnclip_ft.evaluate(best, "official/valid", device="cpu")
+    assert card.scores["valid"].mean_recall == card.as_dict()["splits"]["valid"]["mean_recall"] > 0
+    assert [found.key for found in cnclip_ft.search("exported.index", image="photos/dog/1.png", top=2)][
+        0
+    ] == "dog/1.png"
+    with pytest.raises(RequestError, match="nothing is asked"):
+        cnclip_ft.search("exported.index")

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from cnclip_ft.features.encode import encode_texts
 from cnclip_ft.models.dual_encoder import DualEncoder
-from data_tools.errors import RequestError
+from cnclip_ft.models.patches import recorded
+from cnclip_ft.search.index.folder import Index
+from cnclip_ft.search.index.pictures import uploaded_pixels
+from data_tools.errors import DataFault, RequestError
+from data_tools.pictures import MISSING, read_file
 
 IMAGE_SHARE = 0.5
 WITHOUT_WEIGHT = 0.5
@@ -52,6 +57,18 @@ class Question:
             raise RequestError(f"the picture's share is {self.image_share}; it lies between 0 and 1")
         if not 0 <= self.without_weight <= 2:
             raise RequestError(f"the weight of what is not wanted is {self.without_weight}; it lies between 0 and 2")
+
+
+def given_picture(index: Index, image: str | Path) -> torch.Tensor:
+    """`pixels` of a question from a file, as the index's model sees pictures.
+
+    Raises:
+        RequestError: no such file, or no picture.
+    """
+    try:
+        return uploaded_pixels(read_file(Path(image)), recorded(index.info["identity"]["image_transform"]))
+    except DataFault as error:
+        raise RequestError(error.problem if error.kind == MISSING else f"{image}: {error.problem}") from None
 
 
 def vectors(
