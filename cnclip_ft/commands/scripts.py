@@ -11,7 +11,7 @@ from data_tools.tables import say
 
 # In a wheel they lie in the package (setup.py), in a checkout beside it.
 _PLACES = (Path(__file__).parents[1] / "run_scripts", Path(__file__).parents[2] / "run_scripts")
-_FOR_BUILDERS = {"lint.sh", "test.sh"}
+_FOR_BUILDERS = {"docs.sh", "lint.sh", "test.sh"}
 
 
 def scripts(
