@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 from cnclip_ft import clip
@@ -15,6 +16,7 @@ from cnclip_ft.models import hub
 from cnclip_ft.models.checkpoints import save_checkpoint
 from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
 from data_tools.errors import RequestError
+from tests.families.cards import CARDS
 from tests.models.helpers import VIT, official, small, tensors
 from tests.official import requires_official, run_official
 
@@ -214,6 +216,32 @@ def test_any_checkpoint_and_its_own_tokenizer(folder):
     assert model.encoder.image_size == 64
     assert model.tokenize("“狗”").shape == (1, 52) and model.tokenize(["a", "b"], context_length=9).shape == (2, 9)
     assert model.tokenize("“狗”").tolist() == clip.tokenize('"狗"').tolist() != clip.tokenize("“狗”").tolist()
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip of version 2", "siglip2"])
+def test_models_of_other_families(name, folder):
+    """The same calls: scores are the library's, with the bias of a sigmoid model."""
+    place = CARDS[name].write(folder / "other")
+    model, preprocess = clip.load_from_name(place, "cpu")
+    pictures = [preprocess(f"{n}.png") for n in range(3)]
+    assert repr(preprocess).startswith("Preprocess(")
+    texts = ["a dog", "两只猫"]
+    with torch.no_grad():
+        ids = model.tokenize(texts)
+        assert ids.shape == (2, model.encoder.context_length)
+        logits, transposed = model.get_similarity(torch.stack(pictures), ids)
+        encoder = model.encoder
+        cosines = encoder.encode_images([f"{n}.png" for n in range(3)]) @ encoder.encode_texts(texts).T
+        expected = encoder.logit_scale.exp() * cosines + (0 if encoder.logit_bias is None else encoder.logit_bias)
+    assert torch.equal(logits.T, transposed)
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-5)
+    if name != "siglip2":  # its pictures are not of one shape in the library
+        theirs = transformers.AutoModel.from_pretrained(place).eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+        inputs = tokenizer(texts, padding="max_length", max_length=ids.shape[1], return_tensors="pt")
+        with torch.no_grad():
+            found = theirs(**inputs, pixel_values=torch.stack(pictures)).logits_per_image
+        torch.testing.assert_close(logits, found, atol=1e-4, rtol=1e-5)
 
 
 def test_what_does_not_fit_is_told(folder):
