@@ -69,8 +69,8 @@ def build_start(
     Args:
         spec: a published name or a path; or ``{architecture: NAME}`` for random weights; or ``{image: …, text: …,
             projection: …, pooling: …, logit_scale: …}`` where image is a CLIP folder or file, an import path,
-            ``{path: …, activation: …}`` or ``{kind: vit|resnet, …}`` and text is a BERT folder or file, any text encoder of transformers, or
-            ``{hidden: …, layers: …, heads: …}``.
+            ``{path: …, activation: …}`` or ``{kind: vit|resnet, …}`` and text is a BERT folder or file, the folder of any text
+            encoder of transformers, or ``{hidden: …, layers: …, heads: …}``.
         context_length: longest text in tokens; None keeps the start's own (52 where it has none).
         image_size: another resolution in pixels; pretrained position embeddings are resized once.
         max_patches: another budget for a tower that takes pictures in their own shape (NaFlex).
