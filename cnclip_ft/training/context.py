@@ -20,6 +20,7 @@ from cnclip_ft.models.start import LoadReport, build_start
 from cnclip_ft.recipe import Recipe
 from cnclip_ft.runtime import choose_precision, keep_activations
 from cnclip_ft.training.journal import Journal
+from cnclip_ft.training.official_layout import split_in, weights_beside
 from cnclip_ft.training.run_folder import check_place
 from cnclip_ft.training.sharding import Whole, refuse_other_engines, settle_sharding
 from cnclip_ft.training.trackers import tracker_names
@@ -127,7 +128,7 @@ def make_context(
     guard = recipe.data.guard
     guard_store = open_split(guard.split, "data.guard.split") if guard else None
     model, start = build_start(
-        recipe.model.start, context_length=recipe.data.context_length, image_size=recipe.model.image_size,
+        weights_beside(recipe.model.start, recipe.data.train), context_length=recipe.data.context_length, image_size=recipe.model.image_size,
         max_patches=recipe.model.max_patches, source=recipe.model.source, seed=recipe.seed, trust_import=trust_import,
     )  # fmt: skip
     context = Context(
@@ -163,9 +164,9 @@ def _workers(recipe: Recipe, processes: int) -> int:
 
 
 def open_split(path: str, key: str) -> PairStore:
-    """Open a store of the recipe; an empty one is refused."""
+    """Open a store of the recipe, or that of its split in a data set's folder; an empty one is refused."""
     try:
-        store = open_store(path)
+        store = open_store(split_in(path, "train" if key == "data.train" else "valid"))
     except RequestError as error:
         raise RequestError(f"{key}: {error} If it lies elsewhere: {key}=PLACE.") from None
     if len(store) == 0:

@@ -1,0 +1,31 @@
+"""The official folder as it is: ``DATAPATH/datasets/<set>/lmdb/<split>`` and ``DATAPATH/pretrained_weights/<file>.pt``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
+
+WEIGHTS = "pretrained_weights"
+
+
+def split_in(place: str, split: str) -> Path:
+    """The store of a split, where `place` is the folder of a data set with its stores in ``lmdb/`` or in itself; else `place`."""
+    folder = Path(place)
+    for inside in (folder / "lmdb" / split, folder / split):
+        if (inside / "pairs").is_dir() and not (folder / "pairs").exists():
+            return inside
+    return folder
+
+
+def weights_beside(start: Any, train: str) -> Any:
+    """`start`, or the file of that published name in the folder of weights beside the ``datasets`` that `train` lies in."""
+    architecture = ARCHITECTURES.get(start) if isinstance(start, str) and not Path(start).exists() else None
+    if architecture is None or architecture.file is None:
+        return start
+    for above in Path(train).absolute().parents:
+        file = above.parent / WEIGHTS / architecture.file
+        if above.name == "datasets" and file.is_file():
+            return str(file)
+    return start
