@@ -96,6 +96,20 @@ def test_features_are_the_librarys_and_are_kept(name, folders, tmp_path):
     assert again.tokenizer.fingerprint() == model.tokenizer.fingerprint()
 
 
+@pytest.mark.parametrize(("name", "token"), [("cased bert", "[PAD]"), ("gemma3_text", "<pad>")])
+def test_a_text_may_hold_the_name_of_padding(name, token, folders):
+    model, texts = start(folders(name))[0], [f"a {token} b", token, f"{token} a red car"]
+    expected = pooled(folders(name), ENCODERS[name].pooling, texts)
+    torch.testing.assert_close(trunk_features(model, texts), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_an_empty_text_has_a_feature_where_the_tokenizer_adds_nothing(pooling, folders):
+    model = start(folders("llama"), pooling=pooling)[0]
+    assert model.tokenizer.encode([""]) == [[]]
+    torch.testing.assert_close(model.encode_texts(["", "a red car"])[:1], model.encode_texts(""))
+
+
 QUICK = ("qwen3",)
 
 

@@ -34,7 +34,7 @@ _SETTINGS = "tokenizer_config.json"
 class Rules(Part):
     """What a family says of its texts beside the files.
 
-    `mask`: what is attended to. ``tokens``: all but padding; ``to_end``: up to the first end token, where padding has the id
+    `mask`: what is attended to. ``tokens``: all but the padding behind; ``to_end``: up to the first end token, where padding has the id
     of a real token (CLIP); ``all``: padding too (SigLIP). `clean`: what is done to a text before (`families.cleaning`).
     """
 
@@ -276,7 +276,10 @@ class FastTokenizer(Tokenizer):
         if self.rules.mask == "all":
             return torch.ones_like(input_ids)
         if self.rules.mask == "tokens":
-            return input_ids.ne(self.rules.pad_id).to(input_ids.dtype)
+            # Up to the last that is no padding: a text may hold the pad's name. The first always: a text may hold nothing.
+            real = input_ids.ne(self.rules.pad_id).to(input_ids.dtype)
+            first = torch.arange(input_ids.shape[1], device=input_ids.device) == 0
+            return ((real.sum(1, keepdim=True) - real.cumsum(1) + real > 0) | first).to(input_ids.dtype)
         end = input_ids.eq(self.rules.end_id or 0).to(input_ids.dtype)
         return (end.cumsum(1) - end == 0).to(input_ids.dtype)
 
