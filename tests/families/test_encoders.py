@@ -313,6 +313,22 @@ def test_a_folder_half_downloaded_is_told(gone, said, folders, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["roberta", "qwen3"])
+def test_a_folder_without_its_vocabulary_is_told(name, folders, tmp_path):
+    """transformers makes a tokenizer of special tokens alone of it, to which all words are one."""
+    shutil.copytree(folders(name), tmp_path / "x")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "x" / file).unlink()
+    with pytest.raises(RequestError, match="no tokenizer.json in it; fetch the folder whole"):
+        start(tmp_path / "x")
+
+
+def test_a_cased_bert_is_told_from_its_tokenizer_alone(folders, tmp_path):
+    shutil.copytree(folders("cased bert"), tmp_path / "x")
+    (tmp_path / "x" / "tokenizer_config.json").unlink()
+    assert start(tmp_path / "x")[0].tokenizer.encode(SAID) == start(folders("cased bert"))[0].tokenizer.encode(SAID)
+
+
 def test_a_pooling_that_is_not_done_asks_for_one(folders, tmp_path):
     folder = tmp_path / "x"
     shutil.copytree(folders("minilm"), folder)

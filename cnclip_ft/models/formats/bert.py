@@ -49,7 +49,10 @@ def has_text_half(path: Path) -> bool:
     settings, whole = path / "tokenizer_config.json", path / "tokenizer.json"
     if settings.is_file() and read_json(settings).get("do_lower_case") is False:
         return False
-    model = read_json(whole).get("model") if whole.is_file() else None
+    said = read_json(whole) if whole.is_file() else {}
+    model, normaliser = said.get("model"), said.get("normalizer")
+    if isinstance(normaliser, dict) and normaliser.get("lowercase") is False:
+        return False
     return not isinstance(model, dict) or model.get("type", "WordPiece") == "WordPiece"
 
 
