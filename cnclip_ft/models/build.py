@@ -212,6 +212,19 @@ def fill(module: nn.Module, tensors: Tensors, source: str) -> None:
     _make_buffers(module)
 
 
+def temperature(tensors: Tensors, source: str) -> float:
+    """The logarithm that a whole model multiplies its cosines by.
+
+    Raises:
+        RequestError: it is not there, or no single number.
+    """
+    found = tensors.get("logit_scale")
+    if found is None or found.numel() != 1:
+        what = "missing" if found is None else f"{list(found.shape)}, expected []"
+        raise RequestError(f"{source}: logit_scale is {what}; fetch the weights again")
+    return float(found)
+
+
 def with_scalars(tensors: Tensors) -> Tensors:
     """Temperature and bias as numbers without dimensions, which some files give one (SigLIP's)."""
     return {

@@ -19,6 +19,7 @@ from cnclip_ft.models.build import (
     read_tokenizer,
     resized,
     stretched,
+    temperature,
     text_tower,
     tokenizer_of,
 )
@@ -220,7 +221,7 @@ def _pretrained_image(
     if (path / INFO).is_file() or (is_whole(path) and not has_image_half(path)):
         checkpoint = read_checkpoint(path)
         numbers, dim, where = checkpoint.description["image"], checkpoint.description["projection"], checkpoint.source
-        scale: float | None = float(checkpoint.tensors["logit_scale"])
+        scale: float | None = temperature(checkpoint.tensors, checkpoint.source)
         notes = list(checkpoint.notes)
         tensors, left_over = _half(checkpoint, image_kinds()[numbers["kind"]], "image_tower.")
     else:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import cnclip_ft
@@ -250,6 +251,16 @@ def test_pictures_of_another_kind_are_told(dual, tmp_path):
         build_start(str(edited(dual, tmp_path / "x", vision_config=vision)))
 
 
+@pytest.mark.parametrize("name", ["clip", "siglip2"])
+def test_weights_without_a_temperature_are_told(name, tmp_path):
+    folder = CARDS[name].write(tmp_path / "x")
+    whole = load_file(folder / "model.safetensors")
+    whole["logit_scale"] = torch.ones(2)
+    save_file(whole, folder / "model.safetensors")
+    with pytest.raises(RequestError, match=r"logit_scale is \[2\], expected"):
+        build_start({"image": str(folder), "text": {"hidden": 32, "layers": 1, "heads": 2}})
+
+
 @pytest.mark.parametrize("image", ["clip", "siglip of version 2", "siglip2"])
 @pytest.mark.parametrize("text", ["qwen3", "minilm"])
 def test_pictures_of_any_family_beside_texts_of_any_encoder(image, text, folders, tmp_path):
@@ -280,6 +291,9 @@ def edited(folder, place, file="config.json", **changes):
         ("roberta", {"model_type": "bart"}, {}, "is no encoder of texts by itself"),
         ("roberta", {"num_hidden_layers": 5000}, {}, "num_hidden_layers is 5000, expected a whole number up to 1,000"),
         ("roberta", {"num_hidden_layers": 4}, {}, "16 missing"),
+        ("roberta", {"num_attention_heads": 0}, {}, "transformers makes no roberta of these numbers .* config.json that came with"),
+        ("roberta", {"hidden_act": "swish9"}, {}, "transformers makes no roberta of these numbers .*swish9"),
+        ("roberta", {"model_type": ["roberta"]}, {}, "a text model of type \"\\['roberta'\\]\""),
         ("roberta", {"num_hidden_layers": 2}, {}, "16 tensors belong to no RobertaModel"),
         ("roberta", {"hidden_size": 64}, {}, r"is \[.*32\], expected \[.*64\]"),
         ("roberta", {}, {"pooling": "max"}, "text pooling is 'max'; use cls, mean, last, eos, pooler"),

@@ -33,7 +33,7 @@ def is_whole(path: Path) -> bool:
     if path.is_file():
         return is_openai(read_names(path))
     file = path / "config.json"
-    return read_json(file).get("model_type") in READERS if file.is_file() else is_open_clip(path)
+    return str(read_json(file).get("model_type")) in READERS if file.is_file() else is_open_clip(path)
 
 
 def read_folder_of_transformers(folder: Path, dtype: torch.dtype) -> Checkpoint:
@@ -44,7 +44,7 @@ def read_folder_of_transformers(folder: Path, dtype: torch.dtype) -> Checkpoint:
     """
     config = read_json(folder / "config.json")
     kind = config.get("model_type")
-    if kind not in READERS:
+    if not isinstance(kind, str) or kind not in READERS:
         code = (
             f" The folder names code of its own for it ({repr(config['auto_map'])[:80]}), which is never run."
             if config.get("auto_map")

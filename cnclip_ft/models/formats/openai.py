@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cnclip_ft.models.build import described_in_file
+from cnclip_ft.models.build import described_in_file, temperature
 from cnclip_ft.models.formats.cn_clip import is_dropped, is_official, to_ours
 from cnclip_ft.models.formats.files import Content, Tensors, read_json, read_weights
 from cnclip_ft.models.formats.open_clip import (
@@ -54,8 +54,8 @@ class ImageHalf:
     def __init__(
         self, numbers: dict[str, Any], tensors: Tensors, source: str, left_over: list[str], notes: list[str]
     ) -> None:
-        scale = tensors.pop("logit_scale", None)
-        self.logit_scale = None if scale is None else float(scale)
+        self.logit_scale = temperature(tensors, source) if "logit_scale" in tensors else None
+        tensors.pop("logit_scale", None)
         self.numbers, self.tensors, self.source, self.left_over, self.notes = numbers, tensors, source, left_over, notes
         last = _LAST[numbers["kind"]]
         if last not in tensors:

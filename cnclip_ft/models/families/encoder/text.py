@@ -133,8 +133,14 @@ class EncoderTower(TextTower):
         check_pooling(pooling, config)
         config.use_cache = False
         # Weights without memory, whatever device is the default; buffers are numbers that stand in no file.
-        with torch.device("cpu"), init_empty_weights(include_buffers=False):
-            model: Any = AutoModel.from_config(config, trust_remote_code=False)
+        try:
+            with torch.device("cpu"), init_empty_weights(include_buffers=False):
+                model: Any = AutoModel.from_config(config, trust_remote_code=False)
+        except Exception as error:  # noqa: BLE001 - every class stumbles over wrong numbers in its own way
+            raise RequestError(
+                f"transformers makes no {config.model_type} of these numbers ({type(error).__name__}: {str(error)[:160]}). Use the "
+                "config.json that came with the weights"
+            ) from None
         if pooling == "pooler" and not hasattr(model, "pooler"):
             raise RequestError(f"pooling pooler: a {config.model_type} of transformers has none; use mean or cls")
         if pooling != "pooler" and isinstance(getattr(model, "pooler", None), nn.Module):
