@@ -78,6 +78,12 @@ class Where:
     def __bool__(self) -> bool:
         return bool(self.conditions)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Where) and self.conditions == other.conditions
+
+    def __hash__(self) -> int:
+        return hash(self.conditions)
+
     def __str__(self) -> str:
         return ", ".join(f"{one.name}{one.sign}{one.value}" for one in self.conditions)
 
@@ -99,6 +105,9 @@ class Where:
                 near = difflib.get_close_matches(condition.name, names, 1)
                 there = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names) or 'none'}"
                 raise RequestError(f"{place} keeps no column {condition.name!r}; {there}")
+
+
+EVERYTHING = Where()
 
 
 def parse_where(given: Sequence[str]) -> Where:

@@ -6,12 +6,14 @@ import os
 import random
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from data_tools.atomic import whole_file
+from data_tools.columns import EVERYTHING, Where, shown
 from data_tools.errors import DataFault, RequestError
 from data_tools.outputs import begins, holds
 from data_tools.pictures import thumbnail
@@ -25,6 +27,7 @@ _FONT_NAMES = (
 )  # fmt: skip
 _SOFTWARE = "cnclip-ft data show"
 _CELL, _GAP, _LINES, _FONT_SIZE = 224, 12, 3, 16
+_KEPT_LINES = 2  # of other columns, where the store keeps any
 
 
 def font_folders() -> list[Path]:
@@ -85,8 +88,9 @@ def _font_files(folders: list[Path]) -> list[Path]:
 
 
 def draw_sheet(
-    store: PairStore, output: Path, *, columns: int = 6, rows: int = 4, seed: int | None = 0, font: Path | None = None
-) -> int:
+    store: PairStore, output: Path, *, columns: int = 6, rows: int = 4, seed: int | None = 0, font: Path | None = None,
+    where: Where = EVERYTHING,
+) -> int:  # fmt: skip
     """Draw up to ``columns × rows`` pairs, random ones, or the first with `seed` None. Returns how many.
 
     Raises:
@@ -97,19 +101,28 @@ def draw_sheet(
         raise RequestError(f"a sheet of {columns}×{rows}: at least one picture is needed")
     if not len(store):
         raise RequestError(f"{store.path} holds no pairs to draw")
-    count = min(columns * rows, len(store))
-    chosen = range(count) if seed is None else sorted(random.Random(seed).sample(range(len(store)), count))
+    there: Sequence[int] = range(len(store))
+    if where:
+        where.check(store.columns, store.path)
+        there = [number for number, pair in enumerate(store.pairs()) if where.holds(store.columns_of(pair.image_id))]
+        if not there:
+            raise RequestError(f"{store.path}: no picture meets {where}")
+    count = min(columns * rows, len(there))
+    chosen = there[:count] if seed is None else sorted(random.Random(seed).sample(there, count))
     pairs = [store[index] for index in chosen]
-    letters = find_font(font, chinese=any(HAN.search(pair.text) for pair in pairs))
+    kept = [shown(store.columns_of(pair.image_id)) for pair in pairs]
+    letters = find_font(font, chinese=any(HAN.search(text) for text in (*(pair.text for pair in pairs), *kept)))
     line = _FONT_SIZE + 4
-    width, height = _CELL + _GAP, _CELL + _LINES * line + _GAP
+    width, height = _CELL + _GAP, _CELL + (_LINES + (_KEPT_LINES if any(kept) else 0)) * line + _GAP
     sheet = Image.new("RGB", (columns * width + _GAP, -(-count // columns) * height + _GAP), "white")
     pen = ImageDraw.Draw(sheet)
     for number, pair in enumerate(pairs):
         left, top = _GAP + number % columns * width, _GAP + number // columns * height
         _draw_picture(sheet, pen, store, pair, left, top)
-        for index, text in enumerate(_wrapped(pair.text, letters)):
-            pen.text((left, top + _CELL + 2 + index * line), text, fill="black", font=letters)
+        lines = [(text, "black") for text in _wrapped(pair.text, letters, _LINES)]
+        lines += [(text, "dimgrey") for text in _wrapped(kept[number], letters, _KEPT_LINES)]
+        for index, (text, colour) in enumerate(lines):
+            pen.text((left, top + _CELL + 2 + index * line), text, fill=colour, font=letters)
     said = PngInfo()
     said.add_text("Software", _SOFTWARE)
     with whole_file(output) as file:
@@ -133,11 +146,11 @@ def _draw_picture(
     sheet.paste(picture, (left + (_CELL - picture.width) // 2, top + (_CELL - picture.height) // 2))
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    """At most three lines of a cell's width; Chinese breaks anywhere, English between words where it can."""
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, most: int) -> list[str]:
+    """At most `most` lines of a cell's width; Chinese breaks anywhere, English between words where it can."""
     text = " ".join(text.split())
     lines: list[str] = []
-    while text and len(lines) < _LINES:
+    while text and len(lines) < most:
         end = len(text)
         while end > 1 and font.getlength(text[:end]) > _CELL:
             end -= max(1, (end - 1) // 8) if font.getlength(text[:end]) > 2 * _CELL else 1

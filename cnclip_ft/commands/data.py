@@ -163,16 +163,22 @@ def show(
     rows: Annotated[int, typer.Option(help="Pictures down.")] = 4,
     seed: Annotated[int, typer.Option(help="Which random pairs.")] = 0,
     first: Annotated[bool, typer.Option("--first", help="The first pairs instead of random ones.")] = False,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CONDITION", help="On a kept column: 类目=女装, '价格<100'; may be repeated."),
+    ] = None,
     font: Annotated[Path | None, typer.Option(help="A .ttf, .ttc or .otf with the glyphs of the captions.")] = None,
 ) -> None:
-    """Draw a contact sheet: pictures with their captions.
+    """Draw a contact sheet: pictures with their captions, and in grey what else is kept of them.
 
     Example: cnclip-ft data show DIR/train --output sheet.png
     """
+    from data_tools.columns import parse_where
     from data_tools.contact_sheet import draw_sheet, is_sheet
     from data_tools.outputs import refuse_files
     from data_tools.store import open_store
 
     refuse_files([(output, is_sheet, "a contact sheet of `data show`")], [store])
-    count = draw_sheet(open_store(store), output, columns=columns, rows=rows, seed=None if first else seed, font=font)
+    count = draw_sheet(open_store(store), output, columns=columns, rows=rows, seed=None if first else seed, font=font,
+                       where=parse_where(where or ()))  # fmt: skip
     typer.echo(f"{output}: {count} pairs")

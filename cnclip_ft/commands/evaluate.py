@@ -32,6 +32,9 @@ def evaluate(
         str | None,
         typer.Option(help="Published rows to show: muge, flickr30k-cn, coco-cn, none. [default: judged by the path]"),
     ] = Options.dataset,
+    by: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Recall for every value of a kept column too, e.g. a category.")
+    ] = None,
     encoding: Encoding,
     memory: Memory = Options.memory,
     origin: Origin,
@@ -61,9 +64,13 @@ def evaluate(
     if is_feature_folder(path):
         if splits:
             raise RequestError(f"{checkpoint} holds features already; name no splits beside it")
+        if by:
+            raise RequestError(
+                f"--by reads the store, and {checkpoint} holds features; evaluate the checkpoint on the store"
+            )
         card = scorecard.score_features(path, options)
     else:
-        card = scorecard.score_checkpoint(checkpoint, splits or [], options)
+        card = scorecard.score_checkpoint(checkpoint, splits or [], options, by)
     say(card.table(width=terminal_width()))
     if json_file:
         official_files.write_json(json_file, card.as_dict())

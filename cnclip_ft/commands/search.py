@@ -27,6 +27,12 @@ Threshold = Annotated[
     str | None, typer.Option(metavar="FILE|NUMBER", help="Cosine of a match: a number, or `calibrate --json`'s file.")
 ]
 
+_SHORT = 16  # characters of a kept value that has room in a table
+Where = Annotated[
+    list[str] | None,
+    typer.Option(metavar="CONDITION", help="On a kept column: 类目=女装, '价格<100'; may be repeated."),
+]
+
 
 @dataclass(frozen=True)
 class Opening:
@@ -83,6 +89,7 @@ def query(
     image_share: Annotated[float, typer.Option(help="The picture's part beside words, 0 to 1.")] = 0.5,
     not_weight: Annotated[float, typer.Option(help="How strongly --not pushes away, 0 to 2.")] = 0.5,
     top: Annotated[int, typer.Option(help="How many pictures, 1 to 1,000.")] = 10,
+    where: Where = None,
     threshold: Threshold = None,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object a line instead of a table.")] = False,
     opening: Opening,
@@ -96,14 +103,18 @@ def query(
     from cnclip_ft.search.engine.engine import open_engine
     from cnclip_ft.search.engine.query import Question, given_picture
     from cnclip_ft.search.engine.threshold import read_threshold
+    from cnclip_ft.search.index.facets import Facets
     from cnclip_ft.search.index.folder import Index
+    from data_tools.columns import parse_where
     from data_tools.errors import RequestError
 
     opened = Index(index)
     limit = read_threshold(threshold, opened.info)
     given = None if image is None else given_picture(opened, image)
-    question = Question(text, without, given, None, image_share, not_weight, top)
+    question = Question(text, without, given, None, image_share, not_weight, top, parse_where(where or ()))
     question.check()  # before the model is opened
+    if question.where:
+        Facets(opened).select(question.where)
     engine = open_engine(index, **vars(opening), say=_note)
     (answer,) = engine.ask([question])
     if isinstance(answer, RequestError):
@@ -115,7 +126,7 @@ def query(
             typer.echo(json.dumps(_line(engine.index, rank, found), ensure_ascii=False))
         return
     if not answer:
-        _note(f"nothing reaches the threshold {limit:.4f}")
+        _note("no picture meets the conditions" if limit is None else f"nothing reaches the threshold {limit:.4f}")
         return
     say(_table(answer))
 
@@ -124,16 +135,21 @@ def _line(index: Index, rank: int, found: Found) -> dict[str, object]:
     line: dict[str, object] = {"rank": rank, "score": round(found.score, 6), "number": found.number, "id": found.key}
     if index.info["source"]["kind"] == "folder":
         line["path"] = str(Path(index.info["source"]["path"]) / str(found.key))
-    return line
+    return line | ({"columns": found.columns} if found.columns else {})
 
 
 def _table(answer: list[Found]) -> str:
     from data_tools.tables import table, terminal_width
 
-    rows = [
-        [str(rank), f"{found.score:.4f}", str(found.number), str(found.key)] for rank, found in enumerate(answer, 1)
-    ]
-    return table(["#", "score", "number", "picture"], rows, text=(3,), width=terminal_width())
+    heads, rows = ["#", "score", "number", "picture"], list[list[str]]()
+    for rank, found in enumerate(answer, 1):
+        rows.append([str(rank), f"{found.score:.4f}", str(found.number), str(found.key)])
+    # Links and the like are in --json; a table has no room for them.
+    kept = [name for name in dict.fromkeys(name for found in answer for name in found.columns)
+            if all(len(str(found.columns.get(name, ""))) <= _SHORT for found in answer)]  # fmt: skip
+    for row, found in zip(rows, answer, strict=True):
+        row += [str(found.columns.get(name, "")) for name in kept]
+    return table([*heads, *kept], rows, text=range(3, len(heads) + len(kept)), width=terminal_width())
 
 
 def _note(line: str) -> None:

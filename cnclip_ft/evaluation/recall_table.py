@@ -39,10 +39,11 @@ def recall_table(
     markdown: bool = False,
     width: int | None = None,
 ) -> str:
-    """A row a split, the languages of each below it, then the `extra` rows (published ones); `width` as for `tables.table`."""
+    """A row a split, the languages and groups of each below it, then the `extra` rows (published ones); `width` as for `tables.table`."""
     rows = []
     for name, score in scores.items():
         rows.append(recall_cells(name, score))
-        rows += [recall_cells(f"  {name} · {language}", part) for language, part in score.by_language.items()]
+        parts = [*score.by_language.items(), *score.by_group.items()]
+        rows += [recall_cells(f"  {name} · {label}", part) for label, part in parts]
     rows += map(list, extra)
     return markdown_table(recall_heads(), rows) if markdown else tables.table(recall_heads(), rows, width=width)

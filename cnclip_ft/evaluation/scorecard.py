@@ -13,11 +13,13 @@ from cnclip_ft.evaluation.recall_table import recall_table
 from cnclip_ft.features import official_files
 from cnclip_ft.features.encode import SplitFeatures, SplitTexts
 from cnclip_ft.features.folder import read_info, read_split
-from cnclip_ft.features.sources import store_source
+from cnclip_ft.features.sources import Source, store_source
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.retrieval.recall import RetrievalScores, recall
 from cnclip_ft.runtime import parse_device
+from data_tools.columns import Condition, Where
 from data_tools.errors import RequestError
+from data_tools.store import open_store
 from data_tools.tables import fitted
 
 
@@ -40,8 +42,13 @@ class Scorecard:
         return self.record
 
 
-def score_checkpoint(checkpoint: str | Path, splits: Sequence[str | Path], options: Options) -> Scorecard:
+def score_checkpoint(
+    checkpoint: str | Path, splits: Sequence[str | Path], options: Options, by: str | None = None
+) -> Scorecard:
     """Encode every split and score it both ways.
+
+    Args:
+        by: a column the stores keep (a category): its values are scored one by one as well.
 
     Raises:
         RequestError: checkpoint, split or option cannot be used; nothing has been encoded.
@@ -51,12 +58,13 @@ def score_checkpoint(checkpoint: str | Path, splits: Sequence[str | Path], optio
     if not splits:
         raise RequestError("name at least one split (a store, e.g. DATA/valid) to evaluate on")
     sources = [store_source(split) for split in splits]
+    groups = [_groups(source, by) if by else [] for source in sources]
     opened = open_model(checkpoint, options)
     described = opened.described()
     card = _card({**described, "settings": described["settings"] | {"batch_size": options.batch_size}})
-    for source in sources:
+    for source, labels in zip(sources, groups, strict=True):
         features = opened.features(source)
-        scores = recall(features, memory=options.memory, device=opened.device)
+        scores = recall(features, memory=options.memory, device=opened.device, groups=labels)
         about = {
             "path": str(source.path),
             "checksum": source.checksum,
@@ -129,6 +137,27 @@ def _unique(card: Scorecard, name: str) -> str:
     if name not in card.scores:
         return name
     return next(f"{name} ({n})" for n in range(2, len(card.scores) + 3) if f"{name} ({n})" not in card.scores)
+
+
+_MOST_GROUPS = 60
+
+
+def _groups(source: Source, column: str) -> list[str]:
+    """For every text what its first picture has in `column`.
+
+    Raises:
+        RequestError: the store keeps no such column, or too many values in it.
+    """
+    store = open_store(source.path)
+    Where([Condition(column, "=", "")]).check(store.columns, source.path)
+    labels = ["–"] * len(source.split.texts)
+    for image, text in reversed(source.split.positives.tolist()):
+        labels[text] = str(store.columns_of(source.split.image_ids[image]).get(column, "–"))
+    if len(set(labels)) > _MOST_GROUPS:
+        raise RequestError(
+            f"--by {column}: {len(set(labels)):,} values are too many for a table; name a column like a category"
+        )
+    return labels
 
 
 def _truncated(model: DualEncoder, split: SplitTexts) -> int:

@@ -11,6 +11,8 @@ exclude a picture that was not proposed, the float32 features are asked instead.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from cnclip_ft.retrieval import half
@@ -29,6 +31,26 @@ class _Gallery(Side):
 
     def __init__(self, features: torch.Tensor, device: torch.device, largest: float) -> None:
         self.features, self.device, self.largest = features, device, largest
+
+
+class _Chosen(_Gallery):
+    """Some rows of a gallery, gathered tile by tile."""
+
+    def __init__(self, gallery: _Gallery, rows: torch.Tensor) -> None:
+        super().__init__(gallery.features, gallery.device, gallery.largest)
+        self.chosen = rows.to(gallery.features.device)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def tiles(self, rows: int) -> Iterator[tuple[int, torch.Tensor]]:
+        rows = min(rows, max(1, _CONVERTED // (4 * self.dim)))
+        for start in range(0, len(self), rows):
+            part = self.features[self.chosen[start : start + rows]]
+            yield start, part.to(self.device, torch.float32)
+
+    def rows(self, index: torch.Tensor) -> torch.Tensor:
+        return super().rows(self.chosen[index.to(self.chosen.device)])
 
 
 class ExactSearch:
@@ -54,6 +76,12 @@ class ExactSearch:
         self._copy = [half.pack(part) for _, part in self.gallery.tiles(_COPY_ROWS)]
         return True
 
+    def search_among(self, rows: torch.Tensor, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `search`, among the pictures of these numbers (int64, ascending) alone."""
+        with full_precision():
+            scores, places = self._by_features(queries, k, _Chosen(self.gallery, rows))
+        return scores, rows[places]
+
     def search(self, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Unit float32 ``[q, dim]`` → float32 scores and int64 numbers ``[q, min(k, n)]`` on the CPU, best first."""
         with full_precision():
@@ -64,8 +92,10 @@ class ExactSearch:
                 scores[open_], numbers[open_] = self._by_features(queries[open_], k)
             return scores, numbers
 
-    def _by_features(self, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        gallery = self.gallery
+    def _by_features(
+        self, queries: torch.Tensor, k: int, gallery: _Gallery | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        gallery = self.gallery if gallery is None else gallery
         asking = Side(queries, gallery.device, self.memory, "query")
         top = TopLooker(asking, gallery, k, self.memory)
         tile = asking.features.to(gallery.device, torch.float32)

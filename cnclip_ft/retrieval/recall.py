@@ -101,11 +101,12 @@ class Direction:
 
 @dataclass
 class RetrievalScores:
-    """Both directions (None: no ground truth), the same per language, and what was left out and why."""
+    """Both directions (None: no ground truth), the same per language and per other groups of texts, and what was left out and why."""
 
     text_to_image: Direction | None
     image_to_text: Direction | None
     by_language: dict[str, RetrievalScores] = field(default_factory=dict)
+    by_group: dict[str, RetrievalScores] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -130,6 +131,8 @@ class RetrievalScores:
         }
         if self.by_language:
             values["by_language"] = {name: scores.as_dict() for name, scores in self.by_language.items()}
+        if self.by_group:
+            values["by_group"] = {name: scores.as_dict() for name, scores in self.by_group.items()}
         if self.notes:
             values["notes"] = list(self.notes)
         return values
@@ -197,24 +200,33 @@ def recall(
     *,
     memory: str | int = DEFAULT_MEMORY,
     device: torch.device | str | None = None,
+    groups: Sequence[str] = (),
 ) -> RetrievalScores:
     """Recall@k both ways over the whole pool, and per language where texts carry one.
 
     Texts without a known image and images without a text ask no question but stay in the pool. A language's
     scores are those of the split with the texts of that language alone, among all images.
+
+    Args:
+        groups: a label for every text; scores are given for each label as for a language.
     """
     found = split_ranks(features, memory=memory, device=device)
     scores = _scores(features, found, ks)
-    groups = [language or UNLABELLED for language in features.languages]
-    if len(set(groups)) > 1:
-        for language in sorted(set(groups)):
-            mine = torch.tensor([i for i, group in enumerate(groups) if group == language], dtype=torch.int64)
+
+    def per_label(labels: Sequence[str]) -> dict[str, RetrievalScores]:
+        parts: dict[str, RetrievalScores] = {}
+        for label in sorted(set(labels)) if len(set(labels)) > 1 else ():
+            mine = torch.tensor([i for i, one in enumerate(labels) if one == label], dtype=torch.int64)
             part = features.with_texts(mine)
             by_image = ranks(part.image_features, part.text_features, part.positives, memory=memory, device=device)
             asked = torch.isin(found.text_index, mine)
             with_text = by_image.nonzero()[:, 0]
             own = SplitRanks(found.text_index[asked], found.text_ranks[asked], with_text, by_image[with_text])
-            scores.by_language[language] = _scores(part, own, ks)
+            parts[label] = _scores(part, own, ks)
+        return parts
+
+    scores.by_language = per_label([language or UNLABELLED for language in features.languages])
+    scores.by_group = per_label(groups)
     return scores
 
 

@@ -14,6 +14,7 @@ from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.patches import recorded
 from cnclip_ft.search.index.folder import Index
 from cnclip_ft.search.index.pictures import uploaded_pixels
+from data_tools.columns import EVERYTHING, Where
 from data_tools.errors import DataFault, RequestError
 from data_tools.pictures import MISSING, read_file
 
@@ -33,6 +34,7 @@ class Question:
         pixels: uint8 ``[3, s, s]`` of a picture. like: number of a picture of the index; it does not find itself.
         image_share: the picture's part, 0 to 1, where words and a picture are both given.
         without_weight: how strongly `without` pushes away.
+        where: what must be kept of the pictures that are found.
     """
 
     text: str | None = None
@@ -42,6 +44,7 @@ class Question:
     image_share: float = IMAGE_SHARE
     without_weight: float = WITHOUT_WEIGHT
     top: int = 20
+    where: Where = EVERYTHING
 
     def check(self) -> None:
         """Raises:

@@ -160,6 +160,8 @@ class _State:
         self.continued = sum(parts.has(key, stamp) for key, stamp in listing.stamps.items())
         self.same = old is not None and not self.wanted and not self.continued and self.kept == len(before)
         self.same = self.same and self.known_damaged.keys() == damaged.keys()
+        self.columns = listing.columns_digest()
+        self.same = self.same and old is not None and old.info.get("columns") == self.columns
 
     def in_words(self) -> str:
         words = f"{len(self.listing.stamps):,} pictures in {self.listing.path}"
@@ -226,7 +228,10 @@ def _finish(
         say(f"nothing has changed: {output} holds {len(state.old):,} pictures")
         return
     writer = IndexWriter(output)
-    items = [(key, stamp) for key, stamp, _, _ in state.sources()]
+    columns = state.listing.columns
+    items: list[tuple[Any, ...]] = [(key, stamp) for key, stamp, _, _ in state.sources()]
+    if columns is not None:
+        items = [(key, stamp, kept) if (kept := columns(key)) else (key, stamp) for key, stamp in items]
     if not items:
         raise UserError(
             f"none of the {len(damaged):,} pictures can be used; the first: {damaged[0][0]}: {damaged[0][2]}"
@@ -248,6 +253,7 @@ def _finish(
             "dim": dim,
             "largest_norm": norms.largest,
             "approximate": built.about if built else None,
+            "columns": state.columns,
             "versions": provenance.versions(),
         }
     )

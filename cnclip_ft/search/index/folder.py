@@ -4,7 +4,8 @@
 
     index.json          format, model, source, counts, and the names of the files that count now
     features-N.npy      [pictures, dim] float32 or float16, unit length; memory-mapped
-    items-N.jsonl       [key, stamp] a line, in the same order;  offsets-N.npy: where each line begins
+    items-N.jsonl       [key, stamp] a line, in the same order, and where something is kept of a picture {column: value};
+                        offsets-N.npy: where each line begins
     damaged-N.jsonl     [key, stamp, fault] of pictures that cannot be decoded
     approximate-N.faiss faiss's own file, where one was built
 
@@ -30,8 +31,9 @@ from cnclip_ft.search.index.listing import Key
 from data_tools.atomic import LEFTOVER, leftovers, whole_file
 from data_tools.errors import RequestError, UserError
 from data_tools.outputs import FolderKind
+from data_tools.store.layouts import Value
 
-FORMAT = 1
+FORMAT, WITH_COLUMNS = 1, 2  # 2: items have columns
 INFO = "index.json"
 PARTS = "parts"
 _NUMBERED = re.compile(r"(features|items|offsets|damaged|approximate)-\d+\.(npy|jsonl|faiss)")
@@ -92,6 +94,7 @@ class _Info(BaseModel):
     source: _Source
     files: _Files
     approximate: _Approximate | None = None
+    columns: str | None = None
 
 
 class Damaged(RequestError):
@@ -150,6 +153,9 @@ class Index:
             IndexError: no such number.
             Damaged: what stands there is no item.
         """
+        return self._item(number)[:2]
+
+    def _item(self, number: int) -> tuple[Any, ...]:
         if not 0 <= number < len(self):
             raise IndexError(number)
         begin, end = int(self._offsets[number]), int(self._offsets[number + 1])
@@ -158,9 +164,18 @@ class Index:
     def key(self, number: int) -> Key:
         return self.item(number)[0]
 
+    def described(self, number: int) -> tuple[Key, dict[str, Value]]:
+        """(key, what is kept of it) of a picture; errors as `item`."""
+        return _described(self._item(number))
+
+    def columns(self) -> Iterator[dict[str, Value]]:
+        """What is kept of every picture, in order."""
+        for row in self._rows("items", 2):
+            yield _described(row)[1]
+
     def stamps(self) -> dict[Key, str]:
         """Every picture's stamp, in order."""
-        stamps = dict(self._rows("items", 2))
+        stamps = {row[0]: row[1] for row in self._rows("items", 2)}
         if len(stamps) != len(self):
             raise Damaged(
                 self.folder, f"{self.info['files']['items']} names {len(stamps):,} pictures, not {len(self):,}"
@@ -185,8 +200,12 @@ class Index:
         """A key, and `width` − 1 texts."""
         try:
             row = json.loads(line)
-            whole = line.endswith(b"\n") and isinstance(row, list) and len(row) == width
-            whole = whole and type(row[0]) in (int, str) and all(isinstance(text, str) for text in row[1:])
+            whole = line.endswith(b"\n") and isinstance(row, list)
+            if whole and what == "items" and len(row) == 3 and isinstance(row[2], dict):
+                whole = type(row[0]) in (int, str) and isinstance(row[1], str)
+            else:
+                whole = whole and len(row) == width
+                whole = whole and type(row[0]) in (int, str) and all(isinstance(text, str) for text in row[1:])
         except (ValueError, RecursionError):
             whole = False
         if not whole:
@@ -197,6 +216,10 @@ class Index:
     def approximate_file(self) -> Path | None:
         name = self.info["files"].get("approximate")
         return self.folder / name if name else None
+
+
+def _described(row: tuple[Any, ...]) -> tuple[Key, dict[str, Value]]:
+    return row[0], row[2] if len(row) == 3 else {}
 
 
 def is_index(folder: str | Path) -> bool:
@@ -223,8 +246,10 @@ def read_info(folder: str | Path) -> dict[str, Any]:
         raise RequestError(f"{folder} holds no index ({hint})") from None
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise Damaged(folder, f"{INFO}: {error}") from None
-    if known != FORMAT:
-        raise RequestError(f"{path}: format {known!r} is not known here (known: {FORMAT}); use a newer cnclip-ft")
+    if known not in (FORMAT, WITH_COLUMNS):
+        raise RequestError(
+            f"{path}: format {known!r} is not known here (known: {FORMAT}, {WITH_COLUMNS}); use a newer cnclip-ft"
+        )
     try:
         _Info.model_validate(info, strict=True)
     except ValidationError as error:
@@ -257,7 +282,7 @@ class IndexWriter:
                 write_array(file, rows, (count, dim), dtype)
                 _to_disk(file)
 
-    def items(self, items: Sequence[tuple[Key, str]]) -> None:
+    def items(self, items: Sequence[Sequence[Any]]) -> None:
         offsets = np.zeros(len(items) + 1, dtype=np.uint64)
         with _told(self.folder):
             with open(self._name("items", "jsonl"), "wb") as file:
@@ -286,7 +311,7 @@ class IndexWriter:
 
     def commit(self, info: dict[str, Any]) -> None:
         """From here on the new state counts."""
-        content = {"format": FORMAT, **info, "files": self.files}
+        content = {"format": WITH_COLUMNS if info.get("columns") else FORMAT, **info, "files": self.files}
         with whole_file(self.folder / INFO, "w", advice="Free some space and give the same command again.") as file:
             json.dump(content, file, indent=2, ensure_ascii=False)
         for path in leftovers(self.folder):

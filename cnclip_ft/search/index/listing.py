@@ -7,6 +7,7 @@ content in a store (a store's pictures have no times).
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,7 @@ from data_tools.bars import Bar
 from data_tools.errors import DataFault, RequestError
 from data_tools.pictures import read_file
 from data_tools.store import open_store
+from data_tools.store.layouts import Value
 from data_tools.walk import walk
 
 Key = int | str
@@ -36,6 +38,16 @@ class Listing:
     read: Callable[[Key], bytes]
     notes: list[str] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
+    columns: Callable[[Key], dict[str, Value]] | None = None  # what is kept of a picture, where anything is
+
+    def columns_digest(self) -> str | None:
+        """Changes when what is kept of any picture does."""
+        if self.columns is None:
+            return None
+        digest = hashlib.blake2b(digest_size=16)
+        for key in self.stamps:
+            digest.update(json.dumps([key, self.columns(key)], sort_keys=True).encode())
+        return digest.hexdigest()
 
     def keep_unseen(self, before: dict[Key, str]) -> int:
         """Take over the stamps of pictures that lie where nobody could look; their number."""
@@ -98,4 +110,5 @@ def _list_store(path: Path) -> Listing:
     stamps: dict[Key, str] = {image_id: hashlib.blake2b(read(image_id), digest_size=16).hexdigest() for image_id in bar}
     if not stamps:
         raise RequestError(f"{path}: the store holds no pictures")
-    return Listing("store", path.resolve().name, path.resolve(), stamps, read)
+    columns = read.store.columns_of if read.store.columns else None
+    return Listing("store", path.resolve().name, path.resolve(), stamps, read, columns=columns)

@@ -30,9 +30,13 @@ from cnclip_ft.search.web.messages import (
     NOT_WEIGHT_WORDS,
     TEXT,
     TOP_WORDS,
+    WHERE_WORDS,
     About,
     Answer,
     Ask,
+    Choice,
+    Conditions,
+    Facet,
     Hit,
     Share,
     Text,
@@ -41,6 +45,7 @@ from cnclip_ft.search.web.messages import (
     problems,
 )  # fmt: skip
 from cnclip_ft.search.web.thumbnails import Gone, Thumbnails
+from data_tools.columns import Where, parse_where
 from data_tools.errors import DataFault, RequestError, printable
 
 MIB = 2**20
@@ -96,7 +101,7 @@ def make_app(
 
     # FastAPI's own documentation pages load scripts from the network: only the description itself is served.
     app = FastAPI(
-        title="cnclip-ft search", version="1.1", docs_url=None, redoc_url=None, lifespan=lifespan,
+        title="cnclip-ft search", version="1.2", docs_url=None, redoc_url=None, lifespan=lifespan,
         summary="Search pictures with words and pictures.", servers=[{"url": "/", "description": "This server."}],
         generate_unique_id_function=lambda route: route.name,
     )  # fmt: skip
@@ -123,13 +128,19 @@ def make_app(
         return About(
             name=printable(source["name"]), images=len(engine.index), exact=engine.exact, threshold=threshold,
             max_upload_bytes=limits.upload_bytes, max_pixels=limits.pixels, max_text=TEXT,
+            columns=[printable(name) for name in engine.facets.names],
+            facets=[
+                Facet(column=name, choices=[Choice(value=str(value), images=count) for value, count in values])
+                for name, values in engine.facets.offered().items()
+            ],
         )  # fmt: skip
 
     @app.post("/api/search", responses=problems(400, 408, 413, 422, 503), tags=["search"])
     async def search(ask: Ask) -> Answer:
         """Search with words, with a picture of the index (`like`), or both."""
         began = time.perf_counter()
-        question = Question(ask.text, ask.without, None, ask.like, ask.image_share, ask.not_weight, ask.top)
+        where = _where(ask.where)
+        question = Question(ask.text, ask.without, None, ask.like, ask.image_share, ask.not_weight, ask.top, where)
         return await _answer(question, began)
 
     @app.post("/api/search/image", responses=problems(400, 408, 413, 415, 422, 503), tags=["search"])
@@ -140,9 +151,11 @@ def make_app(
         image_share: Annotated[Share, Form(description=IMAGE_SHARE_WORDS)] = IMAGE_SHARE,
         not_weight: Annotated[Weight, Form(description=NOT_WEIGHT_WORDS)] = WITHOUT_WEIGHT,
         top: Annotated[Top, Form(description=TOP_WORDS)] = 20,
+        where: Annotated[Conditions, Form(description=WHERE_WORDS)] = [],  # noqa: B006 - FastAPI makes a new one
     ) -> Answer:
         """Search with a picture of your own, and words beside it if you like."""
         began = time.perf_counter()
+        wanted = _where(where)
         data = await image.read(limits.upload_bytes + 1)
         if len(data) > limits.upload_bytes:
             raise HTTPException(413, f"the picture has more than {limits.upload_bytes / MIB:.1f} MiB")
@@ -152,7 +165,7 @@ def make_app(
         except DataFault as error:
             raise HTTPException(413 if error.kind in _TOO_MUCH else 415, printable(error.problem)) from None
         pixels = np.frombuffer(bytearray(fitted), np.uint8, offset=SIDES.size).reshape(*SIDES.unpack_from(fitted), 3)
-        return await _answer(Question(text, without, picture.pack(pixels), None, image_share, not_weight, top), began)
+        return await _answer(Question(text, without, picture.pack(pixels), None, image_share, not_weight, top, wanted), began)
 
     async def _answer(question: Question, began: float) -> Answer:
         answer = await batcher.ask(question)
@@ -198,7 +211,15 @@ def _as_file(schema: dict[str, object]) -> None:
 
 
 def _hit(found: Found) -> Hit:
-    return Hit(number=found.number, id=printable(str(found.key)), score=round(found.score, 6))
+    score = round(found.score, 6)
+    return Hit(number=found.number, id=printable(str(found.key)), score=score, columns=found.columns)
+
+
+def _where(conditions: list[str]) -> Where:
+    try:
+        return parse_where(conditions)
+    except RequestError as error:
+        raise HTTPException(422, printable(str(error).replace("--where ", "where: "))) from None
 
 
 def _problem(status: int, detail: str, code: str | None = None, headers: dict[str, str] | None = None) -> JSONResponse:

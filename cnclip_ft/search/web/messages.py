@@ -14,9 +14,13 @@ Text = Annotated[str, Field(max_length=TEXT)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 Top = Annotated[int, Field(ge=1, le=MOST)]
+Conditions = Annotated[list[Annotated[str, Field(max_length=500)]], Field(max_length=50)]
 IMAGE_SHARE_WORDS = "The picture's part where words and a picture are given."
 NOT_WEIGHT_WORDS = "How strongly `not` pushes away."
 TOP_WORDS = "How many pictures to find."
+WHERE_WORDS = (
+    "What must be kept of a picture: `column=value`, `column<number`; several values of one column: any of them."
+)
 
 
 class Ask(BaseModel):
@@ -29,12 +33,28 @@ class Ask(BaseModel):
     image_share: Share = Field(IMAGE_SHARE, description=IMAGE_SHARE_WORDS)
     not_weight: Weight = Field(WITHOUT_WEIGHT, description=NOT_WEIGHT_WORDS)
     top: Top = Field(20, description=TOP_WORDS)
+    where: Conditions = Field([], description=WHERE_WORDS, examples=[["类目=女装", "价格<100"]])
 
 
 class Hit(BaseModel):
     number: int = Field(description="For /api/images/{number} and `like`.", examples=[17])
     id: str = Field(description="Path below the indexed folder, or id in the store.", examples=["2024/dog.jpg"])
     score: float = Field(description="Cosine of question and picture.", examples=[0.3127])
+    columns: dict[str, str | int | float | bool] = Field(
+        {}, description="What the store keeps of the picture.", examples=[{"类目": "女装", "价格": "99"}]
+    )
+
+
+class Choice(BaseModel):
+    value: str = Field(examples=["女装"])
+    images: int = Field(examples=[1200])
+
+
+class Facet(BaseModel):
+    """A column of few values, to choose from."""
+
+    column: str = Field(examples=["类目"])
+    choices: list[Choice] = Field(description="The most frequent first.")
 
 
 class Answer(BaseModel):
@@ -47,6 +67,8 @@ class About(BaseModel):
     images: int = Field(examples=[100000])
     exact: bool = Field(description="False: answers come from an approximate index.")
     threshold: float | None = Field(description="Cosine from which on a picture counts as a match, where measured.")
+    columns: list[str] = Field([], description="Names of the columns that are kept, for `where`.")
+    facets: list[Facet] = Field([], description="Those of few values.")
     max_upload_bytes: int
     max_pixels: int
     max_text: int

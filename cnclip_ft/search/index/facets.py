@@ -1,0 +1,60 @@
+"""What is kept of the pictures of an index, column by column: which values there are, and which pictures meet conditions."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+
+from cnclip_ft.search.index.folder import Index
+from data_tools.columns import Where
+from data_tools.store.layouts import Value
+
+_OFFERED = 60  # values of a column up to which it is offered for choosing
+
+
+class Facets:
+    """Read once from the index; 4 bytes a picture and column, and every value once."""
+
+    def __init__(self, index: Index) -> None:
+        self._values: dict[str, dict[Value, int]] = {}
+        codes: dict[str, array[int]] = {}
+        for number, row in enumerate(index.columns() if index.info.get("columns") else ()):
+            for name, value in row.items():
+                if name not in codes:
+                    codes[name], self._values[name] = array("i", [-1]) * len(index), {}
+                codes[name][number] = self._values[name].setdefault(value, len(self._values[name]))
+        self._codes = {name: np.frombuffer(found, np.int32) for name, found in codes.items()}
+        # A server is asked with few conditions again and again.
+        self.select: Callable[[Where], np.ndarray] = lru_cache(64)(self._select)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._codes)
+
+    def offered(self) -> dict[str, list[tuple[Value, int]]]:
+        """Columns of 2 to 60 values, each with the number of its pictures, the most frequent first."""
+        found: dict[str, list[tuple[Value, int]]] = {}
+        for name, values in self._values.items():
+            if 2 <= len(values) <= _OFFERED:
+                counts = np.bincount(self._codes[name][self._codes[name] >= 0], minlength=len(values)).tolist()
+                found[name] = sorted(zip(values, counts, strict=True), key=lambda pair: -pair[1])
+        return found
+
+    def _select(self, where: Where) -> np.ndarray:
+        """int64 numbers of the pictures that meet `where`, ascending.
+
+        Raises:
+            RequestError: it names a column that is not kept.
+        """
+        where.check(self.names, "the index")
+        met: np.ndarray | None = None
+        for name in dict.fromkeys(condition.name for condition in where.conditions):
+            own = Where([condition for condition in where.conditions if condition.name == name])
+            holds = np.array([own.holds({name: value}) for value in self._values[name]] + [False])  # −1: no value
+            mine = holds[self._codes[name]]
+            met = mine if met is None else met & mine
+        assert met is not None, "no condition"
+        return np.flatnonzero(met)
