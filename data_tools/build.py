@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +13,7 @@ from typing import Any
 
 from data_tools.bars import Bar
 from data_tools.errors import DataFault, printable
-from data_tools.faults import FILE_NAME, FaultList, OnError
+from data_tools.faults import FILE_NAME, FaultList, OnError, read_faults
 from data_tools.items import ImageItem, Item, Source, Stream, located
 from data_tools.language import detect_language
 from data_tools.outputs import refuse_overlap
@@ -135,11 +134,7 @@ def _read_places(request: dict[str, Any]) -> list[str]:
 
 def _listed_faults(store: Path) -> dict[str, int]:
     """Kind → number of what a finished store's build left out."""
-    try:
-        lines = (store / FILE_NAME).read_bytes().splitlines()
-        return dict(Counter(json.loads(line)["kind"] for line in lines).most_common())
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}  # none, or no longer the list that was written
+    return dict(Counter(str(fault["kind"]) for fault in read_faults(store)).most_common())
 
 
 def _report(

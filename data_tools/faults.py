@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from data_tools.errors import DataFault, RequestError, UserError
 
@@ -60,7 +60,8 @@ class FaultList:
         if self.on_error == "fail":
             raise fault
         self.kinds[fault.kind] += 1
-        line = json.dumps(fault.as_dict(), ensure_ascii=True).encode() + b"\n"
+        # Readable as it is; half a character would not be UTF-8 and stays an escape, which is JSON too.
+        line = json.dumps(fault.as_dict(), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
         if self._remember is not None:
             self._remember(self.bytes, line)
         self._handle.write(line)
@@ -77,3 +78,18 @@ class FaultList:
 
     def close(self) -> None:
         self._handle.close()
+
+
+def read_faults(store: Path) -> Iterator[dict[str, Any]]:
+    """What the build of a store left out, where it lists anything; lines that are none are passed over."""
+    try:
+        with (store / FILE_NAME).open("rb") as file:
+            for line in file:
+                try:
+                    fault = json.loads(line)
+                except (ValueError, RecursionError):
+                    continue
+                if isinstance(fault, dict) and "kind" in fault:
+                    yield fault
+    except OSError:
+        return

@@ -91,6 +91,9 @@ def check(
     html_file: Annotated[Path | None, typer.Option("--html", help="Write a page with thumbnails.")] = None,
     context_length: Annotated[int, typer.Option(help="Tokens a caption may have.")] = 52,
     vocabulary: Annotated[Path | None, typer.Option(help="Another vocab.txt than the packaged one.")] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Of what is printed and of the page: zh or en. [default: the system's]")
+    ] = None,
     decode: Annotated[bool, typer.Option(help="Decode every picture, or read the headers only.")] = True,
     workers: Threads = 2,
 ) -> None:
@@ -105,13 +108,15 @@ def check(
     from data_tools.check import judge, measure
     from data_tools.check.page import BEGINS, write_page
     from data_tools.check.tables import in_words
+    from data_tools.check.words import language_of
     from data_tools.outputs import begins, json_with, refuse_files
     from data_tools.tables import terminal_width
 
+    said_in = language_of(language)
     opened = _open_splits(stores)
     ours = "a report of `data check`"
     refuse_files(
-        [(json_file, json_with("splits", "leakage", "findings"), ours), (html_file, begins(BEGINS), ours)],
+        [(json_file, json_with("splits", "leakage", "findings"), ours), (html_file, begins(*BEGINS), ours)],
         [store.path for store in opened.values()],
     )
     lengths = read_tokenizer({"context_length": context_length}, vocabulary).lengths
@@ -121,12 +126,12 @@ def check(
             for store in opened.values()
         ]
     )
-    typer.echo(in_words(report, terminal_width()))
+    typer.echo(in_words(report, terminal_width(), said_in))
     if json_file is not None:
         with whole_file(json_file, "w") as file:
             json.dump(report.as_dict(), file, ensure_ascii=False, indent=1)
     if html_file is not None:
-        write_page(report, opened, html_file)
+        write_page(report, opened, html_file, language=said_in)
     if report.hurts:
         raise typer.Exit(1)
 

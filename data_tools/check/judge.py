@@ -7,6 +7,8 @@ from itertools import combinations
 from typing import Any
 
 from data_tools.check.measure import SplitCheck
+from data_tools.check.words import finding_words
+from data_tools.faults import FILE_NAME
 
 _SHOWN = 12
 # Shares above which something hurts rather than disturbs.
@@ -31,8 +33,23 @@ class Finding:
 
     split: str
     hurts: bool
-    problem: str
-    mend: str
+    kind: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def problem(self) -> str:
+        return finding_words(self.kind, self.values, "en")[0]
+
+    def sentence(self, language: str = "en") -> str:
+        """What is wrong, and what to do."""
+        problem, mend = finding_words(self.kind, self.values, language)
+        if language == "zh":
+            return f"{problem}。{mend}"
+        return f"{problem}. {mend}".rstrip()
+
+    def as_dict(self) -> dict[str, Any]:
+        problem, mend = finding_words(self.kind, self.values, "en")
+        return {"split": self.split, "hurts": self.hurts, "problem": problem, "mend": mend, "kind": self.kind}
 
 
 @dataclass
@@ -49,7 +66,7 @@ class CheckReport:
         return {
             "splits": [split.as_dict() for split in self.splits],
             "leakage": [vars(leakage) for leakage in self.leakage],
-            "findings": [vars(finding) for finding in self.findings],
+            "findings": [finding.as_dict() for finding in self.findings],
             "hurts": self.hurts,
         }
 
@@ -82,56 +99,43 @@ def judge(splits: list[SplitCheck]) -> CheckReport:
 def _of_split(split: SplitCheck) -> list[Finding]:
     found: list[Finding] = []
 
-    def add(hurts: bool, problem: str, mend: str) -> None:
-        found.append(Finding(split.name, hurts, problem, mend))
+    def add(hurts: bool, kind: str, **values: Any) -> None:
+        found.append(Finding(split.name, hurts, kind, values))
 
     for what in ("checksum", "order", "images"):
         there, stated = getattr(split, what), getattr(split, f"stated_{what}", None)
         if stated is not None and there != stated:
-            add(True, f"{what}: {str(there)[:16]} found, {str(stated)[:16]} stated by the store: something in it has changed",
-                "Copy it again from where it is whole, or build it again.")  # fmt: skip
+            add(True, "changed", what=what, there=str(there)[:16], stated=str(stated)[:16])
     if split.undecodable:
-        add(
-            True,
-            f"{split.undecodable:,} images cannot be decoded",
-            "Build again with --on-error skip, or replace them.",
-        )
+        add(True, "undecodable", count=split.undecodable)
     if split.missing_images:
-        add(True, f"{split.missing_images:,} pairs name an image that is not in the store", "Build the store again.")
+        add(True, "missing", count=split.missing_images)
     if not split.pairs:
-        add(False, "no pairs: without answers it can be encoded and searched, not trained on or scored", "")
+        add(False, "no_pairs")
     if split.repeated_images:
         share = split.repeated_images / split.images
-        add(
-            share > _REPEATED_IMAGES,
-            f"{split.repeated_images:,} images ({share:.1%}) have the content of another id: in a batch they are false negatives",
-            "Give equal pictures one id.",
-        )
+        add(share > _REPEATED_IMAGES, "repeated_images", count=split.repeated_images, share=share)
     if split.cut:
-        add(
-            split.cut > _CUT,
-            f"{split.cut:.1%} of the captions are longer than {split.context_length} tokens and will be cut",
-            f"Raise data.context_length (the longest has {split.token_lengths.most} tokens)."
-            if split.token_lengths
-            else "",
-        )
+        most = split.token_lengths.most if split.token_lengths else 0
+        add(split.cut > _CUT, "cut", share=split.cut, context_length=split.context_length, most=most)
     if split.images_without_text and split.pairs:
-        add(False, f"{split.images_without_text:,} images have no text: they only enlarge the gallery", "")
+        add(False, "without_text", count=split.images_without_text)
     if split.lone_texts and split.pairs:
-        add(False, f"{split.lone_texts:,} texts have no image: they are neither trained on nor scored", "")
+        add(False, "lone", count=split.lone_texts)
     if split.widths and split.heights and max(split.widths.median, split.heights.median) > 1024:
-        add(False, f"the pictures are large (median {split.widths.median}×{split.heights.median}): decoding will slow training down",
-            "Build with --max-side 512.")  # fmt: skip
+        add(False, "large", width=split.widths.median, height=split.heights.median)
+    if split.skipped:
+        count = sum(split.skipped.values())
+        add(False, "skipped", count=count, kinds=split.skipped, file=f"{split.path}/{FILE_NAME}")
     return found
 
 
 def _of_leakage(leakage: Leakage, splits: dict[str, SplitCheck]) -> list[Finding]:
     pair, found = f"{leakage.first} / {leakage.second}", []
     if leakage.images:
-        problem = f"{leakage.images:,} pictures are in both splits: scores will be too good"
-        found.append(Finding(pair, True, problem, "Take them out of one."))
+        found.append(Finding(pair, True, "shared_images", {"count": leakage.images}))
     if leakage.texts:
         share = leakage.texts / max(1, len(splits[leakage.second].text_hashes))
-        problem = f"{leakage.texts:,} captions ({share:.1%} of {leakage.second}'s) are in both splits"
-        found.append(Finding(pair, False, problem, "Normal for short captions; look at the examples if it is much."))
+        values = {"count": leakage.texts, "share": share, "second": leakage.second}
+        found.append(Finding(pair, False, "shared_texts", values))
     return found

@@ -13,12 +13,13 @@ from typing import Any
 
 from data_tools.bars import Bar
 from data_tools.errors import DataFault
+from data_tools.faults import read_faults
 from data_tools.language import detect_language
 from data_tools.pictures import PIXEL_LIMIT, Header, decode_check, read_header
 from data_tools.store import Id, PairStore
 from data_tools.store.checksum import Checksum, Order, image_digest
 from data_tools.store.damage import refuse_damage
-from data_tools.store.layouts import damaged_value
+from data_tools.store.layouts import Value, damaged_value
 
 Lengths = Callable[[Sequence[str]], list[int]]
 BATCHES = (128, 1024, 8192)
@@ -57,6 +58,19 @@ class Spread:
 
 
 @dataclass
+class KeptColumn:
+    """A column kept with the pictures: how many have it, how many different values, the most frequent ones."""
+
+    images: int
+    values: int
+    most: list[tuple[Value, int]]
+
+    @classmethod
+    def of(cls, counts: Counter[Value]) -> KeptColumn:
+        return cls(counts.total(), len(counts), counts.most_common(_SHOWN))
+
+
+@dataclass
 class SplitCheck:
     """Everything `check` says of one split. Lists of examples are short; the numbers beside them are complete."""
 
@@ -86,6 +100,8 @@ class SplitCheck:
     undecodable: int
     decoded: bool
     order: str = ""
+    skipped: dict[str, int] = field(default_factory=dict)  # kind → number of what the build left out (faults.jsonl)
+    kept: dict[str, KeptColumn] = field(default_factory=dict)
     # As the store says, where it does.
     stated_checksum: str | None = None
     stated_order: str | None = None
@@ -101,7 +117,9 @@ class SplitCheck:
 
 
 def _plain(value: Any) -> Any:
-    return vars(value) if isinstance(value, Spread) else value
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    return vars(value) if isinstance(value, (Spread, KeptColumn)) else value
 
 
 def short_hash(data: bytes) -> bytes:
@@ -143,6 +161,7 @@ def measure(
         "missing_images": pairs.missing_examples,
         "longest": texts.longest,
         "without_text": pairs.without_text(images.ids),
+        "skipped": [fault for fault, _ in zip(read_faults(store.path), range(_SHOWN), strict=False)],
     }
     return SplitCheck(
         name=store.name, path=str(store.path), checksum=content.hexdigest(), images=len(images.ids), pairs=len(store),
@@ -158,6 +177,8 @@ def measure(
         undecodable=images.undecodable, decoded=decode, examples=examples, order=order.hexdigest(),
         stated_checksum=store.stated_checksum, stated_order=store.manifest.order if store.manifest else None,
         stated_images=store.image_count,
+        skipped=dict(Counter(str(fault["kind"]) for fault in read_faults(store.path)).most_common()),
+        kept={name: KeptColumn.of(counts) for name, counts in images.kept.items()},
         image_hashes=images.first, text_hashes=pairs.first_text,
     )  # fmt: skip
 
@@ -170,6 +191,7 @@ class _Images:
         self.numbers = {image_id: number for number, image_id in enumerate(self.ids)}
         self.formats: Counter[str] = Counter()
         self.modes: Counter[str] = Counter()
+        self.kept: dict[str, Counter[Value]] = {name: Counter() for name in store.columns}
         self.widths: Counter[int] = Counter()
         self.heights: Counter[int] = Counter()
         self.content, self.order = Checksum(), Order()
@@ -188,6 +210,8 @@ class _Images:
             for image_id, size, digest, own, found in _looked_at(store, self.ids, look, workers):
                 self.content.add_image(own)
                 self.order.image(image_id)
+                for name, value in store.columns_of(image_id).items() if self.kept else ():
+                    self.kept[name][value] += 1
                 self.bytes += size
                 self.groups.append(self.numbers[self.first.setdefault(digest, image_id)])
                 if isinstance(found, DataFault):

@@ -12,9 +12,11 @@ from data_tools.atomic import whole_file
 from data_tools.check.judge import CheckReport
 from data_tools.check.measure import SplitCheck
 from data_tools.check.tables import rows_of
+from data_tools.check.words import piece
+from data_tools.columns import shown
 from data_tools.errors import DataFault
 from data_tools.pictures import Reencoding, reencode
-from data_tools.store import Id, PairStore
+from data_tools.store import Id, Pair, PairStore
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222 }
@@ -23,26 +25,29 @@ table { border-collapse: collapse } td, th { text-align: left; padding: .15rem .
 figure { margin: 0; width: 168px } figure img { max-width: 160px; max-height: 160px; border: 1px solid #ccc; display: block }
 figcaption { font-size: 13px; overflow-wrap: anywhere } .missing { width: 160px; height: 60px; background: #eee }
 """
-BEGINS = b"<!doctype html><html lang='en'><meta charset='utf-8'><title>data check</title>"  # what it is known by
+_BEGINS = "<!doctype html><html lang='{}'><meta charset='utf-8'><title>data check</title>"
+BEGINS = tuple(_BEGINS.format(tag).encode() for tag in ("en", "zh-CN"))  # what it is known by
 _THUMBNAIL = Reencoding(max_side=160, quality=70)
 _RANDOM = 24
 
 
-def write_page(report: CheckReport, stores: dict[str, PairStore], file: Path, seed: int = 0) -> None:
+def write_page(
+    report: CheckReport, stores: dict[str, PairStore], file: Path, seed: int = 0, language: str = "en"
+) -> None:
     """Write the report with thumbnails of what was found and of a random sample.
 
     Raises:
         UserError: the file cannot be written.
     """
     parts = [
-        BEGINS.decode(),
+        _BEGINS.format("zh-CN" if language == "zh" else "en"),
         f"<style>{_STYLE}</style>",
     ]
-    parts.append("<h1>Data check</h1><ul>")
+    parts.append(f"<h1>{piece('title', language)}</h1><ul>")
     for finding in report.findings:
         mark = " class='hurts'" if finding.hurts else ""
-        parts.append(f"<li{mark}>{html.escape(f'{finding.split}: {finding.problem}. {finding.mend}')}</li>")
-    parts.append("</ul>" if report.findings else "<li>nothing to report</li></ul>")
+        parts.append(f"<li{mark}>{html.escape(f'{finding.split}: {finding.sentence(language)}')}</li>")
+    parts.append("</ul>" if report.findings else f"<li>{piece('nothing', language)}</li></ul>")
     for leakage in report.leakage:
         store = stores[leakage.first]
         parts.append(f"<h2>{html.escape(leakage.first)} / {html.escape(leakage.second)}</h2>")
@@ -52,43 +57,64 @@ def write_page(report: CheckReport, stores: dict[str, PairStore], file: Path, se
         parts.append(_figures(figures))
         parts.append("".join(f"<div>{html.escape(text)}</div>" for text in leakage.text_examples))
     for split in report.splits:
-        parts += _split(split, stores[split.name], seed)
+        parts += _split(split, stores[split.name], seed, language)
     with whole_file(file, "w") as page:
         page.write("\n".join(parts))
 
 
-def _split(split: SplitCheck, store: PairStore, seed: int) -> list[str]:
+def _split(split: SplitCheck, store: PairStore, seed: int, language: str) -> list[str]:
     parts = [f"<h2>{html.escape(split.name)}</h2><table>"]
-    parts += [f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows_of(split)]
-    parts.append("</table>")
+    parts += [
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+        for name, value in rows_of(split, language)
+    ]
+    parts.append(f"</table><p>{piece('four', language)}<br>{piece('false', language)}</p>")
+
+    def head(name: str) -> str:
+        return f"<h3>{piece(name, language)}</h3>"
+
     examples = split.examples
     if examples["undecodable"]:
-        parts.append("<h3>Undecodable</h3><ul>")
+        parts.append(head("h_undecodable") + "<ul>")
         parts += [f"<li>{html.escape(f'{image_id}: {problem}')}</li>" for image_id, problem in examples["undecodable"]]
         parts.append("</ul>")
     if examples["repeated_images"]:
-        parts.append("<h3>Equal pictures under several ids</h3>")
+        parts.append(head("h_repeated_images"))
         parts.append(_figures([(store, ids[0], ", ".join(map(str, ids))) for ids in examples["repeated_images"]]))
     if examples["repeated_texts"]:
-        parts.append("<h3>Captions on most pictures</h3><table>")
+        parts.append(head("h_repeated_texts") + "<table>")
         parts += [
             f"<tr><td>{count}</td><td>{html.escape(text)}</td></tr>" for text, count in examples["repeated_texts"]
         ]
         parts.append("</table>")
     if examples["longest"]:
-        parts.append("<h3>Longest captions (tokens)</h3><table>")
+        parts.append(head("h_longest") + "<table>")
         parts += [f"<tr><td>{length}</td><td>{html.escape(text)}</td></tr>" for length, _, text in examples["longest"]]
         parts.append("</table>")
     if examples["without_text"]:
         parts.append(
-            "<h3>Without text</h3>"
+            head("h_without_text")
             + _figures([(store, image_id, str(image_id)) for image_id in examples["without_text"]])
         )
+    if examples["skipped"]:
+        parts.append(head("h_skipped") + "<table>")
+        for fault in examples["skipped"]:
+            place = f"{fault.get('file') or ''}:{fault['line']}" if fault.get("line") else str(fault.get("file") or "")
+            said = f"{fault.get('problem')}. {fault.get('mend')}"
+            parts.append(f"<tr><td>{html.escape(place)}</td><td>{html.escape(said)}</td></tr>")
+        parts.append("</table>")
     if len(store):
         chosen = sorted(random.Random(seed).sample(range(len(store)), min(_RANDOM, len(store))))
         pairs = [store[index] for index in chosen]
-        parts.append("<h3>A random sample</h3>" + _figures([(store, pair.image_id, pair.text) for pair in pairs]))
+        parts.append(
+            head("h_sample") + _figures([(store, pair.image_id, _with_columns(store, pair)) for pair in pairs])
+        )
     return parts
+
+
+def _with_columns(store: PairStore, pair: Pair) -> str:
+    kept = shown(store.columns_of(pair.image_id))
+    return f"{pair.text} ({kept})" if kept else pair.text
 
 
 def _figures(figures: list[tuple[PairStore, Id, str]]) -> str:

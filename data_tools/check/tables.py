@@ -3,42 +3,55 @@
 from __future__ import annotations
 
 from data_tools.check.judge import CheckReport
-from data_tools.check.measure import BATCHES, SplitCheck, Spread
+from data_tools.check.measure import BATCHES, KeptColumn, SplitCheck, Spread
+from data_tools.check.words import kinds_in_words, piece, row_name
 from data_tools.tables import fitted, table
 
 
-def rows_of(split: SplitCheck) -> list[tuple[str, str]]:
+def rows_of(split: SplitCheck, language: str = "en") -> list[tuple[str, str]]:
     """(what, value) of everything measured."""
-    lone = f" + {split.lone_texts:,} without image" if split.lone_texts else ""
+    lone = piece("lone", language, count=split.lone_texts) if split.lone_texts else ""
     rows = [
         ("images", f"{split.images:,}"),
         ("texts", f"{split.texts - split.lone_texts:,}{lone}"),
         ("pairs", f"{split.pairs:,}"),
-        ("pairs per image", _spread(split.pairs_per_image)),
-        ("images without text", f"{split.images_without_text:,}"),
-        ("pairs without image", f"{split.missing_images:,}"),
-        ("text on other images too", f"{split.repeated_texts:,}"),
-        ("content under another id", f"{split.repeated_images:,}"),
+        ("per_image", _spread(split.pairs_per_image)),
+        ("images_without_text", f"{split.images_without_text:,}"),
+        ("missing_images", f"{split.missing_images:,}"),
+        ("repeated_texts", f"{split.repeated_texts:,}"),
+        ("repeated_images", f"{split.repeated_images:,}"),
     ]
+    named = [(row_name(name, language), value) for name, value in rows]
     for batch in BATCHES:
         rate = split.false_negatives[batch]
-        shown = f"{rate:.2%} of pairs" if rate is not None else "split is smaller"
-        rows.append((f"false negatives at {batch:,}", shown))
+        shown = piece("smaller", language) if rate is None else piece("share", language, rate=rate)
+        named.append((row_name("false_negatives", language, batch=batch), shown))
     if split.token_lengths:
-        rows.append(("caption tokens", _spread(split.token_lengths)))
-        rows.append((f"cut at {split.context_length} tokens", f"{split.cut:.2%}"))
-    rows += [
-        ("caption characters", _spread(split.characters)),
+        named.append((row_name("tokens", language), _spread(split.token_lengths)))
+        named.append((row_name("cut", language, context_length=split.context_length), f"{split.cut:.2%}"))
+    rows = [
+        ("characters", _spread(split.characters)),
         ("languages", _counts(split.languages)),
         ("formats", _counts(split.formats)),
-        ("colour modes", _counts(split.modes)),
+        ("modes", _counts(split.modes)),
         ("width", _spread(split.widths)),
         ("height", _spread(split.heights)),
-        ("bytes an image", f"{split.bytes // split.images:,}" if split.images else "–"),
-        ("undecodable" if split.decoded else "unreadable headers", f"{split.undecodable:,}"),
+        ("bytes", f"{split.bytes // split.images:,}" if split.images else "–"),
+        ("undecodable" if split.decoded else "unreadable", f"{split.undecodable:,}"),
+        ("skipped", kinds_in_words(split.skipped, language) or "0"),
         ("checksum", split.checksum[:16]),
     ]
-    return rows
+    named += [(row_name(name, language), value) for name, value in rows]
+    for name, column in split.kept.items():
+        named.insert(-1, (row_name("kept", language, column=name), kept_in_words(column, language)))
+    return named
+
+
+def kept_in_words(column: KeptColumn, language: str) -> str:
+    """``女装 106, 男装 105``, or how many values there are."""
+    if column.values > len(column.most):
+        return f"{column.images:,} ({piece('values', language, values=column.values)})"
+    return ", ".join(f"{value} {count:,}" for value, count in column.most)
 
 
 def _spread(spread: Spread | None) -> str:
@@ -46,7 +59,6 @@ def _spread(spread: Spread | None) -> str:
         return "–"
     if spread.least == spread.most:
         return f"{spread.least:,}"
-    # least / median / 95 % / most; the heading of the table says so
     return f"{spread.least:,} / {spread.median:,} / {spread.p95:,} / {spread.most:,}"
 
 
@@ -54,19 +66,23 @@ def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in counts.items()) or "–"
 
 
-def in_words(report: CheckReport, width: int | None = None) -> str:
-    """One table of all splits side by side, then what was found; in lines of at most `width` columns."""
-    columns = [dict(rows_of(split)) for split in report.splits]
+def in_words(report: CheckReport, width: int | None = None, language: str = "en") -> str:
+    """One table of all splits side by side, what its cells mean, then what was found; in lines of at most `width` columns."""
+    columns = [dict(rows_of(split, language)) for split in report.splits]
     names = dict.fromkeys(name for column in columns for name in column)
-    heads = ["least / median / 95 % / most", *(split.name for split in report.splits)]
+    heads = ["", *(split.name for split in report.splits)]
     rows = [[name, *(column.get(name, "–") for column in columns)] for name in names]
-    found = [
-        f"{leakage.first} / {leakage.second}: {leakage.images:,} pictures and {leakage.texts:,} captions in both"
+    found = [piece("four", language), piece("false", language)]
+    found += [
+        piece(
+            "shared", language, first=leakage.first, second=leakage.second, images=leakage.images, texts=leakage.texts
+        )
         for leakage in report.leakage
     ]
+    between = "：" if language == "zh" else ": "
     for finding in report.findings:
-        mark = "hurts" if finding.hurts else "note"
-        found.append(f"{mark}: {finding.split}: {finding.problem}. {finding.mend}".rstrip())
+        mark = piece("hurts" if finding.hurts else "note", language)
+        found.append(f"{mark}{between}{finding.split}{between}{finding.sentence(language)}")
     if not report.hurts:
-        found.append("nothing here hurts training")
+        found.append(piece("fine", language))
     return table(heads, rows, text=range(len(heads)), width=width) + "\n" + fitted("\n".join(found), width)

@@ -5,14 +5,21 @@ from __future__ import annotations
 import html
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
 
+from data_tools.build import build_store
 from data_tools.check import judge, measure
+from data_tools.check import words as wording
 from data_tools.check.measure import Spread, _Images, _Pairs
-from data_tools.check.page import write_page
+from data_tools.check.page import BEGINS, write_page
 from data_tools.check.tables import in_words
+from data_tools.check.words import language_of
+from data_tools.errors import RequestError
+from data_tools.outputs import begins
+from data_tools.sources import open_source
 from data_tools.store import PairStore, StoreWriter
 from tests.data_tools.samples import picture
 
@@ -159,3 +166,54 @@ def test_the_tables_and_the_page(tmp_path, split) -> None:
     page = (tmp_path / "sub" / "page.html").read_text("utf-8")
     assert page.count("<img") > 5 and "data:image/jpeg;base64," in page and "http" not in page
     assert "<script>" not in page and html.escape("<script>alert(1)</script>") in page and "一只狗" in page
+
+
+def test_what_the_build_left_out_and_what_is_kept(tmp_path) -> None:
+    (tmp_path / "a.jpg").write_bytes(picture(1))
+    (tmp_path / "b.jpg").write_bytes(picture(2))
+    rows = ["图片,标题,类目", "a.jpg,一只狗,宠物", "b.jpg,一只猫,宠物", "没有.jpg,<b>,x"]
+    (tmp_path / "t.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    split = build_store(
+        open_source("table", str(tmp_path / "t.csv"))[""], tmp_path / "s", on_error="skip", progress=False
+    ).store
+    listed = (split.path / "faults.jsonl").read_text("utf-8")
+    assert "没有.jpg" in listed and "\\u" not in listed  # readable as it is
+    report = judge([measure(split, lengths=lengths, progress=False)])
+    check = report.splits[0]
+    assert check.skipped == {"missing-file": 1, "refused-image": 1} and not report.hurts
+    assert json.loads(json.dumps(report.as_dict()))["splits"][0]["kept"] == {
+        "类目": {"images": 2, "values": 1, "most": [["宠物", 2]]}
+    }
+    english, chinese = in_words(report, 80), in_words(report, 80, "zh")
+    assert "the build left out 2 items (1 missing-file, 1 refused-image)" in " ".join(english.split())
+    assert "构建时略过了 2 项（图片文件不存在 1，图片被拒收 1）" in chinese.replace("\n", "") and "宠物 2" in chinese
+    assert (
+        "smallest / median / 95 % are no larger / largest" in " ".join(english.split()) and "最小 / 中位数" in chinese
+    )
+    for language in ("en", "zh"):
+        write_page(report, {"s": split}, tmp_path / f"{language}.html", language=language)
+        page = (tmp_path / f"{language}.html").read_text("utf-8")
+        assert "没有.jpg" in page and "<b>" not in page.replace("<br>", "") and "宠物" in page
+        assert ("数据检查" in page, "Data check" in page) == (language == "zh", language == "en")
+        assert begins(*BEGINS)(tmp_path / f"{language}.html")
+
+
+def test_the_language_is_the_given_one_or_the_systems(monkeypatch) -> None:
+    for names, wanted in (
+        ({"LC_ALL": "zh_CN.UTF-8", "LANG": "en_US"}, "zh"), ({"LANG": "zh_TW"}, "zh"), ({"LANG": "C"}, "en"), ({"LC_MESSAGES": "en_GB", "LANG": "zh_CN"}, "en")
+    ):  # fmt: skip
+        for name in ("LC_ALL", "LC_MESSAGES", "LANG"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in names.items():
+            monkeypatch.setenv(name, value)
+        assert language_of(None) == wanted and language_of("zh") == "zh"
+    with pytest.raises(RequestError, match="zh or en"):
+        language_of("fr")
+
+
+def test_every_word_is_there_in_both_languages() -> None:
+    for table in (wording._ROWS, wording._PIECES, wording._FINDINGS):
+        for name, texts in table.items():
+            for first, second in zip(texts[::2], texts[1::2], strict=True):
+                names = [set(re.findall(r"{(\w+)", text)) for text in (first, second)]
+                assert bool(first) == bool(second) and names[0] == names[1], name

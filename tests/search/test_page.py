@@ -5,6 +5,7 @@ Skipped where there is no Chromium with its driver, or no selenium.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import threading
@@ -40,6 +41,12 @@ def engine(index):
 
 @pytest.fixture(scope="module")
 def address(engine):
+    with _served(engine) as place:
+        yield place
+
+
+@contextlib.contextmanager
+def _served(engine):
     """A live server in a thread; a picture of more than 3,000 bytes is too large for it."""
     listener = socket.create_server(("127.0.0.1", 0))
     app = make_app(engine, threshold=0.25, limits=Limits(upload_bytes=3000))
@@ -252,3 +259,37 @@ def test_a_server_that_is_gone_is_said(page):
         assert "does not answer" in page.find_element("id", "error").text
     finally:
         page.execute_cdp_cmd("Network.emulateNetworkConditions", offline | {"offline": False})
+
+
+def test_choosing_by_what_is_kept(chromium, make, checkpoint, tmp_path):
+    engine = open_engine(_goods_index(make, checkpoint, tmp_path), device="cpu")
+    with _served(engine) as address:
+        chromium.get(address)
+        until(chromium, "return document.querySelector('#facets select')")
+        options = chromium.execute_script(
+            "return [...document.querySelectorAll('#facets option')].map(o => o.textContent)"
+        )
+        assert "女装 (9)" in options
+        chromium.find_element("id", "text").send_keys("裙" + Keys.ENTER)
+        settled(chromium)
+        choose = "const s = document.querySelector('#facets select'); s.value = '女装'; s.onchange()"
+        chromium.execute_script(choose)
+        until(chromium, "return document.querySelectorAll('.card').length === 9")
+        kept = chromium.execute_script("return [...document.querySelectorAll('.kept')].map(e => e.textContent)")
+        assert len(kept) == 9 and all(text.startswith("女装 · ") and "http" not in text for text in kept)
+        chromium.execute_script("document.querySelector('.zoom').click()")
+        link = until(chromium, "return document.querySelector('#largeKept a')?.href")
+        assert link.startswith("https://x.example/")
+        # The address carries the choice.
+        chromium.get("about:blank")
+        chromium.back()
+        until(chromium, "return document.querySelectorAll('.card').length === 9")
+        assert chromium.execute_script("return document.querySelector('#facets select').value") == "女装"
+        assert not [entry for entry in chromium.get_log("browser") if "Failed to load resource" not in entry["message"]]
+
+
+def _goods_index(make, checkpoint, tmp_path):
+    from tests.search.test_filters import goods
+
+    make(checkpoint, goods(tmp_path / "goods"), tmp_path / "goods.index")
+    return tmp_path / "goods.index"

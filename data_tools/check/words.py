@@ -1,0 +1,173 @@
+"""The words of the check in English and Chinese: rows, findings, headings, kinds of faults."""
+
+from __future__ import annotations
+
+import locale
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from data_tools.errors import RequestError
+
+LANGUAGES = ("en", "zh")
+
+
+def language_of(given: str | None) -> str:
+    """`given`, else what the environment speaks: Chinese where its locale is, English anywhere else.
+
+    Raises:
+        RequestError: neither zh nor en.
+    """
+    if given is None:
+        names = [os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG")]
+        said = next(filter(None, names), None) or locale.getlocale()[0] or ""
+        return "zh" if said.lower().startswith(("zh", "chinese")) else "en"
+    if given not in LANGUAGES:
+        raise RequestError(f"--language {given!r}: zh or en")
+    return given
+
+
+_ROWS = {
+    "what": ("", ""),
+    "images": ("images", "图片"),
+    "texts": ("texts", "文本"),
+    "pairs": ("pairs", "图文对"),
+    "per_image": ("pairs per image", "每张图的图文对"),
+    "images_without_text": ("images without text", "没有文本的图片"),
+    "missing_images": ("pairs without image", "没有图片的图文对"),
+    "repeated_texts": ("text on other images too", "文本也在其他图片上"),
+    "repeated_images": ("content under another id", "内容另有编号"),
+    "false_negatives": ("false negatives at {batch:,}", "批量 {batch:,} 时的假负例"),
+    "tokens": ("caption tokens", "文本长度（token）"),
+    "cut": ("cut at {context_length} tokens", "超过 {context_length} token 被截断"),
+    "characters": ("caption characters", "文本字数"),
+    "languages": ("languages", "语言"),
+    "formats": ("formats", "图片格式"),
+    "modes": ("colour modes", "颜色模式"),
+    "width": ("width", "宽"),
+    "height": ("height", "高"),
+    "bytes": ("bytes an image", "每张图的字节数"),
+    "undecodable": ("undecodable", "无法解码"),
+    "unreadable": ("unreadable headers", "文件头不可读"),
+    "skipped": ("left out by the build", "构建时略过"),
+    "kept": ("kept: {column}", "保留的列：{column}"),
+    "checksum": ("checksum", "校验和"),
+}
+_PIECES = {
+    "lone": (" + {count:,} without image", "，另有 {count:,} 条没有图片"),
+    "share": ("{rate:.2%} of pairs", "{rate:.2%} 的图文对"),
+    "smaller": ("split is smaller", "划分没有这么大"),
+    "values": ("{values:,} values", "{values:,} 种取值"),
+    "four": (
+        "Four numbers: smallest / median / 95 % are no larger / largest. One number: all are that.",
+        "四个数依次为：最小 / 中位数 / 95% 不超过 / 最大。只有一个数：全都如此。",
+    ),
+    "false": (
+        "False negatives: pairs that meet an equal picture or text in a random batch of that size.",
+        "假负例：在这样大的随机批量中遇到相同图片或相同文本的图文对。",
+    ),
+    "shared": (
+        "{first} / {second}: {images:,} pictures and {texts:,} captions in both",
+        "{first} / {second}：共有 {images:,} 张图片、{texts:,} 条文本",
+    ),
+    "hurts": ("hurts", "有害"),
+    "note": ("note", "提示"),
+    "fine": ("nothing here hurts training", "没有发现有害训练的问题"),
+    "title": ("Data check", "数据检查"),
+    "nothing": ("nothing to report", "没有问题"),
+    "h_undecodable": ("Undecodable", "无法解码"),
+    "h_repeated_images": ("Equal pictures under several ids", "相同图片有多个编号"),
+    "h_repeated_texts": ("Captions on most pictures", "出现在最多图片上的文本"),
+    "h_longest": ("Longest captions (tokens)", "最长的文本（token）"),
+    "h_without_text": ("Without text", "没有文本"),
+    "h_skipped": ("Left out by the build", "构建时略过的"),
+    "h_kept": ("Columns kept with the pictures", "随图片保留的列"),
+    "h_sample": ("A random sample", "随机样本"),
+}
+_FINDINGS = {
+    "changed": (
+        "{what}: {there} found, {stated} stated by the store: something in it has changed",
+        "{what}：实际为 {there}，数据仓记为 {stated}：内容有变",
+        "Copy it again from where it is whole, or build it again.",
+        "请从完好之处重新复制，或重新构建。",
+    ),
+    "undecodable": (
+        "{count:,} images cannot be decoded", "{count:,} 张图片无法解码",
+        "Build again with --on-error skip, or replace them.", "用 --on-error skip 重新构建，或换掉这些图片。",
+    ),
+    "missing": (
+        "{count:,} pairs name an image that is not in the store", "{count:,} 个图文对所指的图片不在数据仓中",
+        "Build the store again.", "请重新构建数据仓。",
+    ),
+    "no_pairs": (
+        "no pairs: without answers it can be encoded and searched, not trained on or scored",
+        "没有图文对：没有答案时可以编码与检索，不能训练或评测", "", "",
+    ),
+    "repeated_images": (
+        "{count:,} images ({share:.1%}) have the content of another id: in a batch they are false negatives",
+        "{count:,} 张图片（{share:.1%}）的内容另有编号：在一个批量中它们是假负例",
+        "Give equal pictures one id.", "相同的图片请用同一编号。",
+    ),
+    "cut": (
+        "{share:.1%} of the captions are longer than {context_length} tokens and will be cut",
+        "{share:.1%} 的文本超过 {context_length} token，会被截断",
+        "Raise data.context_length (the longest has {most} tokens).", "可调高 data.context_length（最长的有 {most} token）。",
+    ),
+    "without_text": (
+        "{count:,} images have no text: they only enlarge the gallery", "{count:,} 张图片没有文本：它们只会扩大候选图库", "", "",
+    ),
+    "lone": (
+        "{count:,} texts have no image: they are neither trained on nor scored",
+        "{count:,} 条文本没有图片：既不参与训练也不参与评测", "", "",
+    ),
+    "large": (
+        "the pictures are large (median {width}×{height}): decoding will slow training down",
+        "图片较大（中位数 {width}×{height}）：解码会拖慢训练", "Build with --max-side 512.", "构建时加 --max-side 512。",
+    ),
+    "skipped": (
+        "the build left out {count:,} items ({kinds})", "构建时略过了 {count:,} 项（{kinds}）",
+        "Each is in {file}, with what to do.", "每一项及改法见 {file}。",
+    ),
+    "shared_images": (
+        "{count:,} pictures are in both splits: scores will be too good", "{count:,} 张图片同时在两个划分中：分数会偏高",
+        "Take them out of one.", "请从其中一个划分去掉。",
+    ),
+    "shared_texts": (
+        "{count:,} captions ({share:.1%} of {second}'s) are in both splits",
+        "{count:,} 条文本（占 {second} 的 {share:.1%}）同时在两个划分中",
+        "Normal for short captions; look at the examples if it is much.", "短文本属正常；若很多，请看示例。",
+    ),
+}  # fmt: skip
+_KINDS = {
+    "missing-file": "图片文件不存在", "missing-image": "所指图片不存在", "refused-image": "图片被拒收", "undecodable-image": "图片无法解码",
+    "empty-text": "文本为空", "bad-text": "文本无效", "bad-csv": "行的格式有误", "bad-json": "JSON 有误", "bad-row": "行有误", "bad-field": "字段有误",
+    "missing-field": "缺少字段", "not-utf8": "编码不符", "remote-image": "图片是网址", "outside": "在文件夹之外", "duplicate-image-id": "图片编号重复",
+    "duplicate-text-id": "文本编号重复", "bad-id": "编号无效", "missing-caption": "没有文本", "image-too-large": "图片过大", "bad-base64": "base64 有误",
+}  # fmt: skip
+
+
+def _pick(pair: tuple[str, str], language: str) -> str:
+    return pair[LANGUAGES.index(language)]
+
+
+def row_name(name: str, language: str, **values: Any) -> str:
+    return _pick(_ROWS[name], language).format(**values)
+
+
+def piece(name: str, language: str, **values: Any) -> str:
+    return _pick(_PIECES[name], language).format(**values)
+
+
+def finding_words(kind: str, values: Mapping[str, Any], language: str) -> tuple[str, str]:
+    """(what is wrong, what to do)."""
+    problem, problem_zh, mend, mend_zh = _FINDINGS[kind]
+    if "kinds" in values:
+        values = {**values, "kinds": kinds_in_words(values["kinds"], language)}
+    return _pick((problem, problem_zh), language).format(**values), _pick((mend, mend_zh), language).format(**values)
+
+
+def kinds_in_words(kinds: Mapping[str, int], language: str) -> str:
+    """``12 missing-file, 3 empty-text``."""
+    if language == "en":
+        return ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
+    return "，".join(f"{_KINDS.get(kind, kind)} {count:,}" for kind, count in kinds.items())
