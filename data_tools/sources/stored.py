@@ -26,6 +26,7 @@ class StoreSource:
     Args:
         keep: whether a picture (by its id here, and what is kept of it) is taken; pairs follow their pictures.
         keep_pair: whether a pair is. lone: whether texts without picture are taken.
+        columns: the kept columns that are taken; None: all.
         part: what `keep` and `keep_pair` choose, for whoever asks whether a build is still the same.
     """
 
@@ -33,9 +34,10 @@ class StoreSource:
 
     def __init__(
         self, path: Path, *, keep: Callable[[Id], bool] | None = None, keep_pair: Callable[[Pair], bool] | None = None,
-        lone: bool = True, part: Any = None,
+        lone: bool = True, columns: tuple[str, ...] | None = None, part: Any = None,
     ) -> None:  # fmt: skip
         self.path, self.keep, self.keep_pair, self.lone, self.part = path, keep, keep_pair, lone, part
+        self.columns = columns
         self._words = _words(path)
 
     def name(self, image_id: Id) -> Id:
@@ -55,6 +57,8 @@ class StoreSource:
                 done[0] += 1
                 if keep is None or keep(image_id):
                     data, columns = store.image(image_id), store.columns_of(image_id)
+                    if self.columns is not None:
+                        columns = {name: columns[name] for name in self.columns if name in columns}
                     yield ImageItem(self.name(image_id), data, self.path, columns=columns or None, ready=True)
             for pair in store.pairs():
                 done[0] += 1
