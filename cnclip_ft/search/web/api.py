@@ -165,7 +165,9 @@ def make_app(
         except DataFault as error:
             raise HTTPException(413 if error.kind in _TOO_MUCH else 415, printable(error.problem)) from None
         pixels = np.frombuffer(bytearray(fitted), np.uint8, offset=SIDES.size).reshape(*SIDES.unpack_from(fitted), 3)
-        return await _answer(Question(text, without, picture.pack(pixels), None, image_share, not_weight, top, wanted), began)
+        return await _answer(
+            Question(text, without, picture.pack(pixels), None, image_share, not_weight, top, wanted), began
+        )
 
     async def _answer(question: Question, began: float) -> Answer:
         answer = await batcher.ask(question)
