@@ -229,14 +229,20 @@ def test_nothing_is_wider_than_the_window(page):
 
 
 def test_words_of_a_name_are_never_markup(page, engine, monkeypatch):
-    monkeypatch.setattr(engine.index, "item", lambda number: ("<img src=x onerror='window.hacked=1'>", "s"))
+    markup = "<img src=x onerror='window.hacked=1'>"
+    monkeypatch.setattr(
+        engine.index, "described", lambda number: (markup, {markup: markup, "链接": "javascript:hacked=1"})
+    )
     page.find_element("id", "text").send_keys("猫" + Keys.ENTER)
     assert settled(page)[0].startswith("<img")
-    assert page.execute_script("return window.hacked") is None
+    page.execute_script("document.querySelector('.zoom').click()")
+    until(page, "return document.querySelectorAll('#largeKept dd').length === 2")
+    assert page.execute_script("return [window.hacked, document.querySelector('#largeKept a')]") == [None, None]
+    page.execute_script("document.getElementById('large').close()")
 
 
 def test_a_missing_picture_has_a_place(page, engine, monkeypatch):
-    monkeypatch.setattr(engine.index, "key", lambda number: f"gone-{number}.png")
+    monkeypatch.setattr(engine.index, "described", lambda number: (f"gone-{number}.png", {}))
     monkeypatch.setattr(engine.index, "item", lambda number: (f"gone-{number}.png", f"gone{number}"))
     page.get(page.current_url.split("#")[0] + "?fresh")
     page.find_element("id", "text").send_keys("鸟" + Keys.ENTER)

@@ -1,0 +1,300 @@
+"""What of a store is better left out: pictures like others, captions that do not fit, texts that stand on too many pictures.
+
+Limits are measured on the store itself with the checkpoint at hand, for cosines of two models cannot be compared.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from cnclip_ft.evaluation.calibration import sampled_scores
+from cnclip_ft.evaluation.options import Opened
+from cnclip_ft.features.encode import SplitFeatures, encode_images, evaluating
+from cnclip_ft.retrieval import approximate
+from cnclip_ft.retrieval.exact import ExactSearch
+from data_tools.errors import DataFault, RequestError
+from data_tools.pictures import Reencoding, read_header, reencode
+from data_tools.store import Id, PairStore
+from data_tools.tables import Bar
+
+_COPIES = 200  # pictures that are encoded a second time, smaller and compressed, to see how alike a copy is
+_FOUND = 0.95  # of such copies reach the limit
+_NEIGHBOURS, _ASKED = 16, 1024  # looked at a picture; pictures asked at once
+_EXACTLY = 200_000  # pictures up to which every pair is compared; beyond, faiss proposes where it is installed
+_STRANGERS = 0.001  # share of random pairs above the limit from which on the checkpoint cannot tell pictures apart
+
+
+@dataclass
+class Wishes:
+    """None: measured (`near`, `fit`), or 1 % of the pictures and at least 20 (`most`)."""
+
+    near: float | None = None
+    fit: float | None = None
+    most: int | None = None
+    negatives: int = 5
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raises:
+        RequestError: a limit is no cosine, or no count.
+        """
+        for name in ("near", "fit"):
+            value = getattr(self, name)
+            if value is not None and not -1 <= value <= 1:
+                raise RequestError(f"--{name} {value}: a cosine lies between -1 and 1")
+        if self.most is not None and self.most < 1:
+            raise RequestError(f"--most {self.most}: at least 1")
+
+
+@dataclass
+class Group:
+    """Like pictures: the one that stays (the largest), the others with their cosine to it."""
+
+    stays: Id
+    others: list[tuple[Id, float]]
+
+
+@dataclass
+class Misfit:
+    """A pair whose caption fits no better than that of another picture."""
+
+    image_id: Id
+    text_id: Id
+    text: str
+    score: float
+
+
+@dataclass
+class Crowd:
+    """A text on many pictures; `leaves` are the pictures it fits least."""
+
+    text: str
+    images: int
+    leaves: list[tuple[Id, Id, float]]  # image id, text id, score
+    stays: list[Id]  # examples
+
+
+@dataclass
+class Curation:
+    """What was found; `near`, `fit`, `most` are the limits, `said` how they came to be."""
+
+    near: float
+    fit: float
+    most: int
+    said: list[str]
+    images: int
+    pairs: int
+    groups: list[Group] = field(default_factory=list)
+    misfits: list[Misfit] = field(default_factory=list)  # the worst first
+    just_fit: list[Misfit] = field(default_factory=list)  # the nearest above the limit
+    crowds: list[Crowd] = field(default_factory=list)
+
+    @property
+    def dropped_images(self) -> set[Id]:
+        return {image_id for group in self.groups for image_id, _ in group.others}
+
+    @property
+    def dropped_pairs(self) -> set[tuple[Id, Id]]:
+        """(image id, text id) that go although their picture may stay."""
+        found = {(misfit.image_id, misfit.text_id) for misfit in self.misfits}
+        return found | {(image_id, text_id) for crowd in self.crowds for image_id, text_id, _ in crowd.leaves}
+
+    def lines(self) -> list[str]:
+        """For people."""
+        leaving = sum(len(crowd.leaves) for crowd in self.crowds)
+        return [
+            *self.said,
+            f"{len(self.dropped_images):,} of {self.images:,} pictures are like another, in {len(self.groups):,} groups",
+            f"{len(self.misfits):,} of {self.pairs:,} captions do not fit their picture",
+            f"{len(self.crowds):,} texts stand on more than {self.most:,} pictures; {leaving:,} of their pairs are beyond that",
+        ]
+
+    def records(self) -> list[dict[str, Any]]:
+        """Everything that is left out, one by one."""
+        rows: list[dict[str, Any]] = []
+        for group in self.groups:
+            rows += [{"why": "like", "image_id": i, "like": group.stays, "score": score} for i, score in group.others]
+        rows += [{"why": "misfit", "image_id": m.image_id, "text_id": m.text_id, "text": m.text, "score": m.score} for m in self.misfits]
+        for crowd in self.crowds:
+            rows += [{"why": "crowd", "image_id": i, "text_id": t, "text": crowd.text, "score": score} for i, t, score in crowd.leaves]
+        return rows
+
+
+def curate(
+    store: PairStore, features: SplitFeatures, opened: Opened, wishes: Wishes, say: Callable[[str], None] = print
+) -> Curation:
+    """Look at all pictures and pairs of `store`.
+
+    Args:
+        features: of the store, by the model of `opened`.
+
+    Raises:
+        RequestError: no pairs; or the checkpoint cannot tell pictures or captions apart.
+    """
+    wishes.check()
+    if not len(features.positives):
+        raise RequestError(f"{store.path} has no pairs to curate")
+    near, near_said = _near_limit(store, features, opened, wishes)
+    fit, fit_said = _fit_limit(features, opened, wishes)
+    most = wishes.most if wishes.most is not None else max(20, len(features.image_ids) // 100)
+    found = Curation(near, fit, most, [near_said, fit_said], len(features.image_ids), len(features.positives))
+    found.groups = _like(store, features, near, opened, say)
+    gone, scores = found.dropped_images, _pair_scores(features)
+    _misfits(found, features, scores, gone)
+    _crowds(found, features, scores, gone)
+    return found
+
+
+def _near_limit(store: PairStore, features: SplitFeatures, opened: Opened, wishes: Wishes) -> tuple[float, str]:
+    if wishes.near is not None:
+        return wishes.near, f"pictures with a cosine of {wishes.near:.4f} and more are alike (given)"
+    generator = torch.Generator().manual_seed(wishes.seed)
+    chosen = torch.randperm(len(features.image_ids), generator=generator)[:_COPIES].sort().values
+    copies: list[bytes] = []
+    rows: list[int] = []
+    for row in chosen.tolist():
+        data = store.image(features.image_ids[row])
+        try:
+            header = read_header(data)
+            side = max(16, max(header.width, header.height) // 2)
+            copies.append(reencode(data, Reencoding(max_side=side, quality=60)))
+            rows.append(row)
+        except DataFault:
+            continue  # what cannot be decoded was refused by the encoding
+    with evaluating(opened.model, dtype=opened.dtype):
+        again = encode_images(opened.model, range(len(copies)), copies.__getitem__, batch_size=opened.batch_size)
+    own = (again.double() * features.image_features[rows].double()).sum(1)
+    limit = float(own.quantile(1 - _FOUND))
+    left, right = (torch.randint(len(features.image_ids), (20_000,), generator=generator) for _ in range(2))
+    other = left != right
+    strangers = (features.image_features[left[other]] * features.image_features[right[other]]).sum(1) >= limit
+    share = float(strangers.double().mean()) if len(strangers) else 0.0
+    if share > _STRANGERS:
+        raise RequestError(
+            f"this checkpoint cannot tell pictures apart: {share:.1%} of random pairs are as alike as {_FOUND:.0%} of "
+            f"copies at half the size are (cosine {limit:.4f}). Take a trained one, or give a limit with --near"
+        )
+    return limit, (
+        f"pictures with a cosine of {limit:.4f} and more are alike: {_FOUND:.0%} of {len(rows)} copies at half the size and "
+        f"quality 60 reach it, {share:.2%} of random pairs do"
+    )
+
+
+def _fit_limit(features: SplitFeatures, opened: Opened, wishes: Wishes) -> tuple[float, str]:
+    if wishes.fit is not None:
+        return wishes.fit, f"captions below a cosine of {wishes.fit:.4f} do not fit (given)"
+    scores, labels = sampled_scores(features, wishes.negatives, wishes.seed, opened.model.tokenizer.prepare)
+    limit = float(scores[~labels].quantile(0.5)) if int((~labels).sum()) < 10_000_000 else float(scores[~labels].median())
+    below = float((scores[labels] < limit).double().mean())
+    said = (
+        f"captions below a cosine of {limit:.4f} do not fit: half of {int((~labels).sum()):,} captions of other pictures lie "
+        f"there, and {below:.1%} of the store's own"
+    )
+    if below > 0.25:
+        raise RequestError(
+            f"this checkpoint cannot tell captions apart: {below:.1%} of the store's own fit worse than half of those of other "
+            "pictures. Take one that was trained on such data, or give a limit with --fit"
+        )
+    return limit, said
+
+
+def _like(
+    store: PairStore, features: SplitFeatures, near: float, opened: Opened, say: Callable[[str], None]
+) -> list[Group]:
+    images = features.image_features
+    count, parent = len(images), list(range(len(images)))
+
+    def top(number: int) -> int:
+        while parent[number] != number:
+            parent[number] = number = parent[parent[number]]
+        return number
+
+    search: Any = ExactSearch(images, float(images.norm(dim=1).max()), opened.device)
+    if count > _EXACTLY:
+        if approximate.has_faiss():
+            search = approximate.build(images.numpy(), "ivf", float(images.norm(dim=1).max()), say)
+        else:
+            say(f"note: every one of {count:,} pictures is compared with every other, which takes long; {approximate.MISSING}")
+    with Bar(total=count, desc="looking for like pictures", unit=" pictures", disable=None, leave=False) as bar:
+        for start in range(0, count, _ASKED):
+            scores, numbers = search.search(images[start : start + _ASKED], _NEIGHBOURS)
+            rows, places = (scores >= near).nonzero(as_tuple=True)
+            for own, other in zip((rows + start).tolist(), numbers[rows, places].tolist(), strict=True):
+                if other >= 0:
+                    first, second = sorted((top(own), top(other)))
+                    parent[second] = first
+            bar.update(len(scores))
+    members: dict[int, list[int]] = {}
+    for number in range(count):
+        members.setdefault(top(number), []).append(number)
+    return [_group(store, features, rows) for rows in members.values() if len(rows) > 1]
+
+
+def _group(store: PairStore, features: SplitFeatures, rows: list[int]) -> Group:
+    def pixels(row: int) -> int:
+        try:
+            header = read_header(store.image(features.image_ids[row]))
+        except DataFault:
+            return 0
+        return header.width * header.height
+
+    stays = max(rows, key=lambda row: (pixels(row), -row))
+    others = [row for row in rows if row != stays]
+    scores = (features.image_features[others] @ features.image_features[stays]).tolist()
+    ids = features.image_ids
+    return Group(ids[stays], sorted(((ids[row], round(score, 6)) for row, score in zip(others, scores, strict=True)), key=lambda one: -one[1]))
+
+
+def _pair_scores(features: SplitFeatures) -> np.ndarray:
+    parts = [
+        (features.image_features[part[:, 0]].double() * features.text_features[part[:, 1]].double()).sum(1)
+        for part in features.positives.split(65536)
+    ]
+    return torch.cat(parts).numpy()
+
+
+_JUST = 24
+
+
+def _misfits(found: Curation, features: SplitFeatures, scores: np.ndarray, gone: set[Id]) -> None:
+    order = np.argsort(scores, kind="stable")
+    pairs = features.positives.tolist()
+    for row in order.tolist():
+        image, text = pairs[row]
+        if features.image_ids[image] in gone:
+            continue
+        misfit = Misfit(features.image_ids[image], features.text_ids[text], features.texts[text], round(float(scores[row]), 6))
+        if scores[row] < found.fit:
+            found.misfits.append(misfit)
+        elif len(found.just_fit) < _JUST:
+            found.just_fit.append(misfit)
+        else:
+            break
+
+
+def _crowds(found: Curation, features: SplitFeatures, scores: np.ndarray, gone: set[Id]) -> None:
+    """Of texts that read the same, those pairs stay that fit best."""
+    dropped = found.dropped_pairs
+    keys = [" ".join(text.casefold().split()) for text in features.texts]
+    rows: dict[str, list[int]] = {}
+    counts = Counter(keys[text] for _, text in features.positives.tolist())
+    for row, (image, text) in enumerate(features.positives.tolist()):
+        ids = features.image_ids[image], features.text_ids[text]
+        if counts[keys[text]] > found.most and ids[0] not in gone and ids not in dropped:
+            rows.setdefault(keys[text], []).append(row)
+    pairs = features.positives.tolist()
+    for own in rows.values():
+        own.sort(key=lambda row: -scores[row])
+        if len(own) <= found.most:
+            continue
+        leaves = [(features.image_ids[pairs[row][0]], features.text_ids[pairs[row][1]], round(float(scores[row]), 6))
+                  for row in own[found.most :]]  # fmt: skip
+        stays = [features.image_ids[pairs[row][0]] for row in own[:4]]
+        found.crowds.append(Crowd(features.texts[pairs[own[0]][1]], len(own), leaves, stays))
+    found.crowds.sort(key=lambda crowd: -crowd.images)
