@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cnclip_ft.commands.building import Building, Threads, comma_list, interruptible, refuse_targets
+from cnclip_ft.commands.data_curate import curate
 from cnclip_ft.commands.data_export import export
 from cnclip_ft.commands.data_import import import_
 from cnclip_ft.commands.options import spread
@@ -64,6 +65,7 @@ def build(
 
 app.command("import")(import_)
 app.command("export")(export)
+app.command("curate")(curate)
 
 
 def _open_splits(places: list[Path]) -> dict[str, PairStore]:

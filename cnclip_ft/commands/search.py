@@ -100,16 +100,16 @@ def query(
     """
     import json
 
+    from cnclip_ft.evaluation.thresholds import read_threshold
     from cnclip_ft.search.engine.engine import open_engine
     from cnclip_ft.search.engine.query import Question, given_picture
-    from cnclip_ft.search.engine.threshold import read_threshold
     from cnclip_ft.search.index.facets import Facets
     from cnclip_ft.search.index.folder import Index
     from data_tools.columns import parse_where
     from data_tools.errors import RequestError
 
     opened = Index(index)
-    limit = read_threshold(threshold, opened.info)
+    limit = read_threshold(threshold, opened.info["identity"]["checksum"])
     given = None if image is None else given_picture(opened, image)
     question = Question(text, without, given, None, image_share, not_weight, top, parse_where(where or ()))
     question.check()  # before the model is opened
@@ -180,9 +180,9 @@ def serve(
 
     Example: cnclip-ft search serve photos.index --threshold calibration.json
     """
+    from cnclip_ft.evaluation.thresholds import read_threshold
     from cnclip_ft.retrieval.tiles import parse_memory
     from cnclip_ft.search.engine.engine import open_engine
-    from cnclip_ft.search.engine.threshold import read_threshold
     from cnclip_ft.search.index.folder import Index
     from cnclip_ft.search.web import serve as web
 
@@ -190,7 +190,7 @@ def serve(
     from cnclip_ft.search.web.api import Limits, make_app
     from cnclip_ft.search.web.guard import is_loopback, names_of
 
-    limit = read_threshold(threshold, Index(index).info)
+    limit = read_threshold(threshold, Index(index).info["identity"]["checksum"])
     limits = Limits(
         parse_memory(max_upload), max_pixels, decode_seconds=max_decode_seconds, body_seconds=max_request_seconds
     )

@@ -18,15 +18,16 @@ from cnclip_ft.evaluation.options import Opened
 from cnclip_ft.features.encode import SplitFeatures, encode_images, evaluating
 from cnclip_ft.retrieval import approximate
 from cnclip_ft.retrieval.exact import ExactSearch
+from data_tools.bars import Bar
 from data_tools.errors import DataFault, RequestError
 from data_tools.pictures import Reencoding, read_header, reencode
 from data_tools.store import Id, PairStore
-from data_tools.tables import Bar
 
 _COPIES = 200  # pictures that are encoded a second time, smaller and compressed, to see how alike a copy is
 _FOUND = 0.95  # of such copies reach the limit
 _NEIGHBOURS, _ASKED = 16, 1024  # looked at a picture; pictures asked at once
 _EXACTLY = 200_000  # pictures up to which every pair is compared; beyond, faiss proposes where it is installed
+_WRONG, _MOST_BELOW = 0.9, 0.25  # of captions of other pictures below the limit; of the store's own at most
 _STRANGERS = 0.001  # share of random pairs above the limit from which on the checkpoint cannot tell pictures apart
 
 
@@ -120,9 +121,15 @@ class Curation:
         rows: list[dict[str, Any]] = []
         for group in self.groups:
             rows += [{"why": "like", "image_id": i, "like": group.stays, "score": score} for i, score in group.others]
-        rows += [{"why": "misfit", "image_id": m.image_id, "text_id": m.text_id, "text": m.text, "score": m.score} for m in self.misfits]
+        rows += [
+            {"why": "misfit", "image_id": m.image_id, "text_id": m.text_id, "text": m.text, "score": m.score}
+            for m in self.misfits
+        ]
         for crowd in self.crowds:
-            rows += [{"why": "crowd", "image_id": i, "text_id": t, "text": crowd.text, "score": score} for i, t, score in crowd.leaves]
+            rows += [
+                {"why": "crowd", "image_id": i, "text_id": t, "text": crowd.text, "score": score}
+                for i, t, score in crowd.leaves
+            ]
         return rows
 
 
@@ -190,17 +197,18 @@ def _fit_limit(features: SplitFeatures, opened: Opened, wishes: Wishes) -> tuple
     if wishes.fit is not None:
         return wishes.fit, f"captions below a cosine of {wishes.fit:.4f} do not fit (given)"
     scores, labels = sampled_scores(features, wishes.negatives, wishes.seed, opened.model.tokenizer.prepare)
-    limit = float(scores[~labels].quantile(0.5)) if int((~labels).sum()) < 10_000_000 else float(scores[~labels].median())
+    others = scores[~labels].sort().values  # `quantile` takes 16 million values at most
+    limit = float(others[int(_WRONG * (len(others) - 1))])
     below = float((scores[labels] < limit).double().mean())
+    if below > _MOST_BELOW:
+        raise RequestError(
+            f"this checkpoint cannot tell captions apart: {below:.1%} of the store's own fit no better than {_WRONG:.0%} of "
+            "those of other pictures. Take one that was trained on such data, or give a limit with --fit"
+        )
     said = (
-        f"captions below a cosine of {limit:.4f} do not fit: half of {int((~labels).sum()):,} captions of other pictures lie "
+        f"captions below a cosine of {limit:.4f} do not fit: {_WRONG:.0%} of {len(others):,} captions of other pictures lie "
         f"there, and {below:.1%} of the store's own"
     )
-    if below > 0.25:
-        raise RequestError(
-            f"this checkpoint cannot tell captions apart: {below:.1%} of the store's own fit worse than half of those of other "
-            "pictures. Take one that was trained on such data, or give a limit with --fit"
-        )
     return limit, said
 
 
@@ -220,7 +228,9 @@ def _like(
         if approximate.has_faiss():
             search = approximate.build(images.numpy(), "ivf", float(images.norm(dim=1).max()), say)
         else:
-            say(f"note: every one of {count:,} pictures is compared with every other, which takes long; {approximate.MISSING}")
+            say(
+                f"note: every one of {count:,} pictures is compared with every other, which takes long; {approximate.MISSING}"
+            )
     with Bar(total=count, desc="looking for like pictures", unit=" pictures", disable=None, leave=False) as bar:
         for start in range(0, count, _ASKED):
             scores, numbers = search.search(images[start : start + _ASKED], _NEIGHBOURS)
@@ -233,10 +243,12 @@ def _like(
     members: dict[int, list[int]] = {}
     for number in range(count):
         members.setdefault(top(number), []).append(number)
-    return [_group(store, features, rows) for rows in members.values() if len(rows) > 1]
+    return [group for rows in members.values() if len(rows) > 1 for group in _groups(store, features, rows, near)]
 
 
-def _group(store: PairStore, features: SplitFeatures, rows: list[int]) -> Group:
+def _groups(store: PairStore, features: SplitFeatures, rows: list[int], near: float) -> list[Group]:
+    """A chain of like pictures as groups around the largest ones: what goes is itself like the one that stays."""
+
     def pixels(row: int) -> int:
         try:
             header = read_header(store.image(features.image_ids[row]))
@@ -244,11 +256,17 @@ def _group(store: PairStore, features: SplitFeatures, rows: list[int]) -> Group:
             return 0
         return header.width * header.height
 
-    stays = max(rows, key=lambda row: (pixels(row), -row))
-    others = [row for row in rows if row != stays]
-    scores = (features.image_features[others] @ features.image_features[stays]).tolist()
-    ids = features.image_ids
-    return Group(ids[stays], sorted(((ids[row], round(score, 6)) for row, score in zip(others, scores, strict=True)), key=lambda one: -one[1]))
+    left, ids, found = sorted(rows, key=lambda row: (-pixels(row), row)), features.image_ids, []
+    while left:
+        stays, others = left[0], left[1:]
+        scores = (features.image_features[others] @ features.image_features[stays]).tolist()
+        like = {row: score for row, score in zip(others, scores, strict=True) if score >= near}
+        if like:
+            found.append(
+                Group(ids[stays], [(ids[row], round(like[row], 6)) for row in sorted(like, key=lambda row: -like[row])])
+            )
+        left = [row for row in others if row not in like]
+    return found
 
 
 def _pair_scores(features: SplitFeatures) -> np.ndarray:
@@ -269,7 +287,9 @@ def _misfits(found: Curation, features: SplitFeatures, scores: np.ndarray, gone:
         image, text = pairs[row]
         if features.image_ids[image] in gone:
             continue
-        misfit = Misfit(features.image_ids[image], features.text_ids[text], features.texts[text], round(float(scores[row]), 6))
+        misfit = Misfit(
+            features.image_ids[image], features.text_ids[text], features.texts[text], round(float(scores[row]), 6)
+        )
         if scores[row] < found.fit:
             found.misfits.append(misfit)
         elif len(found.just_fit) < _JUST:

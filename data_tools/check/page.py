@@ -18,7 +18,7 @@ from data_tools.errors import DataFault
 from data_tools.pictures import Reencoding, reencode
 from data_tools.store import Id, Pair, PairStore
 
-_STYLE = """
+STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse } td, th { text-align: left; padding: .15rem .9rem .15rem 0; vertical-align: top }
 .hurts { color: #a40000; font-weight: 600 } .row { display: flex; flex-wrap: wrap; gap: .8rem; margin: .5rem 0 1.2rem }
@@ -41,7 +41,7 @@ def write_page(
     """
     parts = [
         _BEGINS.format("zh-CN" if language == "zh" else "en"),
-        f"<style>{_STYLE}</style>",
+        f"<style>{STYLE}</style>",
     ]
     parts.append(f"<h1>{piece('title', language)}</h1><ul>")
     for finding in report.findings:
@@ -51,10 +51,10 @@ def write_page(
     for leakage in report.leakage:
         store = stores[leakage.first]
         parts.append(f"<h2>{html.escape(leakage.first)} / {html.escape(leakage.second)}</h2>")
-        figures = [
+        shown_images = [
             (store, ids[0], f"{leakage.first} {ids[0]} = {leakage.second} {ids[1]}") for ids in leakage.image_examples
         ]
-        parts.append(_figures(figures))
+        parts.append(figures(shown_images))
         parts.append("".join(f"<div>{html.escape(text)}</div>" for text in leakage.text_examples))
     for split in report.splits:
         parts += _split(split, stores[split.name], seed, language)
@@ -80,7 +80,7 @@ def _split(split: SplitCheck, store: PairStore, seed: int, language: str) -> lis
         parts.append("</ul>")
     if examples["repeated_images"]:
         parts.append(head("h_repeated_images"))
-        parts.append(_figures([(store, ids[0], ", ".join(map(str, ids))) for ids in examples["repeated_images"]]))
+        parts.append(figures([(store, ids[0], ", ".join(map(str, ids))) for ids in examples["repeated_images"]]))
     if examples["repeated_texts"]:
         parts.append(head("h_repeated_texts") + "<table>")
         parts += [
@@ -94,7 +94,7 @@ def _split(split: SplitCheck, store: PairStore, seed: int, language: str) -> lis
     if examples["without_text"]:
         parts.append(
             head("h_without_text")
-            + _figures([(store, image_id, str(image_id)) for image_id in examples["without_text"]])
+            + figures([(store, image_id, str(image_id)) for image_id in examples["without_text"]])
         )
     if examples["skipped"]:
         parts.append(head("h_skipped") + "<table>")
@@ -106,9 +106,7 @@ def _split(split: SplitCheck, store: PairStore, seed: int, language: str) -> lis
     if len(store):
         chosen = sorted(random.Random(seed).sample(range(len(store)), min(_RANDOM, len(store))))
         pairs = [store[index] for index in chosen]
-        parts.append(
-            head("h_sample") + _figures([(store, pair.image_id, _with_columns(store, pair)) for pair in pairs])
-        )
+        parts.append(head("h_sample") + figures([(store, pair.image_id, _with_columns(store, pair)) for pair in pairs]))
     return parts
 
 
@@ -117,8 +115,9 @@ def _with_columns(store: PairStore, pair: Pair) -> str:
     return f"{pair.text} ({kept})" if kept else pair.text
 
 
-def _figures(figures: list[tuple[PairStore, Id, str]]) -> str:
-    return "<div class='row'>" + "".join(_figure(*figure) for figure in figures) + "</div>"
+def figures(shown: list[tuple[PairStore, Id, str]]) -> str:
+    """Thumbnails of (store, image id, words below) in rows, as HTML."""
+    return "<div class='row'>" + "".join(_figure(*figure) for figure in shown) + "</div>"
 
 
 def _figure(store: PairStore, image_id: Any, caption: str) -> str:

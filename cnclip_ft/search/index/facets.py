@@ -35,10 +35,11 @@ class Facets:
         return list(self._codes)
 
     def offered(self) -> dict[str, list[tuple[Value, int]]]:
-        """Columns of 2 to 60 values, each with the number of its pictures, the most frequent first."""
+        """Columns of 2 to 60 values, two pictures and more a value, each with their number, the most frequent first."""
         found: dict[str, list[tuple[Value, int]]] = {}
         for name, values in self._values.items():
-            if 2 <= len(values) <= _OFFERED:
+            described = int((self._codes[name] >= 0).sum())
+            if 2 <= len(values) <= min(_OFFERED, described // 2):
                 counts = np.bincount(self._codes[name][self._codes[name] >= 0], minlength=len(values)).tolist()
                 found[name] = sorted(zip(values, counts, strict=True), key=lambda pair: -pair[1])
         return found

@@ -1,17 +1,19 @@
-"""The score from which on a picture counts as a match: a number, or what `cnclip-ft calibrate --json` wrote."""
+"""A limit on the cosine as it is given to commands: a number, or what `cnclip-ft calibrate --json` wrote."""
 
 from __future__ import annotations
 
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 from data_tools.errors import RequestError
 
 
-def read_threshold(given: str | None, index_info: dict[str, Any]) -> float | None:
+def read_threshold(given: str | None, checksum: str | None, flag: str = "--threshold") -> float | None:
     """The cosine.
+
+    Args:
+        checksum: of the checkpoint it is to be used with.
 
     Raises:
         RequestError: neither a number from −1 to 1 nor a file of `calibrate`, or one made with another checkpoint.
@@ -21,24 +23,24 @@ def read_threshold(given: str | None, index_info: dict[str, Any]) -> float | Non
     try:
         number = float(given)
     except ValueError:
-        return _from_file(Path(given), index_info)
+        return _from_file(Path(given), checksum, flag)
     if not (math.isfinite(number) and -1 <= number <= 1):
-        raise RequestError(f"--threshold is {given}; a cosine lies between -1 and 1")
+        raise RequestError(f"{flag} is {given}; a cosine lies between -1 and 1")
     return number
 
 
-def _from_file(path: Path, index_info: dict[str, Any]) -> float:
+def _from_file(path: Path, checksum: str | None, flag: str) -> float:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         cosine = float(content["threshold"]["cosine"])
         made = content["checkpoint"].get("checksum") or content["checkpoint"].get("weights_checksum")
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RequestError(
-            f"--threshold {path}: neither a number nor a file that `cnclip-ft calibrate … --json FILE` wrote ({error})"
+            f"{flag} {path}: neither a number nor a file that `cnclip-ft calibrate … --json FILE` wrote ({error})"
         ) from None
-    if made != index_info["identity"]["checksum"]:
+    if made != checksum:
         raise RequestError(
             f"{path} was measured with another checkpoint ({content['checkpoint'].get('path')}); a threshold holds for "
-            "one model only. Calibrate the index's own"
+            "one model only. Calibrate this one"
         )
     return cosine
