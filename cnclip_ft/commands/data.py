@@ -12,6 +12,7 @@ from cnclip_ft.commands.data_curate import curate
 from cnclip_ft.commands.data_export import export
 from cnclip_ft.commands.data_import import import_
 from cnclip_ft.commands.options import spread
+from data_tools.tables import say
 
 if TYPE_CHECKING:
     from data_tools.store import PairStore
@@ -60,7 +61,7 @@ def build(
     for split, target in targets.items():
         with interruptible():
             report = build_split(folder, split, target, **options)
-        typer.echo("\n".join(report.lines()))
+        say("\n".join(report.lines()))
 
 
 app.command("import")(import_)
@@ -161,7 +162,7 @@ def demo(
     draw_demo(folder, train=train, valid=valid, seed=seed, size=SIZE if size is None else size, overwrite=overwrite)
     for split in ("train", "valid"):
         store = open_store(folder / split)
-        typer.echo(f"{store.path}: {store.image_count:,} scenes, {len(store):,} pairs")
+        say(f"{store.path}: {store.image_count:,} scenes, {len(store):,} pairs")
 
 
 @app.command()
@@ -190,4 +191,4 @@ def show(
     refuse_files([(output, is_sheet, "a contact sheet of `data show`")], [store])
     count = draw_sheet(open_store(store), output, columns=columns, rows=rows, seed=None if first else seed, font=font,
                        where=parse_where(where or ()))  # fmt: skip
-    typer.echo(f"{output}: {count} pairs")
+    say(f"{output}: {count} pairs")

@@ -70,7 +70,8 @@ def curate(
     curation.Wishes(near, None, most).check()
     source, opened_store = store_source(store), open_store(store)
     opened = open_model(checkpoint, options)
-    limit = None if fit is None else read_threshold(fit, opened.described()["checkpoint"], "--fit")
+    made = opened.described()["checkpoint"]
+    limit = read_threshold(fit, made.get("checksum") or made.get("weights_checksum"), "--fit")
     wishes = curation.Wishes(near, limit, most, seed=seed)
     wishes.check()
     found = curation.curate(opened_store, opened.features(source), opened, wishes, say)
@@ -92,5 +93,5 @@ def curate(
         store, keep=lambda image_id: image_id in stays or (image_id not in told and image_id not in images),
         keep_pair=lambda pair: (pair.image_id, pair.text_id) not in pairs,
     )  # fmt: skip
-    made = build_store(part, output, **kept_form(opened_store))
-    say("\n".join(made.lines()))
+    report_of = build_store(part, output, **kept_form(opened_store))
+    say("\n".join(report_of.lines()))

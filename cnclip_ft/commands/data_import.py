@@ -9,6 +9,7 @@ import typer
 
 from cnclip_ft.commands.building import Building, comma_list, interruptible, refuse_targets
 from cnclip_ft.commands.options import spread
+from data_tools.tables import say
 
 if TYPE_CHECKING:
     from data_tools.items import Source
@@ -142,7 +143,7 @@ def _into_splits(
     refuse_overlap(output, [place for place in read if place.is_file()], inside=False)
     with interruptible():
         lines = build_splits(source, output, how, append=append, **options)
-    typer.echo("\n".join(lines))
+    say("\n".join(lines))
 
 
 def _into_stores(sources: dict[Path, Source], append: bool, building: Building, read: list[Path], inside: bool) -> None:
@@ -170,4 +171,4 @@ def _into_stores(sources: dict[Path, Source], append: bool, building: Building, 
             report = build_store(source, target, **wishes)
         if target in appended:
             report.notes.insert(0, f"{report.pairs - before:,} pairs were added to the {before:,} that were there")
-        typer.echo("\n".join(report.lines()))
+        say("\n".join(report.lines()))

@@ -19,7 +19,7 @@ from data_tools.pictures import Reencoding, reencode
 from data_tools.store import Id, Pair, PairStore
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222 }
+body { font: 15px/1.5 system-ui, "Noto Sans SC", "Microsoft YaHei", sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse } td, th { text-align: left; padding: .15rem .9rem .15rem 0; vertical-align: top }
 .hurts { color: #a40000; font-weight: 600 } .row { display: flex; flex-wrap: wrap; gap: .8rem; margin: .5rem 0 1.2rem }
 figure { margin: 0; width: 168px } figure img { max-width: 160px; max-height: 160px; border: 1px solid #ccc; display: block }

@@ -29,9 +29,16 @@ data build official --splits valid --output built --shard-size 5
 data import folder photos --output imported
 data check official/train official/valid --json check.json --html check.html
 data show imported --output sheet.png
+data import table goods.csv --images photos --split 0.5,0.5 --output goods
+data import table goods.csv --images photos --split 0.5,0.5 --append --output goods
+data export official/train --to imagefolder --output exported-pictures
 plan demo model.start={{architecture:\\ tiny}} {DATA} {SHORT}
 train demo model.start={{architecture:\\ tiny}} {DATA} {SHORT} output=runs/a-run-with-a-name-of-some-length save_every=1
+data curate official/train BEST --near 0.9999 --fit -1 --report curate.html --list curate.jsonl --output curated
 evaluate BEST official/valid --json scores.json --markdown scores.md
+evaluate BEST goods/valid --by 类目
+search index BEST goods/train --output goods.index
+search query goods.index cat --where 类目=猫
 encode BEST official/valid --output features --format jsonl
 encode BEST classes.txt --output words --half
 topk features features --output top.jsonl -k 3 --device cpu
@@ -63,6 +70,12 @@ def road(request, tmp_path_factory):
         for number in range(4):
             (folder / "photos" / label / f"{number}.png").write_bytes(tiny.png(10 * first + number))
             (folder / "photos" / label / f"{number}.txt").write_text(f"{label} {number}", encoding="utf-8")
+    rows = [
+        f"{label}/{number}.png,{label} {number},{kind},{number}"
+        for label, kind in (("cat", "猫"), ("dog", "狗"))
+        for number in range(4)
+    ]
+    (folder / "goods.csv").write_bytes("\r\n".join(["主图,商品标题,类目,价格", *rows, ""]).encode("gb18030"))
     (folder / "classes.txt").write_text("cat\t猫|小猫\ndog\t狗\n", encoding="utf-8")
     told = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -135,7 +148,7 @@ def test_what_is_written_has_the_rights_the_umask_gives(road):
         for path in files
         if (mode := stat.S_IMODE(path.stat().st_mode))
         != (0o777 if path.is_dir() or path.suffix == ".sh" else 0o666) & ~umask
-        and not str(path.relative_to(folder)).startswith(("photos", "classes.txt"))
+        and not str(path.relative_to(folder)).startswith(("photos", "classes.txt", "goods.csv"))
     }
     assert not wrong and len(files) > 60
 
