@@ -109,7 +109,7 @@ def evaluate(
 def search(
     index: str | Path, text: str | None = None, *, image: str | Path | None = None, without: str | None = None,
     top: int = 10, image_share: float = 0.5, not_weight: float = 0.5, checkpoint: str | Path | None = None,
-    device: str | None = None, exact: bool = False, trust_import: bool = False,
+    device: str | None = None, exact: bool = False, trust_import: bool = False, where: Sequence[str] = (),
 ) -> list[Found]:  # fmt: skip
     """The pictures of an index that words, a picture or both describe best, the best first.
 
@@ -122,18 +122,21 @@ def search(
         image_share: the picture's part beside words, 0 to 1.
         checkpoint: where the index's model lies now, where it was moved.
         exact: leave an approximate index aside.
+        where: conditions on what is kept of the pictures, like ``["类目=女装", "价格<100"]``.
 
     Returns:
-        Of each its `number`, `key` (the path below the indexed folder, or the id in the store) and `score`, a cosine.
+        Of each its `number`, `key` (the path below the indexed folder, or the id in the store), `score`, a cosine, and
+        `columns`, what is kept of it.
 
     Raises:
         RequestError: nothing asked, a number out of its range, or no index.
     """
     from cnclip_ft.search.engine.query import Question, given_picture
     from cnclip_ft.search.index.folder import Index
+    from data_tools.columns import parse_where
 
     pixels = None if image is None else given_picture(Index(index), image)
-    question = Question(text, without, pixels, None, image_share, not_weight, top)
+    question = Question(text, without, pixels, None, image_share, not_weight, top, parse_where(where))
     question.check()  # before the model is opened
     stamp = (Path(index) / "index.json").stat().st_mtime_ns if (Path(index) / "index.json").is_file() else 0
     (answer,) = _engine(os.path.abspath(index), checkpoint, device, exact, trust_import, stamp).ask([question])
