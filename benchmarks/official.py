@@ -23,7 +23,12 @@ class Official:
     def __init__(self, code: str, *arguments: str | Path, cuda: bool = False) -> None:
         if not (FOLDER / "cn_clip").is_dir():
             raise SystemExit(f"the official package is not in {FOLDER}: run_scripts/test.sh installs it")
-        environment = dict(os.environ, PYTHONPATH=str(FOLDER), PYTHONUTF8="1", HF_HUB_OFFLINE="1")
+        environment = dict(
+            os.environ,
+            PYTHONPATH=os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")]),
+            PYTHONUTF8="1",
+            HF_HUB_OFFLINE="1",
+        )
         prelude = PRELUDE.partition("torch.Tensor.cuda")[0] if cuda else PRELUDE
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", prelude + code, *map(str, arguments)],

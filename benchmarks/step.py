@@ -50,7 +50,8 @@ batch, frozen = int(batch), frozen == "frozen"
 torch.set_num_threads(int(threads))
 torch.manual_seed(0)
 configs = Path(cn_clip.clip.__file__).parent / "model_configs"
-info = json.loads((configs / (size + ".json")).read_text()) | json.loads((configs / (text + ".json")).read_text())
+read = lambda name: json.loads((Path(name) if name.endswith(".json") else configs / (name + ".json")).read_text())
+info = read(size) | read(text)
 if isinstance(info["vision_layers"], str):
     info["vision_layers"] = json.loads(info["vision_layers"])
 model = CLIP(**info).float()
@@ -150,7 +151,8 @@ class OurStage:
     """A stage of a real run, stepped by hand."""
 
     def __init__(self, folder: Path, size: str, batch: int, texts: list[str], *, train: str, precision: str = "fp32",
-                 compile: bool = False, workers: int = 0, start: str | dict | None = None) -> None:  # fmt: skip
+                 compile: bool = False, workers: int = 0, start: str | dict | None = None,
+                 stage_settings: dict | None = None) -> None:  # fmt: skip
         from cnclip_ft.features import frozen_trunk as feature_cache
         from cnclip_ft.recipe import Recipe
         from cnclip_ft.training.context import make_context
@@ -163,7 +165,14 @@ class OurStage:
             cache._features = np.random.default_rng(0).normal(size=(1, cache.count, width)).astype(np.float32)
 
         feature_cache.FeatureCache.build = drawn
-        stage = {"train": train, "steps": 10_000, "batch_size": batch, "learning_rate": 1e-6, "warmup_steps": 0}
+        stage = {
+            "train": train,
+            "steps": 10_000,
+            "batch_size": batch,
+            "learning_rate": 1e-6,
+            "warmup_steps": 0,
+            **(stage_settings or {}),
+        }
         recipe = Recipe.model_validate({
             "model": {"start": start or str(folder / "start.pt")}, "stages": {"stage": stage}, "output": str(folder / "run"),
             "data": {"train": str(folder / "train"), "valid": str(folder / "train"), "workers": workers},

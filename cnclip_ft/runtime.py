@@ -125,6 +125,42 @@ def _left_in_groups(own: Path, mount: Path) -> Iterator[int]:
                 yield max(most - used + (int(files[1]) if files else 0), 0)
 
 
+# ---- to and from a device without waiting ---------------------------------------------------------------------------
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor` on the device; the CPU goes on while it is copied, which takes memory that stays in its place."""
+    if tensor.device == device:
+        return tensor
+    if device.type != "cuda" or tensor.device.type != "cpu" or torch.compiler.is_compiling():
+        return tensor.to(device)
+    return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
+
+
+class Reading:
+    """Numbers on their way from the device: asked for here, read when the device has done what was asked of it before.
+
+    Args:
+        values: scalars by name.
+    """
+
+    def __init__(self, values: dict[str, torch.Tensor]) -> None:
+        self._names, self._done = list(values), None
+        numbers = torch.stack([value.detach().float() for value in values.values()])
+        if numbers.device.type == "cuda":
+            self._numbers = torch.empty(len(numbers), pin_memory=True)
+            self._numbers.copy_(numbers, non_blocking=True)
+            self._done = torch.cuda.Event()
+            self._done.record()
+        else:
+            self._numbers = numbers.cpu()
+
+    def __call__(self) -> dict[str, float]:
+        if self._done is not None:
+            self._done.synchronize()
+        return dict(zip(self._names, self._numbers.tolist(), strict=True))
+
+
 # ---- number format --------------------------------------------------------------------------------------------------
 
 

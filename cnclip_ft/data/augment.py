@@ -7,8 +7,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from cnclip_ft.data.rand_augment import rand_augment
+from cnclip_ft.data.rand_augment import grey_of, rand_augment
 from cnclip_ft.recipe import Augmentation
+from cnclip_ft.runtime import to_device
 
 
 def augment(pixels: torch.Tensor, setting: Augmentation, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -19,7 +20,7 @@ def augment(pixels: torch.Tensor, setting: Augmentation, generator: torch.Genera
     if not setting.changes:
         return pixels
     n = len(pixels)
-    draw = torch.rand(n, 9, generator=generator).to(pixels.device)
+    draw = to_device(torch.rand(n, 9, generator=generator), pixels.device)
     x = pixels.float()
     if setting.crop < 1 or setting.mirror:
         area = setting.crop + (1 - setting.crop) * draw[:, 0]
@@ -36,7 +37,7 @@ def augment(pixels: torch.Tensor, setting: Augmentation, generator: torch.Genera
     if setting.colour:
         brightness, contrast, saturation = (1 + setting.colour * (draw[:, 5:8] * 2 - 1)).T[..., None, None, None]
         x = x * brightness
-        grey = (x * x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+        grey = grey_of(x)
         x = grey + (x - grey) * saturation
         mean = grey.mean((2, 3), keepdim=True)
         x = mean + (x - mean) * contrast

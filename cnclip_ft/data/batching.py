@@ -5,7 +5,7 @@ known for every step in advance, so that a run can be continued at any step with
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
 
@@ -140,12 +140,19 @@ class StageSampler(Sampler[list[int]]):
             yield batches[step % steps][self.rank :: self.world].tolist()
 
 
-def make_loader(dataset: PairDataset, sampler: StageSampler, tokenizer: Tokenizer, workers: int, pin: bool) -> Batches:
-    """Batches of one device, pictures decoded ahead in `workers` processes (0: in this one)."""
+def make_loader(
+    dataset: PairDataset,
+    sampler: StageSampler,
+    tokenizer: Tokenizer,
+    workers: int,
+    pin: bool,
+    lengths: Sequence[int] = (),
+) -> Batches:
+    """Batches of one device, pictures decoded ahead in `workers` processes (0: in this one); `lengths` as `PairTable.batch` has it."""
     blocks = None
     if workers and dataset.preprocessing is not None:
         share = sampler.order.batch_size // sampler.world
         # Those a worker may have ready, the one in use, and one more.
         blocks = SharedBlocks(workers * (_AHEAD + 2), share, dataset.preprocessing.shape)
     loader = picture_loader(dataset, sampler, Collate(blocks), workers=workers, pin=pin, ahead=_AHEAD)
-    return Batches(loader, partial(dataset.table.batch, tokenizer=tokenizer), blocks, pin)
+    return Batches(loader, partial(dataset.table.batch, tokenizer=tokenizer, lengths=lengths), blocks, pin)

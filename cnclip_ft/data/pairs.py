@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -47,15 +47,28 @@ class PairTable:
     def token_ids(self, pair: int) -> np.ndarray:
         return self.tokens[self.starts[pair] : self.starts[pair + 1]]
 
-    def batch(self, pairs: np.ndarray, tokenizer: Tokenizer) -> dict[str, torch.Tensor]:
-        """Texts of `pairs`, padded as the tokenizer does, and keys; all int64."""
-        input_ids, attention_mask = tokenizer.pad([self.token_ids(pair) for pair in pairs.tolist()])
+    def batch(self, pairs: np.ndarray, tokenizer: Tokenizer, lengths: Sequence[int] = ()) -> dict[str, torch.Tensor]:
+        """Texts of `pairs`, padded as the tokenizer does (where that is to the longest, to one of `lengths`), and keys; all int64."""
+        ids = [self.token_ids(pair) for pair in pairs.tolist()]
+        free = lengths and tokenizer.padding == "longest"
+        input_ids, attention_mask = tokenizer.pad(ids, padded_length(max(map(len, ids)), lengths) if free else None)
         return {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "image_keys": torch.from_numpy(self.image_keys[pairs]),
             "text_keys": torch.from_numpy(self.text_keys[pairs]),
         }
+
+
+def fixed_lengths(context_length: int) -> tuple[int, ...]:
+    """Few lengths, each at most a half above the one before: 16, 24, 32, 48, … and the longest."""
+    steps = [base << power for power in range(9) for base in (16, 24)]
+    return (*(length for length in steps if length < context_length), context_length)
+
+
+def padded_length(longest: int, lengths: Sequence[int]) -> int:
+    """The first of `lengths` that is enough; `longest` itself where there are none."""
+    return next(length for length in lengths if length >= longest) if lengths else longest
 
 
 class _TextKeys:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from cnclip_ft.runtime import to_device
+
 _GREY = (0.299, 0.587, 0.114)
 # Pictures [n, 3, h, w] and their amounts [n] → pictures.
 Operation = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -43,12 +45,13 @@ def _blend(reference: Callable[[torch.Tensor], torch.Tensor]) -> Operation:
     return operation
 
 
-def _grey(x: torch.Tensor) -> torch.Tensor:
-    return (x * x.new_tensor(_GREY).view(1, 3, 1, 1)).sum(1, keepdim=True)
+def grey_of(x: torch.Tensor) -> torch.Tensor:
+    """Float ``[n, 3, h, w]`` → ``[n, 1, h, w]``."""
+    return (x * to_device(torch.tensor(_GREY), x.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 def _smooth(x: torch.Tensor) -> torch.Tensor:
-    kernel = x.new_tensor([[1, 1, 1], [1, 5, 1], [1, 1, 1]]).div(13).expand(3, 1, 3, 3)
+    kernel = to_device(torch.tensor([[1.0, 1, 1], [1, 5, 1], [1, 1, 1]]), x.device).div(13).expand(3, 1, 3, 3)
     return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, groups=3)
 
 
@@ -79,8 +82,8 @@ OPERATIONS: dict[str, Operation] = {
     "shift across": _affine(lambda amount: {(0, 2): amount * 0.9}),
     "shift down": _affine(lambda amount: {(1, 2): amount * 0.9}),
     "brightness": _blend(torch.zeros_like),
-    "contrast": _blend(lambda x: _grey(x).mean((2, 3), keepdim=True)),
-    "saturation": _blend(_grey),
+    "contrast": _blend(lambda x: grey_of(x).mean((2, 3), keepdim=True)),
+    "saturation": _blend(grey_of),
     "sharpness": _blend(_smooth),
     "posterise": _posterise,
     "autocontrast": _autocontrast,
@@ -96,11 +99,11 @@ def rand_augment(
     `generator` is a CPU generator (None: torch's own), so that a device does not change what is drawn.
     """
     which = torch.randint(len(OPERATIONS), (len(pixels), operations), generator=generator)
-    amounts = ((torch.rand(which.shape, generator=generator) * 2 - 1) * strength).to(pixels.device)
+    amounts = to_device((torch.rand(which.shape, generator=generator) * 2 - 1) * strength, pixels.device)
     x = pixels.float()
     for turn in range(operations):
         for number, operation in enumerate(OPERATIONS.values()):
-            rows = (which[:, turn] == number).nonzero()[:, 0].to(pixels.device)
+            rows = to_device((which[:, turn] == number).nonzero()[:, 0], pixels.device)
             if len(rows):
                 x[rows] = operation(x[rows], amounts[rows, turn]).clamp(0, 255)
     return x.round_().to(torch.uint8)

@@ -73,7 +73,10 @@ class DualEncoder(nn.Module):
 
     def image_features(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 ``[n, 3, s, s]`` on the model's device → unit ``[n, dim]`` fp32 (fp64 of an fp64 model)."""
-        return _unit(self.image_tower.project(self.image_trunk(pixels)))
+        tower = self.image_tower
+        return _unit(
+            tower(tower.preprocessing.normalise(pixels, self.dtype))
+        )  # the tower's call is what may be compiled
 
     def text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """int64 ``[n, tokens]`` twice → unit ``[n, dim]`` fp32 (fp64 of an fp64 model)."""

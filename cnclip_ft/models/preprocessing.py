@@ -16,6 +16,7 @@ import PIL
 import torch
 from PIL import Image
 
+from cnclip_ft.runtime import to_device
 from data_tools.errors import DataFault
 from data_tools.metadata import jpeg_orientation
 from data_tools.pictures import MISSING, PIXEL_LIMIT, middle, open_upright, plain_jpeg, read_file, upright
@@ -255,6 +256,6 @@ def normalise(
 
     One multiplication and one addition: the division by 255 is folded into both.
     """
-    scale = torch.tensor([1 / (255 * s) for s in std], device=pixels.device).view(1, 3, 1, 1)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=pixels.device).view(1, 3, 1, 1)
+    scale = to_device(torch.tensor([1 / (255 * s) for s in std]), pixels.device).view(1, 3, 1, 1)
+    shift = to_device(torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]), pixels.device).view(1, 3, 1, 1)
     return torch.addcmul(shift, pixels.to(torch.float32), scale).to(dtype).contiguous()

@@ -91,12 +91,6 @@ class Context:
             return nullcontext()
         return torch.autocast(self.device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[self.precision])
 
-    def compile(self, model: DualEncoder) -> None:
-        """Compile both towers where the recipe wants it."""
-        if self.recipe.compile:
-            model.image_tower.compile()
-            model.text_tower.compile()
-
 
 def make_context(
     recipe: Recipe, *, write: bool = True, trust_import: bool = False, goes_on: bool = False
@@ -151,7 +145,6 @@ def make_context(
         trust_import=trust_import,
     )
     model.to(device)
-    context.compile(model)
     return context, model
 
 

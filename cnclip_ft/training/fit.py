@@ -9,6 +9,7 @@ from torch import nn
 
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.runtime import keep_activations
+from cnclip_ft.training.compiling import uncompiled
 from cnclip_ft.training.context import Context
 from cnclip_ft.training.memory import HOPELESS, blank_pairs, estimate, keeps, largest_half
 from cnclip_ft.training.sharding import Sharded
@@ -75,7 +76,7 @@ def try_step(context: Context, plan: StagePlan, model: DualEncoder, size: int, t
     statistics = [(buffer, buffer.clone()) for buffer in model.buffers()]
     moments = [torch.empty_like(parameter) for parameter in to_come for _ in range(2)]
     try:
-        with context.autocast():
+        with context.autocast(), uncompiled():  # compiled it takes less
             images, texts = model(**blank_pairs(plan, model, size, model.context_length))
         (images.float().sum() + texts.float().sum()).backward()
     finally:

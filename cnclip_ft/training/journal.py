@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -139,14 +140,13 @@ class Meter:
         self.steps = self.pairs = 0
         self.waited = 0.0
         self.started = time.perf_counter()
-        self.losses: list[torch.Tensor] = []
-        self.accuracies: list[torch.Tensor] = []
+        self.losses: list[float] = []
+        self.accuracies: list[float] = []
 
-    def add(self, loss: torch.Tensor, accuracy: torch.Tensor, pairs: int, waited: float) -> None:
-        # Kept as tensors: reading a number back every step would stop the device.
+    def add(self, loss: float, accuracy: float, pairs: int) -> None:
         self.losses.append(loss)
         self.accuracies.append(accuracy)
-        self.steps, self.pairs, self.waited = self.steps + 1, self.pairs + pairs, self.waited + waited
+        self.steps, self.pairs = self.steps + 1, self.pairs + pairs
 
     def pause(self, seconds: float) -> None:
         """Leave out what was neither data nor training (validation, saving)."""
@@ -155,8 +155,8 @@ class Meter:
     def summary(self) -> dict[str, float]:
         passed = max(time.perf_counter() - self.started, 1e-9)
         summary = {
-            "loss": torch.stack(self.losses).mean().item(),
-            "accuracy": torch.stack(self.accuracies).mean().item(),
+            "loss": statistics.fmean(self.losses),
+            "accuracy": statistics.fmean(self.accuracies),
             "pairs_per_second": self.pairs / passed,
             "data_wait": self.waited / passed,
             "seconds_per_step": passed / self.steps,

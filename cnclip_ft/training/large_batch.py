@@ -9,13 +9,15 @@ normalisation in training mode, whose statistics belong to the batch, cannot be 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
 
+from cnclip_ft.data.pairs import padded_length
+from cnclip_ft.runtime import to_device
 from cnclip_ft.training.loss import LossOutput, Objective
 from cnclip_ft.training.sharding import Whole
 from data_tools.errors import RequestError
@@ -35,6 +37,7 @@ class GradientStep:
         backward: takes a scalar loss; scales it where fp16 needs it.
         augment: uint8 pixels → uint8 pixels on the device, drawn from torch's own generator and so replayed.
         sharding: how the devices' gradients become one.
+        lengths: what texts may be padded to; () is their own longest.
 
     Raises:
         RequestError: batch normalisation would use the statistics of a chunk.
@@ -44,10 +47,12 @@ class GradientStep:
         self, model: Any, objective: Objective, *, micro_batch_size: int | None,
         autocast: Callable[[], AbstractContextManager[Any]], backward: Callable[[torch.Tensor], Any],
         augment: Callable[[torch.Tensor], torch.Tensor] | None = None, sharding: Whole | None = None,
+        lengths: Sequence[int] = (),
     ) -> None:  # fmt: skip
         self.model, self.objective = model, objective
         self.micro_batch_size, self.autocast, self.backward = micro_batch_size, autocast, backward
         self.augment, self.sharding = augment or (lambda pixels: pixels), sharding or Whole()
+        self.lengths = lengths
         if micro_batch_size is not None:
             refuse_batch_norm(model)
 
@@ -72,14 +77,14 @@ class GradientStep:
 
     def _features(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         device = self.model.logit_scale.device
-        tensors = {name: batch[name].to(device, non_blocking=True) for name in _TENSORS if name in batch}
+        tensors = {name: to_device(batch[name], device) for name in _TENSORS if name in batch}
         if "pixels" in tensors:
             tensors["pixels"] = self.augment(tensors["pixels"])
         with self.autocast():
             return self.model(**tensors)
 
     def _divided(self, batch: dict[str, Any], size: int, micro: int) -> LossOutput:
-        chunks = [_chunk(batch, slice(start, start + micro)) for start in range(0, size, micro)]
+        chunks = [_chunk(batch, slice(start, start + micro), self.lengths) for start in range(0, size, micro)]
         states, parts = [], []
         with torch.no_grad():
             for chunk in chunks:
@@ -104,9 +109,9 @@ class GradientStep:
         return out
 
 
-def _chunk(batch: dict[str, Any], rows: slice) -> dict[str, Any]:
+def _chunk(batch: dict[str, Any], rows: slice, lengths: Sequence[int]) -> dict[str, Any]:
     chunk = {name: batch[name][rows] for name in _TENSORS if name in batch}
-    longest = int(chunk["attention_mask"].sum(1).max())
+    longest = padded_length(int(chunk["attention_mask"].numpy().sum(1).max()), lengths)
     return chunk | {name: chunk[name][:, :longest] for name in ("input_ids", "attention_mask")}
 
 

@@ -32,6 +32,7 @@ from cnclip_ft.collectives import (
     sum_over_ranks,
     world_size,
 )
+from cnclip_ft.runtime import to_device
 from data_tools.errors import RequestError, UserError
 
 Positives = Literal["exclude", "soft", "ignore"]
@@ -203,6 +204,11 @@ def _add_sums(
     column_sums[:, kind] += picked.sum(0)
 
 
+def _all_alike(keys: torch.Tensor) -> bool:
+    numbers = keys.cpu().numpy()
+    return bool((numbers == numbers[0]).all())
+
+
 def _prepare(
     images: torch.Tensor, texts: torch.Tensor, image_keys: torch.Tensor | None, text_keys: torch.Tensor | None,
     positives: Positives, tile: int | None,
@@ -216,9 +222,11 @@ def _prepare(
     if positives != "ignore":
         if image_keys is None or text_keys is None:
             raise ValueError(f"positives={positives!r} needs the image and text keys of the batch")
-        image_keys, text_keys = image_keys.to(images.device), text_keys.to(images.device)
+        # Asked of the keys while they are on the CPU: an answer of the device would be waited for.
+        alike = [positives == "exclude" and _all_alike(k) for k in (image_keys, text_keys)]
+        image_keys, text_keys = to_device(image_keys, images.device), to_device(text_keys, images.device)
         keys = Keys(image_keys, text_keys, gather_rows_detached(image_keys), gather_rows_detached(text_keys))
-        if positives == "exclude" and any(bool((k == k[0]).all()) for k in keys[2:]):
+        if any(same and _all_alike(k) for same, k in zip(alike, keys[2:], strict=True)):
             raise UserError(
                 f"all {len(keys.all_image)} pairs of the batch show the same image or carry the same text, so there is nothing "
                 "to tell apart. Use a larger stages.STAGE.batch_size=N, or `cnclip-ft data check` to find the repetition."

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.modes import modes_kept
 from cnclip_ft.runtime import KEPT, available_memory, can_keep
+from cnclip_ft.training.compiling import uncompiled
 from cnclip_ft.training.context import Context
 from cnclip_ft.training.lora import adapter_size
 from cnclip_ft.training.sharding import Sharded
@@ -126,9 +127,12 @@ def bytes_per_pair(context: Context, plan: StagePlan, model: DualEncoder) -> int
     pair = blank_pairs(plan, model, 1, tokens)
     with _as_in_training(plan, model):
         if context.device.type != "cpu":
-            with _counted(model) as counted, context.autocast():
-                model(**pair)
-            return sum(counted.values())
+            kept = []
+            for count in (1, 2):  # copies of the weights in 16 bits are kept too, once for all pairs
+                with _counted(model) as counted, context.autocast(), uncompiled():
+                    model(**blank_pairs(plan, model, count, tokens))
+                kept.append(sum(counted.values()))
+            return kept[1] - kept[0]
         trained = [p for p in model.parameters() if p.requires_grad]
         with _Alive(model) as alive:
             with context.autocast():

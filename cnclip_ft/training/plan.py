@@ -10,6 +10,7 @@ from cnclip_ft.training.lora import adapter_size
 from cnclip_ft.training.memory import estimate
 from cnclip_ft.training.optimizer import Entry
 from cnclip_ft.training.stage_plan import StagePlan
+from cnclip_ft.training.throughput import Throughput, card
 from data_tools.errors import RequestError
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -21,6 +22,9 @@ PUBLISHED_RATES = ((96, 2e-6), (1024, 5e-5), (4096, 3e-5), (7680, 5e-5), (12800,
 def describe(context: Context, model: DualEncoder, stages: list[StagePlan]) -> str:
     """The whole plan as text, warnings last."""
     lines = ["Plan", f"  run folder   {context.folder}", f"  device       {_device(context)}"]
+    known = card(context.device, context.precision)
+    if known is not None:
+        lines.append(f"  card         {known}")
     lines.append(f"  precision    {context.precision} ({context.precision_reason})")
     lines.append(f"  attention    {attention_kernel(context.device, context.precision)}")
     lines += ["  weights"] + [f"    {line}" for line in context.start.lines()]
@@ -110,6 +114,9 @@ def _stage(context: Context, model: DualEncoder, stage: StagePlan) -> list[str]:
         )
         lines.append(f"    image tower frozen: its features are {said}")
     lines.append(f"    memory per device {estimate(context, stage, model)}")
+    throughput = Throughput.of(context, stage, model)
+    if throughput is not None:
+        lines.append(f"    throughput   {throughput.foretold(stage.total * setting.batch_size)}")
     return lines
 
 

@@ -118,7 +118,7 @@ class Sharded(Whole):
         parts = [_whole(nn.utils.get_total_norm(_gradients(group))) for group in (shared, own) if group]
         norm = torch.stack(parts).norm()
         if math.isfinite(limit):
-            factor = min(1.0, limit / (norm.item() + 1e-6))
+            factor = (limit / (norm + 1e-6)).clamp(max=1.0)
             for group in (shared, own):
                 if group:  # shares and whole tensors do not mix in one call
                     torch._foreach_mul_(_gradients(group), factor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,8 @@ from cnclip_ft.training.run_state import StateWriter
 from cnclip_ft.training.selection import Selection
 from cnclip_ft.training.stage_plan import MOST_STEPS, StagePlan
 from cnclip_ft.training.stop import Stopped, StopRequest
-from cnclip_ft.training.trainer import Trainer
+from cnclip_ft.training.throughput import Throughput
+from cnclip_ft.training.trainer import Outcome, Trainer
 from cnclip_ft.training.validation import Judgement
 from data_tools.errors import UserError
 
@@ -54,6 +56,8 @@ class StageRun:
         self.selection = Selection(plan.setting, context.recipe.data.guard, progress.guard_start, plan.name)
         self.kept = Kept(context.folder / plan.name, context.main)
         self.interpolated = False
+        self.meter, self.foretold = Meter(context.device), False
+        self.throughput = Throughput.of(context, plan, model)
         self.unjudged = False  # a validation is due for the weights as they are: it failed
         self.saved: int | None = None  # step of the newest state
         if start is not None:
@@ -82,11 +86,11 @@ class StageRun:
 
     def train(self) -> None:
         """Steps until the stage is over; raises `Stopped` when asked to stop."""
-        context, plan, trainer, meter = self.context, self.plan, self.trainer, Meter(self.context.device)
+        context, plan, trainer, meter = self.context, self.plan, self.trainer, self.meter
+        meter.reset()
         if self.unjudged:
             self._judge()
         batches = trainer.batches() if not self.finished else iter(())
-        foretold = False
         with context.journal.bar(plan.name, trainer.step, plan.total) as advance:
             while not self.finished:
                 asked = time.perf_counter()
@@ -98,25 +102,26 @@ class StageRun:
                 except Exception:
                     self._save_what_was_done()
                     raise
-                waited = time.perf_counter() - asked
-                out = trainer.take(batch)
+                meter.waited += time.perf_counter() - asked
+                try:
+                    trainer.take(batch)
+                finally:
+                    self._tell()
                 step = trainer.step
                 advance()
-                if out is not None:
-                    meter.add(out.loss, out.accuracy, plan.setting.batch_size, waited)
-                if meter.steps and (step % context.recipe.log_every == 0 or step == plan.total):
-                    seconds_left = self._log(meter)
-                    if not foretold and step < plan.total:
-                        self._foretell(seconds_left)
-                        foretold = True
-                began = time.perf_counter()
-                if step % plan.validate_every == 0 or step == plan.total:
-                    self._judge()
-                elif context.recipe.save_every and step % context.recipe.save_every == 0:
-                    self.save()
-                if plan.keep_every and step % plan.keep_every == 0:
-                    self._keep_epoch()
-                meter.pause(time.perf_counter() - began)
+                judged = step % plan.validate_every == 0 or step == plan.total
+                saved = bool(context.recipe.save_every) and step % (context.recipe.save_every or 1) == 0
+                kept = bool(plan.keep_every) and step % (plan.keep_every or 1) == 0
+                if judged or saved or kept:
+                    self._settle()
+                    began = time.perf_counter()
+                    if judged:
+                        self._judge()
+                    elif saved:
+                        self.save()
+                    if kept:
+                        self._keep_epoch()
+                    meter.pause(time.perf_counter() - began)
                 if self.stop.asked(context.device) and not self.finished:
                     if self.saved != step:
                         self.save()
@@ -145,27 +150,50 @@ class StageRun:
             )
         self.progress.damaged = damaged
 
-    def _log(self, meter: Meter) -> float:
+    def _settle(self) -> None:
+        """Wait for the step that is under way, and say what came of it."""
+        try:
+            self.trainer.settle()
+        finally:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Say what came of the steps that the device has done."""
+        meter, plan, every = self.meter, self.plan, self.context.recipe.log_every
+        for done in self.trainer.settled:
+            if done.usable:
+                meter.add(done.loss, done.accuracy, plan.setting.batch_size)
+            if meter.steps and (done.step % every == 0 or done.step == plan.total):
+                seconds_left = self._log(done)
+                if not self.foretold and done.step < plan.total:
+                    self._foretell(done.step, seconds_left)
+                    self.foretold = True
+        self.trainer.settled.clear()
+
+    def _log(self, done: Outcome) -> float:
         """A line of the journal; returns the seconds that the steps to come will take."""
-        summary, trainer, plan = meter.summary(), self.trainer, self.plan
-        scale, bias = trainer.model.logit_scale.exp().item(), trainer.model.logit_bias
-        told = {} if bias is None else {"logit_bias": bias.item()}
-        rate = max(group["lr"] for group in trainer.optimizer.param_groups)
-        left = (plan.total - trainer.step) * summary["seconds_per_step"]
+        meter, plan = self.meter, self.plan
+        summary, scale, rate = meter.summary(), math.exp(done.logit_scale), done.rate
+        told = {} if done.logit_bias is None else {"logit_bias": done.logit_bias}
+        bias = "" if done.logit_bias is None else f"bias {done.logit_bias:.1f} | "
+        left = (plan.total - done.step) * summary["seconds_per_step"]
         memory = f" | {summary['memory_gib']:.1f} GiB" if "memory_gib" in summary else ""
+        if self.throughput is not None:
+            told["mfu"] = self.throughput.share(summary["pairs_per_second"])
+            memory = f" | {100 * told['mfu']:.0f}% of peak{memory}"
         self.context.journal.write(
             "train",
-            f"{plan.name} {trainer.step}/{plan.total} | loss {summary['loss']:.4f} | in-batch {100 * summary['accuracy']:.1f}% | "
-            f"scale {scale:.1f} | {''.join(f'bias {b:.1f} | ' for b in told.values())}rate {rate:.2e} | {summary['pairs_per_second']:.0f} pairs/s | "
+            f"{plan.name} {done.step}/{plan.total} | loss {summary['loss']:.4f} | in-batch {100 * summary['accuracy']:.1f}% | "
+            f"scale {scale:.1f} | {bias}rate {rate:.2e} | {summary['pairs_per_second']:.0f} pairs/s | "
             f"data wait {100 * summary['data_wait']:.0f}%{memory} | {duration(left)} left",
-            stage=plan.name, step=trainer.step, logit_scale=scale, rate=rate, seconds_left=left, **told, **summary,
+            stage=plan.name, step=done.step, logit_scale=scale, rate=rate, seconds_left=left, **told, **summary,
         )  # fmt: skip
         meter.reset()
         return left
 
-    def _foretell(self, seconds: float) -> None:
+    def _foretell(self, step: int, seconds: float) -> None:
         """Say how long the stage will take, now that its first steps are timed; validations are added."""
-        count = -(-self.plan.total // self.plan.validate_every) - self.trainer.step // self.plan.validate_every
+        count = -(-self.plan.total // self.plan.validate_every) - step // self.plan.validate_every
         each = self.progress.judge_seconds
         self.context.journal.say(
             f"{self.plan.name}: about {duration(seconds + count * each)} to go ({duration(seconds)} of steps, "
@@ -216,6 +244,7 @@ class StageRun:
 
     def save(self) -> None:
         """Write the state to continue from; training goes on while the file is written."""
+        self._settle()
         state = self.trainer.state_dict()
         if self.context.main:
             selection = self.selection.state_dict() | {"sums": self.kept.sums}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,10 +13,12 @@ from torch import nn
 
 from cnclip_ft.data.augment import augment
 from cnclip_ft.data.batching import StageSampler, make_loader
-from cnclip_ft.data.pairs import PairDataset
+from cnclip_ft.data.pairs import PairDataset, fixed_lengths
 from cnclip_ft.features.frozen_trunk import FeatureCache
 from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.runtime import Reading
 from cnclip_ft.training.averaging import MovingAverage
+from cnclip_ft.training.compiling import compile_towers
 from cnclip_ft.training.context import Context
 from cnclip_ft.training.fit import micro_batch_size, out_of_memory
 from cnclip_ft.training.large_batch import GradientStep
@@ -26,6 +29,20 @@ from cnclip_ft.training.run_state import seed_step
 from cnclip_ft.training.stage_plan import MOST_STEPS, StagePlan, trunk_trains
 from cnclip_ft.training.stop import Stopped, StopRequest
 from data_tools.errors import UserError
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a step (from 1): numbers of the device, temperature and bias as the step left them."""
+
+    step: int
+    rate: float
+    loss: float
+    accuracy: float
+    norm: float
+    usable: float  # 0: its loss or gradient is no number, and it was left out
+    logit_scale: float
+    logit_bias: float | None = None
 
 
 class Trainer:
@@ -41,6 +58,9 @@ class Trainer:
         Stopped: so asked; what is computed stays.
 
     `step` counts the steps done, `skipped` those that were left out; `plan` is without the images that cannot be read.
+
+    The CPU does not wait for the device: what came of a step is read when the next one is under way (`settle`). A step whose loss
+    or gradient is no number is left out by the device itself.
     """
 
     def __init__(
@@ -51,6 +71,8 @@ class Trainer:
         self.context, self.plan, self.whole, setting = context, plan, whole, plan.setting
         self.step: int = state["step"] if state is not None else 0
         self.skipped: int = state["skipped"] if state is not None else 0
+        self.settled: list[Outcome] = []
+        self._under_way: tuple[int, float, Reading] | None = None  # step, its rate, its numbers
         # What is drawn for new layers depends on nothing that came before, and is the same on every device.
         seed_step(context.recipe.seed, plan.number, MOST_STEPS + 1, 0)
         if state is None:
@@ -69,8 +91,8 @@ class Trainer:
         self._set_mode(table)
         self.cache = self._build_cache() if plan.cached else None
         self.model = context.sharding.place(whole)
-        if self.model is not whole:
-            context.compile(self.model)
+        if context.recipe.compile:
+            compile_towers(self.model)
         self.table = _bound(table, self.model)
         self.optimizer = build_optimizer(self.table, setting, context.device)
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=context.precision == "fp16")
@@ -79,7 +101,7 @@ class Trainer:
             self.model, plan.objective,
             micro_batch_size=micro_batch_size(context, plan, self.model, self._without_moments()),
             autocast=context.autocast, backward=lambda loss: self.scaler.scale(loss).backward(),
-            augment=lambda pixels: augment(pixels, setting.augment), sharding=context.sharding,
+            augment=lambda pixels: augment(pixels, setting.augment), sharding=context.sharding, lengths=self._lengths(),
         )  # fmt: skip
         if state is not None:
             self._restore(state)
@@ -118,6 +140,10 @@ class Trainer:
         """Parameters whose moments AdamW has yet to make."""
         return [entry.parameter for entry in self.table if entry.rate and not self.optimizer.state]
 
+    def _lengths(self) -> tuple[int, ...]:
+        """What texts are padded to: few lengths where each is compiled for itself, else their own longest."""
+        return fixed_lengths(self.context.tokenizer.context_length) if self.context.recipe.compile else ()
+
     # ---- a step -----------------------------------------------------------------------------------------------
 
     def batches(self) -> Iterator[dict[str, Any]]:
@@ -128,45 +154,77 @@ class Trainer:
         sampler = StageSampler(self.plan.order, self.step, self.plan.total, context.rank, context.world)
         # Without pictures to decode, worker processes would cost more than they bring.
         workers = 0 if cached else context.workers
-        return iter(make_loader(dataset, sampler, context.tokenizer, workers, pin=context.device.type == "cuda"))
+        pin = context.device.type == "cuda"
+        return iter(make_loader(dataset, sampler, context.tokenizer, workers, pin=pin, lengths=self._lengths()))
 
-    def take(self, batch: dict[str, Any]) -> LossOutput | None:
-        """One step; None where it was left out (`skip_bad_steps`).
+    def take(self, batch: dict[str, Any]) -> LossOutput:
+        """One step. What came of the one before is in `settled` afterwards.
 
         Raises:
-            UserError: memory ran out, or a loss or gradient that is no number.
+            UserError: memory ran out, or the loss or gradient of the step before is no number.
         """
-        out = self._take(batch)
+        try:
+            out = self._take(batch)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            self.settle()
+            raise (self._out_of_memory(error) or error) from None
         self.step += 1
         return out
 
-    def _take(self, batch: dict[str, Any]) -> LossOutput | None:
-        context, plan = self.context, self.plan
+    def _take(self, batch: dict[str, Any]) -> LossOutput:
+        context, plan, scaler = self.context, self.plan, self.scaler
         seed_step(context.recipe.seed, plan.number, self.step, context.rank)
         self._set_patch_dropout()
         plan.curve.set(self.optimizer, self.step)
         if self.cache is not None:
             batch["trunk"] = self.cache.rows(batch["image_keys"], self.step // plan.order.steps_per_epoch)
         buffers = self._statistics()
-        try:
-            out = self.gradient(batch)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            raise (self._out_of_memory(error) or error) from None
-        if not self._is_number(out.loss, "loss", buffers):
-            return None
-        self.scaler.unscale_(self.optimizer)
+        out = self.gradient(batch)
+        self.settle()
+        scaler.unscale_(self.optimizer)
         trained = [entry.parameter for entry in self.table if entry.rate]
         norm = context.sharding.clip(trained, plan.setting.gradient_clip or float("inf"))
-        # With loss scaling an overflow is expected now and then, and the step skipped.
-        if not self.scaler.is_enabled() and not self._is_number(norm, "gradient", buffers):
-            return None
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        usable = torch.isfinite(out.loss)
+        if scaler.is_enabled():  # an overflow is expected now and then; the scaler leaves such steps out itself
+            scaler.step(self.optimizer)
+            scaler.update()
+        else:
+            usable = usable & torch.isfinite(norm)
+            self._step_where(usable)
+        for buffer, before in buffers:
+            buffer.copy_(torch.where(usable, buffer, before))
         self.optimizer.zero_grad(set_to_none=True)
         self.model.clamp_logit_scale_()
-        if self.average is not None:
-            self.average.update()
+        numbers = {"loss": out.loss, "accuracy": out.accuracy, "norm": norm, "usable": usable}
+        numbers |= {name: p for name, p in self.model.named_parameters(recurse=False)}  # temperature and bias
+        rate = max(group["lr"] for group in self.optimizer.param_groups)
+        self._under_way = self.step, rate, Reading({name: value.reshape(()) for name, value in numbers.items()})
         return out
+
+    def _step_where(self, usable: torch.Tensor) -> None:
+        """The optimizer's step, left out where `usable` is false: by the device itself, where the step is fused."""
+        if self.optimizer.defaults["fused"]:
+            self.optimizer.found_inf = (~usable).float()  # type: ignore[attr-defined] # as GradScaler says it
+            self.optimizer.step()
+        elif bool(usable):
+            self.optimizer.step()
+
+    def settle(self) -> None:
+        """Wait for the step that is under way, and put what came of it into `settled`.
+
+        Raises:
+            UserError: its loss or gradient is no number, and no more such steps may be left out.
+        """
+        if self._under_way is None:
+            return
+        (step, rate, reading), self._under_way = self._under_way, None
+        numbers = reading()
+        self.settled.append(Outcome(step=step + 1, rate=rate, **numbers))
+        if not numbers["usable"]:
+            what = "gradient" if math.isfinite(numbers["loss"]) else "loss"
+            self._leave_out(step + 1, what, numbers["norm" if what == "gradient" else "loss"])
+        elif self.average is not None:
+            self.average.update()
 
     def _set_patch_dropout(self) -> None:
         tower, setting = self.model.image_tower, self.plan.setting
@@ -186,23 +244,18 @@ class Trainer:
             return []
         return [(buffer, buffer.clone()) for buffer in self.model.buffers() if buffer.is_floating_point()]
 
-    def _is_number(self, value: torch.Tensor, what: str, buffers: list[tuple[torch.Tensor, torch.Tensor]]) -> bool:
-        """Whether the step may reach the weights. False skips it; raises when no more may be skipped."""
-        if torch.isfinite(value):
-            return True
-        name, total, setting, step = self.plan.name, self.plan.total, self.plan.setting, self.step + 1
-        self.optimizer.zero_grad(set_to_none=True)
-        for buffer, before in buffers:
-            buffer.copy_(before)
+    def _leave_out(self, step: int, what: str, value: float) -> None:
+        """Count a step that the device left out; raises when no more may be."""
+        name, total, setting = self.plan.name, self.plan.total, self.plan.setting
         self.skipped += 1
         if self.skipped <= setting.skip_bad_steps:
             self.context.journal.write(
-                "skipped", f"{name} {step}/{total} | the {what} is {value.item()}: step skipped "
+                "skipped", f"{name} {step}/{total} | the {what} is {value}: step skipped "
                 f"({self.skipped} of at most {setting.skip_bad_steps})", stage=name, step=step,
             )  # fmt: skip
-            return False
+            return
         raise UserError(
-            f"stage {name}, step {step}: the {what} is {value.item()}. Training stopped before it reached the "
+            f"stage {name}, step {step}: the {what} is {value}. Training stopped before it reached the "
             f"weights. stages.{name}.skip_bad_steps={setting.skip_bad_steps + 3}, also with --continue, leaves out single steps (now "
             f"{setting.skip_bad_steps}). Otherwise start a new run, from the checkpoints in {self.context.folder} or as before, with a "
             f"lower rate, stages.{name}.learning_rate={setting.learning_rate / 4:.2g}, a longer warm-up, "
@@ -215,6 +268,7 @@ class Trainer:
     def judged(self) -> Iterator[DualEncoder]:
         """The whole model with the weights that are judged and kept: averaged where there is an average, low-rank updates
         merged. All devices take part."""
+        self.settle()
         weights = self.average.average if self.average is not None else {}
         with self.context.sharding.gathered(self.model, self.whole, weights), merged(self.whole):
             yield self.whole
@@ -226,6 +280,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """What `state` takes, whole on the device that writes. All devices take part."""
+        self.settle()
         tensors = self.context.sharding.full({
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,

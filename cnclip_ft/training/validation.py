@@ -19,6 +19,7 @@ from cnclip_ft.features.shared import SharedEncoder, trunk_digest
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import score_path
 from cnclip_ft.retrieval.recall import RetrievalScores
+from cnclip_ft.training.compiling import uncompiled
 from cnclip_ft.training.stop import Stopped, StopRequest
 from data_tools import tables
 from data_tools.errors import RequestError
@@ -115,7 +116,7 @@ class Judge:
         """
         began = time.perf_counter()
         try:
-            with together(self.device), statistics_of_first(model):
+            with together(self.device), statistics_of_first(model), uncompiled():
                 judgement = self._judge(model)
         except Exception:
             if self.stop.asked(self.device):

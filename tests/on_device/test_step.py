@@ -8,6 +8,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from cnclip_ft.training.compiling import compile_towers
 from cnclip_ft.training.large_batch import GradientStep
 from cnclip_ft.training.loss import ContrastiveObjective, SigmoidObjective
 from cnclip_ft.training.optimizer import give_bias
@@ -18,13 +19,22 @@ def gradients(model) -> dict[str, torch.Tensor]:
     return {name: p.grad.detach().cpu() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("objective", [ContrastiveObjective, SigmoidObjective])
-def test_a_divided_batch_replays_dropout_and_patch_dropping(device, objective):
+COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, there is no g++")
+
+
+@pytest.mark.parametrize(
+    "objective,compiled",
+    [(ContrastiveObjective, False), (SigmoidObjective, False),
+     pytest.param(ContrastiveObjective, True, marks=[pytest.mark.slow, COMPILER])],
+)  # fmt: skip
+def test_a_divided_batch_replays_dropout_and_patch_dropping(device, objective, compiled):
     """Two divisions of the same batch into the same chunks, and all chunks kept alive at once: the same random numbers."""
     model = tiny_model(dropout=0.1).double().to(device)
     give_bias(model, objective())
     model.train()
     model.image_tower.patch_dropout = 0.5
+    if compiled:
+        compile_towers(model)
     batch, goal = random_batch(model, 12), objective(tile=5)
     torch.manual_seed(5)
     parts = []
@@ -92,11 +102,9 @@ def test_patches_are_dropped_and_the_stage_learns(device, ready):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, there is no g++")
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_compiled_towers_step_like_plain_ones(device, ready, precision):
-    if device.type == "cuda" and precision == "fp32":
-        pytest.skip("a card trains in 16 bits, and compiling takes its time")
+@COMPILER
+def test_compiled_towers_step_like_plain_ones(device, ready):
+    precision = "bf16" if device.type == "cuda" else "fp32"
     found = []
     for compiled in (False, True):
         trainer = ready(compile=compiled, precision=precision, layers=2)

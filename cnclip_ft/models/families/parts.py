@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.runtime import to_device
 
 
 def new_projection(width: int, output_dim: int) -> nn.Linear:
@@ -41,5 +42,5 @@ def drop_patches(patches: torch.Tensor, share: float) -> torch.Tensor:
     count = patches.shape[1]
     kept = max(1, round(count * (1 - share)))
     # Drawn on the CPU generator, so that a replayed step draws the same on every device.
-    order = torch.rand(len(patches), count).argsort(1)[:, :kept].to(patches.device)
+    order = to_device(torch.rand(len(patches), count).argsort(1)[:, :kept], patches.device)
     return patches.gather(1, order[..., None].expand(-1, -1, patches.shape[2]))

@@ -124,7 +124,9 @@ class RobertaTower(TextTower):
         on_cpu = input_ids.device.type == "cpu" and not torch.compiler.is_compiling()
         if on_cpu and uses_sdpa(self.text_model.config):
             return self.text_projection(self._packed(input_ids, attention_mask))
-        hidden = self.text_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        # In four dimensions transformers takes a mask as it is; in two it asks whether there is padding, and waits for the device.
+        mask = attention_mask.bool()[:, None, None] if uses_sdpa(self.text_model.config) else attention_mask
+        hidden = self.text_model(input_ids=input_ids, attention_mask=mask).last_hidden_state
         if self.pooling == "cls":
             return self.text_projection(hidden[:, 0])
         weight = attention_mask[..., None].to(hidden.dtype)

@@ -20,6 +20,7 @@ from transformers import Siglip2VisionConfig, Siglip2VisionModel
 from cnclip_ft.models.families.chinese_clip.plain_attention import HIDDEN, plain_layers
 from cnclip_ft.models.families.siglip.vision import LAYER_KEYS, PooledTower, VisionNumbers
 from cnclip_ft.models.patches import BUDGET, PatchedPicture
+from cnclip_ft.runtime import to_device
 from data_tools.errors import RequestError
 
 VISION_KEYS = (*LAYER_KEYS, "num_patches")
@@ -146,7 +147,7 @@ def _weights(place: torch.Tensor, count: torch.Tensor, side: int) -> torch.Tenso
 def _drop(tokens: torch.Tensor, real: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor]:
     """A share of each picture's own patches left out, drawn per picture."""
     # Drawn on the CPU generator, so that a replayed step draws the same on every device.
-    draw = torch.rand(real.shape).to(real.device).masked_fill(~real, 2.0)
+    draw = to_device(torch.rand(real.shape), real.device).masked_fill(~real, 2.0)
     most = max(1, round(real.shape[1] * (1 - share)))
     kept = (real.sum(1) * (1 - share)).round().clamp(min=1)
     order = draw.argsort(1)[:, :most]

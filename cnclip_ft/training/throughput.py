@@ -1,0 +1,141 @@
+"""What a pair takes in arithmetic, and what a card can do of it: a rate to expect, and the share that was reached."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.training.compiling import uncompiled
+from cnclip_ft.training.context import Context
+from cnclip_ft.training.stage_plan import StagePlan
+
+# Dense matrix products with 16-bit inputs and 32-bit sums, TFLOP/s, from NVIDIA's data sheets and architecture papers of the
+# cards (those that name a rate with sparsity alone: half of it). bf16, but fp16 for what is older than Ampere.
+# By what `torch.cuda.get_device_name` says; the first that is in it.
+LISTED = (
+    ("B200", 2250.0), ("H200 NVL", 835.5), ("H200", 989.4), ("H100 NVL", 835.5), ("H100 PCIe", 756.0), ("H100", 989.4),
+    ("H800", 989.4), ("H20", 148.0), ("A100", 312.0), ("A800", 312.0), ("A30", 165.0), ("A40", 149.7), ("A10G", 70.0),
+    ("A10", 125.0), ("L40S", 362.1), ("L40", 181.1), ("L4", 121.0), ("RTX 6000 Ada", 364.2), ("RTX A6000", 154.8),
+    ("RTX 4090", 165.2), ("RTX 4080", 97.5), ("RTX 3090", 71.2), ("V100", 125.0), ("T4", 65.1),
+)  # fmt: skip
+# Share of the measured rate to plan with: of what is published for towers of these sizes, 40 to 55 % is good (on Hopper); a loader
+# that is too slow or small batches bring less. The journal says what it is.
+EXPECTED_SHARE = 0.4
+
+
+@dataclass(frozen=True)
+class Card:
+    """16-bit products of a device, FLOP/s; `listed` None where its name is not known here."""
+
+    name: str
+    measured: float
+    listed: float | None
+
+    @property
+    def peak(self) -> float:
+        """What shares are of: the listed rate, else the measured one."""
+        return self.listed or self.measured
+
+    def __str__(self) -> str:
+        listed = f", listed with {self.listed / 1e12:,.0f}" if self.listed else ""
+        return f"{self.name}: 16-bit products measured at {self.measured / 1e12:,.0f} TFLOP/s{listed}"
+
+
+@lru_cache
+def card(device: torch.device, precision: str) -> Card | None:
+    """The card, measured once; None where there is none, or where the towers compute in 32 bits."""
+    if device.type != "cuda" or precision == "fp32":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return Card(name, product_rate(device, torch.float16 if precision == "fp16" else torch.bfloat16), listed(name))
+
+
+def listed(name: str) -> float | None:
+    """FLOP/s of a card by its name."""
+    return next((rate * 1e12 for part, rate in LISTED if part in name), None)
+
+
+def product_rate(device: torch.device, dtype: torch.dtype, side: int = 8192, repeats: int = 10) -> float:
+    """FLOP/s of products of two random ``[side, side]``, a tenth of a second on a card."""
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    for _ in range(3):
+        a @ b
+    wait()
+    began = time.perf_counter()
+    for _ in range(repeats):
+        a @ b
+    wait()
+    return 2 * side**3 * repeats / (time.perf_counter() - began)
+
+
+def flops_per_pair(plan: StagePlan, model: DualEncoder, tokens: int) -> float | None:
+    """Matrix products of a pair's forward and backward as the stage trains, two FLOP for a multiplication with its addition.
+
+    Counted on torch's meta device. Recomputed activations do not count, nor does padding: `tokens` are those of a text.
+
+    Returns:
+        None where the towers cannot be walked without numbers (some of a user's own).
+    """
+    trained = {e.name for e in plan.table if e.rate and (e.lora is None or e.parameter.ndim < 2)}
+    ids, mask = (t.to("meta") for t in model.text_tower.example(2, tokens))
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if not plan.cached:  # else of the image tower the projection is left, which is next to nothing
+        inputs["pixels"] = torch.empty(2, *model.image_tower.preprocessing.shape, dtype=torch.uint8, device="meta")
+    try:
+        return counted(model, trained, inputs) / 2
+    except (RuntimeError, NotImplementedError):
+        return None
+
+
+def counted(model: nn.Module, trained: set[str], inputs: Mapping[str, torch.Tensor]) -> float:
+    """FLOP of one forward, and of a backward from all float outputs to the parameters `trained`; `inputs` on the meta device."""
+    weights = {name: torch.empty_like(tensor, device="meta") for name, tensor in model.named_buffers()}
+    weights |= {
+        name: torch.empty_like(tensor, device="meta", requires_grad=name in trained)
+        for name, tensor in model.named_parameters()
+    }
+    # Fused attention is not counted everywhere; as products it is. Compiled towers would be compiled for this.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), uncompiled():
+        out = torch.func.functional_call(model, weights, (), dict(inputs), tie_weights=False)
+        parts = [p for p in (out if isinstance(out, tuple) else out.values()) if isinstance(p, torch.Tensor)]
+        torch.autograd.backward([p.sum() for p in parts if p.requires_grad])
+    return float(counter.get_total_flops())
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """A stage's arithmetic on the run's devices: `flops` a pair, padding and what is computed twice left out."""
+
+    card: Card
+    flops: float
+    world: int
+
+    @staticmethod
+    def of(context: Context, plan: StagePlan, model: DualEncoder) -> Throughput | None:
+        """None without a card, for 32 bits, or where the towers' products cannot be counted."""
+        device = card(context.device, context.precision)
+        if device is None:
+            return None
+        flops = flops_per_pair(plan, model, max(2, round(float(context.pairs.lengths.mean()))))
+        return None if flops is None else Throughput(device, flops, context.world)
+
+    def share(self, pairs_per_second: float) -> float:
+        """Of the cards' peak (MFU): the listed rate, else the measured one."""
+        return pairs_per_second * self.flops / (self.card.peak * self.world)
+
+    def foretold(self, pairs: int) -> str:
+        """What is to be expected of so many pairs, in words."""
+        rate = EXPECTED_SHARE * self.card.measured * self.world / self.flops
+        return (
+            f"{self.flops / 1e9:,.1f} GFLOP a pair; about {rate:,.0f} pairs/s where {100 * EXPECTED_SHARE:.0f}% of the measured "
+            f"products are reached ({100 * self.share(rate):.0f}% of the peak), {pairs / rate / 3600:,.1f} hours of steps"
+        )

@@ -1,0 +1,169 @@
+"""The loop never waits for the device, and a compiled run makes no graph anew after its first steps."""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cnclip_ft.data.augment import augment
+from cnclip_ft.data.batching import BatchOrder
+from cnclip_ft.data.pairs import fixed_lengths, padded_length
+from cnclip_ft.recipe import Augmentation
+from cnclip_ft.training import compiling
+from cnclip_ft.training.large_batch import GradientStep
+from cnclip_ft.training.loss import ContrastiveObjective, SigmoidObjective
+from cnclip_ft.training.optimizer import give_bias
+from data_tools.errors import UserError
+from tests.training.helpers import random_batch, tiny_model
+
+WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "is_nonzero"}
+
+
+class Reads(TorchDispatchMode):
+    """Counts what would make the CPU wait, where it was asked for. Texts packed without padding are for the CPU alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.__name__.partition(".")[0] in WAITS:
+            frames = [f for f in traceback.extract_stack() if "cnclip_ft" in f.filename]
+            if not any(f.filename.endswith("packing.py") for f in frames):
+                self.found[f"{func} in {frames[-1].filename}:{frames[-1].lineno}" if frames else str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("objective", [ContrastiveObjective, SigmoidObjective])
+@pytest.mark.parametrize("micro", [None, 4])
+def test_forward_loss_and_backward_work_on_a_device_that_cannot_be_read(monkeypatch, objective, micro):
+    """torch's meta device has shapes and no numbers: whoever asks for one fails."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # not for this device
+    model = tiny_model(dropout=0.1)
+    give_bias(model, objective())
+    batch = random_batch(model, 12)
+    model = model.to("meta").train()
+    model.image_tower.patch_dropout = 0.5
+    everything = Augmentation(crop=0.5, colour=0.3, mirror=True, operations=2)
+    step = GradientStep(model, objective(tile=5), micro_batch_size=micro, autocast=nullcontext,
+                        backward=lambda loss: loss.backward(), augment=lambda pixels: augment(pixels, everything))  # fmt: skip
+    out = step(batch)
+    assert out.loss.device.type == "meta" and out.accuracy.device.type == "meta"
+    assert all(p.grad is not None for p in model.parameters())
+    with pytest.raises(RuntimeError, match="meta"):
+        out.loss.item()
+
+
+@pytest.mark.parametrize("stage", [{}, {"ema": 0.9, "gradient_clip": 1.0, "skip_bad_steps": 1, "micro_batch_size": 4}])
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_step_reads_nothing_of_the_device(device, ready, stage, number):
+    trainer = ready(number, stage={"steps": 6, **stage}, precision="bf16")
+    batches = trainer.batches()
+    trainer.take(next(batches))  # moments are made
+    with Reads() as reads:
+        for _ in range(2):
+            trainer.take(next(batches))
+    assert not reads.found
+    assert [done.step for done in trainer.settled] == [1, 2] and trainer.step == 3  # one step late
+    trainer.settle()
+    assert [done.step for done in trainer.settled] == [1, 2, 3]
+    with Reads() as reads:
+        trainer.model.logit_scale.item()
+    assert sum(reads.found.values()) == 1  # it would have been seen
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+def test_a_card_is_never_waited_for(device, ready, precision):
+    """torch raises where the CPU waits for the card."""
+    if device.type == "cpu":
+        pytest.skip("a CPU waits for nobody; reads are counted above")
+    changes = {"augment": {"crop": 0.5, "colour": 0.3, "operations": 2}, "patch_dropout": 0.5, "ema": 0.9}
+    trainer = ready(stage={"steps": 9, "gradient_clip": 1.0, "micro_batch_size": 32, **changes}, precision=precision)
+    batches = trainer.batches()
+    for _ in range(2):
+        trainer.take(next(batches))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            trainer.take(next(batches))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    trainer.settle()
+    assert [done.step for done in trainer.settled] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_bad_step_changes_nothing_and_is_told_one_step_late(device, ready, what):
+    """Weights, moments, average and statistics are those before it; where none may be skipped the run ends there."""
+    stage = {"steps": 9, "ema": 0.9, "skip_bad_steps": 1}
+    trainer = ready(stage=stage, precision="fp32", layers=0)
+    batches = trainer.batches()
+    for _ in range(2):
+        trainer.take(next(batches))
+    trainer.settle()
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    average = {name: tensor.clone() for name, tensor in trainer.average.average.items()}
+    moments = [{k: v.clone() for k, v in state.items()} for state in trainer.optimizer.state.values()]
+    whole = trainer.gradient.backward
+
+    def poisoned(loss):
+        whole(loss)
+        trainer.model.text_tower.projection.weight.grad[0] = float("inf")
+
+    if what == "gradient":
+        trainer.gradient.backward = poisoned
+    else:
+        trainer.model.logit_scale.data.fill_(float("nan"))
+    trainer.take(next(batches))
+    trainer.gradient.backward = whole
+    trainer.model.logit_scale.data.copy_(before["logit_scale"])
+    assert trainer.skipped == 0  # nobody asked the device yet
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.state_dict().items())
+    for state, was in zip(trainer.optimizer.state.values(), moments, strict=True):
+        assert all(torch.equal(state[name], was[name]) for name in was)
+    trainer.settle()
+    assert trainer.skipped == 1 and not trainer.settled[-1].usable
+    assert all(torch.equal(tensor, average[name]) for name, tensor in trainer.average.average.items())
+    trainer.take(next(batches))
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in trainer.model.state_dict().items())
+    trainer.gradient.backward = poisoned
+    trainer.take(next(batches))
+    with pytest.raises(UserError, match=r"step 5: the gradient is (inf|nan)"):
+        trainer.take(next(batches))
+
+
+def test_lengths_are_few_and_enough():
+    for context in (3, 16, 52, 77, 512):
+        lengths = fixed_lengths(context)
+        assert lengths[-1] == context and list(lengths) == sorted(set(lengths)) and len(lengths) <= 11
+        assert all(longer <= 1.5 * shorter for shorter, longer in zip(lengths, lengths[1:], strict=False))
+        assert padded_length(context, lengths) == context and padded_length(1, lengths) == lengths[0]
+    assert fixed_lengths(52) == (16, 24, 32, 48, 52) and padded_length(17, ()) == 17
+
+
+@pytest.mark.parametrize("micro", [None, pytest.param(3, marks=pytest.mark.slow)])
+def test_nothing_is_compiled_again_after_the_first_steps(ready, monkeypatch, micro):
+    """Batches whose longest texts differ: a graph for each of few lengths, made once; on the CPU without a compiler texts keep theirs."""
+    monkeypatch.setitem(compiling.COMPILER, "backend", "eager")
+    counters.clear()
+    trainer = ready(stage={"steps": 30, "micro_batch_size": micro}, compile=True, precision="fp32", layers=0)
+    plan, lengths = trainer.plan, trainer.context.pairs.lengths
+    longest = [int(lengths[batch].max()) for epoch in range(3) for batch in BatchOrder.epoch(plan.order, epoch)]
+    assert len(set(longest)) > 2
+    batches, made, seen = trainer.batches(), [], set()
+    for _ in range(9):
+        batch = next(batches)
+        seen.add(batch["input_ids"].shape[1])
+        trainer.take(batch)
+        made.append(counters["stats"]["unique_graphs"])
+    assert seen <= set(fixed_lengths(trainer.context.tokenizer.context_length)) and len(seen) < len(set(longest))
+    assert made[-1] == made[3] > 0 and not counters["graph_break"]
+    plain = ready(stage={"steps": 30}, precision="fp32", layers=0)
+    shapes = [next(plain.batches())["input_ids"].shape[1] for _ in range(1)]
+    assert shapes[0] == longest[0]
