@@ -151,7 +151,7 @@ class OurStage:
     """A stage of a real run, stepped by hand."""
 
     def __init__(self, folder: Path, size: str, batch: int, texts: list[str], *, train: str, precision: str = "fp32",
-                 compile: bool = False, workers: int = 0, start: str | dict | None = None,
+                 compile: bool | str = False, workers: int = 0, start: str | dict | None = None,
                  stage_settings: dict | None = None) -> None:  # fmt: skip
         from cnclip_ft.features import frozen_trunk as feature_cache
         from cnclip_ft.recipe import Recipe

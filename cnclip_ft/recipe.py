@@ -361,7 +361,7 @@ class Recipe(Section):
     """Of new weights, of the order of the pairs and of all that is drawn."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format the towers compute in; auto: bf16 where the device is fast at it."""
-    compile: bool = False
+    compile: Literal["layers", "max-autotune"] | bool = False  # both towers, for training steps
     """Compile the towers with torch.compile."""
     log_every: Count = 10
     """Steps between two lines of the log."""

@@ -137,28 +137,35 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
 
 
-class Reading:
-    """Numbers on their way from the device: asked for here, read when the device has done what was asked of it before.
+class Fetched:
+    """A tensor on its way from the device: asked for here, there when the device has done what was asked of it before."""
 
-    Args:
-        values: scalars by name.
-    """
-
-    def __init__(self, values: dict[str, torch.Tensor]) -> None:
-        self._names, self._done = list(values), None
-        numbers = torch.stack([value.detach().float() for value in values.values()])
-        if numbers.device.type == "cuda":
-            self._numbers = torch.empty(len(numbers), pin_memory=True)
-            self._numbers.copy_(numbers, non_blocking=True)
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._done = None
+        if tensor.device.type == "cuda":
+            self._here = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._here.copy_(tensor, non_blocking=True)
             self._done = torch.cuda.Event()
             self._done.record()
         else:
-            self._numbers = numbers.cpu()
+            self._here = tensor.cpu()
 
-    def __call__(self) -> dict[str, float]:
+    def __call__(self) -> torch.Tensor:
+        """On the CPU."""
         if self._done is not None:
             self._done.synchronize()
-        return dict(zip(self._names, self._numbers.tolist(), strict=True))
+        return self._here
+
+
+class Reading:
+    """Scalars by name, `Fetched` together."""
+
+    def __init__(self, values: dict[str, torch.Tensor]) -> None:
+        self._names = list(values)
+        self._numbers = Fetched(torch.stack([value.detach().float() for value in values.values()]))
+
+    def __call__(self) -> dict[str, float]:
+        return dict(zip(self._names, self._numbers().tolist(), strict=True))
 
 
 # ---- number format --------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import torch
 
 from cnclip_ft.data.pictures import Fault, Pictures, data_fault, in_batches
 from cnclip_ft.models.modes import evaluation_mode
-from cnclip_ft.runtime import keep_activations
+from cnclip_ft.runtime import Fetched, keep_activations, to_device
 from data_tools.errors import DataFault, UserError
 from data_tools.pictures import MISSING
 
@@ -188,7 +189,20 @@ def iterate_images(
     keep_activations(model.device)
     encode = model.image_trunk if trunk else model.image_features
     pictures = Pictures(image_ids, read, model.image_tower.preprocessing)
-    first = 0
+    first, ahead = 0, int(model.device.type == "cuda")  # a card computes a batch while the one before is handed over
+    under_way: deque[tuple[list[Fault | None], Fetched | None]] = deque()
+
+    def handed_over() -> torch.Tensor:
+        faults, features = under_way.popleft()
+        part = torch.full((len(faults), model.image_tower.output_dim), torch.nan)
+        if features is not None:
+            whole = sound(features(), "image")
+            part = torch.full((len(faults), whole.shape[1]), torch.nan)
+            part[torch.tensor([fault is None for fault in faults])] = whole
+        if meter is not None:
+            meter.add(len(part))
+        return part
+
     for pixels, faults in pictures.batches(
         in_batches(len(image_ids), batch_size), workers=workers, pin=model.device.type == "cuda"
     ):
@@ -199,14 +213,12 @@ def iterate_images(
                     raise error
                 on_fault(place, error)
         first += len(faults)
-        part = torch.full((len(faults), model.image_tower.output_dim), torch.nan)
-        if pixels is not None:
-            whole = sound(encode(pixels.to(model.device, non_blocking=True)).float().cpu(), "image")
-            part = torch.full((len(faults), whole.shape[1]), torch.nan)
-            part[torch.tensor([fault is None for fault in faults])] = whole
-        if meter is not None:
-            meter.add(len(part))
-        yield part
+        features = None if pixels is None else Fetched(encode(to_device(pixels, model.device)).float())
+        under_way.append((faults, features))
+        if len(under_way) > ahead:
+            yield handed_over()
+    while under_way:
+        yield handed_over()
 
 
 def sound(features: torch.Tensor, name: str) -> torch.Tensor:

@@ -92,7 +92,7 @@ class Trainer:
         self.cache = self._build_cache() if plan.cached else None
         self.model = context.sharding.place(whole)
         if context.recipe.compile:
-            compile_towers(self.model)
+            compile_towers(self.model, context.recipe.compile)
         self.table = _bound(table, self.model)
         self.optimizer = build_optimizer(self.table, setting, context.device)
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=context.precision == "fp16")

@@ -52,12 +52,14 @@ def ready(sized, tmp_path) -> Callable[..., Trainer]:
     """A stage of that size ready for its first step; nothing was judged. `changes` are the recipe's, `stage` the stage's."""
     count = iter(range(100))
 
-    def make(number: int = 1, stage: dict[str, Any] | None = None, layers: int = 4, **changes: Any) -> Trainer:
+    def make(
+        number: int = 1, stage: dict[str, Any] | None = None, layers: int = 4, start: Any = None, **changes: Any
+    ) -> Trainer:
         size = sized(layers)
         of_stage = {"batch_size": size["batch_size"], "learning_rate": 1e-4, **(stage or {})}
         recipe = tiny_recipe(
             size["folder"], output=str(tmp_path / f"run{next(count)}"), feature_cache=str(tmp_path / "cache"),
-            model={"start": size["start"]}, align=of_stage, contrast=of_stage, **changes,
+            model={"start": start or size["start"]}, align=of_stage, contrast=of_stage, **changes,
         )  # fmt: skip
         return prepared(recipe, number)
 

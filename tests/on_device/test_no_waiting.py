@@ -167,3 +167,21 @@ def test_nothing_is_compiled_again_after_the_first_steps(ready, monkeypatch, mic
     plain = ready(stage={"steps": 30}, precision="fp32", layers=0)
     shapes = [next(plain.batches())["input_ids"].shape[1] for _ in range(1)]
     assert shapes[0] == longest[0]
+
+
+def test_one_layer_is_compiled_for_all_that_are_alike(device, ready, monkeypatch):
+    """Four layers a tower: one graph for three of them, one for the last, which is read at its first token alone.
+
+    On a CPU texts have no padding, so that their tower is compiled as a whole.
+    """
+    monkeypatch.setitem(compiling.COMPILER, "backend", "eager")
+    counters.clear()
+    start = {"image": {"kind": "vit", "hidden": 32, "layers": 4, "heads": 2, "patch": 8, "image_size": 32},
+             "text": {"hidden": 32, "layers": 4, "heads": 2, "dropout": 0.0}, "projection": 16}  # fmt: skip
+    found = []
+    for wanted in (False, "layers"):
+        trainer = ready(stage={"steps": 9}, compile=wanted, precision="fp32", start=start)
+        batches = trainer.batches()
+        found.append([trainer.take(next(batches)).loss.item() for _ in range(3)])
+    assert counters["stats"]["unique_graphs"] == (3 if device.type == "cpu" else 4) and not counters["graph_break"]
+    assert found[0] == pytest.approx(found[1], abs=1e-5)

@@ -26,7 +26,7 @@ def test_every_row_of_the_table_yields_a_number():
     rates = re.findall(
         r"^tiny +(one|two) +(ours|official|open_clip style|transformers)\S* ?\S* +8 +(\d+\.\d) ", said, re.M
     )
-    assert len(rates) == 10 and all(float(rate) > 0 for _, _, rate in rates), said
+    assert len(rates) == 12 and all(float(rate) > 0 for _, _, rate in rates), said
     assert re.search(r"^top-10.*: \d+\.\d\d s", said, re.M) and re.search(
         r"^pictures encoded +[\d,]+ a second", said, re.M
     )
