@@ -41,6 +41,7 @@ from benchmarks.official import Official
 from benchmarks.step import OFFICIAL_STEP, TEXT_OF, OurStage, captions, write_store
 from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
 from cnclip_ft.training import compiling, throughput
+from cnclip_ft.training.memory import tokens_per_text
 from data_tools.errors import UserError
 
 DEVICE = os.environ.get("DEVICE", "cuda")
@@ -88,8 +89,7 @@ class Ours:
         )  # fmt: skip
         self.step = self.stage.step
         trainer = self.stage.trainer
-        tokens = max(2, round(float(trainer.context.pairs.lengths.mean())))
-        self.flops = throughput.flops_per_pair(trainer.plan, trainer.whole, tokens) or 0.0
+        self.flops = throughput.flops_per_pair(trainer.plan, trainer.whole, tokens_per_text(trainer.context)) or 0.0
 
     def memory(self) -> float:
         return torch.cuda.max_memory_allocated() / 2**30 if DEVICE == "cuda" else 0.0

@@ -361,8 +361,9 @@ class Recipe(Section):
     """Of new weights, of the order of the pairs and of all that is drawn."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format the towers compute in; auto: bf16 where the device is fast at it."""
-    compile: Literal["layers", "max-autotune"] | bool = False  # both towers, for training steps
-    """Compile the towers with torch.compile."""
+    compile: Literal["layers", "max-autotune"] | bool = False
+    """Compile the towers with torch.compile for training steps; `layers`: one layer for all that are alike, in seconds;
+    `max-autotune`: try many kernels, for minutes."""
     log_every: Count = 10
     """Steps between two lines of the log."""
     save_every: Count | None = None

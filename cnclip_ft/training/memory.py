@@ -120,10 +120,15 @@ def largest_half(share: int, fits: Callable[[int], bool]) -> int:
     return size
 
 
+def tokens_per_text(context: Context) -> int:
+    """Those of the mean caption; all there can be where padding is attended to."""
+    padded = context.tokenizer.padding == "max_length"
+    return context.tokenizer.context_length if padded else max(int(context.pairs.lengths.mean()), 2)
+
+
 def bytes_per_pair(context: Context, plan: StagePlan, model: DualEncoder) -> int:
     """What one pair of the mean caption length takes: what autograd keeps of it; on a CPU, what the process will hold."""
-    padded = context.tokenizer.padding == "max_length"
-    tokens = context.tokenizer.context_length if padded else max(int(context.pairs.lengths.mean()), 2)
+    tokens = tokens_per_text(context)
     pair = blank_pairs(plan, model, 1, tokens)
     with _as_in_training(plan, model):
         if context.device.type != "cpu":

@@ -122,7 +122,7 @@ class StageRun:
                     if kept:
                         self._keep_epoch()
                     meter.pause(time.perf_counter() - began)
-                if self.stop.asked(context.device) and not self.finished:
+                if self.stop.asked_lately(context.device) and not self.finished:
                     if self.saved != step:
                         self.save()
                     raise Stopped

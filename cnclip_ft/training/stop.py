@@ -72,9 +72,13 @@ class StopRequest:
             raise Stopped
 
     def asked(self, device: torch.device) -> bool:
-        """Whether any device was asked: they stop at the same step. Cards say so one step later, without being waited for."""
+        """Whether any device was asked: they stop at the same step."""
+        return bool(sum_numbers(float(self._asked), device))
+
+    def asked_lately(self, device: torch.device) -> bool:
+        """As `asked`, once a step; of several cards as it was a step before, so that none is waited for."""
         if world_size() == 1 or device.type != "cuda":
-            return bool(sum_numbers(float(self._asked), device))
+            return self.asked(device)
         told, asked = self._told, torch.full((), float(self._asked), device=device)
         self._told = Reading({"asked": sum_over_ranks(asked)})
         return told is not None and told()["asked"] > 0

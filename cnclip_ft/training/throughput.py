@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.training.compiling import uncompiled
 from cnclip_ft.training.context import Context
+from cnclip_ft.training.memory import tokens_per_text
 from cnclip_ft.training.stage_plan import StagePlan
 
 # Dense matrix products with 16-bit inputs and 32-bit sums, TFLOP/s, from NVIDIA's data sheets and architecture papers of the
@@ -125,7 +126,7 @@ class Throughput:
         device = card(context.device, context.precision)
         if device is None:
             return None
-        flops = flops_per_pair(plan, model, max(2, round(float(context.pairs.lengths.mean()))))
+        flops = flops_per_pair(plan, model, tokens_per_text(context))
         return None if flops is None else Throughput(device, flops, context.world)
 
     def share(self, pairs_per_second: float) -> float:

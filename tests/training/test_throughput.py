@@ -97,7 +97,7 @@ def test_plan_and_journal_say_what_is_expected_and_what_is_reached(stores, tmp_p
     context, model, plans = planned(wanted)
     said = plan.describe(context, model, plans)
     assert "card         NVIDIA Test: 16-bit products measured at 0 TFLOP/s, listed with 0" in said
-    flops = flops_per_pair(plans[1], model, round(float(context.pairs.lengths.mean())))
+    flops = flops_per_pair(plans[1], model, int(context.pairs.lengths.mean()))
     rate = 0.4 * 4e9 / flops
     assert f"{flops / 1e9:,.1f} GFLOP a pair; about {rate:,.0f} pairs/s where 40% of the measured products" in said
     assert "(20% of the peak)" in said
