@@ -11,6 +11,7 @@ import torch
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import cnclip_ft
 from cnclip_ft.data.augment import augment
 from cnclip_ft.data.batching import BatchOrder
 from cnclip_ft.data.pairs import fixed_lengths, padded_length
@@ -20,6 +21,7 @@ from cnclip_ft.training.large_batch import GradientStep
 from cnclip_ft.training.loss import ContrastiveObjective, SigmoidObjective
 from cnclip_ft.training.optimizer import give_bias
 from data_tools.errors import UserError
+from tests.families.cards import CARDS
 from tests.training.helpers import random_batch, tiny_model
 
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "is_nonzero"}
@@ -58,6 +60,23 @@ def test_forward_loss_and_backward_work_on_a_device_that_cannot_be_read(monkeypa
     assert all(p.grad is not None for p in model.parameters())
     with pytest.raises(RuntimeError, match="meta"):
         out.loss.item()
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_no_family_reads_the_device(monkeypatch, tmp_path, name):
+    """As above, with the towers and the tokenizer of every family; padding in every batch."""
+    if name == "siglip":
+        pytest.importorskip("sentencepiece", reason="the library writes this tokenizer with sentencepiece")
+    model = cnclip_ft.load(CARDS[name].write(tmp_path / "model")).train()
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    ids, mask = model.tokenizer.pad([[token % 20 + 1 for token in range(length)] for length in (3, 9, 4, 12, 5, 7)])
+    pixels, keys = model.image_tower.example(len(ids)), torch.arange(len(ids))
+    batch = {"pixels": pixels, "input_ids": ids, "attention_mask": mask, "image_keys": keys, "text_keys": keys}
+    model.image_tower.patch_dropout = 0.5
+    objective = ContrastiveObjective() if model.logit_bias is None else SigmoidObjective()
+    step = GradientStep(model.to("meta"), objective, micro_batch_size=None, autocast=nullcontext,
+                        backward=lambda loss: loss.backward())  # fmt: skip
+    assert step(batch).loss.device.type == "meta"
 
 
 @pytest.mark.parametrize("stage", [{}, {"ema": 0.9, "gradient_clip": 1.0, "skip_bad_steps": 1, "micro_batch_size": 4}])

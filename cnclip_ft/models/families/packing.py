@@ -69,6 +69,12 @@ def attend(
     return mixed.transpose(1, 2).flatten(2)
 
 
+def unasked(attention_mask: torch.Tensor, config: Any) -> torch.Tensor:
+    """The mask for transformers' model: in four dimensions it is taken as it is, in two it is asked whether there is padding at
+    all, and the answer of a device is waited for."""
+    return attention_mask.bool()[:, None, None] if uses_sdpa(config) else attention_mask
+
+
 def uses_sdpa(config: Any) -> bool:
     """False where another kernel was asked for: it has its own shape of mask and its own rounding, and gets whole layers."""
     return config._attn_implementation == "sdpa"

@@ -17,7 +17,7 @@ from cnclip_ft.models.contract import LinearGroup, TextTower
 from cnclip_ft.models.families.chinese_clip.layers import TextLayer, skip_unread
 from cnclip_ft.models.families.chinese_clip.numbers import check_activation, check_heads
 from cnclip_ft.models.families.chinese_clip.plain_attention import HIDDEN, attend
-from cnclip_ft.models.families.packing import Packing, uses_sdpa
+from cnclip_ft.models.families.packing import Packing, unasked, uses_sdpa
 from cnclip_ft.models.families.parts import new_projection, set_checkpointing
 from cnclip_ft.models.schema import Layers, Share, Small, TextPart, Vocabulary, Width
 from data_tools.errors import RequestError
@@ -119,7 +119,7 @@ class AltTextTower(TextTower):
                 first = layer(first, packing)
         else:
             first = model(
-                input_ids=input_ids, attention_mask=attention_mask, position_ids=places
+                input_ids=input_ids, attention_mask=unasked(attention_mask, model.config), position_ids=places
             ).last_hidden_state[:, 0]  # fmt: skip
         return self._project(first)
 

@@ -12,10 +12,11 @@ from transformers import ChineseCLIPTextConfig, ChineseCLIPTextModel
 from cnclip_ft.models.contract import LinearGroup, TextTower
 from cnclip_ft.models.families.chinese_clip.catalog import TextTransformer
 from cnclip_ft.models.families.chinese_clip.fresh import from_recipe, keep_scale_
-from cnclip_ft.models.families.chinese_clip.layers import Packing, TextLayer, skip_unread, uses_sdpa
+from cnclip_ft.models.families.chinese_clip.layers import TextLayer, skip_unread
 from cnclip_ft.models.families.chinese_clip.numbers import check_activation, check_heads
 from cnclip_ft.models.families.chinese_clip.plain_attention import HIDDEN, attend
 from cnclip_ft.models.families.chinese_clip.wordpiece import CONTEXT_LENGTH, TextTokenizer
+from cnclip_ft.models.families.packing import Packing, unasked, uses_sdpa
 from cnclip_ft.models.families.parts import new_projection, set_checkpointing
 from cnclip_ft.models.schema import Layers, Share, Small, TextPart, Vocabulary, Width
 from data_tools.errors import RequestError
@@ -124,8 +125,7 @@ class RobertaTower(TextTower):
         on_cpu = input_ids.device.type == "cpu" and not torch.compiler.is_compiling()
         if on_cpu and uses_sdpa(self.text_model.config):
             return self.text_projection(self._packed(input_ids, attention_mask))
-        # In four dimensions transformers takes a mask as it is; in two it asks whether there is padding, and waits for the device.
-        mask = attention_mask.bool()[:, None, None] if uses_sdpa(self.text_model.config) else attention_mask
+        mask = unasked(attention_mask, self.text_model.config)
         hidden = self.text_model(input_ids=input_ids, attention_mask=mask).last_hidden_state
         if self.pooling == "cls":
             return self.text_projection(hidden[:, 0])
