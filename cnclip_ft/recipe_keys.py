@@ -59,11 +59,24 @@ def _walk(model: type[BaseModel], above: str) -> Iterator[Key]:
     for name, field in model.model_fields.items():
         path = above + name
         parts = list(_parts(field.annotation))
-        words = tuple(map(str, get_args(field.annotation))) if get_origin(field.annotation) is Literal else ()
-        words = ("true", "false") if field.annotation is bool else words
-        yield Key(path, _type(field.annotation, field.metadata), _default(field), field.description or "", words)
+        yield Key(
+            path, _type(field.annotation, field.metadata), _default(field), field.description or "", _words(field.annotation)
+        )  # fmt: skip
         for section, way in parts:
             yield from _walk(section, f"{path}{way}.")
+
+
+def _words(annotation: Any) -> tuple[str, ...]:
+    """All that may stand there, where nothing else may than these words."""
+    origin, inside = get_origin(annotation), get_args(annotation)
+    if annotation is bool:
+        return ("true", "false")
+    if origin is Literal:
+        return tuple(map(str, inside))
+    if origin in (Union, UnionType):
+        every = [_words(each) for each in inside]
+        return tuple(word for words in every for word in words) if all(every) else ()
+    return ()
 
 
 def _parts(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:

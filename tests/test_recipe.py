@@ -244,9 +244,13 @@ def test_mutated_recipes_are_read_or_refused_in_words(tmp_path):
 
 def test_the_shell_completes_keys_and_the_words_they_may_have():
     offered = complete_override("demo", "")
-    assert {"data.train=", "stages.align.batch_size=", "stages.contrast.schedule=cosine", "compile=true"} <= set(
-        offered
-    )
+    assert {
+        "data.train=",
+        "stages.align.batch_size=",
+        "stages.contrast.schedule=cosine",
+        "compile=true",
+        "compile=layers",
+    } <= set(offered)
     assert complete_override("demo", "stages.contrast.sch") == [
         "stages.contrast.schedule=cosine", "stages.contrast.schedule=constant",
     ]  # fmt: skip

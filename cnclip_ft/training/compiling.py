@@ -13,7 +13,7 @@ from torch import nn
 from cnclip_ft.models.contract import ImageTower, Tower
 from cnclip_ft.models.dual_encoder import DualEncoder
 
-Wanted = Literal["layers", "max-autotune"] | bool
+Wanted = bool | Literal["layers", "max-autotune"]
 
 # A graph for every shape: texts come in a few lengths (`data.pairs.fixed_lengths`), and kernels for any length are slower.
 COMPILER: dict[str, Any] = {"dynamic": False}
