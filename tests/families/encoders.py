@@ -149,6 +149,14 @@ def _gemma() -> tuple[Any, Any]:
     return transformers.Gemma3TextModel(config), tokenizer
 
 
+def _nomic() -> tuple[Any, Any]:
+    """In its file by other names than in the library's model."""
+    tokenizer = _modernbert()[1]
+    return transformers.NomicBertModel(
+        transformers.NomicBertConfig(**SIZES, vocab_size=len(tokenizer), pad_token_id=1)
+    ), tokenizer
+
+
 ENCODERS = {
     "roberta": Encoder(_roberta, "cls"),
     "roberta with a head": Encoder(lambda: _roberta(transformers.RobertaForMaskedLM), "cls"),
@@ -160,3 +168,5 @@ ENCODERS = {
     "llama": Encoder(_llama, "last"),
     "gemma3_text": Encoder(_gemma, "mean", "mean_tokens"),
 }
+if hasattr(transformers, "NomicBertModel"):  # of late
+    ENCODERS["nomic_bert"] = Encoder(_nomic, "mean", "mean_tokens")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModel
+from transformers.utils import logging
 
 from cnclip_ft.models.build import Checkpoint
 from cnclip_ft.models.families.encoder.text import EncoderTower, configuration, is_causal
@@ -120,7 +123,31 @@ def _own_tensors(folder: Path, tower: EncoderTower, tensors: Tensors) -> tuple[T
     left_over = sorted(name for name in tensors if names.get(name) not in own)
     strange = [name for name in left_over if name in names and not is_dropped(f".{names[name]}")]
     if strange:
-        raise RequestError(
-            f"{folder}: {len(strange)} tensors belong to no {type(tower.text_model).__name__}, e.g. {', '.join(strange[:3])}"
-        )
+        found = _by_the_library(folder, own)
+        if found is None:
+            raise RequestError(
+                f"{folder}: {len(strange)} tensors belong to no {type(tower.text_model).__name__}, e.g. {', '.join(strange[:3])}"
+            )
+        return {f"text_model.{name}": tensor for name, tensor in found.items()}, []
     return {f"text_model.{mine}": tensors[name] for name, mine in names.items() if mine in own}, left_over
+
+
+def _by_the_library(folder: Path, own: Collection[str]) -> Tensors | None:
+    """The tensors as transformers renames and joins them while it loads (nomic_bert, mixtures of experts); None where they do
+    not fit there either."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model, told = AutoModel.from_pretrained(
+            str(folder), trust_remote_code=False, local_files_only=True, use_safetensors=True, dtype=torch.float32,
+            output_loading_info=True,
+        )  # fmt: skip
+    except Exception:  # noqa: BLE001 - whatever it is, the names in the file are told
+        return None
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    missing = [name for name in told["missing_keys"] if name in own]
+    if missing or told["unexpected_keys"] or told["mismatched_keys"]:
+        return None
+    return {name: tensor for name, tensor in model.state_dict().items() if name in own}
