@@ -111,7 +111,7 @@ def query(
     opened = Index(index)
     limit = read_threshold(threshold, opened.info["identity"]["checksum"])
     given = None if image is None else given_picture(opened, image)
-    question = Question(text, without, given, None, image_share, not_weight, top, parse_where(where or ()))
+    question = Question(text, without, given, None, image_share, not_weight, top, parse_where(where or ()), limit)
     question.check()  # before the model is opened
     if question.where:
         Facets(opened).select(question.where)
@@ -119,8 +119,6 @@ def query(
     (answer,) = engine.ask([question])
     if isinstance(answer, RequestError):
         raise answer
-    if limit is not None:
-        answer = [found for found in answer if found.score >= limit]
     if as_json:
         for rank, found in enumerate(answer, 1):
             typer.echo(json.dumps(_line(engine.index, rank, found), ensure_ascii=False))
@@ -174,6 +172,9 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME", help="Another host name to answer to, e.g. a proxy's; may be repeated; '*': any."),
     ] = None,
+    password_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Ask for the password in this file's only line (chmod 600).")
+    ] = None,
     opening: Opening,
 ) -> None:
     """A search page and a JSON API, on this machine only unless --host says otherwise. Needs cnclip-ft[serve].
@@ -189,8 +190,10 @@ def serve(
     web.require_serve()
     from cnclip_ft.search.web.api import Limits, make_app
     from cnclip_ft.search.web.guard import is_loopback, names_of
+    from cnclip_ft.search.web.password import read_password
 
     limit = read_threshold(threshold, Index(index).info["identity"]["checksum"])
+    password = None if password_file is None else read_password(password_file)
     limits = Limits(
         parse_memory(max_upload), max_pixels, decode_seconds=max_decode_seconds, body_seconds=max_request_seconds
     )
@@ -201,13 +204,21 @@ def serve(
     if prepared:
         say(f"prepared: {prepared}")
     local, allowed = is_loopback(host), frozenset(name.lower() for name in allow_host or ())
-    page = make_app(engine, threshold=limit, limits=limits, names=names_of(host), addresses=not local, allowed=allowed)
+    page = make_app(
+        engine, threshold=limit, limits=limits, names=names_of(host), addresses=not local, allowed=allowed,
+        password=password,
+    )  # fmt: skip
     place = f"[{host}]" if ":" in host else host
     say(f"{len(engine.index):,} pictures at http://{place}:{listener.getsockname()[1]}/  (Ctrl-C stops)")
-    if not local:
+    if not local and password is None:
         _note(
             f"WARNING: {host} can be reached from other machines. Anyone who reaches this server can search and see "
-            "every picture of the index; there is no password. Put it behind a proxy that asks for one"
+            "every picture of the index; there is no password. Give one with --password-file FILE"
+        )
+    elif not local:
+        _note(
+            f"note: {host} can be reached from other machines; the password and the pictures travel unencrypted. "
+            "Put a proxy that speaks https before it"
         )
     web.run(page, listener)
     say("stopped")

@@ -16,12 +16,13 @@ from collections.abc import Iterator
 import torch
 
 from cnclip_ft.retrieval import half
-from cnclip_ft.retrieval.scan import TopLooker
+from cnclip_ft.retrieval.scan import CountLooker, TopLooker
 from cnclip_ft.retrieval.tiles import TIE, Side, full_precision, parse_memory
 
 COPY_LIMIT = 300_000  # pictures; packing takes 2 s and 100 MB for every 100,000
 _COPY_ROWS = 8192
 _MORE = 64  # proposals beyond k
+_COPY_MOST = 2048  # results; every proposal is gathered in float64
 _SCORES = 64 * 2**20  # bytes of float32 scores at once
 _CONVERTED = 16 * 2**20  # bytes of float16 features made float32 at once: they stay in the cache
 
@@ -82,10 +83,21 @@ class ExactSearch:
             scores, places = self._by_features(queries, k, _Chosen(self.gallery, rows))
         return scores, rows[places]
 
+    def count(self, queries: torch.Tensor, least: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """int64 ``[q]``: how many pictures have a cosine of at least `least` (float64 ``[q]``), of all or of `rows`."""
+        gallery = self.gallery if rows is None else _Chosen(self.gallery, rows)
+        with full_precision():
+            asking = Side(queries, gallery.device, self.memory, "query")
+            counting = CountLooker(asking, gallery, least)
+            tile = asking.features.to(gallery.device, torch.float32)
+            for first, part in gallery.tiles(self._width(len(queries))):
+                counting.see((part @ tile.T).T, 0, first)
+            return counting.counts.cpu()
+
     def search(self, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Unit float32 ``[q, dim]`` → float32 scores and int64 numbers ``[q, min(k, n)]`` on the CPU, best first."""
         with full_precision():
-            if not self._copy:
+            if not self._copy or k > _COPY_MOST:
                 return self._by_features(queries, k)
             scores, numbers, open_ = self._by_copy(queries, k)
             if len(open_):

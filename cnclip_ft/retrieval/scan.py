@@ -2,7 +2,8 @@
 
 A looker is given each tile once: `see` with scores ``[asking, offered]``, `finish` when an asker has met the whole
 pool. `sweep` gives the same tile to lookers of both directions, so that text→image and image→text share the
-arithmetic. Lookers: `RankLooker` (rank of the best positive), `TopLooker` (the k best).
+arithmetic. Lookers: `RankLooker` (rank of the best positive), `TopLooker` (the k best), `CountLooker` (how many reach
+a score).
 """
 
 from __future__ import annotations
@@ -129,6 +130,27 @@ class RankLooker:
     def ranks(self) -> torch.Tensor:
         """int64 ``[asking]`` on the CPU, 1 is best; 0 for those without a positive."""
         return torch.where(self.asks, 1 + self.above, 0).cpu()
+
+
+class CountLooker:
+    """Counts, for every asker, the items whose score is at least `least` (float64 ``[asking]``); decided in float64."""
+
+    def __init__(self, asking: Side, offered: Side, least: torch.Tensor) -> None:
+        self.asking, self.offered, self.least = asking, offered, least.to(asking.device)
+        bound = error_bound(asking, offered) + 2.0**-22 * self.least.abs()  # the limits are rounded to float32
+        self.high, self.low = ((self.least + by).float()[:, None] for by in (bound, -bound))
+        self.counts = torch.zeros(len(asking), dtype=torch.int64, device=asking.device)
+
+    def see(self, scores: torch.Tensor, start: int, first: int) -> None:
+        part = slice(start, start + len(scores))
+        surely = scores > self.high[part]
+        self.counts[part] += surely.sum(1)
+        at, column = (scores >= self.low[part]).logical_xor_(surely).nonzero(as_tuple=True)
+        hits = exact(self.asking, self.offered, at + start, column + first) >= self.least[at + start]
+        self.counts.index_add_(0, at + start, hits.long())
+
+    def finish(self, start: int) -> None:
+        pass  # counts need no last step
 
 
 class TopLooker:

@@ -9,6 +9,7 @@ import pytest
 
 from cnclip_ft.evaluation.options import Options
 from cnclip_ft.search.index.build import Wishes, build_index
+from data_tools.store import StoreWriter
 from tests.evaluation import tiny
 
 
@@ -77,3 +78,18 @@ def client(engine):
     limits = Limits(upload_bytes=2**20, pixels=4_000_000)
     with TestClient(make_app(engine, threshold=0.25, limits=limits), LOCAL, raise_server_exceptions=False) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def shop(make, checkpoint, tmp_path_factory):
+    """An index of a store of 130 pictures of which titles, categories, prices and links are kept."""
+    folder = tmp_path_factory.mktemp("shop")
+    with StoreWriter(folder / "valid") as writer:
+        for number in range(130):
+            kept = {"标题": f"第 {number} 件", "类目": "女装" if number % 3 else "鞋", "价格": f"{number}.50"}
+            link = f"https://shop.example/{number}" if number % 2 else "javascript:alert(1)"
+            writer.add_image(number, tiny.png(number), columns=kept | {"链接": link})
+            writer.add_pair(number, number, f"东西 {number}", "zh")
+        writer.finish()
+    make(checkpoint, folder / "valid", folder / "index", batch_size=64)
+    return folder / "index"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.retrieval import approximate
 from cnclip_ft.retrieval.approximate import ApproximateSearch
 from cnclip_ft.retrieval.exact import ExactSearch
-from cnclip_ft.search.engine.query import Question, vectors
+from cnclip_ft.search.engine.query import MOST, Question, vectors
 from cnclip_ft.search.engine.quick_text import quicken
 from cnclip_ft.search.index.facets import Facets
 from cnclip_ft.search.index.folder import Damaged, Index
@@ -34,7 +35,15 @@ class Found:
     columns: dict[str, Value] = field(default_factory=dict)
 
 
-Answer = list[Found] | RequestError
+class Results(list[Found]):
+    """Pictures found, best first, and `matches`: how many the index has for the question; None: not counted."""
+
+    def __init__(self, found: Iterable[Found] = (), matches: int | None = None) -> None:
+        super().__init__(found)
+        self.matches = matches
+
+
+Answer = Results | RequestError
 
 
 class Engine:
@@ -71,7 +80,7 @@ class Engine:
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
         """An answer a question, in order; a question that cannot be answered gets its error and harms no other."""
-        answers: list[Answer] = [[] for _ in questions]
+        answers: list[Answer] = [Results() for _ in questions]
         asked: list[int] = []
         for place, question in enumerate(questions):
             try:
@@ -90,29 +99,75 @@ class Engine:
         for place, vector in zip(asked, made, strict=True):
             if isinstance(vector, RequestError):
                 answers[place] = vector
-        for where in dict.fromkeys(questions[place].where for place, _ in usable):
-            some = [(place, vector) for place, vector in usable if questions[place].where == where]
-            # One more than asked: a picture that asks for its like is taken out again.
-            k = max(questions[place].top + (questions[place].like is not None) for place, _ in some)
-            vectors_of = torch.stack([vector for _, vector in some])
-            if where:
-                rows = torch.from_numpy(self.facets.select(where))
-                scores, numbers = self._exact.search_among(rows, vectors_of, k)
-            else:
-                scores, numbers = self.search.search(vectors_of, k)
-            for (place, _), row, found in zip(some, scores.tolist(), numbers.tolist(), strict=True):
-                try:
-                    answers[place] = self._found(questions[place], row, found)
-                except Damaged as error:
-                    answers[place] = error
+        for group in _looked_for_together(usable, questions):
+            self._look([questions[place] for place, _ in group], group, answers)
         return answers
 
-    def _found(self, question: Question, scores: list[float], numbers: list[int]) -> list[Found]:
+    def _look(self, questions: list[Question], group: list[tuple[int, torch.Tensor]], answers: list[Answer]) -> None:
+        """Fill in the answers of questions that are looked for among the same pictures."""
+        where, vectors_of = questions[0].where, torch.stack([vector for _, vector in group])
+        rows = torch.from_numpy(self.facets.select(where)) if where else None
+        # One more than asked: a picture that asks for its like is taken out again.
+        k = max(question.skip + question.top + (question.like is not None) for question in questions)
+        if rows is None:
+            scores, numbers = self.search.search(vectors_of, k)
+        else:
+            scores, numbers = self._exact.search_among(rows, vectors_of, k)
+        matches = self._count(questions, vectors_of, rows)
+        for (place, _), question, *found in zip(
+            group, questions, scores.tolist(), numbers.tolist(), matches, strict=True
+        ):
+            try:
+                answers[place] = self._found(question, *found)
+            except Damaged as error:
+                answers[place] = error
+
+    def _count(
+        self, questions: list[Question], vectors_of: torch.Tensor, rows: torch.Tensor | None
+    ) -> list[int | None]:
+        """How many pictures a question has: those that meet `where` and reach `at_least`, without the one it asks with."""
+        everything = len(self.index) if rows is None else len(rows)
+        found: list[int | None] = [everything] * len(questions)
+        limited = [place for place, question in enumerate(questions) if question.at_least is not None]
+        if limited and rows is None and not self.exact:
+            for place in limited:  # an approximate index is there so that nobody looks at all features
+                found[place] = None
+        elif limited:
+            least = torch.tensor([questions[place].at_least for place in limited], dtype=torch.float64)
+            for place, count in zip(limited, self._exact.count(vectors_of[limited], least, rows).tolist(), strict=True):
+                found[place] = count
+        for place, question in enumerate(questions):
+            count = found[place]
+            if question.like is None or count is None or (rows is not None and question.like not in rows):
+                continue
+            own = float(self._features[question.like].double() @ vectors_of[place].double())
+            found[place] = count - (question.at_least is None or own >= question.at_least)
+        return found
+
+    def _found(self, question: Question, scores: list[float], numbers: list[int], matches: int | None) -> Results:
         found = [(number, score) for number, score in zip(numbers, scores, strict=True) if number >= 0]
-        found = [(number, score) for number, score in found if number != question.like][: question.top]
-        return [
-            Found(number, key, score, kept) for number, score in found for key, kept in [self.index.described(number)]
-        ]
+        found = [(number, score) for number, score in found if number != question.like]
+        if matches is None:
+            assert question.at_least is not None, "else it is counted"
+            found = [(number, score) for number, score in found if score >= question.at_least]
+        else:
+            found = found[:matches]  # the count is exact, and so is the order
+        found = found[question.skip : question.skip + question.top]
+        described = [(number, score, *self.index.described(number)) for number, score in found]
+        return Results([Found(number, key, score, kept) for number, score, key, kept in described], matches)
+
+
+def _looked_for_together(
+    usable: list[tuple[int, torch.Tensor]], questions: Sequence[Question]
+) -> list[list[tuple[int, torch.Tensor]]]:
+    """Those of the same conditions; a question far down by itself, or the others would have to look as far."""
+
+    def group(item: tuple[int, torch.Tensor]) -> tuple[object, ...]:
+        question = questions[item[0]]
+        return question.where, item[0] if question.skip + question.top > MOST else -1
+
+    order = {key: number for number, key in enumerate(dict.fromkeys(map(group, usable)))}
+    return [list(some) for _, some in itertools.groupby(sorted(usable, key=lambda item: order[group(item)]), group)]
 
 
 def open_engine(

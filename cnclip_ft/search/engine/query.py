@@ -22,6 +22,7 @@ IMAGE_SHARE = 0.5
 WITHOUT_WEIGHT = 0.5
 _TEXTS_ON_CPU = 8
 MOST = 1000  # results of one question
+DEEPEST = 100_000  # results that may be passed over: what a deeper look would hold grows with it
 _NOTHING_LEFT = 1e-4  # length of a combined vector below which its direction is rounding
 
 
@@ -34,7 +35,8 @@ class Question:
         pixels: uint8 ``[3, s, s]`` of a picture. like: number of a picture of the index; it does not find itself.
         image_share: the picture's part, 0 to 1, where words and a picture are both given.
         without_weight: how strongly `without` pushes away.
-        where: what must be kept of the pictures that are found.
+        where: what must be kept of the pictures that are found. at_least: the cosine from which a picture is one.
+        skip: how many of the best to leave out, because they were had before.
     """
 
     text: str | None = None
@@ -45,6 +47,8 @@ class Question:
     without_weight: float = WITHOUT_WEIGHT
     top: int = 20
     where: Where = EVERYTHING
+    at_least: float | None = None
+    skip: int = 0
 
     def check(self) -> None:
         """Raises:
@@ -56,6 +60,8 @@ class Question:
             raise RequestError("one picture at a time: a file or a picture of the index")
         if not 1 <= self.top <= MOST:
             raise RequestError(f"{self.top} results were asked for; 1 to {MOST:,} can be had")
+        if not 0 <= self.skip <= DEEPEST:
+            raise RequestError(f"{self.skip} results are to be passed over; 0 to {DEEPEST:,} can be")
         if not 0 <= self.image_share <= 1:
             raise RequestError(f"the picture's share is {self.image_share}; it lies between 0 and 1")
         if not 0 <= self.without_weight <= 2:

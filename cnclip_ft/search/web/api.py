@@ -24,10 +24,12 @@ from cnclip_ft.search.web.decoder import SIDES
 from cnclip_ft.search.web.decoders import TOO_SLOW, Decoders
 from cnclip_ft.search.web.guard import LOOPBACK, RETRY, Guard, content_policy
 from cnclip_ft.search.web.messages import (
+    AT_LEAST_WORDS,
     BYTES,
     CODES,
     IMAGE_SHARE_WORDS,
     NOT_WEIGHT_WORDS,
+    SKIP_WORDS,
     TEXT,
     TOP_WORDS,
     WHERE_WORDS,
@@ -36,14 +38,17 @@ from cnclip_ft.search.web.messages import (
     Ask,
     Choice,
     Conditions,
+    Cosine,
     Facet,
     Hit,
     Share,
+    Skip,
     Text,
     Top,
     Weight,
     problems,
 )  # fmt: skip
+from cnclip_ft.search.web.password import protect
 from cnclip_ft.search.web.thumbnails import Gone, Thumbnails
 from data_tools.columns import Where, parse_where
 from data_tools.errors import DataFault, RequestError, printable
@@ -79,18 +84,21 @@ def make_app(
     names: frozenset[str] = LOOPBACK,
     allowed: frozenset[str] = frozenset(),
     addresses: bool = False,
+    password: str | None = None,
 ) -> FastAPI:
     """The application over an opened engine.
 
     Args:
         names: host names it answers to, and `allowed`, whose pages may ask too (`guard.ANY`: all names). addresses: and
             to any address.
+        password: asked for before anything is answered.
     """
     limits = limits or Limits()
     batcher = Batcher(engine.ask, threads_for(engine.model.device.type))
     sent, shown = (Decoders(limits.decoders, waiting, limits.decode_seconds, limits.pixels) for waiting in (16, 512))
     source = engine.index.info["source"]
     thumbnails = Thumbnails(source["kind"], source["path"], engine.index.item, shown)
+    private = not addresses and not allowed and names == LOOPBACK
     page = resources.files("cnclip_ft.search.web").joinpath("page.html").read_text(encoding="utf-8")
     policy = {"Content-Security-Policy": content_policy(page), "Cache-Control": "no-cache"}
 
@@ -101,10 +109,12 @@ def make_app(
 
     # FastAPI's own documentation pages load scripts from the network: only the description itself is served.
     app = FastAPI(
-        title="cnclip-ft search", version="1.2", docs_url=None, redoc_url=None, lifespan=lifespan,
+        title="cnclip-ft search", version="1.3", docs_url=None, redoc_url=None, lifespan=lifespan,
         summary="Search pictures with words and pictures.", servers=[{"url": "/", "description": "This server."}],
         generate_unique_id_function=lambda route: route.name,
     )  # fmt: skip
+    if password is not None:
+        protect(app, password)
     app.add_middleware(
         Guard, names=names | allowed, addresses=addresses, origins=allowed, seconds=limits.body_seconds,
         limit={"/api/search/image": limits.upload_bytes + _FORM}, other=_JSON,
@@ -128,6 +138,7 @@ def make_app(
         return About(
             name=printable(source["name"]), images=len(engine.index), exact=engine.exact, threshold=threshold,
             max_upload_bytes=limits.upload_bytes, max_pixels=limits.pixels, max_text=TEXT,
+            folder=printable(source["path"]) if private and source["kind"] == "folder" else None,
             columns=[printable(name) for name in engine.facets.names],
             facets=[
                 Facet(column=name, choices=[Choice(value=str(value), images=count) for value, count in values])
@@ -139,8 +150,10 @@ def make_app(
     async def search(ask: Ask) -> Answer:
         """Search with words, with a picture of the index (`like`), or both."""
         began = time.perf_counter()
-        where = _where(ask.where)
-        question = Question(ask.text, ask.without, None, ask.like, ask.image_share, ask.not_weight, ask.top, where)
+        question = Question(
+            ask.text, ask.without, None, ask.like, ask.image_share, ask.not_weight, ask.top, _where(ask.where),
+            ask.at_least, ask.skip,
+        )  # fmt: skip
         return await _answer(question, began)
 
     @app.post("/api/search/image", responses=problems(400, 408, 413, 415, 422, 503), tags=["search"])
@@ -152,6 +165,8 @@ def make_app(
         not_weight: Annotated[Weight, Form(description=NOT_WEIGHT_WORDS)] = WITHOUT_WEIGHT,
         top: Annotated[Top, Form(description=TOP_WORDS)] = 20,
         where: Annotated[Conditions, Form(description=WHERE_WORDS)] = [],  # noqa: B006 - FastAPI makes a new one
+        at_least: Annotated[Cosine | None, Form(description=AT_LEAST_WORDS)] = None,
+        skip: Annotated[Skip, Form(description=SKIP_WORDS)] = 0,
     ) -> Answer:
         """Search with a picture of your own, and words beside it if you like."""
         began = time.perf_counter()
@@ -165,9 +180,9 @@ def make_app(
         except DataFault as error:
             raise HTTPException(413 if error.kind in _TOO_MUCH else 415, printable(error.problem)) from None
         pixels = np.frombuffer(bytearray(fitted), np.uint8, offset=SIDES.size).reshape(*SIDES.unpack_from(fitted), 3)
-        return await _answer(
-            Question(text, without, picture.pack(pixels), None, image_share, not_weight, top, wanted), began
-        )
+        packed = picture.pack(pixels)
+        question = Question(text, without, packed, None, image_share, not_weight, top, wanted, at_least, skip)
+        return await _answer(question, began)
 
     async def _answer(question: Question, began: float) -> Answer:
         answer = await batcher.ask(question)
@@ -175,7 +190,8 @@ def make_app(
             raise answer
         if isinstance(answer, RequestError):
             raise HTTPException(422, str(answer))
-        return Answer(results=[_hit(found) for found in answer], milliseconds=(time.perf_counter() - began) * 1e3)
+        milliseconds = (time.perf_counter() - began) * 1e3
+        return Answer(results=[_hit(found) for found in answer], matches=answer.matches, milliseconds=milliseconds)
 
     @app.get(
         "/api/images/{number}", response_class=Response, tags=["pictures"],

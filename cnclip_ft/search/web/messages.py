@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cnclip_ft.search.engine.query import IMAGE_SHARE, MOST, WITHOUT_WEIGHT
+from cnclip_ft.search.engine.query import DEEPEST, IMAGE_SHARE, MOST, WITHOUT_WEIGHT
 
 TEXT = 4000  # characters; the tower reads the first fifty or so
 
@@ -14,10 +14,14 @@ Text = Annotated[str, Field(max_length=TEXT)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 Top = Annotated[int, Field(ge=1, le=MOST)]
+Cosine = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
+Skip = Annotated[int, Field(ge=0, le=DEEPEST)]
 Conditions = Annotated[list[Annotated[str, Field(max_length=500)]], Field(max_length=50)]
 IMAGE_SHARE_WORDS = "The picture's part where words and a picture are given."
 NOT_WEIGHT_WORDS = "How strongly `not` pushes away."
 TOP_WORDS = "How many pictures to find."
+AT_LEAST_WORDS = "Cosine from which on a picture is found; without it all are, best first."
+SKIP_WORDS = "How many of the best to leave out: those had so far."
 WHERE_WORDS = (
     "What must be kept of a picture: `column=value`, `column<number`; several values of one column: any of them."
 )
@@ -34,6 +38,8 @@ class Ask(BaseModel):
     not_weight: Weight = Field(WITHOUT_WEIGHT, description=NOT_WEIGHT_WORDS)
     top: Top = Field(20, description=TOP_WORDS)
     where: Conditions = Field([], description=WHERE_WORDS, examples=[["类目=女装", "价格<100"]])
+    at_least: Cosine | None = Field(None, description=AT_LEAST_WORDS)
+    skip: Skip = Field(0, description=SKIP_WORDS)
 
 
 class Hit(BaseModel):
@@ -59,6 +65,10 @@ class Facet(BaseModel):
 
 class Answer(BaseModel):
     results: list[Hit] = Field(description="Best first.")
+    matches: int | None = Field(
+        description="How many pictures of the index meet `where` and `at_least`; null where an approximate index does "
+        "not count.", examples=[137],
+    )  # fmt: skip
     milliseconds: float = Field(description="From the request's arrival, waiting included.", examples=[42.5])
 
 
@@ -69,6 +79,9 @@ class About(BaseModel):
     threshold: float | None = Field(description="Cosine from which on a picture counts as a match, where measured.")
     columns: list[str] = Field([], description="Names of the columns that are kept, for `where`.")
     facets: list[Facet] = Field([], description="Those of few values.")
+    folder: str | None = Field(
+        None, description="Where the indexed folder lies; said only where no other machine can ask."
+    )
     max_upload_bytes: int
     max_pixels: int
     max_text: int
@@ -84,11 +97,12 @@ class Problem(BaseModel):
 
 
 CODES = {
-    400: "bad-request", 403: "foreign", 404: "not-found", 405: "method", 408: "too-slow", 413: "too-large",
+    400: "bad-request", 401: "password", 403: "foreign", 404: "not-found", 405: "method", 408: "too-slow", 413: "too-large",
     415: "no-picture", 421: "host", 422: "bad-request", 503: "busy",
 }  # fmt: skip
 _WORDS = {
     400: "The request cannot be parsed.",
+    401: "The server asks for a password (HTTP basic authentication, any user name).",
     403: "Sent by a page of another site.",
     404: "There is no such picture, or it is gone, or has changed since.",
     405: "This path takes another method.",
@@ -104,7 +118,7 @@ _WORDS = {
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Responses for a route: the named ones, and those any request can meet."""
     found: dict[int | str, dict[str, Any]] = {
-        status: {"model": Problem, "description": _WORDS[status]} for status in sorted({403, 405, 421, *statuses})
+        status: {"model": Problem, "description": _WORDS[status]} for status in sorted({401, 403, 405, 421, *statuses})
     }
     if 503 in found:
         found[503]["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
