@@ -62,7 +62,7 @@ def test_the_description_covers_the_api(client):
     assert set(paths) == {"/api/index", "/api/search", "/api/search/image", "/api/images/{number}"}
     routes = {route["operationId"]: route for methods in paths.values() for route in methods.values()}
     assert set(routes) == {"get_index", "search", "search_image", "get_image"}
-    always, asked = {"403", "405", "421"}, {"400", "408", "413", "422", "503"}
+    always, asked = {"401", "403", "405", "421"}, {"400", "408", "413", "422", "503"}
     assert set(routes["get_index"]["responses"]) == {"200", *always}
     assert set(routes["search"]["responses"]) == {"200", *always, *asked}
     assert set(routes["search_image"]["responses"]) == {"200", "415", *always, *asked}

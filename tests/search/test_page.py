@@ -6,32 +6,27 @@ Skipped where there is no Chromium with its driver, or no selenium.
 from __future__ import annotations
 
 import contextlib
-import shutil
 import socket
 import threading
-import time
 
 import pytest
 
 pytest.importorskip("fastapi", reason="not installed: pip install 'cnclip-ft[serve]'")
-pytest.importorskip("selenium", reason="not installed: pip install 'cnclip-ft[test]'")
 pytest.importorskip("uvicorn", reason="not installed: pip install 'cnclip-ft[serve]'")
 
+pytest.importorskip("selenium", reason="not installed: pip install 'cnclip-ft[test]'")
+
 import uvicorn
-from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
 
 from cnclip_ft.search.engine.engine import open_engine
 from cnclip_ft.search.engine.query import Question
 from cnclip_ft.search.web.api import Limits, make_app
+from tests import browser as browsers
+from tests.browser import until
 from tests.evaluation import tiny
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
-    pytest.mark.skipif(shutil.which("chromedriver") is None, reason="no chromedriver: apt-get install chromium-driver"),
-]
+pytestmark = browsers.needed
 
 
 @pytest.fixture(scope="module")
@@ -60,20 +55,8 @@ def _served(engine):
 
 @pytest.fixture(scope="module")
 def chromium():
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1200,900",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
+    with browsers.browser() as driver:
+        yield driver
 
 
 @pytest.fixture
@@ -88,14 +71,6 @@ def page(chromium, address):
     # Requests the page makes on purpose to be refused are no faults of the page.
     faults = [entry for entry in chromium.get_log("browser") if "Failed to load resource" not in entry["message"]]
     assert not faults
-
-
-def until(driver, script: str):
-    end = time.monotonic() + 15
-    while not (value := driver.execute_script(script)):
-        assert time.monotonic() < end, script
-        time.sleep(0.02)
-    return value
 
 
 def shown(driver) -> list[str]:
@@ -181,13 +156,25 @@ def test_the_threshold_hides_what_is_no_match(page, engine):
     middle = (found[4].score + found[5].score) / 2
     slide = "const e = document.getElementById('limit'); e.min = -1; e.step = 'any'; e.value = arguments[0]; e.dispatchEvent(new Event('input'))"
     page.execute_script(slide, middle)
+    until(page, "return document.querySelectorAll('.card').length === 5")
     assert shown(page) == keys_of(found[:5]) and "5 of 20" in page.find_element("id", "status").text
     page.execute_script(slide, 1)
-    assert shown(page) == [] and "Nothing matches" in page.find_element("id", "blank").text
+    until(page, "return !document.querySelector('.card')")
+    assert "Nothing matches" in page.find_element("id", "blank").text
     page.find_element("id", "measured").click()
     assert page.execute_script("return document.getElementById('limit').value") == "0.25"
     page.find_element("id", "only").click()
-    assert len(shown(page)) == 20
+    until(page, "return document.querySelectorAll('.card').length === 20")
+    assert "20 of 20" in page.find_element("id", "status").text
+    page.find_element("id", "only").click()
+    until(page, "return document.querySelectorAll('.card').length < 20")
+    # A picture asks: the threshold was not measured for it.
+    page.execute_script("document.querySelectorAll('.card').length || document.getElementById('only').click()")
+    until(page, "return document.querySelector('.card')")
+    page.execute_script("document.querySelector('.card').click()")
+    until(page, "return document.querySelectorAll('.card').length === 19")
+    assert not page.find_element("id", "threshold").is_displayed() and page.find_element("id", "off").is_displayed()
+    assert page.execute_script("return document.querySelectorAll('.weak').length") == 0
 
 
 def test_both_languages_say_everything(page):
@@ -199,7 +186,7 @@ def test_both_languages_say_everything(page):
     page.find_element("id", "language").click()
     assert page.execute_script("return document.documentElement.lang") == "zh-CN"
     chinese = page.execute_script(everything)
-    assert all(english) and all(chinese) and len(english) == len(chinese) > 40
+    assert all(english) and all(chinese) and len(english) == len(chinese) >= 46
     assert "undefined" not in page.page_source.split("<script>")[0]
     assert page.find_element("css selector", "h1").text == "图片搜索" and page.title == "图片搜索"
     page.refresh()
@@ -219,13 +206,9 @@ def test_enlarge_and_close(page):
 def test_nothing_is_wider_than_the_window(page):
     page.find_element("id", "text").send_keys("狗" + Keys.ENTER)
     settled(page)
-    try:
-        for width in (360, 620, 800, 1600):
-            size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
-            page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    for width in (360, 620, 800, 1600):
+        with browsers.width(page, width):
             assert page.execute_script("return document.documentElement.scrollWidth") <= width
-    finally:
-        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_words_of_a_name_are_never_markup(page, engine, monkeypatch):
@@ -282,7 +265,7 @@ def test_choosing_by_what_is_kept(chromium, make, checkpoint, tmp_path):
         chromium.execute_script(choose)
         until(chromium, "return document.querySelectorAll('.card').length === 8")
         kept = chromium.execute_script("return [...document.querySelectorAll('.kept')].map(e => e.textContent)")
-        assert len(kept) == 8 and all(text.startswith("女装 · ") and "http" not in text for text in kept)
+        assert len(kept) == 8 and all(text.endswith("0 · 女装") for text in kept)
         chromium.execute_script("document.querySelector('.zoom').click()")
         link = until(chromium, "return document.querySelector('#largeKept a')?.href")
         assert link.startswith("https://x.example/")
@@ -299,3 +282,164 @@ def _goods_index(make, checkpoint, tmp_path):
 
     make(checkpoint, goods(tmp_path / "goods"), tmp_path / "goods.index")
     return tmp_path / "goods.index"
+
+
+@pytest.fixture
+def goods(chromium, shop):
+    """The page over 130 pictures with titles, categories, prices and links."""
+    with _served(open_engine(shop, device="cpu")) as address:
+        chromium.get(address)
+        chromium.execute_script("localStorage.setItem('language', 'en')")
+        chromium.get("about:blank")
+        chromium.get(address)
+        until(chromium, "return document.querySelector('#facets select')")
+        chromium.get_log("browser")
+        yield chromium
+        assert not [entry for entry in chromium.get_log("browser") if "Failed to load resource" not in entry["message"]]
+
+
+def test_more_without_end_and_the_true_number(goods):
+    goods.find_element("id", "text").send_keys("裙" + Keys.ENTER)
+    first = settled(goods)
+    assert len(first) == 24 and "best 24 of 130" in goods.find_element("id", "status").text
+    for _ in range(3):
+        goods.execute_script("scrollTo({top: document.body.scrollHeight})")
+        until(goods, "return document.getElementById('more').hidden || !document.getElementById('more').disabled")
+    until(goods, "return document.querySelectorAll('.card').length === 130")
+    names = shown(goods)
+    assert names[:24] == first and len(set(names)) == 130
+    assert not goods.find_element("id", "more").is_displayed()
+    assert "best 130 of 130" in goods.find_element("id", "status").text
+
+
+def test_title_price_link_of_a_picture(goods):
+    goods.find_element("id", "text").send_keys("裙" + Keys.ENTER)
+    number = int(settled(goods)[0])
+    cell = goods.find_element("css selector", ".cell")
+    assert cell.find_element("css selector", ".title").text == f"第 {number} 件"
+    assert cell.find_element("css selector", ".kept b").text == f"{number}.50"
+    links = goods.execute_script("return [...document.querySelectorAll('.link')].map(e => e.href)")
+    assert links and all(
+        link.startswith("https://shop.example/") for link in links
+    )  # no other kind of address is a link
+
+
+def test_the_enlarged_view_walks_saves_and_copies(goods):
+    goods.find_element("id", "text").send_keys("裙" + Keys.ENTER)
+    names = settled(goods)
+    goods.execute_script("document.querySelectorAll('.zoom')[23].click()")
+    name = "return document.getElementById('largeName').textContent"
+    assert goods.execute_script(name) == names[23]
+    goods.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)  # beyond what was loaded
+    until(goods, "return document.querySelectorAll('.card').length === 96")
+    until(goods, f"{name} !== {names[23]!r}")
+    assert goods.execute_script(name) == shown(goods)[24]
+    assert goods.find_element("id", "largePlace").text.startswith("25 of 130")
+    goods.find_element("id", "before").click()
+    assert goods.execute_script(name) == names[23]
+    save = goods.find_element("id", "largeSave")
+    assert save.get_attribute(
+        "download"
+    ) == f"{names[23]}.jpg" and f"images/{names[23]}?size=large" in save.get_attribute("href")
+    assert goods.find_element("css selector", "#largeKept dt").text == "标题"
+    goods.find_element("id", "largeCopy").click()
+    until(goods, f"return document.getElementById('said').textContent === 'Copied: {names[23]}'")
+    goods.switch_to.active_element.send_keys(Keys.ESCAPE)
+    until(goods, "return !document.getElementById('large').open")
+
+
+def test_the_path_that_is_copied(page, engine):
+    page.find_element("id", "text").send_keys("狗" + Keys.ENTER)
+    name = settled(page)[0]
+    page.execute_script("document.querySelector('.zoom').click()")
+    page.execute_script("Object.defineProperty(navigator, 'clipboard', {value: undefined})")  # as http gives it
+    page.find_element("id", "largeCopy").click()
+    path = f"{engine.index.info['source']['path']}/{name}"
+    until(page, f"return document.getElementById('said').textContent === {'Copied: ' + path!r}")
+    page.switch_to.active_element.send_keys(Keys.ESCAPE)
+
+
+def test_the_end_of_a_name_is_seen(page, engine, monkeypatch):
+    long = "2024/一个很长的文件夹名字/another folder with a long name/" + "x" * 60 + "/IMG_0042.jpg"
+    monkeypatch.setattr(engine.index, "described", lambda number: (long, {}))
+    page.find_element("id", "text").send_keys("猫" + Keys.ENTER)
+    settled(page)
+    inside = """const box = document.querySelector('.name'), text = box.querySelector('bdi').firstChild, r = document.createRange();
+        const at = n => { r.setStart(text, n); r.setEnd(text, n + 1); const c = r.getBoundingClientRect(), b = box.getBoundingClientRect();
+                          return c.left >= b.left - 1 && c.right <= b.right + 1; };
+        return [at(text.length - 1), at(text.length - 8), at(0)]"""
+    assert page.execute_script(inside) == [True, True, False]
+
+
+def test_words_are_kept_or_set_aside_visibly(page, photos_once, engine):
+    page.find_element("id", "text").send_keys("狗" + Keys.ENTER)
+    settled(page)
+    page.find_element("id", "file").send_keys(str(photos_once / engine.index.key(6)))
+    until(page, "return document.getElementById('note').textContent.includes('together with the words “狗”')")
+    settled(page)
+    page.find_element("id", "noteDo").click()
+    until(page, "return document.getElementById('note').hidden")
+    assert settled(page)[0] == engine.index.key(6) and page.find_element("id", "text").get_property("value") == ""
+    page.find_element("id", "text").send_keys("猫" + Keys.ENTER)
+    settled(page)
+    page.execute_script("document.querySelector('.card').click()")
+    until(page, "return document.getElementById('note').textContent.includes('“猫” were set aside')")
+    page.find_element("id", "noteDo").click()
+    assert page.find_element("id", "text").get_property("value") == "猫"
+    settled(page)
+
+
+def test_an_address_brings_a_picture_back(page, photos_once, engine):
+    page.find_element("id", "file").send_keys(str(photos_once / engine.index.key(6)))
+    until(page, "return document.querySelector('.card')")
+    names = settled(page)
+    until(page, "return location.hash.includes('picture=')")
+    kept = "const done = arguments[0]; shelf.get(new URLSearchParams(location.hash.slice(1)).get('picture')).then(f => done(Boolean(f)))"
+    assert page.execute_async_script(kept)
+    page.refresh()
+    until(page, "return document.querySelector('.card')")
+    assert settled(page) == names and page.find_element("id", "chip").is_displayed()
+    page.execute_script("location.hash = '#q=&picture=nowhere'")
+    until(page, "return document.getElementById('note').textContent.includes('Choose it again')")
+    assert not page.find_element("id", "noteDo").is_displayed()
+
+
+def test_a_phone_folds_the_settings(page):
+    assert page.execute_script("return document.getElementById('tools').open")
+    with browsers.width(page, 390):
+        until(page, "return !document.getElementById('tools').open")
+        assert not page.find_element("id", "not").is_displayed()
+        page.find_element("css selector", "summary").click()
+        page.find_element("id", "not").send_keys("red")
+        assert page.find_element("id", "set").text == "1 set"
+        assert page.execute_script("return document.documentElement.scrollWidth") <= 390
+    until(page, "return document.getElementById('tools').open")
+
+
+@pytest.mark.parametrize(
+    "colours, language",
+    [
+        ("light", "en"),
+        ("dark", "zh"),
+        *(pytest.param(*more, marks=pytest.mark.slow) for more in (("light", "zh"), ("dark", "en"))),
+    ],
+)
+def test_axe_finds_nothing(goods, colours, language):
+    if language == "zh":
+        goods.find_element("id", "language").click()
+    with browsers.theme(goods, colours):
+        assert browsers.axe_findings(goods) == []
+        goods.find_element("id", "text").send_keys("裙" + Keys.ENTER)
+        settled(goods)
+        goods.execute_script("const l = document.getElementById('limit'); l.value = 0.2; draw()")  # weak ones too
+        assert browsers.axe_findings(goods) == []
+        goods.execute_script("document.querySelector('.zoom').click()")
+        assert browsers.axe_findings(goods) == []
+        goods.find_element("id", "largeLike").click()
+        until(goods, "return !document.getElementById('note').hidden")
+        settled(goods)
+        with browsers.width(goods, 390):
+            goods.find_element("css selector", "summary").click()
+            assert browsers.axe_findings(goods) == []
+        goods.execute_script("document.querySelector('.cell').append(document.createElement('img'))")
+        assert any("image-alt" in found for found in browsers.axe_findings(goods))  # it would find something

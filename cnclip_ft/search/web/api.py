@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from importlib import resources
 from typing import Annotated, Literal
 
 import numpy as np
@@ -24,6 +23,7 @@ from cnclip_ft.search.web.decoder import SIDES
 from cnclip_ft.search.web.decoders import TOO_SLOW, Decoders
 from cnclip_ft.search.web.guard import LOOPBACK, RETRY, Guard, content_policy
 from cnclip_ft.search.web.messages import (
+    ALL,
     AT_LEAST_WORDS,
     BYTES,
     CODES,
@@ -48,6 +48,7 @@ from cnclip_ft.search.web.messages import (
     Weight,
     problems,
 )  # fmt: skip
+from cnclip_ft.search.web.page import read_page
 from cnclip_ft.search.web.password import protect
 from cnclip_ft.search.web.thumbnails import Gone, Thumbnails
 from data_tools.columns import Where, parse_where
@@ -99,7 +100,7 @@ def make_app(
     source = engine.index.info["source"]
     thumbnails = Thumbnails(source["kind"], source["path"], engine.index.item, shown)
     private = not addresses and not allowed and names == LOOPBACK
-    page = resources.files("cnclip_ft.search.web").joinpath("page.html").read_text(encoding="utf-8")
+    page = read_page()
     policy = {"Content-Security-Policy": content_policy(page), "Cache-Control": "no-cache"}
 
     @contextlib.asynccontextmanager
@@ -152,7 +153,7 @@ def make_app(
         began = time.perf_counter()
         question = Question(
             ask.text, ask.without, None, ask.like, ask.image_share, ask.not_weight, ask.top, _where(ask.where),
-            ask.at_least, ask.skip,
+            _limit(ask.at_least), ask.skip,
         )  # fmt: skip
         return await _answer(question, began)
 
@@ -165,7 +166,7 @@ def make_app(
         not_weight: Annotated[Weight, Form(description=NOT_WEIGHT_WORDS)] = WITHOUT_WEIGHT,
         top: Annotated[Top, Form(description=TOP_WORDS)] = 20,
         where: Annotated[Conditions, Form(description=WHERE_WORDS)] = [],  # noqa: B006 - FastAPI makes a new one
-        at_least: Annotated[Cosine | None, Form(description=AT_LEAST_WORDS)] = None,
+        at_least: Annotated[Cosine, Form(description=AT_LEAST_WORDS)] = ALL,
         skip: Annotated[Skip, Form(description=SKIP_WORDS)] = 0,
     ) -> Answer:
         """Search with a picture of your own, and words beside it if you like."""
@@ -181,7 +182,7 @@ def make_app(
             raise HTTPException(413 if error.kind in _TOO_MUCH else 415, printable(error.problem)) from None
         pixels = np.frombuffer(bytearray(fitted), np.uint8, offset=SIDES.size).reshape(*SIDES.unpack_from(fitted), 3)
         packed = picture.pack(pixels)
-        question = Question(text, without, packed, None, image_share, not_weight, top, wanted, at_least, skip)
+        question = Question(text, without, packed, None, image_share, not_weight, top, wanted, _limit(at_least), skip)
         return await _answer(question, began)
 
     async def _answer(question: Question, began: float) -> Answer:
@@ -231,6 +232,11 @@ def _as_file(schema: dict[str, object]) -> None:
 def _hit(found: Found) -> Hit:
     score = round(found.score, 6)
     return Hit(number=found.number, id=printable(str(found.key)), score=score, columns=found.columns)
+
+
+def _limit(at_least: float) -> float | None:
+    """None: nobody has to be counted."""
+    return at_least if at_least > ALL else None
 
 
 def _where(conditions: list[str]) -> Where:

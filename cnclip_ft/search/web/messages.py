@@ -16,11 +16,12 @@ Weight = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 Top = Annotated[int, Field(ge=1, le=MOST)]
 Cosine = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
 Skip = Annotated[int, Field(ge=0, le=DEEPEST)]
+ALL = -1.0  # the lowest cosine
 Conditions = Annotated[list[Annotated[str, Field(max_length=500)]], Field(max_length=50)]
 IMAGE_SHARE_WORDS = "The picture's part where words and a picture are given."
 NOT_WEIGHT_WORDS = "How strongly `not` pushes away."
 TOP_WORDS = "How many pictures to find."
-AT_LEAST_WORDS = "Cosine from which on a picture is found; without it all are, best first."
+AT_LEAST_WORDS = "Cosine from which on a picture is found; from -1 all are."
 SKIP_WORDS = "How many of the best to leave out: those had so far."
 WHERE_WORDS = (
     "What must be kept of a picture: `column=value`, `column<number`; several values of one column: any of them."
@@ -38,7 +39,7 @@ class Ask(BaseModel):
     not_weight: Weight = Field(WITHOUT_WEIGHT, description=NOT_WEIGHT_WORDS)
     top: Top = Field(20, description=TOP_WORDS)
     where: Conditions = Field([], description=WHERE_WORDS, examples=[["类目=女装", "价格<100"]])
-    at_least: Cosine | None = Field(None, description=AT_LEAST_WORDS)
+    at_least: Cosine = Field(ALL, description=AT_LEAST_WORDS)
     skip: Skip = Field(0, description=SKIP_WORDS)
 
 
