@@ -291,7 +291,9 @@ def edited(folder, place, file="config.json", **changes):
         ("roberta", {"model_type": "bart"}, {}, "is no encoder of texts by itself"),
         ("roberta", {"num_hidden_layers": 5000}, {}, "num_hidden_layers is 5000, expected a whole number up to 1,000"),
         ("roberta", {"num_hidden_layers": 4}, {}, "16 missing"),
-        ("roberta", {"num_attention_heads": 0}, {}, "transformers makes no roberta of these numbers .* config.json that came with"),
+        ("roberta", {"num_attention_heads": 5}, {}, "transformers makes no roberta of these numbers .* config.json that came with"),
+        ("roberta", {"num_attention_heads": -1}, {}, "num_attention_heads is -1, expected a whole number up to"),
+        ("roberta", {"max_position_embeddings": 10**11}, {}, "max_position_embeddings is 100000000000, expected a whole number up to"),
         ("roberta", {"hidden_act": "swish9"}, {}, "transformers makes no roberta of these numbers .*swish9"),
         ("roberta", {"model_type": ["roberta"]}, {}, "a text model of type \"\\['roberta'\\]\""),
         ("roberta", {"num_hidden_layers": 2}, {}, "16 tensors belong to no RobertaModel"),
@@ -374,6 +376,26 @@ def test_code_of_a_folder_is_never_run(folders, tmp_path, monkeypatch):
     with pytest.raises(RequestError, match="tokenizer_config.json: names code of its own"):
         start(folder)
     assert not list(tmp_path.rglob("ran"))
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "_experts_implementation"])
+def test_kernels_that_a_folder_or_checkpoint_names_are_not_fetched(key, folders, tmp_path, monkeypatch):
+    """transformers takes owner/name for code on the hub, and imports it."""
+    asked = []
+    monkeypatch.setattr(
+        "transformers.integrations.hub_kernels.load_and_register_attn_kernel", lambda *a, **_: asked.append(a)
+    )
+    folder = edited(folders("roberta"), tmp_path / "folder", **{key: "someone/kernel"})
+    save_checkpoint(start(folder)[0], tmp_path / "ours", info={})
+    about = json.loads((tmp_path / "ours" / "cnclip_ft.json").read_text(encoding="utf-8"))
+    about["model"]["text"]["config"][key] = "someone/kernel"
+    (tmp_path / "ours" / "cnclip_ft.json").write_text(json.dumps(about), encoding="utf-8")
+    model = cnclip_ft.load(tmp_path / "ours")
+    assert (
+        not asked
+        and model.text_tower.config._attn_implementation == "sdpa"
+        and key not in model.text_tower.describe()["config"]
+    )
 
 
 def test_a_checkpoint_edited_by_hand_is_refused(folders, tmp_path):

@@ -34,7 +34,10 @@ KNOWN = (
     "gemma3_text",
     "llama",
 )
-_BOUNDS = {"hidden_size": 1 << 16, "num_hidden_layers": 1000, "intermediate_size": 1 << 18, "vocab_size": 10_000_000}
+_BOUNDS = {"hidden_size": 1 << 16, "num_hidden_layers": 1000, "num_attention_heads": 1 << 14, "intermediate_size": 1 << 18,
+           "vocab_size": 10_000_000, "max_position_embeddings": 10_000_000}  # fmt: skip
+# Which kernels compute: this machine's matter. Named as owner/name, transformers fetches and imports them: code of a stranger.
+_KERNELS = ("attn_implementation", "experts_implementation")
 _LONGEST = 1 << 16  # tokens
 # Of a configuration: where it came from, and what is the file's, not the model's.
 _NOT_KEPT = ("use_cache", "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version")
@@ -62,6 +65,7 @@ def configuration(model_type: str, numbers: dict[str, Any]) -> PretrainedConfig:
         raise ValueError(
             f"a text model of type {model_type[:60]!r}; transformers has {', '.join(KNOWN)} and others like them"
         )
+    numbers = {key: value for key, value in numbers.items() if not key.lstrip("_").startswith(_KERNELS)}
     try:
         config = AutoConfig.for_model(model_type, **numbers)
         sizes = {key: getattr(config, key, None) for key in _BOUNDS}
