@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
@@ -17,11 +18,14 @@ from typer.testing import CliRunner
 
 import cnclip_ft
 from cnclip_ft.cli import app
+from cnclip_ft.models.build import file_names
 from cnclip_ft.models.checkpoints import file_tensors
 from cnclip_ft.models.families import fast_tokenizer
 from cnclip_ft.recipe import dump_recipe
 from cnclip_ft.search.web.decoder import LENGTHS, SIDES, _answer
 from cnclip_ft.training import plan
+from cnclip_ft.training.large_batch import GradientStep
+from cnclip_ft.training.loss import SigmoidObjective
 from cnclip_ft.training.run import train
 from data_tools.errors import RequestError
 from data_tools.store import open_store
@@ -206,6 +210,32 @@ def test_a_softmax_leaves_the_bias_as_it_is_and_says_so(place, siglip):
     model = steps(wanted, 1).model
     assert model.logit_bias == torch.tensor(-12.9) and model.logit_bias.grad is None
     assert 0 < abs(model.logit_scale.item() - 4.7654) < 1e-3  # not cut to ln 100
+
+
+@pytest.mark.parametrize("name,near", [("siglip of version 2", 1e-9), ("siglip2", 2e-6)])
+def test_gradients_are_those_of_the_librarys_own_loss_divided_or_not(name, near, tmp_path):
+    """Float64, all parameters, temperature and bias too; positions of pictures in their own shape are resampled in float32 there."""
+    start = CARDS[name].write(tmp_path / "start")
+    library, model = transformers.AutoModel.from_pretrained(start).double(), cnclip_ft.load(start).double()
+    texts = ["狗", "a red car", "", "two dogs and a cat", "dog " * 40]
+    pixels = torch.stack([model.image_tower.preprocessing.decode(file) for file in photos(len(texts))])
+    ids, mask = model.tokenizer.pad(model.tokenizer.encode(texts))
+    inputs = library_pictures(model, pixels)
+    inputs["pixel_values"] = inputs["pixel_values"].double()
+    theirs = library(input_ids=ids, **inputs, return_loss=True).loss
+    theirs.backward()
+    expected = {name: parameter.grad for name, parameter in library.named_parameters()}
+    names, keys = file_names(model), torch.arange(len(texts))
+    batch = {"pixels": pixels, "input_ids": ids, "attention_mask": mask, "image_keys": keys, "text_keys": keys}
+    for micro in (None, 1, 2):
+        step = GradientStep(model, SigmoidObjective(tile=2), micro_batch_size=micro, autocast=nullcontext,
+                            backward=lambda loss: loss.backward())  # fmt: skip
+        model.zero_grad()
+        torch.testing.assert_close(step(batch).loss, theirs.detach(), atol=near, rtol=0)
+        for own, parameter in model.named_parameters():
+            torch.testing.assert_close(
+                parameter.grad, expected[names[own]].reshape(parameter.shape), atol=near, rtol=1e-5, msg=own
+            )
 
 
 @pytest.mark.slow
