@@ -405,7 +405,12 @@ def profile(side: Ours, batch: int) -> str:
     name = "self_device_time_total" if DEVICE == "cuda" else "self_cpu_time_total"
     rows = sorted(seen.key_averages(), key=lambda row: -getattr(row, name))
     if DEVICE == "cuda":
-        rows = [row for row in rows if str(row.device_type).endswith("CUDA")]
+        # Spans that the program names are on the card's line too, over the kernels inside.
+        rows = [
+            row
+            for row in rows
+            if str(row.device_type).endswith("CUDA") and not getattr(row, "is_user_annotation", False)
+        ]
     busy = sum(getattr(row, name) for row in rows) / 1e6
     lines = [f"profile of ours, batch {batch}, {steps} steps of {wall / steps:.4f} s: device busy {100 * busy / wall:.0f} %, "
              f"gaps {100 * max(0.0, 1 - busy / wall):.0f} %, waiting for the loader {100 * waited / wall:.1f} %"]  # fmt: skip
