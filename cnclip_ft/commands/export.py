@@ -26,6 +26,10 @@ class Writing:
     verify: Annotated[
         Path | None, typer.Option(metavar="SPLIT", help="Compare recall of source and export on this store.")
     ] = None
+    license_name: Annotated[
+        str | None,
+        typer.Option("--license", metavar="NAME", help="For the model card, as the hub writes it, e.g. apache-2.0."),
+    ] = None
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False
 
 

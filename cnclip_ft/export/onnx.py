@@ -29,6 +29,7 @@ from data_tools.outputs import FolderKind
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.float32}  # int8 is made from float32
 OPSET = 18  # LayerNormalization is one node from 17 on; TensorRT 10 and OpenVINO know all of 18
+IR_VERSION = 8  # what runtimes of 2023 read; nothing here needs a newer one
 DESCRIPTION = "description.json"
 ONE_FILE = 1_800_000_000  # bytes of weights; above, they lie beside the graph: a protobuf ends at 2 GiB
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -114,6 +115,7 @@ def write_graph(encoder: nn.Module, side: str, model: DualEncoder, path: Path) -
         except Exception as error:  # noqa: BLE001 - a tower by import path may fail in any way
             raise UserError(f"torch cannot export the {side} tower to ONNX: {reason(error)}") from None
         assert program is not None  # it is where dynamo exports
+        program.model.ir_version = IR_VERSION
         program.save(path, external_data=size > ONE_FILE)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from cnclip_ft.export.card import CARD, is_card, write_card
 from cnclip_ft.export.cn_clip import is_export
 from cnclip_ft.export.onnx import ONNX
 from cnclip_ft.export.open_clip import OPEN_CLIP
@@ -34,7 +36,10 @@ FORMATS = {
     "open_clip": "cnclip_ft.export.open_clip",
     "onnx": "cnclip_ft.export.onnx",
 }
-_KINDS = (CHECKPOINT, ONNX, OPEN_CLIP)  # of folder written here
+_KINDS = tuple(  # of folder written here; a card belongs to each
+    replace(kind, files=re.compile(rf"{kind.files.pattern}|{re.escape(CARD)}"))
+    for kind in (CHECKPOINT, ONNX, OPEN_CLIP)
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ def export_checkpoint(
     source: str = "huggingface",
     calibrate: str | Path | None = None,
     verify: str | Path | None = None,
+    license_name: str | None = None,
     trust_import: bool = False,
 ) -> Exported:
     """Write `checkpoint` (anything `load` reads) in the format `to`.
@@ -70,6 +76,7 @@ def export_checkpoint(
         source: where a published name comes from.
         calibrate: a store whose pictures and texts settle the ranges of int8 beforehand (onnx).
         verify: a store on which recall of source and export are compared.
+        license_name: for the card, which every folder gets.
         trust_import: as for `load`.
 
     Raises:
@@ -122,6 +129,11 @@ def export_checkpoint(
         require(found, output, dtype)
         bar.update()
         scores = None if judge is None else _recall_of_both(model, writer, beside, judge)
+        if beside.is_dir():
+            write_card(
+                beside, output.name, to, order.info, dtype=dtype, difference=found, license_name=license_name,
+                advice=writer.advice(model, beside).replace(str(beside), output.name), recall=scores,
+            )  # fmt: skip
         kind = _refuse_output(output, overwrite, [])  # minutes have gone by
         try:
             scratch.swap_in(beside, kind)
@@ -189,6 +201,8 @@ def _refuse_output(output: Path, overwrite: bool, sources: list[str | Path]) -> 
             )
         else:
             known.refuse_other(output)
+        if (place / CARD).is_file() and not is_card(place / CARD):
+            raise RequestError(f"{output / CARD} was changed or is your own: move it away, or choose another --output")
         if not overwrite:
             raise RequestError(f"{output} is there already; choose another --output, or --overwrite")
-    return known or CHECKPOINT
+    return known or _KINDS[0]

@@ -77,7 +77,8 @@ def furthest(folder: Path, model: DualEncoder) -> float:
 def test_the_folder_is_complete_and_says_what_it_takes(exported, model):
     assert exported.difference < 1e-6 and "opset 18" in exported.advice
     files = {"image.onnx", "text.onnx", "vocab.txt", "tokenizer.json", "tokenizer_config.json", "description.json"}
-    assert set(os.listdir(exported.output)) == files | {"example.py"}
+    assert set(os.listdir(exported.output)) == files | {"example.py", "README.md"}
+    assert f"python {exported.output.name}/example.py" in (exported.output / "README.md").read_text(encoding="utf-8")
     about = json.loads((exported.output / "description.json").read_text(encoding="utf-8"))
     assert (about["opset"], about["dtype"], about["source"], about["quantisation"]) == (18, "float32", "a", None)
     assert about["logit_scale"] == pytest.approx(model.logit_scale.exp().item())
@@ -86,6 +87,7 @@ def test_the_folder_is_complete_and_says_what_it_takes(exported, model):
     for side, kind in (("image", "tensor(uint8)"), ("text", "tensor(int64)")):
         graph = onnx.load(exported.output / about[side]["file"])
         assert {entry.domain: entry.version for entry in graph.opset_import}[""] == 18
+        assert graph.ir_version == 8  # runtimes of 2023
         (put_in,) = onnxruntime.InferenceSession(str(exported.output / about[side]["file"])).get_inputs()
         assert (put_in.name, put_in.type, put_in.shape) == (about[side]["input"], kind, about[side]["shape"])
 

@@ -7,6 +7,7 @@ import os
 
 import pytest
 import torch
+import yaml
 
 from cnclip_ft.export import cn_clip, run
 from cnclip_ft.export.run import export_checkpoint
@@ -33,6 +34,7 @@ def test_huggingface_is_complete_and_keeps_the_history(checkpoint, tmp_path):
         "tokenizer_config.json",
         "vocab.txt",
         "cnclip_ft.json",
+        "README.md",
     }
     assert set(os.listdir(tmp_path / "hf")) == files
     processor = json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text())
@@ -168,3 +170,27 @@ def test_wrong_requests(checkpoint, tmp_path):
         export_checkpoint(checkpoint, "onnx2", tmp_path / "x")
     with pytest.raises(RequestError, match="--dtype is 'int3'"):
         export_checkpoint(checkpoint, "cn_clip", tmp_path / "x", dtype="int3")
+
+
+def test_a_card_says_what_the_export_is_and_is_replaced_only_as_it_was_written(tmp_path):
+    info = {
+        "stage": "contrast", "step": 7, "row": {"t2i_r1": 12.34, "mean_recall": 50.0}, "data": {"train": "abc", "valid": "def"},
+        "recipe": {"model": {"start": "ViT-B-16"}, "seed": 3}, "start": ["loaded   both towers from x"],
+    }  # fmt: skip
+    save_checkpoint(small(), tmp_path / "a", info=info)
+    export_checkpoint(tmp_path / "a", "huggingface", tmp_path / "mine", license_name="apache-2.0")
+    text = (tmp_path / "mine/README.md").read_text(encoding="utf-8")
+    head = yaml.safe_load(text.split("---\n")[1])
+    assert (
+        head["language"] == ["zh", "en"] and head["license"] == "apache-2.0" and head["library_name"] == "transformers"
+    )
+    assert head["base_model"] == "OFA-Sys/chinese-clip-vit-base-patch16"
+    for words in ("# mine\n", "| 12.3 |", "| train | `abc` |", "seed: 3", "from_pretrained(", "loaded   both towers"):
+        assert words in text, words
+    assert load(tmp_path / "mine")
+    export_checkpoint(tmp_path / "a", "huggingface", tmp_path / "mine", overwrite=True)
+    assert "No licence was named" in (tmp_path / "mine/README.md").read_text(encoding="utf-8")
+    (tmp_path / "mine/README.md").write_text(text + "My own words.\n", encoding="utf-8")
+    with pytest.raises(RequestError, match=r"README.md was changed or is your own"):
+        export_checkpoint(tmp_path / "a", "huggingface", tmp_path / "mine", overwrite=True)
+    assert "My own words" in (tmp_path / "mine/README.md").read_text(encoding="utf-8")

@@ -1,0 +1,91 @@
+"""The model card beside an export: README.md with the hub's metadata, recall, checksums, settings and how to load it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cnclip_ft.evaluation.recall_table import recall_table
+from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
+from cnclip_ft.models.hub import OWNERS
+from cnclip_ft.retrieval.recall import RetrievalScores
+
+CARD = "README.md"
+_LIBRARIES = {"huggingface": "transformers", "onnx": "onnx", "open_clip": "open_clip"}
+_MARK = re.compile(r"<!-- cnclip-ft ([0-9a-f]{64}) -->\n")
+_COLUMNS = [f"{short}_r{k}" for short in ("t2i", "i2t") for k in (1, 5, 10)] + ["mean_recall"]
+
+
+def write_card(
+    folder: Path, name: str, to: str, info: dict[str, Any], *, dtype: str, difference: float, license_name: str | None,
+    advice: str, recall: tuple[RetrievalScores, RetrievalScores] | None,
+) -> None:  # fmt: skip
+    """Write the card of an export in the format `to`; `info` is what the checkpoint knows of itself."""
+    recipe = info.get("recipe") or {}
+    start = (recipe.get("model") or {}).get("start")
+    meta: dict[str, Any] = {
+        "language": ["zh", "en"], "license": license_name, "library_name": _LIBRARIES.get(to),
+        "pipeline_tag": "zero-shot-image-classification", "base_model": _base(start),
+        "tags": ["clip", "chinese-clip", "image-text-retrieval"],
+    }  # fmt: skip
+    head = yaml.safe_dump({key: value for key, value in meta.items() if value}, sort_keys=False, allow_unicode=True)
+    parts = [f"---\n{head}---\n", f"# {name}\n"]
+    stage = f", stage {info['stage']}, step {info.get('step')}" if "stage" in info else ""
+    parts.append(
+        f"Image and text features in one space, for search and classification. Exported by cnclip-ft as {to}, {dtype}{stage}; "
+        f"unit features differ from the checkpoint's by {difference:.1e} at most."
+        + ("" if license_name else " No licence was named.") + "\n"
+    )  # fmt: skip
+    parts.append(f"## Use\n\n{advice}\n")
+    parts += _recall(info, recall)
+    if info.get("data"):
+        rows = "\n".join(f"| {split} | `{checksum}` |" for split, checksum in info["data"].items())
+        parts.append(f"## Data\n\n| split | checksum |\n|---|---|\n{rows}\n")
+    if info.get("start"):
+        parts.append("## Weights it began with\n\n" + "\n".join(f"* {line}" for line in info["start"]) + "\n")
+    if recipe:
+        settings = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+        parts.append(f"## Settings\n\n```yaml\n{settings}```\n")
+    text = "\n".join(parts)
+    mark = f"<!-- cnclip-ft {hashlib.sha256(text.encode()).hexdigest()} -->\n"
+    (folder / CARD).write_text(text + mark, encoding="utf-8", newline="\n")
+
+
+def _base(start: Any) -> str | None:
+    """The hub's name of a published start, or the start as it was named."""
+    if not isinstance(start, str):
+        return None
+    architecture = ARCHITECTURES.get(start)
+    if architecture is not None and architecture.hub:
+        return f"{OWNERS['huggingface']}/{architecture.hub}"
+    return start if re.fullmatch(r"[\w.-]+/[\w.-]+", start) else None
+
+
+def _recall(info: dict[str, Any], recall: tuple[RetrievalScores, RetrievalScores] | None) -> list[str]:
+    parts = []
+    row = info.get("row")
+    if row:
+        heads = [f"{arrow} R@{k}" for arrow in ("text→image", "image→text") for k in (1, 5, 10)] + ["mean recall"]
+        cells = ["–" if row.get(key) is None else f"{row[key]:.1f}" for key in _COLUMNS]
+        parts.append(
+            f"## Recall on its validation split\n\n| {' | '.join(heads)} |\n|{'---:|' * len(heads)}\n| {' | '.join(cells)} |\n"
+        )
+    if recall is not None:
+        table = recall_table({"checkpoint": recall[0], "export": recall[1]})
+        parts.append(f"## Recall of checkpoint and export\n\n```\n{table}\n```\n")
+    return parts
+
+
+def is_card(file: Path) -> bool:
+    """Whether the file is a card that nobody has changed since."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    body, mark = text[: text.rfind("<!-- cnclip-ft ")], text[text.rfind("<!-- cnclip-ft ") :]
+    found = _MARK.fullmatch(mark)
+    return found is not None and found[1] == hashlib.sha256(body.encode()).hexdigest()
