@@ -78,13 +78,14 @@ def read_recipe(
 def evaluate(
     checkpoint: str | Path, *splits: str | Path, batch_size: int = Options.batch_size, workers: int | None = None,
     device: str | None = None, dtype: str = Options.dtype, image_size: int | None = None, memory: str = Options.memory,
-    dataset: str | None = None, source: str = Options.source, trust_import: bool = False,
+    dataset: str | None = None, source: str = Options.source, trust_import: bool = False, by: str | None = None,
 ) -> Scorecard:  # fmt: skip
     """Recall both ways over the whole pool of stores, or of a folder of features that `encode` wrote.
 
     Args:
         checkpoint: anything `load` reads, or a folder of features, to which no splits are named.
         splits: stores.
+        by: a column the stores keep (a category): every value of it is scored as well, under `by_group`.
         dataset: published rows to show beside: muge, flickr30k-cn, coco-cn, none; None judges by the path.
 
     Returns:
@@ -100,9 +101,9 @@ def evaluate(
 
     options = Options(batch_size, workers, device, dtype, image_size, memory, dataset, source, trust_import)
     if not is_feature_folder(Path(checkpoint)):
-        return scorecard.score_checkpoint(checkpoint, splits, options)
-    if splits:
-        raise RequestError(f"{checkpoint} holds features already; name no splits beside it")
+        return scorecard.score_checkpoint(checkpoint, splits, options, by)
+    if splits or by:
+        raise RequestError(f"{checkpoint} holds features already; name no splits and no column beside it")
     return scorecard.score_features(checkpoint, options)
 
 

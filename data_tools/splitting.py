@@ -142,7 +142,11 @@ def _build_part(
             options |= kept_form(old)
         part = Appended(StoreSource(old.path), part, Preparation(None, PIXEL_LIMIT))
         options["overwrite"] = True
-    return build_store(part, target, language="detect", faults_before=faults, **options)
+    before = None if old is None else len(old)
+    report = build_store(part, target, language="detect", faults_before=faults, **options)
+    if before is not None:
+        report.notes.insert(0, f"{report.pairs - before:,} pairs were added to the {before:,} that were there")
+    return report
 
 
 def kept_form(store: PairStore) -> dict[str, Any]:

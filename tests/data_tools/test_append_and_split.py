@@ -158,7 +158,9 @@ def test_like_pictures_go_into_one_split(tmp_path) -> None:
     valid = found["valid"][0].split(".")[0]
     (tmp_path / "500.jpg").write_bytes(painted(int(valid) % 100, 80, 70))
     rows(tmp_path, "c.csv", [500, *range(200, 210), int(valid)], text="新{}")
-    call("import", "table", tmp_path / "c.csv", "--output", tmp_path / "d", "--split", "0.6,0.2,0.2", "--append")
+    again = ("import", "table", tmp_path / "c.csv", "--output", tmp_path / "d", "--split", "0.6,0.2,0.2", "--append")
+    code, out = call(*again)
+    assert code == 0 and "6 pairs were added to the 30 that were there" in out, out
     now = {name: open_store(tmp_path / "d" / name) for name in found}
     assert "500.jpg" in now["valid"] and f"新{valid}" in [pair.text for pair in now["valid"].pairs()]
     assert [store.image_count for store in now.values()] == [36, 13, 12]
