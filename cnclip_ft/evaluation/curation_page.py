@@ -7,7 +7,8 @@ from pathlib import Path
 
 from cnclip_ft.evaluation.curation import Curation, Misfit
 from data_tools.atomic import whole_file
-from data_tools.check.page import STYLE, figures
+from data_tools.check.page import figures
+from data_tools.page_style import END, HEAD
 from data_tools.store import Id, PairStore
 
 _BEGINS = "<!doctype html><html lang='{}'><meta charset='utf-8'><title>data curate</title>"
@@ -50,7 +51,7 @@ def write_page(found: Curation, store: PairStore, file: Path, language: str) -> 
 
     parts = [
         _BEGINS.format("zh-CN" if language == "zh" else "en"),
-        f"<style>{STYLE}</style><h1>{say('title')}</h1><ul>",
+        f"{HEAD}<h1>{say('title')}</h1><ul>",
     ]
     parts += [f"<li>{html.escape(line)}</li>" for line in found.lines()]
     parts.append(f"</ul><h2>{say('like', count=len(found.dropped_images))}</h2><p>{say('like_how')}</p>")
@@ -72,4 +73,4 @@ def write_page(found: Curation, store: PairStore, file: Path, language: str) -> 
         parts.append(figures(shown + [(store, image_id, f"{score:.3f}") for image_id, _, score in crowd.leaves[-6:]]))
     parts.append(rest(len(found.crowds)))
     with whole_file(file, "w") as page:
-        page.write("\n".join(parts))
+        page.write("\n".join([*parts, END]))

@@ -24,7 +24,7 @@ from cnclip_ft.runtime import loader_fault
 from cnclip_ft.training import plan
 from cnclip_ft.training.context import Context, make_context
 from cnclip_ft.training.continuing import identity, refuse_other_data, refuse_other_recipe
-from cnclip_ft.training.examples import find_examples
+from cnclip_ft.training.examples import Example, find_examples
 from cnclip_ft.training.fit import refuse_too_large
 from cnclip_ft.training.progress import Progress, verdict
 from cnclip_ft.training.report import write_report
@@ -102,7 +102,7 @@ class Run:
         self, context: Context, model: DualEncoder, plans: list[StagePlan], stop: StopRequest,
         before_step: Callable[[Trainer], None] | None = None, shorter: Stage | None = None,
     ) -> None:  # fmt: skip
-        self.shorter = shorter
+        self.shorter, self.described = shorter, ""
         self.context, self.model, self.plans, self.stop, self.before_step = context, model, plans, stop, before_step
         self.progress, self.states = Progress(), StateWriter(context.folder / "state")
         self.judge = Judge(
@@ -116,9 +116,9 @@ class Run:
         context = self.context
         with self.stop:
             try:
-                said = self._begin(state)
+                self._begin(state)
                 try:
-                    self._train_stages(state, said)
+                    self._train_stages(state)
                     self.states.wait()
                 except Stopped:
                     raise
@@ -134,6 +134,8 @@ class Run:
                     "It had not begun to train, so nothing is lost: give the command again."
                 )  # fmt: skip
                 context.journal.say(f"Stopped. {way}")
+                if begun and context.main:
+                    self._write_page([*self.progress.notes, f"Stopped. {way}"], [])
                 context.accelerator.wait_for_everyone()  # a launcher ends all processes when the first one goes
                 return False
             finally:
@@ -141,11 +143,11 @@ class Run:
                 context.accelerator.end_training()
         return True
 
-    def _begin(self, state: dict[str, Any] | None) -> str:
-        """Compare with the run that goes on, or make the folder that of a new one; say the plan, and return it."""
+    def _begin(self, state: dict[str, Any] | None) -> None:
+        """Compare with the run that goes on, or make the folder that of a new one; say the plan."""
         context = self.context
-        described = plan.describe(context, self.model, self.plans)
-        said = [described]
+        self.described = plan.describe(context, self.model, self.plans)
+        said = [self.described]
         if context.main:
             self.progress.identity = identity(context, self.model)
             if state is None:
@@ -159,9 +161,8 @@ class Run:
         context.journal.track = start_trackers(context.accelerator, context.recipe)
         for text in said:
             context.journal.say(text)
-        return described
 
-    def _train_stages(self, state: dict[str, Any] | None, described: str) -> None:
+    def _train_stages(self, state: dict[str, Any] | None) -> None:
         context, progress = self.context, self.progress
         first, start = 0, None
         if state is None:
@@ -185,7 +186,7 @@ class Run:
             if stage.selection.so_far.guard_broken:
                 context.journal.say(f"The run ends with stage {each.name}: {stage.selection.so_far.ended}.")
                 break
-        self._report(each.name, described)
+        self._report(each.name)
 
     def _judge_start(self) -> dict[str, Any]:
         """Score the model before its first step: what it must not sink below."""
@@ -204,7 +205,7 @@ class Run:
             )  # fmt: skip
         return verdict(judgement)
 
-    def _report(self, last: str, described: str) -> None:
+    def _report(self, last: str) -> None:
         context, rows, notes = self.context, self.progress.rows, self.progress.notes
         final = self.judge(self.model)  # the examples of the page are those of the model that is kept
         if not context.main:
@@ -213,11 +214,7 @@ class Run:
         with whole_file(folder / "recall.txt", "w") as file:
             file.write("\n".join([table(rows), *notes]) + "\n")
         context.journal.write("done", rows=dict(rows))
-        page = write_report(
-            folder, title=f"cnclip-ft: {context.folder.name}", plan=described, rows=rows, notes=notes,
-            journal=context.folder / "journal.jsonl", settings=dump_recipe(context.recipe),
-            examples=find_examples(final.features, next(iter(context.valid_stores.values()))),
-        )  # fmt: skip
+        page = self._write_page(notes, find_examples(final.features, next(iter(context.valid_stores.values()))))
         with whole_file(folder / DONE, "w") as file:  # last: it says that the run is done
             file.write(json.dumps(dict(rows), indent=2) + "\n")
         note = f" ({notes[-1]})" if notes and notes[-1].startswith(f"stage {last} ") else ""
@@ -225,6 +222,14 @@ class Run:
         context.journal.say(f"\n{text}\n\nBest checkpoint: {context.folder / last / 'best'}{note}\nReport: {page}")
         self.states.wait()
         keep_newest_state(context.folder / "state")
+
+    def _write_page(self, notes: list[str], examples: list[Example]) -> Path:
+        context = self.context
+        return write_report(
+            context.folder / "report", title=f"cnclip-ft: {context.folder.name}", plan=self.described,
+            rows=self.progress.rows, notes=notes, journal=context.folder / "journal.jsonl",
+            settings=dump_recipe(context.recipe), examples=examples,
+        )  # fmt: skip
 
     def _told(self, error: Exception) -> Exception:
         """The error as a message that says what is saved and how to go on. A mistake of ours keeps its traceback."""

@@ -15,16 +15,10 @@ from data_tools.check.tables import rows_of
 from data_tools.check.words import piece
 from data_tools.columns import shown
 from data_tools.errors import DataFault
+from data_tools.page_style import END, HEAD
 from data_tools.pictures import Reencoding, reencode
 from data_tools.store import Id, Pair, PairStore
 
-STYLE = """
-body { font: 15px/1.5 system-ui, "Noto Sans SC", "Microsoft YaHei", sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse } td, th { text-align: left; padding: .15rem .9rem .15rem 0; vertical-align: top }
-.hurts { color: #a40000; font-weight: 600 } .row { display: flex; flex-wrap: wrap; gap: .8rem; margin: .5rem 0 1.2rem }
-figure { margin: 0; width: 168px } figure img { max-width: 160px; max-height: 160px; border: 1px solid #ccc; display: block }
-figcaption { font-size: 13px; overflow-wrap: anywhere } .missing { width: 160px; height: 60px; background: #eee }
-"""
 _BEGINS = "<!doctype html><html lang='{}'><meta charset='utf-8'><title>data check</title>"
 BEGINS = tuple(_BEGINS.format(tag).encode() for tag in ("en", "zh-CN"))  # what it is known by
 _THUMBNAIL = Reencoding(max_side=160, quality=70)
@@ -41,7 +35,7 @@ def write_page(
     """
     parts = [
         _BEGINS.format("zh-CN" if language == "zh" else "en"),
-        f"<style>{STYLE}</style>",
+        HEAD,
     ]
     parts.append(f"<h1>{piece('title', language)}</h1><ul>")
     for finding in report.findings:
@@ -59,11 +53,11 @@ def write_page(
     for split in report.splits:
         parts += _split(split, stores[split.name], seed, language)
     with whole_file(file, "w") as page:
-        page.write("\n".join(parts))
+        page.write("\n".join([*parts, END]))
 
 
 def _split(split: SplitCheck, store: PairStore, seed: int, language: str) -> list[str]:
-    parts = [f"<h2>{html.escape(split.name)}</h2><table>"]
+    parts = [f"<h2>{html.escape(split.name)}</h2><table tabindex=0>"]
     parts += [
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
         for name, value in rows_of(split, language)
@@ -82,13 +76,13 @@ def _split(split: SplitCheck, store: PairStore, seed: int, language: str) -> lis
         parts.append(head("h_repeated_images"))
         parts.append(figures([(store, ids[0], ", ".join(map(str, ids))) for ids in examples["repeated_images"]]))
     if examples["repeated_texts"]:
-        parts.append(head("h_repeated_texts") + "<table>")
+        parts.append(head("h_repeated_texts") + "<table tabindex=0>")
         parts += [
             f"<tr><td>{count}</td><td>{html.escape(text)}</td></tr>" for text, count in examples["repeated_texts"]
         ]
         parts.append("</table>")
     if examples["longest"]:
-        parts.append(head("h_longest") + "<table>")
+        parts.append(head("h_longest") + "<table tabindex=0>")
         parts += [f"<tr><td>{length}</td><td>{html.escape(text)}</td></tr>" for length, _, text in examples["longest"]]
         parts.append("</table>")
     if examples["without_text"]:
@@ -97,7 +91,7 @@ def _split(split: SplitCheck, store: PairStore, seed: int, language: str) -> lis
             + figures([(store, image_id, str(image_id)) for image_id in examples["without_text"]])
         )
     if examples["skipped"]:
-        parts.append(head("h_skipped") + "<table>")
+        parts.append(head("h_skipped") + "<table tabindex=0>")
         for fault in examples["skipped"]:
             place = f"{fault.get('file') or ''}:{fault['line']}" if fault.get("line") else str(fault.get("file") or "")
             said = f"{fault.get('problem')}. {fault.get('mend')}"

@@ -50,6 +50,12 @@ def stopped(stopped_once, tmp_path):
     return tmp_path / "elsewhere" / "renamed"
 
 
+def test_a_stopped_run_has_its_report(stopped_once):
+    page = (stopped_once / "report" / "index.html").read_text(encoding="utf-8")
+    assert "Stopped. Continue with: cnclip-ft train" in page and "after align" in page and page.count("<svg") == 6
+    assert not (stopped_once / "report" / "recall.json").exists()
+
+
 def same_end(ours: Path, theirs: Path) -> bool:
     a, b = (load_file(folder / "contrast" / "last" / "model.safetensors") for folder in (ours, theirs))
     return losses(ours) == losses(theirs) and all(torch.equal(a[key], b[key]) for key in b)
