@@ -27,6 +27,7 @@ from cnclip_ft.models.build import (
 from cnclip_ft.models.description import checked_description
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
+from cnclip_ft.models.formats import peft_adapter
 from cnclip_ft.models.formats.chinese_clip_file import read_file
 from cnclip_ft.models.formats.clip_file import read_open_clip
 from cnclip_ft.models.formats.files import FOLDER_FILES, read_folder, read_json, save_tensors
@@ -179,6 +180,10 @@ def _read_folder(folder: Path, dtype: torch.dtype) -> Checkpoint:
     if (folder / INFO).exists():
         description = checked_description(read_info(folder).get("model"), str(folder / INFO))
         return Checkpoint(str(folder), description, read_folder(folder, dtype).tensors, folder)
+    if peft_adapter.is_adapter(folder):
+        checkpoint = read_checkpoint(peft_adapter.base_of(folder), dtype)
+        checkpoint.notes = [*checkpoint.notes, peft_adapter.merge(folder, checkpoint.tensors, dtype)]
+        return checkpoint
     if (folder / "config.json").exists():
         return read_folder_of_transformers(folder, dtype)
     if is_open_clip(folder):
