@@ -4,6 +4,8 @@
     cnclip-ft search index runs/quickstart/contrast/best demo/valid --output demo.index
     python benchmarks/search_page.py demo.index --threshold calibration.json --output docs/search.png
 
+    python benchmarks/search_page.py --measure       how soon 100,000 pictures' page shows something, and what it weighs
+
 `docs/search.png` is the wide, light one. `--all FOLDER` draws the four of them, and the other states, to look at.
 Needs the extra `test` (selenium), Chromium and its driver.
 """
@@ -14,8 +16,10 @@ import argparse
 import contextlib
 import io
 import re
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,14 +94,46 @@ def keep(driver: Any, path: Path) -> None:
     print(f"{path}  {image.width}×{image.height}  {path.stat().st_size / 1e3:.0f} kB")
 
 
+def measure(images: int = 100_000, visits: int = 5) -> None:
+    """First content and page weight over loopback. The model is tiny: nothing of it is in what is measured."""
+    from search import make_index
+
+    with tempfile.TemporaryDirectory() as folder, server(str(make_index(Path(folder), images, "tiny"))) as address:
+        driver = browser(1280, 860)
+        try:
+            firsts = []
+            for _ in range(visits):
+                driver.execute_cdp_cmd("Network.clearBrowserCache", {})
+                driver.get(address)
+                until(driver, "return document.getElementById('about').textContent !== ''")
+                until(driver, "return performance.getEntriesByName('first-contentful-paint').length > 0")
+                firsts.append(driver.execute_script(
+                    "return performance.getEntriesByName('first-contentful-paint')[0].startTime"))  # fmt: skip
+            ask(driver, address, QUESTION)
+            loaded = driver.execute_script(
+                "return [...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')]"
+                ".map(e => [e.name, e.transferSize])"
+            )
+        finally:
+            driver.quit()
+    weight = sum(size for name, size in loaded if "/api/images/" not in name)
+    print(f"{images:,} pictures: first content {statistics.median(firsts):.0f} ms (worst of {visits}: {max(firsts):.0f}; target 500), "
+          f"{weight / 1e3:.1f} kB without thumbnails (target 150)")  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("index")
+    parser.add_argument("index", nargs="?")
+    parser.add_argument("--measure", action="store_true")
     parser.add_argument("--threshold")
     parser.add_argument("--question", default=QUESTION)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--all", type=Path, metavar="FOLDER")
     args = parser.parse_args()
+    if args.measure:
+        return measure()
+    if args.index is None:
+        parser.error("name an index, or say --measure")
     with server(args.index, *(["--threshold", args.threshold] if args.threshold else [])) as address:
         if args.output:
             driver = browser(1280, 860)
