@@ -163,6 +163,7 @@ class OurStage:
             width = cache.model.image_trunk(torch.zeros(1, 3, cache.model.image_size, cache.model.image_size,
                                                         dtype=torch.uint8, device=cache.model.device)).shape[1]  # fmt: skip
             cache._features = np.random.default_rng(0).normal(size=(1, cache.count, width)).astype(np.float32)
+            return True
 
         feature_cache.FeatureCache.build = drawn
         stage = {
