@@ -19,6 +19,7 @@ FAMILIES = (
     "cnclip_ft.models.families.altclip.family",
     "cnclip_ft.models.families.siglip.family",
     "cnclip_ft.models.families.encoder.family",
+    "cnclip_ft.models.families.timm",
     "cnclip_ft.models.families.shared",
     "cnclip_ft.models.families.imported",
 )

@@ -24,6 +24,7 @@ from tests.families.test_families import photos, pictures
 from tests.families.texts import many_texts
 from tests.official import FOLDER, requires_open_clip, run_official
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [requires_open_clip, pytest.mark.slow]
 SAID = ["一只狗在雪地里奔跑", "a red car", "", "两只猫 &amp; A DOG 🐶", "dog " * 200]
 VIT = {"image_size": 32, "layers": 3, "width": 64, "head_width": 32, "patch_size": 8}
@@ -66,6 +67,57 @@ CASES = {
         "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"},
     },
 }  # fmt: skip
+# Image towers that need timm itself: everything of theirs happens where it can be imported.
+TIMM = {
+    "convolutions": {
+        "model_cfg": {
+            "embed_dim": 24, "text_cfg": TEXT,
+            "vision_cfg": {"timm_model_name": "resnet10t", "timm_pool": "avg", "timm_proj": "mlp", "image_size": 64},
+        }
+    },
+    "patches": {
+        "model_cfg": {
+            "embed_dim": 24, "text_cfg": TEXT,
+            "vision_cfg": {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "token", "timm_proj": "linear", "image_size": 224},
+        },
+        "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3},
+    },
+}  # fmt: skip
+OURS_WITH_TIMM = """
+import json
+from pathlib import Path
+import cnclip_ft
+from cnclip_ft.export.run import export_checkpoint
+from cnclip_ft.models.checkpoints import file_tensors, save_checkpoint
+
+place = Path(sys.argv[1])
+import open_clip
+for name in sys.argv[2:]:
+    model = cnclip_ft.load(place / name)
+    theirs, _ = open_clip.create_model_from_pretrained(f"local-dir:{place / name}")
+    side, rule = model.image_size, model.image_tower.preprocessing
+    pixels = torch.randint(0, 256, (3, 3, side, side), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    with torch.no_grad():
+        expected = theirs.eval().encode_image(rule.normalise(pixels))
+        torch.testing.assert_close(model.image_tower.project(model.image_trunk(pixels)), expected, atol=1e-5, rtol=1e-5)
+    every = [id(p) for block in model.image_tower.blocks() for p in block.parameters()]
+    assert sorted(every) == sorted(map(id, model.image_tower.parameters())) and len(model.image_tower.blocks()) > 4
+    model.train().set_gradient_checkpointing(True, False)
+    model(pixels)[0].sum().backward()
+    assert all(p.grad is not None for n, p in model.image_tower.named_parameters())
+    model = cnclip_ft.load(place / name)  # a step in training moves the statistics of its norms
+    save_checkpoint(model, place / f"{name}.ours", info={})
+    back = cnclip_ft.load(place / f"{name}.ours")
+    assert torch.equal(back.image_features(pixels), model.image_features(pixels)) and back.image_tower.preprocessing == rule
+    export_checkpoint(place / f"{name}.ours", "open_clip", place / f"{name}.out")
+    from safetensors.torch import load_file
+    before, after = (load_file(place / folder / "open_clip_model.safetensors") for folder in (name, f"{name}.out"))
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    again, _ = open_clip.create_model_from_pretrained(f"local-dir:{place / name}.out")
+    with torch.no_grad():
+        assert torch.equal(again.eval().encode_image(rule.normalise(pixels)), expected)
+print("done")
+"""
 ENCODER = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 1, "intermediate_size": 128, "type_vocab_size": 1,
            "max_position_embeddings": 80, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "layer_norm_eps": 1e-5}  # fmt: skip
 
@@ -239,3 +291,15 @@ def test_what_is_not_done_here_is_refused_by_its_key(made, tmp_path, section, ch
     os.link(made[0] / "vit" / "open_clip_model.safetensors", tmp_path / "open_clip_model.safetensors")
     with pytest.raises(RequestError, match=says):
         cnclip_ft.load(tmp_path)
+
+
+def test_image_towers_of_timm(tmp_path, monkeypatch):
+    (tmp_path / "cases.json").write_text(json.dumps(TIMM), encoding="utf-8")
+    texts, album = environment(tmp_path)
+    run_official(WRITE, tmp_path / "cases.json", tmp_path, texts, album)
+    monkeypatch.setenv("PYTHONPATH", "")
+    code = f"sys.path.append({str(ROOT)!r})\n" + OURS_WITH_TIMM
+    assert run_official(code, tmp_path, *TIMM).strip().endswith("done")
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(RequestError, match=r"timm, which cannot be imported.*pip install 'cnclip-ft\[timm\]'"):
+        cnclip_ft.load(tmp_path / "patches")

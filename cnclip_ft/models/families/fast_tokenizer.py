@@ -26,7 +26,7 @@ from data_tools.regular import regular
 Padding = Literal["longest", "max_length"]
 Mask = Literal["tokens", "to_end", "all"]
 _LONGEST = 256 << 20  # bytes of a tokenizer.json
-_SLOW = 8 << 20  # bytes of one that is not read before it is used
+_SLOW = 1 << 20  # bytes of one that is not read before it is used
 _HEAD = 1 << 20  # characters in which the special tokens stand
 _SETTINGS = "tokenizer_config.json"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cnclip_ft.models.description import checked_half
+from cnclip_ft.models.families.timm import Timm
 from cnclip_ft.models.formats.files import read_json
 from cnclip_ft.models.preprocessing import OPENAI_MEAN, OPENAI_STD
 from data_tools.errors import RequestError
@@ -107,6 +109,23 @@ def picture_rule(file: Path) -> dict[str, Any]:
     pictures = _section(file, read_json(file), "preprocess_cfg")
     usual = {"mean": list(OPENAI_MEAN), "std": list(OPENAI_STD), "fit": "squash", "resample": "bicubic"}
     return usual | _colours(file, pictures) | _way(file, pictures)
+
+
+def timm_numbers(file: Path, vision: dict[str, Any]) -> dict[str, Any]:
+    """The image half of a description of a tower of timm, without its picture rule; defaults as in open_clip 3.3.
+
+    Raises:
+        RequestError: a key says something that is not done here.
+    """
+    for key, value in vision.items():
+        if value and not key.startswith("timm_") and key not in (*_NO_EFFECT, "image_size"):
+            raise refusal(file, f"vision_cfg.{key}", value, "nothing")
+    found = {
+        "kind": "timm", "name": vision.get("timm_model_name"), "pool": vision.get("timm_pool", "avg"),
+        "head": vision.get("timm_proj", "linear"), "head_bias": vision.get("timm_proj_bias", False),
+        "image_size": vision.get("image_size", 224),
+    }  # fmt: skip
+    return checked_half(Timm, found, f"{file}: vision_cfg")
 
 
 def _colours(file: Path, pictures: dict[str, Any]) -> dict[str, Any]:

@@ -80,7 +80,8 @@ def open_clip_tensors(tensors: Tensors, description: dict[str, Any]) -> Tensors:
     else:
         before = "text." if kind == "siglip_text" else ""
         theirs = {f"{before}{name}": tensor for name, tensor in text_from_ours(text).items()}
-    pictures = to_timm(image) if description["image"]["kind"] == "siglip" else to_official(image)
+    kind = description["image"]["kind"]
+    pictures = image if kind == "timm" else to_timm(image) if kind == "siglip" else to_official(image)
     return {name: tensor.contiguous() for name, tensor in (pictures | theirs | scalars).items()}
 
 
@@ -101,6 +102,11 @@ def _vision(image: dict[str, Any], quick: bool) -> dict[str, Any]:
             raise ValueError(f"its ResNet has {len(image['layers'])} stages, open_clip's 4")
         heads = {"head_width": image["width"] * 32 // image["heads"]}
         return {"layers": list(image["layers"]), "width": image["width"], "image_size": image["image_size"]} | heads
+    if image["kind"] == "timm":
+        return {
+            "timm_model_name": image["name"], "timm_model_pretrained": False, "timm_pool": image["pool"], "timm_proj": image["head"],
+            "timm_proj_bias": image["head_bias"], "image_size": image["image_size"],
+        }  # fmt: skip
     if image["kind"] != "vit":
         raise ValueError(f"its image tower is of kind {image['kind']}")
     if image["hidden_act"] != ("quick_gelu" if quick else "gelu"):

@@ -19,6 +19,7 @@ from cnclip_ft.models.formats.open_clip import (
     model_section,
     open_clip_rules,
     picture_rule,
+    timm_numbers,
     weights_of,
 )
 from cnclip_ft.models.formats.recognise import recognise_image
@@ -52,15 +53,18 @@ class ImageHalf:
     (logit scale, or None), names left over, and notes to say."""
 
     def __init__(
-        self, numbers: dict[str, Any], tensors: Tensors, source: str, left_over: list[str], notes: list[str]
-    ) -> None:
+        self, numbers: dict[str, Any], tensors: Tensors, source: str, left_over: list[str], notes: list[str],
+        projection: int | None = None,
+    ) -> None:  # fmt: skip
         self.logit_scale = temperature(tensors, source) if "logit_scale" in tensors else None
         tensors.pop("logit_scale", None)
         self.numbers, self.tensors, self.source, self.left_over, self.notes = numbers, tensors, source, left_over, notes
-        last = _LAST[numbers["kind"]]
-        if last not in tensors:
-            raise RequestError(f"{source}: the image tower is incomplete, no {last!r} in it")
-        self.projection = tensors[last].shape[0]
+        if projection is None:
+            last = _LAST[numbers["kind"]]
+            if last not in tensors:
+                raise RequestError(f"{source}: the image tower is incomplete, no {last!r} in it")
+            projection = tensors[last].shape[0]
+        self.projection = projection
 
 
 def read_image_half(path: Path, activation: str | None = None) -> ImageHalf:
@@ -106,15 +110,20 @@ def image_half(file: Path, content: Content, activation: str | None) -> ImageHal
 def _timm(file: Path, content: Content) -> ImageHalf:
     """An image tower under timm's names."""
     configuration, tensors = file.parent / CONFIGURATION, content.tensors
-    if not configuration.is_file() or not is_timm_siglip(tensors):
+    if not configuration.is_file():
         raise RequestError(
-            f"{file}: an open_clip model with a timm image tower; it can be used by an import path (docs/towers.md)"
+            f"{file}: an open_clip model with an image tower of timm; put {CONFIGURATION} beside it, which says which one"
         )
-    numbers, ours = read_timm_siglip(file, tensors, model_section(configuration, "vision_cfg"))
+    vision, dim = model_section(configuration, "vision_cfg"), None
+    if is_timm_siglip(tensors):
+        numbers, ours = read_timm_siglip(file, tensors, vision)
+    else:
+        numbers, dim = timm_numbers(configuration, vision), model_section(configuration).get("embed_dim")
+        ours = {name: tensor for name, tensor in tensors.items() if name.startswith("visual.")}
     left_over = _check_rest(file, {name for name in tensors if not name.startswith(("visual.", "logit_scale"))})
     scale = {name: tensor for name, tensor in tensors.items() if name == "logit_scale"}
     rule = picture_rule(configuration)
-    return ImageHalf(numbers | rule, ours | scale, str(file), left_over + content.left_over, content.notes)
+    return ImageHalf(numbers | rule, ours | scale, str(file), left_over + content.left_over, content.notes, dim)
 
 
 def _open_clip_numbers(
