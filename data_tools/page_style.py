@@ -20,7 +20,7 @@ figure { margin: 0; width: 168px; max-width: 46% } figure img { max-width: 100%;
 figcaption { font-size: 13px; overflow-wrap: anywhere } .missing { width: 100%; height: 60px; background: var(--hold) }
 .found figure { width: auto; padding: 4px; border: 3px solid transparent; text-align: center } .found figure.right { border-color: var(--good) }
 .curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); gap: 1rem } .curves svg { width: 100%; height: auto }
-svg text { fill: var(--soft); font-size: 11px } svg .name { fill: var(--ink); font-size: 13px } svg path { fill: none; stroke-width: 1.8 }
+svg text { fill: var(--soft); font-size: 11px } svg .name { fill: var(--ink); font-size: 13px } svg path { fill: none; stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round }
 svg .axis { stroke: var(--line); stroke-width: 1 } svg .start { stroke: var(--soft); stroke-dasharray: 5 4 }
 """
 HEAD = f"<meta name='viewport' content='width=device-width, initial-scale=1'><style>{_STYLE}</style><body><main>"  # behind the title
