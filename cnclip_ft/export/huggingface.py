@@ -26,7 +26,11 @@ def check(model: DualEncoder) -> None:
     if _class_name(model) is None:
         family, description = family_of(model.text_tower), describe_model(model)
         kind, pooling = description["image"]["kind"], description["text"].get("pooling")
-        text = f"a {pooling}-pooled RoBERTa" if pooling else f"a {model.text_tower.kind}"
+        text = (
+            f"a {pooling}-pooled {description['text'].get('model_type', 'RoBERTa')}"
+            if pooling
+            else f"a {model.text_tower.kind}"
+        )
         others = (
             [name for name in family.exports if name not in ("huggingface", "onnx")] if pooling in (None, "cls") else []
         )

@@ -119,6 +119,10 @@ class Tokenizer(ABC):
                 f"{source}: the vocabulary {self.name} has {found:,} tokens, the text tower "
                 f"{rows:,}; put the tower's own vocabulary beside its weights"
             )
+        if self.pad_id >= rows:
+            raise RequestError(
+                f"{source}: texts are filled up with token {self.pad_id}, and the text tower has {rows:,}; fetch it again"
+            )
 
     @abstractmethod
     def prepare(self, text: str) -> str:

@@ -411,3 +411,7 @@ def test_a_checkpoint_edited_by_hand_is_refused(folders, tmp_path):
         file.write_text(json.dumps(changed), encoding="utf-8")
         with pytest.raises(RequestError, match=said):
             cnclip_ft.load(tmp_path / "a")
+    whole["model"]["tokenizer"]["pad_id"] = 10**12
+    file.write_text(json.dumps(whole), encoding="utf-8")
+    with pytest.raises(RequestError, match="filled up with token 1000000000000, and the text tower has"):
+        cnclip_ft.load(tmp_path / "a")

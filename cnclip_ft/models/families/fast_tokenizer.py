@@ -169,12 +169,19 @@ class FastTokenizer(Tokenizer):
     @property
     def _backend(self) -> Backend:
         """Texts → ids; read here where that was put off."""
-        if isinstance(self._held, Deferred):
-            self._held = self._held.read()
-            self._fit(self._held)
-            if self._told[0]:
+        held = self._held
+        if not isinstance(held, Deferred):
+            return held
+        backend = held.read()  # by each of several threads that come at once, which all get one that is ready
+        self._fit(backend)
+        self._held = backend
+        if self._told[0]:
+            try:
                 super().check_rows(*self._told)
-        return self._held
+            except RequestError:
+                self._held = held  # refused the next time too
+                raise
+        return backend
 
     def check_rows(self, rows: int, source: str) -> None:
         if isinstance(self._held, Deferred):
