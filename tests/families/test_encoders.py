@@ -261,6 +261,17 @@ def test_weights_without_a_temperature_are_told(name, tmp_path):
         build_start({"image": str(folder), "text": {"hidden": 32, "layers": 1, "heads": 2}})
 
 
+def test_a_tokenizer_whose_texts_end_elsewhere_than_they_are_read_is_told(tmp_path):
+    """A smaller one of another model, whose tokens all have an embedding."""
+    folder, other = CARDS["metaclip_2"].write(tmp_path / "x"), CARDS["clip"].write(tmp_path / "y")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(other / file, folder / file)
+    with pytest.raises(
+        RequestError, match=r"eos_token_id is 2, .* end in \d+: it is another model's; fetch both again"
+    ):
+        cnclip_ft.load(folder)
+
+
 @pytest.mark.parametrize("image", ["clip", "siglip of version 2", "siglip2"])
 @pytest.mark.parametrize("text", ["qwen3", "minilm"])
 def test_pictures_of_any_family_beside_texts_of_any_encoder(image, text, folders, tmp_path):

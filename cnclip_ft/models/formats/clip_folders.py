@@ -18,6 +18,7 @@ from cnclip_ft.models.formats.files import read_json, read_weights
 from cnclip_ft.models.formats.folder_rules import obeyed
 from cnclip_ft.models.formats.transformers_folder import model_tensors, obeyed_vision, sections_of
 from cnclip_ft.models.schema import TextPart
+from data_tools.errors import RequestError
 
 _SAVED = "vision_model.encoder.layer."
 CONTEXT_LENGTH = 77  # of all three as their authors use them
@@ -69,6 +70,12 @@ def _read(folder: Path, config: dict[str, Any], dtype: torch.dtype, kind: _Text)
     tensors = {name.replace(_SAVED, "vision_model.encoder.layers."): tensor for name, tensor in tensors.items()}
     length = min(CONTEXT_LENGTH, kind.schema.model_validate(text).longest, _said_length(folder))
     tokenizer = FastTokenizer.of_folder(folder, length, mask=kind.mask)
+    end, read = tokenizer.rules.end_id, text.get("eos_token_id")
+    if read not in (None, end) and not (kind.kind == "clip_text" and read == clip.LARGEST):
+        raise RequestError(
+            f"{where}.eos_token_id is {read}, and texts are read there, but those of the tokenizer beside it end in {end}: it is another "
+            "model's; fetch both again"
+        )
     description = {
         "architecture": None, "image": image, "text": text, "projection": tensors["text_projection.weight"].shape[0],
         "context_length": length, "tokenizer": tokenizer.describe(),
