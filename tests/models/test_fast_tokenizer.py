@@ -92,5 +92,5 @@ def test_code_of_a_folder_never_runs(folder, tmp_path):
 def test_too_short_a_length_and_no_tokenizer(folder, tmp_path):
     with pytest.raises(RequestError, match="at least 3 tokens, 2 of them special"):
         FastTokenizer.of_folder(folder, 2)
-    with pytest.raises(RequestError, match="its tokenizer cannot be read"):
+    with pytest.raises(RequestError, match="no tokenizer.json in it; fetch the folder whole"):
         FastTokenizer.of_folder(tmp_path, 16)

@@ -21,7 +21,9 @@ from data_tools.errors import UserError
 from data_tools.store import open_store
 from tests.training.helpers import tiny_model
 
-ALONE = SimpleNamespace(is_main_process=True, process_index=0, num_processes=1, wait_for_everyone=lambda: None)
+ALONE = SimpleNamespace(
+    device=torch.device("cpu"), is_main_process=True, process_index=0, num_processes=1, wait_for_everyone=lambda: None
+)
 CROPPED = Augmentation(crop=0.5)
 ROUNDED = {"atol": 1e-5, "rtol": 0}  # MKL rounds by where a tensor lies in memory; features are about 1, missing ones 0
 
@@ -129,7 +131,11 @@ def test_two_devices_share_the_work(stores, tmp_path, monkeypatch):
 
     def build(rank):
         accelerator = SimpleNamespace(
-            is_main_process=rank == 0, process_index=rank, num_processes=2, wait_for_everyone=barrier.wait
+            device=torch.device("cpu"),
+            is_main_process=rank == 0,
+            process_index=rank,
+            num_processes=2,
+            wait_for_everyone=barrier.wait,
         )
         both[rank].build(accelerator, nullcontext)
 

@@ -89,16 +89,16 @@ def test_a_disk_full_while_a_checkpoint_is_written_loses_nothing(stores, tmp_pat
         return tiny_recipe(stores, output=str(tmp_path / output), feature_cache=str(stores / "cache"))
 
     assert train(recipe("whole"))
-    original, written = checkpoints.save_file, []
+    original, written = checkpoints.save_tensors, []
 
-    def full(tensors, path, metadata):
+    def full(tensors, path):
         written.append(path)
         if f"contrast/cnclip-ft.{name}." in path.as_posix() and written.count(path) == (2 if name == "last" else 1):
             path.write_bytes(b"half of it")
             raise OSError(28, "No space left on device")
-        return original(tensors, path, metadata=metadata)
+        return original(tensors, path)
 
-    monkeypatch.setattr(checkpoints, "save_file", full)
+    monkeypatch.setattr(checkpoints, "save_tensors", full)
     with pytest.raises(UserError, match=f"{name}: the checkpoint could not be written.*No space left.*intact"):
         train(recipe("full"))
     monkeypatch.undo()
