@@ -61,7 +61,13 @@ def _read(
             f"{said[0]}. Its features would be others than its author's. Set the key to what is done here if that is meant"
         )
     words = _numbers(
-        folder, sections, "text_config", text.SiglipText, "siglip_text", text.TEXT_KEYS, SiglipTextConfig()
+        folder,
+        sections,
+        "text_config",
+        text.SiglipText,
+        "siglip_text",
+        text.TEXT_KEYS,
+        SiglipTextConfig(bos_token_id=None, eos_token_id=None),
     )
     content = read_weights(folder, dtype)
     left_over = sorted(name for name in content.tensors if is_dropped(name))

@@ -65,7 +65,7 @@ class SiglipTextTower(TextTower):
     @classmethod
     def described(cls, numbers: dict[str, Any], output_dim: int) -> SiglipTextTower:
         config = {key: value for key, value in numbers.items() if key in TEXT_KEYS}
-        return cls(SiglipTextConfig(**config, projection_size=output_dim))
+        return cls(SiglipTextConfig(**config, projection_size=output_dim, bos_token_id=None, eos_token_id=None))
 
     def describe(self) -> dict[str, Any]:
         return {"kind": self.kind} | {key: getattr(self.text_model.config, key) for key in TEXT_KEYS}
