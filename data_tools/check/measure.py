@@ -353,10 +353,13 @@ class _Pairs:
             if left < batch - 1:
                 none = 0.0
             else:
-                none = math.exp(
-                    math.lgamma(left + 1) - math.lgamma(left - batch + 2)
-                    - math.lgamma(total) + math.lgamma(total - batch + 1)
-                )  # fmt: skip
+                log = (
+                    math.lgamma(left + 1)
+                    - math.lgamma(left - batch + 2)
+                    - math.lgamma(total)
+                    + math.lgamma(total - batch + 1)
+                )
+                none = min(math.exp(log), 1.0)  # rounding can bring it above, and the share below 0
             expected += count * (1 - none)
         return round(expected / total, 6)
 
