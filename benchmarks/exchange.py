@@ -59,12 +59,25 @@ def work(given: argparse.Namespace) -> None:
     hidden = given.hidden
     model, _ = build_start(
         {
-            "image": {"kind": "vit", "hidden": hidden, "layers": given.layers, "heads": hidden // 64, "patch": 16, "image_size": 224},
-            "text": {"hidden": hidden, "layers": given.layers, "heads": hidden // 64, "vocabulary": 21128, "dropout": 0.0},
+            "image": {
+                "kind": "vit",
+                "hidden": hidden,
+                "layers": given.layers,
+                "heads": hidden // 64,
+                "patch": 16,
+                "image_size": 224,
+            },
+            "text": {
+                "hidden": hidden,
+                "layers": given.layers,
+                "heads": hidden // 64,
+                "vocabulary": 21128,
+                "dropout": 0.0,
+            },
             "projection": 512,
         },
         seed=0,
-    )  # fmt: skip
+    )
     model.train()
     size = given.batch
     batch = {
@@ -80,8 +93,14 @@ def work(given: argparse.Namespace) -> None:
     for turn in range(given.repeats + 1):
         for name, sharding, mib in ways if turn % 2 else ways[::-1]:
             collectives._BUCKET_BYTES = mib * 2**20
-            step = GradientStep(model, ContrastiveObjective(), micro_batch_size=None, autocast=nullcontext,
-                                backward=lambda loss: loss.backward(), sharding=sharding)  # fmt: skip
+            step = GradientStep(
+                model,
+                ContrastiveObjective(),
+                micro_batch_size=None,
+                autocast=nullcontext,
+                backward=lambda loss: loss.backward(),
+                sharding=sharding,
+            )
             dist.barrier()
             began = time.perf_counter()
             step(batch)
@@ -92,12 +111,16 @@ def work(given: argparse.Namespace) -> None:
             model.zero_grad(set_to_none=True)
     if dist.get_rank() == 0:
         mib_sent = sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20
-        print(f"exchange of {mib_sent:.0f} MiB of gradients, {dist.get_world_size()} processes, batch {size} each, "
-              f"median of {given.repeats}")  # fmt: skip
+        print(
+            f"exchange of {mib_sent:.0f} MiB of gradients, {dist.get_world_size()} processes, batch {size} each, "
+            f"median of {given.repeats}"
+        )
         base = statistics.median(seconds[ways[1][0]])
         for name, times in seconds.items():
-            print(f"  {name:<30} {statistics.median(times):7.3f} s  {statistics.median(times) / base:5.2f}×  "
-                  f"(ratio of each turn {statistics.median(a / b for a, b in zip(times, seconds[ways[1][0]], strict=True)):.2f}×)")  # fmt: skip
+            print(
+                f"  {name:<30} {statistics.median(times):7.3f} s  {statistics.median(times) / base:5.2f}×  "
+                f"(ratio of each turn {statistics.median(a / b for a, b in zip(times, seconds[ways[1][0]], strict=True)):.2f}×)"
+            )
     dist.barrier()
     dist.destroy_process_group()
 

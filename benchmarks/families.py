@@ -167,8 +167,9 @@ def multilingual(kind: str, rows: int, text: dict[str, Any], vision: dict[str, A
         tokenizer = transformers.XLMRobertaTokenizer(vocab=pieces(rows - 1), model_max_length=77)
         config = getattr(transformers, f"{kind}Config")(
             text_config=text | {"vocab_size": rows, "num_hidden_layers": 2},
-            vision_config=vision | {"num_hidden_layers": 2}, projection_dim=512,
-        )  # fmt: skip
+            vision_config=vision | {"num_hidden_layers": 2},
+            projection_dim=512,
+        )
         return saved(
             folder, getattr(transformers, f"{kind}Model")(config), tokenizer, transformers.CLIPImageProcessorPil()
         )
@@ -197,8 +198,12 @@ class Trainers(Official):
         environment = dict(os.environ, PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1", PYTHONUTF8="1")
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", TRAINER_STEP, *map(str, arguments)],
-            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
-        )  # fmt: skip
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
 
 
 def step(kind: str, family: str, batch: int, threads: int, repeats: int) -> None:
@@ -235,8 +240,13 @@ def load(names: list[str], repeats: int) -> None:
             found: dict[str, list[float]] = {side: [] for side in LOAD}
             for _ in range(repeats):
                 for side, code in LOAD.items():
-                    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(folder)], env=environment,
-                                          capture_output=True, text=True, check=True)  # fmt: skip
+                    done = subprocess.run(
+                        [sys.executable, "-W", "ignore", "-c", code, str(folder)],
+                        env=environment,
+                        capture_output=True,
+                        text=True,
+                        check=True,
+                    )
                     found[side].append(float(done.stdout.split()[-1]))
             theirs, mine = (min(found[side]) for side in LOAD)
             weights = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e9

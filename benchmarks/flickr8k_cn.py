@@ -55,20 +55,47 @@ def make_recipe(stores: Path, text_folder: Path, output: Path, seed: int):
         ]  # fmt: skip
 
     shared = {"weight_decay": 0.05, "gradient_clip": 1.0}
-    return Recipe.model_validate({
-        "model": {"start": {"image": "benchmarks.efficientnet_lite0:Tower", "text": str(text_folder), "projection": 512}},
-        "data": {"train": str(stores / "train"), "valid": str(stores / "valid"), "context_length": 32, "length_window": 8, "workers": 0},
-        "stages": {
-            # New projections want a rate five times that of the pretrained text tower.
-            "align": {"train": table(0, 1, 5), "epochs": 4, "batch_size": 256, "learning_rate": 2e-4, "warmup_steps": 16, **shared},
-            # Short and gentle: 2,000 photos overfit quickly. Statistics of batch norm stay those of ImageNet.
-            "contrast": {
-                "train": table(1, 3, 10), "steps": 54, "validate_every": 18, "batch_size": 96, "learning_rate": 5e-5,
-                "warmup_steps": 6, "batch_norm": "frozen", "augment": {"crop": 0.8}, "ema": 0.9, "interpolate": 4, **shared,
+    return Recipe.model_validate(
+        {
+            "model": {
+                "start": {"image": "benchmarks.efficientnet_lite0:Tower", "text": str(text_folder), "projection": 512}
             },
-        },
-        "output": str(output), "seed": seed,
-    })  # fmt: skip
+            "data": {
+                "train": str(stores / "train"),
+                "valid": str(stores / "valid"),
+                "context_length": 32,
+                "length_window": 8,
+                "workers": 0,
+            },
+            "stages": {
+                # New projections want a rate five times that of the pretrained text tower.
+                "align": {
+                    "train": table(0, 1, 5),
+                    "epochs": 4,
+                    "batch_size": 256,
+                    "learning_rate": 2e-4,
+                    "warmup_steps": 16,
+                    **shared,
+                },
+                # Short and gentle: 2,000 photos overfit quickly. Statistics of batch norm stay those of ImageNet.
+                "contrast": {
+                    "train": table(1, 3, 10),
+                    "steps": 54,
+                    "validate_every": 18,
+                    "batch_size": 96,
+                    "learning_rate": 5e-5,
+                    "warmup_steps": 6,
+                    "batch_norm": "frozen",
+                    "augment": {"crop": 0.8},
+                    "ema": 0.9,
+                    "interpolate": 4,
+                    **shared,
+                },
+            },
+            "output": str(output),
+            "seed": seed,
+        }
+    )
 
 
 def main() -> None:

@@ -84,9 +84,16 @@ class Ours:
             compiling.COMPILER["backend"] = "eager"
         frozen = settings.pop("frozen")
         self.stage = OurStage(
-            folder, size, batch, texts, train="text" if frozen else "both", precision="bf16",
-            workers=0 if REHEARSAL else min(12, os.cpu_count() or 1), start=settings.pop("start", {"architecture": size}), **settings,
-        )  # fmt: skip
+            folder,
+            size,
+            batch,
+            texts,
+            train="text" if frozen else "both",
+            precision="bf16",
+            workers=0 if REHEARSAL else min(12, os.cpu_count() or 1),
+            start=settings.pop("start", {"architecture": size}),
+            **settings,
+        )
         self.step = self.stage.step
         trainer = self.stage.trainer
         self.flops = throughput.flops_per_pair(trainer.plan, trainer.whole, tokens_per_text(trainer.context)) or 0.0
@@ -165,9 +172,15 @@ class OfficialSide:
             tiny.write_text(json.dumps(_TINY))
             names = str(tiny), str(tiny)
         self.process = Official(
-            OFFICIAL_STEP, *names, str(batch), "frozen" if frozen else "both", str(torch.get_num_threads()), "-", DEVICE,
+            OFFICIAL_STEP,
+            *names,
+            str(batch),
+            "frozen" if frozen else "both",
+            str(torch.get_num_threads()),
+            "-",
+            DEVICE,
             cuda=DEVICE == "cuda",
-        )  # fmt: skip
+        )
         self.lines = [json.dumps(random.Random(n).sample(texts, batch), ensure_ascii=False) for n in range(3)]
         self.count = 0
         from transformers import ChineseCLIPModel
@@ -195,17 +208,24 @@ def config_of(size: str) -> Any:
     image, text = found.image, found.text
     return ChineseCLIPConfig(
         vision_config={
-            "hidden_size": image.hidden, "intermediate_size": image.intermediate or 4 * image.hidden,
-            "num_hidden_layers": image.layers, "num_attention_heads": image.heads, "image_size": image.image_size,
-            "patch_size": image.patch, "projection_dim": found.projection,
+            "hidden_size": image.hidden,
+            "intermediate_size": image.intermediate or 4 * image.hidden,
+            "num_hidden_layers": image.layers,
+            "num_attention_heads": image.heads,
+            "image_size": image.image_size,
+            "patch_size": image.patch,
+            "projection_dim": found.projection,
         },
         text_config={
-            "vocab_size": text.vocabulary, "hidden_size": text.hidden, "num_hidden_layers": text.layers,
-            "num_attention_heads": text.heads, "intermediate_size": text.intermediate or 4 * text.hidden,
+            "vocab_size": text.vocabulary,
+            "hidden_size": text.hidden,
+            "num_hidden_layers": text.layers,
+            "num_attention_heads": text.heads,
+            "intermediate_size": text.intermediate or 4 * text.hidden,
             "projection_dim": found.projection,
         },
         projection_dim=found.projection,
-    )  # fmt: skip
+    )
 
 
 def flops_of(model: torch.nn.Module, frozen: bool) -> float:
@@ -251,8 +271,15 @@ def rows_of(folder: Path, texts: list[str]) -> list[Row | Extra]:
     base, large = "tiny" if REHEARSAL else "ViT-B-16", "ViT-L-14"
 
     def ours(
-        size: str, stage: str, limit: float, *, compiled: bool | str, label: str = "ours", profiled: bool = False, **settings: Any
-    ) -> Row:  # fmt: skip
+        size: str,
+        stage: str,
+        limit: float,
+        *,
+        compiled: bool | str,
+        label: str = "ours",
+        profiled: bool = False,
+        **settings: Any,
+    ) -> Row:
         batch = fitting(TEXT_PAIR, 4096) if stage == "one" else fitting(PAIR[size][0], 2048)
         settings |= {"frozen": stage == "one", "compile": compiled}
         make = lambda n: Ours(folder, size, n, texts, **settings)  # noqa: E731
@@ -493,8 +520,11 @@ def main() -> None:
                     base = official.get((row.size, row.stage))
                     beside = f"{pairs / base:10.2f}×" if base else f"{'-':>11}"
                     known = f"{100 * flops * pairs / card.listed:6.0f}%" if card.listed else f"{'-':>7}"
-                    print(f"{place} {batch:6d} {pairs:9.1f} {memory:6.1f} {100 * flops * pairs / card.measured:8.0f}% {known} {beside} "
-                          f"{time.perf_counter() - began:5.0f}s", flush=True)  # fmt: skip
+                    print(
+                        f"{place} {batch:6d} {pairs:9.1f} {memory:6.1f} {100 * flops * pairs / card.measured:8.0f}% {known} {beside} "
+                        f"{time.perf_counter() - began:5.0f}s",
+                        flush=True,
+                    )
                     if row.profiled:
                         notes.append("the profile failed")
                         notes[-1] = profile(side, batch)

@@ -98,8 +98,10 @@ def time_beside_transformers(folder: Path, repeats: int) -> None:
             print(
                 f"{folder.name:9} {name:33} {what}: least {min(values[label]):.2f}, median {statistics.median(values[label]):.2f}"
             )
-        print(f"{folder.name:9} ratio of {what}: least {min(values['ours']) / min(values['theirs']):.2f}, "
-              f"median {statistics.median(values['ours']) / statistics.median(values['theirs']):.2f}")  # fmt: skip
+        print(
+            f"{folder.name:9} ratio of {what}: least {min(values['ours']) / min(values['theirs']):.2f}, "
+            f"median {statistics.median(values['ours']) / statistics.median(values['theirs']):.2f}"
+        )
 
 
 def main() -> None:

@@ -32,8 +32,12 @@ class Official:
         prelude = PRELUDE.partition("torch.Tensor.cuda")[0] if cuda else PRELUDE
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", prelude + code, *map(str, arguments)],
-            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
-        )  # fmt: skip
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
 
     def ask(self, line: str = "go") -> float:
         self.process.stdin.write(line + "\n")

@@ -93,9 +93,14 @@ def small(threads: int, repeats: int) -> None:
     owner = torch.arange(5000) // 5
     texts = F.normalize(images[owner] + 4 * F.normalize(torch.randn(5000, 512), dim=1), dim=1)
     split = SplitFeatures(
-        image_ids=list(range(1000)), text_ids=list(range(5000)), texts=[""] * 5000, languages=[None] * 5000,
-        positives=torch.stack([owner, torch.arange(5000)], 1), image_features=images, text_features=texts,
-    )  # fmt: skip
+        image_ids=list(range(1000)),
+        text_ids=list(range(5000)),
+        texts=[""] * 5000,
+        languages=[None] * 5000,
+        positives=torch.stack([owner, torch.arange(5000)], 1),
+        image_features=images,
+        text_features=texts,
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         img, txt, truth = folder / "img.jsonl", folder / "txt.jsonl", folder / "texts.jsonl"

@@ -115,10 +115,14 @@ def journal(folder: Path, repeats: int) -> None:
             "warmup_steps": 1,
             "validate_every": 1000,
         }
-        recipe = Recipe.model_validate({
-            "model": {"start": {"architecture": "tiny"}}, "stages": {"stage": stage}, "output": str(folder / f"run{number}"),
-            "data": {"train": str(folder / "train"), "valid": str(folder / "valid"), "workers": 0},
-        })  # fmt: skip
+        recipe = Recipe.model_validate(
+            {
+                "model": {"start": {"architecture": "tiny"}},
+                "stages": {"stage": stage},
+                "output": str(folder / f"run{number}"),
+                "data": {"train": str(folder / "train"), "valid": str(folder / "valid"), "workers": 0},
+            }
+        )
         began = []
 
         def first_step(trainer, began=began):

@@ -55,8 +55,15 @@ def browser(width: int, height: int, dark: bool = False, language: str = "zh-CN"
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
-                     f"--lang={language}", "--force-device-scale-factor=1"):  # fmt: skip
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--hide-scrollbars",
+        f"--lang={language}",
+        "--force-device-scale-factor=1",
+    ):
         options.add_argument(argument)
     options.add_experimental_option("prefs", {"intl.accept_languages": language})
     options.binary_location = next(filter(None, map(shutil.which, CHROMIUM)), "")
@@ -75,8 +82,11 @@ def ask(driver: Any, address: str, question: str) -> None:
     box = driver.find_element("id", "text")
     box.send_keys(question + "\n")
     until(driver, "return document.querySelectorAll('.card').length > 0")
-    until(driver, "return [...document.images].filter(i => i.loading === 'lazy' && i.getBoundingClientRect().top < innerHeight)"
-                  ".every(i => i.complete && i.naturalWidth > 0)")  # fmt: skip
+    until(
+        driver,
+        "return [...document.images].filter(i => i.loading === 'lazy' && i.getBoundingClientRect().top < innerHeight)"
+        ".every(i => i.complete && i.naturalWidth > 0)",
+    )
 
 
 def until(driver: Any, script: str, seconds: float = 20.0) -> None:
@@ -107,8 +117,9 @@ def measure(images: int = 100_000, visits: int = 5) -> None:
                 driver.get(address)
                 until(driver, "return document.getElementById('about').textContent !== ''")
                 until(driver, "return performance.getEntriesByName('first-contentful-paint').length > 0")
-                firsts.append(driver.execute_script(
-                    "return performance.getEntriesByName('first-contentful-paint')[0].startTime"))  # fmt: skip
+                firsts.append(
+                    driver.execute_script("return performance.getEntriesByName('first-contentful-paint')[0].startTime")
+                )
             ask(driver, address, QUESTION)
             loaded = driver.execute_script(
                 "return [...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')]"
@@ -117,8 +128,10 @@ def measure(images: int = 100_000, visits: int = 5) -> None:
         finally:
             driver.quit()
     weight = sum(size for name, size in loaded if "/api/images/" not in name)
-    print(f"{images:,} pictures: first content {statistics.median(firsts):.0f} ms (worst of {visits}: {max(firsts):.0f}; target 500), "
-          f"{weight / 1e3:.1f} kB without thumbnails (target 150)")  # fmt: skip
+    print(
+        f"{images:,} pictures: first content {statistics.median(firsts):.0f} ms (worst of {visits}: {max(firsts):.0f}; target 500), "
+        f"{weight / 1e3:.1f} kB without thumbnails (target 150)"
+    )
 
 
 def main() -> None:

@@ -150,9 +150,20 @@ def write_store(folder: Path, texts: list[str], images: list[bytes], **options) 
 class OurStage:
     """A stage of a real run, stepped by hand."""
 
-    def __init__(self, folder: Path, size: str, batch: int, texts: list[str], *, train: str, precision: str = "fp32",
-                 compile: bool | str = False, workers: int = 0, start: str | dict | None = None,
-                 stage_settings: dict | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        folder: Path,
+        size: str,
+        batch: int,
+        texts: list[str],
+        *,
+        train: str,
+        precision: str = "fp32",
+        compile: bool | str = False,
+        workers: int = 0,
+        start: str | dict | None = None,
+        stage_settings: dict | None = None,
+    ) -> None:
         from cnclip_ft.features import frozen_trunk as feature_cache
         from cnclip_ft.recipe import Recipe
         from cnclip_ft.training.context import make_context
@@ -160,8 +171,11 @@ class OurStage:
         from cnclip_ft.training.trainer import Trainer
 
         def drawn(cache, *_arguments, **_settings):
-            width = cache.model.image_trunk(torch.zeros(1, 3, cache.model.image_size, cache.model.image_size,
-                                                        dtype=torch.uint8, device=cache.model.device)).shape[1]  # fmt: skip
+            width = cache.model.image_trunk(
+                torch.zeros(
+                    1, 3, cache.model.image_size, cache.model.image_size, dtype=torch.uint8, device=cache.model.device
+                )
+            ).shape[1]
             cache._features = np.random.default_rng(0).normal(size=(1, cache.count, width)).astype(np.float32)
             return True
 
@@ -174,11 +188,16 @@ class OurStage:
             "warmup_steps": 0,
             **(stage_settings or {}),
         }
-        recipe = Recipe.model_validate({
-            "model": {"start": start or str(folder / "start.pt")}, "stages": {"stage": stage}, "output": str(folder / "run"),
-            "data": {"train": str(folder / "train"), "valid": str(folder / "train"), "workers": workers},
-            "precision": precision, "compile": compile,
-        })  # fmt: skip
+        recipe = Recipe.model_validate(
+            {
+                "model": {"start": start or str(folder / "start.pt")},
+                "stages": {"stage": stage},
+                "output": str(folder / "run"),
+                "data": {"train": str(folder / "train"), "valid": str(folder / "train"), "workers": workers},
+                "precision": precision,
+                "compile": compile,
+            }
+        )
         context, model = make_context(recipe, write=False)
         self.trainer = Trainer(context, plan_stages(context, model)[0], model)
         self.batches = self.trainer.batches()
@@ -336,15 +355,22 @@ print(*go(n))
     found: dict[str, list[tuple[float, float]]] = {"full": [], "tiled": []}
     for _ in range(repeats):
         for kind, rows in found.items():
-            done = subprocess.run([sys.executable, "-c", code, kind, str(batch), str(dim), str(torch.get_num_threads())],
-                                  env=dict(os.environ, PYTHONPATH=str(ROOT)), capture_output=True, text=True, check=True)  # fmt: skip
+            done = subprocess.run(
+                [sys.executable, "-c", code, kind, str(batch), str(dim), str(torch.get_num_threads())],
+                env=dict(os.environ, PYTHONPATH=str(ROOT)),
+                capture_output=True,
+                text=True,
+                check=True,
+            )
             rows.append(tuple(map(float, done.stdout.split())))
     (full_time, full_memory), (time_, memory) = (
         [statistics.median(column) for column in zip(*found[kind], strict=True)] for kind in ("full", "tiled")
     )
     print(f"loss, batch {batch:,}, dim {dim}, forward + backward on the CPU, median of {repeats}")
-    print(f"  full matrix {full_time:6.2f} s, {full_memory / 2**20:7.0f} MiB   tiled {time_:6.2f} s, {memory / 2**20:7.0f} MiB   "
-          f"time {time_ / full_time:.2f}×, memory {100 * memory / full_memory:.1f} %")  # fmt: skip
+    print(
+        f"  full matrix {full_time:6.2f} s, {full_memory / 2**20:7.0f} MiB   tiled {time_:6.2f} s, {memory / 2**20:7.0f} MiB   "
+        f"time {time_ / full_time:.2f}×, memory {100 * memory / full_memory:.1f} %"
+    )
 
 
 def main() -> None:

@@ -18,9 +18,14 @@ if TYPE_CHECKING:
 
 
 def train(
-    recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = (), *, proceed: bool = False,
-    overwrite: bool = False, strict: bool = False, trust_import: bool = False,
-) -> Path | None:  # fmt: skip
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    overrides: Sequence[str] = (),
+    *,
+    proceed: bool = False,
+    overwrite: bool = False,
+    strict: bool = False,
+    trust_import: bool = False,
+) -> Path | None:
     """Train all stages of a recipe.
 
     Args:
@@ -76,10 +81,19 @@ def read_recipe(
 
 
 def evaluate(
-    checkpoint: str | Path, *splits: str | Path, batch_size: int = Options.batch_size, workers: int | None = None,
-    device: str | None = None, dtype: str = Options.dtype, image_size: int | None = None, memory: str = Options.memory,
-    dataset: str | None = None, source: str = Options.source, trust_import: bool = False, by: str | None = None,
-) -> Scorecard:  # fmt: skip
+    checkpoint: str | Path,
+    *splits: str | Path,
+    batch_size: int = Options.batch_size,
+    workers: int | None = None,
+    device: str | None = None,
+    dtype: str = Options.dtype,
+    image_size: int | None = None,
+    memory: str = Options.memory,
+    dataset: str | None = None,
+    source: str = Options.source,
+    trust_import: bool = False,
+    by: str | None = None,
+) -> Scorecard:
     """Recall both ways over the whole pool of stores, or of a folder of features that `encode` wrote.
 
     Args:
@@ -108,10 +122,20 @@ def evaluate(
 
 
 def search(
-    index: str | Path, text: str | None = None, *, image: str | Path | None = None, without: str | None = None,
-    top: int = 10, image_share: float = 0.5, not_weight: float = 0.5, checkpoint: str | Path | None = None,
-    device: str | None = None, exact: bool = False, trust_import: bool = False, where: Sequence[str] = (),
-) -> list[Found]:  # fmt: skip
+    index: str | Path,
+    text: str | None = None,
+    *,
+    image: str | Path | None = None,
+    without: str | None = None,
+    top: int = 10,
+    image_share: float = 0.5,
+    not_weight: float = 0.5,
+    checkpoint: str | Path | None = None,
+    device: str | None = None,
+    exact: bool = False,
+    trust_import: bool = False,
+    where: Sequence[str] = (),
+) -> list[Found]:
     """The pictures of an index that words, a picture or both describe best, the best first.
 
     The model of the index stays open for the next question.

@@ -107,10 +107,14 @@ class Preprocess:
 
 
 def load_from_name(
-    name: str | Path, device: str | torch.device = "auto", download_root: str | Path | None = None,
-    vision_model_name: str | None = None, text_model_name: str | None = None, input_resolution: int | None = None,
+    name: str | Path,
+    device: str | torch.device = "auto",
+    download_root: str | Path | None = None,
+    vision_model_name: str | None = None,
+    text_model_name: str | None = None,
+    input_resolution: int | None = None,
     use_modelscope: bool = False,
-) -> tuple[CLIP, Preprocess]:  # fmt: skip
+) -> tuple[CLIP, Preprocess]:
     """A model, in evaluation mode, and its preprocessing.
 
     Args:
@@ -130,9 +134,12 @@ def load_from_name(
 
 
 def load(
-    model: CLIP, device: str | torch.device = "auto", clip_path: str | Path | None = None,
-    bert_path: str | Path | None = None, use_flash_attention: bool = False,
-) -> CLIP:  # fmt: skip
+    model: CLIP,
+    device: str | torch.device = "auto",
+    clip_path: str | Path | None = None,
+    bert_path: str | Path | None = None,
+    use_flash_attention: bool = False,
+) -> CLIP:
     """Other weights into a model: an image tower and temperature of OpenAI's kind, a text tower of BERT's. The projection of
     texts stays the model's.
 

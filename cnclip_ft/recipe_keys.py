@@ -60,8 +60,12 @@ def _walk(model: type[BaseModel], above: str) -> Iterator[Key]:
         path = above + name
         parts = list(_parts(field.annotation))
         yield Key(
-            path, _type(field.annotation, field.metadata), _default(field), field.description or "", _words(field.annotation)
-        )  # fmt: skip
+            path,
+            _type(field.annotation, field.metadata),
+            _default(field),
+            field.description or "",
+            _words(field.annotation),
+        )
         for section, way in parts:
             yield from _walk(section, f"{path}{way}.")
 
@@ -128,7 +132,12 @@ def _limits(metadata: Iterable[Any]) -> str:
     flat = [part for each in metadata for part in (each.metadata if isinstance(each, FieldInfo) else [each])]
     said = {}
     for part in flat:
-        for kind, sign in ((annotated_types.Ge, "≥"), (annotated_types.Gt, ">"), (annotated_types.Le, "≤"), (annotated_types.Lt, "<")):  # fmt: skip
+        for kind, sign in (
+            (annotated_types.Ge, "≥"),
+            (annotated_types.Gt, ">"),
+            (annotated_types.Le, "≤"),
+            (annotated_types.Lt, "<"),
+        ):
             if isinstance(part, kind):
                 limit = getattr(part, kind.__name__.lower())
                 if abs(limit) < 1e6:  # larger ones are there to catch slips, not to be told

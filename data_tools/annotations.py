@@ -142,8 +142,9 @@ def parse_text(line: bytes) -> TextItem:
         if name not in row:
             raise DataFault(
                 f"field {name!r} is missing (found: {', '.join(map(repr, list(row)[:8])) or 'none'})",
-                mend='A line has "text_id", "text" and "image_ids" ([] where unknown).', kind="missing-field",
-            )  # fmt: skip
+                mend='A line has "text_id", "text" and "image_ids" ([] where unknown).',
+                kind="missing-field",
+            )
     text_id = check_id(row["text_id"], "text_id")
     try:
         text, image_ids = check_text(row["text"]), row["image_ids"]

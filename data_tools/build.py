@@ -116,8 +116,12 @@ def build_store(
             build.run(stream, workers, progress=progress, name=target.name)
             if not writer.pairs and not writer.lone:
                 problem = faults.summary() or "the source is empty"
-                raise DataFault(f"nothing to store: no usable text ({problem})", mend="Look at the source files.",
-                                kind="empty-split", file=target)  # fmt: skip
+                raise DataFault(
+                    f"nothing to store: no usable text ({problem})",
+                    mend="Look at the source files.",
+                    kind="empty-split",
+                    file=target,
+                )
         kept = [faults.file] if faults.total else list(faults_before)
         store = writer.finish(kept)
         report = _report(source, stream, store, dict(faults.kinds.most_common()), continued, writer.texts)
@@ -175,9 +179,15 @@ class _Build:
 
     def run(self, stream: Stream, workers: int, *, progress: bool, name: str) -> None:
         bar = Bar(
-            total=stream.total, unit=stream.unit, unit_scale=stream.unit == "B", unit_divisor=1024, desc=name,
-            disable=None if progress else True, delay=1.0, smoothing=0.05,
-        )  # fmt: skip
+            total=stream.total,
+            unit=stream.unit,
+            unit_scale=stream.unit == "B",
+            unit_divisor=1024,
+            desc=name,
+            disable=None if progress else True,
+            delay=1.0,
+            smoothing=0.05,
+        )
         with bar, contextlib.closing(self._prepared(stream.items, workers)) as items:
             for position, item, data in items:
                 self.read = position + 1

@@ -88,9 +88,15 @@ def _font_files(folders: list[Path]) -> list[Path]:
 
 
 def draw_sheet(
-    store: PairStore, output: Path, *, columns: int = 6, rows: int = 4, seed: int | None = 0, font: Path | None = None,
+    store: PairStore,
+    output: Path,
+    *,
+    columns: int = 6,
+    rows: int = 4,
+    seed: int | None = 0,
+    font: Path | None = None,
     where: Where = EVERYTHING,
-) -> int:  # fmt: skip
+) -> int:
     """Draw up to ``columns × rows`` pairs, random ones, or the first with `seed` None. Returns how many.
 
     Raises:

@@ -133,15 +133,26 @@ class Pictures:
             try:
                 ending = _ENDINGS.get(read_header(data).format, "jpg")
             except DataFault as fault:
-                raise DataFault(fault.problem, mend="Build the store again without it: --on-error skip.", kind=fault.kind,
-                                file=store.path, item_id=image_id) from None  # fmt: skip
+                raise DataFault(
+                    fault.problem,
+                    mend="Build the store again without it: --on-error skip.",
+                    kind=fault.kind,
+                    file=store.path,
+                    item_id=image_id,
+                ) from None
             texts = [store[int(pair)] for pair in own]
             yield Picture(number, image_id, data, ending, texts, self.chosen.columns_of(store, image_id))
 
 
 def export_store(
-    path: Path, output: Path, to: str, *, chosen: Selection | None = None, shard_size: int | None = None, progress: bool = True
-) -> Exported:  # fmt: skip
+    path: Path,
+    output: Path,
+    to: str,
+    *,
+    chosen: Selection | None = None,
+    shard_size: int | None = None,
+    progress: bool = True,
+) -> Exported:
     """Write the store `path`, or a part of it, to the new folder `output` in form `to`.
 
     Args:

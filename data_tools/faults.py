@@ -25,9 +25,13 @@ class FaultList:
     """
 
     def __init__(
-        self, file: Path, on_error: OnError = "fail", max_faults: int = 1000, remembered: Iterable[bytes] = (),
+        self,
+        file: Path,
+        on_error: OnError = "fail",
+        max_faults: int = 1000,
+        remembered: Iterable[bytes] = (),
         remember: Callable[[int, bytes], object] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if on_error not in ("fail", "skip"):
             raise RequestError(f"--on-error {on_error!r}: fail or skip")
         if max_faults < 0:

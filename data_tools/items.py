@@ -94,9 +94,13 @@ Item = ImageItem | TextItem | DataFault
 def located(fault: DataFault, file: Path | str | None, line: int | None = None, item_id: Id | None = None) -> DataFault:
     """The fault with its place, where it does not know one itself."""
     return DataFault(
-        fault.problem, mend=fault.mend, kind=fault.kind, file=fault.file or file, line=fault.line or line,
+        fault.problem,
+        mend=fault.mend,
+        kind=fault.kind,
+        file=fault.file or file,
+        line=fault.line or line,
         item_id=item_id if fault.item_id is None else fault.item_id,
-    )  # fmt: skip
+    )
 
 
 @dataclass

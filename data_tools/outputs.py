@@ -31,11 +31,14 @@ def refuse_overlap(output: str | Path, sources: Iterable[str | Path], *, inside:
             continue
         own, above = _identity(source), [_identity(path) for path in _ancestors(output)]
         relation = (
-            "is" if above and above[0] is not None and above[0] == own
-            else "lies inside" if inside and own in above and os.path.isdir(source)
-            else "holds" if os.path.exists(output) and _identity(output) in map(_identity, _ancestors(source))
+            "is"
+            if above and above[0] is not None and above[0] == own
+            else "lies inside"
+            if inside and own in above and os.path.isdir(source)
+            else "holds"
+            if os.path.exists(output) and _identity(output) in map(_identity, _ancestors(source))
             else None
-        )  # fmt: skip
+        )
         if relation:
             raise RequestError(f"{output} {relation} {source}, which is read here; choose another output")
 
@@ -149,7 +152,9 @@ def refuse_foreign_file(path: str | Path, known: Callable[[Path], bool], what: s
             return
     except (OSError, ValueError, RecursionError):
         pass
-    raise RequestError(f"{path} is there already and is not {what}: it is not overwritten. Choose another name, or move it away.")  # fmt: skip
+    raise RequestError(
+        f"{path} is there already and is not {what}: it is not overwritten. Choose another name, or move it away."
+    )
 
 
 def refuse_files(

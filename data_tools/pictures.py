@@ -104,8 +104,9 @@ def read_file(path: str | Path) -> bytes:
             return file.read(BYTE_LIMIT + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or error
-        raise _fault(f"image file {str(path)!r} cannot be read ({reason})", "Put it there, or correct the path.",
-                     MISSING) from None  # fmt: skip
+        raise _fault(
+            f"image file {str(path)!r} cannot be read ({reason})", "Put it there, or correct the path.", MISSING
+        ) from None
 
 
 def _fault(problem: str, mend: str, kind: str) -> DataFault:
@@ -137,8 +138,11 @@ def _check_jpeg(data: bytes | memoryview, start: JpegStart, pixel_limit: int) ->
 
 
 def _too_many_scans(allowed: int) -> DataFault:
-    return _fault(f"the JPEG has more than {allowed} scans, which hold a decoder for long", "Save it anew, or leave it out.",
-                  "too-many-scans")  # fmt: skip
+    return _fault(
+        f"the JPEG has more than {allowed} scans, which hold a decoder for long",
+        "Save it anew, or leave it out.",
+        "too-many-scans",
+    )
 
 
 @lru_cache(maxsize=1)

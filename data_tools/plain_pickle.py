@@ -128,12 +128,19 @@ class PlainUnpickler(_machine._Unpickler):
 
     dispatch = {code[0]: _machine._Unpickler.dispatch[code[0]] for code in (getattr(pickle, name) for name in _OPCODES)}
     dispatch |= {
-        pickle.SETITEMS[0]: _load_setitems, pickle.SETITEM[0]: _load_setitem, pickle.DICT[0]: _load_dict,
-        pickle.BUILD[0]: _load_build, pickle.REDUCE[0]: _load_reduce, pickle.NEWOBJ[0]: _load_reduce,
-        pickle.NEWOBJ_EX[0]: _load_newobj_ex, pickle.OBJ[0]: _load_obj, pickle.INST[0]: _load_inst,
-        pickle.EMPTY_SET[0]: lambda self: self.append([]), pickle.ADDITEMS[0]: _load_additems,
+        pickle.SETITEMS[0]: _load_setitems,
+        pickle.SETITEM[0]: _load_setitem,
+        pickle.DICT[0]: _load_dict,
+        pickle.BUILD[0]: _load_build,
+        pickle.REDUCE[0]: _load_reduce,
+        pickle.NEWOBJ[0]: _load_reduce,
+        pickle.NEWOBJ_EX[0]: _load_newobj_ex,
+        pickle.OBJ[0]: _load_obj,
+        pickle.INST[0]: _load_inst,
+        pickle.EMPTY_SET[0]: lambda self: self.append([]),
+        pickle.ADDITEMS[0]: _load_additems,
         pickle.FROZENSET[0]: _load_list_of_marked,
-    }  # fmt: skip
+    }
 
 
 def plain_items(items: Any) -> dict[Any, Any]:

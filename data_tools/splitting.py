@@ -70,9 +70,19 @@ def _check_names(names: Mapping[str, Any]) -> None:
 
 
 def build_splits(
-    source: Source, output: Path, how: Shares | str, *, append: bool = False, layout: str = "plain", shard_size: int | None = None,
-    resume: bool = False, overwrite: bool = False, workers: int = 0, progress: bool = True, **options: Any,
-) -> list[str]:  # fmt: skip
+    source: Source,
+    output: Path,
+    how: Shares | str,
+    *,
+    append: bool = False,
+    layout: str = "plain",
+    shard_size: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    workers: int = 0,
+    progress: bool = True,
+    **options: Any,
+) -> list[str]:
     """Import `source` into ``output/<split>``.
 
     Args:
@@ -95,8 +105,15 @@ def build_splits(
         after = max((_largest_number(store) for store in old.values()), default=0)
         imported = scratch.folder / "all"
         again = imported.exists() and not resume
-        whole = build_store(Joined([source], after), imported, resume=resume, overwrite=again or resume, workers=workers,
-                            progress=progress, **options)  # fmt: skip
+        whole = build_store(
+            Joined([source], after),
+            imported,
+            resume=resume,
+            overwrite=again or resume,
+            workers=workers,
+            progress=progress,
+            **options,
+        )
         store = whole.store
         lines = [
             f"{output}: {whole.images:,} images, {whole.texts:,} texts, {whole.pairs:,} pairs in all",
@@ -118,9 +135,21 @@ def build_splits(
         faults = [imported / FILE_NAME] if (imported / FILE_NAME).is_file() else []
         settings = source.fingerprint() | {"split": [how if isinstance(how, str) else [dict(how.parts), how.seed]]}
         for number, name in enumerate(names):
-            report = _build_part(imported, output / name, name, parts, settings, number == 0, faults if number == 0 else [],
-                                 old.get(name), layout=layout, shard_size=shard_size, resume=resume, overwrite=overwrite,
-                                 progress=progress)  # fmt: skip
+            report = _build_part(
+                imported,
+                output / name,
+                name,
+                parts,
+                settings,
+                number == 0,
+                faults if number == 0 else [],
+                old.get(name),
+                layout=layout,
+                shard_size=shard_size,
+                resume=resume,
+                overwrite=overwrite,
+                progress=progress,
+            )
             lines += [line for line in report.lines() if not line.startswith("  read ")]
         if faults:
             lines = [line.replace(str(output / "…" / FILE_NAME), str(output / names[0] / FILE_NAME)) for line in lines]
@@ -133,9 +162,16 @@ def build_splits(
 
 
 def _build_part(
-    imported: Path, target: Path, name: str, parts: Mapping[Id, str], settings: dict[str, Any], lone: bool, faults: Sequence[Path],
-    old: PairStore | None, **options: Any,
-) -> BuildReport:  # fmt: skip
+    imported: Path,
+    target: Path,
+    name: str,
+    parts: Mapping[Id, str],
+    settings: dict[str, Any],
+    lone: bool,
+    faults: Sequence[Path],
+    old: PairStore | None,
+    **options: Any,
+) -> BuildReport:
     part: Any = StoreSource(imported, keep=lambda image_id: parts[image_id] == name, lone=lone, part=[name, settings])
     if old is not None:
         if options["layout"] == "plain" and options["shard_size"] is None:
@@ -158,8 +194,11 @@ def kept_form(store: PairStore) -> dict[str, Any]:
 def _stores_below(output: Path) -> dict[str, PairStore]:
     if not output.is_dir():
         return {}
-    return {path.name: open_store(path) for path in sorted(output.iterdir())
-            if (path / "pairs").is_dir() or any(path.glob("shard-*"))}  # fmt: skip
+    return {
+        path.name: open_store(path)
+        for path in sorted(output.iterdir())
+        if (path / "pairs").is_dir() or any(path.glob("shard-*"))
+    }
 
 
 def _largest_number(store: PairStore) -> int:
@@ -173,8 +212,11 @@ def _by_column(store: PairStore, column: str) -> dict[Id, str]:
     found = {image_id: str(store.columns_of(image_id).get(column, "")).strip() for image_id in store.image_ids}
     without = [image_id for image_id, name in found.items() if not name]
     if without:
-        raise DataFault(f"{len(without):,} pictures have no value in column {column!r} (the first: {without[0]!r})",
-                        mend="Fill it, or deal them with --split 0.8,0.1,0.1.", kind="no-split")  # fmt: skip
+        raise DataFault(
+            f"{len(without):,} pictures have no value in column {column!r} (the first: {without[0]!r})",
+            mend="Fill it, or deal them with --split 0.8,0.1,0.1.",
+            kind="no-split",
+        )
     parts = {image_id: _WORDS.get(name.casefold(), name) for image_id, name in found.items()}
     names = Counter(parts.values())
     _check_names(names)

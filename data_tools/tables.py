@@ -73,9 +73,14 @@ def _total(widths: Sequence[int]) -> int:
 
 
 def _block(
-    heads: Sequence[str], rows: Sequence[Sequence[str]], block: list[int], least: list[int], most: list[int],
-    text: Collection[int], width: int | None,
-) -> str:  # fmt: skip
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    block: list[int],
+    least: list[int],
+    most: list[int],
+    text: Collection[int],
+    width: int | None,
+) -> str:
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -124,8 +124,14 @@ def raw_lines(handle: BinaryIO, longest: int = LONGEST_LINE) -> Iterator[tuple[i
         if len(line) >= longest and not line.endswith(b"\n"):
             while (rest := handle.readline(longest)) and not rest.endswith(b"\n"):
                 pass
-            yield number, DataFault(f"the line is longer than {longest >> 20} MiB", kind="line-too-long",
-                                    mend="Is it the right file? Lines end with a newline.")  # fmt: skip
+            yield (
+                number,
+                DataFault(
+                    f"the line is longer than {longest >> 20} MiB",
+                    kind="line-too-long",
+                    mend="Is it the right file? Lines end with a newline.",
+                ),
+            )
         else:
             yield number, line
 

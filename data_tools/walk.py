@@ -135,9 +135,15 @@ def natural(name: str) -> list[tuple[list[tuple[int, str]], str]]:
     """Sorts ``a/2.jpg`` before ``a/10.jpg``, the same on every system; part by part, so that a folder stays together."""
     # Numbers compare by length, then by digits: `int` refuses very long ones.
     return [
-        ([(len(bare := part.lstrip("0")), bare) if at % 2 else (0, part) for at, part in enumerate(_DIGITS.split(own))], own)
+        (
+            [
+                (len(bare := part.lstrip("0")), bare) if at % 2 else (0, part)
+                for at, part in enumerate(_DIGITS.split(own))
+            ],
+            own,
+        )
         for own in name.split("/")
-    ]  # fmt: skip
+    ]
 
 
 def walk(folder: str | Path, *, outside: bool = True, each: Callable[[], object] | None = None) -> Walk:

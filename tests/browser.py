@@ -29,7 +29,13 @@ _AXE = importlib.util.find_spec("axe_playwright_python")
 def browser() -> Iterator[webdriver.Chrome]:
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1200,900"):  # fmt: skip
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--window-size=1200,900",
+    ):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
@@ -61,7 +67,9 @@ def width(driver: webdriver.Chrome, pixels: int) -> Iterator[None]:
 def theme(driver: webdriver.Chrome, name: str) -> Iterator[None]:
     """``light`` or ``dark``."""
     wish = {"name": "prefers-color-scheme", "value": name}
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [wish, {"name": "prefers-reduced-motion", "value": "reduce"}]})  # fmt: skip
+    driver.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [wish, {"name": "prefers-reduced-motion", "value": "reduce"}]}
+    )
     try:
         yield
     finally:

@@ -22,8 +22,13 @@ def command(*arguments, cwd: Path | None = None, code: int = 0) -> str:
     environment = dict(os.environ, PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
     done = subprocess.run(
         [sys.executable, "-m", "cnclip_ft", *map(str, arguments)],
-        cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=300,
-    )  # fmt: skip
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+    )
     assert done.returncode == code, (done.returncode, done.stdout[-1500:], done.stderr[-3000:])
     assert "Traceback" not in done.stderr, done.stderr
     return done.stdout if code == 0 else done.stderr
@@ -34,8 +39,11 @@ def place(tmp_path_factory):
     """A folder with the demonstration set in little and a finished run."""
     folder = tmp_path_factory.mktemp("road")
     command("data", "demo", "data", "--train", "40", "--valid", "12", cwd=folder)
-    short = [f"stages.{stage}.{key}={value}" for stage in ("align", "contrast") for key, value in
-             (("steps", 3), ("batch_size", 16), ("warmup_steps", 1))]  # fmt: skip
+    short = [
+        f"stages.{stage}.{key}={value}"
+        for stage in ("align", "contrast")
+        for key, value in (("steps", 3), ("batch_size", 16), ("warmup_steps", 1))
+    ]
     arguments = ["demo", "data.train=data/train", "data.valid=data/valid", "output=runs/mine", *short]
     said = command("plan", *arguments, cwd=folder)
     assert "stage align" in said and "WARNING" in said and not (folder / "runs").exists()
@@ -181,8 +189,10 @@ def test_every_command_of_the_readme_exists(name):
 
 
 def test_both_readmes_have_the_same_commands():
-    blocks = [re.findall(r"```(?:bash|python)\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL) for name in
-              ("README.md", "README.zh-CN.md")]  # fmt: skip
+    blocks = [
+        re.findall(r"```(?:bash|python)\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
+        for name in ("README.md", "README.zh-CN.md")
+    ]
     plain = [[re.sub(r"\s*#.*", "", block) for block in found] for found in blocks]
     assert plain[0] == plain[1]
 

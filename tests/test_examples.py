@@ -60,9 +60,11 @@ def as_script(notebook: Path) -> str:
 def test_the_commands_of_the_guide_run_in_their_order(tmp_path):
     docs = EXAMPLES.parent / "docs"
     done = subprocess.run(
-        [sys.executable, docs / "make_guide.py", "--into", tmp_path], env=os.environ | {"PYTHONPATH": str(EXAMPLES.parent)},
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, docs / "make_guide.py", "--into", tmp_path],
+        env=os.environ | {"PYTHONPATH": str(EXAMPLES.parent)},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert {file.name for file in tmp_path.iterdir()} == {file.name for file in (docs / "guide").iterdir()}
     assert "data/test" in (tmp_path / "import.svg").read_text(encoding="utf-8")

@@ -53,9 +53,15 @@ def pages(tmp_path_factory):
         "mean_recall": 20.0,
     }
     report = write_report(
-        folder, title="cnclip-ft: shop", plan="x" * 200, rows=[("start", row), ("after align", row)], notes=["Stopped."],
-        journal=folder / "journal.jsonl", examples=[], settings="seed: 0\n",
-    )  # fmt: skip
+        folder,
+        title="cnclip-ft: shop",
+        plan="x" * 200,
+        rows=[("start", row), ("after align", row)],
+        notes=["Stopped."],
+        journal=folder / "journal.jsonl",
+        examples=[],
+        settings="seed: 0\n",
+    )
     store = open_store(tiny.make_store(folder / "valid"))
     found = {"report": report}
     for language in ("en", "zh"):

@@ -170,7 +170,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         (b"a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
         (b"1: 2\n3: 4", "Keys should be strings .found 1"),
     ],
-)  # fmt: skip
+)
 def test_files_that_are_no_recipe(tmp_path, content, says):
     path = tmp_path / "r.yaml"
     path.write_bytes(content)
@@ -252,8 +252,9 @@ def test_the_shell_completes_keys_and_the_words_they_may_have():
         "compile=layers",
     } <= set(offered)
     assert complete_override("demo", "stages.contrast.sch") == [
-        "stages.contrast.schedule=cosine", "stages.contrast.schedule=constant",
-    ]  # fmt: skip
+        "stages.contrast.schedule=cosine",
+        "stages.contrast.schedule=constant",
+    ]
     assert "data.train=" in complete_override("no recipe", "data.t")
 
 
@@ -278,6 +279,16 @@ def test_every_key_of_the_schema_is_listed():
 
     schema = Recipe.model_json_schema()
     definitions = schema["$defs"]
-    assert definitions.keys() == {"Augmentation", "DataSection", "Guard", "Lora", "ModelSection", "Objective", "Stage", "TrainRule", "ZeroShot"}  # fmt: skip
+    assert definitions.keys() == {
+        "Augmentation",
+        "DataSection",
+        "Guard",
+        "Lora",
+        "ModelSection",
+        "Objective",
+        "Stage",
+        "TrainRule",
+        "ZeroShot",
+    }
     listed = {key.path for key in keys()}
     assert set(fields(schema)) == {path for path in listed if not path.startswith("model.start.")}

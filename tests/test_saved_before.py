@@ -152,9 +152,16 @@ def test_a_stopped_run_goes_on_as_it_would_have(copied, name, cache):
     )
     guard = [f"data.guard.split={place / 'stores/official'}"] * (name == "low_rank")
     command(
-        "train", run / "recipe.yaml", "--continue", f"output={run}", f"data.train={place / 'stores/train'}",
-        f"data.valid={place / 'stores/valid'}", f"feature_cache={place / 'feature_cache'}", start, *guard,
-    )  # fmt: skip
+        "train",
+        run / "recipe.yaml",
+        "--continue",
+        f"output={run}",
+        f"data.train={place / 'stores/train'}",
+        f"data.valid={place / 'stores/valid'}",
+        f"feature_cache={place / 'feature_cache'}",
+        start,
+        *guard,
+    )
     expected, journal = EXPECTED["runs"][name], lines(run / "journal.jsonl")[before:]
     losses = [[line["stage"], line["step"], line["loss"]] for line in journal if line["kind"] == "train"]
     same(losses, expected["losses"], rel=1e-6)
@@ -186,9 +193,15 @@ def test_finished_features_are_those_of_the_checkpoint(copied):
     place = copied("features", "checkpoints/vit", "stores/valid")
     saved = {file: np.load(place / "features/vit" / file) for file in ("image_features.npy", "text_features.npy")}
     command(
-        "encode", place / "checkpoints/vit", place / "stores/valid", "--output", place / "features/vit", "--overwrite",
-        "--device", "cpu",
-    )  # fmt: skip
+        "encode",
+        place / "checkpoints/vit",
+        place / "stores/valid",
+        "--output",
+        place / "features/vit",
+        "--overwrite",
+        "--device",
+        "cpu",
+    )
     for file, before in saved.items():
         np.testing.assert_allclose(np.load(place / "features/vit" / file), before, atol=1e-6, rtol=0)
 
@@ -214,8 +227,18 @@ def test_begun_features_are_taken_up(copied, monkeypatch):
 
 def ask(index: Path, question: str, *more: object) -> list[list]:
     place = index.parent.parent
-    said = command("search", "query", index, question, "--json", "--device", "cpu", "--checkpoint",
-                   place / "checkpoints/vit", *more)  # fmt: skip
+    said = command(
+        "search",
+        "query",
+        index,
+        question,
+        "--json",
+        "--device",
+        "cpu",
+        "--checkpoint",
+        place / "checkpoints/vit",
+        *more,
+    )
     return [[line["id"], line["score"]] for line in map(json.loads, said.splitlines())]
 
 
@@ -237,9 +260,16 @@ def test_an_index_is_brought_up_to_date(copied):
     question, expected = next(iter(EXPECTED["search"]["exact"].items()))
     (place / "photos" / expected[0][0]).unlink()
     command(
-        "search", "index", place / "checkpoints/vit", place / "photos", "--output", place / "indexes/exact", "--moved",
-        "--device", "cpu",
-    )  # fmt: skip
+        "search",
+        "index",
+        place / "checkpoints/vit",
+        place / "photos",
+        "--output",
+        place / "indexes/exact",
+        "--moved",
+        "--device",
+        "cpu",
+    )
     same(ask(place / "indexes/exact", question, "--top", 4), expected[1:], abs=1e-4)
     assert len(ask(place / "indexes/exact", question, "--top", 20)) == 11
 
@@ -250,9 +280,13 @@ def test_an_index_is_brought_up_to_date(copied):
 def test_a_calibration_is_a_threshold(copied):
     place = copied("indexes", "checkpoints/vit", "results")
     found = ask(
-        place / "indexes/exact", next(iter(EXPECTED["search"]["exact"])), "--top", 12,
-        "--threshold", place / "results/calibration.json",
-    )  # fmt: skip
+        place / "indexes/exact",
+        next(iter(EXPECTED["search"]["exact"])),
+        "--top",
+        12,
+        "--threshold",
+        place / "results/calibration.json",
+    )
     assert [image_id for image_id, _ in found] == EXPECTED["above_threshold"]
 
 

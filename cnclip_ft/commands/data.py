@@ -189,6 +189,13 @@ def show(
     from data_tools.store import open_store
 
     refuse_files([(output, is_sheet, "a contact sheet of `data show`")], [store])
-    count = draw_sheet(open_store(store), output, columns=columns, rows=rows, seed=None if first else seed, font=font,
-                       where=parse_where(where or ()))  # fmt: skip
+    count = draw_sheet(
+        open_store(store),
+        output,
+        columns=columns,
+        rows=rows,
+        seed=None if first else seed,
+        font=font,
+        where=parse_where(where or ()),
+    )
     say(f"{output}: {count} pairs")

@@ -63,7 +63,13 @@ def curate(
     options = Options(**vars(towers), **vars(origin))
     options.check()
     said_in, read = language_of(language), [store, Path(checkpoint)]
-    refuse_files([(report, begins(*BEGINS), "a page of `data curate`"), (listing, lines_with("why", "image_id"), "a list of `data curate`")], read)  # fmt: skip
+    refuse_files(
+        [
+            (report, begins(*BEGINS), "a page of `data curate`"),
+            (listing, lines_with("why", "image_id"), "a list of `data curate`"),
+        ],
+        read,
+    )
     if output is not None:
         refuse_overlap(output, read)
         refuse_place(output, overwrite=False)
@@ -86,12 +92,16 @@ def curate(
         return
     images, pairs = found.dropped_images, found.dropped_pairs
     told = {pair.image_id for pair in opened_store.pairs()}
-    stays = {pair.image_id for pair in opened_store.pairs()
-             if pair.image_id not in images and (pair.image_id, pair.text_id) not in pairs}  # fmt: skip
+    stays = {
+        pair.image_id
+        for pair in opened_store.pairs()
+        if pair.image_id not in images and (pair.image_id, pair.text_id) not in pairs
+    }
     # A picture that had texts and has none left goes; one that never had any is part of the gallery.
     part = StoreSource(
-        store, keep=lambda image_id: image_id in stays or (image_id not in told and image_id not in images),
+        store,
+        keep=lambda image_id: image_id in stays or (image_id not in told and image_id not in images),
         keep_pair=lambda pair: (pair.image_id, pair.text_id) not in pairs,
-    )  # fmt: skip
+    )
     report_of = build_store(part, output, **kept_form(opened_store))
     say("\n".join(report_of.lines()))

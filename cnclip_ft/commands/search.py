@@ -143,8 +143,11 @@ def _table(answer: list[Found]) -> str:
     for rank, found in enumerate(answer, 1):
         rows.append([str(rank), f"{found.score:.4f}", str(found.number), str(found.key)])
     # Links and the like are in --json; a table has no room for them.
-    kept = [name for name in dict.fromkeys(name for found in answer for name in found.columns)
-            if all(len(str(found.columns.get(name, ""))) <= _SHORT for found in answer)]  # fmt: skip
+    kept = [
+        name
+        for name in dict.fromkeys(name for found in answer for name in found.columns)
+        if all(len(str(found.columns.get(name, ""))) <= _SHORT for found in answer)
+    ]
     for row, found in zip(rows, answer, strict=True):
         row += [str(found.columns.get(name, "")) for name in kept]
     return table([*heads, *kept], rows, text=range(3, len(heads) + len(kept)), width=terminal_width())
@@ -205,9 +208,14 @@ def serve(
         say(f"prepared: {prepared}")
     local, allowed = is_loopback(host), frozenset(name.lower() for name in allow_host or ())
     page = make_app(
-        engine, threshold=limit, limits=limits, names=names_of(host), addresses=not local, allowed=allowed,
+        engine,
+        threshold=limit,
+        limits=limits,
+        names=names_of(host),
+        addresses=not local,
+        allowed=allowed,
         password=password,
-    )  # fmt: skip
+    )
     place = f"[{host}]" if ":" in host else host
     say(f"{len(engine.index):,} pictures at http://{place}:{listener.getsockname()[1]}/  (Ctrl-C stops)")
     if not local and password is None:

@@ -33,8 +33,17 @@ class BatchOrder:
         RequestError: the batch is larger than the split.
     """
 
-    def __init__(self, table: PairTable, batch_size: int, *, seed: int, length_window: int = 1, name: str = "split",
-                 without_images: AbstractSet[int] = frozenset(), key: str = "stages.STAGE") -> None:  # fmt: skip
+    def __init__(
+        self,
+        table: PairTable,
+        batch_size: int,
+        *,
+        seed: int,
+        length_window: int = 1,
+        name: str = "split",
+        without_images: AbstractSet[int] = frozenset(),
+        key: str = "stages.STAGE",
+    ) -> None:
         self.pairs = np.arange(len(table))
         if without_images:
             self.pairs = self.pairs[~np.isin(table.image_keys, list(without_images))]

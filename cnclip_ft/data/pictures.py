@@ -70,9 +70,14 @@ def in_batches(count: int, size: int) -> list[range]:
 
 
 def picture_loader(
-    dataset: Dataset, batches: Iterable[Sequence[int]], collate: Callable[[Any], Any], *, workers: int, pin: bool,
+    dataset: Dataset,
+    batches: Iterable[Sequence[int]],
+    collate: Callable[[Any], Any],
+    *,
+    workers: int,
+    pin: bool,
     ahead: int = 2,
-) -> DataLoader:  # fmt: skip
+) -> DataLoader:
     """The one loader there is, for `from_workers`; `ahead`: batches a worker makes before they are asked for."""
     return DataLoader(
         dataset,

@@ -313,8 +313,10 @@ def _crowds(found: Curation, features: SplitFeatures, scores: np.ndarray, gone: 
         own.sort(key=lambda row: -scores[row])
         if len(own) <= found.most:
             continue
-        leaves = [(features.image_ids[pairs[row][0]], features.text_ids[pairs[row][1]], round(float(scores[row]), 6))
-                  for row in own[found.most :]]  # fmt: skip
+        leaves = [
+            (features.image_ids[pairs[row][0]], features.text_ids[pairs[row][1]], round(float(scores[row]), 6))
+            for row in own[found.most :]
+        ]
         stays = [features.image_ids[pairs[row][0]] for row in own[:4]]
         found.crowds.append(Crowd(features.texts[pairs[own[0]][1]], len(own), leaves, stays))
     found.crowds.sort(key=lambda crowd: -crowd.images)

@@ -35,9 +35,14 @@ def _is_answer_file(path: Path) -> bool:
 
 
 def refuse_outputs(
-    sources: Iterable[str | Path], *, json_file: Path | None = None, kind: str = "", lines: Path | None = None,
-    markdown: Path | None = None, picture: Path | None = None,
-) -> None:  # fmt: skip
+    sources: Iterable[str | Path],
+    *,
+    json_file: Path | None = None,
+    kind: str = "",
+    lines: Path | None = None,
+    markdown: Path | None = None,
+    picture: Path | None = None,
+) -> None:
     """Before any work: refuse outputs that overlap a source, are one file, or were not written by these commands.
 
     Args:
@@ -54,4 +59,4 @@ def refuse_outputs(
             (picture, holds(MAKER.encode()), "a picture of this command"),
         ],
         sources,
-    )  # fmt: skip
+    )

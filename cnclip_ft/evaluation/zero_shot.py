@@ -50,17 +50,30 @@ def read_classes(path: str | Path) -> list[Class]:
         words = tuple(dict.fromkeys(_same(word) for word in (names if tab else key).split("|")))
         key = _same(key) if tab else words[0]
         if not key or not all(words):
-            raise DataFault("an empty class name", mend="Write `name` or `key<TAB>name|other name`.",
-                            kind="bad-class", file=path, line=number)  # fmt: skip
+            raise DataFault(
+                "an empty class name",
+                mend="Write `name` or `key<TAB>name|other name`.",
+                kind="bad-class",
+                file=path,
+                line=number,
+            )
         if key in classes:
-            raise DataFault(f"class {key!r} stands here a second time", mend="Keep one line a class; other names go behind |.",
-                            kind="bad-class", file=path, line=number)  # fmt: skip
+            raise DataFault(
+                f"class {key!r} stands here a second time",
+                mend="Keep one line a class; other names go behind |.",
+                kind="bad-class",
+                file=path,
+                line=number,
+            )
         for word in {key, *words}:
             if word in known:
                 raise DataFault(
                     f"{word!r} is a name of class {known[word]!r} already (a folder or text of this name could be either)",
-                    mend="Give each class names of its own.", kind="bad-class", file=path, line=number,
-                )  # fmt: skip
+                    mend="Give each class names of its own.",
+                    kind="bad-class",
+                    file=path,
+                    line=number,
+                )
             known[word] = key
         classes[key] = Class(key, words)
     if len(classes) < 2:
@@ -96,8 +109,13 @@ def read_templates(spec: str, setting: str = "--templates") -> list[str]:
     for file in files:
         for number, line in _lines(file):
             if line.count("{}") != 1:
-                raise DataFault(f"the template {line!r} has {line.count('{}')} places for the name", mend="Write {} once.",
-                                kind="bad-template", file=file, line=number)  # fmt: skip
+                raise DataFault(
+                    f"the template {line!r} has {line.count('{}')} places for the name",
+                    mend="Write {} once.",
+                    kind="bad-template",
+                    file=file,
+                    line=number,
+                )
             templates[line] = None
     if not templates:
         raise RequestError(f"{files[0]} holds no templates")
@@ -122,9 +140,13 @@ def cache_folder() -> Path:
 
 
 def class_features(
-    model: DualEncoder, classes: Sequence[Class], templates: Sequence[str], *, key: str | None = None,
+    model: DualEncoder,
+    classes: Sequence[Class],
+    templates: Sequence[str],
+    *,
+    key: str | None = None,
     batch_size: int = 256,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """Unit ``[classes, dim]``: the mean of the unit features of every template with every name of a class.
 
     Args:
@@ -177,15 +199,24 @@ def labelled_images(path: Path, source: Source, classes: Sequence[Class]) -> tup
         tops = [_same(i.split("/")[0]) if "/" in i else None for i in ids]
         unknown = next((top for top in tops if top is not None and top not in names), None)
         if unknown is not None:
-            raise DataFault(f"folder {unknown!r} is no class of the list", mend="Add it to the list of classes, as `folder<TAB>name`.",
-                            kind="unknown-class", file=path)  # fmt: skip
+            raise DataFault(
+                f"folder {unknown!r} is no class of the list",
+                mend="Add it to the list of classes, as `folder<TAB>name`.",
+                kind="unknown-class",
+                file=path,
+            )
         return ids, [None if top is None else names[top] for top in tops]
     labels: list[int | None] = [None] * len(source.split.image_ids)
     for image, text in source.split.positives.tolist():
         word = _same(source.split.texts[text])
         if word not in names:
-            raise DataFault(f"text {word!r} is no class of the list", mend="Build the store with class names as texts.",
-                            kind="unknown-class", file=path, item_id=source.split.text_ids[text])  # fmt: skip
+            raise DataFault(
+                f"text {word!r} is no class of the list",
+                mend="Build the store with class names as texts.",
+                kind="unknown-class",
+                file=path,
+                item_id=source.split.text_ids[text],
+            )
         if labels[image] not in (None, names[word]):
             raise RequestError(f"image {source.split.image_ids[image]!r} has several classes; one is needed")
         labels[image] = names[word]

@@ -21,9 +21,17 @@ _COLUMNS = [f"{short}_r{k}" for short in ("t2i", "i2t") for k in (1, 5, 10)] + [
 
 
 def write_card(
-    folder: Path, name: str, to: str, info: dict[str, Any], *, dtype: str, difference: float, license_name: str | None,
-    advice: str, recall: tuple[RetrievalScores, RetrievalScores] | None,
-) -> None:  # fmt: skip
+    folder: Path,
+    name: str,
+    to: str,
+    info: dict[str, Any],
+    *,
+    dtype: str,
+    difference: float,
+    license_name: str | None,
+    advice: str,
+    recall: tuple[RetrievalScores, RetrievalScores] | None,
+) -> None:
     """Write the card of an export in the format `to`; `info` is what the checkpoint knows of itself."""
     recipe = info.get("recipe") or {}
     start = (recipe.get("model") or {}).get("start")
@@ -38,8 +46,9 @@ def write_card(
     parts.append(
         f"Image and text features in one space, for search and classification. Exported by cnclip-ft as {to}, {dtype}{stage}; "
         f"unit features differ from the checkpoint's by {difference:.1e} at most."
-        + ("" if license_name else " No licence was named.") + "\n"
-    )  # fmt: skip
+        + ("" if license_name else " No licence was named.")
+        + "\n"
+    )
     parts.append(f"## Use\n\n{advice}\n")
     parts += _recall(info, recall)
     if info.get("data"):

@@ -109,9 +109,15 @@ def write_graph(encoder: nn.Module, side: str, model: DualEncoder, path: Path) -
     with quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
-                encoder, (example,), input_names=[INPUTS[side]], output_names=[OUTPUT], dynamo=True, verbose=False,
-                opset_version=OPSET, dynamic_shapes=shapes,
-            )  # fmt: skip
+                encoder,
+                (example,),
+                input_names=[INPUTS[side]],
+                output_names=[OUTPUT],
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                dynamic_shapes=shapes,
+            )
         except Exception as error:  # noqa: BLE001 - a tower by import path may fail in any way
             raise UserError(f"torch cannot export the {side} tower to ONNX: {reason(error)}") from None
         assert program is not None  # it is where dynamo exports

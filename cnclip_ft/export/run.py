@@ -131,9 +131,16 @@ def export_checkpoint(
         scores = None if judge is None else _recall_of_both(model, writer, beside, judge)
         if beside.is_dir():
             write_card(
-                beside, output.name, to, order.info, dtype=dtype, difference=found, license_name=license_name,
-                advice=writer.advice(model, beside).replace(str(beside), output.name), recall=scores,
-            )  # fmt: skip
+                beside,
+                output.name,
+                to,
+                order.info,
+                dtype=dtype,
+                difference=found,
+                license_name=license_name,
+                advice=writer.advice(model, beside).replace(str(beside), output.name),
+                recall=scores,
+            )
         kind = _refuse_output(output, overwrite, [])  # minutes have gone by
         try:
             scratch.swap_in(beside, kind)

@@ -85,8 +85,10 @@ def read_texts(store: PairStore) -> SplitTexts:
             raise DataFault(
                 f"text id {text_id!r} stands for {out.texts[number]!r} and for {text!r}",
                 mend="Give every text an id of its own and build the store again.",
-                kind="ambiguous-text-id", file=store.path, item_id=text_id,
-            )  # fmt: skip
+                kind="ambiguous-text-id",
+                file=store.path,
+                item_id=text_id,
+            )
         return number
 
     pairs: dict[tuple[int, int], None] = {}

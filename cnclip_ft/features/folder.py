@@ -86,9 +86,16 @@ class FeatureWriter:
     """
 
     def __init__(
-        self, folder: str | Path, split: SplitTexts, settings: dict[str, Any], *, dim: int, half: bool,
-        overwrite: bool = False, main: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        folder: str | Path,
+        split: SplitTexts,
+        settings: dict[str, Any],
+        *,
+        dim: int,
+        half: bool,
+        overwrite: bool = False,
+        main: bool = True,
+    ) -> None:
         self.folder, self.split, self.settings, self.dim = Path(folder), split, settings, dim
         self.dtype = np.dtype(np.float16 if half else np.float32)
         self.parts_folder = self.folder / "parts"

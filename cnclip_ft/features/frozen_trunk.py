@@ -68,8 +68,18 @@ class FeatureCache:
         folder: where caches lie; this one goes to ``folder/<key>``.
     """
 
-    def __init__(self, folder: Path, model: DualEncoder, store: PairStore, *, views: int, augment: Augmentation,
-                 precision: str, seed: int, reduced: bool) -> None:  # fmt: skip
+    def __init__(
+        self,
+        folder: Path,
+        model: DualEncoder,
+        store: PairStore,
+        *,
+        views: int,
+        augment: Augmentation,
+        precision: str,
+        seed: int,
+        reduced: bool,
+    ) -> None:
         self.model, self.store, self.views, self.augment, self.seed = model, store, views, augment, seed
         self.reduced = reduced
         self.folder = folder / cache_key(model, store, views, augment, precision, seed, reduced)
@@ -83,9 +93,15 @@ class FeatureCache:
         return (self.folder / "complete.json").is_file()
 
     def build(
-        self, accelerator: Accelerator, autocast: Callable[[], AbstractContextManager[object]], *,
-        images_at_once: int = 64, workers: int = 0, max_damaged: int = 0, asked_to_stop: Callable[[], bool] = lambda: False,
-    ) -> bool:  # fmt: skip
+        self,
+        accelerator: Accelerator,
+        autocast: Callable[[], AbstractContextManager[object]],
+        *,
+        images_at_once: int = 64,
+        workers: int = 0,
+        max_damaged: int = 0,
+        asked_to_stop: Callable[[], bool] = lambda: False,
+    ) -> bool:
         """Compute what is missing, shared over all devices; `autocast` makes the context the trunk computes in.
 
         Returns:
@@ -99,9 +115,11 @@ class FeatureCache:
             missing = self._rows.missing(accelerator.process_index, accelerator.num_processes)
             accelerator.wait_for_everyone()  # a device that looked later would see other blocks missing, and take others
             bar = Bar(
-                total=sum(map(len, missing)), unit="image", desc="frozen image features",
+                total=sum(map(len, missing)),
+                unit="image",
+                desc="frozen image features",
                 disable=None if accelerator.is_main_process else True,
-            )  # fmt: skip
+            )
             self._fill(missing, autocast, images_at_once, workers, max_damaged, bar, asked_to_stop)
             bar.close()
             accelerator.wait_for_everyone()
@@ -125,9 +143,15 @@ class FeatureCache:
         return self.model.image_trunk(self.model.image_tower.example(1)).shape[1]
 
     def _fill(
-        self, missing: list[Block], autocast: Callable[[], AbstractContextManager[object]], images_at_once: int,
-        workers: int, max_damaged: int, bar: Bar, asked_to_stop: Callable[[], bool],
-    ) -> None:  # fmt: skip
+        self,
+        missing: list[Block],
+        autocast: Callable[[], AbstractContextManager[object]],
+        images_at_once: int,
+        workers: int,
+        max_damaged: int,
+        bar: Bar,
+        asked_to_stop: Callable[[], bool],
+    ) -> None:
         preprocessing = self.model.image_tower.preprocessing
         pictures = Pictures(self.store.image_ids, self.store.image_view, preprocessing, reduced=self.reduced)
         asked = [list(range(block.start, block.stop)) for block in missing]
@@ -156,9 +180,13 @@ class FeatureCache:
 
     @torch.inference_mode()
     def _compute(
-        self, autocast: Callable[[], AbstractContextManager[object]], view: int, block: int, pixels: torch.Tensor,
+        self,
+        autocast: Callable[[], AbstractContextManager[object]],
+        view: int,
+        block: int,
+        pixels: torch.Tensor,
         at_once: int,
-    ) -> np.ndarray:  # fmt: skip
+    ) -> np.ndarray:
         generator = torch.Generator().manual_seed(((self.seed * 1_000_003 + view) * 1_000_003 + block) % 2**63)
         parts = []
         for part in pixels.split(at_once):

@@ -116,9 +116,12 @@ def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
 def _field(path: Path, number: int, value: dict[str, Any], key: str) -> Any:
     if key not in value:
         raise DataFault(
-            f"no field {key!r} (found: {', '.join(value) or 'none'})", mend=f"Add {key!r} to the line.",
-            kind="missing-field", file=path, line=number,
-        )  # fmt: skip
+            f"no field {key!r} (found: {', '.join(value) or 'none'})",
+            mend=f"Add {key!r} to the line.",
+            kind="missing-field",
+            file=path,
+            line=number,
+        )
     return value[key]
 
 
@@ -151,17 +154,22 @@ def read_features(path: str | Path) -> IdFeatures:
         item_id = value[f"{found}_id"]
         first = next(iter(rows.values()), row)
         problem = (
-            "the feature is not a list of numbers" if row.ndim != 1 or not row.size
+            "the feature is not a list of numbers"
+            if row.ndim != 1 or not row.size
             else f"a {found} feature of {len(row)} values among {kind} features of {len(first)}"
             if kind not in ("", found) or len(row) != len(first)
-            else f"{found} id {item_id!r} stands here a second time" if item_id in rows
+            else f"{found} id {item_id!r} stands here a second time"
+            if item_id in rows
             else None
-        )  # fmt: skip
+        )
         if problem:
             raise DataFault(
-                problem, mend="Keep features of one model and one kind in a file, each id once.", kind="bad-feature",
-                file=path, line=number,
-            )  # fmt: skip
+                problem,
+                mend="Keep features of one model and one kind in a file, each id once.",
+                kind="bad-feature",
+                file=path,
+                line=number,
+            )
         kind, rows[item_id] = found, row
     if not rows:
         raise RequestError(f"{path} holds no features")
@@ -247,9 +255,13 @@ def write_answers(path: str | Path, answers: Answers) -> None:
 
 
 def prediction_lines(
-    query_kind: str, query_ids: Sequence[Id], gallery_kind: str, gallery_ids: Sequence[Id], indices: torch.Tensor,
+    query_kind: str,
+    query_ids: Sequence[Id],
+    gallery_kind: str,
+    gallery_ids: Sequence[Id],
+    indices: torch.Tensor,
     scores: torch.Tensor | None = None,
-) -> Iterator[str]:  # fmt: skip
+) -> Iterator[str]:
     """Gallery indices ``[queries, k]`` (module `retrieval`) → lines; with `scores` each line carries them too."""
     for row, query in enumerate(query_ids):
         line = {f"{query_kind}_id": query, f"{gallery_kind}_ids": [gallery_ids[i] for i in indices[row].tolist()]}
@@ -283,12 +295,16 @@ def read_predictions(path: str | Path) -> Answers:
         ids = _field(path, number, value, f"{OTHER[found]}_ids")
         query = value[f"{found}_id"]
         problem = (
-            f"{OTHER[found]}_ids is not a list" if not isinstance(ids, list)
-            else f"{found} {query!r} names an id twice" if len(set(ids)) != len(ids)
-            else f"{found} {query!r} stands here a second time" if query in predicted
-            else f"a prediction for a {found} among those for {kind}s" if kind not in ("", found)
+            f"{OTHER[found]}_ids is not a list"
+            if not isinstance(ids, list)
+            else f"{found} {query!r} names an id twice"
+            if len(set(ids)) != len(ids)
+            else f"{found} {query!r} stands here a second time"
+            if query in predicted
+            else f"a prediction for a {found} among those for {kind}s"
+            if kind not in ("", found)
             else None
-        )  # fmt: skip
+        )
         if problem:
             raise DataFault(problem, mend="Write the predictions again.", kind="bad-prediction", file=path, line=number)
         kind, predicted[query] = found, ids

@@ -54,9 +54,16 @@ class Rows:
     """
 
     def __init__(
-        self, folder: Path, count: int, block: int, *, views: int | None = None, dtype: npt.DTypeLike = np.float32,
-        name: str = "", advice: str = "Free some space and give the same command again.",
-    ) -> None:  # fmt: skip
+        self,
+        folder: Path,
+        count: int,
+        block: int,
+        *,
+        views: int | None = None,
+        dtype: npt.DTypeLike = np.float32,
+        name: str = "",
+        advice: str = "Free some space and give the same command again.",
+    ) -> None:
         self.folder, self.count, self.block, self.dtype = folder, count, block, np.dtype(dtype)
         self.name, self.advice = name, advice
         self.file, self._marks = folder / f"{name}features.npy", folder / f"{name}done.npy"

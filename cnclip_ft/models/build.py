@@ -197,8 +197,11 @@ def fill(module: nn.Module, tensors: Tensors, source: str) -> None:
     own = {names[name]: (name, tensor) for name, tensor in module.state_dict().items()}
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or extra:
-        said = [f"{len(names)} {what} ({', '.join(names[:3])}{', …' * (len(names) > 3)})"
-                for what, names in (("missing", missing), ("unexpected", extra)) if names]  # fmt: skip
+        said = [
+            f"{len(names)} {what} ({', '.join(names[:3])}{', …' * (len(names) > 3)})"
+            for what, names in (("missing", missing), ("unexpected", extra))
+            if names
+        ]
         raise RequestError(f"{source}: the tensors are not those of the model it describes: {'; '.join(said)}")
     for name, (_, expected) in own.items():
         found = tensors[name]

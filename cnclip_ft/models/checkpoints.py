@@ -198,10 +198,15 @@ def _read_folder(folder: Path, dtype: torch.dtype) -> Checkpoint:
 
 
 def load(
-    path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None,
-    image_size: int | None = None, source: str = "huggingface", trust_import: bool = False,
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    image_size: int | None = None,
+    source: str = "huggingface",
+    trust_import: bool = False,
     download_root: str | Path | None = None,
-) -> DualEncoder:  # fmt: skip
+) -> DualEncoder:
     """A model from a checkpoint of any kind, in evaluation mode on `device`.
 
     Args:
@@ -223,9 +228,13 @@ def load(
     """
     where = parse_device(device)
     checkpoint = open_checkpoint(
-        path, dtype=dtype or torch.float32, image_size=image_size, source=source, trust_import=trust_import,
+        path,
+        dtype=dtype or torch.float32,
+        image_size=image_size,
+        source=source,
+        trust_import=trust_import,
         download_root=download_root,
-    )  # fmt: skip
+    )
     model = assemble(checkpoint)
     for note in checkpoint.notes:
         logging.getLogger("cnclip_ft").warning("%s: %s", checkpoint.source, note)
@@ -233,9 +242,14 @@ def load(
 
 
 def open_checkpoint(
-    path: str | Path, *, dtype: torch.dtype = torch.float32, image_size: int | None, source: str, trust_import: bool,
+    path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    image_size: int | None,
+    source: str,
+    trust_import: bool,
     download_root: str | Path | None = None,
-) -> Checkpoint:  # fmt: skip
+) -> Checkpoint:
     """`read_checkpoint` of a path or a published name; a file under a published name must be of that size."""
     checkpoint = read_checkpoint(find(path, source, folder=download_root), dtype)
     checkpoint.trust_import = trust_import

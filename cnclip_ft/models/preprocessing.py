@@ -188,9 +188,10 @@ def _of_pixels(pixels: np.ndarray | torch.Tensor) -> Image.Image:
         pixels = (pixels.permute(1, 2, 0) if pixels.ndim == 3 else pixels).cpu().numpy()
     if kind != "uint8" or pixels.ndim not in (2, 3) or pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4):
         raise DataFault(
-            f"the pixels are {kind} {list(shape)}, expected uint8 {order}, red first", mend="Convert them to that.",
+            f"the pixels are {kind} {list(shape)}, expected uint8 {order}, red first",
+            mend="Convert them to that.",
             kind="undecodable-image",
-        )  # fmt: skip
+        )
     return Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels))
 
 

@@ -62,9 +62,15 @@ class LoadReport:
 
 
 def build_start(
-    spec: str | dict[str, Any], *, context_length: int | None = None, image_size: int | None = None,
-    max_patches: int | None = None, source: str = "huggingface", seed: int = 0, trust_import: bool = False,
-) -> tuple[DualEncoder, LoadReport]:  # fmt: skip
+    spec: str | dict[str, Any],
+    *,
+    context_length: int | None = None,
+    image_size: int | None = None,
+    max_patches: int | None = None,
+    source: str = "huggingface",
+    seed: int = 0,
+    trust_import: bool = False,
+) -> tuple[DualEncoder, LoadReport]:
     """A model as `model.start` of a recipe describes it, in training mode.
 
     Args:

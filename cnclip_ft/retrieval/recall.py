@@ -94,9 +94,11 @@ class Direction:
     def as_dict(self) -> dict[str, Any]:
         scores: dict[str, Any] = {f"r{k}": value for k, value in self.recall.items()}
         return scores | {
-            "mean_recall": self.mean_recall, "median_rank": self.median_rank,
-            "queries": self.queries, "gallery": self.gallery,
-        }  # fmt: skip
+            "mean_recall": self.mean_recall,
+            "median_rank": self.median_rank,
+            "queries": self.queries,
+            "gallery": self.gallery,
+        }
 
 
 @dataclass

@@ -248,9 +248,14 @@ def _grid(scale: torch.Tensor) -> torch.Tensor:
 
 
 def _settle(
-    asking: Side, offered: Side, rows: torch.Tensor, values: torch.Tensor, index: torch.Tensor, bound: torch.Tensor,
+    asking: Side,
+    offered: Side,
+    rows: torch.Tensor,
+    values: torch.Tensor,
+    index: torch.Tensor,
+    bound: torch.Tensor,
     scale: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Put candidates ``[rows, n]`` in exact order: highest first, equal ones by index.
 
     Only neighbours closer than twice the bound are scored again: all others cannot change places.

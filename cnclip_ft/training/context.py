@@ -122,9 +122,14 @@ def make_context(
     guard = recipe.data.guard
     guard_store = open_split(guard.split, "data.guard.split") if guard else None
     model, start = build_start(
-        weights_beside(recipe.model.start, recipe.data.train), context_length=recipe.data.context_length, image_size=recipe.model.image_size,
-        max_patches=recipe.model.max_patches, source=recipe.model.source, seed=recipe.seed, trust_import=trust_import,
-    )  # fmt: skip
+        weights_beside(recipe.model.start, recipe.data.train),
+        context_length=recipe.data.context_length,
+        image_size=recipe.model.image_size,
+        max_patches=recipe.model.max_patches,
+        source=recipe.model.source,
+        seed=recipe.seed,
+        trust_import=trust_import,
+    )
     context = Context(
         recipe=recipe,
         folder=folder,

@@ -127,8 +127,11 @@ def refuse_other_recipe(recipe: Recipe, state: dict[str, Any]) -> Stage | None:
         stored["data"]["context_length"] = None
     name, setting = list(stored["stages"].items())[state["stage"]]
     found = _differences(stored, recipe.model_dump(mode="json"))
-    longer = [key for key, before, now in found
-              if key in (f"stages.{name}.epochs", f"stages.{name}.steps") and before and now and now > before]  # fmt: skip
+    longer = [
+        key
+        for key, before, now in found
+        if key in (f"stages.{name}.epochs", f"stages.{name}.steps") and before and now and now > before
+    ]
     changed = [
         f"{key}: {before!r} → {now!r}"
         for key, before, now in found
@@ -137,8 +140,9 @@ def refuse_other_recipe(recipe: Recipe, state: dict[str, Any]) -> Stage | None:
     if changed:
         raise RequestError(
             "--continue goes on with the very same recipe, but these settings differ (stored → now):\n  "
-            + "\n  ".join(changed) + "\nTo train on from its weights instead: without --continue, with model.start=RUN/STAGE/last and another output=FOLDER."
-        )  # fmt: skip
+            + "\n  ".join(changed)
+            + "\nTo train on from its weights instead: without --continue, with model.start=RUN/STAGE/last and another output=FOLDER."
+        )
     return Stage.model_validate(setting) if longer else None
 
 

@@ -86,9 +86,15 @@ def try_step(context: Context, plan: StagePlan, model: DualEncoder, size: int, t
 
 
 def out_of_memory(
-    context: Context, plan: StagePlan, model: DualEncoder, error: BaseException, *,
-    step: int, at_once: int, to_come: Sequence[nn.Parameter],
-) -> UserError | None:  # fmt: skip
+    context: Context,
+    plan: StagePlan,
+    model: DualEncoder,
+    error: BaseException,
+    *,
+    step: int,
+    at_once: int,
+    to_come: Sequence[nn.Parameter],
+) -> UserError | None:
     """The message for a step that ran out of memory, with a setting that fits; None where that is not what happened.
 
     Args:
@@ -120,6 +126,7 @@ def out_of_memory(
         anew.append(f"stages.{plan.name}.patch_dropout=0.5 for most of the stage")
     return UserError(
         f"stage {plan.name}, step {step}: out of memory on {context.device} with {at_once} pairs at once. "
-        "Give, also with --continue: " + "; or ".join(going_on)
+        "Give, also with --continue: "
+        + "; or ".join(going_on)
         + (f". In a new run also: {'; or '.join(anew)}" if anew else "")
-    )  # fmt: skip
+    )

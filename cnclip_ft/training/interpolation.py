@@ -13,9 +13,17 @@ from cnclip_ft.training.validation import Judgement
 
 
 def interpolate(
-    model: DualEncoder, start: dict[str, torch.Tensor], best: dict[str, torch.Tensor], steps: int, *,
-    judge: Callable[[DualEncoder], Judgement], selection: Selection, journal: Journal, stage: str, by: str,
-) -> tuple[float, Judgement] | None:  # fmt: skip
+    model: DualEncoder,
+    start: dict[str, torch.Tensor],
+    best: dict[str, torch.Tensor],
+    steps: int,
+    *,
+    judge: Callable[[DualEncoder], Judgement],
+    selection: Selection,
+    journal: Journal,
+    stage: str,
+    by: str,
+) -> tuple[float, Judgement] | None:
     """Judge ``(1 − α) · start + α · best`` at `steps` + 1 places. All devices take part.
 
     Returns:
@@ -23,10 +31,12 @@ def interpolate(
     """
 
     def mix(alpha: float) -> None:
-        model.load_state_dict({
-            name: torch.lerp(start[name], tensor, alpha) if tensor.is_floating_point() else tensor
-            for name, tensor in best.items()
-        })  # fmt: skip
+        model.load_state_dict(
+            {
+                name: torch.lerp(start[name], tensor, alpha) if tensor.is_floating_point() else tensor
+                for name, tensor in best.items()
+            }
+        )
 
     winner: tuple[float, Judgement] | None = None
     lines: list[tuple[float, Judgement]] = []

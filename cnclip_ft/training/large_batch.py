@@ -44,11 +44,17 @@ class GradientStep:
     """
 
     def __init__(
-        self, model: Any, objective: Objective, *, micro_batch_size: int | None,
-        autocast: Callable[[], AbstractContextManager[Any]], backward: Callable[[torch.Tensor], Any],
-        augment: Callable[[torch.Tensor], torch.Tensor] | None = None, sharding: Whole | None = None,
+        self,
+        model: Any,
+        objective: Objective,
+        *,
+        micro_batch_size: int | None,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        backward: Callable[[torch.Tensor], Any],
+        augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        sharding: Whole | None = None,
         lengths: Sequence[int] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.model, self.objective = model, objective
         self.micro_batch_size, self.autocast, self.backward = micro_batch_size, autocast, backward
         self.augment, self.sharding = augment or (lambda pixels: pixels), sharding or Whole()

@@ -64,10 +64,11 @@ def add_lora(model: DualEncoder, table: list[Entry]) -> list[Entry]:
         if not targets:
             continue
         config = LoraConfig(
-            target_modules=list(targets), lora_dropout=max(lora.dropout for _, lora in targets.values()),
+            target_modules=list(targets),
+            lora_dropout=max(lora.dropout for _, lora in targets.values()),
             rank_pattern={name: lora.rank for name, (_, lora) in targets.items()},
             alpha_pattern={name: lora.alpha for name, (_, lora) in targets.items()},
-        )  # fmt: skip
+        )
         inject_adapter_in_model(config, tower, adapter_name=_ADAPTER)
         for name, (entry, _) in targets.items():
             for parameter_name, parameter in tower.get_submodule(name).named_parameters():

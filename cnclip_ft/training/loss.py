@@ -186,9 +186,16 @@ class _TiledInfoNCE(torch.autograd.Function):
 
 
 def _add_sums(
-    z: torch.Tensor, chosen: torch.Tensor | None, own: tuple[torch.Tensor, torch.Tensor] | None, rows: slice, kind: int,
-    row_counts: torch.Tensor, column_counts: torch.Tensor, row_sums: torch.Tensor, column_sums: torch.Tensor,
-) -> None:  # fmt: skip
+    z: torch.Tensor,
+    chosen: torch.Tensor | None,
+    own: tuple[torch.Tensor, torch.Tensor] | None,
+    rows: slice,
+    kind: int,
+    row_counts: torch.Tensor,
+    column_counts: torch.Tensor,
+    row_sums: torch.Tensor,
+    column_sums: torch.Tensor,
+) -> None:
     """Count the chosen pairs of a tile and add up their logits, per row and per column.
 
     `chosen` None means every pair, or, where `own` is given, each row's own partner alone.
@@ -210,9 +217,13 @@ def _all_alike(keys: torch.Tensor) -> bool:
 
 
 def _prepare(
-    images: torch.Tensor, texts: torch.Tensor, image_keys: torch.Tensor | None, text_keys: torch.Tensor | None,
-    positives: Positives, tile: int | None,
-) -> tuple[torch.Tensor, torch.Tensor, Batch]:  # fmt: skip
+    images: torch.Tensor,
+    texts: torch.Tensor,
+    image_keys: torch.Tensor | None,
+    text_keys: torch.Tensor | None,
+    positives: Positives,
+    tile: int | None,
+) -> tuple[torch.Tensor, torch.Tensor, Batch]:
     """Promote to fp32, gather texts (with gradient) and ids, and describe the batch."""
     if images.shape != texts.shape or images.ndim != 2:
         raise ValueError(f"features must be two [n, dim] tensors of one shape, got {images.shape} and {texts.shape}")
@@ -327,9 +338,14 @@ class _TiledSigmoid(torch.autograd.Function):
 
     @staticmethod
     def _signed(
-        z: torch.Tensor, own: tuple[torch.Tensor, torch.Tensor], scale: torch.Tensor, bias: torch.Tensor,
-        batch: Batch, rows: slice, soft: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        z: torch.Tensor,
+        own: tuple[torch.Tensor, torch.Tensor],
+        scale: torch.Tensor,
+        bias: torch.Tensor,
+        batch: Batch,
+        rows: slice,
+        soft: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits and ζ: +1 positive, −1 negative, 0 left out."""
         sign = torch.full_like(z, -1.0)
         same = _same(batch, rows)

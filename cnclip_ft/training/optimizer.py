@@ -146,9 +146,13 @@ def build_optimizer(table: list[Entry], stage: Stage, device: torch.device) -> t
         if entry.rate:
             group = groups.setdefault(
                 (entry.rate, entry.decays, entry.tower == "temperature"),
-                {"params": [], "names": [], "peak": stage.learning_rate * entry.rate,
-                 "weight_decay": stage.weight_decay if entry.decays else 0.0},
-            )  # fmt: skip
+                {
+                    "params": [],
+                    "names": [],
+                    "peak": stage.learning_rate * entry.rate,
+                    "weight_decay": stage.weight_decay if entry.decays else 0.0,
+                },
+            )
             group["params"].append(entry.parameter)
             group["names"].append(entry.name)
     for group in groups.values():

@@ -19,9 +19,16 @@ from data_tools.page_style import END, HEAD
 
 
 def write_report(
-    folder: Path, *, title: str, plan: str, rows: list[tuple[str, dict[str, float | None]]], notes: list[str],
-    journal: Path, examples: list[Example], settings: str,
-) -> Path:  # fmt: skip
+    folder: Path,
+    *,
+    title: str,
+    plan: str,
+    rows: list[tuple[str, dict[str, float | None]]],
+    notes: list[str],
+    journal: Path,
+    examples: list[Example],
+    settings: str,
+) -> Path:
     """Write ``index.html`` into `folder`, which is made where it is missing. `examples` may be none: of a run that was stopped."""
     parts = [
         "<!doctype html><html lang='en'><meta charset='utf-8'>",

@@ -52,9 +52,15 @@ from data_tools.tables import terminal_width
 
 
 def train(
-    recipe: Recipe, *, proceed: bool = False, overwrite: bool = False, strict: bool = False, trust_import: bool = False,
-    stop: StopRequest | None = None, before_step: Callable[[Trainer], None] | None = None,
-) -> bool:  # fmt: skip
+    recipe: Recipe,
+    *,
+    proceed: bool = False,
+    overwrite: bool = False,
+    strict: bool = False,
+    trust_import: bool = False,
+    stop: StopRequest | None = None,
+    before_step: Callable[[Trainer], None] | None = None,
+) -> bool:
     """Run a recipe; `proceed` continues the run in its folder at the very step.
 
     Args:
@@ -99,17 +105,26 @@ class Run:
     """
 
     def __init__(
-        self, context: Context, model: DualEncoder, plans: list[StagePlan], stop: StopRequest,
-        before_step: Callable[[Trainer], None] | None = None, shorter: Stage | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        context: Context,
+        model: DualEncoder,
+        plans: list[StagePlan],
+        stop: StopRequest,
+        before_step: Callable[[Trainer], None] | None = None,
+        shorter: Stage | None = None,
+    ) -> None:
         self.shorter, self.described = shorter, ""
         self.context, self.model, self.plans, self.stop, self.before_step = context, model, plans, stop, before_step
         self.progress, self.states = Progress(), StateWriter(context.folder / "state")
         self.judge = Judge(
-            context.evaluators, context.device, context.workers, context.autocast,
-            guard=None if context.guard_store is None else Recall(context.guard_store), best_by=context.recipe.best_by,
+            context.evaluators,
+            context.device,
+            context.workers,
+            context.autocast,
+            guard=None if context.guard_store is None else Recall(context.guard_store),
+            best_by=context.recipe.best_by,
             stop=stop,
-        )  # fmt: skip
+        )
 
     def execute(self, state: dict[str, Any] | None = None) -> bool:
         """Train all stages, from `state` on. True when done, False when stopped on request."""
@@ -130,9 +145,11 @@ class Run:
             except Stopped:
                 self.states.wait()
                 begun = newest_state(context.folder / "state") is not None
-                way = f"Continue with: {continue_line(context)}" if begun else (
-                    "It had not begun to train, so nothing is lost: give the command again."
-                )  # fmt: skip
+                way = (
+                    f"Continue with: {continue_line(context)}"
+                    if begun
+                    else ("It had not begun to train, so nothing is lost: give the command again.")
+                )
                 context.journal.say(f"Stopped. {way}")
                 if begun and context.main:
                     self._write_page([*self.progress.notes, f"Stopped. {way}"], [])
@@ -175,9 +192,17 @@ class Run:
         for each in self.plans[first:]:
             self.judge.trunk_is_frozen = each.image_frozen
             stage = StageRun(
-                context, each, self.model, progress, judge=self.judge, states=self.states, stop=self.stop,
-                start=start, state=state, before_step=self.before_step,
-            )  # fmt: skip
+                context,
+                each,
+                self.model,
+                progress,
+                judge=self.judge,
+                states=self.states,
+                stop=self.stop,
+                start=start,
+                state=state,
+                before_step=self.before_step,
+            )
             if self.shorter is not None and each is self.plans[first]:
                 stage.selection.go_on()
             stage.train()
@@ -199,10 +224,15 @@ class Run:
             progress.rows = [("chance", chance), ("start", judgement.row())]
             said = "" if judgement.guard is None else f"  guard {judgement.guard:.2f}"
             self.context.journal.write(
-                "validation", f"before the first step | mean recall {judgement.mean_recall:.2f} "
-                f"(chance {chance['mean_recall']:.2f}){judgement.details()}{said}", stage="start", step=0,
-                mean_recall=judgement.mean_recall, chance=chance, scores=judgement.as_dict(),
-            )  # fmt: skip
+                "validation",
+                f"before the first step | mean recall {judgement.mean_recall:.2f} "
+                f"(chance {chance['mean_recall']:.2f}){judgement.details()}{said}",
+                stage="start",
+                step=0,
+                mean_recall=judgement.mean_recall,
+                chance=chance,
+                scores=judgement.as_dict(),
+            )
         return verdict(judgement)
 
     def _report(self, last: str) -> None:
@@ -226,10 +256,15 @@ class Run:
     def _write_page(self, notes: list[str], examples: list[Example]) -> Path:
         context = self.context
         return write_report(
-            context.folder / "report", title=f"cnclip-ft: {context.folder.name}", plan=self.described,
-            rows=self.progress.rows, notes=notes, journal=context.folder / "journal.jsonl",
-            settings=dump_recipe(context.recipe), examples=examples,
-        )  # fmt: skip
+            context.folder / "report",
+            title=f"cnclip-ft: {context.folder.name}",
+            plan=self.described,
+            rows=self.progress.rows,
+            notes=notes,
+            journal=context.folder / "journal.jsonl",
+            settings=dump_recipe(context.recipe),
+            examples=examples,
+        )
 
     def _told(self, error: Exception) -> Exception:
         """The error as a message that says what is saved and how to go on. A mistake of ours keeps its traceback."""

@@ -89,8 +89,13 @@ def check_place(recipe: Recipe) -> None:
     guard = recipe.data.guard
     refuse_overlap(
         recipe.output,
-        [recipe.data.train, *recipe.data.valid_places(), *([guard.split] if guard else []), *_paths(recipe.model.start)],
-    )  # fmt: skip
+        [
+            recipe.data.train,
+            *recipe.data.valid_places(),
+            *([guard.split] if guard else []),
+            *_paths(recipe.model.start),
+        ],
+    )
 
 
 def _paths(start: Any) -> Iterator[str]:

@@ -46,11 +46,19 @@ class StageRun:
     """
 
     def __init__(
-        self, context: Context, plan: StagePlan, model: DualEncoder, progress: Progress, *,
-        judge: Callable[[DualEncoder], Judgement], states: StateWriter, stop: StopRequest,
-        start: dict[str, Any] | None = None, state: dict[str, Any] | None = None,
+        self,
+        context: Context,
+        plan: StagePlan,
+        model: DualEncoder,
+        progress: Progress,
+        *,
+        judge: Callable[[DualEncoder], Judgement],
+        states: StateWriter,
+        stop: StopRequest,
+        start: dict[str, Any] | None = None,
+        state: dict[str, Any] | None = None,
         before_step: Callable[[Trainer], None] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.context, self.plan, self.model, self.progress = context, plan, model, progress
         self.judge, self.states, self.stop, self.before_step = judge, states, stop, before_step
         self.selection = Selection(plan.setting, context.recipe.data.guard, progress.guard_start, plan.name)
@@ -129,9 +137,12 @@ class StageRun:
         ended = self.selection.so_far.ended
         if ended and trainer.step < plan.total:
             context.journal.write(
-                "ended", f"{plan.name} ends at step {trainer.step} of {plan.total}: {ended}",
-                stage=plan.name, step=trainer.step, reason=ended,
-            )  # fmt: skip
+                "ended",
+                f"{plan.name} ends at step {trainer.step} of {plan.total}: {ended}",
+                stage=plan.name,
+                step=trainer.step,
+                reason=ended,
+            )
         trainer.release()
         self._finish()
 
@@ -186,8 +197,14 @@ class StageRun:
             f"{plan.name} {done.step}/{plan.total} | loss {summary['loss']:.4f} | in-batch {100 * summary['accuracy']:.1f}% | "
             f"scale {scale:.1f} | {bias}rate {rate:.2e} | {summary['pairs_per_second']:.0f} pairs/s | "
             f"data wait {100 * summary['data_wait']:.0f}%{memory} | {duration(left)} left",
-            stage=plan.name, step=done.step, logit_scale=scale, rate=rate, seconds_left=left, **told, **summary,
-        )  # fmt: skip
+            stage=plan.name,
+            step=done.step,
+            logit_scale=scale,
+            rate=rate,
+            seconds_left=left,
+            **told,
+            **summary,
+        )
         meter.reset()
         return left
 
@@ -224,10 +241,14 @@ class StageRun:
         context, plan, step, selection = self.context, self.plan, self.trainer.step, self.selection
         compared = selection.compared(judgement.score, judgement.guard, self.progress.start_score)
         context.journal.write(
-            "validation", f"{plan.name} {step}/{plan.total} | mean recall {judgement.mean_recall:.2f}"
+            "validation",
+            f"{plan.name} {step}/{plan.total} | mean recall {judgement.mean_recall:.2f}"
             f"{judgement.details()} ({duration(judgement.seconds)}){compared}{selection.guard_note(judgement.guard)}",
-            stage=plan.name, step=step, mean_recall=judgement.mean_recall, scores=judgement.as_dict(),
-        )  # fmt: skip
+            stage=plan.name,
+            step=step,
+            mean_recall=judgement.mean_recall,
+            scores=judgement.as_dict(),
+        )
         info = checkpoint_info(context, plan, step, self.progress.token, verdict(judgement))
         self.kept.save("last", model, info)
         if selection.beats(judgement.score, judgement.guard):
@@ -304,9 +325,16 @@ class StageRun:
             journal.say(f"{kept.folder / 'start'} is gone: nothing is interpolated, the best checkpoint stays")
             return
         won = interpolate(
-            model, kept.weights("start", model), kept.weights("best", model), steps, judge=self.judge,
-            selection=self.selection, journal=journal, stage=self.plan.name, by=context.recipe.best_by,
-        )  # fmt: skip
+            model,
+            kept.weights("start", model),
+            kept.weights("best", model),
+            steps,
+            judge=self.judge,
+            selection=self.selection,
+            journal=journal,
+            stage=self.plan.name,
+            by=context.recipe.best_by,
+        )
         if won is not None:
             alpha, judgement = won
             info = checkpoint_info(context, self.plan, self.trainer.step, self.progress.token, verdict(judgement))

@@ -61,9 +61,12 @@ def plan_stage(context: Context, model: DualEncoder, number: int, name: str, set
     table = build_table(model, objective, rules_for(setting, context.new_parts))
     check_lora(model, table)
     refuse_with_sharding(
-        context.sharding, name, precision=context.precision, lora=any(e.lora for e in table),
+        context.sharding,
+        name,
+        precision=context.precision,
+        lora=any(e.lora for e in table),
         micro_batch_size=setting.micro_batch_size,
-    )  # fmt: skip
+    )
     order = _order(context, number, name, setting)
     StageSampler(order, 0, 0, context.rank, context.world)  # the batch can be shared
     total = _total(setting, order)
@@ -152,7 +155,11 @@ def make_objective(name: str, setting: Stage, *, biased: bool) -> Objective:
 
 def _order(context: Context, number: int, name: str, setting: Stage, without_images: Iterable[int] = ()) -> BatchOrder:
     return BatchOrder(
-        context.pairs, setting.batch_size, seed=context.recipe.seed * 1000 + number,
-        length_window=context.recipe.data.length_window, name=f"the training split {context.train_store.path}",
-        without_images=set(without_images), key=f"stages.{name}",
-    )  # fmt: skip
+        context.pairs,
+        setting.batch_size,
+        seed=context.recipe.seed * 1000 + number,
+        length_window=context.recipe.data.length_window,
+        name=f"the training split {context.train_store.path}",
+        without_images=set(without_images),
+        key=f"stages.{name}",
+    )

@@ -64,9 +64,13 @@ class Trainer:
     """
 
     def __init__(
-        self, context: Context, plan: StagePlan, whole: DualEncoder, state: dict[str, Any] | None = None,
+        self,
+        context: Context,
+        plan: StagePlan,
+        whole: DualEncoder,
+        state: dict[str, Any] | None = None,
         stop: StopRequest | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.stop = stop
         self.context, self.plan, self.whole, setting = context, plan, whole, plan.setting
         self.step: int = state["step"] if state is not None else 0
@@ -98,11 +102,15 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=context.precision == "fp16")
         self.average = MovingAverage(self.table, setting.ema) if setting.ema else None
         self.gradient = GradientStep(
-            self.model, plan.objective,
+            self.model,
+            plan.objective,
             micro_batch_size=micro_batch_size(context, plan, self.model, self._without_moments()),
-            autocast=context.autocast, backward=lambda loss: self.scaler.scale(loss).backward(),
-            augment=lambda pixels: augment(pixels, setting.augment), sharding=context.sharding, lengths=self._lengths(),
-        )  # fmt: skip
+            autocast=context.autocast,
+            backward=lambda loss: self.scaler.scale(loss).backward(),
+            augment=lambda pixels: augment(pixels, setting.augment),
+            sharding=context.sharding,
+            lengths=self._lengths(),
+        )
         if state is not None:
             self._restore(state)
 
@@ -119,16 +127,25 @@ class Trainer:
     def _build_cache(self) -> FeatureCache:
         context, setting, data = self.context, self.plan.setting, self.context.recipe.data
         cache = FeatureCache(
-            context.cache_folder, self.whole, context.train_store, views=setting.views, augment=setting.augment,
-            precision=context.precision, seed=context.recipe.seed, reduced=data.reduced_jpegs,
-        )  # fmt: skip
+            context.cache_folder,
+            self.whole,
+            context.train_store,
+            views=setting.views,
+            augment=setting.augment,
+            precision=context.precision,
+            seed=context.recipe.seed,
+            reduced=data.reduced_jpegs,
+        )
         context.journal.say(
             f"Image features of the frozen tower: {'read from' if cache.complete else 'computed once into'} {cache.folder}"
         )
         complete = cache.build(
-            context.accelerator, context.autocast, workers=context.workers, max_damaged=data.max_damaged_images,
+            context.accelerator,
+            context.autocast,
+            workers=context.workers,
+            max_damaged=data.max_damaged_images,
             asked_to_stop=lambda: self.stop is not None and self.stop.asked_here,
-        )  # fmt: skip
+        )
         if not complete:
             raise Stopped
         if cache.damaged:
@@ -234,9 +251,14 @@ class Trainer:
 
     def _out_of_memory(self, error: BaseException) -> UserError | None:
         return out_of_memory(
-            self.context, self.plan, self.model, error, step=self.step + 1,
-            at_once=self.gradient.micro_batch_size or self.plan.share, to_come=self._without_moments(),
-        )  # fmt: skip
+            self.context,
+            self.plan,
+            self.model,
+            error,
+            step=self.step + 1,
+            at_once=self.gradient.micro_batch_size or self.plan.share,
+            to_come=self._without_moments(),
+        )
 
     def _statistics(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Batch-norm statistics and copies of them, where a bad step may be skipped: its forward has moved them."""
@@ -250,9 +272,12 @@ class Trainer:
         self.skipped += 1
         if self.skipped <= setting.skip_bad_steps:
             self.context.journal.write(
-                "skipped", f"{name} {step}/{total} | the {what} is {value}: step skipped "
-                f"({self.skipped} of at most {setting.skip_bad_steps})", stage=name, step=step,
-            )  # fmt: skip
+                "skipped",
+                f"{name} {step}/{total} | the {what} is {value}: step skipped "
+                f"({self.skipped} of at most {setting.skip_bad_steps})",
+                stage=name,
+                step=step,
+            )
             return
         raise UserError(
             f"stage {name}, step {step}: the {what} is {value}. Training stopped before it reached the "
@@ -281,10 +306,14 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """What `state` takes, whole on the device that writes. All devices take part."""
         self.settle()
-        tensors = self.context.sharding.full({
-            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-            "average": self.average.state_dict() if self.average is not None else None,
-        })  # fmt: skip
+        tensors = self.context.sharding.full(
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "average": self.average.state_dict() if self.average is not None else None,
+            }
+        )
         return tensors | {"stage": self.plan.number, "step": self.step, "skipped": self.skipped}
 
     def _restore(self, state: dict[str, Any]) -> None:

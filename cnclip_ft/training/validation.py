@@ -130,8 +130,9 @@ class Judge:
         return judgement
 
     def _judge(self, model: DualEncoder) -> Judgement:
-        encoder = SharedEncoder(model, workers=self.workers, autocast=self.autocast, trunk=self._kept_trunk(model),
-                                check=self.stop.check)  # fmt: skip
+        encoder = SharedEncoder(
+            model, workers=self.workers, autocast=self.autocast, trunk=self._kept_trunk(model), check=self.stop.check
+        )
         judgement = Judgement({}, 0.0, self.best_by)
         for number, (name, evaluator) in enumerate(self.evaluators.items()):
             scores, features = evaluator.judge(name, encoder)

@@ -86,7 +86,7 @@ def judge(splits: list[SplitCheck]) -> CheckReport:
                     len(texts),
                     [[first.image_hashes[h], second.image_hashes[h]] for h in sorted(images)[:_SHOWN]],
                     [first.text_hashes[h] for h in sorted(texts)[:_SHOWN]],
-                )  # fmt: skip
+                )
             )
     for split in splits:
         report.findings += _of_split(split)

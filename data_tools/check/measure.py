@@ -164,23 +164,41 @@ def measure(
         "skipped": [fault for fault, _ in zip(read_faults(store.path), range(_SHOWN), strict=False)],
     }
     return SplitCheck(
-        name=store.name, path=str(store.path), checksum=content.hexdigest(), images=len(images.ids), pairs=len(store),
-        texts=len(pairs.distinct), lone_texts=len(store.lone_texts),
+        name=store.name,
+        path=str(store.path),
+        checksum=content.hexdigest(),
+        images=len(images.ids),
+        pairs=len(store),
+        texts=len(pairs.distinct),
+        lone_texts=len(store.lone_texts),
         pairs_per_image=Spread.of(Counter(pairs.per_image.values())),
-        images_without_text=len(images.ids) - len(pairs.per_image), missing_images=pairs.missing,
-        repeated_texts=pairs.repeated(), repeated_images=images.repeated(),
+        images_without_text=len(images.ids) - len(pairs.per_image),
+        missing_images=pairs.missing,
+        repeated_texts=pairs.repeated(),
+        repeated_images=images.repeated(),
         false_negatives={size: pairs.false_negatives(size) for size in BATCHES},
-        context_length=context_length, token_lengths=Spread.of(texts.tokens), cut=texts.cut(context_length),
-        characters=Spread.of(texts.characters), languages=dict(pairs.languages.most_common()),
-        formats=dict(images.formats.most_common()), modes=dict(images.modes.most_common()),
-        widths=Spread.of(images.widths), heights=Spread.of(images.heights), bytes=images.bytes,
-        undecodable=images.undecodable, decoded=decode, examples=examples, order=order.hexdigest(),
-        stated_checksum=store.stated_checksum, stated_order=store.manifest.order if store.manifest else None,
+        context_length=context_length,
+        token_lengths=Spread.of(texts.tokens),
+        cut=texts.cut(context_length),
+        characters=Spread.of(texts.characters),
+        languages=dict(pairs.languages.most_common()),
+        formats=dict(images.formats.most_common()),
+        modes=dict(images.modes.most_common()),
+        widths=Spread.of(images.widths),
+        heights=Spread.of(images.heights),
+        bytes=images.bytes,
+        undecodable=images.undecodable,
+        decoded=decode,
+        examples=examples,
+        order=order.hexdigest(),
+        stated_checksum=store.stated_checksum,
+        stated_order=store.manifest.order if store.manifest else None,
         stated_images=store.image_count,
         skipped=dict(Counter(str(fault["kind"]) for fault in read_faults(store.path)).most_common()),
         kept={name: KeptColumn.of(counts) for name, counts in images.kept.items()},
-        image_hashes=images.first, text_hashes=pairs.first_text,
-    )  # fmt: skip
+        image_hashes=images.first,
+        text_hashes=pairs.first_text,
+    )
 
 
 class _Images:
@@ -285,8 +303,13 @@ class _Pairs:
     """One pass over the pairs: who stands with whom, and which texts there are."""
 
     def __init__(
-        self, store: PairStore, numbers: dict[Id, int], image_groups: array[int], progress: bool, order: Order | None = None
-    ) -> None:  # fmt: skip
+        self,
+        store: PairStore,
+        numbers: dict[Id, int],
+        image_groups: array[int],
+        progress: bool,
+        order: Order | None = None,
+    ) -> None:
         self.content, order = Checksum(), order or Order()
         self.per_image: Counter[Id] = Counter()
         self.languages: Counter[str] = Counter()
@@ -295,8 +318,14 @@ class _Pairs:
         self.missing, self.missing_examples = 0, list[list[Id]]()
         self._image_of, self._text_of = array("q"), array("q")  # of every pair: equal content, equal number
         text_numbers: dict[bytes, int] = {}
-        for pair in Bar(store.pairs(), total=len(store), desc=f"{store.name}: pairs", unit="pair",
-                         disable=None if progress else True, delay=1.0):  # fmt: skip
+        for pair in Bar(
+            store.pairs(),
+            total=len(store),
+            desc=f"{store.name}: pairs",
+            unit="pair",
+            disable=None if progress else True,
+            delay=1.0,
+        ):
             self.content.pair(pair.image_id, pair.text_id, pair.text)
             order.pair(pair.image_id, pair.text_id, pair.text)
             number = numbers.get(pair.image_id)

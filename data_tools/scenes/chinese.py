@@ -128,7 +128,12 @@ def _with_background(clause: str, background: str, random: Random) -> str:
     place, noun = random.choice(places), random.choice(nouns)
     if clause.startswith(("有", "画着", "散落着")):
         return f"{place}{clause}"
-    return random.choice((
-        f"{place}，{clause}", f"{place}，{clause}", f"在{place}，{clause}",
-        f"{clause}，背景是{noun}", f"以{noun}为背景，{clause}",
-    ))  # fmt: skip
+    return random.choice(
+        (
+            f"{place}，{clause}",
+            f"{place}，{clause}",
+            f"在{place}，{clause}",
+            f"{clause}，背景是{noun}",
+            f"以{noun}为背景，{clause}",
+        )
+    )

@@ -15,7 +15,7 @@ from data_tools.scenes.vocabulary import (
     SHAPES,
     Group,
     Scene,
-)  # fmt: skip
+)
 
 
 def sample_scenes(count: int, *, seed: int = 0, held_out: bool = False) -> list[Scene]:
@@ -71,9 +71,14 @@ def _sample(seed: str) -> Scene:
 
 
 def _group(
-    random: Random, background: str, *, count: int, sizes: tuple[str, ...] | None = None,
-    shapes: tuple[str, ...] = SHAPES, not_colour: str | None = None,
-) -> Group:  # fmt: skip
+    random: Random,
+    background: str,
+    *,
+    count: int,
+    sizes: tuple[str, ...] | None = None,
+    shapes: tuple[str, ...] = SHAPES,
+    not_colour: str | None = None,
+) -> Group:
     colours = [c for c in COLOURS if c not in BACKGROUNDS[background] and c != not_colour]
     if sizes is None:
         sizes = ("small", "medium", "large") if count == 1 else ("small", "medium")

@@ -134,7 +134,9 @@ def _refuse_sources(folder: Path, split: str, overwrite: bool) -> None:
             "of a demonstration set as `data demo` drew it",
         )
         if file.exists() and not overwrite:
-            raise RequestError(f"{file} is there already; replace the demonstration set with --overwrite, or choose another folder")  # fmt: skip
+            raise RequestError(
+                f"{file} is there already; replace the demonstration set with --overwrite, or choose another folder"
+            )
 
 
 def _encoded(scene: Scene, size: int) -> bytes:

@@ -69,8 +69,13 @@ class CaptionedImagesSource:
         if others:
             notes.append(f"{others:,} captions of images that the list of this split does not name")
         for name in uncaptioned:
-            yield DataFault(f"image {name} has no caption", mend="Are the caption files those of this split?", kind="missing-caption",
-                            file=self.names_file, item_id=canonical_id(name))  # fmt: skip
+            yield DataFault(
+                f"image {name} has no caption",
+                mend="Are the caption files those of this split?",
+                kind="missing-caption",
+                file=self.names_file,
+                item_id=canonical_id(name),
+            )
 
     def fingerprint(self) -> dict[str, Any]:
         return {"files": fingerprint_of(self.names_file, *(captions.path for captions in self.captions))}

@@ -32,8 +32,14 @@ def coco_cn(
         if mark not in CAPTIONS:
             raise RequestError(f"--captions-from {mark!r}: COCO-CN has {', '.join(CAPTIONS)}")
     places = (source, source / "coco-cn-version1805v1.1", source / "data")
-    photos = images or find_one((source, source / "images", source.parent, source.parent / "images"), ("train2014", "val2014"),
-                                "the photos of MS-COCO 2014 (or name the folder that holds both with --images)").parent  # fmt: skip
+    photos = (
+        images
+        or find_one(
+            (source, source / "images", source.parent, source.parent / "images"),
+            ("train2014", "val2014"),
+            "the photos of MS-COCO 2014 (or name the folder that holds both with --images)",
+        ).parent
+    )
     captions = [CaptionFile(find_one(places, (CAPTIONS[mark],), f"{mark} captions of COCO-CN"), "zh") for mark in marks]
 
     def find_image(name: str) -> Path:
@@ -42,9 +48,12 @@ def coco_cn(
 
     return {
         split: CaptionedImagesSource(
-            "coco-cn", find_one(places, (names,), f"the list of {split} photos"), captions, find_image,
+            "coco-cn",
+            find_one(places, (names,), f"the list of {split} photos"),
+            captions,
+            find_image,
             counts if marks == ("written",) else {"images": counts["images"]},
         )
         for split, (names, counts) in SPLITS.items()
         if marks == ("written",) or split == "test"
-    }  # fmt: skip
+    }

@@ -44,7 +44,10 @@ def flickr30k_cn(source: Path, images: Path | None = None) -> dict[str, Source]:
                 (folder / "TextData",), (f"seg.{name}.caption.txt", f"{name}.caption.txt"), f"captions of {split}"
             )
             splits[split] = CaptionedImagesSource(
-                "flickr30k-cn", folder / "ImageSets" / f"{name}.txt", [CaptionFile(captions, "zh", join_segmented)],
-                lambda image: photos / f"{image}.jpg", COUNTS[split],
-            )  # fmt: skip
+                "flickr30k-cn",
+                folder / "ImageSets" / f"{name}.txt",
+                [CaptionFile(captions, "zh", join_segmented)],
+                lambda image: photos / f"{image}.jpg",
+                COUNTS[split],
+            )
     return splits

@@ -54,8 +54,15 @@ def open_folder(folder: Path, options: SourceOptions) -> Source:
         raise RequestError(f"{captions}: no such file of captions")
     elif captions.suffix.lower() in SUFFIXES or _is_table(captions, options.encoding):
         form = captions.suffix.lower() if captions.suffix.lower() in SUFFIXES else ".csv"
-        return TableSource(captions, root=folder, columns=options.columns, encoding=options.encoding,
-                           header=options.header, outside=outside, form=form)  # fmt: skip
+        return TableSource(
+            captions,
+            root=folder,
+            columns=options.columns,
+            encoding=options.encoding,
+            header=options.header,
+            outside=outside,
+            form=form,
+        )
     else:
         found_as = CaptionLinesSource(folder, captions, options.encoding, outside)
     if any(vars(options.columns).values()) or not options.header:
@@ -124,8 +131,11 @@ class TextFilesSource:
             captions = own if own.is_file() else shared
             try:
                 if not captions.is_file():
-                    raise DataFault(f"image {image_id} has no {readable(captions.name)} beside it", kind="missing-caption",
-                                    mend="Write one, or move the image away.")  # fmt: skip
+                    raise DataFault(
+                        f"image {image_id} has no {readable(captions.name)} beside it",
+                        kind="missing-caption",
+                        mend="Write one, or move the image away.",
+                    )
                 root.check(captions)
             except DataFault as fault:
                 yield located(fault, path, None, image_id)
@@ -146,12 +156,22 @@ class TextFilesSource:
                         except DataFault as fault:
                             yield located(fault, captions, number, image_id)
             except (RequestError, OSError) as error:  # it went away, may not be read, or is UTF-16
-                yield DataFault(f"the captions cannot be read ({readable(str(error))})", kind="unreadable-captions",
-                                mend="Mend or drop that file.", file=captions, item_id=image_id)  # fmt: skip
+                yield DataFault(
+                    f"the captions cannot be read ({readable(str(error))})",
+                    kind="unreadable-captions",
+                    mend="Mend or drop that file.",
+                    file=captions,
+                    item_id=image_id,
+                )
                 continue
             if not written:
-                yield DataFault("the caption file is empty", mend="Write a caption a line.", kind="empty-text",
-                                file=captions, item_id=image_id)  # fmt: skip
+                yield DataFault(
+                    "the caption file is empty",
+                    mend="Write a caption a line.",
+                    kind="empty-text",
+                    file=captions,
+                    item_id=image_id,
+                )
         del encodings["utf-8"]
         notes += [f"{count:,} .txt are {name_of(encoding)}" for encoding, count in encodings.most_common()]
 
@@ -215,16 +235,23 @@ class CaptionLinesSource:
                 return path, image_id
             same = [name for name in stems.get(without_ending(image_id), ()) if name != image_id]
             there = f"; {', '.join(same[:3])} is" if same else ""
-            raise DataFault(f"image {image_id!r} is not in {self.folder}{there}", mend="Put it there or correct the line.",
-                            kind="missing-file")  # fmt: skip
+            raise DataFault(
+                f"image {image_id!r} is not in {self.folder}{there}",
+                mend="Put it there or correct the line.",
+                kind="missing-file",
+            )
         found = stems.get(image_id, [])
         if len(found) == 1:
             return self.folder / names[found[0]], found[0]
         if found:
-            raise DataFault(f"{image_id!r} may be {' or '.join(found[:4])}", mend="Write the name with its ending.",
-                            kind="ambiguous-name")  # fmt: skip
-        raise DataFault(f"no image {image_id!r} is in {self.folder}", mend="Put it there or drop the line.",
-                        kind="missing-file")  # fmt: skip
+            raise DataFault(
+                f"{image_id!r} may be {' or '.join(found[:4])}",
+                mend="Write the name with its ending.",
+                kind="ambiguous-name",
+            )
+        raise DataFault(
+            f"no image {image_id!r} is in {self.folder}", mend="Put it there or drop the line.", kind="missing-file"
+        )
 
     def fingerprint(self) -> dict[str, Any]:
         return {

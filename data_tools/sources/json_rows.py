@@ -53,8 +53,11 @@ def _coco(images: list[Any], annotations: list[Any]) -> list[Any]:
 def _karpathy_row(image: Any) -> dict[str, Any] | DataFault:
     """``{"filepath": "val2014", "filename": "a.jpg", "split": "test", "sentences": [{"raw": "…"}]}`` (Karpathy and Fei-Fei, 2015)."""
     if not isinstance(image, dict) or not isinstance(image.get("sentences"), list) or "filename" not in image:
-        return DataFault("the image has no filename or no sentences", mend="Is it a file like dataset_coco.json?",
-                         kind="missing-field")  # fmt: skip
+        return DataFault(
+            "the image has no filename or no sentences",
+            mend="Is it a file like dataset_coco.json?",
+            kind="missing-field",
+        )
     path = f"{image['filepath']}/{image['filename']}" if image.get("filepath") else image["filename"]
     texts = [sentence.get("raw") if isinstance(sentence, dict) else sentence for sentence in image["sentences"]]
     others = {
@@ -70,6 +73,9 @@ def _coco_row(annotation: Any, names: dict[Any, Any]) -> dict[str, Any] | DataFa
         )
     image = annotation.get("image_id")
     if not isinstance(image, (int, str)) or image not in names:
-        return DataFault(f"it names image {image!r:.60}, which is not among the images", mend="Add the image or drop the caption.",
-                         kind="missing-image")  # fmt: skip
+        return DataFault(
+            f"it names image {image!r:.60}, which is not among the images",
+            mend="Add the image or drop the caption.",
+            kind="missing-image",
+        )
     return {"image": names[image], "text": annotation["caption"]}

@@ -39,8 +39,11 @@ class Root:
         if _ADDRESS.match(name) and (here := self._downloaded(name)) is not None:
             name = here
         if _ADDRESS.match(name):
-            raise DataFault(f"the image is an address ({name[:60]})", kind="remote-image",
-                            mend="Nothing is fetched: download it into the folder of images under the name it has there.")  # fmt: skip
+            raise DataFault(
+                f"the image is an address ({name[:60]})",
+                kind="remote-image",
+                mend="Nothing is fetched: download it into the folder of images under the name it has there.",
+            )
         drive = bool(_DRIVE.match(name))
         name = _plain(name.replace("\\", "/"))
         path = self.folder / name
@@ -49,9 +52,10 @@ class Root:
         if self._leads_out(path) or (drive and os.name != "nt"):
             if not self.outside:
                 raise DataFault(
-                    f"{name!r} lies outside of {self.folder}", kind="outside",
+                    f"{name!r} lies outside of {self.folder}",
+                    kind="outside",
                     mend="Add --allow-outside if you trust the file that names it, or name the folder with --images.",
-                )  # fmt: skip
+                )
             self.followed += 1
         elif os.path.isabs(name):
             name = _plain(os.path.relpath(path, self.folder).replace(os.sep, "/"))
@@ -78,8 +82,11 @@ class Root:
             DataFault: it is.
         """
         if not self.outside and self._leads_out(path):
-            raise DataFault(f"{path.name!r} is a link out of {self.folder}", kind="outside",
-                            mend="Add --allow-outside if you trust it.")  # fmt: skip
+            raise DataFault(
+                f"{path.name!r} is a link out of {self.folder}",
+                kind="outside",
+                mend="Add --allow-outside if you trust it.",
+            )
 
     def notes(self) -> list[str]:
         """What the report says of it."""

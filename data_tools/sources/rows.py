@@ -124,8 +124,14 @@ class RowFile:
             if header:
                 header = False
             elif any(cells[len(names) :]):
-                yield number, DataFault(f"{len(cells)} cells, the header has {len(names)}", mend="Give every column a name.",
-                                        kind="bad-row")  # fmt: skip
+                yield (
+                    number,
+                    DataFault(
+                        f"{len(cells)} cells, the header has {len(names)}",
+                        mend="Give every column a name.",
+                        kind="bad-row",
+                    ),
+                )
             else:
                 yield number, dict(zip(names, cells + [""] * (len(names) - len(cells)), strict=False))
 
@@ -150,10 +156,14 @@ class RowFile:
             elif header:
                 header = False
             elif len(cells) != len(names):
-                yield number, DataFault(
-                    f"{len(cells)} cells, the {'header' if self.header else 'first row'} has {len(names)}: {[cell[:60] for cell in cells[:4]]}",
-                    mend="Put a cell that holds a separator in quotation marks.", kind="bad-csv",
-                )  # fmt: skip
+                yield (
+                    number,
+                    DataFault(
+                        f"{len(cells)} cells, the {'header' if self.header else 'first row'} has {len(names)}: {[cell[:60] for cell in cells[:4]]}",
+                        mend="Put a cell that holds a separator in quotation marks.",
+                        kind="bad-csv",
+                    ),
+                )
             else:
                 yield number, dict(zip(names, cells, strict=True))
 
@@ -174,8 +184,14 @@ class RowFile:
                 # The pages of a group cannot be told apart: each of its rows that did not come is a fault.
                 while number < end:
                     number += 1
-                    yield number, DataFault(f"this part of the Parquet cannot be read ({_first_line(error)})",
-                                            mend="Write the file again.", kind="bad-parquet")  # fmt: skip
+                    yield (
+                        number,
+                        DataFault(
+                            f"this part of the Parquet cannot be read ({_first_line(error)})",
+                            mend="Write the file again.",
+                            kind="bad-parquet",
+                        ),
+                    )
 
 
 def _batch_rows(batch: Any, bad: tuple[type[Exception], ...]) -> Iterator[dict[str, Any] | DataFault]:
@@ -194,8 +210,9 @@ def _batch_rows(batch: Any, bad: tuple[type[Exception], ...]) -> Iterator[dict[s
                 text = isinstance(error, UnicodeDecodeError)
                 fault = DataFault(
                     f"column {name!r} {'is not UTF-8' if text else 'cannot be read'} ({_first_line(error)})",
-                    mend="Write the row again.", kind="not-utf8" if text else "bad-field",
-                )  # fmt: skip
+                    mend="Write the row again.",
+                    kind="not-utf8" if text else "bad-field",
+                )
                 break
         yield row if fault is None else fault
 
@@ -219,8 +236,9 @@ def _first_line(error: Exception) -> str:
 
 
 def _no_object(row: Any, what: str) -> DataFault:
-    return DataFault(f"the {what} is {type(row).__name__}, not an object", mend='Write {"image": …, "text": …}.',
-                     kind="bad-json")  # fmt: skip
+    return DataFault(
+        f"the {what} is {type(row).__name__}, not an object", mend='Write {"image": …, "text": …}.', kind="bad-json"
+    )
 
 
 def _parquet_errors() -> tuple[type[Exception], ...]:

@@ -30,9 +30,12 @@ class Dialect:
     def reader(self, lines: Iterator[str]) -> Any:
         csv.field_size_limit(LONGEST_LINE)
         return csv.reader(
-            lines, delimiter=self.separator, strict=True, skipinitialspace=self.separator == "|",
+            lines,
+            delimiter=self.separator,
+            strict=True,
+            skipinitialspace=self.separator == "|",
             quoting=csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE,
-        )  # fmt: skip
+        )
 
 
 class _LineIsBad(Exception):
@@ -74,8 +77,14 @@ def _records(lines: Iterator[Line], dialect: Dialect) -> Iterator[tuple[list[Lin
             else:
                 spans = f", looked for up to line {used[-1][0]}" if used[1:] else ""
                 said = str(error) or "a line in it cannot be read"
-                yield used[:1], DataFault(f"broken row ({said}{spans}): {first[:60]!r}", mend="Close every quotation mark.",
-                                        kind="bad-csv")  # fmt: skip
+                yield (
+                    used[:1],
+                    DataFault(
+                        f"broken row ({said}{spans}): {first[:60]!r}",
+                        mend="Close every quotation mark.",
+                        kind="bad-csv",
+                    ),
+                )
             continue
         if cells is None:
             return

@@ -33,9 +33,15 @@ class StoreSource:
     kind = "store"
 
     def __init__(
-        self, path: Path, *, keep: Callable[[Id], bool] | None = None, keep_pair: Callable[[Pair], bool] | None = None,
-        lone: bool = True, columns: tuple[str, ...] | None = None, part: Any = None,
-    ) -> None:  # fmt: skip
+        self,
+        path: Path,
+        *,
+        keep: Callable[[Id], bool] | None = None,
+        keep_pair: Callable[[Pair], bool] | None = None,
+        lone: bool = True,
+        columns: tuple[str, ...] | None = None,
+        part: Any = None,
+    ) -> None:
         self.path, self.keep, self.keep_pair, self.lone, self.part = path, keep, keep_pair, lone, part
         self.columns = columns
         self._words = _words(path)

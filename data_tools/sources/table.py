@@ -43,9 +43,16 @@ class TableSource:
     kind = "table"
 
     def __init__(
-        self, file: Path, *, root: Path | None = None, columns: Columns | None = None, encoding: str = AUTO,
-        header: bool = True, outside: bool = False, form: str | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        file: Path,
+        *,
+        root: Path | None = None,
+        columns: Columns | None = None,
+        encoding: str = AUTO,
+        header: bool = True,
+        outside: bool = False,
+        form: str | None = None,
+    ) -> None:
         self.file, self.root = file, file.parent if root is None else root
         self.columns, self.encoding = columns or Columns(), encoding
         self.header, self.outside, self.form = header, outside, form
@@ -148,8 +155,14 @@ class _Rows:
         given = [text for text in captions if not (text is None or (isinstance(text, str) and not text.strip()))]
         if not given:
             mend = "Write a caption or drop the row."
-            yield DataFault("the text is empty" if captions else "the list of texts is empty", mend=mend, kind="empty-text",
-                            file=file, line=number, item_id=image.image_id)  # fmt: skip
+            yield DataFault(
+                "the text is empty" if captions else "the list of texts is empty",
+                mend=mend,
+                kind="empty-text",
+                file=file,
+                line=number,
+                item_id=image.image_id,
+            )
         self.blanks += len(captions) - len(given) if given else 0
         for text in given:
             self.texts += 1

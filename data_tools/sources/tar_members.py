@@ -105,8 +105,12 @@ class TarMembers:
         elif not entry.isreg():
             yield Member(entry.name, _bad(f"{entry.name!r} is a link or a device", "Write the tar with --dereference."))
         elif entry.size > LARGEST_MEMBER:
-            yield Member(entry.name, _bad(f"{entry.name!r} claims {entry.size:,} bytes; a member has at most {LARGEST_MEMBER:,}",
-                                          "Shrink it."))  # fmt: skip
+            yield Member(
+                entry.name,
+                _bad(
+                    f"{entry.name!r} claims {entry.size:,} bytes; a member has at most {LARGEST_MEMBER:,}", "Shrink it."
+                ),
+            )
         else:
             try:
                 yield Member(entry.name, _read(archive, entry))

@@ -133,8 +133,9 @@ class WebDatasetSource:
             if not images:
                 raise DataFault(
                     f"no image ({', '.join(sample.parts) or 'nothing'} is there)",
-                    mend=f"A sample has one of .{', .'.join(_IMAGES)}.", kind="missing-image",
-                )  # fmt: skip
+                    mend=f"A sample has one of .{', .'.join(_IMAGES)}.",
+                    kind="missing-image",
+                )
             if len({sample.parts[ending] for ending in images}) > 1:
                 raise _bad(
                     f"the sample has {len(images)} images (.{', .'.join(images)})", "Give each a name of its own."
@@ -184,8 +185,11 @@ class WebDatasetSource:
                 language = row.get("language")
                 return found, language if language in ("zh", "en", "mixed") else None
             fields = ", ".join(map(json.dumps, row)) if isinstance(row, dict) else type(row).__name__
-            raise DataFault(f"no caption in the .json ({fields[:200]})", mend="Name its field with --text-column.",
-                            kind="missing-caption")  # fmt: skip
+            raise DataFault(
+                f"no caption in the .json ({fields[:200]})",
+                mend="Name its field with --text-column.",
+                kind="missing-caption",
+            )
         raise DataFault("no caption", mend="A sample has a .txt or a .json beside its image.", kind="missing-caption")
 
     def fingerprint(self) -> dict[str, Any]:

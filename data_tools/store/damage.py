@@ -53,9 +53,10 @@ def _compare(found: Manifest, shard: Shard, file: Path, name: str, bar: Bar) -> 
     what = f"columns of {what}" if what and of_images and file is not shard.images_file else what
     count = len(keys_of(tree, pages))
     problem = (
-        f"{what}{' …' if count > _NAMED else ''} ({count:,} in all) differ from what was written" if count
+        f"{what}{' …' if count > _NAMED else ''} ({count:,} in all) differ from what was written"
+        if count
         else f"its pages {sorted(pages)[:_NAMED]} differ from what was written, which hold no picture or pair"
-    )  # fmt: skip
+    )
     fault = damaged(file, problem)
     fault.item_id = what or None
     raise fault

@@ -80,10 +80,13 @@ def key_id(key: bytes) -> Id:
 def is_pair(fields: Any) -> bool:
     """Whether it is ``[image_id, text_id, text, language]`` as we write it; the ids' kinds alone, not their lengths."""
     return (
-        type(fields) is list and len(fields) == 4 and type(fields[2]) is str
-        and type(fields[0]) in _ID_TYPES and type(fields[1]) in _ID_TYPES
+        type(fields) is list
+        and len(fields) == 4
+        and type(fields[2]) is str
+        and type(fields[0]) in _ID_TYPES
+        and type(fields[1]) in _ID_TYPES
         and (fields[3] is None or type(fields[3]) is str)
-    )  # fmt: skip
+    )
 
 
 def lone_text(value: bytes, number: int, file: Path) -> tuple[Id, str, str | None]:
@@ -266,9 +269,11 @@ def unpickle_pair(value: bytes, key: str, file: Path) -> tuple[Id, Id, str]:
         problem = f"the pickle under key {key} is refused: {error}"
     else:
         if (
-            isinstance(found, tuple) and len(found) == 3 and isinstance(found[2], str)
+            isinstance(found, tuple)
+            and len(found) == 3
+            and isinstance(found[2], str)
             and all(is_id(part) for part in found[:2])
-        ):  # fmt: skip
+        ):
             return found
         problem = (
             f"the pickle under key {key} is refused: it holds {type(found).__name__}, not (image_id, text_id, text)"

@@ -384,11 +384,19 @@ def _refuse_mixture(store: PairStore, sample: bool) -> None:
     for number, shard in enumerate(shards):
         found = [shard.meta.get(name) for name in ("shards", "build", "layout")]
         if found != [shards[0].meta.get(name) for name in ("shards", "build", "layout")]:
-            raise DataFault(f"{shard.folder.name} is of another store than {shards[0].folder.name}", mend=MEND,
-                            kind="damaged-store", file=path)  # fmt: skip
+            raise DataFault(
+                f"{shard.folder.name} is of another store than {shards[0].folder.name}",
+                mend=MEND,
+                kind="damaged-store",
+                file=path,
+            )
         if shard.meta.get("shard", number) != number:
-            raise DataFault(f"{shard.folder.name} is shard {shard.meta['shard']} of the store", mend="Give it its name back.",
-                            kind="damaged-store", file=path)  # fmt: skip
+            raise DataFault(
+                f"{shard.folder.name} is shard {shard.meta['shard']} of the store",
+                mend="Give it its name back.",
+                kind="damaged-store",
+                file=path,
+            )
     if store.manifest is not None:
         if store.manifest.build != shards[0].meta.get("build"):
             raise DataFault("the manifest is that of another build", mend=MEANT, kind="damaged-store", file=path)

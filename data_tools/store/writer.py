@@ -41,9 +41,15 @@ class StoreWriter:
     """
 
     def __init__(
-        self, target: str | Path, *, layout: str = "plain", shard_size: int | None = None,
-        request: dict[str, Any] | None = None, resume: bool = False, overwrite: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        target: str | Path,
+        *,
+        layout: str = "plain",
+        shard_size: int | None = None,
+        request: dict[str, Any] | None = None,
+        resume: bool = False,
+        overwrite: bool = True,
+    ) -> None:
         if shard_size is not None and shard_size < 1:
             raise RequestError(f"shard size {shard_size}: a shard holds at least one image")
         self.target = Path(target)
@@ -152,9 +158,11 @@ class StoreWriter:
         if origin is not None and known.origin == origin_hash(origin):
             return False
         raise DataFault(
-            f"image id {image_id!r} stands for two images", mend="Give every image an id of its own.",
-            kind="duplicate-image-id", item_id=image_id,
-        )  # fmt: skip
+            f"image id {image_id!r} stands for two images",
+            mend="Give every image an id of its own.",
+            kind="duplicate-image-id",
+            item_id=image_id,
+        )
 
     def refuse_image(self, image_id: Id, item: int, origin: str | None = None) -> None:
         """Remember a faulty image, so that the texts on it are not reported as lacking one.
@@ -170,9 +178,14 @@ class StoreWriter:
             self._seen.add_clash(image_id)
 
     def add_image(
-        self, image_id: Id, data: bytes, *, item: int | None = None, origin: str | None = None,
+        self,
+        image_id: Id,
+        data: bytes,
+        *,
+        item: int | None = None,
+        origin: str | None = None,
         columns: Mapping[str, Value] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Add an encoded image file. `item` is its position in the source, ascending over all calls.
 
         Args:
@@ -213,14 +226,21 @@ class StoreWriter:
             raise DataFault(
                 f"image id {image_id!r} is a {'word' if words else 'number'}, others are not; the official layout needs numbers",
                 mend="Give all images whole numbers, or all of them words (they are then numbered).",
-                kind="mixed-ids", item_id=image_id,
-            )  # fmt: skip
+                kind="mixed-ids",
+                item_id=image_id,
+            )
         return self._parts.images + 1 if words else 0
 
     def add_text(
-        self, text_id: Id, text: str, image_ids: Sequence[Id], language: str | None = None, *, item: int | None = None,
+        self,
+        text_id: Id,
+        text: str,
+        image_ids: Sequence[Id],
+        language: str | None = None,
+        *,
+        item: int | None = None,
         origin: str | None = None,
-    ) -> list[DataFault]:  # fmt: skip
+    ) -> list[DataFault]:
         """Add a text on several images (one pair each) or on none (searched with, never trained on).
 
         With `origin` it stands on the image of that origin only, not on another that has its id.
@@ -248,9 +268,11 @@ class StoreWriter:
             known = None
         if known is not None and known[1] != digest:
             raise DataFault(
-                f"text id {text_id!r} stands for two different texts", mend="Give every text an id of its own.",
-                kind="duplicate-text-id", item_id=text_id,
-            )  # fmt: skip
+                f"text id {text_id!r} stands for two different texts",
+                mend="Give every text an id of its own.",
+                kind="duplicate-text-id",
+                item_id=text_id,
+            )
         places, faults = [], []
         for image_id in image_ids:
             seen = self._find_image(image_id, item, origin)
@@ -285,14 +307,16 @@ class StoreWriter:
             seen = self._seen.image(image_id)
             if seen is None:
                 return DataFault(
-                    f"its image was refused: {image_id.rpartition('~')[0]!r} is another image's id", kind="refused-image",
+                    f"its image was refused: {image_id.rpartition('~')[0]!r} is another image's id",
+                    kind="refused-image",
                     mend="Give every image an id of its own.",
-                )  # fmt: skip
+                )
         if seen is not None and origin is None and self._seen.clashes(image_id):
             return DataFault(
-                f"it names image {image_id!r}, and several images have this id", kind="refused-image",
+                f"it names image {image_id!r}, and several images have this id",
+                kind="refused-image",
                 mend="Give every image an id of its own (the fault of the second one is listed).",
-            )  # fmt: skip
+            )
         if seen is None or seen.item > item:  # an interrupted build may have seen it, the straight one has not yet
             return DataFault(
                 f"it names image {image_id!r}, which is not there",
@@ -301,9 +325,10 @@ class StoreWriter:
             )
         if seen.refused:
             return DataFault(
-                f"it names image {image_id!r}, which was refused", mend="Mend the image (its own fault is listed).",
+                f"it names image {image_id!r}, which was refused",
+                mend="Mend the image (its own fault is listed).",
                 kind="refused-image",
-            )  # fmt: skip
+            )
         return image_id, seen
 
     def add_pair(self, image_id: Id, text_id: Id, text: str, language: str | None = None) -> None:
@@ -391,5 +416,6 @@ def _check_id(item_id: object, what: str) -> None:
     if not is_id(item_id):
         raise DataFault(
             f"{what} id {str(item_id)[:60]!r} is neither a 64-bit whole number nor a text of 1 to 500 bytes",
-            mend="Give it a shorter or whole-numbered id.", kind="bad-id",
-        )  # fmt: skip
+            mend="Give it a shorter or whole-numbered id.",
+            kind="bad-id",
+        )

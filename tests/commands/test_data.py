@@ -22,9 +22,13 @@ ROOT = Path(__file__).resolve().parents[2]
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "cnclip_ft", "data", *map(str, arguments)], capture_output=True, text=True, encoding="utf-8",
-        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}, timeout=120,
-    )  # fmt: skip
+        [sys.executable, "-m", "cnclip_ft", "data", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"},
+        timeout=120,
+    )
 
 
 def call(*arguments: object) -> tuple[int, str]:
@@ -73,9 +77,28 @@ def test_import_of_a_folder_with_every_option(tmp_path) -> None:
         [b"image,text", *(f"{number}.jpg,第 {number} 张".encode() for number in range(7)), b"no.jpg,x"],
     )
     code, out = call(
-        "import", "folder", photos, "--output", tmp_path / "s" / "train", "--max-side", 64, "--quality", 70, "--image-format", "webp",
-        "--shard-size", 3, "--workers", 2, "--on-error", "skip", "--max-faults", 2, "--language", "zh",
-    )  # fmt: skip
+        "import",
+        "folder",
+        photos,
+        "--output",
+        tmp_path / "s" / "train",
+        "--max-side",
+        64,
+        "--quality",
+        70,
+        "--image-format",
+        "webp",
+        "--shard-size",
+        3,
+        "--workers",
+        2,
+        "--on-error",
+        "skip",
+        "--max-faults",
+        2,
+        "--language",
+        "zh",
+    )
     assert code == 0 and "left out: 1 missing-file, 1 refused-image" in out, out
     store = open_store(tmp_path / "s" / "train")
     assert (store.shards, store.image_count, store.image("3.jpg")[8:12]) == (3, 7, b"WEBP")
@@ -118,12 +141,22 @@ def test_demo_and_show(tmp_path) -> None:
         (["build", "DIR", "--splits", "broken", "--on-error", "skip", "--max-faults", "0"], 1, "more than 0 faults"),
         (["build", "DIR", "--splits", "train", "--output", "DIR/train_imgs.tsv"], 1, "cannot be written"),
         (["import", "folder", "DIR/none", "--output", "DIR/x"], 2, "no such folder"),
-        (["import", "things", "DIR", "--output", "DIR/x"], 2, "source 'things' is not known; there are official, folder"),
+        (
+            ["import", "things", "DIR", "--output", "DIR/x"],
+            2,
+            "source 'things' is not known; there are official, folder",
+        ),
         (["import", "table", "DIR/none.csv", "--output", "DIR/x"], 2, "none.csv: no such file"),
-        (["import", "table", "DIR/train_imgs.tsv", "--output", "DIR/x"], 2, "none of the columns is known to hold the image"),
-        (["check", "DIR/none"], 2, "no such folder"), (["check", "DIR"], 2, "is not a store"), (["show", "DIR"], 2, "is not a store"),
+        (
+            ["import", "table", "DIR/train_imgs.tsv", "--output", "DIR/x"],
+            2,
+            "none of the columns is known to hold the image",
+        ),
+        (["check", "DIR/none"], 2, "no such folder"),
+        (["check", "DIR"], 2, "is not a store"),
+        (["show", "DIR"], 2, "is not a store"),
     ],
-)  # fmt: skip
+)
 def test_bad_requests_and_bad_data(tmp_path, arguments: list[str], code: int, says: str) -> None:
     write_official(tmp_path, "train", images=2)
     write_official(tmp_path, "broken", images=1)

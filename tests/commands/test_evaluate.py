@@ -150,8 +150,19 @@ def test_search_within_one_kind(run, here, tmp_path):
 
 
 def test_classify(run, here, tmp_path):
-    out = run("classify", here / "a", here / "photos", "--classes", here / "classes.txt", "--templates", "zh+en",
-              "--output", tmp_path / "o.jsonl", "--json", tmp_path / "c.json")  # fmt: skip
+    out = run(
+        "classify",
+        here / "a",
+        here / "photos",
+        "--classes",
+        here / "classes.txt",
+        "--templates",
+        "zh+en",
+        "--output",
+        tmp_path / "o.jsonl",
+        "--json",
+        tmp_path / "c.json",
+    )
     assert "top-1" in out and "mean per class" in out
     record = read(tmp_path / "c.json")
     assert (
@@ -209,7 +220,10 @@ def test_compare(run, here, tmp_path):
         (("evaluate", "{a}", "{valid}", "--dataset", "imagenet"), "imagenet"),
         (("evaluate", "{a}", "{valid}", "--memory", "lots"), "lots"),
         (("encode", "{a}", "{valid}", "--output", "f", "--format", "csv"), "csv"),
-        (("encode", "{a}", "{valid}", "--output", "f", "--on-error", "go"), "--on-error 'go': one of report, skip, fail"),
+        (
+            ("encode", "{a}", "{valid}", "--output", "f", "--on-error", "go"),
+            "--on-error 'go': one of report, skip, fail",
+        ),
         (("topk", "x.npy", "y.npy", "--output", "p.jsonl"), "x.npy: no such file"),
         (("topk", "x.npy", "y.npy", "--output", "p.jsonl", "--direction", "up"), "up"),
         (("classify", "{a}", "{valid}", "--classes", "none.txt"), "none.txt cannot be read"),
@@ -218,7 +232,7 @@ def test_compare(run, here, tmp_path):
         (("compare", "{a}", "--split", "{valid}"), "at least two"),
         (("compare", "{a}", "{b}"), "say --split"),
     ],
-)  # fmt: skip
+)
 def test_wrong_requests_are_refused_with_what_to_change(run, here, tmp_path, monkeypatch, arguments, said):
     monkeypatch.chdir(tmp_path)
     filled = [argument.format(a=here / "a", b=here / "b", valid=here / "valid") for argument in arguments]

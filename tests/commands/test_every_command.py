@@ -57,7 +57,7 @@ recipe show two-stages_vit-b-16_roberta --all
 recipe new mine.yaml
 recipe keys
 recipe keys augment --language zh
-""".strip().splitlines()  # fmt: skip
+""".strip().splitlines()
 ELSEWHERE = {"search serve"}  # tests/search starts it
 
 

@@ -17,8 +17,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def command(*arguments, cwd):
     environment = {**__import__("os").environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, "-m", "cnclip_ft", "export", *map(str, arguments)], cwd=cwd, env=environment,
-                          capture_output=True, text=True, encoding="utf-8")  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", "cnclip_ft", "export", *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
 
 
 def test_export(tmp_path):

@@ -69,13 +69,25 @@ def photos(template, tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize(
     ("output", "says"),
     [
-        ("photos", "is photos, which is read"), ("photos/", "is photos"), ("to-photos", "is photos"), ("other/../photos", "is photos"),
-        ("photos/store", "lies inside photos"), ("photos/deep", "lies inside photos"), (".", "holds photos"), ("photos/..", "holds photos"),
-        ("/", "holds photos"), ("mine", "is no store (it holds imgs)"), ("link", "is no store"), ("mine/thesis", "is no store"),
-        ("file", "is no folder"), ("round", "leads nowhere"), ("noted", "notes.txt does not belong to one"),
-        ("linked", "imgs does not belong to one"), ("file/x", "cannot be written"),
+        ("photos", "is photos, which is read"),
+        ("photos/", "is photos"),
+        ("to-photos", "is photos"),
+        ("other/../photos", "is photos"),
+        ("photos/store", "lies inside photos"),
+        ("photos/deep", "lies inside photos"),
+        (".", "holds photos"),
+        ("photos/..", "holds photos"),
+        ("/", "holds photos"),
+        ("mine", "is no store (it holds imgs)"),
+        ("link", "is no store"),
+        ("mine/thesis", "is no store"),
+        ("file", "is no folder"),
+        ("round", "leads nowhere"),
+        ("noted", "notes.txt does not belong to one"),
+        ("linked", "imgs does not belong to one"),
+        ("file/x", "cannot be written"),
     ],
-)  # fmt: skip
+)
 def test_no_store_takes_the_place_of_anything_else(photos, output, says, flags) -> None:
     before = snapshot(photos)
     code, out = call("import", "folder", "photos", "--output", output, *flags)
@@ -221,9 +233,14 @@ def test_exports_take_no_place_but_their_own(photos, checkpoint, to, output, ove
 
     shutil.copytree(checkpoint, "m")
     _refused(
-        photos, lambda: export_checkpoint("m", to, output, overwrite=overwrite), "not overwritten", "which is read", "not an export",
-        "something else than a model", "is no folder",
-    )  # fmt: skip
+        photos,
+        lambda: export_checkpoint("m", to, output, overwrite=overwrite),
+        "not overwritten",
+        "which is read",
+        "not an export",
+        "something else than a model",
+        "is no folder",
+    )
 
 
 def test_an_export_with_a_foreign_file_stays_and_a_checkpoint_saved_over_one_keeps_it(
@@ -291,8 +308,12 @@ def test_features_take_no_place_but_their_own(photos, checkpoint, output, overwr
     shutil.copytree("photos", "with-parts/parts")
     options = Options(workers=0, device="cpu")
     _refused(
-        photos, lambda: encode_to_folder("m", "photos", output, options, overwrite=overwrite), "not overwritten", "which is read", "no folder"
-    )  # fmt: skip
+        photos,
+        lambda: encode_to_folder("m", "photos", output, options, overwrite=overwrite),
+        "not overwritten",
+        "which is read",
+        "no folder",
+    )
 
 
 @pytest.mark.parametrize("rebuild", [True, False])
@@ -309,9 +330,12 @@ def test_an_index_takes_no_place_but_its_own(photos, checkpoint, output, rebuild
     Path("with-json/index.json").write_text('{"format": 1, "my": "site"}')
     options = Options(workers=0, device="cpu")
     _refused(
-        photos, lambda: build_index("m", "photos", output, options, Wishes(rebuild=rebuild), str), "not overwritten", "which is read",
+        photos,
+        lambda: build_index("m", "photos", output, options, Wishes(rebuild=rebuild), str),
+        "not overwritten",
+        "which is read",
         "is a file",
-    )  # fmt: skip
+    )
 
 
 def test_an_index_with_photos_in_it_is_named_and_left(photos, checkpoint) -> None:

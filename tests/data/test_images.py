@@ -77,8 +77,9 @@ def test_crop_takes_the_pixels_of_the_clip_processor():
     from transformers import CLIPImageProcessor
 
     image = picture(301, 200)
-    theirs = CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}, do_normalize=False,
-                                do_rescale=False)(image, return_tensors="pt")["pixel_values"][0]  # fmt: skip
+    theirs = CLIPImageProcessor(
+        size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}, do_normalize=False, do_rescale=False
+    )(image, return_tensors="pt")["pixel_values"][0]
     assert (SquarePicture(64, "crop").decode(image).int() - theirs.int()).abs().max() <= 1
 
 
@@ -150,13 +151,29 @@ XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6
 XMP_ELEMENT = b"<x:xmpmeta><tiff:Orientation>%d</tiff:Orientation></x:xmpmeta>"
 
 
-@pytest.mark.parametrize("options", [
-    {"subsampling": 0}, {"subsampling": 2}, {"progressive": True}, {"quality": 5}, {"restart_marker_rows": 1}, {"xmp": XMP},
-    *({"exif": turned(n)} for n in range(1, 10)), {"exif": Image.Exif()}, {"exif": b"Exif\0\0II*\0"}, {"exif": turned(1), "xmp": XMP},
-    {"exif": turned(6), "comment": b"\xff\xda before it"}, {"comment": b"Exif\0\0 in words"},
-    {"icc_profile": bytes(70_000), "exif": turned(8)}, {"xmp": b"<x:xmpmeta/>"}, {"exif": Image.Exif(), "xmp": XMP},
-    *({"xmp": XMP_ELEMENT % n} for n in (0, 3, 5, 9, 12)), {"exif": turned(9), "xmp": XMP}, {"exif": b"Exif\0\0II*\0", "xmp": XMP},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"subsampling": 0},
+        {"subsampling": 2},
+        {"progressive": True},
+        {"quality": 5},
+        {"restart_marker_rows": 1},
+        {"xmp": XMP},
+        *({"exif": turned(n)} for n in range(1, 10)),
+        {"exif": Image.Exif()},
+        {"exif": b"Exif\0\0II*\0"},
+        {"exif": turned(1), "xmp": XMP},
+        {"exif": turned(6), "comment": b"\xff\xda before it"},
+        {"comment": b"Exif\0\0 in words"},
+        {"icc_profile": bytes(70_000), "exif": turned(8)},
+        {"xmp": b"<x:xmpmeta/>"},
+        {"exif": Image.Exif(), "xmp": XMP},
+        *({"xmp": XMP_ELEMENT % n} for n in (0, 3, 5, 9, 12)),
+        {"exif": turned(9), "xmp": XMP},
+        {"exif": b"Exif\0\0II*\0", "xmp": XMP},
+    ],
+)
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_the_fast_decoder_gives_pillow_s_pixels(monkeypatch, mode, options):
     """Extra `fast`: an installation without it computes the same."""

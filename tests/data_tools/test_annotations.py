@@ -26,20 +26,38 @@ IMAGE = b"5\t" + base64.b64encode(picture(5))
 @pytest.mark.parametrize(
     ("line", "kind", "says"),
     [
-        (b"{", "bad-json", "column 2"), (b'{"text_id": 1,}', "bad-json", "column"), (b"[1, 2]", "bad-json", "list"),
-        (b"null", "bad-json", "NoneType"), (b"[" * 100_000, "bad-json", "broken JSON"), (b'{"text_id": ' + b"9" * 5000 + b"}", "bad-json", "digits"),
-        (text_row(10**30, "a", []), "bad-id", "64 bits"), (text_row(True, "a", []), "bad-id", "bool"), (text_row(1.5, "a", []), "bad-id", "float"),
-        (text_row("", "a", []), "bad-id", "text_id"), (text_row(None, "a", []), "bad-id", "NoneType"), (text_row([1], "a", []), "bad-id", "list"),
-        (text_row(1, "", []), "empty-text", "empty"), (text_row(1, " \t\n", []), "empty-text", "empty"), (text_row(1, 5, []), "bad-text", "int"),
+        (b"{", "bad-json", "column 2"),
+        (b'{"text_id": 1,}', "bad-json", "column"),
+        (b"[1, 2]", "bad-json", "list"),
+        (b"null", "bad-json", "NoneType"),
+        (b"[" * 100_000, "bad-json", "broken JSON"),
+        (b'{"text_id": ' + b"9" * 5000 + b"}", "bad-json", "digits"),
+        (text_row(10**30, "a", []), "bad-id", "64 bits"),
+        (text_row(True, "a", []), "bad-id", "bool"),
+        (text_row(1.5, "a", []), "bad-id", "float"),
+        (text_row("", "a", []), "bad-id", "text_id"),
+        (text_row(None, "a", []), "bad-id", "NoneType"),
+        (text_row([1], "a", []), "bad-id", "list"),
+        (text_row(1, "", []), "empty-text", "empty"),
+        (text_row(1, " \t\n", []), "empty-text", "empty"),
+        (text_row(1, 5, []), "bad-text", "int"),
         (b'{"text_id": 1, "text": "\\ud83d", "image_ids": []}', "bad-text", "half a character"),
-        (b'{"text_id": 1, "text": "a\\u0000b", "image_ids": []}', "bad-text", "NUL"), (b'{"text_id": 1, "text": "a\0b"}', "bad-json", "control"),
-        (b'{"text_id": 1, "image_ids": []}', "missing-field", "'text'"), (b'{"text": "a"}', "missing-field", "'text_id'"), (b"{}", "missing-field", "none"),
-        (text_row(1, "a", 5), "bad-field", "int"), (text_row(1, "a", "5"), "bad-field", "str"), (text_row(1, "a", [5, 5]), "bad-field", "twice"),
-        (text_row(1, "a", [None]), "bad-id", "image id"), (text_row(1, "a", [], language="xx"), "bad-language", "'xx'"),
-        (text_row(1, "a", [], language=5), "bad-language", "5"), ("一只狗".encode("gb18030"), "not-utf8", "GBK: '一只狗'"),
-        ("一只狗".encode("utf-16"), "not-utf8", "UTF-16"), (b"\xff", "not-utf8", "0xff"),
+        (b'{"text_id": 1, "text": "a\\u0000b", "image_ids": []}', "bad-text", "NUL"),
+        (b'{"text_id": 1, "text": "a\0b"}', "bad-json", "control"),
+        (b'{"text_id": 1, "image_ids": []}', "missing-field", "'text'"),
+        (b'{"text": "a"}', "missing-field", "'text_id'"),
+        (b"{}", "missing-field", "none"),
+        (text_row(1, "a", 5), "bad-field", "int"),
+        (text_row(1, "a", "5"), "bad-field", "str"),
+        (text_row(1, "a", [5, 5]), "bad-field", "twice"),
+        (text_row(1, "a", [None]), "bad-id", "image id"),
+        (text_row(1, "a", [], language="xx"), "bad-language", "'xx'"),
+        (text_row(1, "a", [], language=5), "bad-language", "5"),
+        ("一只狗".encode("gb18030"), "not-utf8", "GBK: '一只狗'"),
+        ("一只狗".encode("utf-16"), "not-utf8", "UTF-16"),
+        (b"\xff", "not-utf8", "0xff"),
     ],
-)  # fmt: skip
+)
 def test_faults_of_a_text_line(line: bytes, kind: str, says: str) -> None:
     with pytest.raises(DataFault) as caught:
         parse_text(line)
@@ -49,10 +67,15 @@ def test_faults_of_a_text_line(line: bytes, kind: str, says: str) -> None:
 @pytest.mark.parametrize(
     ("line", "kind"),
     [
-        (b"5", "bad-tsv"), (b"5 " + IMAGE[2:], "bad-tsv"), (b"\t" + IMAGE[2:], "bad-id"), (b"5\t", "bad-base64"), (b"5\t  ", "bad-base64"),
-        (b"x" * 501 + b"\tAAAA", "bad-id"), ("一只狗".encode("gb18030") + b"\tAAAA", "not-utf8"),
+        (b"5", "bad-tsv"),
+        (b"5 " + IMAGE[2:], "bad-tsv"),
+        (b"\t" + IMAGE[2:], "bad-id"),
+        (b"5\t", "bad-base64"),
+        (b"5\t  ", "bad-base64"),
+        (b"x" * 501 + b"\tAAAA", "bad-id"),
+        ("一只狗".encode("gb18030") + b"\tAAAA", "not-utf8"),
     ],
-)  # fmt: skip
+)
 def test_faults_of_an_image_line(line: bytes, kind: str) -> None:
     with pytest.raises(DataFault) as caught:
         parse_image(line)
@@ -94,8 +117,10 @@ def test_line_ends_marks_and_blank_lines() -> None:
 def test_an_endless_line_costs_no_memory_and_one_fault() -> None:
     found = list(read_lines(io.BytesIO(b"x" * 1000 + b"\nshort\n" + b"y" * 500), longest=100))
     assert [(number, getattr(line, "kind", line)) for number, line in found] == [
-        (1, "line-too-long"), (2, b"short"), (3, "line-too-long"),
-    ]  # fmt: skip
+        (1, "line-too-long"),
+        (2, b"short"),
+        (3, "line-too-long"),
+    ]
 
 
 # Ten thousand damaged lines: each test below draws 100 examples of up to 50 lines and more, in two kinds of file.
@@ -124,9 +149,13 @@ _ROWS = st.fixed_dictionaries(
     {}, optional={"text_id": _VALUES, "text": _VALUES, "image_ids": _VALUES, "language": _VALUES}
 )
 _TEXT_LINES = st.one_of(
-    st.just(GOOD), _damage(GOOD), _ROWS.map(lambda row: json.dumps(row).encode()), st.binary(max_size=30),
-    st.text(max_size=12).map(lambda text: text.encode("gb18030", "replace")), st.just(b"\xef\xbb\xbf" + GOOD),
-)  # fmt: skip
+    st.just(GOOD),
+    _damage(GOOD),
+    _ROWS.map(lambda row: json.dumps(row).encode()),
+    st.binary(max_size=30),
+    st.text(max_size=12).map(lambda text: text.encode("gb18030", "replace")),
+    st.just(b"\xef\xbb\xbf" + GOOD),
+)
 _SMALL = base64.b64encode(b"small picture")
 _IMAGE_LINES = st.one_of(st.just(b"5\t" + _SMALL), _damage(b"5\t" + _SMALL), st.binary(max_size=30))
 _LINE_ENDS = st.sampled_from([b"\n", b"\r\n"])

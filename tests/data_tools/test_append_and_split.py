@@ -81,8 +81,14 @@ def test_several_tables_are_one_source(tmp_path) -> None:
     rows(tmp_path, "a-10.csv", [5])
     build_store(source(tmp_path / "a-*.csv"), tmp_path / "s", progress=False)
     assert [(i, t) for i, t, _ in pairs(tmp_path / "s")] == [
-        ("0.jpg", 1), ("1.jpg", 2), ("2.jpg", 3), ("2.jpg", 4), ("3.jpg", 5), ("4.jpg", 6), ("5.jpg", 7)
-    ]  # fmt: skip
+        ("0.jpg", 1),
+        ("1.jpg", 2),
+        ("2.jpg", 3),
+        ("2.jpg", 4),
+        ("3.jpg", 5),
+        ("4.jpg", 6),
+        ("5.jpg", 7),
+    ]
     with pytest.raises(RequestError, match="no such file"):
         source(tmp_path / "b-*.csv")
     with pytest.raises(RequestError, match="is a folder: name its tables"):
@@ -98,9 +104,13 @@ def test_next_month_is_added(tmp_path, form: dict) -> None:
     rows(tmp_path, "b.csv", range(3, 7), more="0.jpg,又一句,c0\n")
     old, how = StoreSource(tmp_path / "s"), form.get("reencoding")
     report = build_store(
-        Appended(old, source(tmp_path / "b.csv"), Preparation(how, PIXEL_LIMIT)), tmp_path / "s", overwrite=True, progress=False,
-        reencoding=how, **kept_form(open_store(tmp_path / "s")),
-    )  # fmt: skip
+        Appended(old, source(tmp_path / "b.csv"), Preparation(how, PIXEL_LIMIT)),
+        tmp_path / "s",
+        overwrite=True,
+        progress=False,
+        reencoding=how,
+        **kept_form(open_store(tmp_path / "s")),
+    )
     texts = [text for _, _, text in pairs(tmp_path / "s")]
     # The third row stands there; the fourth picture is another one now.
     assert sorted(texts) == sorted([*(f"第{n}件" for n in range(7)), "第4件", "又一句"])
@@ -180,8 +190,9 @@ def test_a_column_says_the_split(tmp_path) -> None:
     (tmp_path / "a.csv").write_text(text, encoding="utf-8")
     build_splits(source(tmp_path / "a.csv"), tmp_path / "d", "split", progress=False)
     assert [open_store(tmp_path / "d" / name).image_ids for name in ("train", "valid")] == [
-        ["1.jpg", "2.jpg", "4.jpg", "5.jpg"], ["0.jpg", "3.jpg"]
-    ]  # fmt: skip
+        ["1.jpg", "2.jpg", "4.jpg", "5.jpg"],
+        ["0.jpg", "3.jpg"],
+    ]
     with pytest.raises(
         RequestError, match="--split-column 'part': no such column; beside picture and text there are split"
     ):

@@ -304,11 +304,19 @@ def test_places_that_lead_nowhere(tmp_path, path):
 @pytest.mark.parametrize(
     ("output", "relation"),
     [
-        ("photos", "is"), ("photos/", "is"), ("photos/../photos", "is"), ("link", "is"), ("photos/deep/store", "lies inside"),
-        ("link/new", "lies inside"), ("photos/dangling", None), (".", "holds"), ("photos/../x", None), ("beside", None),
+        ("photos", "is"),
+        ("photos/", "is"),
+        ("photos/../photos", "is"),
+        ("link", "is"),
+        ("photos/deep/store", "lies inside"),
+        ("link/new", "lies inside"),
+        ("photos/dangling", None),
+        (".", "holds"),
+        ("photos/../x", None),
+        ("beside", None),
         ("photos2/x", None),
     ],
-)  # fmt: skip
+)
 def test_outputs_that_overlap_a_source(tmp_path, monkeypatch, output, relation):
     (tmp_path / "photos").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "photos")

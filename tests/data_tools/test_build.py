@@ -35,14 +35,22 @@ def test_a_split_becomes_a_store(tmp_path, options) -> None:
 
 def test_one_text_on_several_images_and_texts_without_any(tmp_path) -> None:
     write_lines(tmp_path / "test_imgs.tsv", [image_row(name, picture(k)) for k, name in enumerate((1, 2, "a.jpg"))])
-    write_lines(tmp_path / "test_texts.jsonl", [
-        text_row(10, "两只猫", [2, "a.jpg", 1]), text_row("q", "query", []), text_row(11, "T恤 nike", ["1"], language="zh-CN"),
-    ])  # fmt: skip
+    write_lines(
+        tmp_path / "test_texts.jsonl",
+        [
+            text_row(10, "两只猫", [2, "a.jpg", 1]),
+            text_row("q", "query", []),
+            text_row(11, "T恤 nike", ["1"], language="zh-CN"),
+        ],
+    )
     build_split(tmp_path, "test", progress=False)
     store = open_store(tmp_path / "test")
     assert list(store.pairs()) == [
-        Pair(2, 10, "两只猫", "zh"), Pair("a.jpg", 10, "两只猫", "zh"), Pair(1, 10, "两只猫", "zh"), Pair(1, 11, "T恤 nike", "zh"),
-    ]  # fmt: skip
+        Pair(2, 10, "两只猫", "zh"),
+        Pair("a.jpg", 10, "两只猫", "zh"),
+        Pair(1, 10, "两只猫", "zh"),
+        Pair(1, 11, "T恤 nike", "zh"),
+    ]
     assert store.lone_texts == [("q", "query", "en")]
 
 
@@ -61,13 +69,23 @@ def test_a_test_split_without_answers_is_kept(tmp_path) -> None:
         ([image_row(1, b"no picture")], [], "undecodable-image", "imgs.tsv:1"),
         ([image_row(1, picture(1)[:300])], [], "undecodable-image", "imgs.tsv:1"),
         ([b"1\t!!!!"], [], "bad-base64", "imgs.tsv:1"),
-        ([image_row(1, picture(1))], [text_row(1, "a", [1]), text_row(2, "b", [1, 7])], "missing-image", "texts.jsonl:2"),
-        ([image_row(1, picture(1))], [text_row(1, "a", [1]), b"", text_row(1, "b", [1])], "duplicate-text-id", "texts.jsonl:3"),
+        (
+            [image_row(1, picture(1))],
+            [text_row(1, "a", [1]), text_row(2, "b", [1, 7])],
+            "missing-image",
+            "texts.jsonl:2",
+        ),
+        (
+            [image_row(1, picture(1))],
+            [text_row(1, "a", [1]), b"", text_row(1, "b", [1])],
+            "duplicate-text-id",
+            "texts.jsonl:3",
+        ),
         ([image_row(1, picture(1))], [b"{oops"], "bad-json", "texts.jsonl:1"),
         ([image_row(1, picture(1))], [], "empty-split", "train"),
         ([], [], "empty-split", "train"),
     ],
-)  # fmt: skip
+)
 def test_faults_are_named_and_the_old_store_stays(tmp_path, images, texts, kind: str, where: str) -> None:
     build_split(write_official(tmp_path, images=3), "train", progress=False)
     before = open_store(tmp_path / "train").checksum()
@@ -82,21 +100,46 @@ def test_faults_are_named_and_the_old_store_stays(tmp_path, images, texts, kind:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_skipped_faults_are_listed_and_counted(tmp_path, workers: int) -> None:
-    write_lines(tmp_path / "train_imgs.tsv", [
-        image_row(1, picture(1)), image_row(2, b"no picture"), b"no tab", image_row(1, picture(3)), image_row(4, picture(4)),
-    ])  # fmt: skip
-    write_lines(tmp_path / "train_texts.jsonl", [
-        text_row(1, "good", [1]), text_row(2, "on a refused one", [2]), text_row(3, "half", [4, 9]), b"{", text_row(5, "x", [8]),
-    ])  # fmt: skip
+    write_lines(
+        tmp_path / "train_imgs.tsv",
+        [
+            image_row(1, picture(1)),
+            image_row(2, b"no picture"),
+            b"no tab",
+            image_row(1, picture(3)),
+            image_row(4, picture(4)),
+        ],
+    )
+    write_lines(
+        tmp_path / "train_texts.jsonl",
+        [
+            text_row(1, "good", [1]),
+            text_row(2, "on a refused one", [2]),
+            text_row(3, "half", [4, 9]),
+            b"{",
+            text_row(5, "x", [8]),
+        ],
+    )
     report = build_split(tmp_path, "train", on_error="skip", workers=workers, progress=False)
     assert report.faults == {
-        "undecodable-image": 1, "bad-tsv": 1, "duplicate-image-id": 1, "refused-image": 2, "missing-image": 2, "bad-json": 1,
-    }  # fmt: skip
+        "undecodable-image": 1,
+        "bad-tsv": 1,
+        "duplicate-image-id": 1,
+        "refused-image": 2,
+        "missing-image": 2,
+        "bad-json": 1,
+    }
     listed = [json.loads(line) for line in (tmp_path / "train" / "faults.jsonl").read_text("utf-8").splitlines()]
     assert [(Path(fault["file"]).name, fault["line"], fault["id"]) for fault in listed] == [
-        ("train_imgs.tsv", 2, 2), ("train_imgs.tsv", 3, None), ("train_imgs.tsv", 4, 1),
-        ("train_texts.jsonl", 1, 1), ("train_texts.jsonl", 2, 2), ("train_texts.jsonl", 3, 3), ("train_texts.jsonl", 4, None), ("train_texts.jsonl", 5, 5),
-    ]  # fmt: skip
+        ("train_imgs.tsv", 2, 2),
+        ("train_imgs.tsv", 3, None),
+        ("train_imgs.tsv", 4, 1),
+        ("train_texts.jsonl", 1, 1),
+        ("train_texts.jsonl", 2, 2),
+        ("train_texts.jsonl", 3, 3),
+        ("train_texts.jsonl", 4, None),
+        ("train_texts.jsonl", 5, 5),
+    ]
     store = open_store(tmp_path / "train")
     assert store.image_ids == [1, 4] and [(pair.image_id, pair.text) for pair in store.pairs()] == [(4, "half")]
     assert (report.read, report.again, report.left_out) == (10, 0, 7)  # a text with one of two images is stored
@@ -160,10 +203,17 @@ def test_missing_files_are_a_wrong_request(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("text", "language"),
     [
-        ("一只狗", "zh"), ("A dog runs", "en"), ("nike运动鞋", "mixed"), ("T恤 男", "zh"), ("123 😀", None), ("カメラ", None),
-        ("Ünïcödé wörd", "en"), ("𠮷野家", "zh"), ("", None),
+        ("一只狗", "zh"),
+        ("A dog runs", "en"),
+        ("nike运动鞋", "mixed"),
+        ("T恤 男", "zh"),
+        ("123 😀", None),
+        ("カメラ", None),
+        ("Ünïcödé wörd", "en"),
+        ("𠮷野家", "zh"),
+        ("", None),
     ],
-)  # fmt: skip
+)
 def test_languages_are_told_apart(text: str, language: str | None) -> None:
     assert detect_language(text) == language
 

@@ -125,14 +125,19 @@ def test_leakage_between_splits_is_found_by_content(tmp_path) -> None:
     ("images", "pairs", "hurts", "says"),
     [
         ({1: b"x", 2: picture(2)}, [(1, "a"), (2, "b")], True, "1 images cannot be decoded"),
-        ({1: picture(1), 2: picture(1)}, [(1, "a"), (2, "b")], True, "2 images (100.0%) have the content of another id"),
+        (
+            {1: picture(1), 2: picture(1)},
+            [(1, "a"), (2, "b")],
+            True,
+            "2 images (100.0%) have the content of another id",
+        ),
         ({1: picture(1)}, [(1, "a" * 60)], True, "100.0% of the captions are longer than 52 tokens"),
         ({1: picture(1)}, [(1, "a" * 60)] + [(1, f"b{k}") for k in range(20)], False, "4.8% of the captions"),
         ({1: picture(1), 2: picture(2)}, [(1, "a")], False, "1 images have no text"),
         ({1: picture(1, (1500, 1200))}, [(1, "a")], False, "the pictures are large"),
         ({1: picture(1)}, [(1, "a")], False, ""),
     ],
-)  # fmt: skip
+)
 def test_what_hurts_and_what_does_not(tmp_path, images, pairs, hurts: bool, says: str) -> None:
     report = judge([measure(store(tmp_path / "s", images, pairs), lengths=lengths, progress=False)])
     assert report.hurts is hurts
@@ -200,8 +205,11 @@ def test_what_the_build_left_out_and_what_is_kept(tmp_path) -> None:
 
 def test_the_language_is_the_given_one_or_the_systems(monkeypatch) -> None:
     for names, wanted in (
-        ({"LC_ALL": "zh_CN.UTF-8", "LANG": "en_US"}, "zh"), ({"LANG": "zh_TW"}, "zh"), ({"LANG": "C"}, "en"), ({"LC_MESSAGES": "en_GB", "LANG": "zh_CN"}, "en")
-    ):  # fmt: skip
+        ({"LC_ALL": "zh_CN.UTF-8", "LANG": "en_US"}, "zh"),
+        ({"LANG": "zh_TW"}, "zh"),
+        ({"LANG": "C"}, "en"),
+        ({"LC_MESSAGES": "en_GB", "LANG": "zh_CN"}, "en"),
+    ):
         for name in ("LC_ALL", "LC_MESSAGES", "LANG"):
             monkeypatch.delenv(name, raising=False)
         for name, value in names.items():

@@ -200,18 +200,25 @@ def test_damage_is_found_and_named(whole, tmp_path, damage: str) -> None:
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
-        (flip_caption, "checksum"), (flip_picture, "checksum|cannot be decoded"), (zero_the_end, "none of LMDB's"),
-        (imgs_of_another, "checksum"), (pairs_of_another, "checksum"),
+        (flip_caption, "checksum"),
+        (flip_picture, "checksum|cannot be decoded"),
+        (zero_the_end, "none of LMDB's"),
+        (imgs_of_another, "checksum"),
+        (pairs_of_another, "checksum"),
         (lambda s: change(s / "pairs" / "data.mdb", "第57".encode(), b"\xa4\xac\xac57"), "pair 57 is not JSON"),
         (lambda s: change(s / "pairs" / "data.mdb", b'[27,57,"', b'[27,[7,"'), "pair 57 is not"),
         (lambda s: change(s / "pairs" / "data.mdb", b'[27,57,"', b'[2777,"_'), "pair 57 is not"),
-        (lambda s: change_meta(s, pairs=119), "120 pairs|121 pairs"), (lambda s: change_meta(s, images=31), "30 images"),
-        (lambda s: change_meta(s, pairs="120"), "meta record"), (lambda s: change_meta(s, lone_texts=-1), "meta record"),
-        (lambda s: change_meta(s, sums=["0"]), "meta record"), (lambda s: change_meta(s, shards=None), "meta record"),
-        (lambda s: change_meta(s, layout=[1]), "meta record"), (lambda s: change_meta(s, format=None), "not known"),
+        (lambda s: change_meta(s, pairs=119), "120 pairs|121 pairs"),
+        (lambda s: change_meta(s, images=31), "30 images"),
+        (lambda s: change_meta(s, pairs="120"), "meta record"),
+        (lambda s: change_meta(s, lone_texts=-1), "meta record"),
+        (lambda s: change_meta(s, sums=["0"]), "meta record"),
+        (lambda s: change_meta(s, shards=None), "meta record"),
+        (lambda s: change_meta(s, layout=[1]), "meta record"),
+        (lambda s: change_meta(s, format=None), "not known"),
         (lambda s: change_meta(s, build=7), "meta record"),
     ],
-)  # fmt: skip
+)
 def test_without_a_manifest_counts_and_sums_are_compared(whole, tmp_path, spoil, why: str) -> None:
     copy = Path(shutil.copytree(whole / "plain", tmp_path / "s"))
     (copy / "manifest.json").unlink()
@@ -224,13 +231,20 @@ def test_shards_belong_together(whole, tmp_path) -> None:
     other = build(tmp_path / "other", seed=1000, shard_size=12)
     for number, (spoil, why) in enumerate(
         {
-            "swapped": (lambda s: [(s / a).rename(s / b) for a, b in [("shard-00000", "x"), ("shard-00001", "shard-00000"),
-                                                                      ("x", "shard-00001")]], "is shard 1"),
+            "swapped": (
+                lambda s: [
+                    (s / a).rename(s / b)
+                    for a, b in [("shard-00000", "x"), ("shard-00001", "shard-00000"), ("x", "shard-00001")]
+                ],
+                "is shard 1",
+            ),
             "missing": (lambda s: shutil.rmtree(s / "shard-00001"), "2 shards are there, the store has 3"),
-            "of another": (lambda s: [shutil.rmtree(s / "shard-00001"), shutil.copytree(other / "shard-00001", s / "shard-00001")],
-                           "of another store"),
+            "of another": (
+                lambda s: [shutil.rmtree(s / "shard-00001"), shutil.copytree(other / "shard-00001", s / "shard-00001")],
+                "of another store",
+            ),
         }.values()
-    ):  # fmt: skip
+    ):
         copy = Path(shutil.copytree(whole / "sharded", tmp_path / str(number)))
         spoil(copy)
         for manifest in (True, False):
@@ -304,8 +318,9 @@ def test_flipped_bits_and_cuts_are_found(whole, tmp_path, monkeypatch, manifest:
             assert not manifest and number < flips, (name, file, at)
             read = content(open_store(copy))
             # Of a language, no sum is kept there.
-            images, pairs, lone = [[(p.image_id, p.text_id, p.text) for p in part] if at == 1 else part
-                                   for at, part in enumerate(read)]  # fmt: skip
+            images, pairs, lone = [
+                [(p.image_id, p.text_id, p.text) for p in part] if at == 1 else part for at, part in enumerate(read)
+            ]
             assert (images, lone) == (before[name][0], before[name][2]), (name, file, at)
             assert pairs == [(p.image_id, p.text_id, p.text) for p in before[name][1]], (name, file, at)
         shutil.rmtree(copy)
@@ -321,9 +336,13 @@ def test_the_command_says_it(whole, tmp_path) -> None:
         data[draw.randrange(len(data))] ^= 16
         file.write_bytes(data if number % 2 else data[: len(data) // 2])
         done = subprocess.run(
-            [sys.executable, "-m", "cnclip_ft", "data", "check", str(copy)], capture_output=True, text=True, timeout=120,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}, cwd=tmp_path,
-        )  # fmt: skip
+            [sys.executable, "-m", "cnclip_ft", "data", "check", str(copy)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            cwd=tmp_path,
+        )
         assert done.returncode in (1, 2) and "Traceback" not in done.stderr and str(copy) in done.stderr, done.stderr
 
 

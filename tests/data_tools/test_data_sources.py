@@ -51,13 +51,22 @@ WANTED = [("a.jpg", 1, "一只狗"), ("sub/b.jpg", 2, "a cat, asleep"), ("a.jpg"
     [
         ("captions.csv", CSV.encode()),
         ("captions.csv", b"\xef\xbb\xbf" + CSV.replace("\n", "\r\n").encode()),
-        ("captions.csv", CSV.replace(",", ";").replace("a cat;", "a cat,").encode()[: -len("\n")].replace(b"a cat, asleep", b"a cat, asleep")),
+        (
+            "captions.csv",
+            CSV.replace(",", ";")
+            .replace("a cat;", "a cat,")
+            .encode()[: -len("\n")]
+            .replace(b"a cat, asleep", b"a cat, asleep"),
+        ),
         ("metadata.csv", CSV.replace("image,text", "file_name,caption").encode()),
         ("captions.tsv", CSV.replace(",", "\t").replace("a cat\t", "a cat,").replace('"', "").encode()),
-        ("captions.jsonl", b"".join(json.dumps({"path": i, "title": t}, ensure_ascii=False).encode() + b"\n" for i, _, t in WANTED)),
+        (
+            "captions.jsonl",
+            b"".join(json.dumps({"path": i, "title": t}, ensure_ascii=False).encode() + b"\n" for i, _, t in WANTED),
+        ),
         ("captions.txt", "a.jpg\t一只狗\nsub/b.jpg#0\ta cat, asleep\na.jpg#1 第二句\n".encode()),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_folder_with_a_file_of_captions(tmp_path, name: str, data: bytes, workers: int) -> None:
     (photos(tmp_path / "in", "a.jpg", "sub/b.jpg", "unused.png") / name).write_bytes(data)
@@ -102,12 +111,19 @@ def test_a_folder_without_captions_says_what_to_do(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("rows", "kind", "line"),
     [
-        ("missing.jpg,text", "missing-file", 2), ("a.jpg,", "empty-text", 2), (",text", "bad-field", 2), ("a.jpg,b,c", "bad-csv", 2),
-        ("a.jpg", "bad-csv", 2), ("\n\na.jpg,ok\nnope.jpg,x", "missing-file", 5), ("http://a/b.jpg,text", "remote-image", 2),
-        ("text.csv,text", "undecodable-image", 2), ("a.jpg,\"quote \"here\"", "bad-csv", 2), ("a.jpg,\"never closed\nb", "bad-csv", 2),
+        ("missing.jpg,text", "missing-file", 2),
+        ("a.jpg,", "empty-text", 2),
+        (",text", "bad-field", 2),
+        ("a.jpg,b,c", "bad-csv", 2),
+        ("a.jpg", "bad-csv", 2),
+        ("\n\na.jpg,ok\nnope.jpg,x", "missing-file", 5),
+        ("http://a/b.jpg,text", "remote-image", 2),
+        ("text.csv,text", "undecodable-image", 2),
+        ('a.jpg,"quote "here"', "bad-csv", 2),
+        ('a.jpg,"never closed\nb', "bad-csv", 2),
         ("a\0.jpg,text", "missing-file" if sys.version_info >= (3, 11) else "bad-csv", 2),  # 3.10's csv takes no NUL
     ],
-)  # fmt: skip
+)
 def test_faults_of_a_table_are_named_by_line(tmp_path, rows: str, kind: str, line: int) -> None:
     photos(tmp_path, "a.jpg")
     (tmp_path / "text.csv").write_text(f"image,text\n{rows}\n", encoding="utf-8")
@@ -163,8 +179,11 @@ def test_jsonl_keeps_ids_as_given_and_takes_lists_of_captions(tmp_path) -> None:
         (8, 3, "猫"),
     ]
     assert fault_kinds(tmp_path / "s") == [
-        ("empty-text", 3), ("missing-field", 4), ("bad-field", 5), ("bad-json", 6),
-    ]  # fmt: skip
+        ("empty-text", 3),
+        ("missing-field", 4),
+        ("bad-field", 5),
+        ("bad-json", 6),
+    ]
 
 
 def test_one_id_for_two_files_is_a_fault(tmp_path) -> None:
@@ -182,8 +201,10 @@ def test_parquet(tmp_path, form: str) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     photos(tmp_path, "a.jpg", "b.jpg")
     cell = {
-        "path": lambda k: "ab"[k] + ".jpg", "bytes": picture, "huggingface": lambda k: {"bytes": picture(k), "path": "ab"[k] + ".jpg"},
-    }[form]  # fmt: skip
+        "path": lambda k: "ab"[k] + ".jpg",
+        "bytes": picture,
+        "huggingface": lambda k: {"bytes": picture(k), "path": "ab"[k] + ".jpg"},
+    }[form]
     table = pyarrow.table({"image": [cell(0), cell(1)], "caption": ["狗", "猫"], "other": [[1.0] * 50] * 2})
     parquet.write_table(table, tmp_path / "t.parquet")
     pairs = taken("table", tmp_path / "t.parquet", tmp_path / "s")
@@ -220,14 +241,29 @@ def tar(file: Path, members: dict[str, bytes]) -> Path:
 
 def test_webdataset(tmp_path) -> None:
     pytest.importorskip("webdataset")
-    tar(tmp_path / "d-000.tar", {
-        "1.jpg": picture(1), "1.txt": "一只狗\n".encode(), "2.png": picture(2, format="PNG"),
-        "2.json": json.dumps({"caption": ["two", "第二"]}).encode(), "__meta__": b"x",
-    })  # fmt: skip
-    tar(tmp_path / "d-001.tar", {
-        "3.txt": b"no image", "4.jpg": picture(4), "5.jpg": b"no picture", "5.txt": b"five", "6.jpg": picture(6), "6.json": b"{",
-        "7.jpg": picture(7), "7.txt": b"seven",
-    })  # fmt: skip
+    tar(
+        tmp_path / "d-000.tar",
+        {
+            "1.jpg": picture(1),
+            "1.txt": "一只狗\n".encode(),
+            "2.png": picture(2, format="PNG"),
+            "2.json": json.dumps({"caption": ["two", "第二"]}).encode(),
+            "__meta__": b"x",
+        },
+    )
+    tar(
+        tmp_path / "d-001.tar",
+        {
+            "3.txt": b"no image",
+            "4.jpg": picture(4),
+            "5.jpg": b"no picture",
+            "5.txt": b"five",
+            "6.jpg": picture(6),
+            "6.json": b"{",
+            "7.jpg": picture(7),
+            "7.txt": b"seven",
+        },
+    )
     wanted = [("1", 1, "一只狗"), ("2", 2, "two"), ("2", 3, "第二"), ("7", 5, "seven")]
     for place in (tmp_path, tmp_path / "d-*.tar", tmp_path / "d-{000..001}.tar"):
         assert taken("webdataset", place, tmp_path / "s", on_error="skip") == wanted
@@ -244,11 +280,14 @@ def test_webdataset(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "says"),
     [
-        ("official", SourceOptions(images=Path("x")), "--images means nothing"), ("muge", SourceOptions(encoding="gbk"), "--encoding"),
-        ("webdataset", SourceOptions(captions=Path("x")), "--captions"), ("table", SourceOptions(captions_from=("zhc",)), "--captions-from"),
-        ("flickr8k-cn", SourceOptions(columns=Columns("a")), "-column"), ("tables", None, "source 'tables' is not known"),
+        ("official", SourceOptions(images=Path("x")), "--images means nothing"),
+        ("muge", SourceOptions(encoding="gbk"), "--encoding"),
+        ("webdataset", SourceOptions(captions=Path("x")), "--captions"),
+        ("table", SourceOptions(captions_from=("zhc",)), "--captions-from"),
+        ("flickr8k-cn", SourceOptions(columns=Columns("a")), "-column"),
+        ("tables", None, "source 'tables' is not known"),
     ],
-)  # fmt: skip
+)
 def test_options_that_mean_nothing_are_refused(tmp_path, kind: str, options, says: str) -> None:
     with pytest.raises(RequestError, match=says):
         open_source(kind, str(tmp_path), options)
@@ -268,8 +307,11 @@ def test_caption_lines(tmp_path) -> None:
     )
     found = list(read_captions(file))
     assert [(line.image, line.mark, line.text) for line in found if not isinstance(line, DataFault)] == [
-        ("a", "a#zhc#0", "一只 狗"), ("COCO_val2014_1", "COCO_val2014_1#3", "句子 二"), ("77", "77#zhm#1", "三"), ("x y", "x y#6", "with spaces"),
-    ]  # fmt: skip
+        ("a", "a#zhc#0", "一只 狗"),
+        ("COCO_val2014_1", "COCO_val2014_1#3", "句子 二"),
+        ("77", "77#zhm#1", "三"),
+        ("x y", "x y#6", "with spaces"),
+    ]
     assert [(line.kind, line.line) for line in found if isinstance(line, DataFault)] == [
         ("bad-caption-line", 5),
         ("empty-text", 7),
@@ -289,8 +331,12 @@ def test_sources_hold_no_more_than_they_must(tmp_path) -> None:
         "print(report.pairs, int(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1]) >> 10)"
     )
     root = str(Path(__file__).resolve().parents[2])
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "t.csv"), str(tmp_path / "s")], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": root})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "t.csv"), str(tmp_path / "s")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": root},
+    )
     assert done.returncode == 0, done.stderr
     pairs, peak = map(int, done.stdout.split())
     assert pairs == 40_000 and peak < 100

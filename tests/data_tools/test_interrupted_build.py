@@ -198,8 +198,13 @@ assert found["old"] > 5
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_fifty_kills_leave_a_whole_store_every_time(tmp_path) -> None:
     folders = [write_official(tmp_path / name, images=30, seed=seed) for seed, name in enumerate(("a", "b"))]
-    done = subprocess.run([sys.executable, "-c", _KILLED, *map(str, folders), str(tmp_path / "store")], env=ENVIRONMENT,
-                          capture_output=True, text=True, timeout=300)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLED, *map(str, folders), str(tmp_path / "store")],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -276,8 +281,12 @@ def test_ctrl_c_is_quiet_and_can_be_continued(tmp_path) -> None:
         "    take(self, position, item, data)\n"
         "build._Build._take = stopping\nmain()\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, "data", "build", str(tmp_path), "--splits", "train"], env=ENVIRONMENT,
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", script, "data", "build", str(tmp_path), "--splits", "train"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
     assert (
         done.returncode == 130
         and "with --continue goes on" in done.stderr

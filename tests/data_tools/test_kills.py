@@ -126,8 +126,11 @@ def _run(tmp_path: Path, kills: int, seed: str) -> None:
     work.mkdir()
     done = subprocess.run(
         [sys.executable, "-c", _LOOP, *map(str, folders), str(work / "under-test" / "store"), str(kills), seed],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60 + kills,
-    )  # fmt: skip
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60 + kills,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -48,11 +48,18 @@ _MARKS = [
 
 def mutate(line: bytes, dice: random.Random) -> bytes:
     at, to = sorted(dice.choices(range(len(line) + 1), k=2))
-    return dice.choice([
-        lambda: line[:at], lambda: line[at:], lambda: line[:at] + line[to:], lambda: line[:at] + dice.choice(_MARKS) + line[at:],
-        lambda: line[:at] + dice.randbytes(3) + line[at:], lambda: line[:at] + line[at:to] * 2 + line[to:],
-        lambda: line[:at] + bytes([dice.randrange(256)]) + line[at + 1 :], lambda: line.decode("utf-8", "replace").encode("gb18030"),
-    ])()  # fmt: skip
+    return dice.choice(
+        [
+            lambda: line[:at],
+            lambda: line[at:],
+            lambda: line[:at] + line[to:],
+            lambda: line[:at] + dice.choice(_MARKS) + line[at:],
+            lambda: line[:at] + dice.randbytes(3) + line[at:],
+            lambda: line[:at] + line[at:to] * 2 + line[to:],
+            lambda: line[:at] + bytes([dice.randrange(256)]) + line[at + 1 :],
+            lambda: line.decode("utf-8", "replace").encode("gb18030"),
+        ]
+    )()
 
 
 def name_of(number: int) -> str:
@@ -66,9 +73,13 @@ def good_text(number: int) -> str:
 def line_of(kind: str, number: int) -> bytes:
     name, text = name_of(number), good_text(number)
     return {
-        "csv": f"{name},{text}", "tsv": f"{name}\t{text}", "lines": f"{name}#{number}\t{text}", "txt": text,
-        "jsonl": json.dumps({"image": name, "text": text}, ensure_ascii=False), "flickr8k-cn": f"{name}#zhc#{number} {text}",
-    }[kind].encode()  # fmt: skip
+        "csv": f"{name},{text}",
+        "tsv": f"{name}\t{text}",
+        "lines": f"{name}#{number}\t{text}",
+        "txt": text,
+        "jsonl": json.dumps({"image": name, "text": text}, ensure_ascii=False),
+        "flickr8k-cn": f"{name}#zhc#{number} {text}",
+    }[kind].encode()
 
 
 def write(kind: str, folder: Path, lines: list[bytes]) -> tuple[str, Path, SourceOptions, Path | None]:

@@ -110,9 +110,19 @@ def test_what_is_read_straight_through_is_what_the_machine_reads():
 
 @pytest.mark.parametrize(
     "value",
-    [("a", "b"), ("a", "b", 3), ("", 1, "t"), (2**64, 1, "t"), (True, 1, "t"), (1.5, 1, "t"), ["a", "b", "c"], ("x" * 256, 1, "t"), None],
+    [
+        ("a", "b"),
+        ("a", "b", 3),
+        ("", 1, "t"),
+        (2**64, 1, "t"),
+        (True, 1, "t"),
+        (1.5, 1, "t"),
+        ["a", "b", "c"],
+        ("x" * 256, 1, "t"),
+        None,
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_anything_else_is_left_to_the_machine(value):
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         assert ordinary_triple(pickle.dumps(value, protocol)) is None

@@ -46,14 +46,18 @@ def test_flickr8k_cn(flickr8k, tmp_path) -> None:
     store = open_store(tmp_path / "s")
     assert store.image_ids == ["1001_ab", "2001_cd"]
     assert [(p.image_id, p.text_id, p.text, p.language) for p in store.pairs()][:2] == [
-        ("1001_ab", "1001_ab#zhc#0", "人写的 句子 0", "zh"), ("1001_ab", "1001_ab#zhc#1", "人写的 句子 1", "zh"),
-    ]  # fmt: skip
+        ("1001_ab", "1001_ab#zhc#0", "人写的 句子 0", "zh"),
+        ("1001_ab", "1001_ab#zhc#1", "人写的 句子 1", "zh"),
+    ]
     assert report.differences == [
-        "differs from the published split: 1,000 images expected, 2 found", "differs from the published split: 5,000 texts expected, 4 found",
-    ]  # fmt: skip
+        "differs from the published split: 1,000 images expected, 2 found",
+        "differs from the published split: 5,000 texts expected, 4 found",
+    ]
     assert {split: source.expected() for split, source in splits.items()} == {
-        "train": {"images": 6000, "texts": 30000}, "valid": {"images": 1000, "texts": 5000}, "test": {"images": 1000, "texts": 5000},
-    }  # fmt: skip
+        "train": {"images": 6000, "texts": 30000},
+        "valid": {"images": 1000, "texts": 5000},
+        "test": {"images": 1000, "texts": 5000},
+    }
 
 
 def test_flickr8k_cn_with_other_captions(flickr8k, tmp_path) -> None:
@@ -83,9 +87,10 @@ def test_a_missing_photo_and_an_uncaptioned_one_are_named(flickr8k, tmp_path) ->
 
 def test_flickr30k_cn_in_the_authors_folders(tmp_path) -> None:
     for name, ids, caption in (
-        ("flickr30kzhbbosontrain", (10, 20), "一 个 男人  在 跑步"), ("flickr30kzhbbosonval", (30,), "两 只 狗"),
+        ("flickr30kzhbbosontrain", (10, 20), "一 个 男人  在 跑步"),
+        ("flickr30kzhbbosonval", (30,), "两 只 狗"),
         ("flickr30kzhmbosontest", (40,), "一:m 只:q 猫:n"),
-    ):  # fmt: skip
+    ):
         lines(tmp_path / name / "ImageSets" / f"{name}.txt", *map(str, ids))
         mark = "zhm" if "zhm" in name else "zhb"
         lines(
@@ -101,8 +106,10 @@ def test_flickr30k_cn_in_the_authors_folders(tmp_path) -> None:
         store = open_store(tmp_path / "out" / split)
         texts[split] = (store.image_ids, {pair.text for pair in store.pairs()}, len(store))
     assert texts == {
-        "train": ([10, 20], {"一个男人，在跑步"}, 10), "valid": ([30], {"两只狗"}, 5), "test": ([40], {"一只猫"}, 5),
-    }  # fmt: skip
+        "train": ([10, 20], {"一个男人，在跑步"}, 10),
+        "valid": ([30], {"两只狗"}, 5),
+        "test": ([40], {"一只猫"}, 5),
+    }
     assert splits["test"].expected() == {"images": 1000, "texts": 5000}
     assert splits["train"].expected() == {"images": 29783, "texts": 148915}
 
@@ -145,11 +152,13 @@ def test_coco_cn(coco, tmp_path) -> None:
     assert [(p.image_id, p.text_id, p.text) for p in store.pairs()] == [
         ("COCO_train2014_000000000104", "COCO_train2014_000000000104#0", "写的句子 104"),
         ("COCO_train2014_000000000104", "COCO_train2014_000000000104#1", "又一句"),
-    ]  # fmt: skip
+    ]
     assert report.differences[1] == "differs from the published split: 1,053 texts expected, 2 found"
     assert {split: tuple(source.expected().values()) for split, source in splits.items()} == {
-        "train": (18341, 20065), "valid": (1000, 1100), "test": (1000, 1053),
-    }  # fmt: skip
+        "train": (18341, 20065),
+        "valid": (1000, 1100),
+        "test": (1000, 1053),
+    }
     build_store(splits["train"], tmp_path / "t", progress=False)
     assert open_store(tmp_path / "t").image_count == 2
 
@@ -165,8 +174,10 @@ def test_coco_cn_translations_are_another_test_set(coco, tmp_path) -> None:
 
 def test_nothing_there_says_what_is_missing(tmp_path) -> None:
     for kind, says in (
-        ("flickr8k-cn", "the photos of Flickr8k"), ("flickr30k-cn", "neither {split}_imgs.tsv nor"), ("coco-cn", "MS-COCO 2014"),
-    ):  # fmt: skip
+        ("flickr8k-cn", "the photos of Flickr8k"),
+        ("flickr30k-cn", "neither {split}_imgs.tsv nor"),
+        ("coco-cn", "MS-COCO 2014"),
+    ):
         with pytest.raises(RequestError) as caught:
             open_source(kind, str(tmp_path))
         assert says in str(caught.value)

@@ -54,11 +54,16 @@ def built(place: Path, target: Path, kind: str = "table", **options):
 @pytest.mark.parametrize(
     ("name", "encoding", "separator", "said"),
     [
-        ("a.csv", "utf-8", ",", None), ("a.csv", "utf-8-sig", ",", None), ("a.csv", "gb18030", ",", "GB18030 (GBK)"),
-        ("a.csv", "utf-16", "\t", "UTF-16"), ("a.csv", "utf-16-le", ",", "UTF-16-LE"), ("a.csv", "utf-16-be", ",", "UTF-16-BE"),
-        ("a.tsv", "gb18030", "\t", "GB18030 (GBK)"), ("a.csv", "gb18030", "|", "GB18030 (GBK)"),
+        ("a.csv", "utf-8", ",", None),
+        ("a.csv", "utf-8-sig", ",", None),
+        ("a.csv", "gb18030", ",", "GB18030 (GBK)"),
+        ("a.csv", "utf-16", "\t", "UTF-16"),
+        ("a.csv", "utf-16-le", ",", "UTF-16-LE"),
+        ("a.csv", "utf-16-be", ",", "UTF-16-BE"),
+        ("a.tsv", "gb18030", "\t", "GB18030 (GBK)"),
+        ("a.csv", "gb18030", "|", "GB18030 (GBK)"),
     ],
-)  # fmt: skip
+)
 def test_a_shop_export_is_read_as_it_is(shop, name: str, encoding: str, separator: str, said: str | None) -> None:
     (shop / name).write_bytes(table(separator).encode(encoding))
     report = built(shop / name, shop / "s", images=shop / "图片")
@@ -113,10 +118,15 @@ def test_a_file_of_no_known_encoding_is_refused_with_line_and_byte(shop) -> None
 @pytest.mark.parametrize(
     ("image", "text"),
     [
-        ("图片", "标题"), ("商品主图", "商品名称"), ("图片链接", "宝贝标题"), ("图片路径", "描述"), ("* 主图URL（必填）", "商品 标题"),
-        ("Image Path", "Product Name"), ("image_url", "Title"),
+        ("图片", "标题"),
+        ("商品主图", "商品名称"),
+        ("图片链接", "宝贝标题"),
+        ("图片路径", "描述"),
+        ("* 主图URL（必填）", "商品 标题"),
+        ("Image Path", "Product Name"),
+        ("image_url", "Title"),
     ],
-)  # fmt: skip
+)
 def test_names_of_columns(shop, image: str, text: str) -> None:
     (shop / "a.csv").write_text(f"编号,{text},{image}\n7,一只狗,{ROWS[0][0]}\n", encoding="utf-8")
     report = built(shop / "a.csv", shop / "s", images=shop / "图片")
@@ -180,9 +190,16 @@ def test_which_columns_are_kept(shop) -> None:
 def test_conditions_on_columns() -> None:
     columns = {"类目": "女装", "价格": "99.0", "n": 3}
     for given, holds in (
-        (["类目=女装"], True), (["类目=男装"], False), (["类目=男装", "类目=女装"], True), (["价格<100", "n>=3"], True), (["价格>99"], False),
-        (["价格=99"], True), (["名称=x"], False), (["类目<5"], False), ([], True),
-    ):  # fmt: skip
+        (["类目=女装"], True),
+        (["类目=男装"], False),
+        (["类目=男装", "类目=女装"], True),
+        (["价格<100", "n>=3"], True),
+        (["价格>99"], False),
+        (["价格=99"], True),
+        (["名称=x"], False),
+        (["类目<5"], False),
+        ([], True),
+    ):
         assert parse_where(given).holds(columns) is holds, given
     for wrong in ("类目", "=x", "价格<x", ""):
         with pytest.raises(RequestError, match="is no condition; write it like"):

@@ -62,8 +62,12 @@ def write_tar(file: Path, members: list[tuple[str, bytes]]) -> Path:
 def test_rows_with_bytes(tmp_path, names, workers: int) -> None:
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     rows = [(0, names[0], "零"), (1, names[1], "一"), (0, names[2], "又零"), (2, names[0], "二"), (1, names[1], "又一")]
-    pq.write_table(pa.Table.from_pylist(
-        [{"image": {"bytes": picture(seed), "path": name}, "text": text} for seed, name, text in rows]), tmp_path / "t.parquet")  # fmt: skip
+    pq.write_table(
+        pa.Table.from_pylist(
+            [{"image": {"bytes": picture(seed), "path": name}, "text": text} for seed, name, text in rows]
+        ),
+        tmp_path / "t.parquet",
+    )
     report = taken("table", tmp_path / "t.parquet", tmp_path / "s", workers=workers)
     assert seeds(tmp_path / "s") == {"零": 0, "一": 1, "又零": 0, "二": 2, "又一": 1} and report.images == 3
     assert (report.read, report.again, report.left_out) == (10, 2, 0)
@@ -76,9 +80,24 @@ def test_rows_with_bytes(tmp_path, names, workers: int) -> None:
 def test_tars_with_equal_keys(tmp_path, workers: int) -> None:
     for shard, seed in enumerate((0, 1, 0)):
         write_tar(tmp_path / f"{shard}.tar", [("0.jpg", picture(seed)), ("0.txt", f"{seed} in {shard}".encode())])
-    write_tar(tmp_path / "3.tar", [("0.jpg", b"broken"), ("0.txt", b"lost"), ("a.jpg", picture(2)), ("a.jpg", picture(2)), ("a.txt", b"a"),
-                                   ("b.jpg", picture(3)), ("b.jpg", picture(4)), ("b.txt", b"b"), ("c.jpg", picture(3)), ("c.png", picture(4)),
-                                   ("d.jpg", picture(5)), ("d.json", b'{"caption": []}'), ("e.txt", b"alone")])  # fmt: skip
+    write_tar(
+        tmp_path / "3.tar",
+        [
+            ("0.jpg", b"broken"),
+            ("0.txt", b"lost"),
+            ("a.jpg", picture(2)),
+            ("a.jpg", picture(2)),
+            ("a.txt", b"a"),
+            ("b.jpg", picture(3)),
+            ("b.jpg", picture(4)),
+            ("b.txt", b"b"),
+            ("c.jpg", picture(3)),
+            ("c.png", picture(4)),
+            ("d.jpg", picture(5)),
+            ("d.json", b'{"caption": []}'),
+            ("e.txt", b"alone"),
+        ],
+    )
     report = taken("webdataset", tmp_path, tmp_path / "s", on_error="skip", workers=workers)
     assert seeds(tmp_path / "s") == {"0 in 0": 0, "1 in 1": 1, "0 in 2": 0, "a": 2}
     assert kinds(tmp_path / "s") == [
@@ -183,9 +202,18 @@ def test_names_that_lead_out_need_a_word(tmp_path, form: str) -> None:
 
 @pytest.mark.parametrize(
     ("cell", "kind"),
-    [("C:\\a.jpg", "outside"), ("\\\\server\\a.jpg", "outside"), ("~/a.jpg", "missing-file"), ("s3://b/a.jpg", "remote-image"), ("oss://b/a", "remote-image"),
-     ("data:text/plain;base64,AAAA", "undecodable-image"), ("data:image/png,AAAA", "bad-base64"), ("/dev/zero", "outside"), (".", "bad-id")],
-)  # fmt: skip
+    [
+        ("C:\\a.jpg", "outside"),
+        ("\\\\server\\a.jpg", "outside"),
+        ("~/a.jpg", "missing-file"),
+        ("s3://b/a.jpg", "remote-image"),
+        ("oss://b/a", "remote-image"),
+        ("data:text/plain;base64,AAAA", "undecodable-image"),
+        ("data:image/png,AAAA", "bad-base64"),
+        ("/dev/zero", "outside"),
+        (".", "bad-id"),
+    ],
+)
 def test_other_things_than_paths(tmp_path, cell: str, kind: str) -> None:
     (tmp_path / "t.jsonl").write_text(json.dumps({"image": cell, "text": "x"}))
     with pytest.raises(DataFault) as caught:

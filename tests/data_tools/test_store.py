@@ -227,8 +227,13 @@ def test_a_store_goes_to_other_processes(tmp_path) -> None:
     assert pickle.loads(pickle.dumps(store))[3] == store[3]
     code = "import pickle, sys; store = pickle.load(sys.stdin.buffer); print(store[5].text_id, len(store.image(5)), store.name)"
     root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(store), capture_output=True, check=True,
-                          env={**os.environ, "PYTHONPATH": str(root)})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=pickle.dumps(store),
+        capture_output=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
     assert done.stdout.split()[1:] == [b"450", b"s"]
 
 
@@ -293,11 +298,18 @@ class _Opens:
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        (pickle.dumps(_Opens()), "import"), (pickle.dumps([1, 2, "x"]), "list"), (pickle.dumps((1, 2)), "tuple"),
-        (pickle.dumps((1, 2, 3)), "tuple"), (pickle.dumps((True, 2, "x")), "tuple"), (pickle.dumps((1, 2.0, "x")), "tuple"),
-        (b"", "refused"), (b"\x80\x04", "refused"), (pickle.dumps((1, 2, "x"))[:-3], "refused"), (b"garbage", "refused"),
+        (pickle.dumps(_Opens()), "import"),
+        (pickle.dumps([1, 2, "x"]), "list"),
+        (pickle.dumps((1, 2)), "tuple"),
+        (pickle.dumps((1, 2, 3)), "tuple"),
+        (pickle.dumps((True, 2, "x")), "tuple"),
+        (pickle.dumps((1, 2.0, "x")), "tuple"),
+        (b"", "refused"),
+        (b"\x80\x04", "refused"),
+        (pickle.dumps((1, 2, "x"))[:-3], "refused"),
+        (b"garbage", "refused"),
     ],
-)  # fmt: skip
+)
 def test_pickles_of_anything_but_a_plain_pair_are_refused_with_their_key(
     tmp_path, monkeypatch, value: bytes, why: str
 ) -> None:

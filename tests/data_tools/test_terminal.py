@@ -70,8 +70,11 @@ def test_messages_of_the_command(arguments, encoding, tmp_path):
     environment = dict(os.environ, PYTHONPATH=str(ROOT), PYTHONIOENCODING=encoding, LANG="C", HF_HUB_OFFLINE="1")
     done = subprocess.run(
         [sys.executable, "-c", "from cnclip_ft.cli import main; main()", *arguments],
-        cwd=tmp_path, env=environment, capture_output=True, timeout=120,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        timeout=120,
+    )
     said = done.stdout + done.stderr
     assert done.returncode in (1, 2) and b"Traceback" not in said, said
     assert b"\x1b" not in said and b"\x07" not in said and "\x9b" not in said.decode("utf-8"), said

@@ -53,10 +53,18 @@ def folder(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "gb18030"])
-@pytest.mark.parametrize("how", [
-    {}, {"delimiter": ";"}, {"delimiter": "\t", "suffix": ".tsv"}, {"delimiter": "\t"}, {"delimiter": "\t", "quoting": csv.QUOTE_ALL, "suffix": ".tsv"},
-    {"lineterminator": "\n"}, {"delimiter": "|"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"delimiter": ";"},
+        {"delimiter": "\t", "suffix": ".tsv"},
+        {"delimiter": "\t"},
+        {"delimiter": "\t", "quoting": csv.QUOTE_ALL, "suffix": ".tsv"},
+        {"lineterminator": "\n"},
+        {"delimiter": "|"},
+    ],
+)
 def test_tables_come_back_as_they_were(folder, encoding: str, how: dict) -> None:
     how = dict(how)
     file = folder / f"t{how.pop('suffix', '.csv')}"
@@ -79,8 +87,12 @@ def test_a_tsv_with_bare_quotation_marks_keeps_them(folder) -> None:
 def test_line_ends_and_separators_inside(folder, form: str, end: str) -> None:
     texts = ["一\u2028二", "一\x85二", "一\x0b二", "\x1c三\x1e"]
     row = {
-        "captions.txt": "0.jpg\t{}", "0.txt": "{}", "t.csv": "0.jpg,{}", "t.tsv": "0.jpg\t{}", "t.jsonl": '{{"image": "0.jpg", "text": {}}}',
-    }.get(form)  # fmt: skip
+        "captions.txt": "0.jpg\t{}",
+        "0.txt": "{}",
+        "t.csv": "0.jpg,{}",
+        "t.tsv": "0.jpg\t{}",
+        "t.jsonl": '{{"image": "0.jpg", "text": {}}}',
+    }.get(form)
     if row is None:
         if end == "\r":
             pytest.skip("the official files end their lines with LF")
@@ -109,19 +121,30 @@ def test_line_ends_and_separators_inside(folder, form: str, end: str) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "says"),
     [
-        ("t.csv", b"0.jpg,a\n1.jpg,b\n", "--no-header --image-column 1 --text-column 2"), ("t.tsv", b"a\t0.jpg\n", "--image-column 2 --text-column 1"),
-        ("t.csv", b'"image,text\n0.jpg,a\n', "line has to name the columns"), ("t.csv", b'"image","te"xt"\n0.jpg,a\n', "name the columns"),
-        ("t.tsv", b"im\rage\ttext\n0.jpg\ta\n", "name the columns"), ("t.csv", b"image,text,text\n0.jpg,a,b\n", "2 columns are called 'text'"),
-        ("t.csv", b"", "there are none"), ("t.json", b'{"a": 1}', "an array of objects or COCO"), ("t.json", b"[", "an array of objects or COCO"),
+        ("t.csv", b"0.jpg,a\n1.jpg,b\n", "--no-header --image-column 1 --text-column 2"),
+        ("t.tsv", b"a\t0.jpg\n", "--image-column 2 --text-column 1"),
+        ("t.csv", b'"image,text\n0.jpg,a\n', "line has to name the columns"),
+        ("t.csv", b'"image","te"xt"\n0.jpg,a\n', "name the columns"),
+        ("t.tsv", b"im\rage\ttext\n0.jpg\ta\n", "name the columns"),
+        ("t.csv", b"image,text,text\n0.jpg,a,b\n", "2 columns are called 'text'"),
+        ("t.csv", b"", "there are none"),
+        ("t.json", b'{"a": 1}', "an array of objects or COCO"),
+        ("t.json", b"[", "an array of objects or COCO"),
         ("t.csv", "image,文本\n0.jpg,一张图片\n".encode("gb18030"), "Add --encoding gb18030"),
-        ("t.jsonl", json.dumps({"image": "0.jpg", "text": "一张图片"}, ensure_ascii=False).encode("gb18030"), "Add --encoding gb18030"),
+        (
+            "t.jsonl",
+            json.dumps({"image": "0.jpg", "text": "一张图片"}, ensure_ascii=False).encode("gb18030"),
+            "Add --encoding gb18030",
+        ),
         ("t.csv", "image,text\n0.jpg,图\n".encode("utf-16-le"), "add --encoding utf-16-le"),
         ("t.jsonl", b'{"image": "0.jpg", "text": "a", "text": "b"}', "'text' stands twice"),
         ("t.jsonl", b'{"image": "0.jpg", "text": ' + b"9" * 6000 + b"}", "6,000 digits"),
-        ("t.jsonl", b'{"image": "0.jpg", "text": null}', "the text is empty"), ("t.jsonl", b'{"image": "0.jpg", "text": []}', "list of texts is empty"),
-        ("t.jsonl", b'{"image": "0.jpg", "text": [" ", null]}', "the text is empty"), ("t.parquet", b"no", "not a readable Parquet"),
+        ("t.jsonl", b'{"image": "0.jpg", "text": null}', "the text is empty"),
+        ("t.jsonl", b'{"image": "0.jpg", "text": []}', "list of texts is empty"),
+        ("t.jsonl", b'{"image": "0.jpg", "text": [" ", null]}', "the text is empty"),
+        ("t.parquet", b"no", "not a readable Parquet"),
     ],
-)  # fmt: skip
+)
 def test_what_is_said(folder, name: str, data: bytes, says: str) -> None:
     if name.endswith("parquet"):
         pytest.importorskip("pyarrow")
@@ -190,10 +213,17 @@ def test_well_known_files(folder) -> None:
         "results.token": "0.jpg#0\tTwo guys .\n0.jpg#1\tMen .\n",
         "captions.txt": 'image,caption\n0.jpg,Two guys .\n0.jpg,"Men ."\n',
         "r.csv": "image_name| comment_number| comment\n0.jpg| 0| Two guys .\n0.jpg| 1| Men .\n",
-        "c.json": json.dumps({"images": [{"id": 9, "file_name": "0.jpg"}], "annotations": [
-            {"id": 1, "image_id": 9, "caption": "Two guys ."}, {"id": 2, "image_id": 9, "caption": "Men ."}]}),
+        "c.json": json.dumps(
+            {
+                "images": [{"id": 9, "file_name": "0.jpg"}],
+                "annotations": [
+                    {"id": 1, "image_id": 9, "caption": "Two guys ."},
+                    {"id": 2, "image_id": 9, "caption": "Men ."},
+                ],
+            }
+        ),
         "a.json": json.dumps([{"image": "0.jpg", "text": "Two guys ."}, {"image": "0.jpg", "text": "Men ."}]),
-    }.items():  # fmt: skip
+    }.items():
         (folder / name).write_text(text)
         assert taken("folder", folder, SourceOptions(captions=folder / name)) == ["Two guys .", "Men ."], name
 

@@ -35,12 +35,19 @@ RAMP = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
 @pytest.mark.parametrize(
     "data",
     [
-        grey(RAMP), grey(RAMP * 255), grey(RAMP * 65535), grey(RAMP * 9e6 - 4e6), grey((RAMP * 65535).astype(np.int32)),
-        grey((RAMP * 2e9 - 1e9).astype(np.int32)), grey((RAMP * 65535).astype(np.uint16)),
-        grey((RAMP * 65535).astype(">u2")), encoded(Image.fromarray((RAMP * 65535).astype(np.uint16)), "PNG"),
-        grey((RAMP * 255).astype(np.uint8)), encoded(Image.fromarray((RAMP * 255).astype(np.uint8)), "PPM"),
+        grey(RAMP),
+        grey(RAMP * 255),
+        grey(RAMP * 65535),
+        grey(RAMP * 9e6 - 4e6),
+        grey((RAMP * 65535).astype(np.int32)),
+        grey((RAMP * 2e9 - 1e9).astype(np.int32)),
+        grey((RAMP * 65535).astype(np.uint16)),
+        grey((RAMP * 65535).astype(">u2")),
+        encoded(Image.fromarray((RAMP * 65535).astype(np.uint16)), "PNG"),
+        grey((RAMP * 255).astype(np.uint8)),
+        encoded(Image.fromarray((RAMP * 255).astype(np.uint8)), "PPM"),
     ],
-)  # fmt: skip
+)
 def test_grey_of_any_depth_keeps_its_steps(data: bytes) -> None:
     found = rgb(data)
     assert found.shape == (16, 16, 3)
@@ -226,7 +233,8 @@ def test_scans_are_counted_and_bounded_before_decoding() -> None:
 @pytest.mark.parametrize(
     ("data", "wanted"),
     [
-        (lambda: long_gif(16), (8, 8)), (lambda: progressive(8000, 8000, 100), "too-many-scans"),
+        (lambda: long_gif(16), (8, 8)),
+        (lambda: progressive(8000, 8000, 100), "too-many-scans"),
         (lambda: with_chunks(png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**25)))), (32, 24)),
         (lambda: with_chunks(png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**25)))), (32, 24)),
         (lambda: with_chunks(b"\0\0\0\1tEXta\1\2\3\4"), (32, 24)),  # a wrong checksum, of no pixel
@@ -234,15 +242,26 @@ def test_scans_are_counted_and_bounded_before_decoding() -> None:
         (lambda: picture(1)[:2] + b"\xff\xec\0\2" * 5_000_000 + picture(1)[2:], "undecodable-image"),
         (lambda: picture(1)[:2] + b"\xff" * 20_000_000 + picture(1)[2:], "undecodable-image"),
         (lambda: progressive(30, 20, 0)[:-2] + b"\xff\xec\0\2" * 5_000_000 + b"\xff\xd9", "too-many-scans"),
-        (lambda: picture(1, format="PNG")[:33] + png_chunk(b"IDAT", b"") * 1_000_000 + picture(1, format="PNG")[33:], "undecodable-image"),
+        (
+            lambda: picture(1, format="PNG")[:33] + png_chunk(b"IDAT", b"") * 1_000_000 + picture(1, format="PNG")[33:],
+            "undecodable-image",
+        ),
         (lambda: encoded(Image.new("L", (1, 65_000)), "PNG"), (1, 65_000)),
         (lambda: encoded(Image.new("L", (65_000, 1)), "JPEG"), (65_000, 1)),
         (lambda: bomb(100_000_000, 1), "image-too-large"),
         (lambda: encoded(Image.new("1", (1, 70_000)), "TIFF"), "image-too-large"),
         (lambda: GIF[:6] + struct.pack("<HH", 20_000, 9_000) + GIF[10:], "image-too-large"),
-        (lambda: encoded(Image.new("P", (9, 9)), "GIF", save_all=True, append_images=[Image.new("P", (9, 9), n) for n in range(250)]), (9, 9)),
+        (
+            lambda: encoded(
+                Image.new("P", (9, 9)),
+                "GIF",
+                save_all=True,
+                append_images=[Image.new("P", (9, 9), n) for n in range(250)],
+            ),
+            (9, 9),
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_made_to_cost_costs_little(data, wanted) -> None:
     content = data()
     began = time.process_time()

@@ -29,8 +29,24 @@ def test_every_ending_counts_in_any_case_and_pillow_can_open_its_format(ending: 
 
 
 def test_what_is_passed_over_is_counted_by_kind_and_said(tmp_path) -> None:
-    put(tmp_path, "a.jpg", "._a.jpg", ".hidden/b.jpg", ".ipynb_checkpoints/a.jpg", "__MACOSX/a.jpg", "Thumbs.db", ".DS_Store",
-        "s/@eaDir/a.jpg", "d.heic", "E.HEIC", "f.svg", "notes.txt", "captions.csv", "README", "v.mp4")  # fmt: skip
+    put(
+        tmp_path,
+        "a.jpg",
+        "._a.jpg",
+        ".hidden/b.jpg",
+        ".ipynb_checkpoints/a.jpg",
+        "__MACOSX/a.jpg",
+        "Thumbs.db",
+        ".DS_Store",
+        "s/@eaDir/a.jpg",
+        "d.heic",
+        "E.HEIC",
+        "f.svg",
+        "notes.txt",
+        "captions.csv",
+        "README",
+        "v.mp4",
+    )
     found = walk(tmp_path)
     (line,) = found.lines(used=(".txt",))
     assert found.names() == ["a.jpg"]

@@ -75,8 +75,10 @@ def test_negatives_never_are_matches_in_disguise():
     allowed = {(i % 3, i % 6) for i in range(18)}  # (what it reads, image)
     wrong = {
         round((split.image_features[image].double() @ split.text_features[text].double()).item(), 9)
-        for text in range(18) for image in range(6) if (text % 3, image) in allowed
-    }  # fmt: skip
+        for text in range(18)
+        for image in range(6)
+        if (text % 3, image) in allowed
+    }
     assert labels.sum() == 18 and len(scores) > 18
     assert not wrong & {round(score, 9) for score in scores[~labels].tolist()}
     again, _ = sampled_scores(split, negatives=40, seed=0, prepare=str.lower)

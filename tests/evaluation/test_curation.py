@@ -140,8 +140,12 @@ def test_the_command(store, checkpoint, tmp_path, monkeypatch, features) -> None
     }
     assert set(made.image_ids) == set(range(40)) - gone and 39 in made and len(made) == 39 - len(gone)
     assert made.columns_of(3) == {"类目": "c1"} and content(open_store(store)) == before
-    for wrong, says in (((*base, "--output", store), "is "), ((*base, "--output", tmp_path / "new"), "holds a store"),
-                        ((*base[:3], "--report", store / "manifest.json"), ""), ((*base, "--fit", "x"), "neither a number nor")):  # fmt: skip
+    for wrong, says in (
+        ((*base, "--output", store), "is "),
+        ((*base, "--output", tmp_path / "new"), "holds a store"),
+        ((*base[:3], "--report", store / "manifest.json"), ""),
+        ((*base, "--fit", "x"), "neither a number nor"),
+    ):
         code, out = call(*wrong)
         assert code == 2 and says in out, out
     assert content(open_store(store)) == before

@@ -11,10 +11,15 @@ from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
 @pytest.mark.parametrize(
     "path, found",
     [
-        ("data/Flickr30k-CN/lmdb/test", "flickr30k-cn"), ("data/MUGE/valid", "muge"), ("coco_cn/test", "coco-cn"),
-        ("data/Flickr30k-CN/valid", None), ("data/MUGE/test", None), ("data/flickr8k-cn/test", None), ("test", None),
+        ("data/Flickr30k-CN/lmdb/test", "flickr30k-cn"),
+        ("data/MUGE/valid", "muge"),
+        ("coco_cn/test", "coco-cn"),
+        ("data/Flickr30k-CN/valid", None),
+        ("data/MUGE/test", None),
+        ("data/flickr8k-cn/test", None),
+        ("test", None),
     ],
-)  # fmt: skip
+)
 def test_splits_are_recognised_by_their_path(path, found):
     assert recognise(Path("/somewhere") / path) == found
 

@@ -122,9 +122,13 @@ def test_example_runs_with_four_packages_and_gives_our_cosines(exported, model, 
     block = "import sys\nfor name in ('torch', 'transformers', 'cnclip_ft'):\n    sys.modules[name] = None\n"
     (tmp_path / "sitecustomize.py").write_text(block, encoding="utf-8")  # an import of them fails
     done = subprocess.run(
-        [sys.executable, exported.output / "example.py", picture, *CAPTIONS[:3]], cwd=tmp_path, capture_output=True,
-        text=True, encoding="utf-8", env={**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONUTF8": "1"},
-    )  # fmt: skip
+        [sys.executable, exported.output / "example.py", picture, *CAPTIONS[:3]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONUTF8": "1"},
+    )
     assert done.returncode == 0, done.stderr
     cosines = [float(part.rsplit(": ", 1)[1]) for part in done.stdout.strip().split("  ")[1:]]
     expected = (model.encode_images([picture]) @ model.encode_texts(CAPTIONS[:3]).T)[0]
@@ -181,11 +185,14 @@ def session_on(path: Path, values: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: values.numpy()})[0])
 
 
-@pytest.mark.parametrize("image", [
-    {"kind": "resnet", "layers": [1, 1], "width": 8, "heads": 4, "image_size": 32},
-    "tests.models.tower_fixture:plain",
-    "tests.models.tower_fixture:uint8",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "image",
+    [
+        {"kind": "resnet", "layers": [1, 1], "width": 8, "heads": 4, "image_size": 32},
+        "tests.models.tower_fixture:plain",
+        "tests.models.tower_fixture:uint8",
+    ],
+)
 def test_other_image_towers(image, tmp_path):
     model = small({"image": image, "text": TEXT, "projection": 16})
     writer.write_graph(ImageEncoder(model).eval(), "image", model, tmp_path / "image.onnx")

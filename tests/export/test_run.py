@@ -134,15 +134,18 @@ def test_what_is_there_is_kept(checkpoint, tmp_path, monkeypatch):
 FOREIGN = {"image": "tests.models.tower_fixture:plain", "text": TEXT}
 
 
-@pytest.mark.parametrize("spec,to,message", [
-    (RESNET, "huggingface", "a ResNet and a cls-pooled RoBERTa.*--to cn_clip"),
-    (FOREIGN, "huggingface", "a module by import path"),
-    (VIT | {"pooling": "mean"}, "huggingface", "mean-pooled"),
-    (FOREIGN, "cn_clip", "its image tower is tests.models.tower_fixture:plain"),
-    (VIT | {"pooling": "mean"}, "cn_clip", "its texts are mean-pooled"),
-    (RESNET | {"image": RESNET["image"] | {"layers": [1, 1]}}, "cn_clip", "not four stages"),
-    (VIT | {"image": VIT["image"] | {"intermediate": 100}}, "cn_clip", "not four times as wide"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "spec,to,message",
+    [
+        (RESNET, "huggingface", "a ResNet and a cls-pooled RoBERTa.*--to cn_clip"),
+        (FOREIGN, "huggingface", "a module by import path"),
+        (VIT | {"pooling": "mean"}, "huggingface", "mean-pooled"),
+        (FOREIGN, "cn_clip", "its image tower is tests.models.tower_fixture:plain"),
+        (VIT | {"pooling": "mean"}, "cn_clip", "its texts are mean-pooled"),
+        (RESNET | {"image": RESNET["image"] | {"layers": [1, 1]}}, "cn_clip", "not four stages"),
+        (VIT | {"image": VIT["image"] | {"intermediate": 100}}, "cn_clip", "not four times as wide"),
+    ],
+)
 def test_towers_a_format_has_no_place_for(spec, to, message, tmp_path):
     save_checkpoint(build_start(spec)[0], tmp_path / "a", info={})
     with pytest.raises(RequestError, match=message):

@@ -128,10 +128,19 @@ def sentencepiece_model(size: int = 1200) -> bytes:
     trainer = pytest.importorskip("sentencepiece").SentencePieceTrainer
     written = io.BytesIO()
     trainer.train(
-        sentence_iterator=iter(text[:2000].lower() for text in many_texts(500, seed=1)[7:]), model_writer=written, vocab_size=size,
-        model_type="unigram", pad_id=0, eos_id=1, unk_id=2, bos_id=-1, character_coverage=0.99, hard_vocab_limit=False,
-        byte_fallback=True, minloglevel=2,
-    )  # fmt: skip
+        sentence_iterator=iter(text[:2000].lower() for text in many_texts(500, seed=1)[7:]),
+        model_writer=written,
+        vocab_size=size,
+        model_type="unigram",
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        character_coverage=0.99,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        minloglevel=2,
+    )
     return written.getvalue()
 
 
@@ -153,9 +162,14 @@ def gemma_pairs(size: int = 900) -> tuple[dict[str, int], list[tuple[str, str]]]
 def gemma(kind: str = "Siglip2Tokenizer") -> Any:
     vocabulary, merges = gemma_pairs()
     return getattr(transformers, kind)(
-        vocab=vocabulary, merges=merges, add_bos_token=False, add_eos_token=True, padding_side="right",
-        model_max_length=64, model_input_names=["input_ids"],
-    )  # fmt: skip
+        vocab=vocabulary,
+        merges=merges,
+        add_bos_token=False,
+        add_eos_token=True,
+        padding_side="right",
+        model_max_length=64,
+        model_input_names=["input_ids"],
+    )
 
 
 SIGLIP_VISION = VISION | {"image_size": 36}  # no multiple of the patch, as so400m-patch14-384
@@ -209,9 +223,12 @@ def _dual() -> tuple[Any, Any, Any]:
     """CLIP's pictures and XLM-R's texts."""
     tokenizer = transformers.XLMRobertaTokenizer(vocab=pieces(), model_max_length=98)
     text = transformers.XLMRobertaConfig(
-        **TEXT, vocab_size=len(tokenizer) + 7, max_position_embeddings=100, hidden_dropout_prob=0.0,
+        **TEXT,
+        vocab_size=len(tokenizer) + 7,
+        max_position_embeddings=100,
+        hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
+    )
     config = transformers.VisionTextDualEncoderConfig(
         vision_config=transformers.CLIPVisionConfig(**VISION).to_dict(), text_config=text.to_dict(), projection_dim=DIM
     )

@@ -108,9 +108,16 @@ def _modernbert() -> tuple[Any, Any]:
         tokenizer_object=backend, cls_token="[CLS]", pad_token="[PAD]", sep_token="[SEP]", unk_token="[UNK]"
     )
     config = transformers.ModernBertConfig(
-        **SIZES, vocab_size=len(tokenizer), pad_token_id=1, cls_token_id=0, sep_token_id=2, bos_token_id=0, eos_token_id=2,
-        local_attention=8, global_attn_every_n_layers=3,
-    )  # fmt: skip
+        **SIZES,
+        vocab_size=len(tokenizer),
+        pad_token_id=1,
+        cls_token_id=0,
+        sep_token_id=2,
+        bos_token_id=0,
+        eos_token_id=2,
+        local_attention=8,
+        global_attn_every_n_layers=3,
+    )
     return transformers.ModernBertModel(config), tokenizer
 
 
@@ -143,9 +150,14 @@ def _gemma() -> tuple[Any, Any]:
     """EmbeddingGemma: both ways, sliding windows."""
     tokenizer = transformers.XLMRobertaTokenizer(vocab=pieces(), model_max_length=98)
     config = transformers.Gemma3TextConfig(
-        **DECODER, vocab_size=len(tokenizer), use_bidirectional_attention=True, sliding_window=9, pad_token_id=1,
-        layer_types=["sliding_attention", "sliding_attention", "full_attention"], query_pre_attn_scalar=16,
-    )  # fmt: skip
+        **DECODER,
+        vocab_size=len(tokenizer),
+        use_bidirectional_attention=True,
+        sliding_window=9,
+        pad_token_id=1,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+        query_pre_attn_scalar=16,
+    )
     return transformers.Gemma3TextModel(config), tokenizer
 
 

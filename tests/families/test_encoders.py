@@ -54,9 +54,14 @@ def pooled(folder, pooling: str, texts=SAID) -> torch.Tensor:
             out = model(input_ids=inputs["input_ids"])
         hidden = out.last_hidden_state[0]
         rows.append(
-            {"cls": lambda h=hidden: h[0], "mean": lambda h=hidden: h.mean(0), "last": lambda h=hidden: h[-1],
-             "eos": lambda h=hidden: h[-1], "pooler": lambda o=out: o.pooler_output[0]}[pooling]()
-        )  # fmt: skip
+            {
+                "cls": lambda h=hidden: h[0],
+                "mean": lambda h=hidden: h.mean(0),
+                "last": lambda h=hidden: h[-1],
+                "eos": lambda h=hidden: h[-1],
+                "pooler": lambda o=out: o.pooler_output[0],
+            }[pooling]()
+        )
     return torch.stack(rows)
 
 
@@ -137,8 +142,16 @@ def test_a_large_vocabulary_that_is_read_late_has_the_same_rules(name, folders, 
 
 @pytest.mark.parametrize(
     "name,pooling",
-    [("roberta", "mean"), ("roberta", "last"), ("roberta", "eos"), ("roberta", "pooler"), ("minilm", "cls"), ("qwen3", "mean"), ("qwen3", "eos")],
-)  # fmt: skip
+    [
+        ("roberta", "mean"),
+        ("roberta", "last"),
+        ("roberta", "eos"),
+        ("roberta", "pooler"),
+        ("minilm", "cls"),
+        ("qwen3", "mean"),
+        ("qwen3", "eos"),
+    ],
+)
 def test_another_pooling_is_what_it_says(name, pooling, folders):
     model, report = start(folders(name), pooling=pooling)
     torch.testing.assert_close(trunk_features(model), pooled(folders(name), pooling), atol=1e-5, rtol=1e-5)
@@ -192,9 +205,12 @@ def run(stores, text, output, **more):
     rules = [{"tower": "image", "layer_decay": 0.8}, {"tower": "text", "layer_decay": 0.8}, {"tower": "temperature"}]
     model = {"start": {"image": IMAGE, "text": str(text), "projection": 12}}
     return tiny_recipe(
-        stores, model=model, align={"steps": 3, "validate_every": 3, "feature_cache": True},
-        contrast={"steps": 3, "validate_every": 3, "train": rules, "micro_batch_size": 4, **more}, output=str(output),
-    )  # fmt: skip
+        stores,
+        model=model,
+        align={"steps": 3, "validate_every": 3, "feature_cache": True},
+        contrast={"steps": 3, "validate_every": 3, "train": rules, "micro_batch_size": 4, **more},
+        output=str(output),
+    )
 
 
 def test_both_stages_learn(stores, folders, tmp_path):
@@ -298,13 +314,28 @@ def edited(folder, place, file="config.json", **changes):
 @pytest.mark.parametrize(
     "name,changes,more,said",
     [
-        ("roberta", {"model_type": "vit"}, {}, "a text model of type 'vit'; transformers has bert, roberta, xlm-roberta"),
+        (
+            "roberta",
+            {"model_type": "vit"},
+            {},
+            "a text model of type 'vit'; transformers has bert, roberta, xlm-roberta",
+        ),
         ("roberta", {"model_type": "bart"}, {}, "is no encoder of texts by itself"),
         ("roberta", {"num_hidden_layers": 5000}, {}, "num_hidden_layers is 5000, expected a whole number up to 1,000"),
         ("roberta", {"num_hidden_layers": 4}, {}, "16 missing"),
-        ("roberta", {"num_attention_heads": 5}, {}, "transformers makes no roberta of these numbers .* config.json that came with"),
+        (
+            "roberta",
+            {"num_attention_heads": 5},
+            {},
+            "transformers makes no roberta of these numbers .* config.json that came with",
+        ),
         ("roberta", {"num_attention_heads": -1}, {}, "num_attention_heads is -1, expected a whole number up to"),
-        ("roberta", {"max_position_embeddings": 10**11}, {}, "max_position_embeddings is 100000000000, expected a whole number up to"),
+        (
+            "roberta",
+            {"max_position_embeddings": 10**11},
+            {},
+            "max_position_embeddings is 100000000000, expected a whole number up to",
+        ),
         ("roberta", {"hidden_act": "swish9"}, {}, "transformers makes no roberta of these numbers .*swish9"),
         ("roberta", {"model_type": ["roberta"]}, {}, "a text model of type \"\\['roberta'\\]\""),
         ("roberta", {"num_hidden_layers": 2}, {}, "16 tensors belong to no RobertaModel"),
@@ -316,7 +347,7 @@ def edited(folder, place, file="config.json", **changes):
         ("llama", {}, {"context_length": 200}, "context_length is 200, but the text tower has 100 positions"),
         ("roberta", {"vocab_size": 500}, {}, r"is \[.*, 32\], expected \[500, 32\]"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_told(name, changes, more, said, folders, tmp_path):
     length = more.pop("context_length", None)
     with pytest.raises(RequestError, match=said) as caught:
@@ -414,9 +445,11 @@ def test_a_checkpoint_edited_by_hand_is_refused(folders, tmp_path):
     file = tmp_path / "a" / "cnclip_ft.json"
     whole = json.loads(file.read_text(encoding="utf-8"))
     for key, value, said in (
-        ("model_type", "evil", "a text model of type 'evil'"), ("pooling", "max", "model.text.pooling is 'max', expected: "),
-        ("config", {"vocab_size": "x"}, "model.text"), ("config", whole["model"]["text"]["config"] | {"hidden_size": 10**9}, "hidden_size is 1000000000"),
-    ):  # fmt: skip
+        ("model_type", "evil", "a text model of type 'evil'"),
+        ("pooling", "max", "model.text.pooling is 'max', expected: "),
+        ("config", {"vocab_size": "x"}, "model.text"),
+        ("config", whole["model"]["text"]["config"] | {"hidden_size": 10**9}, "hidden_size is 1000000000"),
+    ):
         changed = json.loads(json.dumps(whole))
         changed["model"]["text"][key] = value
         file.write_text(json.dumps(changed), encoding="utf-8")

@@ -275,14 +275,17 @@ def test_one_half_of_it_is_a_start(made):
     assert any(part == "text tower" for part, _ in report.loaded)
 
 
-@pytest.mark.parametrize("section,change,says", [
-    ("text_cfg", {"embed_cls": True}, "text_cfg.embed_cls is True"),
-    ("text_cfg", {"no_causal_mask": True}, "no_causal_mask"),
-    ("text_cfg", {"hf_tokenizer_name": "xlm-roberta-base"}, "xlm-roberta-base.*tokenizer.json"),
-    ("text_cfg", {"tokenizer_kwargs": {"strip_sep_token": True}}, "tokenizer_kwargs"),
-    ("text_cfg", {"layers": 4}, "4 text layers, 3 in the weights"),
-    ("preprocess_cfg", {"resize_mode": "longest"}, "resize_mode is 'longest'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "section,change,says",
+    [
+        ("text_cfg", {"embed_cls": True}, "text_cfg.embed_cls is True"),
+        ("text_cfg", {"no_causal_mask": True}, "no_causal_mask"),
+        ("text_cfg", {"hf_tokenizer_name": "xlm-roberta-base"}, "xlm-roberta-base.*tokenizer.json"),
+        ("text_cfg", {"tokenizer_kwargs": {"strip_sep_token": True}}, "tokenizer_kwargs"),
+        ("text_cfg", {"layers": 4}, "4 text layers, 3 in the weights"),
+        ("preprocess_cfg", {"resize_mode": "longest"}, "resize_mode is 'longest'"),
+    ],
+)
 def test_what_is_not_done_here_is_refused_by_its_key(made, tmp_path, section, change, says):
     content = json.loads(json.dumps(CASES["vit"]))
     where = content if section == "preprocess_cfg" else content["model_cfg"]

@@ -48,9 +48,10 @@ def test_features_and_loss_are_the_librarys(name, tmp_path):
         tokenizer = transformers.XLMRobertaTokenizer(vocab=pieces(), model_max_length=77)
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(
-        text_config=text | TWO | {"vocab_size": len(tokenizer)}, vision_config=vision | TWO | {"image_size": side},
+        text_config=text | TWO | {"vocab_size": len(tokenizer)},
+        vision_config=vision | TWO | {"image_size": side},
         projection_dim=projection,
-    )  # fmt: skip
+    )
     library = getattr(transformers, f"{kind}Model")(config).eval()
     size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
     for part in (library, tokenizer, transformers.CLIPImageProcessorPil(**size)):

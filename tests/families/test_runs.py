@@ -228,8 +228,13 @@ def test_gradients_are_those_of_the_librarys_own_loss_divided_or_not(name, near,
     names, keys = file_names(model), torch.arange(len(texts))
     batch = {"pixels": pixels, "input_ids": ids, "attention_mask": mask, "image_keys": keys, "text_keys": keys}
     for micro in (None, 1, 2):
-        step = GradientStep(model, SigmoidObjective(tile=2), micro_batch_size=micro, autocast=nullcontext,
-                            backward=lambda loss: loss.backward())  # fmt: skip
+        step = GradientStep(
+            model,
+            SigmoidObjective(tile=2),
+            micro_batch_size=micro,
+            autocast=nullcontext,
+            backward=lambda loss: loss.backward(),
+        )
         model.zero_grad()
         torch.testing.assert_close(step(batch).loss, theirs.detach(), atol=near, rtol=0)
         for own, parameter in model.named_parameters():

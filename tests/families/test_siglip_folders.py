@@ -55,24 +55,40 @@ SQUARE, FLEX = "siglip of version 2", "siglip2"
 @pytest.mark.parametrize(
     "name,edit,says",
     [
-        (SQUARE, edited(CONFIG, vision_config__vision_use_head=False), "vision_use_head is false.*no features of pictures"),
+        (
+            SQUARE,
+            edited(CONFIG, vision_config__vision_use_head=False),
+            "vision_use_head is false.*no features of pictures",
+        ),
         (SQUARE, edited(CONFIG, vision_config__hidden_act="magic"), "vision_config.*'magic' is no activation"),
-        (SQUARE, edited(CONFIG, text_config__num_attention_heads=5), "hidden_size 32 cannot be divided by num_attention_heads 5"),
-        (SQUARE, edited(CONFIG, text_config__relative_positions=8), "text_config.relative_positions is 8, which the towers here"),
+        (
+            SQUARE,
+            edited(CONFIG, text_config__num_attention_heads=5),
+            "hidden_size 32 cannot be divided by num_attention_heads 5",
+        ),
+        (
+            SQUARE,
+            edited(CONFIG, text_config__relative_positions=8),
+            "text_config.relative_positions is 8, which the towers here",
+        ),
         (SQUARE, edited(CONFIG, text_config__vocab_size=500), "the vocabulary .* tokens, the text tower 500"),
         (SQUARE, edited(PICTURE, resample=1), "resample is 1; pictures here are resized"),
         (SQUARE, edited(PICTURE, size={"height": 64, "width": 32}), "size is .*the image tower takes 32 × 32"),
         (SQUARE, without("text_model.head."), "incomplete, no 'text_model.head.weight'"),
         (SQUARE, without("vision_model.head."), "missing .*vision_model.head"),
         (SQUARE, without("logit_bias"), "missing .*logit_bias"),
-        (SQUARE, lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer.json in it; fetch the folder whole"),
+        (
+            SQUARE,
+            lambda folder: (folder / "tokenizer.json").unlink(),
+            "no tokenizer.json in it; fetch the folder whole",
+        ),
         (SQUARE, lambda folder: (folder / "tokenizer.json").write_text("{"), "its tokenizer cannot be read"),
         (FLEX, edited(CONFIG, vision_config__num_patches=17), "num_patches 17 is no square"),
         (FLEX, edited(PICTURE, patch_size=16), "patch_size is 16; the image tower takes patches of 8"),
         (FLEX, edited(PICTURE, max_num_patches=0), "max_num_patches is 0, expected a whole number"),
         (FLEX, edited(PICTURE, do_rescale=False), "do_rescale is False; pictures here are divided by 255"),
     ],
-)  # fmt: skip
+)
 def test_a_folder_that_cannot_be_what_it_says_is_refused(folders, tmp_path, name, edit, says):
     shutil.copytree(folders[name], tmp_path / "folder")
     if not (tmp_path / "folder" / PICTURE).exists():  # transformers 5 writes it with the processor

@@ -209,11 +209,28 @@ def test_a_tensor_of_ones_own(tmp_path):
     assert read_file(path).tensors["a"].tolist() == [[0, 1], [2, 3]]
 
 
-@pytest.mark.parametrize("numbers", [
-    {"offset": 1}, {"size": (2, 3)}, {"stride": (3, 1)}, {"stride": (0, 0), "size": (1000, 1000)}, {"offset": -1}, {"size": (-2, 2)},
-    {"count": 400}, {"count": -4}, {"count": 2**62}, {"size": (2**40, 2**40), "stride": (0, 0)}, {"stride": (2,)}, {"size": ("a", 2)},
-    {"kind": "NoStorage"}, {"key": "1"}, {"where": "os"}, {"offset": 2**63}, {"size": (2,) * 80, "stride": (0,) * 80},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"offset": 1},
+        {"size": (2, 3)},
+        {"stride": (3, 1)},
+        {"stride": (0, 0), "size": (1000, 1000)},
+        {"offset": -1},
+        {"size": (-2, 2)},
+        {"count": 400},
+        {"count": -4},
+        {"count": 2**62},
+        {"size": (2**40, 2**40), "stride": (0, 0)},
+        {"stride": (2,)},
+        {"size": ("a", 2)},
+        {"kind": "NoStorage"},
+        {"key": "1"},
+        {"where": "os"},
+        {"offset": 2**63},
+        {"size": (2,) * 80, "stride": (0,) * 80},
+    ],
+)
 def test_tensors_beyond_what_is_stored_are_refused(tmp_path, numbers):
     path = zipped(tmp_path / "x.pt", {"data.pkl": tensor_pickle(**numbers), "data/0": bytes(16)})
     with pytest.raises(RequestError, match="x.pt"):
@@ -301,8 +318,11 @@ def test_what_trainers_keep_beside_their_weights_is_left(tmp_path):
         "betas": (0.9, 0.98), "counts": collections.Counter("ab"), "more": collections.defaultdict(list),
     }  # fmt: skip
     for new in (True, False):
-        torch.save(beside | {"state_dict": collections.OrderedDict(STATE), "epoch": 2}, tmp_path / "x.pt",
-                   _use_new_zipfile_serialization=new)  # fmt: skip
+        torch.save(
+            beside | {"state_dict": collections.OrderedDict(STATE), "epoch": 2},
+            tmp_path / "x.pt",
+            _use_new_zipfile_serialization=new,
+        )
         content = read_file(tmp_path / "x.pt")
         check(content.tensors)
         assert content.extras["epoch"] == 2 and "optimizer" not in content.extras and "args" not in content.extras
@@ -321,9 +341,20 @@ def test_only_regular_files_are_read(tmp_path):
         read_file(tmp_path)
 
 
-@pytest.mark.parametrize("content", [
-    [], {"a": 5}, ["a"], {}, {"a": "../model.safetensors"}, {"a": "/etc/passwd"}, {"a": "..\\\\x"}, {"a": "."}, {"b": "one.safetensors"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        {"a": 5},
+        ["a"],
+        {},
+        {"a": "../model.safetensors"},
+        {"a": "/etc/passwd"},
+        {"a": "..\\\\x"},
+        {"a": "."},
+        {"b": "one.safetensors"},
+    ],
+)
 def test_lists_of_shards_that_are_none(tmp_path, content):
     save_file({"a": torch.ones(2)}, tmp_path / "one.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": content}), encoding="utf-8")
@@ -338,12 +369,21 @@ def test_json_that_is_none(tmp_path, text):
         read_json(tmp_path / "x.json")
 
 
-@pytest.mark.parametrize("header", [
-    {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}},
-    {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 800]}}, {"a": {"dtype": "F32", "shape": [2**62], "data_offsets": [0, 16]}},
-    {"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}, {"a": {"dtype": "X", "shape": [2], "data_offsets": [0, 8]}},
-    {"a": {"dtype": "F32", "shape": [4], "data_offsets": [16, 0]}}, {"a": []},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "header",
+    [
+        {
+            "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+            "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]},
+        },
+        {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 800]}},
+        {"a": {"dtype": "F32", "shape": [2**62], "data_offsets": [0, 16]}},
+        {"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}},
+        {"a": {"dtype": "X", "shape": [2], "data_offsets": [0, 8]}},
+        {"a": {"dtype": "F32", "shape": [4], "data_offsets": [16, 0]}},
+        {"a": []},
+    ],
+)
 def test_safetensors_that_lie(tmp_path, header):
     text = json.dumps(header).encode()
     (tmp_path / "x").write_bytes(len(text).to_bytes(8, "little") + text + bytes(16))

@@ -167,7 +167,7 @@ def test_pickles_of_anything(tmp_path):
                     return made[pick]
                 return {draw.choice(["a", "state_dict", "model", 5, (1, 2)]): value(depth + 1) for _ in range(3)}
 
-            torch.save({"state_dict": value(), "b": value()}, tmp_path / "x.pt")  # fmt: skip
+            torch.save({"state_dict": value(), "b": value()}, tmp_path / "x.pt")
         else:
             body = (
                 b"\x80\x02"

@@ -46,15 +46,21 @@ def test_transformers_4_layout(folder):
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     weights |= {
-        "text_model.embeddings.position_ids": torch.arange(512)[None], "vision_model.embeddings.position_ids": torch.arange(17)[None],
-        "text_model.pooler.dense.weight": torch.zeros(64, 64), "text_model.pooler.dense.bias": torch.zeros(64),
-    }  # fmt: skip
+        "text_model.embeddings.position_ids": torch.arange(512)[None],
+        "vision_model.embeddings.position_ids": torch.arange(17)[None],
+        "text_model.pooler.dense.weight": torch.zeros(64, 64),
+        "text_model.pooler.dense.bias": torch.zeros(64),
+    }
     torch.save(weights, folder / "pytorch_model.bin")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = {key: config[key] for key in ("model_type", "text_config", "vision_config", "projection_dim")} | {
-        "architectures": ["ChineseCLIPModel"], "torch_dtype": "float32", "transformers_version": "4.23.0.dev0",
-        "text_config_dict": None, "vision_config_dict": None, "logit_scale_init_value": 2.6592,
-    }  # fmt: skip
+        "architectures": ["ChineseCLIPModel"],
+        "torch_dtype": "float32",
+        "transformers_version": "4.23.0.dev0",
+        "text_config_dict": None,
+        "vision_config_dict": None,
+        "logit_scale_init_value": 2.6592,
+    }
     for key in ("hidden_act", "layer_norm_eps", "type_vocab_size"):  # transformers' defaults
         del config["text_config"][key]
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -110,35 +110,42 @@ def test_pictures_are_cropped_and_resized_as_the_folder_says(theirs, tmp_path, r
     assert np.allclose(again(picture())["pixel_values"][0], wanted(picture())["pixel_values"][0])
 
 
-@pytest.mark.parametrize("name,change,key", [
-    ("processor_config.json", lambda c: c["image_processor"].update(do_center_crop=True), "do_center_crop"),
-    ("processor_config.json", lambda c: c["image_processor"].update(size={"shortest_edge": 32}), "size"),
-    ("processor_config.json", lambda c: c["image_processor"].update(size={"height": 48, "width": 48}), "size"),
-    ("processor_config.json", lambda c: c["image_processor"].update(resample=1), "resample"),
-    ("processor_config.json", lambda c: c["image_processor"].update(rescale_factor=1 / 127.5), "rescale_factor"),
-    ("processor_config.json", lambda c: c["image_processor"].update(do_resize=False), "do_resize"),
-    ("processor_config.json", lambda c: c["image_processor"].update(do_pad=True), "do_pad"),
-    ("processor_config.json", lambda c: c["image_processor"].update(image_mean=[1, 2]), "image_mean"),
-    ("processor_config.json", lambda c: c["image_processor"].update(image_std="x"), "image_std"),
-    ("tokenizer_config.json", lambda c: c.update(do_lower_case=False), "do_lower_case"),
-    ("tokenizer_config.json", lambda c: c.update(strip_accents=False), "strip_accents"),
-    ("tokenizer_config.json", lambda c: c.update(tokenizer_class="XLMRobertaTokenizer"), "tokenizer_class"),
-    ("tokenizer_config.json", lambda c: c.update(truncation_side="left"), "truncation_side"),
-    ("tokenizer_config.json", lambda c: c.update(cls_token="<s>"), "cls_token"),
-    ("tokenizer_config.json", lambda c: c.update(model_max_length="x"), "model_max_length"),
-    ("tokenizer.json", lambda c: c["model"].update(type="BPE"), "model"),
-    ("tokenizer.json", lambda c: c["normalizer"].update(lowercase=False), "lowercase"),
-    ("tokenizer.json", lambda c: c["added_tokens"].append({"id": 99, "content": "<new>"}), "<new>"),
-    ("tokenizer.json", lambda c: c["model"]["vocab"].update({"x": 7}), "numbered from 0"),
-    ("config.json", lambda c: c["text_config"].update(position_embedding_type="relative_key"), "position_embedding_type"),
-    ("config.json", lambda c: c["vision_config"].update(num_channels=4), "num_channels"),
-    ("config.json", lambda c: c["vision_config"].update(use_rope=True), "vision_config.use_rope"),
-    ("config.json", lambda c: c.update(quantization_config={"bits": 4}), "quantization_config"),
-    ("config.json", lambda c: c["text_config"].update(hidden_size="x"), "text_config.hidden_size is 'x'"),
-    ("config.json", lambda c: c.update(vision_config=[1]), "vision_config is a list"),
-    ("config.json", lambda c: c["text_config"].update(vocab_size=-3), "vocab_size is -3"),
-    ("config.json", lambda c: c["vision_config"].update(num_hidden_layers=5), "5 image layers, 2 in the weights"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name,change,key",
+    [
+        ("processor_config.json", lambda c: c["image_processor"].update(do_center_crop=True), "do_center_crop"),
+        ("processor_config.json", lambda c: c["image_processor"].update(size={"shortest_edge": 32}), "size"),
+        ("processor_config.json", lambda c: c["image_processor"].update(size={"height": 48, "width": 48}), "size"),
+        ("processor_config.json", lambda c: c["image_processor"].update(resample=1), "resample"),
+        ("processor_config.json", lambda c: c["image_processor"].update(rescale_factor=1 / 127.5), "rescale_factor"),
+        ("processor_config.json", lambda c: c["image_processor"].update(do_resize=False), "do_resize"),
+        ("processor_config.json", lambda c: c["image_processor"].update(do_pad=True), "do_pad"),
+        ("processor_config.json", lambda c: c["image_processor"].update(image_mean=[1, 2]), "image_mean"),
+        ("processor_config.json", lambda c: c["image_processor"].update(image_std="x"), "image_std"),
+        ("tokenizer_config.json", lambda c: c.update(do_lower_case=False), "do_lower_case"),
+        ("tokenizer_config.json", lambda c: c.update(strip_accents=False), "strip_accents"),
+        ("tokenizer_config.json", lambda c: c.update(tokenizer_class="XLMRobertaTokenizer"), "tokenizer_class"),
+        ("tokenizer_config.json", lambda c: c.update(truncation_side="left"), "truncation_side"),
+        ("tokenizer_config.json", lambda c: c.update(cls_token="<s>"), "cls_token"),
+        ("tokenizer_config.json", lambda c: c.update(model_max_length="x"), "model_max_length"),
+        ("tokenizer.json", lambda c: c["model"].update(type="BPE"), "model"),
+        ("tokenizer.json", lambda c: c["normalizer"].update(lowercase=False), "lowercase"),
+        ("tokenizer.json", lambda c: c["added_tokens"].append({"id": 99, "content": "<new>"}), "<new>"),
+        ("tokenizer.json", lambda c: c["model"]["vocab"].update({"x": 7}), "numbered from 0"),
+        (
+            "config.json",
+            lambda c: c["text_config"].update(position_embedding_type="relative_key"),
+            "position_embedding_type",
+        ),
+        ("config.json", lambda c: c["vision_config"].update(num_channels=4), "num_channels"),
+        ("config.json", lambda c: c["vision_config"].update(use_rope=True), "vision_config.use_rope"),
+        ("config.json", lambda c: c.update(quantization_config={"bits": 4}), "quantization_config"),
+        ("config.json", lambda c: c["text_config"].update(hidden_size="x"), "text_config.hidden_size is 'x'"),
+        ("config.json", lambda c: c.update(vision_config=[1]), "vision_config is a list"),
+        ("config.json", lambda c: c["text_config"].update(vocab_size=-3), "vocab_size is -3"),
+        ("config.json", lambda c: c["vision_config"].update(num_hidden_layers=5), "5 image layers, 2 in the weights"),
+    ],
+)
 def test_what_cannot_be_obeyed_is_refused_by_its_key(theirs, tmp_path, name, change, key):
     folder = edited(theirs, tmp_path / "a", name, change)
     with pytest.raises(RequestError, match=key.replace("[", "\\[")) as caught:
@@ -146,16 +153,35 @@ def test_what_cannot_be_obeyed_is_refused_by_its_key(theirs, tmp_path, name, cha
     assert str(folder) in str(caught.value)
 
 
-@pytest.mark.parametrize("name,change,seen", [
-    ("tokenizer.json", lambda c: c.update(truncation={"max_length": 12, "direction": "Right", "strategy": "LongestFirst", "stride": 0}),
-     lambda m: m.context_length == 12),
-    ("tokenizer_config.json", lambda c: c.update(model_max_length=10**30), lambda m: m.context_length == 52),
-    ("processor_config.json", lambda c: c["image_processor"].update(do_normalize=False), lambda m: m.image_tower.preprocessing.mean == (0, 0, 0)),
-    ("config.json", lambda c: c["vision_config"].update(image_size=[32, 32]), lambda m: m.image_size == 32),
-    ("config.json", lambda c: c.update(text_config_dict={"layer_norm_eps": 1e-3}),
-     lambda m: m.text_tower.text_model.config.layer_norm_eps == 1e-3),
-    ("config.json", lambda c: c["text_config"].update(length_penalty=1.0, top_k=50, id2label={"0": "x"}), lambda m: True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name,change,seen",
+    [
+        (
+            "tokenizer.json",
+            lambda c: c.update(
+                truncation={"max_length": 12, "direction": "Right", "strategy": "LongestFirst", "stride": 0}
+            ),
+            lambda m: m.context_length == 12,
+        ),
+        ("tokenizer_config.json", lambda c: c.update(model_max_length=10**30), lambda m: m.context_length == 52),
+        (
+            "processor_config.json",
+            lambda c: c["image_processor"].update(do_normalize=False),
+            lambda m: m.image_tower.preprocessing.mean == (0, 0, 0),
+        ),
+        ("config.json", lambda c: c["vision_config"].update(image_size=[32, 32]), lambda m: m.image_size == 32),
+        (
+            "config.json",
+            lambda c: c.update(text_config_dict={"layer_norm_eps": 1e-3}),
+            lambda m: m.text_tower.text_model.config.layer_norm_eps == 1e-3,
+        ),
+        (
+            "config.json",
+            lambda c: c["text_config"].update(length_penalty=1.0, top_k=50, id2label={"0": "x"}),
+            lambda m: True,
+        ),
+    ],
+)
 def test_what_is_obeyed(theirs, tmp_path, name, change, seen):
     assert seen(load(edited(theirs, tmp_path / "a", name, change)))
 
@@ -191,14 +217,26 @@ def test_open_clip_keys_are_obeyed(tmp_path):
     assert half.numbers | wanted == half.numbers and half.notes == []
 
 
-@pytest.mark.parametrize("vision,more,key", [
-    ({"pool_type": "avg"}, {}, "vision_cfg.pool_type"), ({"attentional_pool": True}, {}, "attentional_pool"),
-    ({"no_ln_pre": True}, {}, "no_ln_pre"), ({"ls_init_value": 0.1}, {}, "ls_init_value"), ({"qk_norm": True}, {}, "qk_norm"),
-    ({"pos_embed_type": "sin_cos_2d"}, {}, "pos_embed_type"), ({"act_kwargs": {"approximate": "tanh"}}, {}, "act_kwargs"),
-    ({"layers": 3}, {}, "vision_cfg.layers is 3"), ({"head_width": 48}, {}, "head_width"), ({"norm_kwargs": {"eps": "x"}}, {}, "norm_kwargs"),
-    ({}, {"pictures": {"interpolation": "nearest"}}, "interpolation"), ({}, {"pictures": {"resize_mode": "longest"}}, "resize_mode"), ({}, {"pictures": {"mean": [1]}}, "preprocess_cfg.mean"),
-    ({}, {"model": {"vision_cfg": [1]}}, "vision_cfg"), ({}, {"model": {"new_thing": 1}}, "model_cfg.new_thing"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "vision,more,key",
+    [
+        ({"pool_type": "avg"}, {}, "vision_cfg.pool_type"),
+        ({"attentional_pool": True}, {}, "attentional_pool"),
+        ({"no_ln_pre": True}, {}, "no_ln_pre"),
+        ({"ls_init_value": 0.1}, {}, "ls_init_value"),
+        ({"qk_norm": True}, {}, "qk_norm"),
+        ({"pos_embed_type": "sin_cos_2d"}, {}, "pos_embed_type"),
+        ({"act_kwargs": {"approximate": "tanh"}}, {}, "act_kwargs"),
+        ({"layers": 3}, {}, "vision_cfg.layers is 3"),
+        ({"head_width": 48}, {}, "head_width"),
+        ({"norm_kwargs": {"eps": "x"}}, {}, "norm_kwargs"),
+        ({}, {"pictures": {"interpolation": "nearest"}}, "interpolation"),
+        ({}, {"pictures": {"resize_mode": "longest"}}, "resize_mode"),
+        ({}, {"pictures": {"mean": [1]}}, "preprocess_cfg.mean"),
+        ({}, {"model": {"vision_cfg": [1]}}, "vision_cfg"),
+        ({}, {"model": {"new_thing": 1}}, "model_cfg.new_thing"),
+    ],
+)
 def test_open_clip_keys_that_cannot_be_obeyed(tmp_path, vision, more, key):
     with pytest.raises(RequestError, match=key):
         read_image_half(open_clip(tmp_path / "a", vision, **more))
@@ -243,18 +281,26 @@ def test_where_two_models_could_be_meant(tmp_path):
     state = {name.removeprefix("module."): t for name, t in official(small()).items()}
     both = {f"{word}.{name}": t for word in ("student", "teacher") for name, t in state.items()}
     for content, message in (
-        (both, "two models are in it.*'student.' and 'teacher.'"), ({"model": state, "state_dict": state}, "two state dicts"),
-        ({f"backbone.{name}": t for name, t in state.items()}, "begin with 'backbone.', a prefix no wrapper known here"),
-    ):  # fmt: skip
+        (both, "two models are in it.*'student.' and 'teacher.'"),
+        ({"model": state, "state_dict": state}, "two state dicts"),
+        (
+            {f"backbone.{name}": t for name, t in state.items()},
+            "begin with 'backbone.', a prefix no wrapper known here",
+        ),
+    ):
         torch.save(content, tmp_path / "x.pt")
         with pytest.raises(RequestError, match=message):
             load(tmp_path / "x.pt")
 
 
-@pytest.mark.parametrize("beside", [
-    {"rng": torch.zeros(8, dtype=torch.uint8), "loss": torch.tensor(1.5)}, {"seen": collections.defaultdict(int, a=1)},
-    {"seen": collections.defaultdict(float, a=1.0)},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"rng": torch.zeros(8, dtype=torch.uint8), "loss": torch.tensor(1.5)},
+        {"seen": collections.defaultdict(int, a=1)},
+        {"seen": collections.defaultdict(float, a=1.0)},
+    ],
+)
 @pytest.mark.parametrize("place", ["state_dict", "model_ema"])
 def test_what_stands_beside_the_weights_is_left(tmp_path, place, beside):
     torch.save({**beside, place: official(small()), "epoch": 3}, tmp_path / "x.pt")

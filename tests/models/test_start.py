@@ -58,22 +58,25 @@ def test_own_temperature():
     assert any("logit_scale set to 3" in line for line in report.changed)
 
 
-@pytest.mark.parametrize("spec,message", [
-    ({"architecture": "ViT-X"}, "'ViT-X' is not known; known: ViT-B-32"),
-    ({"architecture": "tiny", "text": "x"}, "unknown key text"),
-    ({"image": VIT["image"]}, "text is missing"),
-    ({"text": TEXT}, "image is missing"),
-    (VIT | {"pool": 1}, "unknown key pool"),
-    (VIT | {"pooling": "max"}, "pooling is 'max'; use cls or mean"),
-    (VIT | {"logit_scale": 100}, "a logarithm between 0 and 4.605"),
-    (VIT | {"image": {"kind": "cnn"}}, "kind is 'cnn'; use vit or resnet"),
-    (VIT | {"image": VIT["image"] | {"depth": 3}}, "unexpected keyword argument 'depth'"),
-    (VIT | {"image": VIT["image"] | {"image_size": 30}}, "30 is no multiple of 8"),
-    (VIT | {"text": {"width": 3}}, "unexpected keyword argument 'width'"),
-    (VIT | {"image": {"path": "x", "act": 1}}, "unknown key act"),
-    (VIT | {"image": "no/such/folder/here"}, "no such file or folder"),
-    ("no-such-name", "no published name"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "spec,message",
+    [
+        ({"architecture": "ViT-X"}, "'ViT-X' is not known; known: ViT-B-32"),
+        ({"architecture": "tiny", "text": "x"}, "unknown key text"),
+        ({"image": VIT["image"]}, "text is missing"),
+        ({"text": TEXT}, "image is missing"),
+        (VIT | {"pool": 1}, "unknown key pool"),
+        (VIT | {"pooling": "max"}, "pooling is 'max'; use cls or mean"),
+        (VIT | {"logit_scale": 100}, "a logarithm between 0 and 4.605"),
+        (VIT | {"image": {"kind": "cnn"}}, "kind is 'cnn'; use vit or resnet"),
+        (VIT | {"image": VIT["image"] | {"depth": 3}}, "unexpected keyword argument 'depth'"),
+        (VIT | {"image": VIT["image"] | {"image_size": 30}}, "30 is no multiple of 8"),
+        (VIT | {"text": {"width": 3}}, "unexpected keyword argument 'width'"),
+        (VIT | {"image": {"path": "x", "act": 1}}, "unknown key act"),
+        (VIT | {"image": "no/such/folder/here"}, "no such file or folder"),
+        ("no-such-name", "no published name"),
+    ],
+)
 def test_what_is_refused(spec, message):
     with pytest.raises(RequestError, match=message):
         build_start(spec)
@@ -82,6 +85,8 @@ def test_what_is_refused(spec, message):
 def test_lines_say_it_all():
     report = LoadReport([("text tower", "x")], ["image_tower"], ["something"], ["a", "b", "c", "d", "e"])
     assert report.lines() == [
-        "loaded   text tower from x", "new      image_tower (random)", "changed  something",
+        "loaded   text tower from x",
+        "new      image_tower (random)",
+        "changed  something",
         "left     5 tensors not used: a, b, c, d, …",
-    ]  # fmt: skip
+    ]

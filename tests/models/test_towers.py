@@ -149,14 +149,17 @@ def test_a_checkpoint_whose_factory_is_gone(tmp_path):
         load(tmp_path / "a", trust_import=True)
 
 
-@pytest.mark.parametrize("spec,message", [
-    ("no_such_package:x", "cannot be imported"),
-    (f"{HERE}:nothing", "cannot be imported"),
-    (f"{HERE}:not_a_module", "it is a str"),
-    (f"{HERE}:lacking", "it lacks output_dim, image_size, mean, std"),
-    (f"{HERE}:wrong_input", "input is 'float64'"),
-    (f"{HERE}:failing", "failing: the factory failed \\(FileNotFoundError: weights.bin\\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "spec,message",
+    [
+        ("no_such_package:x", "cannot be imported"),
+        (f"{HERE}:nothing", "cannot be imported"),
+        (f"{HERE}:not_a_module", "it is a str"),
+        (f"{HERE}:lacking", "it lacks output_dim, image_size, mean, std"),
+        (f"{HERE}:wrong_input", "input is 'float64'"),
+        (f"{HERE}:failing", "failing: the factory failed \\(FileNotFoundError: weights.bin\\)"),
+    ],
+)
 def test_what_the_protocol_refuses(spec, message):
     with pytest.raises(RequestError, match=message):
         build_start({"image": spec, "text": TEXT})

@@ -72,10 +72,16 @@ def test_a_checkpoint_that_names_code_is_refused_without_the_users_word(ours, tm
     assert not evil.exists()
 
 
-@pytest.mark.parametrize("factory,message", [
-    ("stranger:leaves", "the factory failed \\(SystemExit"), ("leaver:x", "importing it failed \\(SystemExit"), ("sys:exit", "SystemExit"),
-    ("stranger:nothing", "cannot be imported"), ("builtins:dict", "it is a dict"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "factory,message",
+    [
+        ("stranger:leaves", "the factory failed \\(SystemExit"),
+        ("leaver:x", "importing it failed \\(SystemExit"),
+        ("sys:exit", "SystemExit"),
+        ("stranger:nothing", "cannot be imported"),
+        ("builtins:dict", "it is a dict"),
+    ],
+)
 def test_trusted_code_that_leaves_or_fails_is_a_message(ours, tmp_path, evil, factory, message):
     with pytest.raises(RequestError, match=message):
         load(changed(ours, tmp_path / "b", names_code(factory)), trust_import=True)
@@ -102,9 +108,14 @@ def test_python_m_in_a_folder_imports_nothing_of_it(tmp_path):
         (tmp_path / f"{name}.py").write_text("open('trace', 'w')\n", encoding="utf-8")
     root = Path(cnclip_ft.__file__).parent.parent
     done = subprocess.run(
-        [sys.executable, "-m", "cnclip_ft", "data", "check", "none"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(root)},
-        capture_output=True, text=True, encoding="utf-8", check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", "cnclip_ft", "data", "check", "none"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
     assert done.returncode == 2 and "none" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "trace").exists()
 
@@ -139,27 +150,58 @@ def model(**values):
     return lambda c: c["model"].update(values)
 
 
-@pytest.mark.parametrize("change,said", [
-    (lambda c: c["model"]["image"].pop("kind"), "model.image.kind is missing"), (image(kind="cnn"), "model.image.kind is 'cnn'"),
-    (image(hidden_size="64"), "model.image.hidden_size is '64'"), (image(num_attention_heads=0), "num_attention_heads is 0"),
-    (image(num_attention_heads=7), "hidden_size 64 cannot be divided by num_attention_heads 7"), (image(patch_size=0), "patch_size is 0"),
-    (image(patch_size=64), "patch_size 64 is larger than image_size 32"), (image(hidden_act="x"), "'x' is no activation"),
-    (image(num_hidden_layers=-1), "num_hidden_layers is -1"), (image(num_hidden_layers=10**7), "num_hidden_layers is 10000000"),
-    (image(num_hidden_layers=900), "900 image layers, 2 in the weights"), (image(image_size=[32, 32]), "image_size is \\[32, 32\\]"),
-    (image(layer_norm_eps=math.nan), "layer_norm_eps is nan"), (image(layer_norm_eps=0), "layer_norm_eps is 0"),
-    (image(hidden_size=True), "hidden_size is True"), (image(hidden_size=64.0), "hidden_size is 64.0"), (image(attention_dropout=1), "is 1"),
-    (image(mean=[1]), "mean"), (image(mean=[0.1] * 3, std=[0, 0, 0]), "std"), (image(use_rope=True), "use_rope is a key that is not known"),
-    (image(hidden_size=10**9), "hidden_size is 1000000000"), (lambda c: c["model"]["image"].pop("patch_size"), "patch_size is missing"),
-    (text(vocab_size=-3), "vocab_size is -3"), (text(vocab_size=10**12), "vocab_size"), (text(vocab_size=9000), "21,128 tokens, the text tower 9,000"),
-    (text(pooling="max"), "pooling is 'max'"), (text(max_position_embeddings=20), "20 positions"), (text(type_vocab_size=3), "token_type"),
-    (text(hidden_size=96, num_attention_heads=3), "expected \\["), (text(num_hidden_layers=[1]), "is \\[1\\]"),
-    (model(projection=-1), "projection is -1"), (model(projection=31), "expected \\["), (model(context_length="52"), "context_length is '52'"),
-    (model(context_length=2), "context_length is 2"), (model(architecture="x"), "architecture is 'x'"), (model(architecture={"name": 1}), "architecture"),
-    (model(image=None), "model.image is None"), (model(image=[]), "model.image"), (model(text="x"), "model.text is 'x'"), (model(more=1), "model.more"),
-    (model(image={"kind": "resnet", "layers": [10**6], "width": 8, "heads": 1, "image_size": 32}), "layers.0 is 1000000"),
-    (model(image={"kind": "resnet", "layers": "ab", "width": 8, "heads": 1, "image_size": 32}), "layers is 'ab'"),
-    (lambda c: c.update(model=[1]), "model is \\[1\\]"), (lambda c: c.update(format="1"), "format '1' is not known"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change,said",
+    [
+        (lambda c: c["model"]["image"].pop("kind"), "model.image.kind is missing"),
+        (image(kind="cnn"), "model.image.kind is 'cnn'"),
+        (image(hidden_size="64"), "model.image.hidden_size is '64'"),
+        (image(num_attention_heads=0), "num_attention_heads is 0"),
+        (image(num_attention_heads=7), "hidden_size 64 cannot be divided by num_attention_heads 7"),
+        (image(patch_size=0), "patch_size is 0"),
+        (image(patch_size=64), "patch_size 64 is larger than image_size 32"),
+        (image(hidden_act="x"), "'x' is no activation"),
+        (image(num_hidden_layers=-1), "num_hidden_layers is -1"),
+        (image(num_hidden_layers=10**7), "num_hidden_layers is 10000000"),
+        (image(num_hidden_layers=900), "900 image layers, 2 in the weights"),
+        (image(image_size=[32, 32]), "image_size is \\[32, 32\\]"),
+        (image(layer_norm_eps=math.nan), "layer_norm_eps is nan"),
+        (image(layer_norm_eps=0), "layer_norm_eps is 0"),
+        (image(hidden_size=True), "hidden_size is True"),
+        (image(hidden_size=64.0), "hidden_size is 64.0"),
+        (image(attention_dropout=1), "is 1"),
+        (image(mean=[1]), "mean"),
+        (image(mean=[0.1] * 3, std=[0, 0, 0]), "std"),
+        (image(use_rope=True), "use_rope is a key that is not known"),
+        (image(hidden_size=10**9), "hidden_size is 1000000000"),
+        (lambda c: c["model"]["image"].pop("patch_size"), "patch_size is missing"),
+        (text(vocab_size=-3), "vocab_size is -3"),
+        (text(vocab_size=10**12), "vocab_size"),
+        (text(vocab_size=9000), "21,128 tokens, the text tower 9,000"),
+        (text(pooling="max"), "pooling is 'max'"),
+        (text(max_position_embeddings=20), "20 positions"),
+        (text(type_vocab_size=3), "token_type"),
+        (text(hidden_size=96, num_attention_heads=3), "expected \\["),
+        (text(num_hidden_layers=[1]), "is \\[1\\]"),
+        (model(projection=-1), "projection is -1"),
+        (model(projection=31), "expected \\["),
+        (model(context_length="52"), "context_length is '52'"),
+        (model(context_length=2), "context_length is 2"),
+        (model(architecture="x"), "architecture is 'x'"),
+        (model(architecture={"name": 1}), "architecture"),
+        (model(image=None), "model.image is None"),
+        (model(image=[]), "model.image"),
+        (model(text="x"), "model.text is 'x'"),
+        (model(more=1), "model.more"),
+        (
+            model(image={"kind": "resnet", "layers": [10**6], "width": 8, "heads": 1, "image_size": 32}),
+            "layers.0 is 1000000",
+        ),
+        (model(image={"kind": "resnet", "layers": "ab", "width": 8, "heads": 1, "image_size": 32}), "layers is 'ab'"),
+        (lambda c: c.update(model=[1]), "model is \\[1\\]"),
+        (lambda c: c.update(format="1"), "format '1' is not known"),
+    ],
+)
 def test_descriptions_that_describe_nothing(ours, tmp_path, change, said):
     folder = changed(ours, tmp_path / "b", change)
     with pytest.raises(RequestError, match=said) as caught:

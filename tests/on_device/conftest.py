@@ -58,9 +58,14 @@ def ready(sized, tmp_path) -> Callable[..., Trainer]:
         size = sized(layers)
         of_stage = {"batch_size": size["batch_size"], "learning_rate": 1e-4, **(stage or {})}
         recipe = tiny_recipe(
-            size["folder"], output=str(tmp_path / f"run{next(count)}"), feature_cache=str(tmp_path / "cache"),
-            model={"start": start or size["start"]}, align=of_stage, contrast=of_stage, **changes,
-        )  # fmt: skip
+            size["folder"],
+            output=str(tmp_path / f"run{next(count)}"),
+            feature_cache=str(tmp_path / "cache"),
+            model={"start": start or size["start"]},
+            align=of_stage,
+            contrast=of_stage,
+            **changes,
+        )
         return prepared(recipe, number)
 
     return make

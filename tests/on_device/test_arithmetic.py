@@ -63,8 +63,14 @@ def test_the_tiled_sigmoid_equals_brute_force_in_float64(device, positives, dtyp
 def test_the_optimizer_is_fused_and_equals_the_cpu_in_float64(device, ready):
     trainer = ready(layers=0)
     assert trainer.optimizer.defaults["fused"]
-    groups = [{"params": [p.detach().cpu().double().clone().requires_grad_() for p in group["params"]],
-               "lr": group["lr"], "weight_decay": group["weight_decay"]} for group in trainer.optimizer.param_groups]  # fmt: skip
+    groups = [
+        {
+            "params": [p.detach().cpu().double().clone().requires_grad_() for p in group["params"]],
+            "lr": group["lr"],
+            "weight_decay": group["weight_decay"],
+        }
+        for group in trainer.optimizer.param_groups
+    ]
     plain = torch.optim.AdamW(
         groups, betas=trainer.plan.setting.betas, eps=trainer.plan.setting.eps, foreach=False, fused=False
     )

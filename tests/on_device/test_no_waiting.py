@@ -53,8 +53,14 @@ def test_forward_loss_and_backward_work_on_a_device_that_cannot_be_read(monkeypa
     model = model.to("meta").train()
     model.image_tower.patch_dropout = 0.5
     everything = Augmentation(crop=0.5, colour=0.3, mirror=True, operations=2)
-    step = GradientStep(model, objective(tile=5), micro_batch_size=micro, autocast=nullcontext,
-                        backward=lambda loss: loss.backward(), augment=lambda pixels: augment(pixels, everything))  # fmt: skip
+    step = GradientStep(
+        model,
+        objective(tile=5),
+        micro_batch_size=micro,
+        autocast=nullcontext,
+        backward=lambda loss: loss.backward(),
+        augment=lambda pixels: augment(pixels, everything),
+    )
     out = step(batch)
     assert out.loss.device.type == "meta" and out.accuracy.device.type == "meta"
     assert all(p.grad is not None for p in model.parameters())
@@ -76,8 +82,9 @@ def test_no_family_reads_the_device(monkeypatch, tmp_path, name):
     batch = {"pixels": pixels, "input_ids": ids, "attention_mask": mask, "image_keys": keys, "text_keys": keys}
     model.image_tower.patch_dropout = 0.5
     objective = ContrastiveObjective() if model.logit_bias is None else SigmoidObjective()
-    step = GradientStep(model.to("meta"), objective, micro_batch_size=None, autocast=nullcontext,
-                        backward=lambda loss: loss.backward())  # fmt: skip
+    step = GradientStep(
+        model.to("meta"), objective, micro_batch_size=None, autocast=nullcontext, backward=lambda loss: loss.backward()
+    )
     assert step(batch).loss.device.type == "meta"
 
 

@@ -19,8 +19,14 @@ ROOT = Path(__file__).resolve().parents[2]
 @requires_official
 def test_every_row_of_the_table_yields_a_number():
     environment = os.environ | {"PYTHONPATH": str(ROOT), "DEVICE": "cpu", "SECONDS": "300"}
-    done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "step.py"), "cuda"], env=environment,
-                          capture_output=True, text=True, encoding="utf-8", timeout=400)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "step.py"), "cuda"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=400,
+    )
     said = done.stdout
     assert done.returncode == 0 and "failed" not in said and "not measured" not in said, said + done.stderr[-2000:]
     rates = re.findall(r"^tiny +(?:one|two) +(\S.*?) {2,}8 +(\d+\.\d) ", said, re.M)

@@ -29,9 +29,13 @@ def test_the_feature_cache_holds_what_the_trunk_gives(device, ready):
 def test_a_run_with_workers_pins_its_batches_and_learns(device, stores, tmp_path):
     data = {"train": str(stores / "train"), "valid": str(stores / "valid"), "workers": 2}
     recipe = tiny_recipe(
-        stores, output=str(tmp_path / "run"), feature_cache=str(tmp_path / "cache"), data=data,
-        align={"feature_cache": False, "steps": 3, "validate_every": 3}, contrast={"steps": 3, "validate_every": 3},
-    )  # fmt: skip
+        stores,
+        output=str(tmp_path / "run"),
+        feature_cache=str(tmp_path / "cache"),
+        data=data,
+        align={"feature_cache": False, "steps": 3, "validate_every": 3},
+        contrast={"steps": 3, "validate_every": 3},
+    )
     assert train(recipe)
     found = losses(tmp_path / "run")
     assert len(found) == 6 and all(math.isfinite(loss) for loss in found.values())
@@ -68,9 +72,14 @@ def test_a_run_goes_on_on_another_kind_of_device(device, elsewhere, sized, store
 
     def recipe(name):
         return tiny_recipe(
-            stores, output=str(tmp_path / name), feature_cache=str(tmp_path / "cache"), precision="fp32",
-            model={"start": sized(layers=0)["start"]}, align={"steps": 2, "validate_every": 2}, contrast={"ema": 0.9, "steps": 4},
-        )  # fmt: skip
+            stores,
+            output=str(tmp_path / name),
+            feature_cache=str(tmp_path / "cache"),
+            precision="fp32",
+            model={"start": sized(layers=0)["start"]},
+            align={"steps": 2, "validate_every": 2},
+            contrast={"ema": 0.9, "steps": 4},
+        )
 
     elsewhere(places[0])
     assert train(recipe("stayed"))
@@ -119,8 +128,15 @@ def little_memory(device, many):
 
 def run_of(folder, tmp_path, micro):
     stage = {"batch_size": 256, "steps": 2, "validate_every": 2, "micro_batch_size": micro}
-    return tiny_recipe(folder, output=str(tmp_path / f"run-{micro}"), feature_cache=str(tmp_path / "cache"), precision="fp32",
-                       model={"start": LARGE}, align={"steps": 1, "warmup_steps": 0, "validate_every": 1}, contrast=stage)  # fmt: skip
+    return tiny_recipe(
+        folder,
+        output=str(tmp_path / f"run-{micro}"),
+        feature_cache=str(tmp_path / "cache"),
+        precision="fp32",
+        model={"start": LARGE},
+        align={"steps": 1, "warmup_steps": 0, "validate_every": 1},
+        contrast=stage,
+    )
 
 
 def test_out_of_memory_is_told_with_a_size_that_fits(little_memory, tmp_path):

@@ -24,9 +24,12 @@ COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile
 
 @pytest.mark.parametrize(
     "objective,compiled",
-    [(ContrastiveObjective, False), (SigmoidObjective, False),
-     pytest.param(ContrastiveObjective, True, marks=[pytest.mark.slow, COMPILER])],
-)  # fmt: skip
+    [
+        (ContrastiveObjective, False),
+        (SigmoidObjective, False),
+        pytest.param(ContrastiveObjective, True, marks=[pytest.mark.slow, COMPILER]),
+    ],
+)
 def test_a_divided_batch_replays_dropout_and_patch_dropping(device, objective, compiled):
     """Two divisions of the same batch into the same chunks, and all chunks kept alive at once: the same random numbers."""
     model = tiny_model(dropout=0.1).double().to(device)
@@ -41,8 +44,13 @@ def test_a_divided_batch_replays_dropout_and_patch_dropping(device, objective, c
     for start in range(0, 12, 4):
         rows = slice(start, start + 4)
         longest = int(batch["attention_mask"][rows].sum(1).max())
-        parts.append(model(batch["pixels"][rows].to(device), batch["input_ids"][rows, :longest].to(device),
-                           batch["attention_mask"][rows, :longest].to(device)))  # fmt: skip
+        parts.append(
+            model(
+                batch["pixels"][rows].to(device),
+                batch["input_ids"][rows, :longest].to(device),
+                batch["attention_mask"][rows, :longest].to(device),
+            )
+        )
     images, texts = (torch.cat(side) for side in zip(*parts, strict=True))
     whole = goal(images, texts, model.logit_scale, batch["image_keys"], batch["text_keys"], model.logit_bias)
     whole.loss.backward()

@@ -63,8 +63,16 @@ def test_a_second_family_steps_like_on_the_cpu(device, letters, stores, tmp_path
     found = {}
     for kind in ("cpu", device.type):
         elsewhere(kind)
-        trainer = prepared(tiny_recipe(stores, model={"start": start}, data=data, precision="fp32",
-                                       output=str(tmp_path / "run"), feature_cache=str(tmp_path / kind)))  # fmt: skip
+        trainer = prepared(
+            tiny_recipe(
+                stores,
+                model={"start": start},
+                data=data,
+                precision="fp32",
+                output=str(tmp_path / "run"),
+                feature_cache=str(tmp_path / kind),
+            )
+        )
         batches = trainer.batches()
         assert trainer.context.device.type == kind
         found[kind] = [trainer.take(next(batches)).loss.item() for _ in range(4)]

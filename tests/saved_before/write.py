@@ -157,9 +157,15 @@ def write_bert(folder: Path) -> None:
     unused = range(len(tokens), 1008)
     tokens += [f"[unused{number}]" for number in unused]
     config = BertConfig(
-        vocab_size=len(tokens), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=40, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
+        vocab_size=len(tokens),
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=40,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
     torch.manual_seed(7)
     folder.mkdir(parents=True)
     model = BertModel(config, add_pooling_layer=False)
@@ -292,9 +298,16 @@ def write_features() -> None:
 def write_indexes() -> dict:
     command("search", "index", "checkpoints/vit", "photos", "--output", "indexes/exact")
     command(
-        "search", "index", "checkpoints/vit", "stores/valid", "--output", "indexes/approximate", "--half",
-        "--approximate", "hnsw",
-    )  # fmt: skip
+        "search",
+        "index",
+        "checkpoints/vit",
+        "stores/valid",
+        "--output",
+        "indexes/approximate",
+        "--half",
+        "--approximate",
+        "hnsw",
+    )
     expected = {}
     for index in ("exact", "approximate"):
         Path("indexes", index, "lock").unlink()  # worth nothing after the process that held it, and names the machine

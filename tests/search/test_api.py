@@ -89,8 +89,10 @@ def test_the_page_needs_nothing_else(client):
     assert "default-src 'none'" in policy and "unsafe" not in policy and policy == content_policy(page)
     assert len(re.findall("sha256-", policy)) == 2
     assert response.headers["x-content-type-options"] == "nosniff" and response.headers["x-frame-options"] == "DENY"
-    words = {language: set(re.findall(r"^    (\w+):|, (\w+): (?=[\"n(v])", body, re.MULTILINE)) for language, body in
-             re.findall(r"^  (en|zh): \{(.*?)^  \},", page, re.MULTILINE | re.DOTALL)}  # fmt: skip
+    words = {
+        language: set(re.findall(r"^    (\w+):|, (\w+): (?=[\"n(v])", body, re.MULTILINE))
+        for language, body in re.findall(r"^  (en|zh): \{(.*?)^  \},", page, re.MULTILINE | re.DOTALL)
+    }
     assert words["en"] == words["zh"] and len(words["en"]) > 15
 
 
@@ -256,8 +258,10 @@ def test_a_group_that_fails_takes_nobody_with_it():
 
 def test_many_at_once_get_their_own_answers(client, engine):
     texts = [f"第{number}只狗" for number in range(24)]
-    expected = {text: [hit.number for hit in found] for text, found in
-                zip(texts, engine.ask([Question(text, top=5) for text in texts]), strict=True)}  # fmt: skip
+    expected = {
+        text: [hit.number for hit in found]
+        for text, found in zip(texts, engine.ask([Question(text, top=5) for text in texts]), strict=True)
+    }
     found: dict[str, list[int]] = {}
 
     def ask(text: str) -> None:

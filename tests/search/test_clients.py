@@ -103,9 +103,14 @@ def description(server, tmp_path):
 
 def run(*command: object, cwd: Path, **environment: str) -> str:
     done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, encoding="utf-8", timeout=300,
+        [str(part) for part in command],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
         env={**os.environ, **environment},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 
@@ -116,9 +121,18 @@ def test_a_python_client(server, description, photos_once, tmp_path):
         pytest.skip("no openapi-python-client on the path: pipx install openapi-python-client")
     (tmp_path / "client.yaml").write_text("content_type_overrides: {image/jpeg: application/octet-stream}\n")
     said = run(
-        generator, "generate", "--path", description, "--output-path", "client", "--meta", "none", "--config", "client.yaml",
+        generator,
+        "generate",
+        "--path",
+        description,
+        "--output-path",
+        "client",
+        "--meta",
+        "none",
+        "--config",
+        "client.yaml",
         cwd=tmp_path,
-    )  # fmt: skip
+    )
     assert "WARNING" not in said and "rror" not in said, said
     (tmp_path / "use.py").write_text(PYTHON, encoding="utf-8")
     python = Path(generator).resolve().with_name("python")  # it brings what its clients import
@@ -135,16 +149,29 @@ def test_a_typescript_client(server, description, photos_once, tmp_path):
     packages = ("@hey-api/openapi-ts@0.95.0", "typescript@5", "@types/node@20")
     installed = subprocess.run(
         [shutil.which("npm"), "install", "--no-audit", "--no-fund", "--prefer-offline", *packages],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     if installed.returncode:
         pytest.skip(f"npm cannot install {packages[0]}: {installed.stderr.strip()[-200:]}")
     run(tmp_path / "node_modules/.bin/openapi-ts", "-i", description, "-o", "client", cwd=tmp_path)
     (tmp_path / "use.ts").write_text(TYPESCRIPT, encoding="utf-8")
     strict = ("--strict", "--target", "es2022", "--lib", "es2022,dom,dom.iterable", "--skipLibCheck", "--types", "node")
     run(
-        tmp_path / "node_modules/.bin/tsc", *strict, "--module", "commonjs", "--moduleResolution", "node10",
-        "--ignoreDeprecations", "5.0", "--outDir", "out", "use.ts", cwd=tmp_path,
-    )  # fmt: skip
+        tmp_path / "node_modules/.bin/tsc",
+        *strict,
+        "--module",
+        "commonjs",
+        "--moduleResolution",
+        "node10",
+        "--ignoreDeprecations",
+        "5.0",
+        "--outDir",
+        "out",
+        "use.ts",
+        cwd=tmp_path,
+    )
     said = run("node", "out/use.js", server, photos_once / "dogs/00.png", cwd=tmp_path)
     assert json.loads(said) == EXPECTED

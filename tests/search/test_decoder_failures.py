@@ -86,11 +86,16 @@ def both(folder, data: bytes, *, store: bool = False):
 @pytest.mark.parametrize(
     "look",
     [
-        decode_check, open_upright, lambda data: reencode(data, Reencoding(16)), lambda data: reencode(data, Reencoding(999)),
-        images.SquarePicture(24).decode, lambda data: images.SquarePicture(24).decode(memoryview(data), reduced=True),
-        lambda data: uploaded_pixels(data, SquarePicture(24)), lambda data: read_header(data[:-12]),
+        decode_check,
+        open_upright,
+        lambda data: reencode(data, Reencoding(16)),
+        lambda data: reencode(data, Reencoding(999)),
+        images.SquarePicture(24).decode,
+        lambda data: images.SquarePicture(24).decode(memoryview(data), reduced=True),
+        lambda data: uploaded_pixels(data, SquarePicture(24)),
+        lambda data: read_header(data[:-12]),
     ],
-)  # fmt: skip
+)
 def test_every_way_to_decode_gives_a_fault(look, failing) -> None:
     with pytest.raises(DataFault) as caught:
         look(failing)

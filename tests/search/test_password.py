@@ -91,8 +91,14 @@ def test_guessing_is_slow(engine, monkeypatch):
 
 def test_the_file(tmp_path):
     file = tmp_path / "password"
-    for content, said in ((b"", "only line"), (b"\n", "only line"), (b"a\nb\n", "only line"), ("雪".encode(), "ASCII"),
-                          (b"a" * 1025, "1,024"), (None, "cannot be read")):  # fmt: skip
+    for content, said in (
+        (b"", "only line"),
+        (b"\n", "only line"),
+        (b"a\nb\n", "only line"),
+        ("雪".encode(), "ASCII"),
+        (b"a" * 1025, "1,024"),
+        (None, "cannot be read"),
+    ):
         file.unlink(missing_ok=True)
         if content is not None:
             file.write_bytes(content)
@@ -108,8 +114,10 @@ def test_the_file(tmp_path):
             read_password(file)
 
 
-@pytest.mark.parametrize("host, given, said", [("127.0.0.1", False, ""), ("0.0.0.0", False, "WARNING"), ("0.0.0.0", True, "https"),
-                                               ("127.0.0.1", True, "")])  # fmt: skip
+@pytest.mark.parametrize(
+    "host, given, said",
+    [("127.0.0.1", False, ""), ("0.0.0.0", False, "WARNING"), ("0.0.0.0", True, "https"), ("127.0.0.1", True, "")],
+)
 def test_the_command_warns_beyond_this_machine(index, tmp_path, monkeypatch, host, given, said):
     served = []
     monkeypatch.setattr(web, "run", lambda app, listener: served.append(app) or listener.close())

@@ -66,11 +66,27 @@ async def until_closed(port: int, first: bytes, each: bytes) -> float:
 
 @pytest.mark.parametrize(
     "first, each",
-    [(b"", b""), (b"GET / HT", b""), (ASK, b"X: y\r\n"), (ASK + b"Content-Length: 9999\r\n\r\n", b"x"), (b"\r\n", b"\r\n"),
-     (ASK + b"\r\n", b""), (ASK + b"\r\n" + ASK, b""), (b"GET /never HTTP/1.1\r\nHost: a\r\n\r\n", b"")],
-    ids=["silence", "half a line", "headers without end", "a body without end", "empty lines", "idle after an answer",
-         "a half request behind a whole one", "an answer that never comes"],
-)  # fmt: skip
+    [
+        (b"", b""),
+        (b"GET / HT", b""),
+        (ASK, b"X: y\r\n"),
+        (ASK + b"Content-Length: 9999\r\n\r\n", b"x"),
+        (b"\r\n", b"\r\n"),
+        (ASK + b"\r\n", b""),
+        (ASK + b"\r\n" + ASK, b""),
+        (b"GET /never HTTP/1.1\r\nHost: a\r\n\r\n", b""),
+    ],
+    ids=[
+        "silence",
+        "half a line",
+        "headers without end",
+        "a body without end",
+        "empty lines",
+        "idle after an answer",
+        "a half request behind a whole one",
+        "an answer that never comes",
+    ],
+)
 def test_no_connection_outlives_its_deadline(first, each, monkeypatch):
     monkeypatch.setattr(patience, "HEADER_SECONDS", 0.6)
     monkeypatch.setattr(patience, "REQUEST_SECONDS", 0.9)

@@ -192,7 +192,7 @@ def test_the_command_prints_a_table_or_lines(run, index, photos_once, truth):
         (("index", "nowhere", "{photos}", "--output", "o"), "nowhere"),
         (("index", "nowhere", "{photos}", "--output", "o", "--approximate", "maybe"), "maybe"),
     ],
-)  # fmt: skip
+)
 def test_wrong_requests_are_refused_with_what_to_change(
     run, index, photos_once, tmp_path, monkeypatch, arguments, said
 ):

@@ -35,10 +35,20 @@ def test_wrong_questions(client, question):
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"[" * 9000, b"\xff\xfe", b'{"text": "\\ud83d"}', b'{"text": "a", "not_weight": NaN}', b'{"\\ud83d": 1}',
-     b'{"text": "a", "top": 1e999}', b'{"text": "a", "top": ' + b"9" * 9000 + b"}", b'{"text": "\x00"}'],
+    [
+        b"",
+        b"{",
+        b"[" * 9000,
+        b"\xff\xfe",
+        b'{"text": "\\ud83d"}',
+        b'{"text": "a", "not_weight": NaN}',
+        b'{"\\ud83d": 1}',
+        b'{"text": "a", "top": 1e999}',
+        b'{"text": "a", "top": ' + b"9" * 9000 + b"}",
+        b'{"text": "\x00"}',
+    ],
     ids=lambda body: str(body[:30]),
-)  # fmt: skip
+)
 def test_broken_bodies(client, body):
     response = client.post("/api/search", content=body, headers={"Content-Type": "application/json"})
     assert response.status_code in (400, 422), response.text

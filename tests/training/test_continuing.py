@@ -394,7 +394,7 @@ def test_a_journal_cut_off_in_a_line_goes_on_in_the_next(stores, whole, stopped)
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, ".*micro_batch_size"),
         ({"ACCELERATE_USE_XLA": "true"}, "TPUs"),
     ],
-)  # fmt: skip
+)
 def test_other_engines_of_accelerate_are_refused(stores, tmp_path, monkeypatch, environment, says):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

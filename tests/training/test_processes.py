@@ -124,16 +124,31 @@ def launch(code: str, folder: Path, processes: int, *arguments: str, environment
     return done.stdout
 
 
-def run(stores: Path, name: str, processes: int, stops: tuple[str, ...] = (), how: str = "term", shares: bool = False,
-        **changes) -> Path:  # fmt: skip
+def run(
+    stores: Path,
+    name: str,
+    processes: int,
+    stops: tuple[str, ...] = (),
+    how: str = "term",
+    shares: bool = False,
+    **changes,
+) -> Path:
     """Train the tiny recipe in `processes`; stop at each of `stops` and continue."""
     recipe = tiny_recipe(stores, output=str(stores / name), model=MODEL, feature_cache=str(stores / "cache"), **changes)
     path = stores / f"{name}.yaml"
     path.write_text(dump_recipe(recipe), encoding="utf-8")
     for number, stop in enumerate((*stops, "never")):
         proceed = "continue" if number else "new"
-        launch(TRAIN, stores, processes, str(path), proceed, stop, how if stop != "never" else "term",
-               environment=FSDP2 if shares else None)  # fmt: skip
+        launch(
+            TRAIN,
+            stores,
+            processes,
+            str(path),
+            proceed,
+            stop,
+            how if stop != "never" else "term",
+            environment=FSDP2 if shares else None,
+        )
     return stores / name
 
 
@@ -162,8 +177,14 @@ def one(stores) -> Path:
 def test_two_processes_equal_one(stores, one, micro, shares):
     # Checkpointing changes no number: beside a frozen tower in the first stage, of both towers in the second.
     checkpointed = {"gradient_checkpointing": "both"}
-    two = run(stores, f"two-{micro}-{shares}", 2, shares=shares, align=checkpointed,
-              contrast=checkpointed | {"micro_batch_size": micro})  # fmt: skip
+    two = run(
+        stores,
+        f"two-{micro}-{shares}",
+        2,
+        shares=shares,
+        align=checkpointed,
+        contrast=checkpointed | {"micro_batch_size": micro},
+    )
     assert losses(two).keys() == losses(one).keys()
     assert max(abs(value - losses(one)[key]) for key, value in losses(two).items()) < 1e-5
     assert same_weights(two, one) < 1e-4
@@ -262,10 +283,21 @@ def test_gradients_of_two_and_four_processes_are_those_of_one(tmp_path):
         ({"FSDP_VERSION": "1"}, {}, "set fsdp_version: 2"),
         ({"FSDP_OFFLOAD_PARAMS": "true"}, {}, "fsdp_offload_params, which is not supported"),
         ({}, {"contrast": {"micro_batch_size": "auto"}}, "micro_batch_size: auto.*give a number"),
-        ({}, {"contrast": {"train": [{"tower": "image", "lora": {"rank": 2}}, {"tower": "text", "rate": 0}, {"tower": "temperature"}]}},
-         "LoRA trains too little"),
+        (
+            {},
+            {
+                "contrast": {
+                    "train": [
+                        {"tower": "image", "lora": {"rank": 2}},
+                        {"tower": "text", "rate": 0},
+                        {"tower": "temperature"},
+                    ]
+                }
+            },
+            "LoRA trains too little",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_shares_cannot_do_is_refused(stores, monkeypatch, environment, changes, says):
     import torch.distributed as dist
 

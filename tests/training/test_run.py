@@ -53,8 +53,15 @@ def test_golden_losses(finished):
 
 
 def test_a_run_leaves_what_it_promises(finished):
-    for name in ("recipe.yaml", "align/best/model.safetensors", "align/last/config.json", "contrast/best/cnclip_ft.json",
-                 "report/recall.txt", "report/recall.json", "report/index.html"):  # fmt: skip
+    for name in (
+        "recipe.yaml",
+        "align/best/model.safetensors",
+        "align/last/config.json",
+        "contrast/best/cnclip_ft.json",
+        "report/recall.txt",
+        "report/recall.json",
+        "report/index.html",
+    ):
         assert (finished / name).is_file(), name
     assert list((finished / "tensorboard").glob("events*"))
     rows = json.loads((finished / "report" / "recall.json").read_text(encoding="utf-8"))
@@ -87,8 +94,13 @@ def test_the_cached_stage_equals_the_uncached_one(stores):
     found = []
     for name, cached in (("cached-20", True), ("uncached-20", False)):
         align = {"steps": 20, "validate_every": 20, "feature_cache": cached}
-        recipe = tiny_recipe(stores, output=str(stores / name), feature_cache=str(stores / "cache"), align=align,
-                             contrast={"steps": 1, "warmup_steps": 0, "validate_every": 1})  # fmt: skip
+        recipe = tiny_recipe(
+            stores,
+            output=str(stores / name),
+            feature_cache=str(stores / "cache"),
+            align=align,
+            contrast={"steps": 1, "warmup_steps": 0, "validate_every": 1},
+        )
         assert train(recipe)
         found.append({step: loss for (stage, step), loss in losses(stores / name).items() if stage == "align"})
     ours, theirs = found
@@ -104,9 +116,13 @@ def test_patches_are_dropped_until_the_last_steps(stores, monkeypatch):
         return original(self, batch)
 
     monkeypatch.setattr(GradientStep, "__call__", noting)
-    recipe = tiny_recipe(stores, output=str(stores / "unmasked"), feature_cache=str(stores / "cache"),
-                         align={"steps": 1, "warmup_steps": 0, "validate_every": 1},
-                         contrast={"patch_dropout": 0.5, "unmasked_steps": 2})  # fmt: skip
+    recipe = tiny_recipe(
+        stores,
+        output=str(stores / "unmasked"),
+        feature_cache=str(stores / "cache"),
+        align={"steps": 1, "warmup_steps": 0, "validate_every": 1},
+        contrast={"patch_dropout": 0.5, "unmasked_steps": 2},
+    )
     assert train(recipe)
     assert dropped == [0.0] + 4 * [0.5] + 2 * [0.0]
 
@@ -117,10 +133,18 @@ def test_the_compiled_towers_give_the_same_losses(stores):
     found = {}  # without dropout: a compiled one draws other numbers
     for name, changes in (("plain", {}), ("compiled", {"compile": True})):
         recipe = tiny_recipe(
-            stores, output=str(stores / f"no-dropout-{name}"), feature_cache=str(stores / "cache"),
-            model={"start": {"image": {"kind": "vit", "hidden": 32, "layers": 2, "heads": 2, "patch": 8, "image_size": 32},
-                             "text": {"hidden": 32, "layers": 2, "heads": 2, "dropout": 0.0}, "projection": 16}}, **changes,
-        )  # fmt: skip
+            stores,
+            output=str(stores / f"no-dropout-{name}"),
+            feature_cache=str(stores / "cache"),
+            model={
+                "start": {
+                    "image": {"kind": "vit", "hidden": 32, "layers": 2, "heads": 2, "patch": 8, "image_size": 32},
+                    "text": {"hidden": 32, "layers": 2, "heads": 2, "dropout": 0.0},
+                    "projection": 16,
+                }
+            },
+            **changes,
+        )
         assert train(recipe)
         found[name] = losses(stores / f"no-dropout-{name}")
     assert found["compiled"] == pytest.approx(found["plain"], abs=1e-4)
@@ -226,8 +250,18 @@ def test_the_plan_says_what_will_happen_and_warns(stores):
     recipe = tiny_recipe(stores, data={"train": str(stores / "train"), "valid": str(stores / "train"), "workers": 0})
     context, model, plans = planned(recipe)
     text = describe(context, model, plans)
-    for part in ("stage align", "frozen", "rate 0.001", "6 steps", "computed once", "fp32", "WARNING", "leaves few negatives",
-                 "is the training split itself", "new      text_tower"):  # fmt: skip
+    for part in (
+        "stage align",
+        "frozen",
+        "rate 0.001",
+        "6 steps",
+        "computed once",
+        "fp32",
+        "WARNING",
+        "leaves few negatives",
+        "is the training split itself",
+        "new      text_tower",
+    ):
         assert part in text, part
     with pytest.raises(RequestError, match="--strict"):
         refuse_warnings(context, model, plans)
@@ -304,8 +338,13 @@ def test_a_damaged_image_is_replaced_up_to_the_limit(stores, tmp_path):
             tmp_path, data=data, output=str(tmp_path / f"run{cached}"), align={"feature_cache": cached}
         )
         assert train(recipe)
-        strict = tiny_recipe(tmp_path, data=data | {"max_damaged_images": 0}, output=str(tmp_path / f"strict{cached}"),
-                             feature_cache=str(tmp_path / f"c{cached}"), align={"feature_cache": cached, "epochs": 2, "steps": None})  # fmt: skip
+        strict = tiny_recipe(
+            tmp_path,
+            data=data | {"max_damaged_images": 0},
+            output=str(tmp_path / f"strict{cached}"),
+            feature_cache=str(tmp_path / f"c{cached}"),
+            align={"feature_cache": cached, "epochs": 2, "steps": None},
+        )
         with pytest.raises(UserError, match="image 3|damaged images"):
             train(strict)
 

@@ -122,8 +122,9 @@ def test_a_guard_broken_at_once_keeps_the_start(stores, monkeypatch, capsys):
 def test_a_stage_that_brings_nothing_keeps_its_start(stores, monkeypatch, capsys):
     """The start is the first candidate, not judged twice, and its weights are those of the stage before."""
     judged = scripted(monkeypatch, [10, 20, 30, 30, 25, 30])
-    recipe = tiny_recipe(stores, output=str(stores / "nothing"), feature_cache=str(stores / "cache"),
-                         contrast={"interpolate": 2})  # fmt: skip
+    recipe = tiny_recipe(
+        stores, output=str(stores / "nothing"), feature_cache=str(stores / "cache"), contrast={"interpolate": 2}
+    )
     folder = stores / "nothing"
     assert train(recipe)
     assert len(judged) == 6  # the start, two validations a stage, the report
@@ -333,8 +334,16 @@ def test_the_page_is_whole(stores, capsys):
     foretold = r"contrast: about \d+:\d\d to go \(\d+:\d\d of steps, 2 validations of \d+:\d\d\)"
     assert re.search(foretold, capsys.readouterr().out)
     page = (folder / "report" / "index.html").read_text(encoding="utf-8")
-    for part in ("Recall before and after", "各阶段前后的召回率", "after contrast", "data:image/png", "data:image/jpeg",
-                 "class=right", "stage contrast", "learning_rate: 0.001"):  # fmt: skip
+    for part in (
+        "Recall before and after",
+        "各阶段前后的召回率",
+        "after contrast",
+        "data:image/png",
+        "data:image/jpeg",
+        "class=right",
+        "stage contrast",
+        "learning_rate: 0.001",
+    ):
         assert part in page, part
     assert "src='http" not in page and "href=" not in page  # base64 may hold the letters, not the sign
 

@@ -41,15 +41,26 @@ main()
 def start(recipe: Path, *arguments: str, **environment: str) -> subprocess.Popen:
     env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", **environment)
     return subprocess.Popen(
-        [sys.executable, "-c", SLOWLY, "train", str(recipe), *arguments], env=env, text=True, encoding="utf-8",
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, "-c", SLOWLY, "train", str(recipe), *arguments],
+        env=env,
+        text=True,
+        encoding="utf-8",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
 
 
 def write_recipe(stores, folder, steps=400) -> Path:
     data = {"train": str(stores / "train"), "valid": str(stores / "valid"), "workers": 2}
-    recipe = recipe_of(stores, folder / "run", data=data, save_every=3, align={"steps": 1, "warmup_steps": 0},
-                       contrast={"steps": steps, "validate_every": 1000})  # fmt: skip
+    recipe = recipe_of(
+        stores,
+        folder / "run",
+        data=data,
+        save_every=3,
+        align={"steps": 1, "warmup_steps": 0},
+        contrast={"steps": steps, "validate_every": 1000},
+    )
     (folder / "r.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     return folder / "r.yaml"
 
@@ -104,9 +115,13 @@ def test_two_processes_stopped_by_their_launcher_exit_130(stores, tmp_path):
     recipe = write_recipe(stores, tmp_path, steps=100_000)
     process = subprocess.Popen(
         [sys.executable, "-m", "cnclip_ft.launch", "--nproc_per_node", "2", "-m", "cnclip_ft", "train", str(recipe)],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, text=True, encoding="utf-8",
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        text=True,
+        encoding="utf-8",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
     wait_for_state(process, tmp_path)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=120)[0]

@@ -80,11 +80,22 @@ def test_a_plain_layer_is_counted_with_its_backward():
     assert counted(Named(), {"layer.weight", "layer.bias"}, given) == 2 * forward  # no gradient of what went in
 
 
-@pytest.mark.parametrize("name,rate", [
-    ("NVIDIA H100 80GB HBM3", 989.4), ("NVIDIA H100 PCIe", 756.0), ("NVIDIA H200", 989.4), ("NVIDIA A100-SXM4-80GB", 312.0),
-    ("NVIDIA L40S", 362.1), ("NVIDIA L4", 121.0), ("NVIDIA GeForce RTX 4090", 165.2), ("Tesla V100-SXM2-32GB", 125.0),
-    ("NVIDIA A10G", 70.0), ("Tesla T4", 65.1), ("A card of next year", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name,rate",
+    [
+        ("NVIDIA H100 80GB HBM3", 989.4),
+        ("NVIDIA H100 PCIe", 756.0),
+        ("NVIDIA H200", 989.4),
+        ("NVIDIA A100-SXM4-80GB", 312.0),
+        ("NVIDIA L40S", 362.1),
+        ("NVIDIA L4", 121.0),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+        ("Tesla V100-SXM2-32GB", 125.0),
+        ("NVIDIA A10G", 70.0),
+        ("Tesla T4", 65.1),
+        ("A card of next year", None),
+    ],
+)
 def test_listed_rates_by_name(name, rate):
     assert listed(name) == (None if rate is None else pytest.approx(rate * 1e12))
 

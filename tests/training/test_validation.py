@@ -155,8 +155,13 @@ def test_a_zero_shot_list_decides_in_a_run(stores, place, capsys):
     data = {
         "train": str(stores / "train"), "valid": {"mine": str(stores / "valid"), "animals": listed}, "workers": 0,
     }  # fmt: skip
-    recipe = tiny_recipe(stores, output=str(stores / "zero-shot"), feature_cache=str(stores / "cache"), data=data,
-                         best_by="animals: accuracy")  # fmt: skip
+    recipe = tiny_recipe(
+        stores,
+        output=str(stores / "zero-shot"),
+        feature_cache=str(stores / "cache"),
+        data=data,
+        best_by="animals: accuracy",
+    )
     assert train(recipe)
     folder, said = stores / "zero-shot", capsys.readouterr().out
     assert "animals: zero-shot, 9 images of 3 classes" in said and "animals accuracy" in said
@@ -188,11 +193,15 @@ def test_what_a_zero_shot_list_holds_is_told_from_other_content(place, tmp_path)
     [
         ({"a": {"zero_shot": "p", "classes": "c"}}, "mean_recall", "first validation split is a store"),
         ({"s": "v", "a": {"zero_shot": "p"}}, "mean_recall", "data.valid.a.classes: missing"),
-        ({"s": "v", "a": {"zero_shot": "p", "classes": "c", "names": 1}}, "mean_recall", "a.names: unknown key; known here: zero_shot, "),
+        (
+            {"s": "v", "a": {"zero_shot": "p", "classes": "c", "names": 1}},
+            "mean_recall",
+            "a.names: unknown key; known here: zero_shot, ",
+        ),
         ({"s": "v", "a": {"zero_shot": "p", "classes": "c"}}, "a: mean_recall", "scores there are accuracy"),
         ({"s": "v", "a": {"zero_shot": "p", "classes": "c"}}, "accuracy", "scores there are mean_recall"),
     ],
-)  # fmt: skip
+)
 def test_recipes_that_cannot_be_judged_by_are_refused(stores, tmp_path, valid, best_by, says):
     import yaml
 

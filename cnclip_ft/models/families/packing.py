@@ -56,9 +56,14 @@ class Packing:
 
 
 def attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int, mask: torch.Tensor | None, dropout: float,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    heads: int,
+    mask: torch.Tensor | None,
+    dropout: float,
     causal: bool = False,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """Query ``[n, queries, width]``, key and value ``[n, tokens, width]`` → ``[n, queries, width]``.
 
     A mask for every token as query is cut to the first ones, as is the query.

@@ -81,9 +81,14 @@ def _read(folder: Path, config: dict[str, Any], dtype: torch.dtype, kind: _Text)
         "context_length": length, "tokenizer": tokenizer.describe(),
     }  # fmt: skip
     return Checkpoint(
-        str(folder), description, tensors, None, tokenizer=tokenizer, left_over=left_over + content.left_over,
+        str(folder),
+        description,
+        tensors,
+        None,
+        tokenizer=tokenizer,
+        left_over=left_over + content.left_over,
         notes=content.notes,
-    )  # fmt: skip
+    )
 
 
 def _said_length(folder: Path) -> int:

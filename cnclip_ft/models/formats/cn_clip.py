@@ -42,8 +42,10 @@ def is_dropped(name: str) -> bool:
 def modern(tensors: Tensors) -> Tensors:
     """Norms by their present names: TensorFlow conversions, and what transformers 5.0 saves, say gamma and beta."""
     ending = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-    return {next((name.removesuffix(old) + new for old, new in ending.items() if name.endswith(old)), name): tensor
-            for name, tensor in tensors.items()}  # fmt: skip
+    return {
+        next((name.removesuffix(old) + new for old, new in ending.items() if name.endswith(old)), name): tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def to_ours(tensors: Tensors) -> Tensors:
@@ -87,9 +89,11 @@ def to_ours(tensors: Tensors) -> Tensors:
 
 def _unfuse(name: str) -> str:
     """Flash-attention names of the image tower → the plain ones."""
-    return name.replace("attn.Wqkv.weight", "attn.in_proj_weight").replace("attn.Wqkv.bias", "attn.in_proj_bias") if (
-        name.startswith("visual.")
-    ) else name  # fmt: skip
+    return (
+        name.replace("attn.Wqkv.weight", "attn.in_proj_weight").replace("attn.Wqkv.bias", "attn.in_proj_bias")
+        if (name.startswith("visual."))
+        else name
+    )
 
 
 def to_official(tensors: Tensors) -> Tensors:

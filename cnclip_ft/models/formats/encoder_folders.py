@@ -139,9 +139,13 @@ def _by_the_library(folder: Path, own: Collection[str]) -> Tensors | None:
     logging.disable_progress_bar()
     try:
         model, told = AutoModel.from_pretrained(
-            str(folder), trust_remote_code=False, local_files_only=True, use_safetensors=True, dtype=torch.float32,
+            str(folder),
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
             output_loading_info=True,
-        )  # fmt: skip
+        )
     except Exception:  # noqa: BLE001 - whatever it is, the names in the file are told
         return None
     finally:

@@ -74,8 +74,14 @@ def text_rules(folder: Path) -> tuple[Path | None, int | None]:
     if settings_file.exists():
         settings = read_json(settings_file)
         _only(settings_file, settings, "tokenizer_class", _TOKENIZERS)
-        for key, expected in (("do_lower_case", True), ("tokenize_chinese_chars", True), ("do_basic_tokenize", True),
-                              ("strip_accents", True), ("truncation_side", "right"), ("padding_side", "right")):  # fmt: skip
+        for key, expected in (
+            ("do_lower_case", True),
+            ("tokenize_chinese_chars", True),
+            ("do_basic_tokenize", True),
+            ("strip_accents", True),
+            ("truncation_side", "right"),
+            ("padding_side", "right"),
+        ):
             _only(settings_file, settings, key, (expected,))
         for token in SPECIAL_TOKENS:
             found = settings.get(f"{token[1:-1].lower()}_token")

@@ -79,9 +79,15 @@ def _recognised(name: str, tensors: Tensors) -> PretrainedConfig | None:
     kind = XLMRobertaConfig if "xlm" in name.lower() else RobertaConfig
     rows, width = tensors["embeddings.word_embeddings.weight"].shape
     return kind(
-        vocab_size=rows, hidden_size=width, num_attention_heads=width // 64, layer_norm_eps=1e-5, pad_token_id=1,
+        vocab_size=rows,
+        hidden_size=width,
+        num_attention_heads=width // 64,
+        layer_norm_eps=1e-5,
+        pad_token_id=1,
         num_hidden_layers=count_layers(tensors, r"encoder\.layer\.(\d+)\."),
         intermediate_size=tensors["encoder.layer.0.intermediate.dense.weight"].shape[0],
         max_position_embeddings=tensors["embeddings.position_embeddings.weight"].shape[0],
-        type_vocab_size=tensors["embeddings.token_type_embeddings.weight"].shape[0], bos_token_id=0, eos_token_id=2,
-    )  # fmt: skip
+        type_vocab_size=tensors["embeddings.token_type_embeddings.weight"].shape[0],
+        bos_token_id=0,
+        eos_token_id=2,
+    )

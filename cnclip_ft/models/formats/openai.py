@@ -53,9 +53,14 @@ class ImageHalf:
     (logit scale, or None), names left over, and notes to say."""
 
     def __init__(
-        self, numbers: dict[str, Any], tensors: Tensors, source: str, left_over: list[str], notes: list[str],
+        self,
+        numbers: dict[str, Any],
+        tensors: Tensors,
+        source: str,
+        left_over: list[str],
+        notes: list[str],
         projection: int | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.logit_scale = temperature(tensors, source) if "logit_scale" in tensors else None
         tensors.pop("logit_scale", None)
         self.numbers, self.tensors, self.source, self.left_over, self.notes = numbers, tensors, source, left_over, notes

@@ -33,9 +33,15 @@ def recognise(tensors: Tensors, source: str) -> dict[str, Any]:
         projection = tensors["text_projection.weight"].shape[0]
     except (KeyError, ValueError, IndexError) as error:
         raise RequestError(f"{source}: the checkpoint is incomplete, no {error} in it") from None
-    return with_architecture({
-        "architecture": None, "image": image, "text": text, "projection": projection, "context_length": CONTEXT_LENGTH,
-    })  # fmt: skip
+    return with_architecture(
+        {
+            "architecture": None,
+            "image": image,
+            "text": text,
+            "projection": projection,
+            "context_length": CONTEXT_LENGTH,
+        }
+    )
 
 
 def recognise_image(tensors: Tensors) -> dict[str, Any]:
@@ -49,10 +55,14 @@ def recognise_image(tensors: Tensors) -> dict[str, Any]:
     patch = tensors["vision_model.embeddings.patch_embedding.weight"]
     hidden, size = patch.shape[0], patch.shape[-1]
     config = ChineseCLIPVisionConfig(
-        hidden_size=hidden, num_hidden_layers=count_layers(tensors, r"vision_model\.encoder\.layers\.(\d+)\."),
-        num_attention_heads=_heads(hidden), patch_size=size, image_size=side_of(tensors[vit.POSITIONS]) * size,
-        intermediate_size=tensors["vision_model.encoder.layers.0.mlp.fc1.weight"].shape[0], hidden_act="quick_gelu",
-    )  # fmt: skip
+        hidden_size=hidden,
+        num_hidden_layers=count_layers(tensors, r"vision_model\.encoder\.layers\.(\d+)\."),
+        num_attention_heads=_heads(hidden),
+        patch_size=size,
+        image_size=side_of(tensors[vit.POSITIONS]) * size,
+        intermediate_size=tensors["vision_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
+        hidden_act="quick_gelu",
+    )
     return {"kind": "vit"} | {key: getattr(config, key) for key in vit.VISION_KEYS}
 
 
@@ -60,12 +70,14 @@ def recognise_text(tensors: Tensors) -> dict[str, Any]:
     """Text half of a description, from tensors with our file names; KeyError where one is missing."""
     vocabulary, hidden = tensors["text_model.embeddings.word_embeddings.weight"].shape
     config = ChineseCLIPTextConfig(
-        vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=count_layers(tensors, r"text_model\.encoder\.layer\.(\d+)\."),
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_hidden_layers=count_layers(tensors, r"text_model\.encoder\.layer\.(\d+)\."),
         num_attention_heads=_heads(hidden),
         intermediate_size=tensors["text_model.encoder.layer.0.intermediate.dense.weight"].shape[0],
         max_position_embeddings=tensors["text_model.embeddings.position_embeddings.weight"].shape[0],
         type_vocab_size=tensors["text_model.embeddings.token_type_embeddings.weight"].shape[0],
-    )  # fmt: skip
+    )
     return {"pooling": "cls"} | {key: getattr(config, key) for key in TEXT_KEYS}
 
 

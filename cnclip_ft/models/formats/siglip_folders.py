@@ -92,9 +92,14 @@ def _read(
 
 
 def _numbers(
-    folder: Path, sections: dict[str, Any], key: str, schema: type[Part], kind: str, keys: tuple[str, ...],
+    folder: Path,
+    sections: dict[str, Any],
+    key: str,
+    schema: type[Part],
+    kind: str,
+    keys: tuple[str, ...],
     usual: PretrainedConfig,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """One half of a description; what the configuration leaves out has transformers' default."""
     where = f"{folder / 'config.json'}: {key}"
     found = obeyed(sections[key], (*keys, "pad_token_id", "projection_size", "vision_use_head"), where)
@@ -140,7 +145,11 @@ def _sentencepiece(file: Path, settings: dict[str, Any], length: int) -> FastTok
         raise RequestError(f"{file.parent}: pad_token {repr(pad)[:60]} is not in {file.name}; fetch the folder whole")
     said = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "unk_token": UNKNOWN, "pad_token": pad}
     rules = Rules(
-        kind="transformers", padding="max_length", mask="all", pad_id=number, end_id=backend.token_to_id(END),
+        kind="transformers",
+        padding="max_length",
+        mask="all",
+        pad_id=number,
+        end_id=backend.token_to_id(END),
         clean="siglip" if lower else "siglip_cased",
-    )  # fmt: skip
+    )
     return FastTokenizer(backend, said, rules, length)

@@ -19,10 +19,15 @@ _AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
 _WRAPPERS = ("module", "_orig_mod", "model", "net", "network", "clip", "clip_model", "ema_model", "_forward_module", "_fsdp_wrapped_module")  # fmt: skip
 _INSIDE = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)\.")
 # Names by which a tower is known, whatever stands before them; the first that is found tells.
-_ANCHORS = tuple(re.compile(rf"(|.*\.){name}$") for name in (
-    r"visual\.trunk\..+", r"visual\.conv1\.weight", r"vision_model\.embeddings\.patch_embedding\.weight",
-    r"(?:bert\.|text_model\.)?embeddings\.word_embeddings\.weight",
-))  # fmt: skip
+_ANCHORS = tuple(
+    re.compile(rf"(|.*\.){name}$")
+    for name in (
+        r"visual\.trunk\..+",
+        r"visual\.conv1\.weight",
+        r"vision_model\.embeddings\.patch_embedding\.weight",
+        r"(?:bert\.|text_model\.)?embeddings\.word_embeddings\.weight",
+    )
+)
 _OPTIONAL = ("bert.", "text_model.")
 
 

@@ -28,10 +28,27 @@ MOST_RATIO, SLACK = 10, 64 << 20  # of a zip's members unpacked to its size; wei
 _MAGIC = 0x1950A86A20F9469CFC6C
 _DTYPES = {
     name: getattr(torch, name)
-    for name in ("bool", "uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64", "float16", "bfloat16",
-                 "float32", "float64", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2")
+    for name in (
+        "bool",
+        "uint8",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint16",
+        "uint32",
+        "uint64",
+        "float16",
+        "bfloat16",
+        "float32",
+        "float64",
+        "complex64",
+        "complex128",
+        "float8_e4m3fn",
+        "float8_e5m2",
+    )
     if hasattr(torch, name)
-}  # fmt: skip
+}
 _STORAGES = {
     "Bool": torch.bool, "Byte": torch.uint8, "Char": torch.int8, "Short": torch.int16, "Int": torch.int32, "Long": torch.int64,
     "Half": torch.half, "BFloat16": torch.bfloat16, "Float": torch.float, "Double": torch.double, "Untyped": torch.uint8,

@@ -36,10 +36,15 @@ def read_chinese_clip(folder: Path, config: dict[str, Any], dtype: torch.dtype) 
     vocabulary, context_length = text_rules(folder)
     if context_length is None:
         context_length = CONTEXT_LENGTH
-    description = with_architecture({
-        "architecture": None, "image": image, "text": text, "projection": tensors["text_projection.weight"].shape[0],
-        "context_length": min(context_length, text["max_position_embeddings"]),
-    })  # fmt: skip
+    description = with_architecture(
+        {
+            "architecture": None,
+            "image": image,
+            "text": text,
+            "projection": tensors["text_projection.weight"].shape[0],
+            "context_length": min(context_length, text["max_position_embeddings"]),
+        }
+    )
     if vocabulary is None:
         vocabulary = own_vocabulary(folder, text, str(folder))
     return Checkpoint(str(folder), description, tensors, vocabulary, left_over + content.left_over, content.notes)

@@ -47,7 +47,7 @@ from cnclip_ft.search.web.messages import (
     Top,
     Weight,
     problems,
-)  # fmt: skip
+)
 from cnclip_ft.search.web.page import read_page
 from cnclip_ft.search.web.password import protect
 from cnclip_ft.search.web.thumbnails import Gone, Thumbnails
@@ -110,16 +110,26 @@ def make_app(
 
     # FastAPI's own documentation pages load scripts from the network: only the description itself is served.
     app = FastAPI(
-        title="cnclip-ft search", version="1.3", docs_url=None, redoc_url=None, lifespan=lifespan,
-        summary="Search pictures with words and pictures.", servers=[{"url": "/", "description": "This server."}],
+        title="cnclip-ft search",
+        version="1.3",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        summary="Search pictures with words and pictures.",
+        servers=[{"url": "/", "description": "This server."}],
         generate_unique_id_function=lambda route: route.name,
-    )  # fmt: skip
+    )
     if password is not None:
         protect(app, password)
     app.add_middleware(
-        Guard, names=names | allowed, addresses=addresses, origins=allowed, seconds=limits.body_seconds,
-        limit={"/api/search/image": limits.upload_bytes + _FORM}, other=_JSON,
-    )  # fmt: skip
+        Guard,
+        names=names | allowed,
+        addresses=addresses,
+        origins=allowed,
+        seconds=limits.body_seconds,
+        limit={"/api/search/image": limits.upload_bytes + _FORM},
+        other=_JSON,
+    )
     app.add_exception_handler(HTTPException, _http_problem)
     app.add_exception_handler(RequestValidationError, _validation_problem)
     app.add_exception_handler(Busy, _busy)
@@ -137,24 +147,37 @@ def make_app(
     def get_index() -> About:
         """What is searched, and the limits."""
         return About(
-            name=printable(source["name"]), images=len(engine.index), exact=engine.exact, threshold=threshold,
-            max_upload_bytes=limits.upload_bytes, max_pixels=limits.pixels, max_text=TEXT,
+            name=printable(source["name"]),
+            images=len(engine.index),
+            exact=engine.exact,
+            threshold=threshold,
+            max_upload_bytes=limits.upload_bytes,
+            max_pixels=limits.pixels,
+            max_text=TEXT,
             folder=printable(source["path"]) if private and source["kind"] == "folder" else None,
             columns=[printable(name) for name in engine.facets.names],
             facets=[
                 Facet(column=name, choices=[Choice(value=str(value), images=count) for value, count in values])
                 for name, values in engine.facets.offered().items()
             ],
-        )  # fmt: skip
+        )
 
     @app.post("/api/search", responses=problems(400, 408, 413, 422, 503), tags=["search"])
     async def search(ask: Ask) -> Answer:
         """Search with words, with a picture of the index (`like`), or both."""
         began = time.perf_counter()
         question = Question(
-            ask.text, ask.without, None, ask.like, ask.image_share, ask.not_weight, ask.top, _where(ask.where),
-            _limit(ask.at_least), ask.skip,
-        )  # fmt: skip
+            ask.text,
+            ask.without,
+            None,
+            ask.like,
+            ask.image_share,
+            ask.not_weight,
+            ask.top,
+            _where(ask.where),
+            _limit(ask.at_least),
+            ask.skip,
+        )
         return await _answer(question, began)
 
     @app.post("/api/search/image", responses=problems(400, 408, 413, 415, 422, 503), tags=["search"])
@@ -195,13 +218,15 @@ def make_app(
         return Answer(results=[_hit(found) for found in answer], matches=answer.matches, milliseconds=milliseconds)
 
     @app.get(
-        "/api/images/{number}", response_class=Response, tags=["pictures"],
+        "/api/images/{number}",
+        response_class=Response,
+        tags=["pictures"],
         responses={
             200: {"description": "A JPEG.", "content": {"image/jpeg": {"schema": BYTES}}},
             304: {"description": "It is still the one of `If-None-Match`."},
             **problems(404, 422, 503),
         },
-    )  # fmt: skip
+    )
     async def get_image(
         number: Annotated[int, InPath(ge=0, lt=_NUMBER, description="As `results` name it.", examples=[17])],
         size: Annotated[Literal["small", "large"], Query(description="Longer side 360 or 1,600 pixels.")] = "small",

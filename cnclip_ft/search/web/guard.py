@@ -87,9 +87,15 @@ class Guard:
     """
 
     def __init__(
-        self, app: Any, names: frozenset[str], addresses: bool, origins: frozenset[str], limit: dict[str, int],
-        other: int, seconds: float,
-    ) -> None:  # fmt: skip
+        self,
+        app: Any,
+        names: frozenset[str],
+        addresses: bool,
+        origins: frozenset[str],
+        limit: dict[str, int],
+        other: int,
+        seconds: float,
+    ) -> None:
         self.app, self.names, self.addresses, self.origins, self.seconds = app, names, addresses, origins, seconds
         self.limit, self.other = limit, other
         self._large = 0

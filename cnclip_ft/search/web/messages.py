@@ -68,8 +68,9 @@ class Answer(BaseModel):
     results: list[Hit] = Field(description="Best first.")
     matches: int | None = Field(
         description="How many pictures of the index meet `where` and `at_least`; null where an approximate index does "
-        "not count.", examples=[137],
-    )  # fmt: skip
+        "not count.",
+        examples=[137],
+    )
     milliseconds: float = Field(description="From the request's arrival, waiting included.", examples=[42.5])
 
 

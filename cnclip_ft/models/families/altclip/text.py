@@ -120,7 +120,7 @@ class AltTextTower(TextTower):
         else:
             first = model(
                 input_ids=input_ids, attention_mask=unasked(attention_mask, model.config), position_ids=places
-            ).last_hidden_state[:, 0]  # fmt: skip
+            ).last_hidden_state[:, 0]
         return self._project(first)
 
     def _project(self, first: torch.Tensor) -> torch.Tensor:
@@ -161,9 +161,12 @@ class PlainAltText(nn.Module):
             attention = layer.attention.self
             read = hidden[:, :1] if layer is layers[-1] else hidden
             mixed = attend(
-                attention.query(read), attention.key(hidden), attention.value(hidden),
-                attention.num_attention_heads, mask,
-            )  # fmt: skip
+                attention.query(read),
+                attention.key(hidden),
+                attention.value(hidden),
+                attention.num_attention_heads,
+                mask,
+            )
             hidden = layer.attention.output(mixed, read)
             hidden = layer.output(layer.intermediate(hidden), hidden)
         return tower._project(hidden[:, 0])

@@ -72,9 +72,13 @@ class ReadingVisionLayer(ChineseCLIPVisionLayer):
             return super().forward(hidden_states, attention_mask, **kwargs)[:, :1]
         normed = self.layer_norm1(hidden_states)
         mixed = attend(
-            own.q_proj(normed[:, :1]), own.k_proj(normed), own.v_proj(normed),
-            own.num_heads, attention_mask, dropout_share(own, float(own.dropout or 0)),
-        )  # fmt: skip
+            own.q_proj(normed[:, :1]),
+            own.k_proj(normed),
+            own.v_proj(normed),
+            own.num_heads,
+            attention_mask,
+            dropout_share(own, float(own.dropout or 0)),
+        )
         hidden = hidden_states[:, :1] + own.out_proj(mixed)
         return hidden + self.mlp(self.layer_norm2(hidden))
 

@@ -90,11 +90,15 @@ class RobertaTower(TextTower):
     @classmethod
     def make(cls, numbers: TextTransformer, output_dim: int, pooling: str = "cls") -> RobertaTower:
         config = ChineseCLIPTextConfig(
-            vocab_size=numbers.vocabulary, hidden_size=numbers.hidden, num_hidden_layers=numbers.layers,
-            num_attention_heads=numbers.heads, intermediate_size=numbers.intermediate or 4 * numbers.hidden,
-            max_position_embeddings=numbers.positions, hidden_dropout_prob=numbers.dropout,
+            vocab_size=numbers.vocabulary,
+            hidden_size=numbers.hidden,
+            num_hidden_layers=numbers.layers,
+            num_attention_heads=numbers.heads,
+            intermediate_size=numbers.intermediate or 4 * numbers.hidden,
+            max_position_embeddings=numbers.positions,
+            hidden_dropout_prob=numbers.dropout,
             attention_probs_dropout_prob=numbers.dropout,
-        )  # fmt: skip
+        )
         tower = cls(config, output_dim, pooling)
         keep_scale_(tower.text_model.encoder)
         return tower
@@ -168,9 +172,12 @@ class PlainRoberta(nn.Module):
             attention = layer.attention.self
             read = hidden[:, :1] if layer is layers[-1] and tower.pooling == "cls" else hidden
             mixed = attend(
-                attention.query(read), attention.key(hidden), attention.value(hidden),
-                attention.num_attention_heads, mask,
-            )  # fmt: skip
+                attention.query(read),
+                attention.key(hidden),
+                attention.value(hidden),
+                attention.num_attention_heads,
+                mask,
+            )
             hidden = layer.attention.output(mixed, read)
             hidden = layer.output(layer.intermediate(hidden), hidden)
         if tower.pooling == "mean":

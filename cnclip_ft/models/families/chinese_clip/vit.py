@@ -86,10 +86,15 @@ class ViTTower(ImageTower):
     def make(cls, numbers: VisionTransformer, output_dim: int, image_size: int | None = None) -> ViTTower:
         size = check_new_size(image_size or numbers.image_size, numbers.patch)
         config = ChineseCLIPVisionConfig(
-            hidden_size=numbers.hidden, intermediate_size=numbers.intermediate or 4 * numbers.hidden,
-            num_hidden_layers=numbers.layers, num_attention_heads=numbers.heads, image_size=size,
-            patch_size=numbers.patch, projection_dim=output_dim, hidden_act="quick_gelu",
-        )  # fmt: skip
+            hidden_size=numbers.hidden,
+            intermediate_size=numbers.intermediate or 4 * numbers.hidden,
+            num_hidden_layers=numbers.layers,
+            num_attention_heads=numbers.heads,
+            image_size=size,
+            patch_size=numbers.patch,
+            projection_dim=output_dim,
+            hidden_act="quick_gelu",
+        )
         tower = cls(config, output_dim)
         keep_scale_(tower.vision_model.encoder)
         sine_positions_(tower.vision_model.embeddings.position_embedding)

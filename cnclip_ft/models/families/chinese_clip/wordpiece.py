@@ -98,13 +98,15 @@ class TextTokenizer(Tokenizer):
         # 200 characters: the official limit; a longer run of letters is one [UNK].
         tokenizer = FastTokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=200))
         # The quotation marks stand here too, so that whoever loads the saved tokenizer.json gets the same ids.
-        tokenizer.normalizer = normalizers.Sequence([
-            *(normalizers.Replace(mark, plain) for mark, plain in self.quotation_marks.items()),
-            # Private-use characters (old GBK text has some) are unknown words in the official code; BertNormalizer
-            # alone would drop them. A rune is a letter no vocabulary here has.
-            normalizers.Replace(Regex(r"\p{Co}"), "ᚠ"),
-            normalizers.BertNormalizer(lowercase=True),
-        ])  # fmt: skip
+        tokenizer.normalizer = normalizers.Sequence(
+            [
+                *(normalizers.Replace(mark, plain) for mark, plain in self.quotation_marks.items()),
+                # Private-use characters (old GBK text has some) are unknown words in the official code; BertNormalizer
+                # alone would drop them. A rune is a letter no vocabulary here has.
+                normalizers.Replace(Regex(r"\p{Co}"), "ᚠ"),
+                normalizers.BertNormalizer(lowercase=True),
+            ]
+        )
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         cls, sep = ("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])
         tokenizer.post_processor = processors.TemplateProcessing(

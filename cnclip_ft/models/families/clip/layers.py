@@ -57,9 +57,7 @@ class ReadingCausalLayer(CausalLayer):
             row = torch.arange(len(read), device=read.device)
             before, query = hidden_states[row, read], normed[row, read]
             mask = (torch.arange(normed.shape[1], device=read.device) <= read[:, None])[:, None, None]
-        mixed = attend(
-            own.q_proj(query)[:, None], key, value, own.num_heads, mask, dropout_share(own, own.dropout)
-        )  # fmt: skip
+        mixed = attend(own.q_proj(query)[:, None], key, value, own.num_heads, mask, dropout_share(own, own.dropout))
         return self.feed_forward(mixed[:, 0], before)
 
 

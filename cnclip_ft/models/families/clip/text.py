@@ -101,13 +101,19 @@ class ClipTextTower(TextTower):
         found = from_recipe(NewText, numbers, "text")
         tower = cls.described(
             {
-                "vocab_size": VOCABULARY, "hidden_size": found.hidden, "num_hidden_layers": found.layers,
-                "num_attention_heads": found.heads, "intermediate_size": found.intermediate or 4 * found.hidden,
-                "hidden_act": found.activation, "layer_norm_eps": 1e-5, "attention_dropout": 0.0,
-                "max_position_embeddings": found.positions, "eos_token_id": VOCABULARY - 1,
+                "vocab_size": VOCABULARY,
+                "hidden_size": found.hidden,
+                "num_hidden_layers": found.layers,
+                "num_attention_heads": found.heads,
+                "intermediate_size": found.intermediate or 4 * found.hidden,
+                "hidden_act": found.activation,
+                "layer_norm_eps": 1e-5,
+                "attention_dropout": 0.0,
+                "max_position_embeddings": found.positions,
+                "eos_token_id": VOCABULARY - 1,
             },
             output_dim,
-        )  # fmt: skip
+        )
         keep_scale_(tower.text_model.encoder)
         return tower
 
@@ -212,9 +218,12 @@ class PlainClipText(nn.Module):
                 queries, hidden = all_tokens.gather(1, at), hidden.gather(1, at)
                 mask = torch.where(place[None, :] <= read, 0.0, HIDDEN).to(hidden.dtype)[:, None, None]
             mixed = attend(
-                attention.q_proj(queries), attention.k_proj(all_tokens), attention.v_proj(all_tokens),
-                attention.num_heads, mask,
-            )  # fmt: skip
+                attention.q_proj(queries),
+                attention.k_proj(all_tokens),
+                attention.v_proj(all_tokens),
+                attention.num_heads,
+                mask,
+            )
             hidden = hidden + attention.out_proj(mixed)
             hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
         return tower.text_projection(model.final_layer_norm(hidden[:, 0]))

@@ -25,9 +25,11 @@ class Encoders(Family):
             dim = model.image_tower.output_dim
             vision = CLIPVisionConfig(**{key: image[key] for key in VISION_KEYS}, projection_dim=dim)
             config = VisionTextDualEncoderConfig(
-                vision_config=vision.to_dict(), text_config=tower.config.to_dict(), projection_dim=dim,
+                vision_config=vision.to_dict(),
+                text_config=tower.config.to_dict(),
+                projection_dim=dim,
                 logit_scale_init_value=model.logit_scale.item(),
-            )  # fmt: skip
+            )
             dtype = str(model.dtype).removeprefix("torch.")
             files["config.json"] = config.to_dict() | {"architectures": ["VisionTextDualEncoderModel"], "dtype": dtype}
         processor = processor_config(model, "CLIPImageProcessor", "VisionTextDualEncoderProcessor")

@@ -130,9 +130,15 @@ class EncoderTower(TextTower):
     file_prefixes = ("text_model.", "text_projection.")
     can_be_new = False
 
-    def __init__(self, config: PretrainedConfig, output_dim: int, pooling: str, end_id: int | None = None,
-        head: str = "linear", origin: str | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        output_dim: int,
+        pooling: str,
+        end_id: int | None = None,
+        head: str = "linear",
+        origin: str | None = None,
+    ) -> None:
         super().__init__()
         check_pooling(pooling, config)
         config.use_cache = False

@@ -26,8 +26,11 @@ class Siglip(Family):
         image, dim = model.image_tower.describe(), model.text_tower.output_dim
         config: SiglipConfig | Siglip2Config
         text = {key: model.text_tower.describe()[key] for key in TEXT_KEYS} | {
-            "projection_size": dim, "pad_token_id": model.tokenizer.pad_id, "bos_token_id": None, "eos_token_id": None,
-        }  # fmt: skip
+            "projection_size": dim,
+            "pad_token_id": model.tokenizer.pad_id,
+            "bos_token_id": None,
+            "eos_token_id": None,
+        }
         if image["kind"] == "siglip":
             config = SiglipConfig(text_config=text, vision_config={key: image[key] for key in vision.VISION_KEYS})
             files["config.json"] = self._config(model, config, "SiglipModel")

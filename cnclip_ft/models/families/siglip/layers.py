@@ -27,9 +27,13 @@ class ReadingLayer(SiglipEncoderLayer):
             return super().forward(hidden_states, attention_mask, **kwargs)[:, -1:]
         normed = self.layer_norm1(hidden_states)
         mixed = attend(
-            own.q_proj(normed[:, -1:]), own.k_proj(normed), own.v_proj(normed),
-            own.num_heads, None, dropout_share(own, own.dropout),
-        )  # fmt: skip
+            own.q_proj(normed[:, -1:]),
+            own.k_proj(normed),
+            own.v_proj(normed),
+            own.num_heads,
+            None,
+            dropout_share(own, own.dropout),
+        )
         hidden = hidden_states[:, -1:] + own.out_proj(mixed)
         return hidden + self.mlp(self.layer_norm2(hidden))
 

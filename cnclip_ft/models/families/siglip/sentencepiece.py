@@ -45,16 +45,20 @@ def sentencepiece_backend(file: Path, *, lower_case: bool = True) -> Backend:
         ) from None
     backend = Backend(model)
     rules = content.normalizer_spec.precompiled_charsmap
-    backend.normalizer = normalizers.Sequence([
-        *([normalizers.Lowercase()] * lower_case), normalizers.Replace(Regex(_PUNCTUATION), ""),
-        normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip(),
-        *([normalizers.Precompiled(rules)] if rules else []), normalizers.Replace(Regex(" {2,}"), " "), normalizers.Strip(),
-    ])  # fmt: skip
+    backend.normalizer = normalizers.Sequence(
+        [
+            *([normalizers.Lowercase()] * lower_case),
+            normalizers.Replace(Regex(_PUNCTUATION), ""),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+            *([normalizers.Precompiled(rules)] if rules else []),
+            normalizers.Replace(Regex(" {2,}"), " "),
+            normalizers.Strip(),
+        ]
+    )
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     backend.decoder = decoders.Metaspace(prepend_scheme="always")
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"$A {END}", special_tokens=[(END, numbers[END])]
-    )  # fmt: skip
+    backend.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, numbers[END])])
     backend.add_special_tokens(
         [AddedToken(t, special=True, normalized=False, lstrip=True, rstrip=True) for t in (END, UNKNOWN)]
     )

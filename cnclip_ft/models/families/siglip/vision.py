@@ -112,9 +112,13 @@ class SiglipTower(PooledTower):
         found = from_recipe(VisionTransformer, numbers, "image")
         size = image_size or found.image_size
         config = SiglipVisionConfig(
-            hidden_size=found.hidden, intermediate_size=found.intermediate or 4 * found.hidden,
-            num_hidden_layers=found.layers, num_attention_heads=found.heads, patch_size=found.patch, image_size=size,
-        )  # fmt: skip
+            hidden_size=found.hidden,
+            intermediate_size=found.intermediate or 4 * found.hidden,
+            num_hidden_layers=found.layers,
+            num_attention_heads=found.heads,
+            patch_size=found.patch,
+            image_size=size,
+        )
         if found.patch > size:
             raise RequestError(f"model.start.image: patch {found.patch} is larger than the picture, {size}")
         tower = cls(config)
