@@ -102,6 +102,7 @@ def test_the_shell_completes():
     assert done.stdout.split() == ["demo"], done
 
 
+@pytest.mark.slow
 def test_evaluate_and_export_and_load(place):
     command("evaluate", "runs/mine/contrast/best", "data/valid", "--json", "scores.json", cwd=place)
     scores = json.loads((place / "scores.json").read_text(encoding="utf-8"))

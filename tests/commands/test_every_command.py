@@ -61,6 +61,9 @@ recipe keys augment --language zh
 ELSEWHERE = {"search serve"}  # tests/search starts it
 
 
+pytestmark = pytest.mark.slow  # one road of all commands, about half a minute
+
+
 @pytest.fixture(scope="module", params=[0o002])
 def road(request, tmp_path_factory):
     """{command: (exit code, standard output, standard error)} of the whole road, in this process."""

@@ -250,9 +250,16 @@ def test_an_export_with_a_foreign_file_stays_and_a_checkpoint_saved_over_one_kee
     from cnclip_ft.models.checkpoints import load, save_checkpoint
 
     export_checkpoint(checkpoint, "huggingface", "out")
+    Path("out/notes.txt").write_text("mine")
+    _refused(
+        photos, lambda: export_checkpoint(checkpoint, "huggingface", "out", overwrite=True), "notes.txt does not belong"
+    )
+    Path("out/notes.txt").unlink()
     Path("out/README.md").write_text("mine")
     _refused(
-        photos, lambda: export_checkpoint(checkpoint, "huggingface", "out", overwrite=True), "README.md does not belong"
+        photos,
+        lambda: export_checkpoint(checkpoint, "huggingface", "out", overwrite=True),
+        "README.md was changed or is your own",
     )
     save_checkpoint(load("out"), "out", info={})
     kept = [path for path in photos.glob("cnclip-ft.out.*/*")]

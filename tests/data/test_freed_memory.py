@@ -36,6 +36,7 @@ def faults(settle: str) -> int:
     return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settle", ["keep_pictures(0)", "keep_activations(torch.device('cpu'))"])
 def test_memory_is_used_again(settle):
     assert faults(FRESH) > 100 > 50 > faults(settle)  # 61,440 pages; 120 where the kernel gives large ones unasked
@@ -45,6 +46,7 @@ def test_a_gpu_changes_nothing():
     assert faults(f"{FRESH}; keep_activations(torch.device('cuda'))") > 100
 
 
+@pytest.mark.slow
 def test_memory_is_given_back_where_it_is_to_be_saved():
     cpu = "keep_activations(torch.device('cpu'"
     assert faults(f"{cpu}), False); {cpu}))") > 100  # the second call leaves what the first one said

@@ -147,6 +147,7 @@ def operators(path: Path) -> set[str]:
     return {node.op_type for node in onnx.load(path).graph.node}
 
 
+@pytest.mark.slow
 def test_int8_dynamic_through_the_command_with_recall_before_and_after(
     checkpoint, model, store, tmp_path, capsys, monkeypatch
 ):

@@ -121,7 +121,7 @@ def test_python_m_in_a_folder_imports_nothing_of_it(tmp_path):
 
 
 def test_a_recipe_that_came_with_a_checkpoint_is_a_file(ours, tmp_path, evil):
-    from cnclip_ft.commands.train import _recipe
+    from cnclip_ft.calls import read_recipe
 
     folder = tmp_path / "b"
     shutil.copytree(ours, folder)
@@ -130,9 +130,9 @@ def test_a_recipe_that_came_with_a_checkpoint_is_a_file(ours, tmp_path, evil):
     for place in (folder, tmp_path):
         (place / "mine.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(RequestError, match="stranger:leaves.*--trust-import"):
-        _recipe(str(folder / "mine.yaml"), None, False)
-    own = _recipe(str(tmp_path / "mine.yaml"), None, False)
-    assert _recipe(str(folder / "mine.yaml"), None, True) == own and own.model.code == "stranger:leaves"
+        read_recipe(str(folder / "mine.yaml"), (), False)
+    own = read_recipe(str(tmp_path / "mine.yaml"), (), False)
+    assert read_recipe(str(folder / "mine.yaml"), (), True) == own and own.model.code == "stranger:leaves"
 
 
 # ---- descriptions ---------------------------------------------------------------------------------------------------

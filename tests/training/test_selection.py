@@ -338,7 +338,7 @@ def test_the_page_is_whole(stores, capsys):
         "Recall before and after",
         "各阶段前后的召回率",
         "after contrast",
-        "data:image/png",
+        "<svg",
         "data:image/jpeg",
         "class=right",
         "stage contrast",
