@@ -240,7 +240,10 @@ def test_features_ids_and_pixels_are_open_clips(made, name):
     picture = model.image_tower.preprocessing
     std, mean = np.array(picture.std)[:, None, None], np.array(picture.mean)[:, None, None]
     for file, pixels in zip(photos(), found[name]["pictures"], strict=True):
-        assert np.abs(picture.decode(file).numpy() - (pixels * std + mean) * 255).max() <= 1.01
+        apart = np.abs(picture.decode(file).numpy() - (pixels * std + mean) * 255)
+        # These are hard-edged noise, harder than photos: at full size up to 18 of 150,528 values lie 2 apart, after two
+        # roundings to bytes that differ. Real photos are held to 1 (tests/models/test_huggingface.py).
+        assert apart.max() <= (2.01 if picture.fit == "squash" else 1.01) and (apart > 1.01).mean() < 1.5e-4, name
 
 
 def test_it_reads_our_export_and_nothing_is_lost(made, tmp_path):
