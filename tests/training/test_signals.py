@@ -91,7 +91,9 @@ def test_a_signal_to_the_whole_group_stops_in_good_order(stores, tmp_path, name)
 def test_a_killed_loader_is_told_and_a_killed_run_lets_go_of_its_folder(stores, tmp_path):
     recipe = write_recipe(stores, tmp_path)
     said = start(recipe, KILL_WORKER="1").communicate(timeout=200)[0]
-    assert "Traceback" not in said and "ended from outside" in said and "Give fewer processes, data.workers=" in said, said[-3000:]
+    assert "Traceback" not in said and "ended from outside" in said and "Give fewer processes, data.workers=" in said, (
+        said[-3000:]
+    )
     assert "The newest state is of stage contrast, step" in said
     process = start(tmp_path / "run/recipe.yaml", "--continue")
     wait_for_state(process, tmp_path)
