@@ -2,7 +2,7 @@
 #
 #   docker build -t cnclip-ft .                                                             # CPU
 #   docker build -t cnclip-ft:cuda --build-arg BASE=nvidia/cuda:TAG-base-ubuntu24.04 .      # CUDA; run with --gpus all
-#   docker run --rm -v "$PWD":/work cnclip-ft data check /work/data/train
+#   docker run --rm -v "$PWD":/data cnclip-ft data check /data/store/train
 ARG BASE=python:3.12-slim
 FROM ${BASE}
 
@@ -24,8 +24,8 @@ RUN python3 -m venv /opt/venv && \
 
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
 # What is written belongs to whoever runs it: docker run --user "$(id -u):$(id -g)".
-RUN mkdir -p /work && chmod 777 /work
-WORKDIR /work
+RUN mkdir -p /data && chmod 777 /data
+WORKDIR /data
 EXPOSE 8000
 ENTRYPOINT ["cnclip-ft"]
 CMD ["--help"]
