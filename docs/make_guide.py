@@ -46,7 +46,7 @@ def picture(line: str, output: str, file: Path) -> None:
     """A terminal with the command and what it printed."""
     console = Console(record=True, width=80, file=open(os.devnull, "w"), force_terminal=True, color_system=None)  # noqa: SIM115
     console.print(Text(f"$ {line}"), soft_wrap=False)
-    console.print(Text(output.rstrip()))
+    console.print(Text(output.rstrip() + "\n"))  # the frame cuts into its last line
     svg = console.export_svg(title="", theme=_THEME, font_aspect_ratio=0.61)
     # Fonts that are there: the reader's own, which has Chinese too; nothing is fetched.
     svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL).replace("Fira Code, monospace", "monospace")

@@ -7,4 +7,4 @@ VENV=${DOCS_VENV:-$here/../.venv-docs}  # of its own: nothing in it is needed to
 "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -r "$here/../docs/requirements.txt"
 cd "$here/.."
 NO_MKDOCS_2_WARNING=1 "$VENV/bin/python" -m mkdocs build --quiet --strict
-echo "build/site/index.html"
+echo "build/site/index.html; with search: python3 -m http.server --bind 127.0.0.1 --directory build/site"
