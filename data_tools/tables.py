@@ -145,7 +145,9 @@ def _wrapped(line: str, width: int) -> str:
         before = line[: to_type.start()].rstrip()
         return (_wrapped(before, width) + "\n" if before else "") + f"  {to_type[0].strip()}"
     start = _HANGING.match(line)
-    head = start[0] if start and cell_len(start[0]) <= width // 2 else ""
+    head = start[0] if start else ""
+    if cell_len(head) > width // 2:
+        head = line[: len(line) - len(line.lstrip())]
     console = Console(width=width, color_system=None)
     parts = Text(line[len(head) :]).wrap(console, width - cell_len(head), overflow="fold")
     return "\n".join(

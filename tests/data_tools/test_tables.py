@@ -49,6 +49,12 @@ def test_long_lines_are_broken_behind_their_label():
     assert lines[0].startswith("  training     6,000") and lines[1].startswith(" " * 15) and lines[-1] == "short"
     assert max(map(cell_len, lines)) <= 40 and " ".join(" ".join(lines[:-1]).split()) == " ".join(line.split())
     assert fitted(line, None) == line
+    long = fitted("    contrastive objective; other pairs with the same image or text: exclude (0.00 in a batch)", 40)
+    assert [len(part) - len(part.lstrip()) for part in long.split("\n")] == [
+        4,
+        4,
+        4,
+    ]  # a label too long: the indent alone
     told = fitted("Stopped. Continue with: cnclip-ft train 'a folder/recipe.yaml' --continue --trust-import", 40)
     assert (
         told == "Stopped. Continue with:\n  cnclip-ft train 'a folder/recipe.yaml' --continue --trust-import"
