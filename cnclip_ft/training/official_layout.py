@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cnclip_ft.features.sources import is_store
 from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
 
 WEIGHTS = "pretrained_weights"
@@ -14,7 +15,7 @@ def split_in(place: str, split: str) -> Path:
     """The store of a split, where `place` is the folder of a data set with its stores in ``lmdb/`` or in itself; else `place`."""
     folder = Path(place)
     for inside in (folder / "lmdb" / split, folder / split):
-        if (inside / "pairs").is_dir() and not (folder / "pairs").exists():
+        if is_store(inside) and not is_store(folder):
             return inside
     return folder
 

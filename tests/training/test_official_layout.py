@@ -28,6 +28,8 @@ def test_splits_and_weights_are_found_where_the_official_scripts_have_them(tmp_p
     assert [open_split(str(place), key).image_count for key in ("data.train", "data.valid")] == [12, 3]
     assert split_in(str(place / "lmdb/train"), "train") == place / "lmdb/train"
     assert split_in(str(tmp_path), "train") == tmp_path
+    build_split(place, "train", tmp_path / "sharded/train", shard_size=5)
+    assert open_split(str(tmp_path / "sharded"), "data.train").image_count == 12
     with pytest.raises(RequestError, match=r"data.train: .*datasets"):
         open_split(str(place.parent), "data.train")
 
