@@ -116,8 +116,12 @@ def evaluate(
     options = Options(batch_size, workers, device, dtype, image_size, memory, dataset, source, trust_import)
     if not is_feature_folder(Path(checkpoint)):
         return scorecard.score_checkpoint(checkpoint, splits, options, by)
-    if splits or by:
-        raise RequestError(f"{checkpoint} holds features already; name no splits and no column beside it")
+    if splits:
+        raise RequestError(f"{checkpoint} holds features already; name no splits beside it")
+    if by:
+        raise RequestError(
+            f"{checkpoint} holds features, and a column (by) is read from the store: evaluate the checkpoint on the store"
+        )
     return scorecard.score_features(checkpoint, options)
 
 

@@ -45,32 +45,23 @@ def evaluate(
 
     Example: cnclip-ft evaluate runs/mine/contrast/best data/valid data/test --json scores.json
     """
-    from cnclip_ft.evaluation import scorecard
+    from cnclip_ft import calls
     from cnclip_ft.evaluation.outputs import refuse_outputs
+    from cnclip_ft.evaluation.scorecard import score_predictions
     from cnclip_ft.features import official_files
-    from cnclip_ft.features.folder import is_feature_folder
-    from data_tools.errors import RequestError
     from data_tools.tables import terminal_width
 
-    options = Options(**vars(encoding), **vars(origin), memory=memory, dataset=dataset)
     path = Path(checkpoint)
     refuse_outputs([checkpoint, *(splits or [])], json_file=json_file, kind="splits", markdown=markdown)
     if path.is_file() and path.suffix == ".jsonl":
-        line, score = scorecard.score_predictions(path, splits or [])
+        line, score = score_predictions(path, splits or [])
         say(line)
         if json_file:
             official_files.write_json(json_file, score)
         return
-    if is_feature_folder(path):
-        if splits:
-            raise RequestError(f"{checkpoint} holds features already; name no splits beside it")
-        if by:
-            raise RequestError(
-                f"--by reads the store, and {checkpoint} holds features; evaluate the checkpoint on the store"
-            )
-        card = scorecard.score_features(path, options)
-    else:
-        card = scorecard.score_checkpoint(checkpoint, splits or [], options, by)
+    card = calls.evaluate(
+        checkpoint, *splits or (), **vars(encoding), **vars(origin), memory=memory, dataset=dataset, by=by
+    )
     say(card.table(width=terminal_width()))
     if json_file:
         official_files.write_json(json_file, card.as_dict())
