@@ -11,7 +11,7 @@ from cnclip_ft.commands.building import Building, Threads, comma_list, interrupt
 from cnclip_ft.commands.data_curate import curate
 from cnclip_ft.commands.data_export import export
 from cnclip_ft.commands.data_import import import_
-from cnclip_ft.commands.options import spread
+from cnclip_ft.commands.options import Where, spread
 from data_tools.tables import say
 
 if TYPE_CHECKING:
@@ -173,10 +173,7 @@ def show(
     rows: Annotated[int, typer.Option(help="Pictures down.")] = 4,
     seed: Annotated[int, typer.Option(help="Which random pairs.")] = 0,
     first: Annotated[bool, typer.Option("--first", help="The first pairs instead of random ones.")] = False,
-    where: Annotated[
-        list[str] | None,
-        typer.Option(metavar="CONDITION", help="On a kept column: 类目=女装, '价格<100'; may be repeated."),
-    ] = None,
+    where: Where = None,
     font: Annotated[Path | None, typer.Option(help="A .ttf, .ttc or .otf with the glyphs of the captions.")] = None,
 ) -> None:
     """Draw a contact sheet: pictures with their captions, and in grey what else is kept of them.

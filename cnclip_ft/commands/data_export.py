@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cnclip_ft.commands.building import comma_list
+from cnclip_ft.commands.options import Where
 from data_tools.tables import say
 
 
@@ -21,10 +22,7 @@ def export(
         ),
     ],
     output: Annotated[Path, typer.Option(help="A new folder.")],
-    where: Annotated[
-        list[str] | None,
-        typer.Option(metavar="CONDITION", help="On a kept column: 类目=女装, '价格<100'; may be repeated."),
-    ] = None,
+    where: Where = None,
     languages: Annotated[str, typer.Option(help="Only texts of these languages: zh, en, mixed.")] = "",
     keep_columns: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Kept columns that go along; 'none'. [default: all]")

@@ -37,6 +37,10 @@ TrustImport = Annotated[
 Json = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write the result with all settings as JSON.")
 ]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(metavar="CONDITION", help="On a kept column: 类目=女装, '价格<100'; may be repeated."),
+]
 Picture = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Draw it (.png, .svg, .pdf); needs cnclip-ft[plots].")
 ]

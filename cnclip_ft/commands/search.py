@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cnclip_ft.commands.options import Device, Dtype, Origin, TrustImport, spread
+from cnclip_ft.commands.options import Device, Dtype, Origin, TrustImport, Where, Workers, spread
 from cnclip_ft.evaluation.options import Options
 from data_tools.tables import say
 
@@ -28,10 +28,6 @@ Threshold = Annotated[
 ]
 
 _SHORT = 16  # characters of a kept value that has room in a table
-Where = Annotated[
-    list[str] | None,
-    typer.Option(metavar="CONDITION", help="On a kept column: 类目=女装, '价格<100'; may be repeated."),
-]
 
 
 @dataclass(frozen=True)
@@ -61,9 +57,7 @@ def index(
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Encode everything anew, e.g. by another model.")] = False,
     moved: Annotated[bool, typer.Option("--moved", help="The pictures now lie elsewhere; keep what is equal.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 64,
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that decode. [default: 0 on the CPU, else up to 8]")
-    ] = None,
+    workers: Workers = None,
     device: Device = None,
     dtype: Dtype = Options.dtype,
     origin: Origin,
