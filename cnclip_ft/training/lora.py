@@ -42,11 +42,11 @@ def check_lora(model: DualEncoder, table: list[Entry]) -> None:
             )
 
 
-def adapter_size(entry: Entry) -> int:
-    """Parameters the entry's low-rank update will have; 0 for what stays frozen beside it."""
-    if entry.lora is None or not entry.linear:
-        return 0
-    return entry.lora.rank * sum(entry.parameter.shape)
+def trained_size(entry: Entry) -> int:
+    """Parameters of the entry that train: all of it, its low-rank update's, or none."""
+    if entry.lora is None:
+        return entry.parameter.numel() if entry.rate else 0
+    return entry.lora.rank * sum(entry.parameter.shape) if entry.linear else 0
 
 
 def add_lora(model: DualEncoder, table: list[Entry]) -> list[Entry]:

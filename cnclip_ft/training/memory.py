@@ -22,7 +22,7 @@ from cnclip_ft.models.modes import modes_kept
 from cnclip_ft.runtime import KEPT, available_memory, can_keep
 from cnclip_ft.training.compiling import uncompiled
 from cnclip_ft.training.context import Context
-from cnclip_ft.training.lora import adapter_size
+from cnclip_ft.training.lora import trained_size
 from cnclip_ft.training.sharding import Sharded
 from cnclip_ft.training.stage_plan import StagePlan
 
@@ -83,7 +83,7 @@ def estimate(context: Context, plan: StagePlan, model: DualEncoder) -> Memory:
     """The stage's memory per device; the state of an average (EMA) counts as optimizer."""
     setting = plan.setting
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    trained = 4 * sum(adapter_size(e) if e.lora else e.parameter.numel() for e in plan.table if e.rate)
+    trained = 4 * sum(map(trained_size, plan.table))
     if isinstance(context.sharding, Sharded):
         weights, trained = (size // context.world for size in (weights, trained))
     optimizer = (3 if setting.ema else 2) * trained

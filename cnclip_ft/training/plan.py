@@ -6,9 +6,8 @@ import torch
 
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.training.context import Context
-from cnclip_ft.training.lora import adapter_size
+from cnclip_ft.training.lora import trained_size
 from cnclip_ft.training.memory import estimate
-from cnclip_ft.training.optimizer import Entry
 from cnclip_ft.training.stage_plan import StagePlan
 from cnclip_ft.training.throughput import Throughput, card
 from data_tools.errors import RequestError
@@ -78,7 +77,7 @@ def _stage(context: Context, model: DualEncoder, stage: StagePlan) -> list[str]:
     lines = [f"  stage {stage.name}"]
     for tower in ("image", "text", "temperature"):
         entries = [entry for entry in stage.table if entry.tower == tower]
-        trained = sum(_trained(entry) for entry in entries)
+        trained = sum(map(trained_size, entries))
         every = sum(entry.parameter.numel() for entry in entries)
         rates = sorted({setting.learning_rate * entry.rate for entry in entries if entry.rate})
         said = (
@@ -134,12 +133,6 @@ def curve(stage: StagePlan, width: int = 32) -> str:
     """The rate over the stage as one line of bars."""
     steps = [int(column * (stage.total - 1) / max(width - 1, 1)) for column in range(min(width, stage.total))]
     return "".join(BARS[min(7, int(stage.curve(step) * 7.999))] for step in steps)
-
-
-def _trained(entry: Entry) -> int:
-    if entry.lora is not None:
-        return adapter_size(entry)
-    return entry.parameter.numel() if entry.rate else 0
 
 
 def suggested_rate(batch_size: int) -> float:

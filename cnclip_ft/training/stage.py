@@ -118,8 +118,7 @@ class StageRun:
                 step = trainer.step
                 advance()
                 judged = step % plan.validate_every == 0 or step == plan.total
-                saved = bool(context.recipe.save_every) and step % (context.recipe.save_every or 1) == 0
-                kept = bool(plan.keep_every) and step % (plan.keep_every or 1) == 0
+                saved, kept = (e is not None and step % e == 0 for e in (context.recipe.save_every, plan.keep_every))
                 if judged or saved or kept:
                     self._settle()
                     began = time.perf_counter()

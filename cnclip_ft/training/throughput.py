@@ -90,10 +90,10 @@ def flops_per_pair(plan: StagePlan, model: DualEncoder, tokens: int) -> float | 
     ids, mask = (t.to("meta") for t in model.text_tower.example(2, tokens))
     inputs = {"input_ids": ids, "attention_mask": mask}
     if not plan.cached:  # else of the image tower the projection is left, which is next to nothing
-        inputs["pixels"] = torch.empty(2, *model.image_tower.preprocessing.shape, dtype=torch.uint8, device="meta")
+        inputs["pixels"] = model.image_tower.example(2).to("meta")
     try:
         return counted(model, trained, inputs) / 2
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:
         return None
 
 
@@ -123,11 +123,11 @@ class Throughput:
     @staticmethod
     def of(context: Context, plan: StagePlan, model: DualEncoder) -> Throughput | None:
         """None without a card, for 32 bits, or where the towers' products cannot be counted."""
-        device = card(context.device, context.precision)
-        if device is None:
+        known = card(context.device, context.precision)
+        if known is None:
             return None
         flops = flops_per_pair(plan, model, tokens_per_text(context))
-        return None if flops is None else Throughput(device, flops, context.world)
+        return None if flops is None else Throughput(known, flops, context.world)
 
     def share(self, pairs_per_second: float) -> float:
         """Of the cards' peak (MFU): the listed rate, else the measured one."""

@@ -182,7 +182,7 @@ class Trainer:
         """
         try:
             out = self._take(batch)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError) as error:
             self.settle()
             raise (self._out_of_memory(error) or error) from None
         self.step += 1
