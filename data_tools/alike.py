@@ -49,9 +49,7 @@ def copies_of(store: PairStore, workers: int = 2, progress: bool = True) -> tupl
 
     count, at = store.image_count, 0
     copies, contents = np.zeros((count, SIDE, SIDE, 3), np.uint8), np.zeros(count, np.uint64)
-    bar = Bar(
-        total=count, desc=f"{store.name}: small copies", unit="image", disable=None if progress else True, delay=1.0
-    )
+    bar = Bar(total=count, desc=f"{store.name}: small copies", unit="image", shown=progress, delay=1.0)
     with bar, ThreadPoolExecutor(max(workers, 1)) as pool:
         for chunk in _chunks((store.image(image_id) for image_id in store.image_ids), 64 * max(workers, 1)):
             for copy, own in pool.map(look, chunk):

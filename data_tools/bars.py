@@ -13,13 +13,16 @@ _TICK = 0.5  # seconds
 
 
 class Bar(tqdm):
-    """tqdm's bar on a terminal, nothing elsewhere; gone when its work is done. `desc` and `unit` say what is counted."""
+    """tqdm's bar on a terminal, nothing elsewhere; gone when its work is done. `desc` and `unit` say what is counted.
 
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
+    Args:
+        shown: False: not on a terminal either. Of many processes the first one draws.
+    """
+
+    def __init__(self, *arguments: Any, shown: bool = True, **settings: Any) -> None:
         self._over = threading.Event()
-        if settings.get("disable") is None:  # on a terminal; of many processes the first one draws
-            settings["disable"] = True if os.environ.get("RANK", "0") != "0" else None
-        super().__init__(*arguments, **{"leave": False, "maxinterval": 1.0} | settings)
+        off = True if not shown or os.environ.get("RANK", "0") != "0" else None
+        super().__init__(*arguments, disable=off, leave=False, maxinterval=1.0, **settings)
         if not self.disable:
             threading.Thread(target=self._tick, daemon=True).start()
 

@@ -184,7 +184,7 @@ class _Build:
             unit_scale=stream.unit == "B",
             unit_divisor=1024,
             desc=name,
-            disable=None if progress else True,
+            shown=progress,
             delay=1.0,
             smoothing=0.05,
         )

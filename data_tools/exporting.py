@@ -126,7 +126,7 @@ class Pictures:
 
     def __iter__(self) -> Iterator[Picture]:
         store = self.store
-        bar = Bar(self.ids, desc="writing", unit="image", disable=None if self.progress else True, delay=1.0)
+        bar = Bar(self.ids, desc="writing", unit="image", shown=self.progress, delay=1.0)
         for number, image_id in enumerate(bar):
             own = self._order[self._starts[number] : self._starts[number + 1]]
             data = store.image(image_id)
@@ -327,7 +327,7 @@ def _official_files(store: PairStore, folder: Path, chosen: Selection, progress:
         {image_id: number for number, image_id in enumerate(ids, 1)} if words else {i: i for i in ids}
     )
     with (folder / f"{name}_imgs.tsv").open("wb") as file:
-        for image_id in Bar(ids, desc="writing", unit="image", disable=None if progress else True, delay=1.0):
+        for image_id in Bar(ids, desc="writing", unit="image", shown=progress, delay=1.0):
             file.write(b"%s\t%s\n" % (str(number_of[image_id]).encode(), base64.b64encode(store.image(image_id))))
             done.images += 1
     if words:
@@ -392,7 +392,7 @@ def _compare(store: PairStore, chosen: Selection, found: Source, to: str, progre
         wanted[1] += _sum(text.encode())
     there, hashes = [0, 0], dict[Id, bytes]()
     stream = found.open()
-    for item in Bar(stream.items, desc="reading back", unit="item", disable=None if progress else True, delay=1.0):
+    for item in Bar(stream.items, desc="reading back", unit="item", shown=progress, delay=1.0):
         if isinstance(item, DataFault):
             raise UserError(f"the export reads back with a fault ({item}); the disk may be failing")
         if isinstance(item, ImageItem):

@@ -231,7 +231,7 @@ def _like(
             say(
                 f"note: every one of {count:,} pictures is compared with every other, which takes long; {approximate.MISSING}"
             )
-    with Bar(total=count, desc="looking for like pictures", unit=" pictures", disable=None, leave=False) as bar:
+    with Bar(total=count, desc="looking for like pictures", unit=" pictures") as bar:
         for start in range(0, count, _ASKED):
             scores, numbers = search.search(images[start : start + _ASKED], _NEIGHBOURS)
             rows, places = (scores >= near).nonzero(as_tuple=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -297,7 +296,7 @@ class Meter:
     def __init__(self, total: int, name: str, wanted: bool = True) -> None:
         from data_tools.bars import Bar
 
-        self._bar = Bar(total=total, desc=name, unit="", disable=not (wanted and sys.stderr.isatty()), leave=False)
+        self._bar = Bar(total=total, desc=name, unit="", shown=wanted)
         self.count = self.first_count = 0
         self.began = self.last = time.perf_counter()
         self.first_seconds = 0.0

@@ -118,7 +118,7 @@ class FeatureCache:
                 total=sum(map(len, missing)),
                 unit="image",
                 desc="frozen image features",
-                disable=None if accelerator.is_main_process else True,
+                shown=accelerator.is_main_process,
             )
             self._fill(missing, autocast, images_at_once, workers, max_damaged, bar, asked_to_stop)
             bar.close()

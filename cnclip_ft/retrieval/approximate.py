@@ -123,7 +123,7 @@ def build(
         efforts = [2**n for n in range(12) if 2**n < cells] + [cells]
         sample = np.sort(random.choice(count, min(count, 128 * cells), replace=False))
         index.train(np.ascontiguousarray(features[sample], np.float32))
-    with Bar(total=count, desc=kind, unit=" pictures", disable=None, leave=False) as bar:
+    with Bar(total=count, desc=kind, unit=" pictures") as bar:
         for start in range(0, count, _BLOCK):
             block = np.ascontiguousarray(features[start : start + _BLOCK], np.float32)
             index.add(block)

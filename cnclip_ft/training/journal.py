@@ -106,9 +106,7 @@ class Journal:
     @contextmanager
     def bar(self, name: str, done: int, total: int) -> Iterator[Callable[[], Any]]:
         """A progress bar on a terminal, nothing elsewhere; yields what moves it by one step."""
-        with Bar(
-            total=total, initial=done, desc=name, unit="step", leave=False, disable=None if self.active else True
-        ) as bar:
+        with Bar(total=total, initial=done, desc=name, unit="step", shown=self.active) as bar:
             yield bar.update
 
     def close(self) -> None:

@@ -221,7 +221,7 @@ class _Images:
             total=len(self.ids),
             desc=f"{store.name}: pictures",
             unit="image",
-            disable=None if progress else True,
+            shown=progress,
             delay=1.0,
         )
         with bar:
@@ -323,7 +323,7 @@ class _Pairs:
             total=len(store),
             desc=f"{store.name}: pairs",
             unit="pair",
-            disable=None if progress else True,
+            shown=progress,
             delay=1.0,
         ):
             self.content.pair(pair.image_id, pair.text_id, pair.text)
@@ -403,9 +403,7 @@ class _Texts:
         ids = list(texts)
         if lengths is None:
             return
-        for start in Bar(
-            range(0, len(ids), _TEXTS_AT_ONCE), desc="captions in tokens", disable=None if progress else True, delay=1.0
-        ):
+        for start in Bar(range(0, len(ids), _TEXTS_AT_ONCE), desc="captions in tokens", shown=progress, delay=1.0):
             some = ids[start : start + _TEXTS_AT_ONCE]
             found = lengths([texts[text_id] for text_id in some])
             self.tokens.update(found)

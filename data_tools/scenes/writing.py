@@ -80,7 +80,7 @@ def write_sources(folder: Path, split: str, scenes: list[Scene], *, size: int = 
     images, texts = _source_files(folder, split)
     with whole_file(images) as image_file, whole_file(texts) as text_file:
         text_id, digests = 0, (hashlib.sha256(), hashlib.sha256())
-        bar = Bar(scenes, desc=f"drawing {split}", unit="scene", disable=None if progress else True)
+        bar = Bar(scenes, desc=f"drawing {split}", unit="scene", shown=progress)
         for image_id, scene in enumerate(bar, start=1):
             row = b"%d\t%s\n" % (image_id, base64.b64encode(_encoded(scene, size)))
             lines = []

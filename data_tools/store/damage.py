@@ -22,17 +22,15 @@ def refuse_damage(store: PairStore, progress: bool = True) -> None:
         DataFault: the first damaged file, with the pictures or pairs that are hurt.
     """
     found = store.manifest
-    for shard in store._open():
-        if found is None:
+    if found is None:
+        for shard in store._open():
             for file in shard.files:
                 check_runs(walk(file))
-    if found is None:
         return
     files = data_files(store.path, shard_folders(store.path))
     manifest.compare_sizes(found, store.path, files)
     total = sum(size for size, _ in found.files.values())
-    off = None if progress else True
-    with Bar(total=total, desc=f"{store.name}: files", unit="B", unit_scale=True, disable=off, delay=1.0) as bar:
+    with Bar(total=total, desc=f"{store.name}: files", unit="B", unit_scale=True, shown=progress, delay=1.0) as bar:
         for shard in store._open():
             for file in shard.files:
                 _compare(found, shard, file, file.relative_to(store.path).as_posix(), bar)

@@ -51,7 +51,7 @@ def write_manifest(place: Path, files: dict[str, Path], *, build: str, checksum:
     """Sum up the finished files and write the manifest; all of it is on the disk then."""
     sizes = sum(file.stat().st_size for file in files.values())
     found: dict[str, tuple[int, str]] = {}
-    with Bar(total=sizes, desc="sums of the finished files", unit="B", unit_scale=True, disable=None, delay=2.0) as bar:
+    with Bar(total=sizes, desc="sums of the finished files", unit="B", unit_scale=True, delay=2.0) as bar:
         for name, file in files.items():
             sums = _sums(file, bar).tobytes()
             _write(file.with_name(LIST), sums)

@@ -315,7 +315,7 @@ class PairStore:
             yield None, text_id, text
 
     def _bar(self, items: Any, what: str, unit: str, total: int | None = None) -> Any:
-        return Bar(items, desc=f"{self.name}: {what}", unit=unit, total=total, disable=None, delay=2.0)
+        return Bar(items, desc=f"{self.name}: {what}", unit=unit, total=total, delay=2.0)
 
     def close(self) -> None:
         """Close this process's files."""

@@ -94,7 +94,7 @@ def list_source(path: str | Path) -> Listing:
         return _list_store(path)
     if not path.is_dir():
         raise RequestError(f"{path}: no such folder or store; name a folder of pictures or a split (e.g. DATA/valid)")
-    with Bar(desc="looking", unit=" pictures", disable=None, delay=2.0, leave=False) as bar:
+    with Bar(desc="looking", unit=" pictures", delay=2.0) as bar:
         found = walk(path, each=bar.update)
     if not found.pictures:
         raise RequestError(f"{found.nothing()}; and it is no store")
@@ -106,7 +106,7 @@ def list_source(path: str | Path) -> Listing:
 def _list_store(path: Path) -> Listing:
     read = StoreBytes(path)
     ids = read.store.image_ids
-    bar = Bar(ids, desc="looking", unit=" pictures", disable=None, delay=2.0, leave=False)
+    bar = Bar(ids, desc="looking", unit=" pictures", delay=2.0)
     stamps: dict[Key, str] = {image_id: hashlib.blake2b(read(image_id), digest_size=16).hexdigest() for image_id in bar}
     if not stamps:
         raise RequestError(f"{path}: the store holds no pictures")
