@@ -39,7 +39,8 @@ def export(
     Example: cnclip-ft data export DIR/train --to official --where 类目=女装 --output clothes/lmdb/train
     """
     from data_tools.columns import parse_where
-    from data_tools.exporting import Selection, export_store
+    from data_tools.exporting import export_store
+    from data_tools.selection import Selection
 
     columns = None if keep_columns is None else tuple(comma_list("" if keep_columns == "none" else keep_columns))
     chosen = Selection(parse_where(where or ()), tuple(comma_list(languages)), columns)

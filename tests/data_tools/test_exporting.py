@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
+from dataclasses import replace
 
 import pytest
 
-from data_tools import exporting
 from data_tools.build import build_store
 from data_tools.columns import parse_where
 from data_tools.errors import UserError
-from data_tools.exporting import Selection, export_store
+from data_tools.exporting import export_store
+from data_tools.forms import FORMS, Exported
+from data_tools.selection import Selection
 from data_tools.sources import open_source
 from data_tools.store import StoreWriter, environments, open_store
 from tests.commands.test_data import call
@@ -113,16 +116,41 @@ def test_other_readers(store, tmp_path) -> None:
     assert table.column_names == ["image", "text", "image_id", "language", "类目", "价格"] and table.num_rows == 5
 
 
-def test_what_reads_back_differently_is_not_put_in_place(store, monkeypatch) -> None:
-    write = exporting._WRITERS["imagefolder"]
+def spoil_tar(folder) -> None:
+    file = folder / "00000.tar"
+    file.write_bytes(file.read_bytes().replace("第 1 句".encode(), "第 7 句".encode()))
 
-    def failing(pictures, folder, size) -> None:
-        write(pictures, folder, size)
-        (folder / "images" / "b.png").write_bytes(picture(77, format="PNG"))
 
-    monkeypatch.setitem(exporting._WRITERS, "imagefolder", failing)
-    with pytest.raises(UserError, match="the pictures and texts of the export read back differently"):
-        export_store(store, store.parent / "out", "imagefolder", progress=False)
+def spoil_store(folder) -> None:
+    other = folder.parent / "other"
+    with StoreWriter(other) as writer:
+        writer.add_image("b.png", picture(1, format="PNG"))
+        writer.add_pair("b.png", 1, "一句")
+        writer.finish()
+    shutil.rmtree(folder)
+    other.rename(folder)
+
+
+@pytest.mark.parametrize(
+    ("to", "spoil", "what"),
+    [
+        ("imagefolder", lambda folder: (folder / "images/b.png").write_bytes(picture(77, format="PNG")), "pictures and texts"),
+        ("webdataset", spoil_tar, "texts"),
+        ("store", spoil_store, "pictures and texts"),
+        ("official", spoil_store, "pictures and texts"),
+    ],
+)  # fmt: skip
+def test_what_reads_back_differently_is_not_put_in_place(store, monkeypatch, to, spoil, what) -> None:
+    form = FORMS[to]
+
+    def failing(store, chosen, folder, *how) -> Exported:
+        done = form.write(store, chosen, folder, *how)
+        spoil(folder)
+        return done
+
+    monkeypatch.setitem(FORMS, to, replace(form, write=failing))
+    with pytest.raises(UserError, match=f"the {what} of the export read back differently"):
+        export_store(store, store.parent / "out", to, progress=False)
     assert [path.name for path in store.parent.iterdir()] == ["s"]
 
 
@@ -133,6 +161,7 @@ def test_requests_that_are_refused(store, tmp_path) -> None:
         (("--to", "parquet", "--keep-columns", "x"), "keeps no column 'x'"),
         (("--to", "webdataset", "--where", "类目=x"), "no picture with a text is chosen by 类目=x"),
         (("--to", "tsv", "--where", "类目=x"), "no pair is chosen"),
+        (("--to", "store", "--languages", "mixed"), "no pair is chosen"),
     ):
         code, out = call("export", store, "--output", tmp_path / "out", *arguments)
         assert code == 2 and says in out, out
