@@ -22,7 +22,7 @@ class Bar(tqdm):
     def __init__(self, *arguments: Any, shown: bool = True, **settings: Any) -> None:
         self._over = threading.Event()
         off = True if not shown or os.environ.get("RANK", "0") != "0" else None
-        super().__init__(*arguments, disable=off, leave=False, maxinterval=1.0, **settings)
+        super().__init__(*arguments, **settings | {"disable": off, "leave": False, "maxinterval": 1.0})
         if not self.disable:
             threading.Thread(target=self._tick, daemon=True).start()
 

@@ -72,14 +72,11 @@ app.command("curate")(curate)
 def _open_splits(places: list[Path]) -> dict[str, PairStore]:
     """Stores by a name each; a folder of splits gives all of them."""
     from data_tools.errors import RequestError
-    from data_tools.store import open_store
+    from data_tools.store import is_store, open_store, stores_below
 
     stores: dict[str, PairStore] = {}
     for place in places:
-        inside = []
-        if place.is_dir() and not (place / "pairs").exists() and not any(place.glob("shard-*")):
-            inside = sorted(p for p in place.iterdir() if (p / "pairs").is_dir() or any(p.glob("shard-*")))
-        for path in inside or [place]:
+        for path in [place] if is_store(place) else stores_below(place) or [place]:
             store = open_store(path, sample=False)  # all of it is compared
             name = path.name if path.name not in stores else str(path)
             if name in stores:

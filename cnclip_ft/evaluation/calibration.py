@@ -17,8 +17,9 @@ from cnclip_ft.evaluation import provenance
 from cnclip_ft.evaluation.options import Opened
 from cnclip_ft.features.encode import SplitFeatures, encode_images, encode_texts, evaluating
 from cnclip_ft.features.folder import read_info, read_split
-from cnclip_ft.features.sources import FolderReader, is_store, store_source
+from cnclip_ft.features.sources import FolderReader, store_source
 from data_tools.errors import DataFault, RequestError
+from data_tools.store import is_store
 
 
 @dataclass
@@ -172,15 +173,18 @@ def sampled_scores(
             "every text belongs to every image of the split, so there are no other pairs to compare with"
         )
     index = torch.cat([pairs, torch.stack([image, text], 1)])
-    scores = torch.cat(
-        [
-            (features.image_features[part[:, 0]].double() * features.text_features[part[:, 1]].double()).sum(1)
-            for part in index.split(65536)
-        ]
-    )
     labels = torch.zeros(len(index), dtype=torch.bool)
     labels[: len(pairs)] = True
-    return scores, labels
+    return cosines(features, index), labels
+
+
+def cosines(features: SplitFeatures, pairs: torch.Tensor) -> torch.Tensor:
+    """float64 ``[pairs]`` of rows (image, text), int64 ``[pairs, 2]``."""
+    parts = [
+        (features.image_features[part[:, 0]].double() * features.text_features[part[:, 1]].double()).sum(1)
+        for part in pairs.split(65536)
+    ]
+    return torch.cat(parts)
 
 
 @dataclass

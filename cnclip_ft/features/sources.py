@@ -15,7 +15,7 @@ from cnclip_ft.features.encode import SplitTexts, read_texts
 from data_tools.annotations import check_id, check_text, parse_json
 from data_tools.errors import DataFault, RequestError
 from data_tools.items import located
-from data_tools.store import open_store
+from data_tools.store import is_store, open_store, stores_below
 from data_tools.text_files import TextFile
 from data_tools.walk import walk
 
@@ -46,12 +46,6 @@ class FolderReader:
         return self.folder / image_id
 
 
-def is_store(path: Path) -> bool:
-    """By its files: a folder of pictures may have sub-folders called ``imgs`` or ``pairs``."""
-    shards = sorted(path.glob("shard-*")) or [path]
-    return any((shard / part / "data.mdb").is_file() for shard in shards for part in ("pairs", "imgs"))
-
-
 def open_source(path: str | Path) -> Source:
     """A SPLIT argument → what to encode.
 
@@ -75,7 +69,7 @@ def open_source(path: str | Path) -> Source:
                 hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest(),
                 found.lines(),
             )
-        if any(is_store(inside) for inside in path.iterdir() if inside.is_dir()):
+        if stores_below(path):
             return store_source(path)  # which names the splits to choose from
         raise RequestError(
             f"{path} is neither a store (see `cnclip-ft data build`) nor a folder with images: {found.nothing()}"

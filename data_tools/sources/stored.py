@@ -15,7 +15,7 @@ from data_tools.errors import DataFault
 from data_tools.items import ImageItem, Item, Source, Stream, TextItem, content_origin
 from data_tools.sources.joined import Joined
 from data_tools.store import Id, Pair, PairStore, open_store
-from data_tools.store.writer import beside
+from data_tools.store.seen import beside
 
 _NUMBERS = "image_ids.tsv"
 

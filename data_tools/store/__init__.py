@@ -1,6 +1,7 @@
 """The store: one split's pairs and pictures in LMDB (format: docs/store-format.md). The reader, the writer.
 
-reader    PairStore, open_store: pairs by number, pictures by id
+reader    PairStore: pairs by number, pictures by id
+opening   open_store, is_store, stores_below: which folder is a store, and whether it is whole
 writer    StoreWriter: beside its place, verified, put there in one step
 place     what may be replaced, where a store is built, how it takes its place
 layouts   our records and the official ones          parts, seen, verify    what the writer writes into
@@ -10,8 +11,9 @@ environments                                          LMDB
 from __future__ import annotations
 
 from data_tools.store.layouts import Id
+from data_tools.store.opening import is_store, open_store, stores_below
 from data_tools.store.place import refuse_place
-from data_tools.store.reader import Pair, PairStore, open_store
+from data_tools.store.reader import Pair, PairStore
 from data_tools.store.writer import StoreWriter
 
-__all__ = ["Id", "Pair", "PairStore", "StoreWriter", "open_store", "refuse_place"]
+__all__ = ["Id", "Pair", "PairStore", "StoreWriter", "is_store", "open_store", "refuse_place", "stores_below"]

@@ -89,31 +89,33 @@ def is_pair(fields: Any) -> bool:
     )
 
 
+def _parsed(value: bytes) -> Any:
+    """None where it is no JSON."""
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return None
+
+
 def lone_text(value: bytes, number: int, file: Path) -> tuple[Id, str, str | None]:
     """A record of a text without image as (text_id, text, language).
 
     Raises:
         DataFault: it is none.
     """
-    try:
-        found = json.loads(value)
-    except (ValueError, RecursionError):
-        found = None
+    found = _parsed(value)
     if type(found) is not list or not is_pair([0, *found]):
         raise damaged_value(f"text {number} without image is not [text_id, text, language] in JSON", file, number)
     return tuple(found)
 
 
-def kept_columns(value: bytes, image_id: Id, file: Path) -> dict[str, Value]:
+def read_columns(value: bytes, image_id: Id, file: Path) -> dict[str, Value]:
     """A record of kept columns: name → value.
 
     Raises:
         DataFault: it is none.
     """
-    try:
-        found = json.loads(value)
-    except (ValueError, RecursionError):
-        found = None
+    found = _parsed(value)
     if type(found) is not dict or not all(type(one) in (str, int, float, bool) for one in found.values()):
         raise damaged_value(f"the columns of image {image_id!r} are no object of plain values in JSON", file, image_id)
     return found

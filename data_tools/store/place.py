@@ -23,7 +23,7 @@ from data_tools.faults import FILE_NAME
 from data_tools.outputs import FolderKind, is_empty
 from data_tools.scratch import OLD, Scratch, real_place
 from data_tools.store.manifest import LIST, MANIFEST, read_manifest
-from data_tools.store.reader import PURPOSE, open_store
+from data_tools.store.opening import PURPOSE, open_store
 
 NUMBERS_FILE = "image_ids.tsv"
 

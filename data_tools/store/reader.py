@@ -14,15 +14,12 @@ from typing import Any
 
 from data_tools.bars import Bar
 from data_tools.errors import DataFault, RequestError, UserError
-from data_tools.scratch import OLD, scratch_folder
 from data_tools.store import environments
 from data_tools.store.checksum import Checksum, Order
 from data_tools.store.layouts import OFFICIAL, Id, Value, is_pair
-from data_tools.store.manifest import MEANT, Manifest, compare_samples, compare_sizes, data_files, read_manifest
-from data_tools.store.pages import MEND, damaged
-from data_tools.store.shard import SHARD, Shard, shard_folders
-
-PURPOSE = "building"  # of the working folder (`data_tools.store.place`)
+from data_tools.store.manifest import Manifest, read_manifest
+from data_tools.store.pages import damaged
+from data_tools.store.shard import Shard, shard_folders
 
 _AT_ONCE = 1024
 _TRIES = 5  # a store may be replaced while it is being opened
@@ -46,11 +43,6 @@ class Pair:
     text_id: Id
     text: str
     language: str | None = None  # "zh" | "en" | "mixed", where known
-
-
-def replaced_store(path: Path) -> Path:
-    """Where the old store lies if a build died between the two renames that replace it."""
-    return scratch_folder(Path(os.path.realpath(path)), PURPOSE) / OLD
 
 
 class PairStore:
@@ -342,70 +334,3 @@ def _in_batches(values: Iterator[bytes]) -> Iterator[list[bytes]]:
             batch = []
     if batch:
         yield batch
-
-
-def open_store(path: str | Path, *, sample: bool = True) -> PairStore:
-    """Open ``<dir>/<split>``, our layout or the official one, in one piece or in shards.
-
-    Args:
-        sample: compare some of every file with the manifest; `refuse_damage` compares all of it.
-
-    Raises:
-        RequestError: it is not a store, or of an unknown format.
-        DataFault: it is damaged, copied in part, or put together from several stores.
-    """
-    path = Path(path)
-    place = path if path.exists() else replaced_store(path)
-    if not place.exists():
-        raise RequestError(
-            f"{path}: no such folder. Build a store with `cnclip-ft data build` or `cnclip-ft data import`."
-        )
-    for folder in shard_folders(place):
-        for part in ("pairs", "imgs"):
-            if not (folder / part / "data.mdb").is_file():
-                raise RequestError(
-                    f"{path} is not a store: {(folder / part / 'data.mdb').relative_to(place)} is missing{_splits_inside(place)}. "
-                    "Build one with `cnclip-ft data build`."
-                )
-    store = PairStore(place)
-    store.name = path.name
-    _refuse_mixture(store, sample)
-    return store
-
-
-def _refuse_mixture(store: PairStore, sample: bool) -> None:
-    """Shards that are missing, in another's place or of another store, files the manifest does not speak of."""
-    shards, path = store._open(), store.path
-    stated = shards[0].meta.get("shards", 1)
-    if stated != len(shards):
-        raise RequestError(
-            f"{path}: {len(shards)} shards are there, the store has {stated}. Bring the missing ones back."
-        )
-    for number, shard in enumerate(shards):
-        found = [shard.meta.get(name) for name in ("shards", "build", "layout")]
-        if found != [shards[0].meta.get(name) for name in ("shards", "build", "layout")]:
-            raise DataFault(
-                f"{shard.folder.name} is of another store than {shards[0].folder.name}",
-                mend=MEND,
-                kind="damaged-store",
-                file=path,
-            )
-        if shard.meta.get("shard", number) != number:
-            raise DataFault(
-                f"{shard.folder.name} is shard {shard.meta['shard']} of the store",
-                mend="Give it its name back.",
-                kind="damaged-store",
-                file=path,
-            )
-    if store.manifest is not None:
-        if store.manifest.build != shards[0].meta.get("build"):
-            raise DataFault("the manifest is that of another build", mend=MEANT, kind="damaged-store", file=path)
-        compare = compare_samples if sample else compare_sizes
-        compare(store.manifest, path, data_files(path, shard_folders(path)))
-
-
-def _splits_inside(path: Path) -> str:
-    if not path.is_dir():
-        return ""
-    inside = sorted(p for p in path.iterdir() if (p / "pairs" / "data.mdb").is_file() or (p / SHARD.format(0)).is_dir())
-    return f"; name a split: {', '.join(map(str, inside))}" if inside else ""

@@ -1,4 +1,4 @@
-"""Which ids a build has met: a scratch LMDB beside the store, so that millions of ids need no memory and survive a kill."""
+"""Which ids a build has met, and which image a text means: a scratch LMDB beside the store, so that millions need no memory and survive a kill."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from data_tools.errors import UserError
+from data_tools.errors import DataFault, UserError
 from data_tools.store import environments
 from data_tools.store.environments import GrowingWriter
-from data_tools.store.layouts import Id, id_key, key_id
+from data_tools.store.layouts import LONGEST_ID, Id, id_key, is_id, key_id
 
 _IMAGE, _TEXT, _CLASH, _FAULT, _SAFE = b"\x01", b"\x02", b"\x03", b"\x04", b"\x00safe"
 _IMAGE_RECORD, _TEXT_RECORD = struct.Struct(">QIq8s"), struct.Struct(">QQ")
@@ -44,6 +44,28 @@ def text_hash(text: str) -> int:
     """64 bits, to tell two texts of one id apart: length and CRC. Not against an adversary."""
     data = text.encode("utf-8", "surrogatepass")
     return (len(data) & 0xFFFFFFFF) << 32 | zlib.crc32(data)
+
+
+def beside(image_id: Id, origin: str | None) -> str:
+    """The id of another image of this name: ``<name>~<12 digits of its origin>``."""
+    mark = f"~{origin_hash(origin).hex()[:12]}"
+    return str(image_id).encode()[: LONGEST_ID - len(mark)].decode("utf-8", "ignore") + mark
+
+
+def _number_of(word: str) -> int | None:
+    return int(word) if word.isascii() and word.isdigit() and len(word) < 19 and str(int(word)) == word else None
+
+
+def check_id(item_id: object, what: str) -> None:
+    """Raises:
+    DataFault: it is none.
+    """
+    if not is_id(item_id):
+        raise DataFault(
+            f"{what} id {str(item_id)[:60]!r} is neither a 64-bit whole number nor a text of 1 to 500 bytes",
+            mend="Give it a shorter or whole-numbered id.",
+            kind="bad-id",
+        )
 
 
 class Seen:
@@ -89,6 +111,55 @@ class Seen:
 
     def clashes(self, image_id: Id) -> bool:
         return self._clashing and self._get(_CLASH + id_key(image_id)) is not None
+
+    def own_id(self, image_id: Id, item: int, origin: str | None) -> Id:
+        """The id for an image of this name: the name, or ``<name>~<digits of its origin>`` where another image has it."""
+        known = self.image(image_id)
+        if known is None or known.item == item or known.origin == origin_hash(origin):
+            return image_id
+        return beside(image_id, origin)
+
+    def find_image(self, image_id: Id, item: int, origin: str | None) -> tuple[Id, SeenImage] | DataFault:
+        """The image that the text of item `item` means by `image_id`, or what is wrong with it.
+
+        With `origin` it is the image of that origin, not another that has its id.
+        """
+        check_id(image_id, "image")
+        seen = self.image(image_id)
+        if seen is None:
+            # The official files hold the same id once as text (TSV) and once as number (JSONL).
+            other = str(image_id) if isinstance(image_id, int) else _number_of(image_id)
+            seen = None if other is None else self.image(other)
+            if other is not None and seen is not None:
+                image_id = other
+        if seen is not None and origin is not None and seen.origin != origin_hash(origin):
+            image_id = beside(image_id, origin)
+            seen = self.image(image_id)
+            if seen is None:
+                return DataFault(
+                    f"its image was refused: {image_id.rpartition('~')[0]!r} is another image's id",
+                    kind="refused-image",
+                    mend="Give every image an id of its own.",
+                )
+        if seen is not None and origin is None and self.clashes(image_id):
+            return DataFault(
+                f"it names image {image_id!r}, and several images have this id",
+                kind="refused-image",
+                mend="Give every image an id of its own (the fault of the second one is listed).",
+            )
+        if seen is None or seen.item > item:  # an interrupted build may have seen it, the straight one has not yet
+            return DataFault(
+                f"it names image {image_id!r}, which is not there",
+                mend="Add the image or drop its id.",
+                kind="missing-image",
+            )
+        if seen.refused:
+            return DataFault(
+                f"it names image {image_id!r}, which was refused",
+                mend="Mend the image (its own fault is listed).",
+                kind="refused-image",
+            )
+        return image_id, seen
 
     def add_fault(self, place: int, line: bytes) -> None:
         """A line of the list of faults, and where in it the line begins."""

@@ -26,8 +26,8 @@ from data_tools.store.layouts import (
     Id,
     Value,
     damaged_value,
-    kept_columns,
     lone_text,
+    read_columns,
 )
 from data_tools.store.manifest import DATA, sample
 from data_tools.store.pages import damaged
@@ -213,7 +213,7 @@ class Shard:
             value = self.columns.get(self.layout.image_key(image_id))
         except lmdb.Error as error:
             raise damaged(self.files[-1], f"columns of image {image_id!r} cannot be read ({error})") from None
-        return {} if value is None else kept_columns(bytes(value), image_id, self.files[-1])
+        return {} if value is None else read_columns(bytes(value), image_id, self.files[-1])
 
     def __contains__(self, image_id: Id) -> bool:
         return self.images.get(self.layout.image_key(image_id)) is not None

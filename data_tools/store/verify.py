@@ -7,7 +7,7 @@ from pathlib import Path
 from data_tools.errors import DataFault, UserError
 from data_tools.store.checksum import image_digest
 from data_tools.store.manifest import MANIFEST, data_files, write_manifest
-from data_tools.store.reader import open_store
+from data_tools.store.opening import open_store
 from data_tools.store.seen import Seen, text_hash
 from data_tools.store.shard import shard_folders
 

@@ -16,11 +16,12 @@ from data_tools.atomic import sync_file
 from data_tools.errors import DataFault, RequestError
 from data_tools.language import LANGUAGES, read_language
 from data_tools.store.environments import write_error
-from data_tools.store.layouts import LAYOUTS, LONGEST_ID, OFFICIAL, Id, Value, is_id, is_text
+from data_tools.store.layouts import LAYOUTS, OFFICIAL, Id, Value, is_id, is_text
+from data_tools.store.opening import open_store
 from data_tools.store.parts import Parts
 from data_tools.store.place import NUMBERS_FILE, Workplace
-from data_tools.store.reader import PairStore, open_store
-from data_tools.store.seen import REFUSED, Seen, SeenImage, origin_hash, text_hash
+from data_tools.store.reader import PairStore
+from data_tools.store.seen import REFUSED, Seen, SeenImage, check_id, origin_hash, text_hash
 from data_tools.store.verify import verify
 
 
@@ -125,11 +126,8 @@ class StoreWriter:
         return self._seen.faults(self.faults_bytes)
 
     def own_id(self, image_id: Id, item: int, origin: str | None) -> Id:
-        """The id for an image of this name: the name, or ``<name>~<digits of its origin>`` where another image has it."""
-        known = self._seen.image(image_id)
-        if known is None or known.item == item or known.origin == origin_hash(origin):
-            return image_id
-        return beside(image_id, origin)
+        """As `Seen.own_id`."""
+        return self._seen.own_id(image_id, item, origin)
 
     def wrote_image(self, image_id: Id, item: int) -> bool:
         """Whether this very item was written, by the interrupted build, as `image_id`."""
@@ -139,10 +137,6 @@ class StoreWriter:
     def refused_image(self, image_id: Id) -> bool:
         known = self._seen.image(image_id)
         return known is not None and known.refused
-
-    def knows_image(self, image_id: Id) -> bool:
-        """Whether `image_id` was written or refused before."""
-        return self._seen.image(image_id) is not None
 
     def wants_image(self, image_id: Id, item: int, origin: str | None = None) -> bool:
         """Whether the image of this item is still to be looked at: not if an interrupted build wrote it, or for a repetition.
@@ -195,7 +189,7 @@ class StoreWriter:
             DataFault: an id that is none, or that another image has.
         """
         item = self._begin(item)
-        _check_id(image_id, "image")
+        check_id(image_id, "image")
         if self.wants_image(image_id, item, origin):
             number = self._number_for(image_id)
             if self._parts.full:
@@ -252,7 +246,7 @@ class StoreWriter:
             DataFault: not a text, not an id, an id that another text has, or a language that is none of ours.
         """
         item = self._begin(item)
-        _check_id(text_id, "text")
+        check_id(text_id, "text")
         if not text.strip() or not is_text(text):
             raise DataFault(
                 "the text is empty or no valid text",
@@ -275,7 +269,7 @@ class StoreWriter:
             )
         places, faults = [], []
         for image_id in image_ids:
-            seen = self._find_image(image_id, item, origin)
+            seen = self._seen.find_image(image_id, item, origin)
             if isinstance(seen, DataFault):
                 seen.item_id = text_id
                 faults.append(seen)
@@ -292,44 +286,6 @@ class StoreWriter:
             self.left_out += 1
         self._item = item + 1
         return faults
-
-    def _find_image(self, image_id: Id, item: int, origin: str | None) -> tuple[Id, SeenImage] | DataFault:
-        _check_id(image_id, "image")
-        seen = self._seen.image(image_id)
-        if seen is None:
-            # The official files hold the same id once as text (TSV) and once as number (JSONL).
-            other = str(image_id) if isinstance(image_id, int) else _number_of(image_id)
-            seen = None if other is None else self._seen.image(other)
-            if other is not None and seen is not None:
-                image_id = other
-        if seen is not None and origin is not None and seen.origin != origin_hash(origin):
-            image_id = beside(image_id, origin)
-            seen = self._seen.image(image_id)
-            if seen is None:
-                return DataFault(
-                    f"its image was refused: {image_id.rpartition('~')[0]!r} is another image's id",
-                    kind="refused-image",
-                    mend="Give every image an id of its own.",
-                )
-        if seen is not None and origin is None and self._seen.clashes(image_id):
-            return DataFault(
-                f"it names image {image_id!r}, and several images have this id",
-                kind="refused-image",
-                mend="Give every image an id of its own (the fault of the second one is listed).",
-            )
-        if seen is None or seen.item > item:  # an interrupted build may have seen it, the straight one has not yet
-            return DataFault(
-                f"it names image {image_id!r}, which is not there",
-                mend="Add the image or drop its id.",
-                kind="missing-image",
-            )
-        if seen.refused:
-            return DataFault(
-                f"it names image {image_id!r}, which was refused",
-                mend="Mend the image (its own fault is listed).",
-                kind="refused-image",
-            )
-        return image_id, seen
 
     def add_pair(self, image_id: Id, text_id: Id, text: str, language: str | None = None) -> None:
         """Add one text on one image that was added before.
@@ -400,22 +356,3 @@ class StoreWriter:
             with (self._folder / NUMBERS_FILE).open("w", encoding="utf-8", newline="\n") as file:
                 for number, image_id in (first, *numbered):
                     file.write(f"{number}\t{image_id}\n")
-
-
-def beside(image_id: Id, origin: str | None) -> str:
-    """The id of another image of this name: ``<name>~<12 digits of its origin>``."""
-    mark = f"~{origin_hash(origin).hex()[:12]}"
-    return str(image_id).encode()[: LONGEST_ID - len(mark)].decode("utf-8", "ignore") + mark
-
-
-def _number_of(word: str) -> int | None:
-    return int(word) if word.isascii() and word.isdigit() and len(word) < 19 and str(int(word)) == word else None
-
-
-def _check_id(item_id: object, what: str) -> None:
-    if not is_id(item_id):
-        raise DataFault(
-            f"{what} id {str(item_id)[:60]!r} is neither a 64-bit whole number nor a text of 1 to 500 bytes",
-            mend="Give it a shorter or whole-numbered id.",
-            kind="bad-id",
-        )
