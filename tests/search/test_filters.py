@@ -49,7 +49,7 @@ def kept_index(make, checkpoint, kept, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def shop(kept_index):
+def goods_engine(kept_index):
     return open_engine(kept_index, device="cpu")
 
 
@@ -60,25 +60,25 @@ def ask(engine, *where: str, **question):
     return answer
 
 
-def test_a_filter_gives_the_best_of_what_meets_it(shop) -> None:
-    everything = ask(shop, top=30)
+def test_a_filter_gives_the_best_of_what_meets_it(goods_engine) -> None:
+    everything = ask(goods_engine, top=30)
     for where in (["类目=女装"], ["类目=女装", "类目=家居"], ["价格<100"], ["类目=男装", "价格>=100"], ["价格=50"]):
         met = parse_where(where)
-        found = ask(shop, *where, top=30)
+        found = ask(goods_engine, *where, top=30)
         wanted = [hit for hit in everything if met.holds(hit.columns)]
         assert [hit.number for hit in found] == [hit.number for hit in wanted] and found, where
         assert np.allclose([hit.score for hit in found], [hit.score for hit in wanted])
-        assert [hit.number for hit in ask(shop, *where, top=2)] == [hit.number for hit in wanted[:2]]
-    assert ask(shop, "价格>1000") == []
-    like = ask(shop, "类目=女装", like=0, top=3)
+        assert [hit.number for hit in ask(goods_engine, *where, top=2)] == [hit.number for hit in wanted[:2]]
+    assert ask(goods_engine, "价格>1000") == []
+    like = ask(goods_engine, "类目=女装", like=0, top=3)
     assert len(like) == 3 and 0 not in [hit.number for hit in like] and like[0].columns["类目"] == "女装"
-    with pytest.raises(RequestError, match="keeps no column '品类'; there are 类目, 价格, 链接"):
-        ask(shop, "品类=女装")
+    with pytest.raises(RequestError, match="keeps no column '品类'; there are 类目, 价格, 链接, caption"):
+        ask(goods_engine, "品类=女装")
     # Several questions at once, with conditions and without.
     questions = [Question(text="一张图", top=4, where=parse_where(w)) for w in ([], ["类目=女装"], ["类目=男装"], [])]
-    together = shop.ask(questions)
+    together = goods_engine.ask(questions)
     assert [[hit.number for hit in one] for one in together] == [
-        [hit.number for hit in shop.ask([question])[0]] for question in questions
+        [hit.number for hit in goods_engine.ask([question])[0]] for question in questions
     ]
 
 
@@ -93,9 +93,9 @@ def test_chosen_rows_are_searched_exactly() -> None:
     assert ExactSearch(features.half(), 1.01).search_among(rows[:3], queries, 12)[1].shape == (3, 3)
 
 
-def test_what_is_offered_for_choosing(shop, index) -> None:
-    facets = shop.facets
-    assert facets.names == ["类目", "价格", "链接"] and facets.offered()["类目"][0][1] >= 8
+def test_what_is_offered_for_choosing(goods_engine, index) -> None:
+    facets = goods_engine.facets
+    assert facets.names == ["类目", "价格", "链接", "caption"] and facets.offered()["类目"][0][1] >= 8
     assert dict(facets.offered()["类目"]) == {
         kind: sum(n % 3 == k and n % 7 != 6 for n in range(30)) for k, kind in enumerate(KINDS)
     }
@@ -154,16 +154,16 @@ def test_the_command(kept_index) -> None:
     assert isinstance(run("--where", "价格").exception, RequestError)
 
 
-def test_the_api(shop) -> None:
+def test_the_api(goods_engine) -> None:
     pytest.importorskip("fastapi")
     from fastapi.testclient import TestClient
 
     from cnclip_ft.search.web.api import make_app
     from tests.search.server import LOCAL
 
-    with TestClient(make_app(shop), LOCAL) as client:
+    with TestClient(make_app(goods_engine), LOCAL) as client:
         about = client.get("/api/index").json()
-        assert about["columns"] == ["类目", "价格", "链接"] and about["facets"][0]["column"] == "类目"
+        assert about["columns"] == ["类目", "价格", "链接", "caption"] and about["facets"][0]["column"] == "类目"
         found = client.post("/api/search", json={"text": "图", "where": ["类目=女装"]}).json()["results"]
         assert (
             found
@@ -175,6 +175,7 @@ def test_the_api(shop) -> None:
             "results"
         ]
         assert {hit["number"] for hit in found} == {0, 3, 9}
+        assert [hit["columns"]["caption"] for hit in found] == [f"一张图 {hit['number']}" for hit in found]
         for wrong, says in (
             (["x=1"], "keeps no column"),
             (["价格<"], "where: '价格<' is no condition"),

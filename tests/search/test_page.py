@@ -266,6 +266,10 @@ def test_choosing_by_what_is_kept(chromium, make, checkpoint, tmp_path):
         until(chromium, "return document.querySelectorAll('.card').length === 8")
         kept = chromium.execute_script("return [...document.querySelectorAll('.kept')].map(e => e.textContent)")
         assert len(kept) == 8 and all(text.endswith("0 · 女装") for text in kept)
+        titles = chromium.execute_script(
+            "return [...document.querySelectorAll('.card .title')].map(e => e.textContent)"
+        )
+        assert titles == [f"一张图 {number}" for number in shown(chromium)]  # no title is kept: the caption is shown
         chromium.execute_script("document.querySelector('.zoom').click()")
         link = until(chromium, "return document.querySelector('#largeKept a')?.href")
         assert link.startswith("https://x.example/")

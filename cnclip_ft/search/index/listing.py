@@ -12,11 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from cnclip_ft.features.sources import is_store
 from data_tools.bars import Bar
 from data_tools.errors import DataFault, RequestError
 from data_tools.pictures import read_file
-from data_tools.store import open_store
+from data_tools.store import PairStore, is_store, open_store
 from data_tools.store.layouts import Value
 from data_tools.walk import walk
 
@@ -110,5 +109,19 @@ def _list_store(path: Path) -> Listing:
     stamps: dict[Key, str] = {image_id: hashlib.blake2b(read(image_id), digest_size=16).hexdigest() for image_id in bar}
     if not stamps:
         raise RequestError(f"{path}: the store holds no pictures")
-    columns = read.store.columns_of if read.store.columns else None
-    return Listing("store", path.resolve().name, path.resolve(), stamps, read, columns=columns)
+    return Listing("store", path.resolve().name, path.resolve(), stamps, read, columns=_columns(read.store))
+
+
+def _columns(store: PairStore) -> Callable[[Key], dict[str, Value]] | None:
+    """What a store keeps of a picture, and as `caption` its first text: a shop's title became the text, and is no column."""
+    if not store.columns:
+        return None
+    captions: dict[Key, str] = {}
+    for pair in store.pairs():
+        captions.setdefault(pair.image_id, pair.text)
+
+    def columns(key: Key) -> dict[str, Value]:
+        kept = store.columns_of(key)
+        return {**kept, "caption": kept.get("caption", captions[key])} if key in captions else kept
+
+    return columns

@@ -48,7 +48,9 @@ class Hit(BaseModel):
     id: str = Field(description="Path below the indexed folder, or id in the store.", examples=["2024/dog.jpg"])
     score: float = Field(description="Cosine of question and picture.", examples=[0.3127])
     columns: dict[str, str | int | float | bool] = Field(
-        {}, description="What the store keeps of the picture.", examples=[{"类目": "女装", "价格": "99"}]
+        {},
+        description="What the store keeps of the picture, and its `caption`.",
+        examples=[{"类目": "女装", "价格": "99"}],
     )
 
 

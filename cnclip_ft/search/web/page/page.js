@@ -226,10 +226,10 @@ function cell(hit, at) {
   return all;
 }
 
-/** Title, price and link among what is kept of a picture, and the other short values. */
-function sorted(columns) {
+/** Title (else the caption), price and link among what is kept of a picture, and the other short values. */
+function sorted({ caption, ...columns }) {
   const all = Object.entries(columns).map(([name, value]) => [name, String(value)]), of = test => (all.find(test) || [])[1];
-  const title = of(([name]) => TITLE.test(name)), price = of(([name]) => PRICE.test(name)), link = of(([, value]) => LINK.test(value));
+  const title = of(([name]) => TITLE.test(name)) || caption, price = of(([name]) => PRICE.test(name)), link = of(([, value]) => LINK.test(value));
   return { title, price, link, rest: all.filter(([name, value]) => ![title, price].includes(value) && !LINK.test(value)).map(([, value]) => value) };
 }
 
@@ -244,7 +244,7 @@ async function enlarge(at) {
   const source = `api/images/${hit.number}?size=large`, name = hit.id.split("/").pop().replace(/\.[^.]*$/, "");
   $("largeImage").src = source; $("largeImage").alt = sorted(hit.columns).title || hit.id; $("largeName").textContent = hit.id;
   $("largePlace").textContent = t.place((at + 1).toLocaleString(), answer.matches === null ? null : answer.matches.toLocaleString(), hit.score.toFixed(4));
-  $("largeKept").replaceChildren(...Object.entries(hit.columns).flatMap(([column, value]) => [make("dt", "", column), make("dd", "", LINK.test(value) ? anchor(value, value) : String(value))]));
+  $("largeKept").replaceChildren(...Object.entries(hit.columns).flatMap(([column, value]) => [make("dt", "", column === "caption" ? t.caption : column), make("dd", "", LINK.test(value) ? anchor(value, value) : String(value))]));
   $("largeKept").hidden = !Object.keys(hit.columns).length;
   $("largeSave").href = source; $("largeSave").download = `${name}.jpg`;
   $("before").disabled = at === 0; $("after").disabled = at + 1 >= answer.results.length && !goesOn();
