@@ -16,16 +16,15 @@ from typing import Any
 import numpy as np
 
 from data_tools import alike
+from data_tools.appending import append_to
 from data_tools.build import BuildReport, build_store
 from data_tools.errors import DataFault, RequestError
 from data_tools.faults import FILE_NAME
 from data_tools.items import Source
-from data_tools.pictures import PIXEL_LIMIT
-from data_tools.preparation import Preparation
 from data_tools.scratch import Scratch, real_place
 from data_tools.sources.joined import Joined
-from data_tools.sources.stored import Appended, StoreSource
-from data_tools.store import Id, PairStore, open_store
+from data_tools.sources.stored import StoreSource
+from data_tools.store import Id, PairStore, open_store, stores_below
 
 NAMES = ("train", "valid", "test")
 _WORDS = {"validation": "valid", "val": "valid", "dev": "valid", "restval": "train", "training": "train", "testing": "test",
@@ -101,7 +100,7 @@ def build_splits(
     try:
         if not resume:
             scratch.clear()
-        old = _stores_below(output) if append else {}
+        old = {path.name: open_store(path) for path in stores_below(output)} if append else {}
         after = max((_largest_number(store) for store in old.values()), default=0)
         imported = scratch.folder / "all"
         again = imported.exists() and not resume
@@ -125,11 +124,10 @@ def build_splits(
             lines.append(said)
         else:
             parts = _by_column(store, how)
-        names = list(dict.fromkeys([*(NAMES if isinstance(how, str) else how.parts), *parts.values()]))
-        names = [
-            name for name in names if name in set(parts.values()) or (isinstance(how, Shares) and name in how.parts)
-        ]
-        empty = [name for name in names if name not in set(parts.values()) and name not in old]
+        dealt = set(parts.values())
+        known = how.parts if isinstance(how, Shares) else [name for name in NAMES if name in dealt]
+        names = list(dict.fromkeys([*known, *parts.values()]))
+        empty = [name for name in names if name not in dealt and name not in old]
         if empty:
             raise RequestError(f"{store.image_count:,} pictures are too few: nothing is left for {', '.join(empty)}")
         faults = [imported / FILE_NAME] if (imported / FILE_NAME).is_file() else []
@@ -143,7 +141,7 @@ def build_splits(
                 settings,
                 number == 0,
                 faults if number == 0 else [],
-                old.get(name),
+                name in old,
                 layout=layout,
                 shard_size=shard_size,
                 resume=resume,
@@ -169,36 +167,12 @@ def _build_part(
     settings: dict[str, Any],
     lone: bool,
     faults: Sequence[Path],
-    old: PairStore | None,
+    append: bool,
     **options: Any,
 ) -> BuildReport:
-    part: Any = StoreSource(imported, keep=lambda image_id: parts[image_id] == name, lone=lone, part=[name, settings])
-    if old is not None:
-        if options["layout"] == "plain" and options["shard_size"] is None:
-            options |= kept_form(old)
-        part = Appended(StoreSource(old.path), part, Preparation(None, PIXEL_LIMIT))
-        options["overwrite"] = True
-    before = None if old is None else len(old)
-    report = build_store(part, target, language="detect", faults_before=faults, **options)
-    if before is not None:
-        report.notes.insert(0, f"{report.pairs - before:,} pairs were added to the {before:,} that were there")
-    return report
-
-
-def kept_form(store: PairStore) -> dict[str, Any]:
-    """Layout and shards of a store, for what is built in its place."""
-    size = None if store.shards == 1 else -(-store.image_count // store.shards)
-    return {"layout": store.layout, "shard_size": size}
-
-
-def _stores_below(output: Path) -> dict[str, PairStore]:
-    if not output.is_dir():
-        return {}
-    return {
-        path.name: open_store(path)
-        for path in sorted(output.iterdir())
-        if (path / "pairs").is_dir() or any(path.glob("shard-*"))
-    }
+    part = StoreSource(imported, keep=lambda image_id: parts[image_id] == name, lone=lone, part=[name, settings])
+    build = append_to if append else build_store
+    return build(part, target, faults_before=faults, **options)
 
 
 def _largest_number(store: PairStore) -> int:
@@ -230,15 +204,15 @@ def _deal(
 ) -> tuple[dict[Id, str], str]:
     """Image id → split, and what is to be said."""
     found = [alike.copies_of(one, workers, progress) for one in (*old.values(), store)]
-    groups = alike.group(np.concatenate([one[0] for one in found]), np.concatenate([one[1] for one in found]))
-    contents = np.concatenate([one[1] for one in found])
+    copies, contents = (np.concatenate(part) for part in zip(*found, strict=True))
+    groups = alike.group(copies, contents)
     names, fixed, at = list(shares.parts), dict[int, str](), 0
     for name, one in old.items():
         for number in groups[at : at + one.image_count].tolist():
             fixed.setdefault(number, name)
         at += one.image_count
     own = groups[at:]
-    drawn = {number: name for number, name in fixed.items()}
+    drawn = dict(fixed)
     sizes, least = Counter(own.tolist()), dict[int, int]()
     for number, content in zip(own.tolist(), contents[at:].tolist(), strict=True):
         least[number] = min(content, least.get(number, content))
@@ -250,9 +224,8 @@ def _deal(
             hashlib.blake2b(f"{shares.seed} {least[number]}".encode(), digest_size=8).digest(),
         )
     )
-    left, total = {name: 0.0 for name in names}, sum(sizes[number] for number in free)
-    for name in names:
-        left[name] = shares.parts[name] * total
+    total = sum(sizes[number] for number in free)
+    left = {name: shares.parts[name] * total for name in names}
     for number in free:
         name = max(names, key=lambda name: left[name] / shares.parts[name])
         drawn[number] = name

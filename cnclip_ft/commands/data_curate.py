@@ -52,12 +52,12 @@ def curate(
     from cnclip_ft.evaluation.options import Options, open_model
     from cnclip_ft.evaluation.thresholds import read_threshold
     from cnclip_ft.features.sources import store_source
+    from data_tools.appending import kept_form
     from data_tools.atomic import whole_file
     from data_tools.build import build_store
     from data_tools.check.words import language_of
     from data_tools.outputs import begins, lines_with, refuse_files, refuse_overlap
     from data_tools.sources.stored import StoreSource
-    from data_tools.splitting import kept_form
     from data_tools.store import open_store, refuse_place
 
     options = Options(**vars(towers), **vars(origin))

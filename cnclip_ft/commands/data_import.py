@@ -147,28 +147,14 @@ def _into_splits(
 
 
 def _into_stores(sources: dict[Path, Source], append: bool, building: Building, read: list[Path], inside: bool) -> None:
+    from data_tools.appending import append_to
     from data_tools.build import build_store
-    from data_tools.preparation import Preparation
-    from data_tools.sources.stored import Appended, StoreSource
-    from data_tools.splitting import kept_form
-    from data_tools.store import open_store
 
     options = building.arguments()
     appended = [target for target in sources if append and target.exists()]
     refuse_targets([target for target in sources if target not in appended], read, building, inside=inside)
     for target, source in sources.items():
-        wishes = dict(options)
-        if target in appended:
-            store = open_store(target)
-            prepare = Preparation(options["reencoding"], options["pixel_limit"])
-            source = Appended(StoreSource(target), source, prepare)
-            wishes |= {"overwrite": True} | (
-                kept_form(store) if building.layout == "plain" and building.shard_size is None else {}
-            )
-            before = len(store)
-            store.close()
+        build = append_to if target in appended else build_store
         with interruptible():
-            report = build_store(source, target, **wishes)
-        if target in appended:
-            report.notes.insert(0, f"{report.pairs - before:,} pairs were added to the {before:,} that were there")
+            report = build(source, target, **options)
         say("\n".join(report.lines()))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cnclip_ft.features.sources import is_store
 from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
+from data_tools.store import is_store
 
 WEIGHTS = "pretrained_weights"
 

@@ -12,13 +12,14 @@ import pytest
 from PIL import Image
 
 from data_tools import alike, splitting
+from data_tools.appending import kept_form
 from data_tools.build import build_store
 from data_tools.errors import DataFault, RequestError
 from data_tools.pictures import PIXEL_LIMIT, Reencoding
 from data_tools.preparation import Preparation
 from data_tools.sources import SourceOptions, open_source
 from data_tools.sources.stored import Appended, StoreSource
-from data_tools.splitting import Shares, build_splits, kept_form
+from data_tools.splitting import Shares, build_splits
 from data_tools.store import environments, open_store
 from tests.commands.test_data import call
 from tests.data_tools.samples import content, write_official

@@ -1,0 +1,36 @@
+"""A store with more behind what it holds: built again in its place, in the form it has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from data_tools.build import BuildReport, build_store
+from data_tools.items import Source
+from data_tools.pictures import PIXEL_LIMIT
+from data_tools.preparation import Preparation
+from data_tools.sources.stored import Appended, StoreSource
+from data_tools.store import PairStore, open_store
+
+
+def kept_form(store: PairStore) -> dict[str, Any]:
+    """Layout and shards of a store, for what is built in its place."""
+    size = None if store.shards == 1 else -(-store.image_count // store.shards)
+    return {"layout": store.layout, "shard_size": size}
+
+
+def append_to(source: Source, target: Path, **options: Any) -> BuildReport:
+    """Put what `source` has beyond the store `target` behind it; options as `build_store`, which it raises as well.
+
+    Layout and shards stay, unless `options` ask for others than `build_store` would make.
+    """
+    store = open_store(target)
+    before = len(store)
+    if options["layout"] == "plain" and options["shard_size"] is None:
+        options |= kept_form(store)
+    store.close()
+    prepare = Preparation(options.get("reencoding"), options.get("pixel_limit", PIXEL_LIMIT))
+    options["overwrite"] = True
+    report = build_store(Appended(StoreSource(target), source, prepare), target, **options)
+    report.notes.insert(0, f"{report.pairs - before:,} pairs were added to the {before:,} that were there")
+    return report
