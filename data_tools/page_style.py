@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+
 _STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --ink: #222; --soft: #5f5f5f; --line: #ccc; --hold: #f3f3f3; --bad: #a40000; --good: #127a3a;
   --one: #1f5fbf; --two: #b3401f; --three: #12775a; --four: #7a3fa0 }
@@ -23,5 +25,17 @@ figcaption { font-size: 13px; overflow-wrap: anywhere } .missing { width: 100%; 
 svg text { fill: var(--soft); font-size: 11px } svg .name { fill: var(--ink); font-size: 13px } svg path { fill: none; stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round }
 svg .axis { stroke: var(--line); stroke-width: 1 } svg .start { stroke: var(--soft); stroke-dasharray: 5 4 }
 """
-HEAD = f"<meta name='viewport' content='width=device-width, initial-scale=1'><style>{_STYLE}</style><body><main>"  # behind the title
+_BEGINS = "<!doctype html><html lang='{}'><meta charset='utf-8'><title>{}</title>"
+_TAGS = {"en": "en", "zh": "zh-CN"}
 END = "</main></body></html>"
+
+
+def beginning(title: str, language: str = "en") -> str:
+    """A page down to where its content begins."""
+    head = f"<meta name='viewport' content='width=device-width, initial-scale=1'><style>{_STYLE}</style><body><main>"
+    return _BEGINS.format(_TAGS[language], html.escape(title)) + head
+
+
+def beginnings(title: str) -> tuple[bytes, ...]:
+    """What pages of this title are known by."""
+    return tuple(_BEGINS.format(tag, html.escape(title)).encode() for tag in _TAGS.values())

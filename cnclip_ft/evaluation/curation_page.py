@@ -8,11 +8,11 @@ from pathlib import Path
 from cnclip_ft.evaluation.curation import Curation, Misfit
 from data_tools.atomic import whole_file
 from data_tools.check.page import figures
-from data_tools.page_style import END, HEAD
+from data_tools.page_style import END, beginning, beginnings
 from data_tools.store import Id, PairStore
 
-_BEGINS = "<!doctype html><html lang='{}'><meta charset='utf-8'><title>data curate</title>"
-BEGINS = tuple(_BEGINS.format(tag).encode() for tag in ("en", "zh-CN"))  # what it is known by
+_TITLE = "data curate"
+BEGINS = beginnings(_TITLE)  # what it is known by
 _SHOWN = 60
 _WORDS = {
     "title": ("What would be left out", "将会去掉的内容"),
@@ -49,10 +49,7 @@ def write_page(found: Curation, store: PairStore, file: Path, language: str) -> 
     def pairs(misfits: list[Misfit]) -> str:
         return figures([(store, one.image_id, f"{one.score:.3f} {one.text}") for one in misfits[:_SHOWN]])
 
-    parts = [
-        _BEGINS.format("zh-CN" if language == "zh" else "en"),
-        f"{HEAD}<h1>{say('title')}</h1><ul>",
-    ]
+    parts = [beginning(_TITLE, language), f"<h1>{say('title')}</h1><ul>"]
     parts += [f"<li>{html.escape(line)}</li>" for line in found.lines()]
     parts.append(f"</ul><h2>{say('like', count=len(found.dropped_images))}</h2><p>{say('like_how')}</p>")
     for group in sorted(found.groups, key=lambda group: -len(group.others))[:_SHOWN]:

@@ -15,7 +15,7 @@ from cnclip_ft.training.curves import curves
 from cnclip_ft.training.examples import Example
 from cnclip_ft.training.validation import cell, columns
 from data_tools.atomic import whole_file
-from data_tools.page_style import END, HEAD
+from data_tools.page_style import END, beginning
 
 
 def write_report(
@@ -31,8 +31,7 @@ def write_report(
 ) -> Path:
     """Write ``index.html`` into `folder`, which is made where it is missing. `examples` may be none: of a run that was stopped."""
     parts = [
-        "<!doctype html><html lang='en'><meta charset='utf-8'>",
-        f"<title>{html.escape(title)}</title>{HEAD}<h1>{html.escape(title)}</h1>",
+        f"{beginning(title)}<h1>{html.escape(title)}</h1>",
         _heading("Recall before and after every stage", "各阶段前后的召回率"), _table(rows),
         *(f"<p>{html.escape(note)}</p>" for note in notes),
         _heading("Curves", "训练曲线"), *curves(read_journal(journal)),

@@ -15,12 +15,12 @@ from data_tools.check.tables import rows_of
 from data_tools.check.words import piece
 from data_tools.columns import shown
 from data_tools.errors import DataFault
-from data_tools.page_style import END, HEAD
+from data_tools.page_style import END, beginning, beginnings
 from data_tools.pictures import Reencoding, reencode
 from data_tools.store import Id, Pair, PairStore
 
-_BEGINS = "<!doctype html><html lang='{}'><meta charset='utf-8'><title>data check</title>"
-BEGINS = tuple(_BEGINS.format(tag).encode() for tag in ("en", "zh-CN"))  # what it is known by
+_TITLE = "data check"
+BEGINS = beginnings(_TITLE)  # what it is known by
 _THUMBNAIL = Reencoding(max_side=160, quality=70)
 _RANDOM = 24
 
@@ -33,11 +33,7 @@ def write_page(
     Raises:
         UserError: the file cannot be written.
     """
-    parts = [
-        _BEGINS.format("zh-CN" if language == "zh" else "en"),
-        HEAD,
-    ]
-    parts.append(f"<h1>{piece('title', language)}</h1><ul>")
+    parts = [beginning(_TITLE, language), f"<h1>{piece('title', language)}</h1><ul>"]
     for finding in report.findings:
         mark = " class='hurts'" if finding.hurts else ""
         parts.append(f"<li{mark}>{html.escape(f'{finding.split}: {finding.sentence(language)}')}</li>")

@@ -28,7 +28,6 @@ def language_of(given: str | None) -> str:
 
 
 _ROWS = {
-    "what": ("", ""),
     "images": ("images", "图片"),
     "texts": ("texts", "文本"),
     "pairs": ("pairs", "图文对"),
@@ -81,7 +80,6 @@ _PIECES = {
     "h_longest": ("Longest captions (tokens)", "最长的文本（token）"),
     "h_without_text": ("Without text", "没有文本"),
     "h_skipped": ("Left out by the build", "构建时略过的"),
-    "h_kept": ("Columns kept with the pictures", "随图片保留的列"),
     "h_sample": ("A random sample", "随机样本"),
 }
 _FINDINGS = {
