@@ -65,27 +65,39 @@ def _chunks(items: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
         yield chunk
 
 
+class Groups:
+    """Numbers from 0 in groups, each by itself at first (union-find)."""
+
+    def __init__(self, count: int) -> None:
+        self._before = list(range(count))
+
+    def _first(self, number: int) -> int:
+        before = self._before
+        while before[number] != number:
+            before[number] = number = before[before[number]]
+        return number
+
+    def join(self, some: np.ndarray, others: np.ndarray) -> None:
+        """Put each of `some` (int64 ``[n]``) and its counterpart into one group."""
+        for one, other in zip(some.tolist(), others.tolist(), strict=True):
+            one, other = self._first(one), self._first(other)
+            self._before[max(one, other)] = min(one, other)
+
+    def firsts(self) -> np.ndarray:
+        """int64: the smallest number of each one's group."""
+        return np.array([self._first(number) for number in range(len(self._before))], np.int64)
+
+
 def group(copies: np.ndarray, contents: np.ndarray) -> np.ndarray:
     """``[images]``: the number of the first picture of each one's group. Like pictures share one.
 
     Args:
         copies: ``[images, 8, 8, 3]`` uint8. contents: ``[images]``, equal for equal bytes.
     """
-    parent = np.arange(len(copies))
-
-    def top(number: int) -> int:
-        while parent[number] != number:
-            parent[number] = number = parent[parent[number]]
-        return number
-
-    def join(first: np.ndarray, second: np.ndarray) -> None:
-        for one, other in zip(first.tolist(), second.tolist(), strict=True):
-            one, other = top(one), top(other)
-            parent[max(one, other)] = min(one, other)
-
+    groups = Groups(len(copies))
     order = np.argsort(contents, kind="stable")
     same = np.flatnonzero(contents[order][1:] == contents[order][:-1])
-    join(order[same], order[same + 1])
+    groups.join(order[same], order[same + 1])
     contrast = _contrast(copies)
     telling = np.flatnonzero(contrast >= _LEAST_CONTRAST)
     hashes = _hashes(copies[telling], contrast[telling])
@@ -98,8 +110,8 @@ def group(copies: np.ndarray, contents: np.ndarray) -> np.ndarray:
                 first = first[: len(second)]
                 apart = np.abs(copies[first].astype(np.int16) - copies[second]).mean(axis=(1, 2, 3))
                 near = apart <= MOST_APART * np.maximum(contrast[first], contrast[second])
-                join(first[near], second[near])
-    return np.array([top(number) for number in range(len(copies))], np.int64)
+                groups.join(first[near], second[near])
+    return groups.firsts()
 
 
 def _contrast(copies: np.ndarray) -> np.ndarray:

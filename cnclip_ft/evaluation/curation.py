@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from cnclip_ft.evaluation.calibration import sampled_scores
+from cnclip_ft.evaluation.calibration import cosines, sampled_scores
 from cnclip_ft.evaluation.options import Opened
 from cnclip_ft.features.encode import SplitFeatures, encode_images, evaluating
 from cnclip_ft.retrieval import approximate
 from cnclip_ft.retrieval.exact import ExactSearch
+from data_tools.alike import Groups
 from data_tools.bars import Bar
 from data_tools.errors import DataFault, RequestError
 from data_tools.pictures import Reencoding, read_header, reencode
@@ -152,7 +153,7 @@ def curate(
     most = wishes.most if wishes.most is not None else max(20, len(features.image_ids) // 100)
     found = Curation(near, fit, most, [near_said, fit_said], len(features.image_ids), len(features.positives))
     found.groups = _like(store, features, near, opened, say)
-    gone, scores = found.dropped_images, _pair_scores(features)
+    gone, scores = found.dropped_images, cosines(features, features.positives).numpy()
     _misfits(found, features, scores, gone)
     _crowds(found, features, scores, gone)
     return found
@@ -216,13 +217,7 @@ def _like(
     store: PairStore, features: SplitFeatures, near: float, opened: Opened, say: Callable[[str], None]
 ) -> list[Group]:
     images = features.image_features
-    count, parent = len(images), list(range(len(images)))
-
-    def top(number: int) -> int:
-        while parent[number] != number:
-            parent[number] = number = parent[parent[number]]
-        return number
-
+    count, alike = len(images), Groups(len(images))
     search: Any = ExactSearch(images, float(images.norm(dim=1).max()), opened.device)
     if count > _EXACTLY:
         if approximate.has_faiss():
@@ -234,15 +229,12 @@ def _like(
     with Bar(total=count, desc="looking for like pictures", unit=" pictures") as bar:
         for start in range(0, count, _ASKED):
             scores, numbers = search.search(images[start : start + _ASKED], _NEIGHBOURS)
-            rows, places = (scores >= near).nonzero(as_tuple=True)
-            for own, other in zip((rows + start).tolist(), numbers[rows, places].tolist(), strict=True):
-                if other >= 0:
-                    first, second = sorted((top(own), top(other)))
-                    parent[second] = first
+            rows, places = ((scores >= near) & (numbers >= 0)).nonzero(as_tuple=True)
+            alike.join((rows + start).numpy(), numbers[rows, places].numpy())
             bar.update(len(scores))
     members: dict[int, list[int]] = {}
-    for number in range(count):
-        members.setdefault(top(number), []).append(number)
+    for number, first in enumerate(alike.firsts().tolist()):
+        members.setdefault(first, []).append(number)
     return [group for rows in members.values() if len(rows) > 1 for group in _groups(store, features, rows, near)]
 
 
@@ -267,14 +259,6 @@ def _groups(store: PairStore, features: SplitFeatures, rows: list[int], near: fl
             )
         left = [row for row in others if row not in like]
     return found
-
-
-def _pair_scores(features: SplitFeatures) -> np.ndarray:
-    parts = [
-        (features.image_features[part[:, 0]].double() * features.text_features[part[:, 1]].double()).sum(1)
-        for part in features.positives.split(65536)
-    ]
-    return torch.cat(parts).numpy()
 
 
 _JUST = 24
@@ -303,12 +287,12 @@ def _crowds(found: Curation, features: SplitFeatures, scores: np.ndarray, gone: 
     dropped = found.dropped_pairs
     keys = [" ".join(text.casefold().split()) for text in features.texts]
     rows: dict[str, list[int]] = {}
-    counts = Counter(keys[text] for _, text in features.positives.tolist())
-    for row, (image, text) in enumerate(features.positives.tolist()):
+    pairs = features.positives.tolist()
+    counts = Counter(keys[text] for _, text in pairs)
+    for row, (image, text) in enumerate(pairs):
         ids = features.image_ids[image], features.text_ids[text]
         if counts[keys[text]] > found.most and ids[0] not in gone and ids not in dropped:
             rows.setdefault(keys[text], []).append(row)
-    pairs = features.positives.tolist()
     for own in rows.values():
         own.sort(key=lambda row: -scores[row])
         if len(own) <= found.most:
