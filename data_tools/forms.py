@@ -18,7 +18,7 @@ from data_tools.bars import Bar
 from data_tools.build import build_store
 from data_tools.errors import RequestError
 from data_tools.items import Source
-from data_tools.selection import ENDINGS, Picture, Pictures, Selection
+from data_tools.selection import ENDING_OF, Picture, Pictures, Selection
 from data_tools.sources import SourceOptions, open_source
 from data_tools.sources.column_names import Columns
 from data_tools.sources.stored import StoreSource
@@ -66,9 +66,8 @@ def _with_texts(write: Callable[[Pictures, Path, int], None]) -> Writer:
             raise RequestError(f"{store.path}: no picture with a text is chosen{by}")
         write(pictures, folder, size or _A_FILE)
         done = Exported(len(pictures.ids), pictures.pairs)
-        without = len(chosen.pictures(store, False)) - len(pictures.ids)
-        if without:
-            done.notes.append(f"{without:,} pictures without a text are left out")
+        if pictures.without:
+            done.notes.append(f"{pictures.without:,} pictures without a text are left out")
         if store.lone_texts:
             done.notes.append(
                 f"{len(store.lone_texts):,} texts without a picture are left out: this form has no place for them"
@@ -123,7 +122,7 @@ def _file_name(picture: Picture, taken: set[str]) -> str:
         part not in (".", "..", "/") and len(part.encode()) <= 200 and not part.startswith(".") for part in parts
     )
     plain = plain and not any(ord(mark) < 32 or mark in '\\:*?"<>|' for mark in name) and "/".join(parts) == name
-    right = ENDINGS.get(
+    right = ENDING_OF.get(
         {"jpeg": "JPEG", "jpg": "JPEG", "tiff": "TIFF"}.get(ending_of(name).lstrip("."), ""),
         ending_of(name).lstrip("."),
     )

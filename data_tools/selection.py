@@ -15,7 +15,7 @@ from data_tools.pictures import read_header
 from data_tools.store import Id, Pair, PairStore
 from data_tools.store.layouts import Value
 
-ENDINGS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm", "AVIF": "avif"}  # fmt: skip
+ENDING_OF = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm", "AVIF": "avif"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,18 @@ class Pictures:
 
     def __init__(self, store: PairStore, chosen: Selection, progress: bool) -> None:
         self.store, self.chosen, self.progress = store, chosen, progress
-        self.ids = chosen.pictures(store, True)
-        numbers = {image_id: number for number, image_id in enumerate(self.ids)}
+        found = chosen.pictures(store, False)
+        numbers = {image_id: number for number, image_id in enumerate(found)}
         owners = np.full(len(store), -1, np.int64)
         for place, pair in enumerate(store.pairs()):
             if chosen.keeps_pair(pair):
                 owners[place] = numbers.get(pair.image_id, -1)
-        self._order = np.argsort(owners, kind="stable")
-        self._starts = np.searchsorted(owners[self._order], np.arange(len(self.ids) + 1))
-        self.pairs = int(self._starts[-1] - self._starts[0])
+        told, counts = np.unique(owners[owners >= 0], return_counts=True)
+        self.pairs = int(counts.sum())
+        self._order = np.argsort(owners, kind="stable")[len(owners) - self.pairs :]
+        self._starts = np.concatenate([[0], counts.cumsum()])
+        self.ids = [found[number] for number in told.tolist()]
+        self.without = len(found) - len(self.ids)  # chosen, but no chosen text stands on them
         self.single = self.pairs == len(self.ids)  # one text each
 
     def __iter__(self) -> Iterator[Picture]:
@@ -102,7 +105,7 @@ class Pictures:
             own = self._order[self._starts[number] : self._starts[number + 1]]
             data = store.image(image_id)
             try:
-                ending = ENDINGS.get(read_header(data).format, "jpg")
+                ending = ENDING_OF.get(read_header(data).format, "jpg")
             except DataFault as fault:
                 raise DataFault(
                     fault.problem,
