@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from cnclip_ft.models.families.chinese_clip.fresh import POSITION_SCALE, keep_scale_, sine_positions_
+from cnclip_ft.models.families.fresh import POSITION_SCALE, keep_scale_, sine_positions_
 from cnclip_ft.models.preprocessing import SquarePicture
 from cnclip_ft.models.start import build_start
 from data_tools.scenes import draw, sample_scenes

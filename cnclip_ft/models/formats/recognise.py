@@ -11,9 +11,9 @@ from transformers import ChineseCLIPTextConfig, ChineseCLIPVisionConfig
 from cnclip_ft.models.build import count_layers
 from cnclip_ft.models.families.chinese_clip import resnet, vit
 from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES, VOCABULARY, Architecture, ResNet
-from cnclip_ft.models.families.chinese_clip.numbers import side_of
 from cnclip_ft.models.families.chinese_clip.roberta import TEXT_KEYS
 from cnclip_ft.models.families.chinese_clip.wordpiece import CONTEXT_LENGTH
+from cnclip_ft.models.families.numbers import side_of
 from cnclip_ft.models.formats.files import Tensors
 from data_tools.errors import RequestError
 

@@ -10,8 +10,8 @@ from transformers import PretrainedConfig, Siglip2VisionConfig, SiglipTextConfig
 
 from cnclip_ft.models.build import Checkpoint
 from cnclip_ft.models.description import checked_half
-from cnclip_ft.models.families.chinese_clip.numbers import unusual_rule
 from cnclip_ft.models.families.fast_tokenizer import FastTokenizer, Rules
+from cnclip_ft.models.families.numbers import unusual_rule
 from cnclip_ft.models.families.siglip import naflex, text, vision
 from cnclip_ft.models.families.siglip.sentencepiece import END, UNKNOWN, sentencepiece_backend
 from cnclip_ft.models.formats.cn_clip import is_dropped

@@ -10,10 +10,10 @@ from transformers import ChineseCLIPTextConfig, ChineseCLIPVisionConfig
 
 from cnclip_ft.models.build import Checkpoint
 from cnclip_ft.models.description import checked_half
-from cnclip_ft.models.families.chinese_clip.numbers import unusual_rule
 from cnclip_ft.models.families.chinese_clip.roberta import TEXT_KEYS, Roberta
 from cnclip_ft.models.families.chinese_clip.vit import VISION_KEYS, Vit
 from cnclip_ft.models.families.chinese_clip.wordpiece import CONTEXT_LENGTH
+from cnclip_ft.models.families.numbers import unusual_rule
 from cnclip_ft.models.formats.cn_clip import is_dropped, modern
 from cnclip_ft.models.formats.files import Content, Tensors, read_weights
 from cnclip_ft.models.formats.folder_rules import obeyed, text_rules

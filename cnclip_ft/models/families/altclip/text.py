@@ -15,10 +15,10 @@ from transformers import ChineseCLIPTextConfig, ChineseCLIPTextModel
 
 from cnclip_ft.models.contract import LinearGroup, TextTower
 from cnclip_ft.models.families.chinese_clip.layers import TextLayer, skip_unread
-from cnclip_ft.models.families.chinese_clip.numbers import check_activation, check_heads
-from cnclip_ft.models.families.chinese_clip.plain_attention import HIDDEN, attend
+from cnclip_ft.models.families.numbers import check_activation, check_heads
 from cnclip_ft.models.families.packing import Packing, unasked, uses_sdpa
 from cnclip_ft.models.families.parts import new_projection, set_checkpointing
+from cnclip_ft.models.families.plain_attention import HIDDEN, attend
 from cnclip_ft.models.schema import Layers, Share, Small, TextPart, Vocabulary, Width
 from data_tools.errors import RequestError
 

@@ -19,8 +19,8 @@ from torch import nn
 
 from cnclip_ft.models.contract import ImageTower
 from cnclip_ft.models.families.chinese_clip.catalog import ResNet
-from cnclip_ft.models.families.chinese_clip.fresh import check_new_size, from_recipe
-from cnclip_ft.models.families.chinese_clip.numbers import resize_positions, unusual_rule, with_picture_rule
+from cnclip_ft.models.families.fresh import check_new_size, from_recipe
+from cnclip_ft.models.families.numbers import resize_positions, unusual_rule, with_picture_rule
 from cnclip_ft.models.preprocessing import SquarePicture
 from cnclip_ft.models.schema import Layers, PictureRule, Pixels, Width
 from data_tools.errors import RequestError

@@ -11,17 +11,17 @@ from transformers import ChineseCLIPVisionConfig, ChineseCLIPVisionModel
 
 from cnclip_ft.models.contract import ImageTower
 from cnclip_ft.models.families.chinese_clip.catalog import VisionTransformer
-from cnclip_ft.models.families.chinese_clip.fresh import check_new_size, from_recipe, keep_scale_, sine_positions_
 from cnclip_ft.models.families.chinese_clip.layers import skip_unread
-from cnclip_ft.models.families.chinese_clip.numbers import (
+from cnclip_ft.models.families.fresh import check_new_size, from_recipe, keep_scale_, sine_positions_
+from cnclip_ft.models.families.numbers import (
     check_activation,
     check_heads,
     resize_positions,
     unusual_rule,
     with_picture_rule,
 )
-from cnclip_ft.models.families.chinese_clip.plain_attention import plain_layers
 from cnclip_ft.models.families.parts import drop_patches, new_projection, set_checkpointing
+from cnclip_ft.models.families.plain_attention import plain_layers
 from cnclip_ft.models.preprocessing import SquarePicture
 from cnclip_ft.models.schema import Layers, PictureRule, Pixels, Share, Small, Width
 

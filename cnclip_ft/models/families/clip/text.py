@@ -15,14 +15,14 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from cnclip_ft.models.contract import LinearGroup, TextTower
-from cnclip_ft.models.families.chinese_clip.fresh import from_recipe, keep_scale_
-from cnclip_ft.models.families.chinese_clip.numbers import check_activation, check_heads
-from cnclip_ft.models.families.chinese_clip.plain_attention import HIDDEN, attend
 from cnclip_ft.models.families.clip.bpe import VOCABULARY, installed_bpe
 from cnclip_ft.models.families.clip.layers import CausalLayer, skip_unread
 from cnclip_ft.models.families.fast_tokenizer import FastTokenizer
+from cnclip_ft.models.families.fresh import from_recipe, keep_scale_
+from cnclip_ft.models.families.numbers import check_activation, check_heads
 from cnclip_ft.models.families.packing import Packing, uses_sdpa
 from cnclip_ft.models.families.parts import new_projection, set_checkpointing
+from cnclip_ft.models.families.plain_attention import HIDDEN, attend
 from cnclip_ft.models.schema import Layers, Share, Small, TextPart, Vocabulary, Width
 
 TEXT_KEYS = (

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import nn
 from transformers import Siglip2VisionConfig, Siglip2VisionModel
 
-from cnclip_ft.models.families.chinese_clip.plain_attention import HIDDEN, plain_layers
+from cnclip_ft.models.families.plain_attention import HIDDEN, plain_layers
 from cnclip_ft.models.families.siglip.vision import LAYER_KEYS, PooledTower, VisionNumbers
 from cnclip_ft.models.patches import BUDGET, PatchedPicture
 from cnclip_ft.runtime import to_device

@@ -10,9 +10,9 @@ from torch import nn
 from transformers import SiglipTextConfig, SiglipTextModel
 
 from cnclip_ft.models.contract import TextTower, Tokenizer
-from cnclip_ft.models.families.chinese_clip.numbers import check_activation, check_heads
-from cnclip_ft.models.families.chinese_clip.plain_attention import plain_layers
+from cnclip_ft.models.families.numbers import check_activation, check_heads
 from cnclip_ft.models.families.parts import set_checkpointing
+from cnclip_ft.models.families.plain_attention import plain_layers
 from cnclip_ft.models.families.siglip.layers import read_last
 from cnclip_ft.models.schema import Layers, Share, Small, TextPart, Vocabulary, Width
 from data_tools.errors import RequestError

@@ -11,15 +11,15 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from cnclip_ft.models.contract import ImageTower
 from cnclip_ft.models.families.chinese_clip.catalog import VisionTransformer
-from cnclip_ft.models.families.chinese_clip.fresh import from_recipe, keep_scale_, sine_positions_
-from cnclip_ft.models.families.chinese_clip.numbers import (
+from cnclip_ft.models.families.fresh import from_recipe, keep_scale_, sine_positions_
+from cnclip_ft.models.families.numbers import (
     check_activation,
     check_heads,
     unusual_rule,
     with_picture_rule,
 )
-from cnclip_ft.models.families.chinese_clip.plain_attention import plain_layers
 from cnclip_ft.models.families.parts import drop_patches, set_checkpointing
+from cnclip_ft.models.families.plain_attention import plain_layers
 from cnclip_ft.models.families.siglip.layers import PoolingHead
 from cnclip_ft.models.preprocessing import HALF, SquarePicture
 from cnclip_ft.models.schema import Layers, PictureRule, Pixels, Share, Small, Width

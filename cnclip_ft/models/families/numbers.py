@@ -1,4 +1,4 @@
-"""What the numbers of these towers have in common: heads, activations, colours, and positions for another resolution."""
+"""What the numbers of image and text towers have in common: heads, activations, colours, and positions for another resolution."""
 
 from __future__ import annotations
 
