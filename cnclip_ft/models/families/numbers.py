@@ -1,4 +1,4 @@
-"""What the numbers of image and text towers have in common: heads, activations, colours, and positions for another resolution."""
+"""What the numbers of image and text towers have in common: layers, patches, colours, and positions for another resolution."""
 
 from __future__ import annotations
 
@@ -6,10 +6,65 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import torch
+from pydantic import model_validator
 from transformers.activations import ACT2FN
 
 from cnclip_ft.models.preprocessing import SquarePicture
+from cnclip_ft.models.schema import Layers, Part, PictureRule, Pixels, Share, Small, TextPart, Vocabulary, Width
 from data_tools.errors import RequestError
+
+
+class LayerNumbers(Part):
+    """Base of the schema of a tower of transformers' layers, under the names of its configuration."""
+
+    hidden_size: Width
+    num_hidden_layers: Layers
+    num_attention_heads: Width
+    intermediate_size: Width
+    hidden_act: str
+    layer_norm_eps: Small
+
+    @model_validator(mode="after")
+    def _layers(self) -> LayerNumbers:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} cannot be divided by num_attention_heads {self.num_attention_heads}"
+            )
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(
+                f"hidden_act {self.hidden_act[:40]!r} is no activation of transformers, e.g. gelu or quick_gelu"
+            )
+        return self
+
+
+class TextNumbers(LayerNumbers, TextPart):
+    """Of a text tower, with learnt positions."""
+
+    vocab_size: Vocabulary
+    max_position_embeddings: Width
+
+    @property
+    def longest(self) -> int:
+        return self.max_position_embeddings
+
+
+class PatchNumbers(LayerNumbers, PictureRule):
+    """Of an image tower over patches."""
+
+    patch_size: Pixels
+    attention_dropout: Share
+
+
+class SquareNumbers(PatchNumbers):
+    """Of an image tower over the patches of squares of one size."""
+
+    image_size: Pixels
+
+    @model_validator(mode="after")
+    def _patches(self) -> SquareNumbers:
+        if self.patch_size > self.image_size:
+            raise ValueError(f"patch_size {self.patch_size} is larger than image_size {self.image_size}")
+        return self
 
 
 class _OfSquares(Protocol):
@@ -17,16 +72,6 @@ class _OfSquares(Protocol):
 
 
 T = TypeVar("T", bound=_OfSquares)
-
-
-def check_heads(width: int, heads: int) -> None:
-    if width % heads:
-        raise ValueError(f"hidden_size {width} cannot be divided by num_attention_heads {heads}")
-
-
-def check_activation(name: str) -> None:
-    if name not in ACT2FN:
-        raise ValueError(f"hidden_act {name[:40]!r} is no activation of transformers, e.g. gelu or quick_gelu")
 
 
 def with_picture_rule(tower: T, numbers: dict[str, Any]) -> T:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,68 +9,61 @@ import torch
 from transformers import AltCLIPTextConfig, CLIPTextConfig, MetaClip2TextConfig, PretrainedConfig
 
 from cnclip_ft.models.build import Checkpoint
-from cnclip_ft.models.description import checked_half
-from cnclip_ft.models.families.altclip import text as altclip
-from cnclip_ft.models.families.clip import text as clip
+from cnclip_ft.models.families.altclip.text import AltTextTower
+from cnclip_ft.models.families.clip.text import LARGEST, ClipTextTower, MetaClip2TextTower
 from cnclip_ft.models.families.fast_tokenizer import FastTokenizer, Mask
+from cnclip_ft.models.families.transformers_tower import ProjectedText
 from cnclip_ft.models.formats.files import read_json, read_weights
-from cnclip_ft.models.formats.folder_rules import obeyed
+from cnclip_ft.models.formats.folder_rules import half_of
 from cnclip_ft.models.formats.transformers_folder import model_tensors, obeyed_vision, sections_of
-from cnclip_ft.models.schema import TextPart
 from data_tools.errors import RequestError
 
 _SAVED = "vision_model.encoder.layer."
 CONTEXT_LENGTH = 77  # of all three as their authors use them
 
 
-@dataclass(frozen=True)
-class _Text:
-    """A text tower as its folder has it: the schema and the keys of its description, transformers' defaults, the mask."""
-
-    schema: type[TextPart]
-    kind: str
-    keys: tuple[str, ...]
-    defaults: type[PretrainedConfig]
-    mask: Mask
-
-
 def read_clip(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> Checkpoint:
     """A ``CLIPModel`` folder."""
-    return _read(folder, config, dtype, _Text(clip.ClipText, "clip_text", clip.TEXT_KEYS, CLIPTextConfig, "to_end"))
+    return _read(folder, config, dtype, ClipTextTower, CLIPTextConfig(), "to_end")
 
 
 def read_metaclip_2(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> Checkpoint:
     """A ``MetaClip2Model`` folder."""
-    text = _Text(clip.MetaClip2Text, "metaclip_2_text", clip.TEXT_KEYS, MetaClip2TextConfig, "tokens")
-    return _read(folder, config, dtype, text)
+    return _read(folder, config, dtype, MetaClip2TextTower, MetaClip2TextConfig(), "tokens")
 
 
 def read_altclip(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> Checkpoint:
     """An ``AltCLIPModel`` folder (AltCLIP, m9 and m18)."""
-    text = _Text(altclip.AltText, "altclip_text", altclip.TEXT_KEYS, AltCLIPTextConfig, "tokens")
-    return _read(folder, config, dtype, text)
+    return _read(folder, config, dtype, AltTextTower, AltCLIPTextConfig(), "tokens")
 
 
-def _read(folder: Path, config: dict[str, Any], dtype: torch.dtype, kind: _Text) -> Checkpoint:
+def _read(
+    folder: Path,
+    config: dict[str, Any],
+    dtype: torch.dtype,
+    kind: type[ProjectedText],
+    usual: PretrainedConfig,
+    mask: Mask,
+) -> Checkpoint:
     """
+    Args:
+        usual: what holds of the text tower where the folder says nothing.
+
     Raises:
         RequestError: not readable, or it asks for what is not done here.
     """
     sections = sections_of(folder, config)
     where = f"{folder / 'config.json'}: text_config"
-    found = obeyed(sections["text_config"], (*kind.keys, "pad_token_id"), where)
-    full = kind.defaults()
-    numbers = {"kind": kind.kind} | {key: found.get(key, getattr(full, key)) for key in kind.keys}
-    text = checked_half(kind.schema, numbers, where)
+    text = half_of(kind, sections["text_config"], usual, where, beside=("pad_token_id",))
     image = obeyed_vision(folder, sections["vision_config"], fit="crop")
     content = read_weights(folder, dtype)
     tensors, left_over = model_tensors(folder, content)
     # What transformers 5 saves of AltCLIP names the layers of both halves as only the text half's were published.
     tensors = {name.replace(_SAVED, "vision_model.encoder.layers."): tensor for name, tensor in tensors.items()}
     length = min(CONTEXT_LENGTH, kind.schema.model_validate(text).longest, _said_length(folder))
-    tokenizer = FastTokenizer.of_folder(folder, length, mask=kind.mask)
+    tokenizer = FastTokenizer.of_folder(folder, length, mask=mask)
     end, read = tokenizer.rules.end_id, text.get("eos_token_id")
-    if read not in (None, end) and not (kind.kind == "clip_text" and read == clip.LARGEST):
+    if read not in (None, end) and not (kind is ClipTextTower and read == LARGEST):
         raise RequestError(
             f"{where}.eos_token_id is {read}, and texts are read there, but those of the tokenizer beside it end in {end}: it is another "
             "model's; fetch both again"
@@ -80,15 +72,8 @@ def _read(folder: Path, config: dict[str, Any], dtype: torch.dtype, kind: _Text)
         "architecture": None, "image": image, "text": text, "projection": tensors["text_projection.weight"].shape[0],
         "context_length": length, "tokenizer": tokenizer.describe(),
     }  # fmt: skip
-    return Checkpoint(
-        str(folder),
-        description,
-        tensors,
-        None,
-        tokenizer=tokenizer,
-        left_over=left_over + content.left_over,
-        notes=content.notes,
-    )
+    left_over += content.left_over
+    return Checkpoint(str(folder), description, tensors, None, left_over, content.notes, tokenizer=tokenizer)
 
 
 def _said_length(folder: Path) -> int:

@@ -8,7 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from transformers import PretrainedConfig
+
+from cnclip_ft.models.description import checked_half
 from cnclip_ft.models.families.chinese_clip.wordpiece import SPECIAL_TOKENS, read_vocabulary
+from cnclip_ft.models.families.transformers_tower import TransformersTower
 from cnclip_ft.models.formats.files import read_json
 from data_tools.errors import RequestError
 
@@ -55,6 +59,23 @@ def obeyed(config: Any, known: tuple[str, ...], where: str) -> dict[str, Any]:
         if isinstance(side, list) and len(side) == 2 and side[0] == side[1]:
             found[key] = side[0]
     return found
+
+
+def half_of(
+    tower: type[TransformersTower], config: Any, usual: PretrainedConfig, where: str, beside: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """One half of a description, of a section of a configuration.
+
+    Args:
+        usual: what holds where the section says nothing.
+        beside: keys that may stand there too.
+
+    Raises:
+        RequestError: a key or a value the tower cannot have.
+    """
+    found = obeyed(config, (*tower.config_keys, *beside), where)
+    numbers = {key: found.get(key, getattr(usual, key)) for key in tower.config_keys}
+    return checked_half(tower.schema, {"kind": tower.kind} | numbers, where)
 
 
 # ---- texts ----------------------------------------------------------------------------------------------------------

@@ -52,6 +52,14 @@ def patch_rules(folder: Path, usual: PatchedPicture) -> tuple[PatchedPicture, li
     return PatchedPicture(usual.patch, budget, mean, std, resample), said
 
 
+def refuse_others(said: list[str]) -> None:
+    """For a whole model, whose pictures must be prepared as its folder says."""
+    if said:
+        raise RequestError(
+            f"{said[0]}. Its features would be others than its author's. Set the key to what is done here if that is meant"
+        )
+
+
 def _of_any(
     file: Path, rules: dict[str, Any], usual: SquarePicture | PatchedPicture
 ) -> tuple[Resample, tuple[float, ...], tuple[float, ...], list[str]]:

@@ -11,7 +11,7 @@ from transformers import ChineseCLIPTextConfig, ChineseCLIPVisionConfig
 from cnclip_ft.models.build import count_layers
 from cnclip_ft.models.families.chinese_clip import resnet, vit
 from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES, VOCABULARY, Architecture, ResNet
-from cnclip_ft.models.families.chinese_clip.roberta import TEXT_KEYS
+from cnclip_ft.models.families.chinese_clip.roberta import RobertaTower
 from cnclip_ft.models.families.chinese_clip.wordpiece import CONTEXT_LENGTH
 from cnclip_ft.models.families.numbers import side_of
 from cnclip_ft.models.formats.files import Tensors
@@ -63,7 +63,7 @@ def recognise_image(tensors: Tensors) -> dict[str, Any]:
         intermediate_size=tensors["vision_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
         hidden_act="quick_gelu",
     )
-    return {"kind": "vit"} | {key: getattr(config, key) for key in vit.VISION_KEYS}
+    return {"kind": "vit"} | {key: getattr(config, key) for key in vit.ViTTower.config_keys}
 
 
 def recognise_text(tensors: Tensors) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def recognise_text(tensors: Tensors) -> dict[str, Any]:
         max_position_embeddings=tensors["text_model.embeddings.position_embeddings.weight"].shape[0],
         type_vocab_size=tensors["text_model.embeddings.token_type_embeddings.weight"].shape[0],
     )
-    return {"pooling": "cls"} | {key: getattr(config, key) for key in TEXT_KEYS}
+    return {"pooling": "cls"} | {key: getattr(config, key) for key in RobertaTower.config_keys}
 
 
 def with_architecture(description: dict[str, Any]) -> dict[str, Any]:

@@ -9,19 +9,20 @@ import torch
 from transformers import PretrainedConfig, Siglip2VisionConfig, SiglipTextConfig, SiglipVisionConfig
 
 from cnclip_ft.models.build import Checkpoint
-from cnclip_ft.models.description import checked_half
 from cnclip_ft.models.families.fast_tokenizer import FastTokenizer, Rules
 from cnclip_ft.models.families.numbers import unusual_rule
-from cnclip_ft.models.families.siglip import naflex, text, vision
+from cnclip_ft.models.families.siglip.naflex import NaflexTower, picture_numbers
 from cnclip_ft.models.families.siglip.sentencepiece import END, UNKNOWN, sentencepiece_backend
+from cnclip_ft.models.families.siglip.text import SiglipTextTower
+from cnclip_ft.models.families.siglip.vision import SiglipTower
+from cnclip_ft.models.families.transformers_tower import TransformersTower
 from cnclip_ft.models.formats.cn_clip import is_dropped
 from cnclip_ft.models.formats.files import read_json, read_weights
-from cnclip_ft.models.formats.folder_rules import obeyed
-from cnclip_ft.models.formats.picture_rules import patch_rules, picture_rules
+from cnclip_ft.models.formats.folder_rules import half_of
+from cnclip_ft.models.formats.picture_rules import patch_rules, picture_rules, refuse_others
 from cnclip_ft.models.formats.transformers_folder import sections_of
 from cnclip_ft.models.patches import PatchedPicture
 from cnclip_ft.models.preprocessing import HALF, SquarePicture
-from cnclip_ft.models.schema import Part
 from data_tools.errors import RequestError
 
 PADDED = (
@@ -32,9 +33,7 @@ PADDED = (
 def read_siglip(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> Checkpoint:
     """A ``SiglipModel`` folder: SigLIP, and SigLIP 2 of a fixed size."""
     sections = sections_of(folder, config)
-    image = _numbers(
-        folder, sections, "vision_config", vision.SiglipVision, "siglip", vision.VISION_KEYS, SiglipVisionConfig()
-    )
+    image = _numbers(folder, sections, "vision_config", SiglipTower, SiglipVisionConfig())
     picture, said = picture_rules(folder, SquarePicture(image["image_size"], mean=HALF, std=HALF))
     return _read(folder, sections, image | unusual_rule(picture), said, dtype)
 
@@ -42,11 +41,9 @@ def read_siglip(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> Che
 def read_siglip2(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> Checkpoint:
     """A ``Siglip2Model`` folder: SigLIP 2 with pictures in their own shape (NaFlex)."""
     sections = sections_of(folder, config)
-    image = _numbers(
-        folder, sections, "vision_config", naflex.NaflexVision, "siglip2", naflex.VISION_KEYS, Siglip2VisionConfig()
-    )
+    image = _numbers(folder, sections, "vision_config", NaflexTower, Siglip2VisionConfig())
     picture, said = patch_rules(folder, PatchedPicture(image["patch_size"]))
-    return _read(folder, sections, image | naflex.picture_numbers(picture), said, dtype)
+    return _read(folder, sections, image | picture_numbers(picture), said, dtype)
 
 
 def _read(
@@ -56,59 +53,35 @@ def _read(
     Raises:
         RequestError: not readable, or it asks for what is not done here.
     """
-    if said:
-        raise RequestError(
-            f"{said[0]}. Its features would be others than its author's. Set the key to what is done here if that is meant"
-        )
-    words = _numbers(
-        folder,
-        sections,
-        "text_config",
-        text.SiglipText,
-        "siglip_text",
-        text.TEXT_KEYS,
-        SiglipTextConfig(bos_token_id=None, eos_token_id=None),
-    )
+    refuse_others(said)
+    usual = SiglipTextConfig(bos_token_id=None, eos_token_id=None)
+    text = _numbers(folder, sections, "text_config", SiglipTextTower, usual)
     content = read_weights(folder, dtype)
     left_over = sorted(name for name in content.tensors if is_dropped(name))
     tensors = {name: tensor for name, tensor in content.tensors.items() if name not in left_over}
     if "text_model.head.weight" not in tensors:
         raise RequestError(f"{folder}: the checkpoint is incomplete, no 'text_model.head.weight' in it")
-    tokenizer, notes = _tokenizer(folder, words["max_position_embeddings"], naflex=image["kind"] == "siglip2")
+    tokenizer, notes = _tokenizer(folder, text["max_position_embeddings"], naflex=image["kind"] == "siglip2")
     description = {
-        "architecture": None, "image": image, "text": words, "projection": tensors["text_model.head.weight"].shape[0],
+        "architecture": None, "image": image, "text": text, "projection": tensors["text_model.head.weight"].shape[0],
         "context_length": tokenizer.context_length, "logit_bias": True, "tokenizer": tokenizer.describe(),
     }  # fmt: skip
     notes = [*content.notes, PADDED.format(tokenizer.context_length), *notes]
-    return Checkpoint(
-        str(folder),
-        description,
-        tensors,
-        None,
-        tokenizer=tokenizer,
-        left_over=left_over + content.left_over,
-        notes=notes,
-    )
+    left_over += content.left_over
+    return Checkpoint(str(folder), description, tensors, None, left_over, notes, tokenizer=tokenizer)
 
 
 def _numbers(
-    folder: Path,
-    sections: dict[str, Any],
-    key: str,
-    schema: type[Part],
-    kind: str,
-    keys: tuple[str, ...],
-    usual: PretrainedConfig,
+    folder: Path, sections: dict[str, Any], key: str, tower: type[TransformersTower], usual: PretrainedConfig
 ) -> dict[str, Any]:
     """One half of a description; what the configuration leaves out has transformers' default."""
     where = f"{folder / 'config.json'}: {key}"
-    found = obeyed(sections[key], (*keys, "pad_token_id", "projection_size", "vision_use_head"), where)
-    if found.get("vision_use_head") is False:
+    numbers = half_of(tower, sections[key], usual, where, ("pad_token_id", "projection_size", "vision_use_head"))
+    if sections[key].get("vision_use_head") is False:
         raise RequestError(
             f"{where}.vision_use_head is false: without its pooling the model has no features of pictures"
         )
-    numbers = {"kind": kind} | {name: found.get(name, getattr(usual, name)) for name in keys}
-    return checked_half(schema, numbers, where)
+    return numbers
 
 
 def _tokenizer(folder: Path, length: int, naflex: bool) -> tuple[FastTokenizer, list[str]]:

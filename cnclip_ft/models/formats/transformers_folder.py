@@ -9,15 +9,14 @@ import torch
 from transformers import ChineseCLIPTextConfig, ChineseCLIPVisionConfig
 
 from cnclip_ft.models.build import Checkpoint
-from cnclip_ft.models.description import checked_half
-from cnclip_ft.models.families.chinese_clip.roberta import TEXT_KEYS, Roberta
-from cnclip_ft.models.families.chinese_clip.vit import VISION_KEYS, Vit
+from cnclip_ft.models.families.chinese_clip.roberta import RobertaTower
+from cnclip_ft.models.families.chinese_clip.vit import ViTTower
 from cnclip_ft.models.families.chinese_clip.wordpiece import CONTEXT_LENGTH
 from cnclip_ft.models.families.numbers import unusual_rule
 from cnclip_ft.models.formats.cn_clip import is_dropped, modern
 from cnclip_ft.models.formats.files import Content, Tensors, read_weights
-from cnclip_ft.models.formats.folder_rules import obeyed, text_rules
-from cnclip_ft.models.formats.picture_rules import picture_rules
+from cnclip_ft.models.formats.folder_rules import half_of, obeyed, text_rules
+from cnclip_ft.models.formats.picture_rules import picture_rules, refuse_others
 from cnclip_ft.models.formats.recognise import own_vocabulary, with_architecture
 from cnclip_ft.models.preprocessing import Fit, SquarePicture
 from data_tools.errors import RequestError
@@ -75,10 +74,7 @@ def model_tensors(folder: Path, content: Content) -> tuple[Tensors, list[str]]:
 def obeyed_vision(folder: Path, config: Any, *, fit: Fit) -> dict[str, Any]:
     """`vision_numbers` of a whole model, whose pictures must be prepared as the folder says."""
     image, said = vision_numbers(folder, config, fit=fit)
-    if said:
-        raise RequestError(
-            f"{said[0]}. Its features would be others than its author's. Set the key to what is done here if that is meant"
-        )
+    refuse_others(said)
     return image
 
 
@@ -89,9 +85,7 @@ def text_numbers(folder: Path, config: Any) -> dict[str, Any]:
         RequestError: a key or a value the text tower cannot have.
     """
     where = f"{folder / 'config.json'}: text_config"
-    found = obeyed(config, TEXT_KEYS, where)
-    full = ChineseCLIPTextConfig()
-    return checked_half(Roberta, {key: getattr(full, key) for key in TEXT_KEYS} | found, where)
+    return half_of(RobertaTower, config, ChineseCLIPTextConfig(), where)
 
 
 def vision_numbers(folder: Path, config: Any, *, fit: Fit) -> tuple[dict[str, Any], list[str]]:
@@ -105,9 +99,6 @@ def vision_numbers(folder: Path, config: Any, *, fit: Fit) -> tuple[dict[str, An
         RequestError: a key or a value the image tower cannot have.
     """
     where = f"{folder / 'config.json'}: vision_config"
-    found = obeyed(config, VISION_KEYS, where)
-    full = ChineseCLIPVisionConfig()
-    numbers = {"kind": "vit"} | {key: getattr(full, key) for key in VISION_KEYS} | found
-    numbers = checked_half(Vit, numbers, where)
+    numbers = half_of(ViTTower, config, ChineseCLIPVisionConfig(), where)
     picture, said = picture_rules(folder, SquarePicture(numbers["image_size"], fit))
     return numbers | unusual_rule(picture), said

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers.models.chinese_clip.modeling_chinese_clip import ChineseCLIPTextLayer, ChineseCLIPVisionLayer
 
+from cnclip_ft.models.contract import LinearGroup
 from cnclip_ft.models.families.packing import Packing, attend, dropout_share, uses_sdpa
 
 
@@ -92,6 +93,13 @@ def skip_unread(layers: nn.ModuleList, *, first_token: bool) -> None:
             layer.__class__ = TextLayer
     if first_token:
         layers[-1].__class__ = ReadingTextLayer if text else ReadingVisionLayer
+
+
+def linear_groups(tower: nn.Module) -> list[LinearGroup]:
+    """`TextTower.linear_groups` of a tower of these layers."""
+    layers = [layer for layer in tower.modules() if type(layer) is TextLayer]
+    of_layer = [(layer, layer.attention.self) for layer in layers]
+    return [LinearGroup(layer, "project", [own.query, own.key, own.value]) for layer, own in of_layer]
 
 
 def _add_and_norm(output: Any, hidden: torch.Tensor, before: torch.Tensor) -> torch.Tensor:

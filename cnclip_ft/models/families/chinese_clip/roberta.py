@@ -5,57 +5,39 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import nn
 from transformers import ChineseCLIPTextConfig, ChineseCLIPTextModel
 
-from cnclip_ft.models.contract import LinearGroup, TextTower
+from cnclip_ft.models.contract import LinearGroup
 from cnclip_ft.models.families.chinese_clip.catalog import TextTransformer
-from cnclip_ft.models.families.chinese_clip.layers import TextLayer, skip_unread
+from cnclip_ft.models.families.chinese_clip.layers import linear_groups, skip_unread
 from cnclip_ft.models.families.chinese_clip.wordpiece import CONTEXT_LENGTH, TextTokenizer
 from cnclip_ft.models.families.fresh import from_recipe, keep_scale_
-from cnclip_ft.models.families.numbers import check_activation, check_heads
+from cnclip_ft.models.families.numbers import TextNumbers
 from cnclip_ft.models.families.packing import Packing, unasked, uses_sdpa
-from cnclip_ft.models.families.parts import new_projection, set_checkpointing
-from cnclip_ft.models.families.plain_attention import HIDDEN, attend
-from cnclip_ft.models.schema import Layers, Share, Small, TextPart, Vocabulary, Width
+from cnclip_ft.models.families.parts import new_projection
+from cnclip_ft.models.families.plain_attention import hiding, plain_post_norm_layers
+from cnclip_ft.models.families.transformers_tower import ProjectedText
+from cnclip_ft.models.schema import Share, Width
 from data_tools.errors import RequestError
 
-TEXT_KEYS = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
-    "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size",
-    "layer_norm_eps", "pad_token_id",
-)  # fmt: skip
 
+class RobertaNumbers(TextNumbers):
+    """Of BERT's layers."""
 
-class Roberta(TextPart):
-    kind: Literal["roberta"] = Field("roberta", exclude=True)  # descriptions are older than the word
-    pooling: Literal["cls", "mean"] = "cls"
-    vocab_size: Vocabulary
-    hidden_size: Width
-    num_hidden_layers: Layers
-    num_attention_heads: Width
-    intermediate_size: Width
-    hidden_act: str
     hidden_dropout_prob: Share
     attention_probs_dropout_prob: Share
-    max_position_embeddings: Width
     type_vocab_size: Width
-    layer_norm_eps: Small
     pad_token_id: Annotated[int, Field(ge=0)] | None
 
-    @property
-    def longest(self) -> int:
-        return self.max_position_embeddings
 
-    @model_validator(mode="after")
-    def _agree(self) -> Roberta:
-        check_heads(self.hidden_size, self.num_attention_heads)
-        check_activation(self.hidden_act)
-        return self
+class Roberta(RobertaNumbers):
+    kind: Literal["roberta"] = Field("roberta", exclude=True)  # descriptions are older than the word
+    pooling: Literal["cls", "mean"] = "cls"
 
 
-class RobertaTower(TextTower):
+class RobertaTower(ProjectedText):
     """RoBERTa-style text tower: the last hidden state of ``[CLS]`` (or the mean of all tokens) through a projection.
 
     transformers' own pooler is never used: in a stand-alone text model it is random.
@@ -63,7 +45,11 @@ class RobertaTower(TextTower):
 
     kind, schema = "roberta", Roberta
     layer_names = ("num_hidden_layers", r"text_model\.encoder\.layer\.(\d+)\.")
-    file_prefixes = ("text_model.", "text_projection.")
+    config_keys = (
+        "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
+        "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size",
+        "layer_norm_eps", "pad_token_id",
+    )  # fmt: skip
     position_names = ("max_position_embeddings", "text_model.embeddings.position_embeddings.weight")
 
     def __init__(self, config: ChineseCLIPTextConfig, output_dim: int, pooling: str = "cls") -> None:
@@ -78,8 +64,7 @@ class RobertaTower(TextTower):
 
     @classmethod
     def described(cls, numbers: dict[str, Any], output_dim: int) -> RobertaTower:
-        config = {key: value for key, value in numbers.items() if key in TEXT_KEYS}
-        return cls(ChineseCLIPTextConfig(**config), output_dim, numbers.get("pooling", "cls"))
+        return cls(ChineseCLIPTextConfig(**cls.own_numbers(numbers)), output_dim, numbers.get("pooling", "cls"))
 
     @classmethod
     def fresh(cls, numbers: dict[str, Any], output_dim: int) -> RobertaTower:
@@ -103,16 +88,8 @@ class RobertaTower(TextTower):
         keep_scale_(tower.text_model.encoder)
         return tower
 
-    @property
-    def projection(self) -> nn.Module:
-        return self.text_projection
-
-    def replace_projection(self, output_dim: int) -> None:
-        width = self.text_model.config.hidden_size
-        self.text_projection, self.output_dim = new_projection(width, output_dim), output_dim
-
     def describe(self) -> dict[str, Any]:
-        return {"pooling": self.pooling} | {key: getattr(self.text_model.config, key) for key in TEXT_KEYS}
+        return {"pooling": self.pooling} | {key: getattr(self.text_model.config, key) for key in self.config_keys}
 
     def tokenizer(self, context_length: int | None = None) -> TextTokenizer:
         return TextTokenizer(context_length=context_length or min(CONTEXT_LENGTH, self.max_length))
@@ -121,9 +98,7 @@ class RobertaTower(TextTower):
         return PlainRoberta(self)
 
     def linear_groups(self) -> list[LinearGroup]:
-        layers = [layer for layer in self.modules() if type(layer) is TextLayer]
-        of_layer = [(layer, layer.attention.self) for layer in layers]
-        return [LinearGroup(layer, "project", [own.query, own.key, own.value]) for layer, own in of_layer]
+        return linear_groups(self)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         on_cpu = input_ids.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -151,9 +126,6 @@ class RobertaTower(TextTower):
         """Embeddings first, then layers, the projection last."""
         return [self.text_model.embeddings, *self.text_model.encoder.layer, self.text_projection]
 
-    def set_gradient_checkpointing(self, wanted: bool) -> None:
-        set_checkpointing(self.text_model, wanted)
-
 
 class PlainRoberta(nn.Module):
     """`RobertaTower.forward` as a graph: attention as two products and a softmax, the mask one addition."""
@@ -166,20 +138,9 @@ class PlainRoberta(nn.Module):
         tower, model = self.tower, self.tower.text_model
         seen = attention_mask.bool()
         hidden = model.embeddings(input_ids=input_ids)
-        mask = torch.where(seen, 0.0, HIDDEN).to(hidden.dtype)[:, None, None]
-        layers: list[Any] = list(model.encoder.layer)
-        for layer in layers:
-            attention = layer.attention.self
-            read = hidden[:, :1] if layer is layers[-1] and tower.pooling == "cls" else hidden
-            mixed = attend(
-                attention.query(read),
-                attention.key(hidden),
-                attention.value(hidden),
-                attention.num_attention_heads,
-                mask,
-            )
-            hidden = layer.attention.output(mixed, read)
-            hidden = layer.output(layer.intermediate(hidden), hidden)
+        mask = hiding(seen, hidden)[:, None, None]
+        layers, first = model.encoder.layer, tower.pooling == "cls"
+        hidden = plain_post_norm_layers(layers, hidden, mask=mask, first_token=first)
         if tower.pooling == "mean":
             weight = seen[..., None].to(hidden.dtype)
             pooled = (hidden * weight).sum(1) / weight.sum(1)

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import ChineseCLIPConfig, ChineseCLIPTextConfig, ChineseCLIPVisionConfig
 
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.models.families.chinese_clip.vit import VISION_KEYS
+from cnclip_ft.models.families.chinese_clip.vit import ViTTower
 
 
 def model_config(model: DualEncoder) -> dict[str, Any] | None:
@@ -15,7 +15,7 @@ def model_config(model: DualEncoder) -> dict[str, Any] | None:
     image, text, dim = model.image_tower.describe(), model.text_tower.describe(), model.image_tower.output_dim
     if image["kind"] != "vit" or text["pooling"] != "cls":
         return None
-    vision = {k: v for k, v in image.items() if k in VISION_KEYS} | {"projection_dim": dim}
+    vision = ViTTower.own_numbers(image) | {"projection_dim": dim}
     text = {k: v for k, v in text.items() if k != "pooling"}
     config = ChineseCLIPConfig(
         text_config=ChineseCLIPTextConfig(**text).to_dict(),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from pydantic import model_validator
 from torch import nn
 from transformers import ChineseCLIPVisionConfig, ChineseCLIPVisionModel
 
@@ -13,47 +12,20 @@ from cnclip_ft.models.contract import ImageTower
 from cnclip_ft.models.families.chinese_clip.catalog import VisionTransformer
 from cnclip_ft.models.families.chinese_clip.layers import skip_unread
 from cnclip_ft.models.families.fresh import check_new_size, from_recipe, keep_scale_, sine_positions_
-from cnclip_ft.models.families.numbers import (
-    check_activation,
-    check_heads,
-    resize_positions,
-    unusual_rule,
-    with_picture_rule,
-)
-from cnclip_ft.models.families.parts import drop_patches, new_projection, set_checkpointing
+from cnclip_ft.models.families.numbers import SquareNumbers, resize_positions, unusual_rule, with_picture_rule
+from cnclip_ft.models.families.parts import drop_patches, new_projection
 from cnclip_ft.models.families.plain_attention import plain_layers
+from cnclip_ft.models.families.transformers_tower import TransformersTower
 from cnclip_ft.models.preprocessing import SquarePicture
-from cnclip_ft.models.schema import Layers, PictureRule, Pixels, Share, Small, Width
 
-VISION_KEYS = (
-    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size",
-    "hidden_act", "layer_norm_eps", "attention_dropout",
-)  # fmt: skip
 POSITIONS = "vision_model.embeddings.position_embedding.weight"
 
 
-class Vit(PictureRule):
+class Vit(SquareNumbers):
     kind: Literal["vit"]
-    hidden_size: Width
-    intermediate_size: Width
-    num_hidden_layers: Layers
-    num_attention_heads: Width
-    image_size: Pixels
-    patch_size: Pixels
-    hidden_act: str
-    layer_norm_eps: Small
-    attention_dropout: Share
-
-    @model_validator(mode="after")
-    def _agree(self) -> Vit:
-        check_heads(self.hidden_size, self.num_attention_heads)
-        if self.patch_size > self.image_size:
-            raise ValueError(f"patch_size {self.patch_size} is larger than image_size {self.image_size}")
-        check_activation(self.hidden_act)
-        return self
 
 
-class ViTTower(ImageTower):
+class ViTTower(TransformersTower, ImageTower):
     """transformers' ChineseCLIP vision model with its projection.
 
     `patch_dropout` (arXiv 2212.00794): share of the patches left out of a training step, drawn per image; 0 in eval mode.
@@ -61,6 +33,10 @@ class ViTTower(ImageTower):
 
     kind, schema = "vit", Vit
     preprocessing: SquarePicture
+    config_keys = (
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size",
+        "hidden_act", "layer_norm_eps", "attention_dropout",
+    )  # fmt: skip
     layer_names = ("num_hidden_layers", r"vision_model\.encoder\.layers\.(\d+)\.")
     file_prefixes = ("vision_model.", "visual_projection.")
 
@@ -75,8 +51,8 @@ class ViTTower(ImageTower):
 
     @classmethod
     def described(cls, numbers: dict[str, Any], output_dim: int) -> ViTTower:
-        config = {key: value for key, value in numbers.items() if key in VISION_KEYS}
-        return with_picture_rule(cls(ChineseCLIPVisionConfig(**config, projection_dim=output_dim), output_dim), numbers)
+        config = ChineseCLIPVisionConfig(**cls.own_numbers(numbers), projection_dim=output_dim)
+        return with_picture_rule(cls(config, output_dim), numbers)
 
     @classmethod
     def fresh(cls, numbers: dict[str, Any], output_dim: int, image_size: int | None = None) -> ViTTower:
@@ -116,6 +92,10 @@ class ViTTower(ImageTower):
         return model.post_layernorm(model.encoder(inputs_embeds=hidden).last_hidden_state[:, 0])
 
     @property
+    def model(self) -> Any:
+        return self.vision_model
+
+    @property
     def projection(self) -> nn.Module:
         return self.visual_projection
 
@@ -124,8 +104,7 @@ class ViTTower(ImageTower):
         self.visual_projection, self.output_dim = new_projection(width, output_dim), output_dim
 
     def describe(self) -> dict[str, Any]:
-        numbers = {key: getattr(self.vision_model.config, key) for key in VISION_KEYS}
-        return {"kind": self.kind} | numbers | unusual_rule(self.preprocessing)
+        return super().describe() | unusual_rule(self.preprocessing)
 
     def graph(self) -> nn.Module:
         return PlainViT(self)
@@ -135,9 +114,6 @@ class ViTTower(ImageTower):
         stem = nn.ModuleList([model.embeddings, model.pre_layrnorm])
         layers = list(model.encoder.layers)
         return [stem, *layers[:-1], nn.ModuleList([layers[-1], model.post_layernorm]), self.visual_projection]
-
-    def set_gradient_checkpointing(self, wanted: bool) -> None:
-        set_checkpointing(self.vision_model, wanted)
 
 
 class PlainViT(nn.Module):
@@ -151,5 +127,5 @@ class PlainViT(nn.Module):
         tower = self.tower
         model = tower.vision_model
         hidden = model.pre_layrnorm(model.embeddings(pixels))
-        hidden = plain_layers(model.encoder.layers, hidden, read=slice(1))
+        hidden = plain_layers(model.encoder.layers, hidden, read=lambda x: x[:, :1])
         return tower.project(model.post_layernorm(hidden[:, 0]))

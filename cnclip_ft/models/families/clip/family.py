@@ -8,7 +8,7 @@ from typing import Any
 from transformers import CLIPConfig, PretrainedConfig
 
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.models.families.chinese_clip.vit import VISION_KEYS
+from cnclip_ft.models.families.chinese_clip.vit import ViTTower
 from cnclip_ft.models.families.clip.text import ClipTextTower
 from cnclip_ft.models.families.parts import processor_config
 from cnclip_ft.models.family import Family
@@ -31,7 +31,7 @@ class ClipLike(Family):
                 text_config={"bos_token_id": None, "pad_token_id": model.tokenizer.pad_id}
                 | text
                 | {"projection_dim": dim},
-                vision_config={key: image[key] for key in VISION_KEYS} | {"projection_dim": dim},
+                vision_config=ViTTower.own_numbers(image) | {"projection_dim": dim},
                 projection_dim=dim,
                 logit_scale_init_value=model.logit_scale.item(),
             )

@@ -14,21 +14,18 @@ from pydantic import Field, model_validator
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from cnclip_ft.models.contract import LinearGroup, TextTower
+from cnclip_ft.models.contract import LinearGroup
 from cnclip_ft.models.families.clip.bpe import VOCABULARY, installed_bpe
 from cnclip_ft.models.families.clip.layers import CausalLayer, skip_unread
 from cnclip_ft.models.families.fast_tokenizer import FastTokenizer
 from cnclip_ft.models.families.fresh import from_recipe, keep_scale_
-from cnclip_ft.models.families.numbers import check_activation, check_heads
+from cnclip_ft.models.families.numbers import TextNumbers
 from cnclip_ft.models.families.packing import Packing, uses_sdpa
-from cnclip_ft.models.families.parts import new_projection, set_checkpointing
-from cnclip_ft.models.families.plain_attention import HIDDEN, attend
-from cnclip_ft.models.schema import Layers, Share, Small, TextPart, Vocabulary, Width
+from cnclip_ft.models.families.parts import new_projection
+from cnclip_ft.models.families.plain_attention import hiding, plain_layers
+from cnclip_ft.models.families.transformers_tower import ProjectedText
+from cnclip_ft.models.schema import Share, TextPart
 
-TEXT_KEYS = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
-    "layer_norm_eps", "attention_dropout", "max_position_embeddings", "eos_token_id",
-)  # fmt: skip
 LARGEST = 2  # an `eos_token_id` that means the largest number in the text, in CLIP's configurations
 
 
@@ -44,26 +41,12 @@ class NewText:
     activation: str = "quick_gelu"
 
 
-class _Text(TextPart):
-    vocab_size: Vocabulary
-    hidden_size: Width
-    num_hidden_layers: Layers
-    num_attention_heads: Width
-    intermediate_size: Width
-    hidden_act: str
-    layer_norm_eps: Small
+class _Text(TextNumbers):
     attention_dropout: Share
-    max_position_embeddings: Width
     eos_token_id: Annotated[int, Field(ge=0)]
-
-    @property
-    def longest(self) -> int:
-        return self.max_position_embeddings
 
     @model_validator(mode="after")
     def _agree(self) -> _Text:
-        check_heads(self.hidden_size, self.num_attention_heads)
-        check_activation(self.hidden_act)
         if self.eos_token_id >= self.vocab_size:
             raise ValueError(f"eos_token_id {self.eos_token_id} is not below vocab_size {self.vocab_size}")
         return self
@@ -73,13 +56,16 @@ class ClipText(_Text):
     kind: Literal["clip_text"]
 
 
-class ClipTextTower(TextTower):
+class ClipTextTower(ProjectedText):
     """transformers' CLIP text model, read at the end of the text, with its projection."""
 
     kind = "clip_text"
     schema: ClassVar[type[TextPart]] = ClipText
     layer_names = ("num_hidden_layers", r"text_model\.encoder\.layers\.(\d+)\.")
-    file_prefixes = ("text_model.", "text_projection.")
+    config_keys = (
+        "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
+        "layer_norm_eps", "attention_dropout", "max_position_embeddings", "eos_token_id",
+    )  # fmt: skip
     position_names = ("max_position_embeddings", "text_model.embeddings.position_embedding.weight")
 
     def __init__(self, config: CLIPTextConfig, output_dim: int) -> None:
@@ -93,8 +79,7 @@ class ClipTextTower(TextTower):
 
     @classmethod
     def described(cls, numbers: dict[str, Any], output_dim: int) -> ClipTextTower:
-        known = {key: numbers[key] for key in TEXT_KEYS}
-        return cls(CLIPTextConfig(**known | {"bos_token_id": None, "pad_token_id": None}), output_dim)
+        return cls(CLIPTextConfig(**cls.own_numbers(numbers), bos_token_id=None, pad_token_id=None), output_dim)
 
     @classmethod
     def fresh(cls, numbers: dict[str, Any], output_dim: int) -> ClipTextTower:
@@ -116,17 +101,6 @@ class ClipTextTower(TextTower):
         )
         keep_scale_(tower.text_model.encoder)
         return tower
-
-    @property
-    def projection(self) -> nn.Module:
-        return self.text_projection
-
-    def replace_projection(self, output_dim: int) -> None:
-        width = self.text_model.config.hidden_size
-        self.text_projection, self.output_dim = new_projection(width, output_dim), output_dim
-
-    def describe(self) -> dict[str, Any]:
-        return {"kind": self.kind} | {key: getattr(self.text_model.config, key) for key in TEXT_KEYS}
 
     def tokenizer(self, context_length: int | None = None) -> FastTokenizer:
         return installed_bpe(context_length or self.max_length)
@@ -178,9 +152,6 @@ class ClipTextTower(TextTower):
             self.text_projection,
         ]
 
-    def set_gradient_checkpointing(self, wanted: bool) -> None:
-        set_checkpointing(self.text_model, wanted)
-
 
 class MetaClip2Text(_Text):
     kind: Literal["metaclip_2_text"]
@@ -208,22 +179,12 @@ class PlainClipText(nn.Module):
         read = tower.read(input_ids)[:, None]
         hidden = model.embeddings(input_ids=input_ids)
         place = torch.arange(input_ids.shape[1], device=input_ids.device)
-        mask = torch.where(place[None, :] <= place[:, None], 0.0, HIDDEN).to(hidden.dtype)[None, None]
-        layers: list[Any] = list(model.encoder.layers)
-        for layer in layers:
-            attention, all_tokens = layer.self_attn, layer.layer_norm1(hidden)
-            queries = all_tokens
-            if layer is layers[-1]:
-                at = read[..., None].expand(-1, 1, hidden.shape[-1])
-                queries, hidden = all_tokens.gather(1, at), hidden.gather(1, at)
-                mask = torch.where(place[None, :] <= read, 0.0, HIDDEN).to(hidden.dtype)[:, None, None]
-            mixed = attend(
-                attention.q_proj(queries),
-                attention.k_proj(all_tokens),
-                attention.v_proj(all_tokens),
-                attention.num_heads,
-                mask,
-            )
-            hidden = hidden + attention.out_proj(mixed)
-            hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
+        at = read[..., None].expand(-1, 1, hidden.shape[-1])
+        hidden = plain_layers(
+            model.encoder.layers,
+            hidden,
+            read=lambda tokens: tokens.gather(1, at),
+            mask=hiding(place[None, :] <= place[:, None], hidden)[None, None],
+            read_mask=hiding(place[None, :] <= read, hidden)[:, None, None],
+        )
         return tower.text_projection(model.final_layer_norm(hidden[:, 0]))

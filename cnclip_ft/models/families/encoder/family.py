@@ -7,7 +7,7 @@ from typing import Any
 from transformers import CLIPVisionConfig, VisionTextDualEncoderConfig
 
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.models.families.chinese_clip.vit import VISION_KEYS
+from cnclip_ft.models.families.chinese_clip.vit import ViTTower
 from cnclip_ft.models.families.encoder.text import EncoderTower
 from cnclip_ft.models.families.parts import processor_config
 from cnclip_ft.models.family import Family
@@ -23,7 +23,7 @@ class Encoders(Family):
         assert isinstance(tower, EncoderTower)
         if image["kind"] == "vit" and tower.pooling == "pooler":
             dim = model.image_tower.output_dim
-            vision = CLIPVisionConfig(**{key: image[key] for key in VISION_KEYS}, projection_dim=dim)
+            vision = CLIPVisionConfig(**ViTTower.own_numbers(image), projection_dim=dim)
             config = VisionTextDualEncoderConfig(
                 vision_config=vision.to_dict(),
                 text_config=tower.config.to_dict(),

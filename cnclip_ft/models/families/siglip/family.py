@@ -9,7 +9,7 @@ from transformers import Siglip2Config, SiglipConfig
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.families.parts import processor_config
 from cnclip_ft.models.families.siglip import naflex, vision
-from cnclip_ft.models.families.siglip.text import TEXT_KEYS, SiglipTextTower
+from cnclip_ft.models.families.siglip.text import SiglipTextTower
 from cnclip_ft.models.family import Family
 
 
@@ -25,17 +25,17 @@ class Siglip(Family):
         files = super().transformers_files(model)
         image, dim = model.image_tower.describe(), model.text_tower.output_dim
         config: SiglipConfig | Siglip2Config
-        text = {key: model.text_tower.describe()[key] for key in TEXT_KEYS} | {
+        text = SiglipTextTower.own_numbers(model.text_tower.describe()) | {
             "projection_size": dim,
             "pad_token_id": model.tokenizer.pad_id,
             "bos_token_id": None,
             "eos_token_id": None,
         }
         if image["kind"] == "siglip":
-            config = SiglipConfig(text_config=text, vision_config={key: image[key] for key in vision.VISION_KEYS})
+            config = SiglipConfig(text_config=text, vision_config=vision.SiglipTower.own_numbers(image))
             files["config.json"] = self._config(model, config, "SiglipModel")
         elif image["kind"] == "siglip2":
-            config = Siglip2Config(text_config=text, vision_config={key: image[key] for key in naflex.VISION_KEYS})
+            config = Siglip2Config(text_config=text, vision_config=naflex.NaflexTower.own_numbers(image))
             files["config.json"] = self._config(model, config, "Siglip2Model")
         return files | {"preprocessor_config.json": processor_config(model, "SiglipImageProcessor", "SiglipProcessor")}
 

@@ -17,16 +17,15 @@ from pydantic import Field, model_validator
 from torch import nn
 from transformers import Siglip2VisionConfig, Siglip2VisionModel
 
-from cnclip_ft.models.families.plain_attention import HIDDEN, plain_layers
-from cnclip_ft.models.families.siglip.vision import LAYER_KEYS, PooledTower, VisionNumbers
+from cnclip_ft.models.families.numbers import PatchNumbers
+from cnclip_ft.models.families.plain_attention import hiding, plain_layers
+from cnclip_ft.models.families.siglip.vision import PooledTower
 from cnclip_ft.models.patches import BUDGET, PatchedPicture
 from cnclip_ft.runtime import to_device
 from data_tools.errors import RequestError
 
-VISION_KEYS = (*LAYER_KEYS, "num_patches")
 
-
-class NaflexVision(VisionNumbers):
+class NaflexVision(PatchNumbers):
     kind: Literal["siglip2"]
     num_patches: Annotated[int, Field(ge=1, le=1 << 16)]  # of the grid that has positions: a square
     max_num_patches: Annotated[int, Field(ge=1, le=1 << 14)] = BUDGET  # of a picture
@@ -43,6 +42,7 @@ class NaflexTower(PooledTower):
     """Patches in, features out; padding behind a picture's patches is never looked at."""
 
     kind, schema = "siglip2", NaflexVision
+    config_keys = (*PooledTower.config_keys, "num_patches")
     can_be_new = False
     preprocessing: PatchedPicture
 
@@ -53,7 +53,7 @@ class NaflexTower(PooledTower):
 
     @classmethod
     def described(cls, numbers: dict[str, Any], output_dim: int) -> NaflexTower:
-        config = Siglip2VisionConfig(**{key: value for key, value in numbers.items() if key in VISION_KEYS})
+        config = Siglip2VisionConfig(**cls.own_numbers(numbers))
         rule = {key: numbers[key] for key in ("resample", "mean", "std") if numbers.get(key) is not None}
         rule |= {key: tuple(rule[key]) for key in ("mean", "std") if key in rule}
         return cls(config, PatchedPicture(numbers["patch_size"], numbers.get("max_num_patches", BUDGET), **rule))
@@ -78,8 +78,7 @@ class NaflexTower(PooledTower):
         return blank.copy_(self.preprocessing.pack(sides).expand_as(blank))
 
     def describe(self) -> dict[str, Any]:
-        numbers = {key: getattr(self.vision_model.config, key) for key in VISION_KEYS}
-        return {"kind": self.kind} | numbers | picture_numbers(self.preprocessing)
+        return super().describe() | picture_numbers(self.preprocessing)
 
     def embed(self, patches: torch.Tensor, grid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens ``[n, patches, width]``, and bool ``[n, patches]``, true for those of the picture."""
@@ -165,5 +164,5 @@ class PlainNaflex(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         model: Any = self.tower.vision_model
         tokens, real = self.tower.embed(*PatchedPicture.unpack(pixels))
-        mask = torch.where(real, 0.0, HIDDEN).to(tokens.dtype)[:, None, None]
+        mask = hiding(real, tokens)[:, None, None]
         return model.head(model.post_layernorm(plain_layers(model.encoder.layers, tokens, mask=mask)), real)

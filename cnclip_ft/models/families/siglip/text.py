@@ -5,52 +5,32 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from pydantic import model_validator
 from torch import nn
 from transformers import SiglipTextConfig, SiglipTextModel
 
 from cnclip_ft.models.contract import TextTower, Tokenizer
-from cnclip_ft.models.families.numbers import check_activation, check_heads
-from cnclip_ft.models.families.parts import set_checkpointing
+from cnclip_ft.models.families.numbers import TextNumbers
 from cnclip_ft.models.families.plain_attention import plain_layers
 from cnclip_ft.models.families.siglip.layers import read_last
-from cnclip_ft.models.schema import Layers, Share, Small, TextPart, Vocabulary, Width
+from cnclip_ft.models.families.transformers_tower import TransformersTower
+from cnclip_ft.models.schema import Share
 from data_tools.errors import RequestError
 
-TEXT_KEYS = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "max_position_embeddings", "hidden_act", "layer_norm_eps", "attention_dropout",
-)  # fmt: skip
 
-
-class SiglipText(TextPart):
+class SiglipText(TextNumbers):
     kind: Literal["siglip_text"]
-    vocab_size: Vocabulary
-    hidden_size: Width
-    intermediate_size: Width
-    num_hidden_layers: Layers
-    num_attention_heads: Width
-    max_position_embeddings: Width
-    hidden_act: str
-    layer_norm_eps: Small
     attention_dropout: Share
 
-    @property
-    def longest(self) -> int:
-        return self.max_position_embeddings
 
-    @model_validator(mode="after")
-    def _agree(self) -> SiglipText:
-        check_heads(self.hidden_size, self.num_attention_heads)
-        check_activation(self.hidden_act)
-        return self
-
-
-class SiglipTextTower(TextTower):
+class SiglipTextTower(TransformersTower, TextTower):
     """transformers' SigLIP text model; its mask is never looked at, as pads were attended to when it was trained."""
 
     kind, schema = "siglip_text", SiglipText
     layer_names = ("num_hidden_layers", r"text_model\.encoder\.layers\.(\d+)\.")
+    config_keys = (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "max_position_embeddings", "hidden_act", "layer_norm_eps", "attention_dropout",
+    )  # fmt: skip
     file_prefixes = ("text_model.",)
     position_names = ("max_position_embeddings", "text_model.embeddings.position_embedding.weight")
     can_be_new = False  # it brings no vocabulary
@@ -64,11 +44,12 @@ class SiglipTextTower(TextTower):
 
     @classmethod
     def described(cls, numbers: dict[str, Any], output_dim: int) -> SiglipTextTower:
-        config = {key: value for key, value in numbers.items() if key in TEXT_KEYS}
-        return cls(SiglipTextConfig(**config, projection_size=output_dim, bos_token_id=None, eos_token_id=None))
+        config = cls.own_numbers(numbers) | {"bos_token_id": None, "eos_token_id": None}
+        return cls(SiglipTextConfig(**config, projection_size=output_dim))
 
-    def describe(self) -> dict[str, Any]:
-        return {"kind": self.kind} | {key: getattr(self.text_model.config, key) for key in TEXT_KEYS}
+    @property
+    def model(self) -> Any:
+        return self.text_model
 
     @property
     def projection(self) -> nn.Module:
@@ -100,9 +81,6 @@ class SiglipTextTower(TextTower):
         *layers, last = model.encoder.layers
         return [model.embeddings, *layers, nn.ModuleList([last, model.final_layer_norm]), model.head]
 
-    def set_gradient_checkpointing(self, wanted: bool) -> None:
-        set_checkpointing(self.text_model, wanted)
-
 
 class PlainSiglipText(nn.Module):
     """`SiglipTextTower.forward` as a graph: attention as two products and a softmax."""
@@ -113,5 +91,5 @@ class PlainSiglipText(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         model = self.text_model
-        tokens = plain_layers(model.encoder.layers, model.embeddings(input_ids), read=slice(-1, None))
+        tokens = plain_layers(model.encoder.layers, model.embeddings(input_ids), read=lambda x: x[:, -1:])
         return model.head(model.final_layer_norm(tokens[:, 0]))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import model_validator
 from torch import nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
@@ -13,59 +12,31 @@ from cnclip_ft.models.contract import ImageTower
 from cnclip_ft.models.families.chinese_clip.catalog import VisionTransformer
 from cnclip_ft.models.families.fresh import from_recipe, keep_scale_, sine_positions_
 from cnclip_ft.models.families.numbers import (
-    check_activation,
-    check_heads,
+    SquareNumbers,
     unusual_rule,
     with_picture_rule,
 )
-from cnclip_ft.models.families.parts import drop_patches, set_checkpointing
+from cnclip_ft.models.families.parts import drop_patches
 from cnclip_ft.models.families.plain_attention import plain_layers
 from cnclip_ft.models.families.siglip.layers import PoolingHead
+from cnclip_ft.models.families.transformers_tower import TransformersTower
 from cnclip_ft.models.preprocessing import HALF, SquarePicture
-from cnclip_ft.models.schema import Layers, PictureRule, Pixels, Share, Small, Width
 from data_tools.errors import RequestError
 
-LAYER_KEYS = (
-    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size", "hidden_act",
-    "layer_norm_eps", "attention_dropout",
-)  # fmt: skip
-VISION_KEYS = (*LAYER_KEYS, "image_size")
 POSITIONS = "vision_model.embeddings.position_embedding.weight"
 
 
-class VisionNumbers(PictureRule):
-    """What both image towers of SigLIP have in common."""
-
-    hidden_size: Width
-    intermediate_size: Width
-    num_hidden_layers: Layers
-    num_attention_heads: Width
-    patch_size: Pixels
-    hidden_act: str
-    layer_norm_eps: Small
-    attention_dropout: Share
-
-    @model_validator(mode="after")
-    def _agree(self) -> VisionNumbers:
-        check_heads(self.hidden_size, self.num_attention_heads)
-        check_activation(self.hidden_act)
-        return self
-
-
-class SiglipVision(VisionNumbers):
+class SiglipVision(SquareNumbers):
     kind: Literal["siglip"]
-    image_size: Pixels
-
-    @model_validator(mode="after")
-    def _patches(self) -> SiglipVision:
-        if self.patch_size > self.image_size:
-            raise ValueError(f"patch_size {self.patch_size} is larger than image_size {self.image_size}")
-        return self
 
 
-class PooledTower(ImageTower):
+class PooledTower(TransformersTower, ImageTower):
     """What both image towers of SigLIP have in common: layers over patches, then a pooling that ends in the common space."""
 
+    config_keys: ClassVar[tuple[str, ...]] = (
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size", "hidden_act",
+        "layer_norm_eps", "attention_dropout",
+    )  # fmt: skip
     layer_names = ("num_hidden_layers", r"vision_model\.encoder\.layers\.(\d+)\.")
     file_prefixes = ("vision_model.",)
     vision_model: Any
@@ -74,6 +45,10 @@ class PooledTower(ImageTower):
         self.vision_model = model
         self.vision_model.head.__class__ = PoolingHead  # weights and their names stay
         self.output_dim, self.patch_dropout = self.vision_model.config.hidden_size, 0.0
+
+    @property
+    def model(self) -> Any:
+        return self.vision_model
 
     @property
     def projection(self) -> None:
@@ -86,14 +61,12 @@ class PooledTower(ImageTower):
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         return super().decays(name, parameter) and not name.endswith("head.probe")
 
-    def set_gradient_checkpointing(self, wanted: bool) -> None:
-        set_checkpointing(self.vision_model, wanted)
-
 
 class SiglipTower(PooledTower):
     """transformers' SigLIP vision model; a picture's side need be no multiple of the patch's, what is left over is not seen."""
 
     kind, schema = "siglip", SiglipVision
+    config_keys = (*PooledTower.config_keys, "image_size")
     preprocessing: SquarePicture
 
     def __init__(self, config: SiglipVisionConfig) -> None:
@@ -104,8 +77,7 @@ class SiglipTower(PooledTower):
 
     @classmethod
     def described(cls, numbers: dict[str, Any], output_dim: int) -> SiglipTower:
-        config = SiglipVisionConfig(**{key: value for key, value in numbers.items() if key in VISION_KEYS})
-        return with_picture_rule(cls(config), numbers)
+        return with_picture_rule(cls(SiglipVisionConfig(**cls.own_numbers(numbers))), numbers)
 
     @classmethod
     def fresh(cls, numbers: dict[str, Any], output_dim: int, image_size: int | None = None) -> SiglipTower:
@@ -144,8 +116,7 @@ class SiglipTower(PooledTower):
         return numbers | {"image_size": image_size}, [note]
 
     def describe(self) -> dict[str, Any]:
-        numbers = {key: getattr(self.vision_model.config, key) for key in VISION_KEYS}
-        return {"kind": self.kind} | numbers | unusual_rule(self.preprocessing)
+        return super().describe() | unusual_rule(self.preprocessing)
 
     def trunk(self, pixels: torch.Tensor) -> torch.Tensor:
         model = self.vision_model
