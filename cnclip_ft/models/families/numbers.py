@@ -9,6 +9,7 @@ import torch
 from pydantic import model_validator
 from transformers.activations import ACT2FN
 
+from cnclip_ft.models.patches import PatchedPicture
 from cnclip_ft.models.preprocessing import SquarePicture
 from cnclip_ft.models.schema import Layers, Part, PictureRule, Pixels, Share, Small, TextPart, Vocabulary, Width
 from data_tools.errors import RequestError
@@ -67,29 +68,26 @@ class SquareNumbers(PatchNumbers):
         return self
 
 
-class _OfSquares(Protocol):
-    preprocessing: SquarePicture
+class _OfPictures(Protocol):
+    preprocessing: Any
 
 
-T = TypeVar("T", bound=_OfSquares)
+T = TypeVar("T", bound=_OfPictures)
 
 
 def with_picture_rule(tower: T, numbers: dict[str, Any]) -> T:
     """The tower with the picture rule of a description; what it leaves out is the tower's own."""
-    said: dict[str, Any] = {
-        key: numbers[key] for key in ("fit", "resample", "mean", "std") if numbers.get(key) is not None
-    }
-    colours = {key: tuple(said[key]) for key in ("mean", "std") if key in said}
-    whole: dict[str, Any] = said | colours
-    tower.preprocessing = replace(tower.preprocessing, **whole)
+    rule = {key: numbers[key] for key in PictureRule.model_fields if numbers.get(key) is not None}
+    rule |= {key: tuple(rule[key]) for key in ("mean", "std") if key in rule}
+    tower.preprocessing = replace(tower.preprocessing, **rule)
     return tower
 
 
-def unusual_rule(picture: SquarePicture) -> dict[str, Any]:
-    """The picture rule for a description, where it is not the official one (squash, bicubic, OpenAI's mean and deviation)."""
-    usual, rule = SquarePicture(picture.size), {}
+def unusual_rule(picture: SquarePicture | PatchedPicture) -> dict[str, Any]:
+    """The picture rule for a description, where it is not the usual one of its kind of pictures."""
+    usual, rule = type(picture), {}
     for key in ("fit", "resample"):
-        if getattr(picture, key) != getattr(usual, key):
+        if getattr(picture, key, None) != getattr(usual, key, None):
             rule[key] = getattr(picture, key)
     if (picture.mean, picture.std) != (usual.mean, usual.std):
         rule |= {"mean": list(picture.mean), "std": list(picture.std)}

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.runtime import to_device
@@ -29,6 +30,12 @@ def set_checkpointing(model: Any, wanted: bool) -> None:
         for module in model.modules():
             if hasattr(module, "gradient_checkpointing"):
                 module.gradient_checkpointing = False
+
+
+def class_config(model: DualEncoder, config: PretrainedConfig, architecture: str) -> dict[str, Any]:
+    """`config.json` of which transformers makes its class `architecture`."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    return config.to_dict() | {"architectures": [architecture], "dtype": dtype}
 
 
 def processor_config(model: DualEncoder, image_processor: str, processor: str) -> dict[str, Any]:

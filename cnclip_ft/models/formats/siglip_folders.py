@@ -16,11 +16,10 @@ from cnclip_ft.models.families.siglip.sentencepiece import END, UNKNOWN, sentenc
 from cnclip_ft.models.families.siglip.text import SiglipTextTower
 from cnclip_ft.models.families.siglip.vision import SiglipTower
 from cnclip_ft.models.families.transformers_tower import TransformersTower
-from cnclip_ft.models.formats.cn_clip import is_dropped
 from cnclip_ft.models.formats.files import read_json, read_weights
 from cnclip_ft.models.formats.folder_rules import half_of
 from cnclip_ft.models.formats.picture_rules import patch_rules, picture_rules, refuse_others
-from cnclip_ft.models.formats.transformers_folder import sections_of
+from cnclip_ft.models.formats.transformers_folder import model_tensors, sections_of
 from cnclip_ft.models.patches import PatchedPicture
 from cnclip_ft.models.preprocessing import HALF, SquarePicture
 from data_tools.errors import RequestError
@@ -28,6 +27,7 @@ from data_tools.errors import RequestError
 PADDED = (
     "SigLIP attends to padding and reads the last position: texts are always filled up to {} tokens, without a mask"
 )
+_LAST = "text_model.head.weight"  # into the common space
 
 
 def read_siglip(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> Checkpoint:
@@ -57,13 +57,10 @@ def _read(
     usual = SiglipTextConfig(bos_token_id=None, eos_token_id=None)
     text = _numbers(folder, sections, "text_config", SiglipTextTower, usual)
     content = read_weights(folder, dtype)
-    left_over = sorted(name for name in content.tensors if is_dropped(name))
-    tensors = {name: tensor for name, tensor in content.tensors.items() if name not in left_over}
-    if "text_model.head.weight" not in tensors:
-        raise RequestError(f"{folder}: the checkpoint is incomplete, no 'text_model.head.weight' in it")
+    tensors, left_over = model_tensors(folder, content, last=_LAST)
     tokenizer, notes = _tokenizer(folder, text["max_position_embeddings"], naflex=image["kind"] == "siglip2")
     description = {
-        "architecture": None, "image": image, "text": text, "projection": tensors["text_model.head.weight"].shape[0],
+        "architecture": None, "image": image, "text": text, "projection": tensors[_LAST].shape[0],
         "context_length": tokenizer.context_length, "logit_bias": True, "tokenizer": tokenizer.describe(),
     }  # fmt: skip
     notes = [*content.notes, PADDED.format(tokenizer.context_length), *notes]

@@ -60,14 +60,14 @@ def sections_of(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     return sections
 
 
-def model_tensors(folder: Path, content: Content) -> tuple[Tensors, list[str]]:
-    """The tensors of a whole model under their present names, and the names of those no model uses."""
+def model_tensors(folder: Path, content: Content, last: str = "text_projection.weight") -> tuple[Tensors, list[str]]:
+    """The tensors of a whole model under their present names, `last` among them, and the names of those no model uses."""
     tensors = modern(content.tensors)
     left_over = sorted(name for name in tensors if is_dropped(name))
     for name in left_over:
         del tensors[name]
-    if "text_projection.weight" not in tensors:
-        raise RequestError(f"{folder}: the checkpoint is incomplete, no 'text_projection.weight' in it")
+    if last not in tensors:
+        raise RequestError(f"{folder}: the checkpoint is incomplete, no {last!r} in it")
     return tensors, left_over
 
 

@@ -8,6 +8,7 @@ from transformers import ChineseCLIPConfig, ChineseCLIPTextConfig, ChineseCLIPVi
 
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.families.chinese_clip.vit import ViTTower
+from cnclip_ft.models.families.parts import class_config
 
 
 def model_config(model: DualEncoder) -> dict[str, Any] | None:
@@ -23,4 +24,4 @@ def model_config(model: DualEncoder) -> dict[str, Any] | None:
         projection_dim=dim,
         logit_scale_init_value=model.logit_scale.item(),
     )
-    return config.to_dict() | {"architectures": ["ChineseCLIPModel"], "dtype": str(model.dtype).removeprefix("torch.")}
+    return class_config(model, config, "ChineseCLIPModel")

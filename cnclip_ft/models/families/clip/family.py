@@ -10,7 +10,7 @@ from transformers import CLIPConfig, PretrainedConfig
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.families.chinese_clip.vit import ViTTower
 from cnclip_ft.models.families.clip.text import ClipTextTower
-from cnclip_ft.models.families.parts import processor_config
+from cnclip_ft.models.families.parts import class_config, processor_config
 from cnclip_ft.models.family import Family
 
 
@@ -35,8 +35,7 @@ class ClipLike(Family):
                 projection_dim=dim,
                 logit_scale_init_value=model.logit_scale.item(),
             )
-            dtype = str(model.dtype).removeprefix("torch.")
-            files["config.json"] = config.to_dict() | {"architectures": [self.architecture], "dtype": dtype}
+            files["config.json"] = class_config(model, config, self.architecture)
         return files | {"preprocessor_config.json": processor_config(model, "CLIPImageProcessor", self.processor)}
 
 

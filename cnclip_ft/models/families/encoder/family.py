@@ -9,7 +9,7 @@ from transformers import CLIPVisionConfig, VisionTextDualEncoderConfig
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.families.chinese_clip.vit import ViTTower
 from cnclip_ft.models.families.encoder.text import EncoderTower
-from cnclip_ft.models.families.parts import processor_config
+from cnclip_ft.models.families.parts import class_config, processor_config
 from cnclip_ft.models.family import Family
 
 
@@ -30,8 +30,7 @@ class Encoders(Family):
                 projection_dim=dim,
                 logit_scale_init_value=model.logit_scale.item(),
             )
-            dtype = str(model.dtype).removeprefix("torch.")
-            files["config.json"] = config.to_dict() | {"architectures": ["VisionTextDualEncoderModel"], "dtype": dtype}
+            files["config.json"] = class_config(model, config, "VisionTextDualEncoderModel")
         processor = processor_config(model, "CLIPImageProcessor", "VisionTextDualEncoderProcessor")
         return files | {"preprocessor_config.json": processor}
 

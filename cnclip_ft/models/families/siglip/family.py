@@ -7,7 +7,7 @@ from typing import Any
 from transformers import Siglip2Config, SiglipConfig
 
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.models.families.parts import processor_config
+from cnclip_ft.models.families.parts import class_config, processor_config
 from cnclip_ft.models.families.siglip import naflex, vision
 from cnclip_ft.models.families.siglip.text import SiglipTextTower
 from cnclip_ft.models.family import Family
@@ -24,7 +24,6 @@ class Siglip(Family):
     def transformers_files(self, model: DualEncoder) -> dict[str, dict[str, Any]]:
         files = super().transformers_files(model)
         image, dim = model.image_tower.describe(), model.text_tower.output_dim
-        config: SiglipConfig | Siglip2Config
         text = SiglipTextTower.own_numbers(model.text_tower.describe()) | {
             "projection_size": dim,
             "pad_token_id": model.tokenizer.pad_id,
@@ -32,17 +31,12 @@ class Siglip(Family):
             "eos_token_id": None,
         }
         if image["kind"] == "siglip":
-            config = SiglipConfig(text_config=text, vision_config=vision.SiglipTower.own_numbers(image))
-            files["config.json"] = self._config(model, config, "SiglipModel")
+            squares = SiglipConfig(text_config=text, vision_config=vision.SiglipTower.own_numbers(image))
+            files["config.json"] = class_config(model, squares, "SiglipModel")
         elif image["kind"] == "siglip2":
-            config = Siglip2Config(text_config=text, vision_config=naflex.NaflexTower.own_numbers(image))
-            files["config.json"] = self._config(model, config, "Siglip2Model")
+            patches = Siglip2Config(text_config=text, vision_config=naflex.NaflexTower.own_numbers(image))
+            files["config.json"] = class_config(model, patches, "Siglip2Model")
         return files | {"preprocessor_config.json": processor_config(model, "SiglipImageProcessor", "SiglipProcessor")}
-
-    @staticmethod
-    def _config(model: DualEncoder, config: SiglipConfig | Siglip2Config, architecture: str) -> dict[str, Any]:
-        dtype = str(model.dtype).removeprefix("torch.")
-        return config.to_dict() | {"architectures": [architecture], "dtype": dtype}
 
 
 FAMILY = Siglip()

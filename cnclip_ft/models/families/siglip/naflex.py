@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import nn
 from transformers import Siglip2VisionConfig, Siglip2VisionModel
 
-from cnclip_ft.models.families.numbers import PatchNumbers
+from cnclip_ft.models.families.numbers import PatchNumbers, unusual_rule, with_picture_rule
 from cnclip_ft.models.families.plain_attention import hiding, plain_layers
 from cnclip_ft.models.families.siglip.vision import PooledTower
 from cnclip_ft.models.patches import BUDGET, PatchedPicture
@@ -54,9 +54,8 @@ class NaflexTower(PooledTower):
     @classmethod
     def described(cls, numbers: dict[str, Any], output_dim: int) -> NaflexTower:
         config = Siglip2VisionConfig(**cls.own_numbers(numbers))
-        rule = {key: numbers[key] for key in ("resample", "mean", "std") if numbers.get(key) is not None}
-        rule |= {key: tuple(rule[key]) for key in ("mean", "std") if key in rule}
-        return cls(config, PatchedPicture(numbers["patch_size"], numbers.get("max_num_patches", BUDGET), **rule))
+        picture = PatchedPicture(numbers["patch_size"], numbers.get("max_num_patches", BUDGET))
+        return with_picture_rule(cls(config, picture), numbers)
 
     @classmethod
     def resized(cls, numbers: dict[str, Any], tensors: dict[str, torch.Tensor], image_size: int) -> Any:
@@ -106,13 +105,7 @@ class NaflexTower(PooledTower):
 
 def picture_numbers(picture: PatchedPicture) -> dict[str, Any]:
     """The picture rule for a description: the budget, and what is not the usual."""
-    usual = PatchedPicture()
-    rule: dict[str, Any] = {"max_num_patches": picture.budget}
-    if picture.resample != usual.resample:
-        rule["resample"] = picture.resample
-    if (picture.mean, picture.std) != (usual.mean, usual.std):
-        rule |= {"mean": list(picture.mean), "std": list(picture.std)}
-    return rule
+    return {"max_num_patches": picture.budget} | unusual_rule(picture)
 
 
 def resampled_positions(weight: torch.Tensor, grid: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
