@@ -14,12 +14,15 @@ import torch
 import transformers
 from tokenizers import models, pre_tokenizers, processors, trainers
 
+from cnclip_ft.models.start import build_start
 from tests.families.cards import pieces
 from tests.families.texts import many_texts
 
 SIZES = {
     "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 100,
 }  # fmt: skip
+IMAGE = {"kind": "vit", "hidden": 32, "layers": 2, "heads": 2, "patch": 8, "image_size": 32}
+SAID = ["一只狗在雪地里奔跑", "a red car", "a", "两只猫 and a dog 🐶", "dog " * 200]
 DECODER = SIZES | {"num_key_value_heads": 1, "head_dim": 16}
 
 
@@ -53,6 +56,11 @@ class Encoder:
             text = json.dumps({"word_embedding_dimension": 32, **modes})
             (folder / "1_Pooling" / "config.json").write_text(text, encoding="utf-8")
         return folder
+
+
+def start(folder: Path, **more: Any) -> Any:
+    """A small ViT beside the encoder of a folder, and what is reported of it."""
+    return build_start({"image": IMAGE, "text": str(folder), "projection": 24} | more)
 
 
 @cache

@@ -31,7 +31,7 @@ from data_tools.errors import RequestError
 from data_tools.store import open_store
 from tests.families.cards import CARDS
 from tests.families.test_families import library_pictures, photos
-from tests.training.helpers import losses, planned, prepared, stopped_after, tiny_recipe, write_store
+from tests.training.helpers import losses, planned, prepared, stopped_after, tiny_recipe, write_stores
 from tests.training.test_processes import FSDP2, TRAIN, launch, same_weights
 
 LAYERED = [{"tower": "image", "layer_decay": 0.8}, {"tower": "text", "layer_decay": 0.8}, {"tower": "temperature"}]
@@ -44,10 +44,7 @@ KINDS = [pytest.param(name, marks=[] if name == "siglip2" else pytest.mark.slow)
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("runs")
-    write_store(folder / "train", images=20, captions=2, seed=0)
-    write_store(folder / "valid", images=10, captions=2, seed=1)
-    return folder
+    return write_stores(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -20,7 +20,7 @@ from cnclip_ft.models import registry
 from cnclip_ft.training.run import train
 from data_tools.errors import RequestError
 from data_tools.store import open_store
-from tests.training.helpers import losses, stopped_after, tiny_recipe, write_store
+from tests.training.helpers import losses, stopped_after, tiny_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 START = {"image": {"kind": "tiles"}, "text": {"kind": "speller"}, "projection": 12}
@@ -35,14 +35,6 @@ def letters():
     registry.register(letters.FAMILY)
     yield letters
     registry._registered[:] = before
-
-
-@pytest.fixture(scope="module")
-def stores(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stores")
-    write_store(folder / "train", images=20, captions=2, seed=0)
-    write_store(folder / "valid", images=10, captions=2, seed=1)
-    return folder
 
 
 def _recipe(stores: Path, output: Path):

@@ -10,16 +10,12 @@ import torch
 from accelerate.state import AcceleratorState
 
 from cnclip_ft.training.trainer import Trainer
-from tests.training.helpers import prepared, tiny_recipe, write_store
+from tests.training.helpers import prepared, tiny_recipe, write_store, write_stores
 
 
 @pytest.fixture(scope="session")
 def stores(tmp_path_factory):
-    """Twenty pictures to train with, ten to judge by."""
-    folder = tmp_path_factory.mktemp("stores")
-    write_store(folder / "train", images=20, captions=2, seed=0)
-    write_store(folder / "valid", images=10, captions=2, seed=1)
-    return folder
+    return write_stores(tmp_path_factory.mktemp("stores"))
 
 
 @pytest.fixture(scope="session")

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.training.helpers import write_store
+from tests.training.helpers import write_stores
 
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stores")
-    write_store(folder / "train", images=20, captions=2, seed=0)
-    write_store(folder / "valid", images=10, captions=2, seed=1)
-    return folder
+    return write_stores(tmp_path_factory.mktemp("stores"))

@@ -40,6 +40,13 @@ def write_store(folder: Path, images: int, captions: int, seed: int) -> Path:
     return folder
 
 
+def write_stores(folder: Path) -> Path:
+    """Twenty pictures to train with and ten to judge by: `folder`/train and `folder`/valid."""
+    write_store(folder / "train", images=20, captions=2, seed=0)
+    write_store(folder / "valid", images=10, captions=2, seed=1)
+    return folder
+
+
 def tiny_recipe(folder: Path, **changes) -> Recipe:
     """Two short stages on the stores `folder`/train and `folder`/valid; `changes` per stage: align={…}, contrast={…}."""
     stage = {"steps": 6, "batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 1, "validate_every": 3}
