@@ -1,8 +1,7 @@
 """Our checkpoint: a folder that explains itself; and `load`, which reads every kind (docs/checkpoints.md).
 
-``model.safetensors`` + ``config.json`` + processor and tokenizer files, which transformers' ChineseCLIPModel reads
-whenever the towers are ViT + RoBERTa, and ``cnclip_ft.json``: what is needed to build the model again, and how it
-came to be.
+``model.safetensors`` + ``config.json`` + processor and tokenizer files, which transformers reads wherever it has a class for
+the two towers, and ``cnclip_ft.json``: what is needed to build the model again, and how it came to be.
 """
 
 from __future__ import annotations
@@ -166,10 +165,10 @@ def read_info(folder: str | Path) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Path, dtype: torch.dtype = torch.float32) -> Checkpoint:
-    """Whatever kind of Chinese CLIP stands there, read (as `dtype`) and renamed, not yet a model.
+    """Whatever kind of whole model stands there, read (as `dtype`) and renamed, not yet a model.
 
     Raises:
-        RequestError: nothing readable, or no Chinese CLIP.
+        RequestError: nothing readable, or no model of two towers that is known.
     """
     if path.name in FOLDER_FILES and (path.parent / "config.json").is_file():
         path = path.parent  # the configuration beside a file knows more than its tensors
@@ -221,7 +220,7 @@ def load(
         download_root: folder where a published name is looked for first and downloaded to; None is the hub's own cache.
 
     Raises:
-        RequestError: nothing readable is there, it is no Chinese CLIP, or it names code that is not trusted.
+        RequestError: nothing readable is there, it is no model of a known family, or it names code that is not trusted.
 
     Example:
         ``cnclip_ft.load("clip_cn_vit-b-16.pt").encode_texts(["一只狗"])``

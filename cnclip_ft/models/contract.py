@@ -248,6 +248,10 @@ class Tower(nn.Module, ABC):
         if wanted:
             raise RequestError(f"a tower of kind {self.kind} has no gradient checkpointing; leave it off")
 
+    def graph(self) -> nn.Module:
+        """What is written down for other runtimes: a module with the calls and the features of `forward`."""
+        return self
+
     def replace_projection(self, output_dim: int) -> None:
         """A new projection with random weights, to another width.
 
@@ -339,10 +343,6 @@ class ImageTower(Tower):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.project(self.trunk(pixels))
 
-    def graph(self) -> nn.Module:
-        """What is written down for other runtimes: a module with the calls and the features of `forward`."""
-        return self
-
     def example(self, count: int) -> torch.Tensor:
         """`count` blank pictures as `Preprocessing.decode` gives them: uint8 ``[count, *shape]`` on the tower's device."""
         device = next(self.parameters()).device
@@ -387,10 +387,6 @@ class TextTower(Tower):
     @abstractmethod
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """int64 ``[n, tokens]`` twice, as `Tokenizer.pad` gives them → ``[n, output_dim]``."""
-
-    def graph(self) -> nn.Module:
-        """What is written down for other runtimes: a module with the calls and the features of `forward`."""
-        return self
 
     def linear_groups(self) -> list[LinearGroup]:
         """Linear layers that a quick way for short texts may compute together; all others it takes one by one."""

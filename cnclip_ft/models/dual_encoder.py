@@ -67,12 +67,12 @@ class DualEncoder(nn.Module):
     # ---- features ---------------------------------------------------------------------------------------------
 
     def image_trunk(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 ``[n, 3, s, s]`` → ``[n, width]``, before the projection: what a feature cache keeps."""
+        """uint8 ``[n, *preprocessing.shape]`` → ``[n, width]``, before the projection: what a feature cache keeps."""
         tower = self.image_tower
         return tower.trunk(tower.preprocessing.normalise(pixels, self.dtype))
 
     def image_features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 ``[n, 3, s, s]`` on the model's device → unit ``[n, dim]`` fp32 (fp64 of an fp64 model)."""
+        """uint8 ``[n, *preprocessing.shape]`` on the model's device → unit ``[n, dim]`` fp32 (fp64 of an fp64 model)."""
         tower = self.image_tower
         return _unit(
             tower(tower.preprocessing.normalise(pixels, self.dtype))

@@ -19,7 +19,7 @@ class Packing:
     """Where the tokens of `count` texts lie: `rows` int64 ``[tokens]`` into the padded batch ``[count · length]``.
 
     `mask` is bool ``[count, 1, 1, length]``, true for tokens; None where there is no padding. `starts` int64 ``[count]``:
-    each text's ``[CLS]`` among the tokens.
+    each text's first token among the tokens.
     """
 
     count: int
@@ -72,6 +72,21 @@ def attend(
     mask = None if mask is None else mask[:, :, : query.shape[2]]
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal)
     return mixed.transpose(1, 2).flatten(2)
+
+
+def read_rows(layer: Any, hidden: torch.Tensor, mask: torch.Tensor | None, rows: slice) -> torch.Tensor:
+    """transformers' pre-norm `layer` on ``[n, tokens, width]``, of which the tokens `rows` alone come out."""
+    own, normed = layer.self_attn, layer.layer_norm1(hidden)
+    mixed = attend(
+        own.q_proj(normed[:, rows]),
+        own.k_proj(normed),
+        own.v_proj(normed),
+        own.num_heads,
+        mask,
+        dropout_share(own, own.dropout),
+    )
+    read = hidden[:, rows] + own.out_proj(mixed)
+    return read + layer.mlp(layer.layer_norm2(read))
 
 
 def unasked(attention_mask: torch.Tensor, config: Any) -> torch.Tensor:

@@ -1,9 +1,8 @@
 """transformers' layers without the work nobody looks at: other tokens of the last layer, and padding on the CPU.
 
 Where a tower reads ``[CLS]`` alone, the other tokens of its last layer give keys and values and are left at that, forward
-and backward: 7 % of a tower of 12 layers, a fourth of one of 3. On the CPU the tokens of a batch of texts lie behind one
-another for all products and norms, and are spread over a padded batch for attention alone: captions of one batch differ
-in length, and a third of a padded batch is padding. Parameters, their names and the features are those of the plain layers.
+and backward: 7 % of a tower of 12 layers, a fourth of one of 3. On the CPU texts are packed (`families.packing`). Parameters,
+their names and the features are those of the plain layers.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import nn
 from transformers.models.chinese_clip.modeling_chinese_clip import ChineseCLIPTextLayer, ChineseCLIPVisionLayer
 
 from cnclip_ft.models.contract import LinearGroup
-from cnclip_ft.models.families.packing import Packing, attend, dropout_share, uses_sdpa
+from cnclip_ft.models.families.packing import Packing, attend, dropout_share, read_rows, uses_sdpa
 
 
 class TextLayer(ChineseCLIPTextLayer):
@@ -68,20 +67,9 @@ class ReadingVisionLayer(ChineseCLIPVisionLayer):
     """Pre-norm, a last layer: ``[n, tokens, width]`` → ``[n, 1, width]``."""
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: Any = None, **kwargs: Any) -> torch.Tensor:
-        own = self.self_attn
-        if not uses_sdpa(own.config):
+        if not uses_sdpa(self.self_attn.config):
             return super().forward(hidden_states, attention_mask, **kwargs)[:, :1]
-        normed = self.layer_norm1(hidden_states)
-        mixed = attend(
-            own.q_proj(normed[:, :1]),
-            own.k_proj(normed),
-            own.v_proj(normed),
-            own.num_heads,
-            attention_mask,
-            dropout_share(own, float(own.dropout or 0)),
-        )
-        hidden = hidden_states[:, :1] + own.out_proj(mixed)
-        return hidden + self.mlp(self.layer_norm2(hidden))
+        return read_rows(self, hidden_states, attention_mask, slice(1))
 
 
 def skip_unread(layers: nn.ModuleList, *, first_token: bool) -> None:

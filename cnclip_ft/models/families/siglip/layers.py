@@ -15,27 +15,16 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer, SiglipMultiheadAttentionPoolingHead
 
-from cnclip_ft.models.families.packing import attend, dropout_share, uses_sdpa
+from cnclip_ft.models.families.packing import read_rows, uses_sdpa
 
 
 class ReadingLayer(SiglipEncoderLayer):
     """A last layer: ``[n, tokens, width]`` → ``[n, 1, width]``, the last position."""
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: Any = None, **kwargs: Any) -> torch.Tensor:
-        own = self.self_attn
-        if not uses_sdpa(own.config):
+        if not uses_sdpa(self.self_attn.config):
             return super().forward(hidden_states, attention_mask, **kwargs)[:, -1:]
-        normed = self.layer_norm1(hidden_states)
-        mixed = attend(
-            own.q_proj(normed[:, -1:]),
-            own.k_proj(normed),
-            own.v_proj(normed),
-            own.num_heads,
-            None,
-            dropout_share(own, own.dropout),
-        )
-        hidden = hidden_states[:, -1:] + own.out_proj(mixed)
-        return hidden + self.mlp(self.layer_norm2(hidden))
+        return read_rows(self, hidden_states, None, slice(-1, None))
 
 
 class PoolingHead(SiglipMultiheadAttentionPoolingHead):
