@@ -212,6 +212,18 @@ def json_with(*keys: str) -> Callable[[Path], bool]:
     return known
 
 
+def folder_with(name: str, *keys: str) -> Callable[[Path], bool]:
+    """A folder, known by its file `name`, a JSON object that has these keys."""
+
+    def known(folder: Path) -> bool:
+        try:
+            return json_with(*keys)(folder / name)
+        except (OSError, ValueError, RecursionError):
+            return False
+
+    return known
+
+
 def lines_with(*keys: str) -> Callable[[Path], bool]:
     """Known as JSONL whose first line has these keys and no others before them."""
 

@@ -25,7 +25,7 @@ from cnclip_ft.models.checkpoints import TOKENIZER_FILES
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.preprocessing import SquarePicture
 from data_tools.errors import RequestError, UserError
-from data_tools.outputs import FolderKind
+from data_tools.outputs import FolderKind, folder_with
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.float32}  # int8 is made from float32
 OPSET = 18  # LayerNormalization is one node from 17 on; TensorRT 10 and OpenVINO know all of 18
@@ -37,17 +37,9 @@ INPUTS = {"image": "pixels", "text": "input_ids"}
 OUTPUT = "features"
 
 
-def _is_onnx(folder: Path) -> bool:
-    try:
-        about = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(about, dict) and {"format", "opset", "image", "text"} <= about.keys()
-
-
 ONNX = FolderKind(
     "folder of ONNX files",
-    _is_onnx,
+    folder_with(DESCRIPTION, "format", "opset", "image", "text"),
     re.compile(rf"(image|text)\.onnx(\.data|_data)?|{re.escape(DESCRIPTION)}|example\.py|{TOKENIZER_FILES}"),
 )
 

@@ -20,22 +20,14 @@ from cnclip_ft.models.formats.files import save_tensors
 from cnclip_ft.models.formats.open_clip import CONFIGURATION, UNCLEANED, WEIGHTS, is_open_clip
 from cnclip_ft.models.formats.open_clip_writing import model_config, open_clip_tensors, picture_config
 from data_tools.errors import RequestError
-from data_tools.outputs import FolderKind
+from data_tools.outputs import FolderKind, folder_with
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def _is_export(folder: Path) -> bool:
-    try:
-        content = json.loads((folder / CONFIGURATION).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and "cnclip_ft" in content and is_open_clip(folder)
-
-
 OPEN_CLIP = FolderKind(
     "open_clip folder of ours",
-    _is_export,
+    lambda folder: is_open_clip(folder) and folder_with(CONFIGURATION, "cnclip_ft")(folder),
     re.compile(rf"{re.escape(WEIGHTS[0])}|{re.escape(CONFIGURATION)}|{TOKENIZER_FILES}"),
 )
 

@@ -38,7 +38,7 @@ from cnclip_ft.models.registry import family_of, image_kinds
 from cnclip_ft.runtime import parse_device
 from data_tools.atomic import mend_interrupted_swap, sync_file
 from data_tools.errors import RequestError, UserError
-from data_tools.outputs import FolderKind
+from data_tools.outputs import FolderKind, folder_with
 from data_tools.regular import sha256
 from data_tools.scratch import OLD, Scratch, real_place, scratch_folder
 
@@ -48,20 +48,12 @@ WEIGHTS_SUM = "weights_sha256"  # in INFO
 PURPOSE = "saving"  # of the working folder
 
 
-def _is_checkpoint(folder: Path) -> bool:
-    try:
-        info = json.loads((folder / INFO).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(info, dict) and {"format", "model"} <= info.keys()
-
-
 TOKENIZER_FILES = (
     r"(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json|vocab\.txt|merges\.txt|[a-z_.]+\.model"
 )
 CHECKPOINT = FolderKind(
     "checkpoint of ours",
-    _is_checkpoint,
+    folder_with(INFO, "format", "model"),
     re.compile(rf"model\.safetensors|{re.escape(INFO)}|(processor_|preprocessor_)?config\.json|{TOKENIZER_FILES}"),
 )
 
@@ -107,7 +99,7 @@ def save_checkpoint(model: DualEncoder, folder: str | Path, *, info: dict[str, A
 def mend_checkpoint(folder: Path) -> None:
     """Clear up after a process that died while it saved here, and bring back the checkpoint it was replacing."""
     old = folder.with_name(f"{folder.name}.old")  # by 0.1.0
-    if _is_checkpoint(old):
+    if CHECKPOINT.known(old):
         mend_interrupted_swap(folder, old)
     place = real_place(folder)
     if scratch_folder(place, PURPOSE).is_dir():
