@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from cnclip_ft.models.build import Checkpoint, count_layers
-from cnclip_ft.models.contract import Tokenizer
 from cnclip_ft.models.description import checked_half
 from cnclip_ft.models.families.clip.bpe import OPEN_CLIP_NAMES, OPENAI_NAMES, VOCABULARY, clip_bpe
 from cnclip_ft.models.families.clip.text import LARGEST, ClipText
@@ -50,8 +49,8 @@ def read_clip_file(file: Path, content: Content) -> Checkpoint:
     else:
         tensors = text_to_ours(rest)
         numbers = _recognised(file, tensors, half.numbers.get("hidden_act", "quick_gelu"))
-        from_openai = "input_resolution" in rest
-        tokenizer = _tokenizer(file.parent, numbers, from_openai)
+        names = OPENAI_NAMES if "input_resolution" in rest else OPEN_CLIP_NAMES
+        tokenizer = clip_bpe(file.parent, numbers["max_position_embeddings"], names=names)
     scale = rest.get("logit_scale")
     if scale is None:
         raise RequestError(f"{file}: the checkpoint is incomplete, no 'logit_scale' in it")
@@ -88,8 +87,3 @@ def _recognised(file: Path, tensors: Tensors, activation: str) -> dict[str, Any]
         "eos_token_id": VOCABULARY - 1 if rows >= VOCABULARY else LARGEST,
     }  # fmt: skip
     return checked_half(ClipText, found, str(file))
-
-
-def _tokenizer(folder: Path, numbers: dict[str, Any], from_openai: bool) -> Tokenizer:
-    names = OPENAI_NAMES if from_openai else OPEN_CLIP_NAMES
-    return clip_bpe(folder, numbers["max_position_embeddings"], names=names)
