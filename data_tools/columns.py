@@ -97,14 +97,19 @@ class Where:
         return all(equal.values())
 
     def check(self, names: Sequence[str], place: object) -> None:
-        """Raises:
-        RequestError: a column is none of `names`; the nearest is said.
-        """
-        for condition in self.conditions:
-            if condition.name not in names:
-                near = difflib.get_close_matches(condition.name, names, 1)
-                there = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names) or 'none'}"
-                raise RequestError(f"{place} keeps no column {condition.name!r}; {there}")
+        """As `refuse_unknown`."""
+        refuse_unknown([condition.name for condition in self.conditions], names, place)
+
+
+def refuse_unknown(wanted: Iterable[str], names: Sequence[str], place: object) -> None:
+    """Raises:
+    RequestError: a column is none of `names`, which `place` keeps; the nearest is said.
+    """
+    for name in wanted:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            there = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names) or 'none'}"
+            raise RequestError(f"{place} keeps no column {name!r}; {there}")
 
 
 EVERYTHING = Where()

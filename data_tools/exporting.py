@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from data_tools.atomic import sync_file, sync_folder
+from data_tools.atomic import sync_file
 from data_tools.bars import Bar
+from data_tools.columns import refuse_unknown
 from data_tools.errors import DataFault, RequestError, UserError
 from data_tools.forms import FORMS, Exported, Form
 from data_tools.items import ImageItem
-from data_tools.outputs import is_empty, refuse_overlap
+from data_tools.outputs import EMPTY, refuse_overlap
 from data_tools.scratch import Scratch, real_place
 from data_tools.selection import Selection
 from data_tools.store import Id, PairStore, open_store
@@ -46,19 +46,15 @@ def export_store(
     refuse_overlap(output, [path])
     store = open_store(path)
     chosen.where.check(store.columns, path)
-    for name in chosen.columns or ():
-        if name not in store.columns:
-            raise RequestError(f"{path} keeps no column {name!r}; there are {', '.join(store.columns) or 'none'}")
+    refuse_unknown(chosen.columns or (), store.columns, path)
     form = FORMS[to]
     clashing = [name for name in chosen.names(store) if name in _OURS]
     if clashing and not form.alone:
         raise RequestError(
             f"the kept column {clashing[0]!r} is called like a field of this form; leave it out with --keep-columns"
         )
-    if output.exists() and not is_empty(output):
-        raise RequestError(f"{output} is there already; choose another output, or remove it")
-    place = real_place(output)
-    scratch = Scratch(place, "exporting", "writing this export")
+    EMPTY.refuse_other(output)
+    scratch = Scratch(real_place(output), "exporting", "writing this export")
     try:
         scratch.clear()
         folder = scratch.folder / "new"
@@ -68,12 +64,8 @@ def export_store(
         for file in folder.rglob("*"):
             if file.is_file():
                 sync_file(file)
-        if place.is_dir():
-            for left in place.iterdir():  # what file managers leave
-                left.unlink()
-            place.rmdir()
-        os.rename(folder, place)
-        sync_folder(place.parent)
+        EMPTY.refuse_other(output)  # hours may have gone by
+        scratch.swap_in(folder, EMPTY)
         return done
     except OSError as error:
         raise UserError(

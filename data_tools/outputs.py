@@ -124,6 +124,9 @@ def is_empty(folder: Path) -> bool:
     return folder.is_dir() and set(os.listdir(folder)) <= _NOBODYS
 
 
+EMPTY = FolderKind("empty folder", is_empty, re.compile("(?!)"))  # for what is written to new places alone
+
+
 def _walk(folder: Path) -> Iterator[tuple[str, bool]]:
     """(path in `folder`, whether it is an ordinary file) of everything but folders; an empty folder counts, with `/`."""
     for above, folders, files in os.walk(folder):

@@ -17,7 +17,7 @@ from cnclip_ft.features.sources import Source, store_source
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.retrieval.recall import RetrievalScores, recall
 from cnclip_ft.runtime import parse_device
-from data_tools.columns import Condition, Where
+from data_tools.columns import refuse_unknown
 from data_tools.errors import RequestError
 from data_tools.store import open_store
 from data_tools.tables import fitted
@@ -149,7 +149,7 @@ def _groups(source: Source, column: str) -> list[str]:
         RequestError: the store keeps no such column, or too many values in it.
     """
     store = open_store(source.path)
-    Where([Condition(column, "=", "")]).check(store.columns, source.path)
+    refuse_unknown([column], store.columns, source.path)
     labels = ["–"] * len(source.split.texts)
     for image, text in reversed(source.split.positives.tolist()):
         labels[text] = str(store.columns_of(source.split.image_ids[image]).get(column, "–"))

@@ -24,7 +24,7 @@ class StoreSource:
     """Pictures in stored order, then pairs, then texts without picture. Pictures go in as they are.
 
     Args:
-        keep: whether a picture (by its id here, and what is kept of it) is taken; pairs follow their pictures.
+        keep: whether a picture (by its id here) is taken; pairs follow their pictures.
         keep_pair: whether a pair is. lone: whether texts without picture are taken.
         columns: the kept columns that are taken; None: all.
         part: what `keep` and `keep_pair` choose, for whoever asks whether a build is still the same.

@@ -11,7 +11,7 @@ import pytest
 
 from data_tools.build import build_store
 from data_tools.columns import parse_where
-from data_tools.errors import UserError
+from data_tools.errors import RequestError, UserError
 from data_tools.exporting import export_store
 from data_tools.forms import FORMS, Exported
 from data_tools.selection import Selection
@@ -152,6 +152,25 @@ def test_what_reads_back_differently_is_not_put_in_place(store, monkeypatch, to,
     with pytest.raises(UserError, match=f"the {what} of the export read back differently"):
         export_store(store, store.parent / "out", to, progress=False)
     assert [path.name for path in store.parent.iterdir()] == ["s"]
+
+
+def test_what_came_to_the_place_meanwhile_stays(store, monkeypatch) -> None:
+    form, mine = FORMS["imagefolder"], store.parent / "out" / "mine.txt"
+    mine.parent.mkdir()
+    (mine.parent / ".DS_Store").touch()
+
+    def slow(*how) -> Exported:
+        mine.write_text("mine")
+        return form.write(*how)
+
+    monkeypatch.setitem(FORMS, "imagefolder", replace(form, write=slow))
+    with pytest.raises(RequestError, match="out is no empty folder .it holds"):
+        export_store(store, mine.parent, "imagefolder", progress=False)
+    assert mine.read_text() == "mine" and sorted(path.name for path in store.parent.iterdir()) == ["out", "s"]
+    mine.unlink()
+    monkeypatch.setitem(FORMS, "imagefolder", form)
+    export_store(store, mine.parent, "imagefolder", progress=False)
+    assert sorted(path.name for path in mine.parent.iterdir()) == ["images", "metadata.jsonl"]
 
 
 def test_requests_that_are_refused(store, tmp_path) -> None:
