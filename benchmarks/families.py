@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from benchmarks.official import Official  # noqa: E402
+from benchmarks.official import Official, Side  # noqa: E402
 from benchmarks.step import OurStage, pictures_of_noise, write_store  # noqa: E402
 from tests.official import FOLDER  # noqa: E402
 
@@ -191,21 +191,6 @@ LENGTHS = {"clip": 77, "siglip": 64}
 # ---- measuring ------------------------------------------------------------------------------------------------------
 
 
-class Trainers(Official):
-    """transformers' Trainer in a process of its own."""
-
-    def __init__(self, *arguments: str | Path) -> None:
-        environment = dict(os.environ, PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1", PYTHONUTF8="1")
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", TRAINER_STEP, *map(str, arguments)],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-        )
-
-
 def step(kind: str, family: str, batch: int, threads: int, repeats: int) -> None:
     from cnclip_ft.export.run import export_checkpoint
 
@@ -218,7 +203,7 @@ def step(kind: str, family: str, batch: int, threads: int, repeats: int) -> None
         write_store(place / "train", texts, pictures_of_noise(len(texts) // 5))
         theirs = [
             Official(OPEN_CLIP_STEP, place / "open_clip", kind, str(threads), str(batch)),
-            Trainers(folder, kind, str(threads), str(batch), str(LENGTHS[family])),
+            Side(TRAINER_STEP, folder, kind, str(threads), str(batch), str(LENGTHS[family])),
         ]
         lines = [json.dumps(random.Random(n).sample(texts, batch)) for n in range(repeats + 2)]
         ours = OurStage(place, family, batch, texts, train="text" if kind == "one" else "both", start=str(folder))

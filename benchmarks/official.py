@@ -1,4 +1,4 @@
-"""A subprocess with the official package in it that does one piece of work for every line it is sent."""
+"""Processes that do one piece of work for every line they are sent, with the official package or without."""
 
 from __future__ import annotations
 
@@ -13,26 +13,18 @@ sys.path.insert(0, str(ROOT))
 from tests.official import FOLDER, PRELUDE  # noqa: E402
 
 
-class Official:
+class Side:
     """Runs `code` in a process of its own; `ask` sends a line and waits for the number answered.
 
     The code reads lines from stdin and prints, after each, a number alone or ``SECONDS number``; what else it prints is
-    passed over. On a CPU `.cuda()` does nothing, as the official code calls it everywhere.
+    passed over. `path` is where it finds packages first.
     """
 
-    def __init__(self, code: str, *arguments: str | Path, cuda: bool = False) -> None:
-        if not (FOLDER / "cn_clip").is_dir():
-            raise SystemExit(f"the official package is not in {FOLDER}: run_scripts/test.sh installs it")
-        environment = dict(
-            os.environ,
-            PYTHONPATH=os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")]),
-            PYTHONUTF8="1",
-            HF_HUB_OFFLINE="1",
-        )
-        prelude = PRELUDE.partition("torch.Tensor.cuda")[0] if cuda else PRELUDE
+    def __init__(self, code: str, *arguments: str | Path, path: Path = ROOT) -> None:
+        python_path = os.pathsep.join([str(path), os.environ.get("PYTHONPATH", "")])
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", prelude + code, *map(str, arguments)],
-            env=environment,
+            [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)],
+            env=os.environ | {"PYTHONPATH": python_path, "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -46,8 +38,18 @@ class Official:
             words = answer.split()
             if len(words) == 1 or words[:1] == ["SECONDS"]:
                 return float(words[-1])
-        raise SystemExit("the official process ended early")
+        raise SystemExit("the process of the other side ended early")
 
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait()
+
+
+class Official(Side):
+    """With the official package; on a CPU `.cuda()` does nothing, as its code calls it everywhere."""
+
+    def __init__(self, code: str, *arguments: str | Path, cuda: bool = False) -> None:
+        if not (FOLDER / "cn_clip").is_dir():
+            raise SystemExit(f"the official package is not in {FOLDER}: run_scripts/test.sh installs it")
+        prelude = PRELUDE.partition("torch.Tensor.cuda")[0] if cuda else PRELUDE
+        super().__init__(prelude + code, *arguments, path=FOLDER)

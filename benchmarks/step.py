@@ -211,21 +211,6 @@ class OurStage:
         return time.perf_counter() - began
 
 
-def flops_per_pair(size: str, tokens: float, frozen: bool) -> float:
-    """Multiply-adds twice of one pair's forward and backward; the transformer layers' products only."""
-    from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
-
-    found, total = ARCHITECTURES[size], 0.0
-    for numbers, length, trained in (
-        (found.image, (found.image.image_size // found.image.patch) ** 2 + 1, not frozen),
-        (found.text, tokens, True),
-    ):
-        if trained or numbers is not found.image:
-            layer = 12 * numbers.hidden**2 * length + 2 * length**2 * numbers.hidden
-            total += numbers.layers * layer * 2 * 3
-    return total
-
-
 def step(kind: str, size: str, batch: int, threads: int, repeats: int) -> None:
     frozen = kind == "one"
     torch.set_num_threads(threads)
