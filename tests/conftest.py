@@ -23,6 +23,19 @@ def pytest_ignore_collect(collection_path, config):
     return None
 
 
+@pytest.fixture(scope="module")
+def letters():
+    """The family of `tests.families.letters` is known in the tests of the module from here on, and in no others."""
+    from cnclip_ft.models import registry
+
+    before = list(registry._registered)
+    from tests.families import letters
+
+    registry.register(letters.FAMILY)
+    yield letters
+    registry._registered[:] = before
+
+
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request, monkeypatch):
     """Every device there may be; a run made inside the test takes it."""

@@ -26,15 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 START = {"image": {"kind": "tiles"}, "text": {"kind": "speller"}, "projection": 12}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def letters():
-    """The family is known in these tests, and in no others."""
-    before = list(registry._registered)
-    from tests.families import letters
-
-    registry.register(letters.FAMILY)
-    yield letters
-    registry._registered[:] = before
+pytestmark = pytest.mark.usefixtures("letters")
 
 
 def _recipe(stores: Path, output: Path):

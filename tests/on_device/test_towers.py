@@ -5,24 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cnclip_ft.models import registry
 from cnclip_ft.models.checkpoints import load
 from cnclip_ft.models.start import build_start
 from tests.evaluation import tiny
 from tests.families.cards import CARDS
 from tests.families.test_families import photos
 from tests.training.helpers import prepared, random_batch, tiny_model, tiny_recipe
-
-
-@pytest.fixture
-def letters():
-    """The second family is known in the test."""
-    before = list(registry._registered)
-    from tests.families import letters
-
-    registry.register(letters.FAMILY)
-    yield letters
-    registry._registered[:] = before
 
 
 def resnet(device: torch.device):
