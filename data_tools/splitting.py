@@ -7,6 +7,7 @@ built from it. With stores that are there already (`--append`) a picture like on
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 
 from data_tools import alike
 from data_tools.appending import append_to
+from data_tools.atomic import whole_file
 from data_tools.build import BuildReport, build_store
 from data_tools.errors import DataFault, RequestError
 from data_tools.faults import FILE_NAME
@@ -27,6 +29,7 @@ from data_tools.sources.stored import StoreSource
 from data_tools.store import Id, PairStore, open_store, stores_below
 
 NAMES = ("train", "valid", "test")
+_DEALT = "dealt.json"  # in the working folder: a part may be in its place already when the others are gone on with
 _WORDS = {"validation": "valid", "val": "valid", "dev": "valid", "restval": "train", "training": "train", "testing": "test",
           "训练": "train", "训练集": "train", "验证": "valid", "验证集": "valid", "测试": "test", "测试集": "test"}  # fmt: skip
 
@@ -101,7 +104,10 @@ def build_splits(
         if not resume:
             scratch.clear()
         old = {path.name: open_store(path) for path in stores_below(output)} if append else {}
-        after = max((_largest_number(store) for store in old.values()), default=0)
+        settings = source.fingerprint() | {"split": [how if isinstance(how, str) else [dict(how.parts), how.seed]]}
+        asked = json.loads(json.dumps([settings, repr(options)]))
+        before = _read_dealt(scratch.folder / _DEALT, asked) if resume else {}
+        after = before.get("after", max((_largest_number(store) for store in old.values()), default=0))
         imported = scratch.folder / "all"
         again = imported.exists() and not resume
         whole = build_store(
@@ -120,7 +126,10 @@ def build_splits(
         ]
         lines = [line.replace(str(imported / FILE_NAME), str(output / "…" / FILE_NAME)) for line in lines]
         if isinstance(how, Shares):
-            parts, said = _deal(store, old, how, workers, progress)
+            if before.get("generation") == store.generation:
+                parts, said = dict(zip(store.image_ids, before["parts"], strict=True)), before["said"]
+            else:
+                parts, said = _deal(store, old, how, workers, progress)
             lines.append(said)
         else:
             parts = _by_column(store, how)
@@ -131,7 +140,11 @@ def build_splits(
         if empty:
             raise RequestError(f"{store.image_count:,} pictures are too few: nothing is left for {', '.join(empty)}")
         faults = [imported / FILE_NAME] if (imported / FILE_NAME).is_file() else []
-        settings = source.fingerprint() | {"split": [how if isinstance(how, str) else [dict(how.parts), how.seed]]}
+        if isinstance(how, Shares):
+            with whole_file(scratch.folder / _DEALT, "w") as file:
+                note = {"asked": asked, "after": after, "generation": store.generation, "said": said}
+                note["parts"] = [parts[image_id] for image_id in store.image_ids]
+                json.dump(note, file, ensure_ascii=False)
         for number, name in enumerate(names):
             report = _build_part(
                 imported,
@@ -152,8 +165,9 @@ def build_splits(
         if faults:
             lines = [line.replace(str(output / "…" / FILE_NAME), str(output / names[0] / FILE_NAME)) for line in lines]
         return lines
-    except KeyboardInterrupt:
-        keep = True
+    except BaseException as error:
+        # What can be gone on with stays: after Ctrl-C, on a full disk, where --continue was asked with another flag.
+        keep = not isinstance(error, (DataFault, RequestError)) or (resume and isinstance(error, RequestError))
         raise
     finally:
         scratch.release() if keep else scratch.remove()
@@ -173,6 +187,15 @@ def _build_part(
     part = StoreSource(imported, keep=lambda image_id: parts[image_id] == name, lone=lone, part=[name, settings])
     build = append_to if append else build_store
     return build(part, target, faults_before=faults, **options)
+
+
+def _read_dealt(file: Path, asked: Any) -> dict[str, Any]:
+    """What an interrupted import of the same had dealt; empty: nothing."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if found["asked"] == asked else {}
 
 
 def _largest_number(store: PairStore) -> int:

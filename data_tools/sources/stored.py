@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.errors import DataFault
+from data_tools.errors import DataFault, RequestError
 from data_tools.items import ImageItem, Item, Source, Stream, TextItem, content_origin
 from data_tools.sources.joined import Joined
 from data_tools.store import Id, Pair, PairStore, open_store
@@ -104,6 +104,7 @@ class Appended:
         self.old, self.new, self.prepare = old, new, prepare
 
     def open(self) -> Stream:
+        self._generation = open_store(self.old.path).generation
         before, after = self.old.open(), self.new.open()
         done, notes = [0], list(after.notes)
         known_total = after.total if after.unit == "item" else None
@@ -111,6 +112,9 @@ class Appended:
         return Stream(self._items(before, done, notes), total, "item", lambda: done[0], notes)
 
     def _items(self, before: Stream, done: list[int], notes: list[str]) -> Iterator[Item]:
+        # Looked at again where nobody else may write the store any more: another may have added to it in between.
+        if open_store(self.old.path).generation != self._generation:
+            raise RequestError(f"{self.old.path} was replaced by another process just now: give the command again")
         seen, most = array("Q"), 0
         for item in before.items:
             done[0] += 1

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_tools import alike, splitting
+from data_tools import alike, appending, splitting
 from data_tools.appending import kept_form
 from data_tools.build import build_store
-from data_tools.errors import DataFault, RequestError
+from data_tools.errors import DataFault, RequestError, UserError
 from data_tools.pictures import PIXEL_LIMIT, Reencoding
 from data_tools.preparation import Preparation
 from data_tools.sources import SourceOptions, open_source
@@ -275,3 +275,49 @@ def test_a_store_is_never_replaced_unasked(tmp_path, kind: str) -> None:
         code, out = call(*command, "--split", "0.5,0.5", "--output", tmp_path)
         assert code in (1, 2) and open_store(target).generation == before
     assert call(*command, "--overwrite")[0] == 0 and open_store(target).generation != before
+
+
+def test_an_append_that_stopped_between_two_parts_goes_on_as_it_was_dealt(tmp_path, monkeypatch) -> None:
+    first, second = rows(tmp_path, "a.csv", range(40)), rows(tmp_path, "b.csv", range(40, 80))
+
+    def add(output: Path, table: Path, **options) -> None:
+        build_splits(source(table), output, Shares.parse("0.8,0.1,0.1"), progress=False, **options)
+
+    for output in (tmp_path / "straight", tmp_path / "stopped"):
+        add(output, first)
+    add(tmp_path / "straight", second, append=True)
+
+    def full(part, target, **options):
+        if target.name == "valid":
+            raise UserError("the disk is full")
+        return build_store(part, target, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(appending, "build_store", full)
+        with pytest.raises(UserError, match="full"):
+            add(tmp_path / "stopped", second, append=True)
+    assert len(open_store(tmp_path / "stopped" / "train")) > 32, "the first part is in its place already"
+    add(tmp_path / "stopped", second, append=True, resume=True)
+    for name in splitting.NAMES:
+        assert pairs(tmp_path / "stopped" / name) == pairs(tmp_path / "straight" / name)
+    assert not (tmp_path / "cnclip-ft.stopped.splitting").exists()
+
+
+def test_what_another_process_added_meanwhile_is_not_lost(tmp_path) -> None:
+    files = [
+        rows(tmp_path, f"{name}.csv", numbers) for name, numbers in zip("abc", ([1, 2], [3, 4], [5, 6]), strict=True)
+    ]
+    build_store(source(files[0]), tmp_path / "s", progress=False)
+
+    def appended(file: Path) -> Appended:
+        return Appended(StoreSource(tmp_path / "s"), source(file), Preparation(None, PIXEL_LIMIT))
+
+    class Slow(Appended):
+        def open(self):  # the walk through a large folder; another command ends in the meantime
+            found = super().open()
+            build_store(appended(files[1]), tmp_path / "s", overwrite=True, progress=False)
+            return found
+
+    with pytest.raises(RequestError, match="again"):
+        build_store(Slow(StoreSource(tmp_path / "s"), source(files[2]), Preparation(None, PIXEL_LIMIT)), tmp_path / "s", overwrite=True, progress=False)  # fmt: skip
+    assert [pair[0] for pair in pairs(tmp_path / "s")] == ["1.jpg", "2.jpg", "3.jpg", "4.jpg"]
