@@ -24,6 +24,7 @@ from data_tools.store import Id, PairStore, StoreWriter, open_store
 from data_tools.store.layouts import VERSION
 
 _PROGRESS_EVERY = 16  # items
+_SKIP = " Or leave out, and list, whatever is faulty: --on-error skip."
 
 
 @dataclass
@@ -110,7 +111,14 @@ def build_store(
             return _report(source, stream, open_store(target), _listed_faults(target), 0, None)
         continued = writer.done
         with contextlib.closing(
-            FaultList(writer.building / FILE_NAME, on_error, max_faults, writer.faults(), writer.remember_fault)
+            FaultList(
+                writer.building / FILE_NAME,
+                on_error,
+                max_faults,
+                writer.faults(),
+                writer.remember_fault,
+                "" if source.kind == "store" else _SKIP,  # what is made of a store has no such flag
+            )
         ) as faults:
             build = _Build(writer, faults, language, Preparation(reencoding, pixel_limit))
             build.run(stream, workers, progress=progress, name=target.name)

@@ -69,6 +69,11 @@ def _number(value: Value) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def nameable(name: str) -> bool:
+    """Whether a condition can ask for a column: its name has no sign in it."""
+    return not any(sign in name for sign in "=<>") and name == name.strip()
+
+
 class Where:
     """Conditions that must all hold; several ``=`` on one column: one of them."""
 

@@ -22,6 +22,7 @@ class FaultList:
         max_faults: more of them stop the work.
         remembered: going on with an interrupted build: the lines that stand, whatever became of `file` meanwhile.
         remember: called with the place and the bytes of every line, to be kept with what is built.
+        advice: what else can be done about the fault that stops the work; follows its mend.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class FaultList:
         max_faults: int = 1000,
         remembered: Iterable[bytes] = (),
         remember: Callable[[int, bytes], object] | None = None,
+        advice: str = "",
     ) -> None:
         if on_error not in ("fail", "skip"):
             raise RequestError(f"--on-error {on_error!r}: fail or skip")
@@ -38,7 +40,7 @@ class FaultList:
             raise RequestError(f"--max-faults {max_faults}: it cannot be negative")
         self.file, self.on_error, self.max_faults = file, on_error, max_faults
         self.kinds: Counter[str] = Counter()
-        self._remember = remember
+        self._remember, self._advice = remember, advice
         self._handle = file.open("w+b")
         for line in remembered:
             self._handle.write(line)
@@ -62,7 +64,14 @@ class FaultList:
             UserError: there are more than `max_faults`.
         """
         if self.on_error == "fail":
-            raise fault
+            raise DataFault(
+                fault.problem,
+                mend=fault.mend + self._advice,
+                kind=fault.kind,
+                file=fault.file,
+                line=fault.line,
+                item_id=fault.item_id,
+            )
         self.kinds[fault.kind] += 1
         # Readable as it is; half a character would not be UTF-8 and stays an escape, which is JSON too.
         line = json.dumps(fault.as_dict(), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"

@@ -44,10 +44,11 @@ def show(
     from cnclip_ft.recipe import dump_recipe
     from cnclip_ft.recipe_files import find_recipe, load_recipe
 
+    read = load_recipe(recipe, overrides)
     if every or overrides:
-        typer.echo(dump_recipe(load_recipe(recipe, overrides)), nl=False)
+        typer.echo(dump_recipe(read), nl=False)
     else:
-        typer.echo(find_recipe(recipe).read_text(encoding="utf-8"), nl=False)
+        typer.echo(find_recipe(recipe).read_text(encoding="utf-8-sig"), nl=False)
 
 
 @app.command()
@@ -63,7 +64,7 @@ def new(
     """
     import os
 
-    from cnclip_ft.recipe_files import find_recipe
+    from cnclip_ft.recipe_files import find_recipe, load_recipe
     from data_tools.atomic import whole_file
     from data_tools.errors import RequestError
 
@@ -71,7 +72,8 @@ def new(
         raise RequestError(f"{file}: a recipe ends in .yaml: cnclip-ft recipe new {file}.yaml")
     if os.path.lexists(file):
         raise RequestError(f"{file} is there already; choose another name")
-    text = find_recipe(begin).read_text(encoding="utf-8")
+    load_recipe(begin)  # a file that is none would only be refused later
+    text = find_recipe(begin).read_text(encoding="utf-8-sig")
     with whole_file(file, "w") as written:
         written.write(text)
     say(f"{file}: begun as {begin}. Edit it, see what it would do with: cnclip-ft plan {file}")

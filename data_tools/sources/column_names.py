@@ -73,6 +73,10 @@ class Columns:
             others = tuple(str(given(name, "value to keep", "--keep-column")) for name in self.keep)
         return Columns(image, text, image_id, text_id, language, others)
 
+    def names_picture(self, cell: str) -> bool:
+        """Whether a header's cell is the column of pictures."""
+        return known_for(cell, IMAGE_NAMES) if self.image is None else cell.strip() == self.image
+
     def used(self) -> list[str]:
         """The columns that are read for something."""
         single = (self.image, self.image_id, self.text_id, self.language)
@@ -94,5 +98,7 @@ def _one(name: str | None, usual: Sequence[str], names: list[str], file: Path, w
         raise RequestError(f"{file}: {names.count(name)} columns are called {name!r}; give each a name of its own.")
     if name is None or name not in names:
         wanted = f"no column {name!r}" if name else f"none of the columns is known to hold the {what}"
-        raise RequestError(f"{file}: {wanted}; there are {', '.join(map(repr, names)) or 'none'}. Name it with {flag}.")
+        if not any(names):
+            raise RequestError(f"{file} is empty: its first line has to name the columns (a header like image,text)")
+        raise RequestError(f"{file}: {wanted}; there are {', '.join(map(repr, names))}. Name it with {flag}.")
     return name

@@ -31,6 +31,7 @@ class RowFile:
         encoding: of CSV, TSV, JSONL and JSON; `AUTO` finds it.
         header: False: the first row of a CSV, TSV or Excel file is data, and its columns are called 1, 2, ….
         form: the ending that says what it is, where the name's does not.
+        wanted: whether a cell names a column that is looked for: the sheet of an Excel file that has one is read.
 
     Attributes:
         encoding: as it was found. plain: columns of texts, numbers, dates; None: all, or it is not known.
@@ -39,7 +40,15 @@ class RowFile:
         RequestError: no such file, an unknown kind, no header, or a package is missing.
     """
 
-    def __init__(self, file: Path, encoding: str = AUTO, *, header: bool = True, form: str | None = None) -> None:
+    def __init__(
+        self,
+        file: Path,
+        encoding: str = AUTO,
+        *,
+        header: bool = True,
+        form: str | None = None,
+        wanted: Callable[[str], bool] = lambda _: False,
+    ) -> None:
         size = regular(file)
         self.form = form or file.suffix.lower()
         if self.form not in SUFFIXES:
@@ -65,7 +74,7 @@ class RowFile:
             self.columns, self._json = read_json(file, encoding)
             self.total, self.unit = len(self._json), "row"
         elif self.form == ".xlsx":
-            self._sheet = Sheet(file)
+            self._sheet = Sheet(file, wanted)
             self.notes += self._sheet.notes
             self.total, self.unit = self._sheet.total, "row"
             self.columns = self._named(next(self._sheet.rows(), (1, []))[1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -13,24 +13,27 @@ from data_tools.terminal import plain
 
 
 class Sheet:
-    """The first sheet that is not empty.
+    """The first sheet with one of the columns `wanted` in its first row, else the first that is not empty; visible ones go first.
 
     Args:
-        file: a workbook.
+        file: a workbook. wanted: whether a cell names a column that is looked for.
 
     Raises:
         RequestError: openpyxl is missing, or it is no workbook.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, wanted: Callable[[str], bool]) -> None:
         self.file, self.notes = file, list[str]()
         book = self._told(_open, file)
         filled = [sheet for sheet in book.worksheets if self._told(_has_cells, sheet)]
-        self._sheet = (filled or book.worksheets)[0]
-        if len(filled) > 1:
-            others = ", ".join(repr(plain(sheet.title, lines=False)) for sheet in filled[1:4])
+        filled.sort(key=lambda sheet: sheet.sheet_state != "visible")
+        named = (sheet for sheet in filled if any(map(wanted, self._told(_first_row, sheet))))
+        self._sheet = next(named, (filled or book.worksheets)[0])
+        others = [sheet for sheet in filled if sheet is not self._sheet]
+        if others:
+            shown = ", ".join(repr(plain(sheet.title, lines=False)) for sheet in others[:3])
             self.notes.append(
-                f"{file.name}: sheet {self._sheet.title!r} is read, {len(filled) - 1} others are not ({others})"
+                f"{file.name}: sheet {plain(self._sheet.title, lines=False)!r} is read, {len(others)} others are not ({shown})"
             )
         self.total: int | None = self._sheet.max_row
 
@@ -68,6 +71,12 @@ def _open(file: Path) -> Any:
 def _has_cells(sheet: Any) -> bool:
     sheet.reset_dimensions()
     return any(cell is not None for row in sheet.iter_rows(values_only=True, max_row=100) for cell in row)
+
+
+def _first_row(sheet: Any) -> list[str]:
+    """Cells of the first row that is not blank."""
+    rows = (list(map(_as_text, row)) for row in sheet.iter_rows(values_only=True, max_row=100))
+    return next((row for row in rows if any(row)), [])
 
 
 def _as_text(cell: Any) -> str:

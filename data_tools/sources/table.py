@@ -63,7 +63,13 @@ class TableSource:
         self._found: str | None = None  # the encoding, once it was found out
 
     def open(self) -> Stream:
-        table = RowFile(self.file, self._found or self.encoding, header=self.header, form=self.form)
+        table = RowFile(
+            self.file,
+            self._found or self.encoding,
+            header=self.header,
+            form=self.form,
+            wanted=self.columns.names_picture if self.header else lambda _: False,
+        )
         if self.encoding == AUTO:
             self._found = table.encoding
         if not self.root.is_dir():

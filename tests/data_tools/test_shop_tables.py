@@ -10,8 +10,10 @@ import pytest
 from data_tools.build import build_store
 from data_tools.columns import parse_where
 from data_tools.errors import DataFault, RequestError
+from data_tools.items import TextItem
 from data_tools.sources import SourceOptions, open_source
 from data_tools.sources.column_names import Columns
+from data_tools.sources.table import TableSource
 from data_tools.store import environments
 from data_tools.text_files import TextFile, decode_text
 from tests.data_tools.samples import picture
@@ -206,3 +208,30 @@ def test_conditions_on_columns() -> None:
             parse_where([wrong])
     with pytest.raises(RequestError, match="did you mean '类目'"):
         parse_where(["类目名=x"]).check(list(columns), "s")
+
+
+def test_of_a_workbook_the_sheet_with_pictures_is_read_hidden_ones_last(tmp_path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    book.active.append(["本店商品表，2026 年"])
+    for title, state, name in (("旧", "hidden", "b.jpg"), ("商品", "visible", "a.jpg")):
+        sheet = book.create_sheet(title)
+        sheet.sheet_state = state
+        sheet.append(["主图", "商品标题"])
+        sheet.append([name, title])
+    book.save(tmp_path / "t.xlsx")
+    stream = TableSource(tmp_path / "t.xlsx").open()
+    assert [item.text for item in stream.items if isinstance(item, TextItem)] == ["商品"]
+    assert any("'商品' is read, 2 others" in note for note in stream.notes)
+
+
+def test_what_stops_a_build_says_how_to_build_without_it(tmp_path) -> None:
+    (tmp_path / "t.csv").write_text("主图,标题\n没有.jpg,一\n", encoding="utf-8")
+    with pytest.raises(DataFault, match="--on-error skip"):
+        build_store(TableSource(tmp_path / "t.csv"), tmp_path / "s", progress=False)
+
+
+def test_an_empty_table_is_called_empty(tmp_path) -> None:
+    (tmp_path / "t.csv").write_bytes(b"")
+    with pytest.raises(RequestError, match="is empty"):
+        TableSource(tmp_path / "t.csv").open()
