@@ -44,6 +44,7 @@ def train(
     from cnclip_ft.training.run import train as execute
     from cnclip_ft.training.run_folder import run_of
 
+    _listed(overrides, "overrides")
     settings = read_recipe(recipe, overrides, trust_import)
     moved = None
     if proceed and isinstance(recipe, (str, Path)) and not any(each.startswith("output=") for each in overrides):
@@ -78,6 +79,15 @@ def read_recipe(
             f"{found.model.code}. Nothing was imported. If the folder is your own, or you know that code: --trust-import"
         )
     return found
+
+
+def _listed(given: Sequence[str], name: str) -> Sequence[str]:
+    """Raises:
+    RequestError: one text where several may stand: it would be read letter by letter.
+    """
+    if isinstance(given, str):
+        raise RequestError(f"{name}={given!r} is to be a list: {name}=[{given!r}]")
+    return given
 
 
 def evaluate(
@@ -165,7 +175,7 @@ def search(
     from data_tools.columns import parse_where
 
     pixels = None if image is None else given_picture(Index(index), image)
-    question = Question(text, without, pixels, None, image_share, not_weight, top, parse_where(where))
+    question = Question(text, without, pixels, None, image_share, not_weight, top, parse_where(_listed(where, "where")))
     question.check()  # before the model is opened
     stamp = (Path(index) / "index.json").stat().st_mtime_ns if (Path(index) / "index.json").is_file() else 0
     (answer,) = _engine(os.path.abspath(index), checkpoint, device, exact, trust_import, stamp).ask([question])

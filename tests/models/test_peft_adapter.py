@@ -41,6 +41,9 @@ def test_an_adapter_is_merged_as_peft_merges_it(tmp_path, rslora):
     for change, says in (
         ({"use_dora": True}, "use_dora is not read here.*merge_and_unload"),
         ({"base_model_name_or_path": "gone/away"}, "'gone/away', which is not here"),
+        ({"base_model_name_or_path": "../adapter"}, "lead back to themselves"),
+        ({"r": 0}, "r is 0"),
+        ({"lora_alpha": None}, "lora_alpha None"),
     ):
         file.write_text(json.dumps(content | change))
         with pytest.raises(RequestError, match=says):

@@ -30,11 +30,14 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
-def base_of(folder: Path) -> Path:
+def base_of(folder: Path, above: frozenset[Path] = frozenset()) -> Path:
     """The checkpoint the adapter was trained on: a path, seen from the working folder or from the adapter's.
 
+    Args:
+        above: adapters that lead here.
+
     Raises:
-        RequestError: it is no LoRA, or its base is not here.
+        RequestError: it is no LoRA, its base is not here, or bases lead in a circle.
     """
     config = read_json(folder / CONFIG)
     other = [key for key in _OTHERS if config.get(key)]
@@ -46,6 +49,14 @@ def base_of(folder: Path) -> Path:
     base = str(config.get("base_model_name_or_path") or "")
     for place in (Path(base), folder / base):
         if base and place.exists():
+            known = above | {folder.resolve()}
+            if place.resolve() in known:
+                raise RequestError(
+                    f"{folder / CONFIG}: base_model_name_or_path is {base!r}, low-rank updates that lead back to themselves. "
+                    "Write the path of the model they were trained on"
+                )
+            if is_adapter(place):
+                base_of(place, known)
             return place
     raise RequestError(
         f"{folder / CONFIG}: base_model_name_or_path is {base!r}, which is not here. Put the base model there, or write its path"
@@ -59,7 +70,17 @@ def merge(folder: Path, tensors: Tensors, dtype: torch.dtype) -> str:
         RequestError: the adapter is another model's.
     """
     config, halves = read_json(folder / CONFIG), read_file(folder / WEIGHTS).tensors
-    rank, alpha = int(config["r"]), float(config["lora_alpha"])
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if (
+        not isinstance(rank, int)
+        or rank is True
+        or rank < 1
+        or not isinstance(alpha, (int, float))
+        or not math.isfinite(alpha)
+    ):
+        raise RequestError(
+            f"{folder / CONFIG}: r is {rank!r} and lora_alpha {alpha!r}; both are numbers, r a whole one from 1"
+        )
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     pairs: dict[str, dict[str, Any]] = {}
     for name, tensor in halves.items():
