@@ -66,7 +66,7 @@ class FaultList:
         if self.on_error == "fail":
             raise DataFault(
                 fault.problem,
-                mend=fault.mend + self._advice,
+                mend=fault.mend.removesuffix(self._advice) + self._advice,  # an outer list may see it once more
                 kind=fault.kind,
                 file=fault.file,
                 line=fault.line,

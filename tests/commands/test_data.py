@@ -26,7 +26,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         encoding="utf-8",
-        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "500"},
         timeout=120,
     )
 
@@ -172,6 +172,7 @@ def test_a_fault_is_one_line_without_a_traceback(tmp_path) -> None:
     done = run("build", tmp_path, "--splits", "train")
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and "train_texts.jsonl:1: it names image 99, which is not there" in done.stderr
+    assert done.stderr.count("--on-error skip") == 1
     assert not list(tmp_path.glob("train*/"))
 
 

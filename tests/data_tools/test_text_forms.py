@@ -127,7 +127,7 @@ def test_line_ends_and_separators_inside(folder, form: str, end: str) -> None:
         ("t.csv", b'"image","te"xt"\n0.jpg,a\n', "name the columns"),
         ("t.tsv", b"im\rage\ttext\n0.jpg\ta\n", "name the columns"),
         ("t.csv", b"image,text,text\n0.jpg,a,b\n", "2 columns are called 'text'"),
-        ("t.csv", b"", "there are none"),
+        ("t.csv", b"", "is empty: its first line has to name the columns"),
         ("t.json", b'{"a": 1}', "an array of objects or COCO"),
         ("t.json", b"[", "an array of objects or COCO"),
         ("t.csv", "image,文本\n0.jpg,一张图片\n".encode("gb18030"), "Add --encoding gb18030"),
