@@ -12,6 +12,7 @@ import typer
 
 from cnclip_ft import __version__
 from cnclip_ft.commands import (
+    average,
     calibrate,
     classify,
     compare,
@@ -65,6 +66,7 @@ for function in (
     classify.classify,
     calibrate.calibrate,
     compare.compare,
+    average.average,
     export.export,
     scripts.scripts,
 ):

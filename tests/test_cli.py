@@ -68,6 +68,7 @@ def test_help_is_light():
         "classify",
         "calibrate",
         "compare",
+        "average",
         "search",
     ):
         assert name in said

@@ -45,6 +45,7 @@ topk features features --output top.jsonl -k 3 --device cpu
 classify BEST photos --classes classes.txt --json classified.json --output labels
 calibrate BEST official/valid --precision 0.9 --json calibrated.json --picture curve.png
 compare BEST LAST --split official/valid --json compared.json
+average BEST LAST --judge official/valid --output averaged
 export BEST --to huggingface --output exported --verify official/valid
 export BEST --to cn_clip --output exported.pt
 search index BEST photos --output index --approximate hnsw
