@@ -103,13 +103,17 @@ def _override(content: dict[str, Any], override: str) -> None:
         parsed = parse_yaml(value)
     except ValueError as error:
         raise RequestError(f"{override!r}: the value is not YAML: {error}. Put a text in quotes.") from None
-    place = content
-    for parent in parents:
-        inner = place.setdefault(parent, {})
-        if not isinstance(inner, dict):
+    place: Any = content
+    for number, parent in enumerate(parents):
+        rest = [*parents[number + 1 :], last]
+        inner = place.setdefault(parent, {}) if isinstance(place, dict) else place[int(parent)]
+        if isinstance(inner, list):
+            if not (rest[0].isascii() and rest[0].isdigit() and int(rest[0]) < len(inner)):
+                raise RequestError(f"{override!r}: {parent} is a list; its entries are 0 to {len(inner) - 1}")
+        elif not isinstance(inner, dict):
             raise RequestError(f"{override!r}: {parent} is not a section, it holds {short(inner)}")
         place = inner
-    place[last] = parsed
+    place[last if isinstance(place, dict) else int(last)] = parsed
 
 
 def _misplaced(overrides: list[str], stages: list[str]) -> list[str]:

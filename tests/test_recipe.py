@@ -74,6 +74,18 @@ def test_refusals_name_the_key(recipe, override, expected):
     assert expected in str(caught.value)
 
 
+def test_an_entry_of_a_list_is_overridden(recipe):
+    listed = "data.train=[{store: a}, {store: b, language: zh}]"
+    loaded = load_recipe(recipe, [listed, "data.train.1.weight=3", "data.train.0=c"])
+    assert [(each.store, each.weight, each.language) for each in loaded.data.train_stores()] == [
+        ("c", 1, None),
+        ("b", 3, "zh"),
+    ]
+    for wrong in ("data.train.2.weight=3", "data.train.b.weight=3"):
+        with pytest.raises(RequestError, match="train is a list; its entries are 0 to 1"):
+            load_recipe(recipe, [listed, wrong])
+
+
 def test_warmup_longer_than_the_stage_is_refused(recipe):
     with pytest.raises(RequestError, match="warmup_steps .50. must be shorter than the stage .20 steps"):
         load_recipe(recipe, ["stages.align.epochs=null", "stages.align.steps=20", "stages.align.warmup_steps=50"])
@@ -100,7 +112,9 @@ WRONG = [
     "model.start.image.layers=-1", "model.start.projection=x", "model.start.projection=-2", "model.start.image=5",
     "model.start.text.dropout=1", "model.start.text.hidden=2.5", "model.start.text.heads=true", "model.start=", "model.start=5",
     "model.image_size=0", "data.context_length=0", "data.context_length=1", "data.context_length=9999",
-    "data.workers=-1", "data.workers=10000", "data.workers=many", "data.train=", "data.train=5", 'data.train="a\\0b"',
+    "data.workers=-1", "data.workers=10000", "data.workers=many", "data.train=", "data.train=5", "data.train=[]", "data.train=[{store: a, weight: 0}]",
+    "data.train=[{store: a, weight: -1}]", "data.train=[{weight: 1}]", "data.train=[{store: a, language: fr}]",
+    "data.train={store: a}", "data.train.0.weight=2", "data.batches=shuffled", 'data.train="a\\0b"',
     "data.valid={}", "data.valid={guard: a}", "data.valid=[a]", "data.max_damaged_images=-1",
     "stages={}", "stages.align=3", "stages.align.epochs=0", "stages.align.epochs=.nan", "stages.align.epochs=true",
     "stages.align.learning_rate=-1", "stages.align.learning_rate=.inf", "stages.align.learning_rate=.nan",
@@ -270,7 +284,7 @@ def test_every_key_of_the_schema_is_listed():
         for name, inner in schema.get("properties", {}).items():
             yield f"{above}{name}"
             text = str(inner) + str(inner.get("default"))
-            for part, way in (("Stage", ".STAGE"), ("TrainRule", "[]"), ("ZeroShot", ".NAME")):
+            for part, way in (("Stage", ".STAGE"), ("TrainRule", "[]"), ("TrainStore", "[]"), ("ZeroShot", ".NAME")):
                 if f"'#/$defs/{part}'" in text:
                     yield from fields(definitions[part], f"{above}{name}{way}.")
             for part in ("ModelSection", "DataSection", "Guard", "Lora", "Objective", "Augmentation"):
@@ -288,6 +302,7 @@ def test_every_key_of_the_schema_is_listed():
         "Objective",
         "Stage",
         "TrainRule",
+        "TrainStore",
         "ZeroShot",
     }
     listed = {key.path for key in keys()}

@@ -15,6 +15,7 @@ from torch.utils.data import Sampler
 from cnclip_ft.data.pairs import PairDataset, PairTable
 from cnclip_ft.data.pictures import picture_loader
 from cnclip_ft.data.transport import Batches, Collate, SharedBlocks
+from cnclip_ft.data.visits import Visits
 from cnclip_ft.models.contract import Tokenizer
 from data_tools.errors import RequestError
 
@@ -27,10 +28,13 @@ class BatchOrder:
     fewer negatives. With `length_window` w > 1, w batches at a time are sorted by caption length before they are cut:
     batches then hold captions of like length, less is padded, and batches are drawn in random order again.
 
+    Of several stores (`table.spans`) an epoch visits each as its weight says (`data.visits`), in batches of all or, `by_store`, of
+    one; it is then as long as all visits together.
+
     Pairs of `without_images` (image keys) are passed over. `name` and `key` (of the recipe) are for messages.
 
     Raises:
-        RequestError: the batch is larger than the split.
+        RequestError: the batch is larger than the split, or a store is never visited.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class BatchOrder:
         name: str = "split",
         without_images: AbstractSet[int] = frozenset(),
         key: str = "stages.STAGE",
+        by_store: bool = False,
     ) -> None:
         self.pairs = np.arange(len(table))
         if without_images:
@@ -57,29 +62,38 @@ class BatchOrder:
         self.steps_per_epoch = len(self.pairs) // batch_size
         # Without repetition there is nothing to keep apart, and the permutation can be cut as it is.
         self._repeats = any(len(np.unique(keys)) < len(keys) for keys in (table.image_keys, table.text_keys))
+        self.visits: Visits | None = None
+        if len(table.spans) > 1 or any(span.weight != 1 for span in table.spans):
+            held = [self.pairs[(self.pairs >= span.start) & (self.pairs < span.stop)] for span in table.spans]
+            self.visits = Visits(table.spans, held, batch_size, seed, by_store=by_store, key=key)
+            self.steps_per_epoch, self._repeats = self.visits.steps, self._repeats or self.visits.repeats
 
     def epoch(self, epoch: int) -> np.ndarray:
         """Pair indices int64 ``[steps_per_epoch, batch_size]``; in each row captions run from long to short."""
         random = np.random.default_rng([self.seed, epoch])
-        order = random.permutation(self.pairs)
         lengths = self.table.lengths
-        window = self.length_window * self.batch_size
-        if self.length_window > 1:
-            order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in _cut(order, window)])
-        batches = self._apart(order) if self._repeats else order
-        batches = batches[: self.steps_per_epoch * self.batch_size].reshape(self.steps_per_epoch, self.batch_size)
-        if self.length_window > 1:
+        orders = [random.permutation(self.pairs)] if self.visits is None else self.visits.epoch(epoch, random)
+        batches = np.concatenate([self._cut_apart(order, lengths) for order in orders])
+        if self.length_window > 1 or len(orders) > 1:
             batches = batches[random.permutation(self.steps_per_epoch)]
         # Sorted inside the batch: shares of it (per device, per micro-batch) pad to their own longest only.
         return np.take_along_axis(batches, np.argsort(-lengths[batches], axis=1, kind="stable"), axis=1)
 
-    def _apart(self, order: np.ndarray) -> np.ndarray:
-        """Cut into batches without repeated keys, moving a pair to a later batch where its key is taken."""
+    def _cut_apart(self, order: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Pairs in the order drawn → batches ``[steps, batch_size]``; what does not fill a last one is left out."""
+        steps, window = len(order) // self.batch_size, self.length_window * self.batch_size
+        if self.length_window > 1:
+            order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in _cut(order, window)])
+        batches = self._apart(order, steps) if self._repeats else order
+        return batches[: steps * self.batch_size].reshape(steps, self.batch_size)
+
+    def _apart(self, order: np.ndarray, steps: int) -> np.ndarray:
+        """Cut into `steps` batches without repeated keys, moving a pair to a later batch where its key is taken."""
         images, texts = self.table.image_keys[order].tolist(), self.table.text_keys[order].tolist()
         coming = iter(range(len(order)))
         waiting: deque[int] = deque()
         placed: list[int] = []
-        for _ in range(self.steps_per_epoch):
+        for _ in range(steps):
             seen_images: set[int] = set()
             seen_texts: set[int] = set()
             size, again = 0, len(waiting)

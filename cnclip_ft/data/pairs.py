@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from cnclip_ft.data.mixture import Mixture, check_lines, name_image
 from cnclip_ft.data.pictures import Pictures, data_fault
 from cnclip_ft.models.contract import Preprocessing, Tokenizer
 from data_tools.errors import DataFault
@@ -21,13 +23,27 @@ if TYPE_CHECKING:
 _TEXTS_AT_ONCE = 8192
 
 
+@dataclass(frozen=True)
+class Span:
+    """Pairs `start` … `stop` of a table, those of one store, which an epoch visits `weight` times."""
+
+    name: str
+    start: int
+    stop: int
+    weight: float = 1.0
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
 @dataclass
 class PairTable:
     """All pairs of a store without their pictures, about 60 bytes a pair.
 
     `image_keys` and `text_keys` are int64 ``[pairs]``. Pairs with equal image keys show the same image, pairs
     with equal text keys carry the same text id or the same prepared text: they are not negatives of each other.
-    An image key is the image's position in `store.image_ids`. `tokens` holds all token ids behind one another,
+    An image key is the image's position in `store.image_ids`. `spans` are the stores of a mixture, none of a single store;
+    `languages` counts pairs by the language they say, "" for none. `tokens` holds all token ids behind one another,
     those of pair i at ``starts[i]:starts[i + 1]``.
     """
 
@@ -36,6 +52,8 @@ class PairTable:
     tokens: np.ndarray
     starts: np.ndarray
     cut: int  # texts longer than the context length
+    spans: tuple[Span, ...] = ()
+    languages: Counter[str] = field(default_factory=Counter)
 
     def __len__(self) -> int:
         return len(self.image_keys)
@@ -101,11 +119,12 @@ class _TextKeys:
         return roots[keys] if len(keys) else keys
 
 
-def build_table(store: PairStore, tokenizer: Tokenizer) -> PairTable:
+def build_table(store: PairStore | Mixture, tokenizer: Tokenizer) -> PairTable:
     """Read every pair once: number images and texts, tokenise all captions in batches."""
     image_numbers = {image_id: number for number, image_id in enumerate(store.image_ids)}
     image_keys, text_keys, keys = array("q"), array("q"), _TextKeys()
     tokens, starts, cut = array("i"), array("q", [0]), 0
+    languages: Counter[str] = Counter()
     for pairs in _in_batches(store.pairs(), _TEXTS_AT_ONCE):
         texts = [tokenizer.prepare(pair.text) for pair in pairs]
         for pair, text in zip(pairs, texts, strict=True):
@@ -113,6 +132,7 @@ def build_table(store: PairStore, tokenizer: Tokenizer) -> PairTable:
                 raise store.missing_image(pair)
             image_keys.append(image_numbers[pair.image_id])
             text_keys.append(keys.key(pair.text_id, text))
+            languages[pair.language or ""] += 1
         for ids in tokenizer.encode([pair.text for pair in pairs]):
             # As long as allowed means cut, or exactly fitting; the report of `data check` tells the two apart.
             cut += len(ids) == tokenizer.context_length
@@ -124,7 +144,17 @@ def build_table(store: PairStore, tokenizer: Tokenizer) -> PairTable:
         tokens=np.frombuffer(tokens, dtype=np.intc),
         starts=np.frombuffer(starts, dtype=np.int64),
         cut=cut,
+        spans=_spans(store),
+        languages=languages,
     )
+
+
+def _spans(store: PairStore | Mixture) -> tuple[Span, ...]:
+    spans, start = [], 0
+    for part in store.parts if isinstance(store, Mixture) else ():
+        spans.append(Span(str(part.store.path), start, start + len(part.store), part.weight))
+        start += len(part.store)
+    return tuple(spans)
 
 
 def _in_batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
@@ -146,7 +176,7 @@ class PairDataset(Dataset):
     """
 
     def __init__(
-        self, store: PairStore, table: PairTable, preprocessing: Preprocessing | None, reduced: bool = True
+        self, store: PairStore | Mixture, table: PairTable, preprocessing: Preprocessing | None, reduced: bool = True
     ) -> None:
         self.store, self.table, self.preprocessing = store, table, preprocessing
         self.pictures = (
@@ -171,10 +201,10 @@ class PairDataset(Dataset):
             pixels, fault = self.pictures[self.table.image_keys[pair]]
             if fault is None:
                 return {"pair": pair, "pixels": pixels, "fault": first}
-            first = first or f"{self.store.path}: image {fault['id']!r}: {data_fault(fault | {'id': None})}"
+            first = first or f"{name_image(self.store, fault['id'])}: {data_fault(fault | {'id': None})}"
         raise DataFault(
             "no image of the split can be decoded",
-            mend="Run `cnclip-ft data check` on it.",
+            mend=f"Run {check_lines(self.store)}.",
             kind="undecodable-image",
             file=self.store.path,
         )

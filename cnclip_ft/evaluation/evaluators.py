@@ -31,7 +31,7 @@ from cnclip_ft.evaluation.zero_shot import (
 from cnclip_ft.features.encode import SplitFeatures, SplitTexts, read_texts
 from cnclip_ft.features.shared import SharedEncoder
 from cnclip_ft.features.sources import open_source
-from cnclip_ft.recipe import ZeroShot
+from cnclip_ft.recipe_data import ZeroShot
 from cnclip_ft.retrieval.recall import RetrievalScores, recall
 from data_tools.errors import DataFault, RequestError, UserError
 from data_tools.store import PairStore

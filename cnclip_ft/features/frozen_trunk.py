@@ -20,6 +20,7 @@ from accelerate import Accelerator
 
 from cnclip_ft.collectives import sum_numbers
 from cnclip_ft.data.augment import augment
+from cnclip_ft.data.mixture import Mixture, check_lines, name_image
 from cnclip_ft.data.pictures import Pictures, data_fault
 from cnclip_ft.features.rows import Block, Rows
 from cnclip_ft.models.contract import ImageTower
@@ -46,7 +47,13 @@ def trunk_weights(tower: ImageTower) -> hashlib._Hash:
 
 
 def cache_key(
-    model: DualEncoder, store: PairStore, views: int, setting: Augmentation, precision: str, seed: int, reduced: bool
+    model: DualEncoder,
+    store: PairStore | Mixture,
+    views: int,
+    setting: Augmentation,
+    precision: str,
+    seed: int,
+    reduced: bool,
 ) -> str:
     """Hex digest over all that decides the features."""
     tower = model.image_tower
@@ -72,7 +79,7 @@ class FeatureCache:
         self,
         folder: Path,
         model: DualEncoder,
-        store: PairStore,
+        store: PairStore | Mixture,
         *,
         views: int,
         augment: Augmentation,
@@ -161,14 +168,14 @@ class FeatureCache:
             if whole is not None:
                 pixels[[fault is None for fault in told]] = whole
             damaged |= {
-                row: f"{self.store.path}: image {fault['id']!r}: {data_fault(fault | {'id': None})}"
+                row: f"{name_image(self.store, fault['id'])}: {data_fault(fault | {'id': None})}"
                 for row, fault in enumerate(told, block.start)
                 if fault is not None
             }
             if len(damaged) > max_damaged:
                 raise UserError(
                     f"{len(damaged)} images cannot be decoded, the last: {list(damaged.values())[-1]}\n"
-                    f"Mend the data (`cnclip-ft data check {self.store.path}`), or raise the limit: "
+                    f"Mend the data ({check_lines(self.store)}), or raise the limit: "
                     f"data.max_damaged_images={2 * len(damaged)}"
                 )
             if not self._rows.has(block):  # else another run was here in the meantime

@@ -12,12 +12,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from cnclip_ft.data.mixture import Mixture, Part
 from cnclip_ft.data.pairs import PairTable, build_table
 from cnclip_ft.evaluation.evaluators import Evaluator, Recall, open_evaluator
 from cnclip_ft.models.contract import Tokenizer
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.start import LoadReport, build_start
 from cnclip_ft.recipe import Recipe
+from cnclip_ft.recipe_data import DataSection
 from cnclip_ft.runtime import choose_precision, keep_activations
 from cnclip_ft.training.journal import Journal
 from cnclip_ft.training.official_layout import split_in, weights_beside
@@ -45,7 +47,7 @@ class Context:
     precision_reason: str
     sharding: Whole
     journal: Journal
-    train_store: PairStore
+    train_store: PairStore | Mixture
     evaluators: dict[str, Evaluator]
     guard_store: PairStore | None
     pairs: PairTable
@@ -117,12 +119,12 @@ def make_context(
     keep_activations(device)
     precision, reason = choose_precision(recipe.precision, device)
     sharding = settle_sharding(device)
-    train_store = open_split(recipe.data.train, "data.train")
+    train_store = open_train(recipe.data)
     evaluators = {name: open_evaluator(name, valid, open_split) for name, valid in recipe.data.valid_sets().items()}
     guard = recipe.data.guard
     guard_store = open_split(guard.split, "data.guard.split") if guard else None
     model, start = build_start(
-        weights_beside(recipe.model.start, recipe.data.train),
+        weights_beside(recipe.model.start, recipe.data.train_places()),
         context_length=recipe.data.context_length,
         image_size=recipe.model.image_size,
         max_patches=recipe.model.max_patches,
@@ -161,10 +163,32 @@ def _workers(recipe: Recipe, processes: int) -> int:
     return min(8, cores // processes) if torch.cuda.is_available() else min(2, max(cores // processes - 1, 0))
 
 
+def open_train(data: DataSection) -> PairStore | Mixture:
+    """The store that is trained on, or several as one.
+
+    Raises:
+        RequestError: one of them is none, is empty, or stands in the list twice.
+    """
+    if isinstance(data.train, str):
+        return open_split(data.train, "data.train")
+    parts, places = [], set()
+    for number, each in enumerate(data.train):
+        store = open_split(each.store, f"data.train.{number}.store")
+        place = store.path.resolve()
+        if place in places:
+            raise RequestError(
+                f"data.train.{number}.store: {each.store} stands in the list before. To visit its pairs more often give that entry "
+                "a weight of 2"
+            )
+        places.add(place)
+        parts.append(Part(store, each.weight, each.language))
+    return Mixture(parts)
+
+
 def open_split(path: str, key: str) -> PairStore:
     """Open a store of the recipe, or that of its split in a data set's folder; an empty one is refused."""
     try:
-        store = open_store(split_in(path, "train" if key == "data.train" else "valid"))
+        store = open_store(split_in(path, "train" if key.startswith("data.train") else "valid"))
     except RequestError as error:
         raise RequestError(f"{key}: {error} If it lies elsewhere: {key}=PLACE.") from None
     if len(store) == 0:

@@ -22,7 +22,7 @@ _FREE = re.compile(
     r"stages\.[^.]+\.(micro_batch_size|gradient_checkpointing|skip_bad_steps|keep_every)"
 )
 # Where the data and the start lie may change; what they hold is compared.
-_PLACES = re.compile(r"data\.(train|valid|guard\.split)(\.|$)|model\.start(\.|$)")
+_PLACES = re.compile(r"data\.train(\.\d+\.store)?$|data\.(valid|guard\.split)(\.|$)|model\.start(\.|$)")
 
 
 def identity(context: Context, model: DualEncoder) -> dict[str, Any]:
@@ -66,7 +66,8 @@ def refuse_other_data(context: Context, now: dict[str, Any], state: dict[str, An
             f"--continue: the run began with the validation splits {', '.join(began['valid'])}; data.valid now has "
             f"{', '.join(now['valid'])}. Name the same ones in the same order."
         )
-    held = [("train", "data.train", data.train), ("order", "data.train", data.train)]
+    places = " + ".join(data.train_places())
+    held = [("train", "data.train", places), ("order", "data.train", places)]
     held += [("guard", "data.guard.split", data.guard.split)] if data.guard else []
     for key, setting, place in held:
         _refuse(context.folder, setting, place, began[key], now[key], "in another order" if key == "order" else "")
@@ -152,5 +153,11 @@ def _differences(before: Any, now: Any, path: str = "") -> list[tuple[str, Any, 
             found
             for key in dict.fromkeys([*before, *now])
             for found in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+        ]
+    if path == "data.train" and isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        return [
+            found
+            for number, (one, other) in enumerate(zip(before, now, strict=True))
+            for found in _differences(one, other, f"{path}.{number}")
         ]
     return [] if before == now else [(path, before, now)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,12 @@ def split_in(place: str, split: str) -> Path:
     return folder
 
 
-def weights_beside(start: Any, train: str) -> Any:
-    """`start`, or the file of that published name in the folder of weights beside the ``datasets`` that `train` lies in."""
+def weights_beside(start: Any, train: Iterable[str]) -> Any:
+    """`start`, or the file of that published name in the folder of weights beside the ``datasets`` that a store of `train` lies in."""
     architecture = ARCHITECTURES.get(start) if isinstance(start, str) and not Path(start).exists() else None
     if architecture is None or architecture.file is None:
         return start
-    for above in Path(train).absolute().parents:
+    for above in (above for place in train for above in Path(place).absolute().parents):
         file = above.parent / WEIGHTS / architecture.file
         if above.name == "datasets" and file.is_file():
             return str(file)

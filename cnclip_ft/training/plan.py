@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from cnclip_ft.data.mixture import Mixture, stores_of
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.training.context import Context
 from cnclip_ft.training.lora import trained_size
@@ -29,10 +30,11 @@ def describe(context: Context, model: DualEncoder, stages: list[StagePlan]) -> s
     lines += ["  weights"] + [f"    {line}" for line in context.start.lines()]
     table = context.pairs
     lines.append(
-        f"  training     {len(table):,} pairs, {len(set(table.image_keys.tolist())):,} images ({context.train_store.path}); "
+        f"  training     {len(table):,} pairs, {len(set(table.image_keys.tolist())):,} images ({_stores(context)}); "
         f"captions {table.lengths.mean():.1f} tokens on average, {100 * table.cut / len(table):.1f}% reach the context length "
         f"of {context.tokenizer.context_length}"
     )
+    lines += _mixture(context, stages)
     for name, evaluator in context.evaluators.items():
         lines.append(f"  validation   {name}: {evaluator.describe()}")
     guard = context.recipe.data.guard
@@ -47,6 +49,25 @@ def describe(context: Context, model: DualEncoder, stages: list[StagePlan]) -> s
         lines += _stage(context, model, stage)
     lines += [f"  WARNING      {warning}" for warning in warnings(context, model, stages)]
     return "\n".join(lines)
+
+
+def _stores(context: Context) -> str:
+    store = context.train_store
+    if isinstance(store, Mixture):
+        return f"{len(store.parts)} stores, batches {'of one each' if context.recipe.data.batches == 'by_store' else 'mixed'}"
+    return str(store.path)
+
+
+def _mixture(context: Context, stages: list[StagePlan]) -> list[str]:
+    """A line for every store of a mixture, what of an epoch is its, and the languages of the texts."""
+    spans, visits = context.pairs.spans, stages[0].order.visits
+    shares = [len(span) for span in spans] if visits is None else visits.counts.tolist()
+    lines = [
+        f"    {span.name}: {len(span):,} pairs, weight {span.weight:g}, {100 * share / sum(shares):.1f}% of an epoch"
+        for span, share in zip(spans, shares, strict=True)
+    ]
+    told = [f"{name or 'not said'} {count:,}" for name, count in context.pairs.languages.most_common()]
+    return lines + ([f"    languages: {', '.join(told)}"] if len(told) > 1 else [])
 
 
 def _device(context: Context) -> str:
@@ -182,14 +203,15 @@ def _longer(stage: StagePlan) -> str:
 
 def _leak(context: Context) -> str | None:
     """Images of the validation split that are in the training split too, by id and by content."""
-    train = set(context.train_store.image_ids)
-    for name, store in context.valid_stores.items():
-        if store.path.resolve() == context.train_store.path.resolve():
-            return f"{name} is the training split itself: recall will look far better than it is"
-        shared = [image_id for image_id in store.image_ids if image_id in train]
-        same = [i for i in shared[:500] if store.image(i) == context.train_store.image(i)]
-        if same:
-            return f"{name} shares images with the training split (e.g. id {same[0]!r}): recall will look better than it is"
+    for trained in stores_of(context.train_store):
+        train = set(trained.image_ids)
+        for name, store in context.valid_stores.items():
+            if store.path.resolve() == trained.path.resolve():
+                return f"{name} is the training split itself: recall will look far better than it is"
+            shared = [image_id for image_id in store.image_ids if image_id in train]
+            same = [i for i in shared[:500] if store.image(i) == trained.image(i)]
+            if same:
+                return f"{name} shares images with the training split (e.g. id {same[0]!r}): recall will look better than it is"
     return None
 
 

@@ -90,7 +90,7 @@ def check_place(recipe: Recipe) -> None:
     refuse_overlap(
         recipe.output,
         [
-            recipe.data.train,
+            *recipe.data.train_places(),
             *recipe.data.valid_places(),
             *([guard.split] if guard else []),
             *_paths(recipe.model.start),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from cnclip_ft.recipe import Guard, Stage
+from cnclip_ft.recipe import Stage
+from cnclip_ft.recipe_data import Guard
 
 
 @dataclass

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cnclip_ft.collectives import sum_numbers
+from cnclip_ft.data.mixture import check_lines
 from cnclip_ft.models.checkpoints import read_info
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.training.context import Context
@@ -155,7 +156,7 @@ class StageRun:
         if damaged > allowed:
             raise UserError(
                 f"{damaged} damaged images, more than data.max_damaged_images allows ({allowed}). "
-                f"Run `cnclip-ft data check {context.train_store.path}`, or raise the limit: "
+                f"Run {check_lines(context.train_store)}, or raise the limit: "
                 f"it may be raised for --continue too, data.max_damaged_images={2 * damaged}"
             )
         self.progress.damaged = damaged

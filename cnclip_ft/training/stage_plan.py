@@ -162,4 +162,5 @@ def _order(context: Context, number: int, name: str, setting: Stage, without_ima
         name=f"the training split {context.train_store.path}",
         without_images=set(without_images),
         key=f"stages.{name}",
+        by_store=context.recipe.data.batches == "by_store",
     )

@@ -17,7 +17,7 @@ from cnclip_ft.evaluation.evaluators import KS, Evaluator, Scores, flat_row
 from cnclip_ft.features.encode import SplitFeatures
 from cnclip_ft.features.shared import SharedEncoder, trunk_digest
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.recipe import score_path
+from cnclip_ft.recipe_data import score_path
 from cnclip_ft.retrieval.recall import RetrievalScores
 from cnclip_ft.training.compiling import uncompiled
 from cnclip_ft.training.stop import Stopped, StopRequest

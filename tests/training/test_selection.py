@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 import cnclip_ft
 from cnclip_ft.models.checkpoints import read_info
-from cnclip_ft.recipe import Guard, Stage
+from cnclip_ft.recipe import Stage
+from cnclip_ft.recipe_data import Guard
 from cnclip_ft.recipe_files import load_recipe
 from cnclip_ft.training import kept as keeping
 from cnclip_ft.training.examples import Example, draw_panel

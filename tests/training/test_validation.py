@@ -14,7 +14,8 @@ from PIL import Image
 
 from cnclip_ft.evaluation.evaluators import Recall, ZeroShotAccuracy
 from cnclip_ft.models.checkpoints import read_info
-from cnclip_ft.recipe import Recipe, ZeroShot
+from cnclip_ft.recipe import Recipe
+from cnclip_ft.recipe_data import ZeroShot
 from cnclip_ft.training.run import train
 from cnclip_ft.training.validation import Judge
 from data_tools.errors import DataFault, RequestError

@@ -1,0 +1,180 @@
+"""The part of a recipe that says what is trained and judged on; what all its sections share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
+
+Language = Literal["zh", "en", "mixed"]
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+
+
+def _place(path: str) -> str:
+    if not path.strip() or "\0" in path or len(path.encode("utf-8", "replace")) > 4000:
+        raise ValueError("a path is needed here")
+    return path
+
+
+Place = Annotated[str, AfterValidator(_place)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, content: Any) -> Any:
+        for name, value in content.items() if isinstance(content, dict) else ():
+            field = cls.model_fields.get(name)
+            if isinstance(value, bool) and field is not None and "bool" not in str(field.annotation):
+                raise ValueError(f"{name} is {str(value).lower()}, which is no value for it")
+        return content
+
+
+class Guard(Section):
+    """A general split judged along, so that learning one's own data does not unlearn everything else."""
+
+    split: Place
+    """A store the model must not get worse on."""
+    max_drop: float = Field(1.0, ge=0)
+    """Points of mean recall it may lose against the score before the first step."""
+    action: Literal["report", "stop"] = "report"
+    """What a larger drop does; stop: such a model is never the best, and the run ends."""
+
+
+class ZeroShot(Section):
+    """Judged along: are pictures nearest to the name of their class?"""
+
+    zero_shot: Place
+    """A folder with a sub-folder for each class, or a store whose texts are class names."""
+    classes: Place
+    """File of classes, as for `cnclip-ft classify`."""
+    templates: Place = "zh"
+    """Prompts: zh, en, zh+en, none, or a file."""
+
+    scores: ClassVar[tuple[str, ...]] = ("accuracy", "top5", "mean_per_class")
+
+    def places(self) -> list[str]:
+        """Files and folders it names; `templates` may be a word."""
+        return [self.zero_shot, self.classes]
+
+
+RECALLS = (
+    "mean_recall",
+    *(f"{way}.{n}" for way in ("text_to_image", "image_to_text") for n in ("r1", "r5", "r10", "mean_recall")),
+)
+"""Scores of a validation split that is a store."""
+
+# One validation set: a store is a path, what else can be judged a section that begins with its name.
+ValidSet = Annotated[
+    Annotated[Place, Tag("str")] | Annotated[ZeroShot, Tag("nullable")],
+    Discriminator(lambda content: "nullable" if isinstance(content, (dict, ZeroShot)) else "str"),
+]
+
+
+class TrainStore(Section):
+    """One of several stores that are trained on together."""
+
+    store: Place
+    """The store."""
+    weight: float = Field(1.0, gt=0, le=1000)
+    """How often an epoch visits each of its pairs; 0.5: every second one, the others in the next epoch."""
+    language: Language | None = None
+    """Of texts that do not say theirs."""
+
+    @field_validator("weight", mode="before")
+    @classmethod
+    def _visited(cls, weight: Any) -> Any:
+        if isinstance(weight, (int, float)) and not weight > 0:
+            raise ValueError("a store of the list is visited: give {here}=1 or another number above 0, or take it out")
+        return weight
+
+
+class DataSection(Section):
+    """Stores (`cnclip-ft data build` or `data import` makes them) and how they are read."""
+
+    train: (
+        Annotated[Place, Tag("str")]
+        | Annotated[list[TrainStore], Field(min_length=1, max_length=1000), Tag("nullable")]
+    ) = Field(discriminator=Discriminator(lambda content: "nullable" if isinstance(content, list) else "str"))
+    """The store to train on, or several: `[{store: A, weight: 2, language: zh}, {store: B}]`."""
+    batches: Literal["mixed", "by_store"] = "mixed"
+    """Of several stores: every batch holds pairs of all, or those of one store."""
+    valid: Place | Annotated[dict[str, ValidSet], Field(min_length=1)]
+    """The store to judge on, or several by name: `{name: store or {zero_shot: …}}`; the first one decides what is best."""
+    guard: Guard | None = None
+    """A split on which the model must not get worse."""
+    context_length: int | None = Field(None, ge=3, le=512)
+    """Tokens a text may have, longer ones are cut, which the plan counts; null: the start's own."""
+    workers: Annotated[int, Field(ge=0, le=512)] | Literal["auto"] = "auto"
+    """Processes that decode pictures, per device."""
+    # Whose pixels are then no longer within 1/255 of the whole decoding.
+    reduced_jpegs: bool = True
+    """Decode large JPEGs at a smaller scale in training, never below what the tower needs: faster. Evaluation decodes whole."""
+    length_window: int = Field(1, ge=1, le=10**6)
+    """Batches that are sorted together by caption length: less padding; 1 keeps the order fully random."""
+    max_damaged_images: int = Field(10, ge=0)
+    """Pictures that cannot be decoded and are replaced by another pair; one more stops the run."""
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _some(cls, train: Any) -> Any:
+        if isinstance(train, list):
+            if not train:
+                raise ValueError("the list is empty, so there is nothing to train on; name a store: {here}=PLACE")
+            return [{"store": each} if isinstance(each, str) else each for each in train]
+        if isinstance(train, dict):
+            raise ValueError(
+                "one store is a path, {here}=PLACE; several are a list, {here}=[{{store: A}}, {{store: B}}]"
+            )
+        return train
+
+    @field_validator("valid")
+    @classmethod
+    def _named(cls, valid: str | dict[str, str | ZeroShot]) -> str | dict[str, str | ZeroShot]:
+        if isinstance(valid, dict) and not isinstance(next(iter(valid.values())), str):
+            raise ValueError(
+                "the first validation split is a store: rows and tables show recall on it; name another later"
+            )
+        for name in valid if isinstance(valid, dict) else ():
+            if not name.strip() or not name.isprintable() or name in ("guard", "train"):
+                raise ValueError(f"{name!r} cannot name a validation split; choose another word")
+        return valid
+
+    def train_stores(self) -> list[TrainStore]:
+        return [TrainStore(store=self.train)] if isinstance(self.train, str) else self.train
+
+    def train_places(self) -> list[str]:
+        return [each.store for each in self.train_stores()]
+
+    def valid_sets(self) -> dict[str, str | ZeroShot]:
+        return self.valid if isinstance(self.valid, dict) else {"valid": self.valid}
+
+    def valid_places(self) -> list[str]:
+        """All that validation reads."""
+        return [p for s in self.valid_sets().values() for p in ([s] if isinstance(s, str) else s.places())]
+
+
+def score_path(best_by: str) -> tuple[str | None, str]:
+    """``"split: text_to_image.r1"`` → (split or None for the first, name of the score)."""
+    split, colon, score = best_by.rpartition(":")
+    score = score.strip()
+    if score not in RECALLS and score not in ZeroShot.scores:
+        raise ValueError(
+            f"'{best_by}' is not a score; use mean_recall, or text_to_image or image_to_text with .r1, .r5, .r10 or "
+            ".mean_recall, after 'split:' when another than the first validation split decides; of a zero_shot list "
+            f"{', '.join(ZeroShot.scores)}"
+        )
+    return (split.strip() if colon else None), score
