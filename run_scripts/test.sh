@@ -17,4 +17,15 @@ if [ ! -d "$official/cn_clip" ] || [ ! -d "$official/open_clip" ]; then
     rm -rf "$official" && mv "$official.new" "$official" ||
     echo "They cannot be fetched; the tests against them will be skipped." >&2
 fi
+# What reads exports elsewhere, for -m slow alone: half a gigabyte. --ignore-scripts: its own fetches libraries for CUDA.
+case " $* " in *slow*)
+  if [ ! -d "$official/onnxruntime_2023" ]; then
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --target "$official/onnxruntime_2023" \
+      onnxruntime==1.16.3 numpy==1.26.4 || echo "onnxruntime of 2023 has no wheel for this Python; its tests will be skipped." >&2
+  fi
+  if [ ! -d "$official/node_modules" ] && command -v npm >/dev/null; then
+    npm install --prefix "$official" --ignore-scripts --no-audit --no-fund @huggingface/transformers@4.3.2 ||
+      echo "transformers.js cannot be fetched; its tests will be skipped." >&2
+  fi ;;
+esac
 "$venv/bin/python" -m pytest "$@"

@@ -71,13 +71,13 @@ def read_features(target: Path, pixels: torch.Tensor, texts: list[str]) -> tuple
             logging.enable_progress_bar()
     tokenizer = read_tokenizer(read_info(target)["model"], target)
     ids, mask = tokenizer.pad(tokenizer.encode(texts))
-    inputs = _written_picture(target, pixels).for_transformers(pixels)
+    inputs = written_picture(target, pixels).for_transformers(pixels)
     image = model.get_image_features(**inputs).pooler_output
     text = model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
     return torch.nn.functional.normalize(image, dim=1), torch.nn.functional.normalize(text, dim=1)
 
 
-def _written_picture(target: Path, pixels: torch.Tensor) -> Preprocessing:
+def written_picture(target: Path, pixels: torch.Tensor) -> Preprocessing:
     """What the written processor says of pixels."""
     said = read_json(target / "preprocessor_config.json")
     mean, std = tuple(said["image_mean"]), tuple(said["image_std"])

@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import json
 import logging
-import os
 import re
 import shutil
 import tempfile
@@ -18,29 +17,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from cnclip_ft.export.graph import ImageEncoder, TextEncoder
+from cnclip_ft.export import web_layout
+from cnclip_ft.export.graph import BETWEEN, INPUTS, OUTPUT, ImageEncoder, TextEncoder
+from cnclip_ft.export.graph_files import OPSET, extract, open_at, read_graph, save_graph
 from cnclip_ft.export.onnx_encoder import OnnxEncoder
 from cnclip_ft.export.order import Order
 from cnclip_ft.models.checkpoints import TOKENIZER_FILES
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.preprocessing import SquarePicture
+from data_tools.atomic import sync_file
 from data_tools.errors import RequestError, UserError
 from data_tools.outputs import FolderKind, folder_with
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.float32}  # int8 is made from float32
-OPSET = 18  # LayerNormalization is one node from 17 on; TensorRT 10 and OpenVINO know all of 18
-IR_VERSION = 8  # what runtimes of 2023 read; nothing here needs a newer one
 DESCRIPTION = "description.json"
-ONE_FILE = 1_800_000_000  # bytes of weights; above, they lie beside the graph: a protobuf ends at 2 GiB
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-INPUTS = {"image": "pixels", "text": "input_ids"}
-OUTPUT = "features"
-
+PACKAGES = ("onnx", "onnx_ir", "onnxscript", "onnxruntime")
 
 ONNX = FolderKind(
     "folder of ONNX files",
     folder_with(DESCRIPTION, "format", "opset", "image", "text"),
-    re.compile(rf"(image|text)\.onnx(\.data|_data)?|{re.escape(DESCRIPTION)}|example\.py|{TOKENIZER_FILES}"),
+    re.compile(
+        rf"(image|text)\.onnx(\.data|_data)?|{re.escape(DESCRIPTION)}|example\.py|{TOKENIZER_FILES}|{web_layout.FILES}"
+    ),
 )
 
 
@@ -54,25 +52,29 @@ def check(model: DualEncoder) -> None:
 
 
 def write(model: DualEncoder, target: Path, order: Order) -> None:
-    """``image.onnx``, ``text.onnx``, tokenizer files, ``description.json``, ``example.py``."""
+    """``image.onnx``, ``text.onnx``, tokenizer files, ``description.json``, ``example.py``; where other libraries know the class
+    of the model, their layout of it beside (`web_layout`)."""
     from cnclip_ft.export.quantise import quantise
 
     target.mkdir()
     with tempfile.TemporaryDirectory(dir=target) as name:
-        place = Path(name) if order.dtype == "int8" else target
         encoders = {"image": ImageEncoder(model).eval(), "text": TextEncoder(model).eval()}
+        whole = {side: Path(name, f"{side}.onnx") for side in encoders}
         for side, encoder in encoders.items():
-            write_graph(encoder, side, model, place / f"{side}.onnx")
+            write_graph(encoder, side, model, whole[side])
             if order.dtype == "int8":
-                quantise(place / f"{side}.onnx", target / f"{side}.onnx", model, order.calibration)
+                quantise(whole[side], Path(name, "int8", f"{side}.onnx"), model, order.calibration)
+                whole[side] = Path(name, "int8", f"{side}.onnx")
+            save_graph(extract(read_graph(whole[side]), [INPUTS[side]], [OUTPUT]), target / f"{side}.onnx")
+        web_layout.write(model, whole, target, order.dtype)
     model.tokenizer.save(target)
     text = json.dumps(describe(model, order), indent=2, ensure_ascii=False) + "\n"
     (target / DESCRIPTION).write_text(text, encoding="utf-8")
     if example_fits(model, target):
         shutil.copyfile(Path(__file__).with_name("onnx_example.py"), target / "example.py")
-    for file in target.iterdir():
-        with open(file, "rb+") as handle:
-            os.fsync(handle.fileno())
+    for file in target.rglob("*"):
+        if file.is_file():
+            sync_file(file)
 
 
 def example_fits(model: DualEncoder, folder: Path) -> bool:
@@ -83,7 +85,7 @@ def example_fits(model: DualEncoder, folder: Path) -> bool:
 
 
 def write_graph(encoder: nn.Module, side: str, model: DualEncoder, path: Path) -> None:
-    """One encoder, its batch (and text length) left open.
+    """One encoder with all its outputs, its batch (and text length) left open.
 
     Raises:
         UserError: torch cannot export it; the message says why.
@@ -104,7 +106,7 @@ def write_graph(encoder: nn.Module, side: str, model: DualEncoder, path: Path) -
                 encoder,
                 (example,),
                 input_names=[INPUTS[side]],
-                output_names=[OUTPUT],
+                output_names=[OUTPUT, *BETWEEN[side]],
                 dynamo=True,
                 verbose=False,
                 opset_version=OPSET,
@@ -113,8 +115,8 @@ def write_graph(encoder: nn.Module, side: str, model: DualEncoder, path: Path) -
         except Exception as error:  # noqa: BLE001 - a tower by import path may fail in any way
             raise UserError(f"torch cannot export the {side} tower to ONNX: {reason(error)}") from None
         assert program is not None  # it is where dynamo exports
-        program.model.ir_version = IR_VERSION
-        program.save(path, external_data=size > ONE_FILE)
+        open_at(program.model, BETWEEN[side][1])
+        save_graph(program.model, path, size)
 
 
 def reason(error: BaseException) -> str:
@@ -165,13 +167,15 @@ def open_encoder(target: Path) -> OnnxEncoder:
 
 
 def read_features(target: Path, pixels: torch.Tensor, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit features through ONNX Runtime, in batches of 1, 2, … with texts of their own lengths: all dimensions that
-    were left open are walked."""
+    """Unit features ``[ways, n, dim]`` through ONNX Runtime. Of our own files in batches of 1, 2, … with texts of their own lengths:
+    all dimensions that were left open are walked; and of other libraries' files as they are called there."""
     encoder = open_encoder(target)
     ids = encoder.tokenizer.encode(texts)
     images = [encoder.image_features(part) for part in _parts(pixels)]
     words = [encoder.text_features(*encoder.tokenizer.pad(part)) for part in _parts(ids)]
-    return torch.cat(images), torch.cat(words)
+    others = web_layout.read_features(target, pixels, texts, encoder.tokenizer)
+    ways = [(torch.cat(images), torch.cat(words)), *others]
+    return torch.stack([way[0] for way in ways]), torch.stack([way[1] for way in ways])
 
 
 def _parts(items: Any) -> Iterator[Any]:

@@ -23,7 +23,8 @@ def difference(model: DualEncoder, read: Reader) -> float:
     """Largest difference of unit fp32 features over drawn pixels and some texts.
 
     Args:
-        read: uint8 pictures ``[n, *preprocessing.shape]`` and texts → unit image and text features as the written files give them.
+        read: uint8 pictures ``[n, *preprocessing.shape]`` and texts → unit image and text features as the written files give them,
+            ``[n, dim]``, or ``[ways, n, dim]`` where there are several ways to ask them.
     """
     pixels = torch.stack([model.image_tower.preprocessing.decode(picture) for picture in _pictures(model.image_size)])
     image, text = read(pixels, list(TEXTS))

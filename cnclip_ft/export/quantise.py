@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cnclip_ft.export.graph import INPUTS
+from cnclip_ft.export.graph_files import ONE_FILE
 from cnclip_ft.features.sources import Source
 from cnclip_ft.models.dual_encoder import DualEncoder
 from data_tools.errors import UserError
@@ -28,9 +30,10 @@ def quantise(source: Path, target: Path, model: DualEncoder, calibration: Source
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
 
-    from cnclip_ft.export.onnx import INPUTS, ONE_FILE, quiet, reason
+    from cnclip_ft.export.onnx import quiet, reason
 
     side = source.stem
+    target.parent.mkdir(exist_ok=True)
     projections = forget_shapes(source)
     common = {
         "op_types_to_quantize": ["MatMul"], "nodes_to_exclude": projections, "per_channel": True, "reduce_range": True,

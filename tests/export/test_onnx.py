@@ -16,7 +16,9 @@ import pytest
 import torch
 
 from cnclip_ft.cli import main
+from cnclip_ft.export import graph_files
 from cnclip_ft.export import onnx as writer
+from cnclip_ft.export import quantise as quantising
 from cnclip_ft.export.graph import ImageEncoder, TextEncoder
 from cnclip_ft.export.onnx_encoder import OnnxEncoder
 from cnclip_ft.export.quantise import quantise
@@ -53,8 +55,22 @@ def store(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def exported(checkpoint, tmp_path_factory):
-    return export_checkpoint(checkpoint, "onnx", tmp_path_factory.mktemp("out") / "onnx")
+def graphs(tmp_path_factory) -> Path:
+    """The graphs that `exported` was cut from."""
+    return tmp_path_factory.mktemp("graphs")
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint, graphs, tmp_path_factory):
+    write = writer.write_graph
+
+    def keep(*given):
+        write(*given)
+        shutil.copy(given[-1], graphs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "write_graph", keep)
+        return export_checkpoint(checkpoint, "onnx", tmp_path_factory.mktemp("out") / "onnx")
 
 
 def encode(folder: Path, model: DualEncoder) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,7 +93,8 @@ def furthest(folder: Path, model: DualEncoder) -> float:
 def test_the_folder_is_complete_and_says_what_it_takes(exported, model):
     assert exported.difference < 1e-6 and "opset 18" in exported.advice
     files = {"image.onnx", "text.onnx", "vocab.txt", "tokenizer.json", "tokenizer_config.json", "description.json"}
-    assert set(os.listdir(exported.output)) == files | {"example.py", "README.md"}
+    others = {"onnx", "config.json", "preprocessor_config.json"}  # tests/export/test_web_layout.py
+    assert set(os.listdir(exported.output)) == files | others | {"example.py", "README.md"}
     assert f"python {exported.output.name}/example.py" in (exported.output / "README.md").read_text(encoding="utf-8")
     about = json.loads((exported.output / "description.json").read_text(encoding="utf-8"))
     assert (about["opset"], about["dtype"], about["source"], about["quantisation"]) == (18, "float32", "a", None)
@@ -167,9 +184,9 @@ def test_int8_dynamic_through_the_command_with_recall_before_and_after(
     assert not [name for name in os.listdir(tmp_path / "out") if name.startswith("tmp")]
 
 
-def test_int8_with_ranges_of_a_split(exported, checkpoint, model, store, tmp_path, monkeypatch):
+def test_int8_with_ranges_of_a_split(exported, graphs, checkpoint, model, store, tmp_path, monkeypatch):
     # The float32 graphs it is made from are those of `exported`: writing them again would double the time.
-    monkeypatch.setattr(writer, "write_graph", lambda *a: shutil.copy(exported.output / a[-1].name, a[-1]))
+    monkeypatch.setattr(writer, "write_graph", lambda *a: shutil.copy(graphs / a[-1].name, a[-1]))
     done = export_checkpoint(checkpoint, "onnx", tmp_path / "out", dtype="int8", calibrate=store, verify=store)
     assert {"QuantizeLinear", "DequantizeLinear"} <= operators(done.output / "image.onnx") & operators(
         done.output / "text.onnx"
@@ -223,7 +240,8 @@ def test_a_tower_torch_cannot_export_is_one_line(tmp_path):
 
 
 def test_weights_beside_the_graph_where_a_protobuf_would_end(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "ONE_FILE", 1000)
+    monkeypatch.setattr(graph_files, "ONE_FILE", 1000)
+    monkeypatch.setattr(quantising, "ONE_FILE", 1000)
     (tmp_path / "float").mkdir()
     (tmp_path / "int8").mkdir()
     writer.write_graph(TextEncoder(model).eval(), "text", model, tmp_path / "float" / "text.onnx")
