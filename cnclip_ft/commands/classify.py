@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from cnclip_ft.commands.options import Checkpoint, Encoding, Json, OnError, Origin, Picture, spread
+from cnclip_ft.commands.options import Checkpoint, Encoding, Json, OnError, Origin, Picture, Where, spread
 from cnclip_ft.evaluation.options import Options, open_model
 from data_tools.tables import say
 
@@ -19,12 +19,20 @@ def classify(
     images: Annotated[
         str,
         typer.Argument(
-            metavar="IMAGES", help="A folder with a sub-folder a class, or a store whose texts are class names."
+            metavar="IMAGES",
+            help="A folder with a sub-folder a class, or a store: --by a column it keeps, or its texts are class names.",
         ),
     ],
     classes: Annotated[
-        Path, typer.Option(metavar="FILE", help="A line a class: `name|other name`, or `folder<TAB>name|other name`.")
-    ],
+        Path | None,
+        typer.Option(metavar="FILE", help="A line a class: `name|other name`, or `folder<TAB>name|other name`."),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="The classes are the values of a column that the store keeps: 类目."),
+    ] = None,
+    least: Annotated[int, typer.Option(min=1, help="With --by: pictures a value must have to be a class.")] = 1,
+    where: Where = None,
     templates: Annotated[
         str | None,
         typer.Option(
@@ -46,31 +54,60 @@ def classify(
     """Zero-shot classification with your own classes: top-1, top-5, accuracy per class, confusion picture.
 
     Example: cnclip-ft classify runs/mine/contrast/best photos --classes classes.txt --templates zh --json report.json
+
+    Example: cnclip-ft classify runs/mine/contrast/best DIR/test --by 类目 --where '价格<100' --picture confusion.png
     """
     import json
 
     from cnclip_ft.evaluation import plots, provenance
     from cnclip_ft.evaluation.classification import classify_images, report_table
+    from cnclip_ft.evaluation.column_classes import column_classes
     from cnclip_ft.evaluation.encoding import check_on_error, tell_left_out
     from cnclip_ft.evaluation.outputs import refuse_outputs
     from cnclip_ft.evaluation.zero_shot import labelled_images, read_classes, read_templates
     from cnclip_ft.features import official_files
     from cnclip_ft.features.sources import open_source
     from cnclip_ft.models.registry import family_of
+    from data_tools.columns import parse_where
     from data_tools.errors import RequestError
+    from data_tools.store import open_store
 
     options = Options(**vars(encoding), **vars(origin))
     options.check()
     check_on_error(on_error)
-    refuse_outputs([checkpoint, images, classes], json_file=json_file, kind="classes", lines=output, picture=picture)
+    if (classes is None) == (by is None):
+        raise RequestError(
+            "what are the classes? Give --by COLUMN (values that a store keeps with its pictures) or --classes FILE, one of the two"
+        )
+    chosen, read = parse_where(where or ()), [place for place in (checkpoint, images, classes) if place is not None]
+    refuse_outputs(read, json_file=json_file, kind="classes", lines=output, picture=picture)
     if picture:
         plots.require_matplotlib()
-    known = read_classes(classes)
+    known = [] if classes is None else read_classes(classes)
     sentences = None if templates is None else read_templates(templates)
     source = open_source(images)
     if source.kind == "texts":
         raise RequestError(f"{images} is a file of texts; give a folder of images or a store")
-    ids, labels = labelled_images(Path(images), source, known)
+    if (by or chosen) and source.kind != "store":
+        raise RequestError(
+            f"{images} is a folder of pictures, which keeps no columns: {'--by' if by else '--where'} needs a store"
+        )
+    ids: list[Any] = source.split.image_ids
+    labels: list[int | None] = [None] * len(ids)
+    if not by:
+        ids, labels = labelled_images(Path(images), source, known)
+    if by or chosen:
+        store = open_store(images)
+        chosen.check(store.columns, images)
+        places = [place for place, image_id in enumerate(ids) if chosen.holds(store.columns_of(image_id))]
+        if not places:
+            raise RequestError(f"{images}: no picture meets --where {chosen}")
+        ids, labels = [ids[place] for place in places], [labels[place] for place in places]
+        if by:
+            told = column_classes(store, ids, by, least)
+            known, labels = told.classes, told.labels
+            source.notes.extend(told.notes)
+        store.close()
     for note in source.notes:
         say(note)
     opened = open_model(checkpoint, options)
@@ -106,6 +143,8 @@ def classify(
             "versions": provenance.versions(),
             "images": {"path": images, "count": len(ids) - len(faults), "checksum": source.checksum},
             "left_out": [fault.as_dict() for fault in faults],
+            "by": by,
+            "where": str(chosen),
             "classes": {c.key: list(c.names) for c in known},
             "templates": sentences,
             "scores": found.report.as_dict() if found.report else None,

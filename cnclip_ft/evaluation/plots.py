@@ -77,7 +77,7 @@ def confusion_picture(confusion: torch.Tensor, names: Sequence[str], path: str |
         names = [f"class {number}" for number in range(1, len(names) + 1)]
         note = (
             f"{path}: no font with Chinese glyphs is installed (fonts-noto-cjk, fonts-wqy-microhei), so the classes are "
-            "numbered in the order of --classes"
+            "numbered in the order of the list of classes (in --json)"
         )
     figure = make(figsize=(2 + 0.32 * min(len(names), 60), 2 + 0.32 * min(len(names), 60)))
     axes = figure.add_subplot()

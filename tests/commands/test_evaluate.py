@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from cnclip_ft.commands import calibrate, classify, compare, encode, evaluate, topk
 from data_tools.errors import UserError
+from data_tools.store import StoreWriter
 from tests.evaluation import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -262,3 +263,67 @@ def test_from_the_shell(here, tmp_path):
     assert done.returncode == 0 and "mean recall" in done.stdout, done.stderr
     wrong = start("evaluate", here / "a", "nowhere")
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: ") and "Traceback" not in wrong.stderr
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """Pictures with a category that people wrote: in two widths, rarely, not at all."""
+    path = tmp_path_factory.mktemp("shop") / "goods"
+    kinds = ["T恤", "Ｔ恤", "t恤 ", "T恤", "女装", "女装", "女装", "女装", "女装", "帽子", None, "  "]
+    with StoreWriter(path) as writer:
+        for number, kind in enumerate(kinds):
+            columns = {"价格": 10 * number, "备注": f"n{number}"} | ({} if kind is None else {"类目": kind})
+            writer.add_image(number, tiny.png(number), columns=columns)
+            writer.add_pair(number, number, f"商品 {number}", "zh")
+        writer.finish()
+    return path
+
+
+def test_classify_by_a_column(run, here, shop, tmp_path):
+    files = ("--json", tmp_path / "c.json", "--output", tmp_path / "o.jsonl")
+    out = run("classify", here / "a", shop, "--by", "类目", "--picture", tmp_path / "c.svg", *files)
+    said = " ".join(out.split())
+    assert "classes: the 3 values of 类目" in said
+    assert "2 pictures have no value in 类目: classified, not scored" in said
+    assert "spellings of one value were put together: 'T恤' = 'Ｔ恤' = 't恤'" in said
+    assert "2 classes have fewer than 5 pictures, so their accuracy says little: T恤, 帽子; --least 5" in said
+    record = read(tmp_path / "c.json")
+    assert record["classes"] == {"女装": ["女装"], "T恤": ["T恤"], "帽子": ["帽子"]} and record["by"] == "类目"
+    assert record["scores"]["counts"] == {"女装": 5, "T恤": 4, "帽子": 1}
+    assert [sum(row) for row in record["scores"]["confusion"]] == [5, 4, 1]
+    lines = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["label"] for line in lines] == ["T恤"] * 4 + ["女装"] * 5 + ["帽子", None, None]
+    right = sum(line["classes"][0]["class"] == line["label"] for line in lines)
+    assert record["scores"]["top1"] == pytest.approx(100 * right / 10)
+    assert "女装" in (tmp_path / "c.svg").read_text(encoding="utf-8") or "no font with Chinese glyphs" in said
+
+    out = run("classify", here / "a", shop, "--by", "类目", "--least", "2", "--where", "价格>=20", *files)
+    record = read(tmp_path / "c.json")
+    assert record["scores"]["counts"] == {"女装": 5, "t恤": 2} and record["where"] == "价格>=20"
+    assert "1 values with fewer than 2 pictures are no classes" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ((), "Give --by COLUMN"),
+        (("--by", "类目", "--classes", "{classes}"), "one of the two"),
+        (("--by", "类"), "keeps no column '类'; did you mean '类目'?"),
+        (("--by", "类目", "--where", "价格>1000"), "no picture meets --where 价格>1000"),
+        (("--by", "类目", "--where", "类目=帽子"), "类目 has 1 value with 1 or more pictures"),
+    ],
+)
+def test_classify_by_a_column_refuses(run, here, shop, arguments, said):
+    given = [part.format(classes=here / "classes.txt") for part in arguments]
+    assert said in run("classify", here / "a", shop, *given, fails=UserError)
+    assert "needs a store" in run("classify", here / "a", here / "photos", "--by", "类目", fails=UserError)
+
+
+def test_a_column_that_sets_every_picture_apart_is_no_category(run, here, tmp_path):
+    with StoreWriter(tmp_path / "goods") as writer:
+        for number in range(30):
+            writer.add_image(number, tiny.png(number), columns={"货号": f"n{number}", "类目": "ab"[number % 2]})
+            writer.add_pair(number, number, f"商品 {number}", "zh")
+        writer.finish()
+    said = run("classify", here / "a", tmp_path / "goods", "--by", "货号", fails=UserError)
+    assert "货号 has 30 values on 30 pictures: that is no category. Name another column with --by: 类目" in said

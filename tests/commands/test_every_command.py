@@ -43,6 +43,7 @@ encode BEST official/valid --output features --format jsonl
 encode BEST classes.txt --output words --half
 topk features features --output top.jsonl -k 3 --device cpu
 classify BEST photos --classes classes.txt --json classified.json --output labels
+classify BEST goods/train --by 类目 --json sorted.json
 calibrate BEST official/valid --precision 0.9 --json calibrated.json --picture curve.png
 compare BEST LAST --split official/valid --json compared.json
 average BEST LAST --judge official/valid --output averaged

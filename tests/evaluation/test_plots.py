@@ -38,7 +38,7 @@ def test_chinese_names_are_written_in_a_chinese_font_or_numbered_and_said(tmp_pa
     assert note is None
     monkeypatch.setattr("data_tools.contact_sheet.font_folders", list)
     first = plots.confusion_picture(torch.eye(2).long(), ["猫", "狗"], tmp_path / "b.png")
-    assert "no font with Chinese glyphs" in first and "numbered in the order of --classes" in first
+    assert "no font with Chinese glyphs" in first and "numbered in the order of the list of classes" in first
     file = font_manager.findfont("DejaVu Serif")
     monkeypatch.setattr(plots, "find_font", lambda *_, **__: ImageFont.truetype(file))
     assert plots.confusion_picture(torch.eye(2).long(), ["猫", "狗"], tmp_path / "c.png") is None
