@@ -25,6 +25,7 @@ def train(
     overwrite: bool = False,
     strict: bool = False,
     trust_import: bool = False,
+    language: str | None = None,
 ) -> Path | None:
     """Train all stages of a recipe.
 
@@ -33,6 +34,7 @@ def train(
         overrides: ``key.path=value`` each, for a file or a name.
         proceed: go on with the run in the output folder, as --continue; a recipe in a run's folder goes on there.
         overwrite, strict, trust_import: as the command's flags.
+        language: of the report: zh or en; None: the system's.
 
     Returns:
         The folder of the last stage's best checkpoint; None where the run was stopped on request and can be continued.
@@ -51,7 +53,15 @@ def train(
         moved = run_of(Path(recipe))
     if moved is not None:  # the folder that the recipe lies in, wherever it was when the run began
         settings = settings.model_copy(update={"output": str(moved)})
-    if not execute(settings, proceed=proceed, overwrite=overwrite, strict=strict, trust_import=trust_import):
+    done = execute(
+        settings,
+        proceed=proceed,
+        overwrite=overwrite,
+        strict=strict,
+        trust_import=trust_import,
+        language=language,
+    )
+    if not done:
         return None
     return max(Path(settings.output).glob("*/best"), key=lambda best: list(settings.stages).index(best.parent.name))
 

@@ -1,7 +1,7 @@
 """The names and the behaviour of cn_clip's `cn_clip.clip` (1.6.0) over our models: its published code runs with the import changed.
 
-Features, ids and scores are those of the original; `preprocess` is within 1/255 of its pixels (our resize is torch's, not
-Pillow's), and it turns photos upright by their EXIF tag. Weights are float32 on every device; ``model.half()`` makes them
+Features, ids and scores are those of the original; `preprocess` is within 1/255 of its pixels (2/255 for single values of
+hard-edged noise; our resize is torch's, not Pillow's), and it turns photos upright by their EXIF tag. Weights are float32 on every device; ``model.half()`` makes them
 float16, as the original's are on a GPU.
 """
 

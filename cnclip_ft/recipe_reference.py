@@ -8,7 +8,6 @@ from pathlib import Path
 from cnclip_ft.recipe_keys import Key, keys
 from cnclip_ft.yaml_file import read_yaml
 
-LANGUAGES = ("en", "zh")
 _CHINESE = Path(__file__).with_name("recipe_keys.zh-CN.yaml")
 # Words of types; the longer ones first.
 _TYPES = {"list of ": "列表：", "true or false": "true 或 false", "whole number": "整数", "number": "数", "section": "节",

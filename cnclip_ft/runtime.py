@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from data_tools.errors import RequestError, UserError
+from data_tools.words import Said
 
 _TOLD = re.compile(r"^(?:[\w.]+\.)?(\w*OSError|FileNotFoundError|PermissionError): ", re.M)
 _OURS = re.compile(r"\n(?:data_tools|cnclip_ft)[\w.]*\.(\w+): (.*)\Z", re.DOTALL)
@@ -171,6 +172,9 @@ class Reading:
 # ---- number format --------------------------------------------------------------------------------------------------
 
 
+_ASKED_FOR = Said("asked for", "按要求")
+
+
 def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
     """(``fp32`` | ``bf16`` | ``fp16``, reason). Weights, optimizer and logits stay in fp32 in every case.
 
@@ -182,15 +186,26 @@ def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
         if wanted == "bf16" and not has_bf16:
             raise RequestError(f"precision: bf16, but {torch.cuda.get_device_name(device)} has none; use auto or fp16")
         if wanted != "auto":
-            return wanted, "asked for"
+            return wanted, _ASKED_FOR
+        name = torch.cuda.get_device_name(device)
         if has_bf16:
-            return "bf16", f"{torch.cuda.get_device_name(device)} has bf16: the range of fp32, no loss scaling"
-        return "fp16", f"{torch.cuda.get_device_name(device)} has no bf16; fp16 with loss scaling"
+            return "bf16", Said(
+                "{name} has bf16: the range of fp32, no loss scaling",
+                "{name} 支持 bf16：范围同 fp32，无需缩放损失",
+                name=name,
+            )
+        return "fp16", Said(
+            "{name} has no bf16; fp16 with loss scaling", "{name} 没有 bf16；用 fp16 并缩放损失", name=name
+        )
     if wanted == "fp16":
         raise RequestError(f"precision: fp16 needs a CUDA device, this run is on {device.type}; use auto, fp32 or bf16")
     if wanted != "auto":
-        return wanted, "asked for"
-    return "fp32", f"{device.type}: mixed precision brings nothing sure here"
+        return wanted, _ASKED_FOR
+    return "fp32", Said(
+        "{device}: mixed precision brings nothing sure here",
+        "{device}：混合精度在这里没有确定的好处",
+        device=device.type,
+    )
 
 
 # ---- loader processes -----------------------------------------------------------------------------------------------

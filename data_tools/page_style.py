@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 
+from data_tools.words import LANGUAGES, said_in
+
 _STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --ink: #222; --soft: #5f5f5f; --line: #ccc; --hold: #f3f3f3; --bad: #a40000; --good: #127a3a;
   --one: #1f5fbf; --two: #b3401f; --three: #12775a; --four: #7a3fa0 }
@@ -33,9 +35,10 @@ END = "</main></body></html>"
 def beginning(title: str, language: str = "en") -> str:
     """A page down to where its content begins."""
     head = f"<meta name='viewport' content='width=device-width, initial-scale=1'><style>{_STYLE}</style><body><main>"
-    return _BEGINS.format(_TAGS[language], html.escape(title)) + head
+    return _BEGINS.format(_TAGS[language], html.escape(said_in(title, language))) + head
 
 
 def beginnings(title: str) -> tuple[bytes, ...]:
-    """What pages of this title are known by."""
-    return tuple(_BEGINS.format(tag, html.escape(title)).encode() for tag in _TAGS.values())
+    """What pages of this title are known by, those with an English title in Chinese pages too: older ones have it."""
+    titles = dict.fromkeys(said_in(title, language) for language in LANGUAGES)
+    return tuple(_BEGINS.format(tag, html.escape(each)).encode() for tag in _TAGS.values() for each in titles)

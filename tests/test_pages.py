@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
 from cnclip_ft.training.curves import curves
-from cnclip_ft.training.report import write_report
+from cnclip_ft.training.run import train
+from data_tools.build import build_store
 from data_tools.check.judge import judge
 from data_tools.check.measure import measure
 from data_tools.check.page import write_page
+from data_tools.sources import open_source
 from data_tools.store import open_store
 from tests import browser as browsers
+from tests.commands.test_data import call
+from tests.data_tools.samples import picture
 from tests.evaluation import tiny
+from tests.training.helpers import stopped_after, tiny_recipe, write_stores
 
 JOURNAL = [
     {"kind": "validation", "stage": "start", "step": 0, "mean_recall": 12.5},
@@ -27,47 +34,123 @@ JOURNAL = [
 
 
 def test_curves_begin_with_the_start():
-    drawn = "".join(curves(JOURNAL))
+    drawn = "".join(curves(JOURNAL, "en"))
     assert drawn.count("<svg") == 6 and "<script" not in drawn
     recall = next(part for part in drawn.split("<svg") if "mean recall" in part)
-    assert "class=start" in recall and "start · 起点" in recall and "12.5 → 30" in recall
+    assert "class=start" in recall and ">start<" in recall and "12.5 → 30" in recall
     assert recall.count("align") == 1 and recall.count("contrast") == 1
     (align,) = [part for part in recall.split("<path ") if "--one" in part]
     assert align.split("d='M")[1].startswith("52.0 ") and "L" in align  # from step 0 on
-    assert curves([JOURNAL[0]]) == []
-    nasty = curves([{**JOURNAL[1], "stage": "<b>"}])
+    assert curves([JOURNAL[0]], "en") == []
+    nasty = curves([{**JOURNAL[1], "stage": "<b>"}], "zh")
     assert "<b>" not in "".join(nasty)
 
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
+    """(page, language) → (file, words of the user's own in it): of runs that were stopped or brought nothing, of data with faults."""
     folder = tmp_path_factory.mktemp("pages")
-    (folder / "journal.jsonl").write_text("\n".join(map(json.dumps, JOURNAL)) + "\n{cut", encoding="utf-8")
-    row = {
-        "t2i_r1": 10.0,
-        "t2i_r5": 20.0,
-        "t2i_r10": 30.0,
-        "i2t_r1": 10.0,
-        "i2t_r5": 20.0,
-        "i2t_r10": 30.0,
-        "mean_recall": 20.0,
-    }
-    report = write_report(
-        folder,
-        title="cnclip-ft: shop",
-        plan="x" * 200,
-        rows=[("start", row), ("after align", row)],
-        notes=["Stopped."],
-        journal=folder / "journal.jsonl",
-        examples=[],
-        settings="seed: 0\n",
-    )
-    store = open_store(tiny.make_store(folder / "valid"))
-    found = {"report": report}
-    for language in ("en", "zh"):
-        found[language] = folder / f"{language}.html"
-        write_page(judge([measure(store)]), {store.name: store}, found[language], language=language)
+    return {**reports(write_stores(folder / "runs")), **checks(folder / "checks"), **curations(folder / "curations")}
+
+
+def reports(stores):
+    own = [pair.text for name in ("train", "valid") for pair in open_store(stores / name)]
+    guarded = {"train": str(stores / "train"), "valid": str(stores / "valid"), "workers": 0}
+    guarded |= {"guard": {"split": str(stores / "valid")}}
+    found = {}
+    for language, other in (("en", "zh"), ("zh", "en")):
+        recipe = tiny_recipe(stores, output=str(stores / language), data=guarded, contrast={"learning_rate": 1e-12})
+        assert not train(recipe, language=other, **stopped_after(("align", 4)))
+        report = stores / language / "report" / "index.html"
+        found["stopped", other] = (report.rename(stores / f"stopped-{other}.html"), own)
+        assert train(recipe, proceed=True, language=language)
+        found["report", language] = (report, own)
     return found
+
+
+def checks(folder):
+    """Of a store with every finding that a page can have, and of one beside it that shares pictures and captions."""
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"{number}.jpg").write_bytes(picture(number % 3, (1200, 1100) if number == 2 else (64, 48)))
+    (folder / "broken.jpg").write_bytes(b"nothing")
+    captions = ["一只狗", "一只猫", "很长的文本" * 20, "a red car"]
+    rows = [
+        "图片,标题",
+        *(f"{number}.jpg,{text}" for number, text in enumerate(captions)),
+        "broken.jpg,x",
+        "gone.jpg,y",
+    ]
+    (folder / "t.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    stores = [
+        build_store(
+            open_source("table", str(folder / "t.csv"))[""], folder / name, on_error="skip", progress=False
+        ).store
+        for name in ("first", "second")
+    ]
+    found = {}
+    for language in ("en", "zh"):
+        report = judge([measure(store, lengths=Lengths(), progress=False) for store in stores])
+        page = folder / f"{language}.html"
+        write_page(report, {store.name: store for store in stores}, page, language=language)
+        found["check", language] = (page, captions)
+    return found
+
+
+class Lengths:
+    """A token a character."""
+
+    context_length = 52
+
+    def __call__(self, texts):
+        return [len(text) for text in texts]
+
+
+def curations(folder):
+    folder.mkdir()
+    store, checkpoint = tiny.make_store(folder / "store"), tiny.make_checkpoint(folder / "best")
+    own, found = [pair.text for pair in open_store(store)], {}
+    for language in ("en", "zh"):
+        page = folder / f"{language}.html"
+        limits = ["--near", "0.955", "--fit", "0.05", "--most", "1"]
+        code, said = call("curate", store, checkpoint, "--report", page, "--language", language, *limits)
+        assert code == 0, said
+        found["curate", language] = (page, own)
+    return found
+
+
+class Words(HTMLParser):
+    """The words of a page, a line an element; styles, and what stands in the settings, left out."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.lines, self.inside = [], []
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.inside.append(tag)
+        self.lines += [value for name, value in attrs if name in ("aria-label", "title", "alt") and value]
+
+    def handle_data(self, data):
+        if self.inside[-1] != "style":
+            self.lines += data.split("\n")
+
+
+@pytest.mark.parametrize("kind", ["report", "stopped", "check", "curate"])
+def test_a_page_speaks_one_language(pages, kind):
+    """No English sentence in a Chinese page, no Chinese word in an English one, captions and settings apart."""
+    said = {}
+    for language in ("en", "zh"):
+        page, own = pages[kind, language]
+        text = "\n".join(Words(page).lines).replace("\nSettings\n", "\n全部设置\n")
+        text = text.split("\n全部设置\n")[0]
+        for words in sorted(own, key=len, reverse=True):
+            text = text.replace(words, "…")
+        said[language] = re.sub(r"\S*/\S*", "…", text)  # places
+        assert f"<html lang='{'zh-CN' if language == 'zh' else 'en'}'>" in page.read_text(encoding="utf-8")
+    assert re.findall(r"[A-Za-z]{2,}(?:[ ,]+[A-Za-z]{2,}){2,}", said["zh"]) == []
+    assert re.findall("[\u3000-\u9fff\uff00-\uffef]+", said["en"]) == []
+    assert len(re.findall("[\u4e00-\u9fff]", said["zh"])) > 100 and len(said["en"]) > 500
 
 
 class TestInABrowser:
@@ -78,9 +161,10 @@ class TestInABrowser:
         with browsers.browser() as driver:
             yield driver
 
-    @pytest.mark.parametrize("page", ["report", "en", "zh"])
-    def test_everybody_can_read_it(self, chromium, pages, page):
-        chromium.get(pages[page].as_uri())
+    @pytest.mark.parametrize("language", ["en", "zh"])
+    @pytest.mark.parametrize("kind", ["report", "stopped", "check", "curate"])
+    def test_everybody_can_read_it(self, chromium, pages, kind, language):
+        chromium.get(pages[kind, language][0].as_uri())
         for colours in ("light", "dark"):
             with browsers.theme(chromium, colours):
                 assert browsers.axe_findings(chromium) == [], colours

@@ -110,9 +110,9 @@ def check(
     from data_tools.check import judge, measure
     from data_tools.check.page import BEGINS, write_page
     from data_tools.check.tables import in_words
-    from data_tools.check.words import language_of
     from data_tools.outputs import begins, json_with, refuse_files
     from data_tools.tables import terminal_width
+    from data_tools.words import language_of
 
     said_in = language_of(language)
     opened = _open_splits(stores)

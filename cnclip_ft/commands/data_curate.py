@@ -55,10 +55,10 @@ def curate(
     from data_tools.appending import kept_form
     from data_tools.atomic import whole_file
     from data_tools.build import build_store
-    from data_tools.check.words import language_of
     from data_tools.outputs import begins, lines_with, refuse_files, refuse_overlap
     from data_tools.sources.stored import StoreSource
     from data_tools.store import open_store, refuse_place
+    from data_tools.words import language_of
 
     options = Options(**vars(towers), **vars(origin))
     options.check()

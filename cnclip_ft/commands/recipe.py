@@ -92,9 +92,9 @@ def keys(
     from cnclip_ft import recipe_reference
     from data_tools.errors import RequestError
     from data_tools.tables import table, terminal_width
+    from data_tools.words import language_of
 
-    if language not in recipe_reference.LANGUAGES:
-        raise RequestError(f"--language {language!r}: one of {', '.join(recipe_reference.LANGUAGES)}")
+    language_of(language)
     if markdown:
         typer.echo(recipe_reference.page(language), nl=False)
         return

@@ -65,6 +65,7 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is in the output folder.")] = False,
     strict: Strict = False,
     trust_import: TrustImport = False,
+    language: Annotated[str | None, typer.Option(help="Of the report: zh or en. [default: the system's]")] = None,
 ) -> None:
     """Train all stages of a recipe: on one device as it is, on many under torchrun or accelerate launch.
 
@@ -75,7 +76,13 @@ def train(
     from cnclip_ft import calls
 
     done = calls.train(
-        recipe, overrides or (), proceed=proceed, overwrite=overwrite, strict=strict, trust_import=trust_import
+        recipe,
+        overrides or (),
+        proceed=proceed,
+        overwrite=overwrite,
+        strict=strict,
+        trust_import=trust_import,
+        language=language,
     )
     if done is None:
         raise typer.Exit(130)

@@ -23,6 +23,7 @@ from data_tools.bars import Bar
 from data_tools.errors import DataFault, RequestError
 from data_tools.pictures import Reencoding, read_header, reencode
 from data_tools.store import Id, PairStore
+from data_tools.words import Said
 
 _COPIES = 200  # pictures that are encoded a second time, smaller and compressed, to see how alike a copy is
 _FOUND = 0.95  # of such copies reach the limit
@@ -112,9 +113,26 @@ class Curation:
         leaving = sum(len(crowd.leaves) for crowd in self.crowds)
         return [
             *self.said,
-            f"{len(self.dropped_images):,} of {self.images:,} pictures are like another, in {len(self.groups):,} groups",
-            f"{len(self.misfits):,} of {self.pairs:,} captions do not fit their picture",
-            f"{len(self.crowds):,} texts stand on more than {self.most:,} pictures; {leaving:,} of their pairs are beyond that",
+            Said(
+                "{like:,} of {images:,} pictures are like another, in {groups:,} groups",
+                "{images:,} 张图片中有 {like:,} 张与另一张相似，共 {groups:,} 组",
+                like=len(self.dropped_images),
+                images=self.images,
+                groups=len(self.groups),
+            ),
+            Said(
+                "{misfits:,} of {pairs:,} captions do not fit their picture",
+                "{pairs:,} 条文本中有 {misfits:,} 条与图片不符",
+                misfits=len(self.misfits),
+                pairs=self.pairs,
+            ),
+            Said(
+                "{crowds:,} texts stand on more than {most:,} pictures; {leaving:,} of their pairs are beyond that",
+                "{crowds:,} 条文本出现在超过 {most:,} 张图片上；其中超出的有 {leaving:,} 对",
+                crowds=len(self.crowds),
+                most=self.most,
+                leaving=leaving,
+            ),
         ]
 
     def records(self) -> list[dict[str, Any]]:
@@ -161,7 +179,11 @@ def curate(
 
 def _near_limit(store: PairStore, features: SplitFeatures, opened: Opened, wishes: Wishes) -> tuple[float, str]:
     if wishes.near is not None:
-        return wishes.near, f"pictures with a cosine of {wishes.near:.4f} and more are alike (given)"
+        return wishes.near, Said(
+            "pictures with a cosine of {near:.4f} and more are alike (given)",
+            "余弦不低于 {near:.4f} 的图片算相似（给定）",
+            near=wishes.near,
+        )
     generator = torch.Generator().manual_seed(wishes.seed)
     chosen = torch.randperm(len(features.image_ids), generator=generator)[:_COPIES].sort().values
     copies: list[bytes] = []
@@ -188,15 +210,21 @@ def _near_limit(store: PairStore, features: SplitFeatures, opened: Opened, wishe
             f"this checkpoint cannot tell pictures apart: {share:.1%} of random pairs are as alike as {_FOUND:.0%} of "
             f"copies at half the size are (cosine {limit:.4f}). Take a trained one, or give a limit with --near"
         )
-    return limit, (
-        f"pictures with a cosine of {limit:.4f} and more are alike: {_FOUND:.0%} of {len(rows)} copies at half the size and "
-        f"quality 60 reach it, {share:.2%} of random pairs do"
-    )
+    return limit, Said(
+        "pictures with a cosine of {limit:.4f} and more are alike: {found:.0%} of {copies} copies at half the size and quality 60 "
+        "reach it, {share:.2%} of random pairs do",
+        "余弦不低于 {limit:.4f} 的图片算相似：{copies} 份缩小一半、质量 60 的副本中有 {found:.0%} 达到它，随机图片对中有 {share:.2%}",
+        limit=limit, found=_FOUND, copies=len(rows), share=share,
+    )  # fmt: skip
 
 
 def _fit_limit(features: SplitFeatures, opened: Opened, wishes: Wishes) -> tuple[float, str]:
     if wishes.fit is not None:
-        return wishes.fit, f"captions below a cosine of {wishes.fit:.4f} do not fit (given)"
+        return wishes.fit, Said(
+            "captions below a cosine of {fit:.4f} do not fit (given)",
+            "余弦低于 {fit:.4f} 的文本算不符（给定）",
+            fit=wishes.fit,
+        )
     scores, labels = sampled_scores(features, wishes.negatives, wishes.seed, opened.model.tokenizer.prepare)
     others = scores[~labels].sort().values  # `quantile` takes 16 million values at most
     limit = float(others[int(_WRONG * (len(others) - 1))])
@@ -206,11 +234,12 @@ def _fit_limit(features: SplitFeatures, opened: Opened, wishes: Wishes) -> tuple
             f"this checkpoint cannot tell captions apart: {below:.1%} of the store's own fit no better than {_WRONG:.0%} of "
             "those of other pictures. Take one that was trained on such data, or give a limit with --fit"
         )
-    said = (
-        f"captions below a cosine of {limit:.4f} do not fit: {_WRONG:.0%} of {len(others):,} captions of other pictures lie "
-        f"there, and {below:.1%} of the store's own"
-    )
-    return limit, said
+    return limit, Said(
+        "captions below a cosine of {limit:.4f} do not fit: {wrong:.0%} of {others:,} captions of other pictures lie there, and "
+        "{below:.1%} of the store's own",
+        "余弦低于 {limit:.4f} 的文本算不符：{others:,} 条其他图片的文本中有 {wrong:.0%} 低于它，数据仓自身的有 {below:.1%}",
+        limit=limit, wrong=_WRONG, others=len(others), below=below,
+    )  # fmt: skip
 
 
 def _like(

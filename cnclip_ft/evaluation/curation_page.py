@@ -10,8 +10,9 @@ from data_tools.atomic import whole_file
 from data_tools.check.page import figures
 from data_tools.page_style import END, beginning, beginnings
 from data_tools.store import Id, PairStore
+from data_tools.words import Said, said_in
 
-_TITLE = "data curate"
+_TITLE = Said("data curate", "数据清理")
 BEGINS = beginnings(_TITLE)  # what it is known by
 _SHOWN = 60
 _WORDS = {
@@ -21,7 +22,7 @@ _WORDS = {
         "The first of each row stays: it is the largest. The others go, with their texts.",
         "每行第一张保留（尺寸最大），其余连同文本去掉。",
     ),
-    "stays": ("stays", "保留"),
+    "stays": ("stays: {image_id}", "保留：{image_id}"),
     "misfits": ("Captions that do not fit their picture ({count:,}), the worst first", "与图片不符的文本（{count:,}），最不符的在前"),
     "just": ("Just above the limit: these stay", "刚好高于界限：这些保留"),
     "just_how": (
@@ -41,7 +42,7 @@ def write_page(found: Curation, store: PairStore, file: Path, language: str) -> 
     """
 
     def say(name: str, **values: int) -> str:
-        return html.escape(_WORDS[name][language == "zh"].format(**values))
+        return html.escape(said_in(Said(*_WORDS[name], **values), language))
 
     def rest(count: int) -> str:
         return f"<p>{say('more', count=count - _SHOWN)}</p>" if count > _SHOWN else ""
@@ -50,11 +51,11 @@ def write_page(found: Curation, store: PairStore, file: Path, language: str) -> 
         return figures([(store, one.image_id, f"{one.score:.3f} {one.text}") for one in misfits[:_SHOWN]])
 
     parts = [beginning(_TITLE, language), f"<h1>{say('title')}</h1><ul>"]
-    parts += [f"<li>{html.escape(line)}</li>" for line in found.lines()]
+    parts += [f"<li>{html.escape(said_in(line, language))}</li>" for line in found.lines()]
     parts.append(f"</ul><h2>{say('like', count=len(found.dropped_images))}</h2><p>{say('like_how')}</p>")
     for group in sorted(found.groups, key=lambda group: -len(group.others))[:_SHOWN]:
         row: list[tuple[PairStore, Id, str]] = [
-            (store, group.stays, f"{_WORDS['stays'][language == 'zh']}: {group.stays}")
+            (store, group.stays, said_in(Said(*_WORDS["stays"], image_id=group.stays), language))
         ]
         row += [(store, image_id, f"{score:.3f} {image_id}") for image_id, score in group.others[:11]]
         parts.append(figures(row))

@@ -35,6 +35,7 @@ from cnclip_ft.recipe_data import ZeroShot
 from cnclip_ft.retrieval.recall import RetrievalScores, recall
 from data_tools.errors import DataFault, RequestError, UserError
 from data_tools.store import PairStore
+from data_tools.words import Said
 
 KS = (1, 5, 10)
 
@@ -114,7 +115,10 @@ class Recall(Evaluator):
         return self.store.checksum()
 
     def describe(self) -> str:
-        return f"{len(self.store):,} pairs, {len(self.store.image_ids):,} images ({self.store.path})"
+        return Said(
+            "{pairs:,} pairs, {images:,} images ({place})", "{pairs:,} 个图文对，{images:,} 张图片（{place}）",
+            pairs=len(self.store), images=len(self.store.image_ids), place=self.store.path,
+        )  # fmt: skip
 
 
 def _hit(gallery: int, positives: int, k: int) -> float:
@@ -211,7 +215,10 @@ class ZeroShotAccuracy(Evaluator):
         return sha.hexdigest()
 
     def describe(self) -> str:
-        return f"zero-shot, {len(self.ids):,} images of {len(self.classes):,} classes ({self.place})"
+        return Said(
+            "zero-shot, {images:,} images of {classes:,} classes ({place})", "零样本，{images:,} 张图片，{classes:,} 个类别（{place}）",
+            images=len(self.ids), classes=len(self.classes), place=self.place,
+        )  # fmt: skip
 
 
 EVALUATORS: dict[type, Callable[[str, Any], Evaluator]] = {ZeroShot: ZeroShotAccuracy}

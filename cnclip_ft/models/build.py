@@ -22,6 +22,7 @@ from cnclip_ft.models.formats.files import Tensors
 from cnclip_ft.models.registry import image_kinds, text_kind, tokenizer_kind
 from cnclip_ft.models.schema import TextPart
 from data_tools.errors import RequestError
+from data_tools.words import Said
 
 
 @dataclass
@@ -322,7 +323,13 @@ def stretched(
     before = place.long().clamp(max=rest - 2)  # beyond the last but one: on along the last difference
     spread = torch.lerp(old[kept + before], old[kept + before + 1], (place - before)[:, None])
     tensors[name] = torch.cat([old[:kept], spread]).to(tensors[name].dtype)
-    note = f"texts of {longest} → {context_length} tokens: position embeddings stretched (the first {kept - len(old) + longest} kept, the rest interpolated)"
+    note = Said(
+        "texts of {longest} → {length} tokens: position embeddings stretched (the first {kept} kept, the rest interpolated)",
+        "文本长度 {longest} → {length} token：位置编码已拉伸（前 {kept} 个保留，其余插值）",
+        longest=longest,
+        length=context_length,
+        kept=kept - len(old) + longest,
+    )
     return kind.with_positions(numbers, len(tensors[name])), [note]
 
 

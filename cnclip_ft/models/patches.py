@@ -27,6 +27,7 @@ from cnclip_ft.models.preprocessing import (
 )
 from data_tools.patch_grid import patch_grid
 from data_tools.pictures import PIXEL_LIMIT
+from data_tools.words import Said
 
 BUDGET = 256
 
@@ -96,7 +97,11 @@ class PatchedPicture:
 
     @property
     def in_words(self) -> str:
-        return f"in its own shape, at most {self.budget} patches of {self.patch} × {self.patch} pixels, {self.resample}"
+        return Said(
+            "in its own shape, at most {budget} patches of {patch} × {patch} pixels, {resample}",
+            "保持原有形状，最多 {budget} 个 {patch} × {patch} 像素的图块，{resample}",
+            **self.fitting,
+        )
 
     @property
     def fitting(self) -> dict[str, Any]:

@@ -36,8 +36,10 @@ from cnclip_ft.models.formats.openai import check_activation, has_image_half, re
 from cnclip_ft.models.hub import find
 from cnclip_ft.models.registry import UNNAMED, image_kinds, text_kind, text_kinds
 from data_tools.errors import RequestError
+from data_tools.words import Said, labelled
 
 PROJECTION = 512  # where nothing says otherwise
+_IMAGE_TOWER = Said("image tower", "图像塔")
 
 
 @dataclass
@@ -52,13 +54,26 @@ class LoadReport:
     about: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        lines = [f"loaded   {part} from {where}" for part, where in self.loaded]
-        lines += [f"new      {part} (random)" for part in self.new]
-        lines += [f"changed  {what}" for what in self.changed]
+        lines: list[str] = [
+            _line("loaded", "载入", Said("{part} from {where}", "{part}，来自 {where}", part=part, where=where))
+            for part, where in self.loaded
+        ]
+        lines += [_line("new", "新建", Said("{part} (random)", "{part}（随机）", part=part)) for part in self.new]
+        lines += [_line("changed", "调整", what) for what in self.changed]
         if self.left_over:
             names = ", ".join(self.left_over[:4]) + (", …" if len(self.left_over) > 4 else "")
-            lines.append(f"left     {len(self.left_over)} tensors not used: {names}")
+            unused = Said(
+                "{count} tensors not used: {names}",
+                "{count} 个张量未使用：{names}",
+                count=len(self.left_over),
+                names=names,
+            )
+            lines.append(_line("left", "剩余", unused))
         return lines + self.about
+
+
+def _line(label: str, label_zh: str, said: str) -> Said:
+    return labelled(Said(label, label_zh), 9, said)
 
 
 def build_start(
@@ -104,14 +119,27 @@ def build_start(
 def _about(model: DualEncoder) -> list[str]:
     """How it takes texts and pictures: what differs between families, and is easily overlooked."""
     tokenizer = model.tokenizer
-    padded = "the longest of a batch" if tokenizer.padding == "longest" else "that length, padding attended to"
-    return [
-        f"texts    {type(model.text_tower).kind}: at most {tokenizer.context_length} tokens of {tokenizer.name}, padded to {padded}",
-        f"pictures {type(model.image_tower).kind}: {model.image_tower.preprocessing.in_words}",
-        "loss     sigmoid, with its own temperature and bias"
-        if model.logit_bias is not None
-        else "loss     softmax (contrastive)",
-    ]
+    padded = Said("the longest of a batch", "补齐到批内最长")
+    if tokenizer.padding != "longest":
+        padded = Said("that length, padding attended to", "补齐到该长度，会注意到填充")
+    texts = Said(
+        "{kind}: at most {length} tokens of {vocabulary}, padded to {padded}",
+        "{kind}：最多 {length} token，词表 {vocabulary}，{padded}",
+        kind=type(model.text_tower).kind,
+        length=tokenizer.context_length,
+        vocabulary=tokenizer.name,
+        padded=padded,
+    )
+    pictures = Said(
+        "{kind}: {how}",
+        "{kind}：{how}",
+        kind=type(model.image_tower).kind,
+        how=model.image_tower.preprocessing.in_words,
+    )
+    loss = Said("softmax (contrastive)", "softmax（对比损失）")
+    if model.logit_bias is not None:
+        loss = Said("sigmoid, with its own temperature and bias", "sigmoid，用自己的温度与偏置")
+    return [_line("texts", "文本", texts), _line("pictures", "图片", pictures), _line("loss", "损失", loss)]
 
 
 def _whole(
@@ -125,14 +153,23 @@ def _whole(
     if context_length is not None:
         if model.tokenizer.padding == "max_length" and context_length < model.context_length:
             checkpoint.notes.append(
-                f"texts are filled up to {context_length} tokens, not {model.context_length}, and padding is attended to: features are "
-                "others than the author's. Leave data.context_length out if that is not meant"
+                Said(
+                    "texts are filled up to {given} tokens, not {own}, and padding is attended to: features are others than the "
+                    "author's. Leave data.context_length out if that is not meant",
+                    "文本补齐到 {given} token 而非 {own}，且会注意到填充：特征与作者的不同。若非本意，请去掉 data.context_length",
+                    given=context_length,
+                    own=model.context_length,
+                )
             )
         model.tokenizer = model.tokenizer.with_context_length(context_length)
         check_vocabulary(model.tokenizer, model.text_tower, checkpoint.source)
     biased = model.logit_bias is not None
-    loaded = [("both towers, temperature and bias" if biased else "both towers and temperature", checkpoint.source)]
-    return model.train(), LoadReport(loaded=loaded, changed=checkpoint.notes, left_over=checkpoint.left_over)
+    part = Said("both towers and temperature", "两塔与温度")
+    if biased:
+        part = Said("both towers, temperature and bias", "两塔、温度与偏置")
+    return model.train(), LoadReport(
+        loaded=[(part, checkpoint.source)], changed=checkpoint.notes, left_over=checkpoint.left_over
+    )
 
 
 def _random(spec: dict[str, Any], context_length: int | None, image_size: int | None) -> tuple[DualEncoder, LoadReport]:
@@ -170,7 +207,14 @@ def _from_towers(
             raise RequestError(
                 f"model.start.logit_scale is {logit_scale!r}; it is a logarithm between 0 and {LOGIT_SCALE_LIMIT:.3f} (ln 100)"
             )
-        report.changed.append(f"logit_scale set to {logit_scale:g} (temperature 1/{math.exp(logit_scale):.1f})")
+        report.changed.append(
+            Said(
+                "logit_scale set to {scale:g} (temperature 1/{times:.1f})",
+                "logit_scale 设为 {scale:g}（温度 1/{times:.1f}）",
+                scale=logit_scale,
+                times=math.exp(logit_scale),
+            )
+        )
     elif logit_scale is None:
         report.new.append("logit_scale")
     if logit_scale is not None:
@@ -209,7 +253,7 @@ def _image_tower(
         tower = ImportedTower(str(spec), projection or PROJECTION)
         if image_size not in (None, tower.image_size):
             raise RequestError(f"model.image_size is {image_size}, but {spec} takes {tower.image_size}; leave it out")
-        report.loaded.append(("image tower", f"{spec} (import path)"))
+        report.loaded.append((_IMAGE_TOWER, Said("{spec} (import path)", "{spec}（导入路径）", spec=spec)))
         report.new.append(f"image_tower.{tower.projection_name}")
         return tower, None
     path = find(spec, source)
@@ -239,16 +283,23 @@ def _pretrained_image(
         notes = notes + said
     tower = image_tower(numbers, dim, source=where, trust_import=trust_import)
     fill(tower, tensors, where)
-    report.loaded.append(("image tower and visual projection", where))
+    report.loaded.append((Said("image tower and visual projection", "图像塔与视觉投影"), where))
     if scale is not None:
-        report.loaded.append(("temperature", where))
+        report.loaded.append((Said("temperature", "温度"), where))
     report.left_over += left_over
     report.changed += notes
     if projection not in (None, dim):
         tower.replace_projection(projection)
-        report.loaded[-1 if scale is None else -2] = ("image tower", where)
+        report.loaded[-1 if scale is None else -2] = (_IMAGE_TOWER, where)
         report.new.append(f"image_tower.{tower.projection_name}")
-        report.changed.append(f"the visual projection to {dim} was replaced by a new one to {projection}")
+        report.changed.append(
+            Said(
+                "the visual projection to {old} was replaced by a new one to {new}",
+                "到 {old} 维的视觉投影换成了到 {new} 维的新投影",
+                old=dim,
+                new=projection,
+            )
+        )
     return tower, scale
 
 
@@ -279,7 +330,7 @@ def _text_tower(
     names = file_names(tower)
     fresh = {names[name]: tensor for name, tensor in tower.state_dict().items() if tower.in_projection(name)}
     fill(tower, half.tensors | fresh, half.source)
-    report.loaded.append(("text tower", half.source))
+    report.loaded.append((Said("text tower", "文本塔"), half.source))
     report.new.append(f"text_tower.{tower.projection_name}")
     report.changed += half.notes + longer
     report.left_over += half.left_over

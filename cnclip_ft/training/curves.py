@@ -6,18 +6,20 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
+from data_tools.words import Said, said_in
+
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 360, 220, 52, 10, 26, 24
 _COLOURS = ("one", "two", "three", "four")
 _MOST = 600  # points of a line: more are narrower than a pixel
 _PANELS = [
-    ("train", "loss", "loss", "损失"), ("train", "accuracy", "in-batch accuracy", "批内准确率"),
-    ("validation", "mean_recall", "mean recall", "平均召回率"), ("train", "rate", "learning rate", "学习率"),
-    ("train", "logit_scale", "logit scale", "logit scale（温度）"), ("train", "pairs_per_second", "pairs/s", "每秒图文对"),
+    ("train", "loss", Said("loss", "损失")), ("train", "accuracy", Said("in-batch accuracy", "批内准确率")),
+    ("validation", "mean_recall", Said("mean recall", "平均召回率")), ("train", "rate", Said("learning rate", "学习率")),
+    ("train", "logit_scale", Said("logit scale", "logit scale（温度）")), ("train", "pairs_per_second", Said("pairs/s", "每秒图文对")),
 ]  # fmt: skip
 Points = list[tuple[float, float]]
 
 
-def curves(records: list[dict[str, Any]]) -> list[str]:
+def curves(records: list[dict[str, Any]], language: str) -> list[str]:
     """An SVG a panel, steps of all stages one after the other; nothing where the journal holds no step."""
     stages = list(dict.fromkeys(r["stage"] for r in records if r["kind"] == "train"))
     ends = {name: max(r["step"] for r in records if r["kind"] == "train" and r["stage"] == name) for name in stages}
@@ -26,7 +28,7 @@ def curves(records: list[dict[str, Any]]) -> list[str]:
     if not stages:
         return []
     drawn = []
-    for kind, key, *title in _PANELS:
+    for kind, key, title in _PANELS:
         lines: dict[str, Points] = {}
         for name in stages:
             # A continued run says some steps twice; the later line counts.
@@ -34,11 +36,11 @@ def curves(records: list[dict[str, Any]]) -> list[str]:
             lines[name] = [(step, value) for step, value in sorted(found.items()) if value is not None]
         if kind == "validation" and start is not None:
             lines[stages[0]].insert(0, (0, start))
-        drawn.append(_panel(" · ".join(dict.fromkeys(title)), lines, start if kind == "validation" else None))
+        drawn.append(_panel(said_in(title, language), lines, start if kind == "validation" else None, language))
     return ["<div class=curves>", *drawn, "</div>"]
 
 
-def _panel(title: str, lines: dict[str, Points], start: float | None) -> str:
+def _panel(title: str, lines: dict[str, Points], start: float | None, language: str) -> str:
     points = [point for line in lines.values() for point in line]
     if not points:
         return ""
@@ -58,12 +60,14 @@ def _panel(title: str, lines: dict[str, Points], start: float | None) -> str:
         x, y = at(0, value).split()
         parts.append(f"<path class=axis d='M{x} {y}L{_WIDTH - _RIGHT} {y}'/>")
         parts.append(f"<text x={_LEFT - 4} y={y} text-anchor=end dominant-baseline=middle>{value:.4g}</text>")
+    steps = said_in(Said("{last:,.0f} steps", "{last:,.0f} 步", last=last), language)
     parts.append(f"<text x={_LEFT} y={_HEIGHT - 6}>0</text>")
-    parts.append(f"<text x={_WIDTH - _RIGHT} y={_HEIGHT - 6} text-anchor=end>{last:,.0f} steps</text>")
+    parts.append(f"<text x={_WIDTH - _RIGHT} y={_HEIGHT - 6} text-anchor=end>{steps}</text>")
     if start is not None:
         parts.append(f"<path class=start d='M{at(0, start)}L{at(last, start)}'/>")
         parts.append(
-            f"<text x={_WIDTH - _RIGHT} y={float(at(0, start).split()[1]) - 4:.1f} text-anchor=end>start · 起点</text>"
+            f"<text x={_WIDTH - _RIGHT} y={float(at(0, start).split()[1]) - 4:.1f} text-anchor=end>"
+            f"{said_in(Said('start', '起点'), language)}</text>"
         )
     across = _WIDTH - _RIGHT
     for number, (name, line) in reversed(list(enumerate(lines.items()))):

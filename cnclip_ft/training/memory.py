@@ -25,6 +25,7 @@ from cnclip_ft.training.context import Context
 from cnclip_ft.training.lora import trained_size
 from cnclip_ft.training.sharding import Sharded
 from cnclip_ft.training.stage_plan import StagePlan
+from data_tools.words import Said
 
 # Share of the available memory that is planned with. Validation and loaders want some, and the estimate may be a quarter off.
 MARGIN = 0.8
@@ -59,24 +60,41 @@ class Memory:
         return self.gradients + self.optimizer + self.activations
 
     def __str__(self) -> str:
-        names = ("weights", "gradients", "optimizer", "activations")
-        said = " + ".join(f"{name} {getattr(self, name) / 2**30:.2f}" for name in names)
-        return f"about {self.total / 2**30:.2f} GiB ({said})"
+        return self.in_words
+
+    @property
+    def in_words(self) -> Said:
+        """For the plan."""
+        return Said(
+            "about {total:.2f} GiB (weights {weights:.2f} + gradients {gradients:.2f} + optimizer {optimizer:.2f} + activations "
+            "{activations:.2f})",
+            "约 {total:.2f} GiB（权重 {weights:.2f} + 梯度 {gradients:.2f} + 优化器 {optimizer:.2f} + 激活 {activations:.2f}）",
+            total=self.total / 2**30, weights=self.weights / 2**30, gradients=self.gradients / 2**30,
+            optimizer=self.optimizer / 2**30, activations=self.activations / 2**30,
+        )  # fmt: skip
 
     def shortage(self, stage: str, factor: float = 1.0) -> str | None:
         """What to say when more than `factor` times the available memory is needed."""
         if self.available is None or self.to_come <= factor * self.available:
             return None
-        way = "Train fewer layers or a smaller model, or use a machine with more"
-        if self.fitting < self.at_once:
-            way = (
-                f"Give stages.{stage}.micro_batch_size={self.fitting} (same gradient; batch normalisation in training mode "
-                f"needs stages.{stage}.batch_norm=frozen for it)"
-            )
-        return (
-            f"{stage}: training takes about {self.to_come / 2**30:.1f} GiB more than the process has now, and "
-            f"{self.available / 2**30:.1f} GiB are available to it. {way}"
+        way = Said(
+            "Train fewer layers or a smaller model, or use a machine with more",
+            "请训练更少的层或更小的模型，或换内存更大的机器",
         )
+        if self.fitting < self.at_once:
+            way = Said(
+                "Give stages.{stage}.micro_batch_size={fitting} (same gradient; batch normalisation in training mode "
+                "needs stages.{stage}.batch_norm=frozen for it)",
+                "请设 stages.{stage}.micro_batch_size={fitting}（梯度不变；训练状态的批归一化还需 stages.{stage}.batch_norm=frozen）",
+                stage=stage,
+                fitting=self.fitting,
+            )
+        return Said(
+            "{stage}: training takes about {wanted:.1f} GiB more than the process has now, and {available:.1f} GiB are available "
+            "to it. {way}",
+            "{stage}：训练比进程现有的还要多约 {wanted:.1f} GiB，可用的有 {available:.1f} GiB。{way}",
+            stage=stage, wanted=self.to_come / 2**30, available=self.available / 2**30, way=way,
+        )  # fmt: skip
 
 
 def estimate(context: Context, plan: StagePlan, model: DualEncoder) -> Memory:

@@ -12,6 +12,7 @@ from cnclip_ft.training.memory import estimate
 from cnclip_ft.training.stage_plan import StagePlan
 from cnclip_ft.training.throughput import Throughput, card
 from data_tools.errors import RequestError
+from data_tools.words import Said, joined, labelled
 
 BARS = "▁▂▃▄▅▆▇█"
 # Peak rates the paper and its repository pair with a global batch for fine-tuning all weights (arXiv 2211.01335,
@@ -19,42 +20,61 @@ BARS = "▁▂▃▄▅▆▇█"
 PUBLISHED_RATES = ((96, 2e-6), (1024, 5e-5), (4096, 3e-5), (7680, 5e-5), (12800, 5e-5), (20480, 2e-5))
 
 
-def describe(context: Context, model: DualEncoder, stages: list[StagePlan]) -> str:
+def describe(context: Context, model: DualEncoder, stages: list[StagePlan]) -> Said:
     """The whole plan as text, warnings last."""
-    lines = ["Plan", f"  run folder   {context.folder}", f"  device       {_device(context)}"]
+    lines: list[str] = [
+        Said("Plan", "训练计划"),
+        _line("run folder", "运行目录", str(context.folder)),
+        _line("device", "设备", _device(context)),
+    ]
     known = card(context.device, context.precision)
     if known is not None:
-        lines.append(f"  card         {known}")
-    lines.append(f"  precision    {context.precision} ({context.precision_reason})")
-    lines.append(f"  attention    {attention_kernel(context.device, context.precision)}")
-    lines += ["  weights"] + [f"    {line}" for line in context.start.lines()]
-    table = context.pairs
-    lines.append(
-        f"  training     {len(table):,} pairs, {len(set(table.image_keys.tolist())):,} images ({_stores(context)}); "
-        f"captions {table.lengths.mean():.1f} tokens on average, {100 * table.cut / len(table):.1f}% reach the context length "
-        f"of {context.tokenizer.context_length}"
+        lines.append(_line("card", "显卡", known.in_words))
+    reason = Said(
+        "{precision} ({why})", "{precision}（{why}）", precision=context.precision, why=context.precision_reason
     )
+    lines.append(_line("precision", "精度", reason))
+    lines.append(_line("attention", "注意力", attention_kernel(context.device, context.precision)))
+    lines.append(Said("  weights", "  权重"))
+    lines += [joined(["    ", line], "") for line in context.start.lines()]
+    lines.append(_line("training", "训练", _training(context)))
     lines += _mixture(context, stages)
     for name, evaluator in context.evaluators.items():
-        lines.append(f"  validation   {name}: {evaluator.describe()}")
+        lines.append(
+            _line("validation", "验证", Said("{name}: {what}", "{name}：{what}", name=name, what=evaluator.describe()))
+        )
     guard = context.recipe.data.guard
     if guard is not None and context.guard_store is not None:
-        lines.append(
-            f"  guard        {len(context.guard_store):,} pairs ({context.guard_store.path}); a drop of more than "
-            f"{guard.max_drop:g} points " + ("is reported" if guard.action == "report" else "ends the run")
+        then = Said("is reported", "会报告") if guard.action == "report" else Said("ends the run", "会结束运行")
+        said = Said(
+            "{pairs:,} pairs ({place}); a drop of more than {drop:g} points {then}",
+            "{pairs:,} 个图文对（{place}）；下降超过 {drop:g} 个百分点{then}",
+            pairs=len(context.guard_store),
+            place=context.guard_store.path,
+            drop=guard.max_drop,
+            then=then,
         )
+        lines.append(_line("guard", "防遗忘", said))
     if context.recipe.best_by != "mean_recall":
-        lines.append(f"  best by      {context.recipe.best_by}")
+        lines.append(_line("best by", "最佳依据", context.recipe.best_by))
     for stage in stages:
         lines += _stage(context, model, stage)
-    lines += [f"  WARNING      {warning}" for warning in warnings(context, model, stages)]
-    return "\n".join(lines)
+    lines += [_line("WARNING", "警告", warning) for warning in warnings(context, model, stages)]
+    return joined(lines)
+
+
+def _line(label: str, label_zh: str, said: str) -> Said:
+    return labelled(Said(f"  {label}", f"  {label_zh}"), 15, said)
 
 
 def _stores(context: Context) -> str:
     store = context.train_store
     if isinstance(store, Mixture):
-        return f"{len(store.parts)} stores, batches {'of one each' if context.recipe.data.batches == 'by_store' else 'mixed'}"
+        if context.recipe.data.batches == "by_store":
+            return Said(
+                "{count} stores, batches of one each", "{count} 个数据仓，每批只来自其中一个", count=len(store.parts)
+            )
+        return Said("{count} stores, batches mixed", "{count} 个数据仓，批次混合", count=len(store.parts))
     return str(store.path)
 
 
@@ -62,82 +82,165 @@ def _mixture(context: Context, stages: list[StagePlan]) -> list[str]:
     """A line for every store of a mixture, what of an epoch is its, and the languages of the texts."""
     spans, visits = context.pairs.spans, stages[0].order.visits
     shares = [len(span) for span in spans] if visits is None else visits.counts.tolist()
-    lines = [
-        f"    {span.name}: {len(span):,} pairs, weight {span.weight:g}, {100 * share / sum(shares):.1f}% of an epoch"
+    lines: list[str] = [
+        Said(
+            "    {name}: {pairs:,} pairs, weight {weight:g}, {share:.1f}% of an epoch",
+            "    {name}：{pairs:,} 个图文对，权重 {weight:g}，占一轮的 {share:.1f}%",
+            name=span.name,
+            pairs=len(span),
+            weight=span.weight,
+            share=100 * share / sum(shares),
+        )
         for span, share in zip(spans, shares, strict=True)
     ]
-    told = [f"{name or 'not said'} {count:,}" for name, count in context.pairs.languages.most_common()]
-    return lines + ([f"    languages: {', '.join(told)}"] if len(told) > 1 else [])
+    told = [
+        Said("{name} {count:,}", "{name} {count:,}", name=name or Said("not said", "未注明"), count=count)
+        for name, count in context.pairs.languages.most_common()
+    ]
+    if len(told) > 1:
+        lines.append(Said("    languages: {told}", "    语言：{told}", told=joined(told, ", ", "，")))
+    return lines
 
 
 def _device(context: Context) -> str:
     count = context.world
     name = torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else context.device.type
-    return f"{count} × {name}, weights {context.sharding.name}" if count > 1 else name
+    if count == 1:
+        return name
+    return Said(
+        "{count} × {name}, weights {how}",
+        "{count} × {name}，权重{how}",
+        count=count,
+        name=name,
+        how=context.sharding.name,
+    )
 
 
-def attention_kernel(device: torch.device, precision: str) -> str:
+def _training(context: Context) -> Said:
+    table = context.pairs
+    return Said(
+        "{pairs:,} pairs, {images:,} images ({place}); captions {mean:.1f} tokens on average, {cut:.1f}% reach the context length "
+        "of {length}",
+        "{pairs:,} 个图文对，{images:,} 张图片（{place}）；文本平均 {mean:.1f} token，{cut:.1f}% 达到文本长度上限 {length}",
+        pairs=len(table), images=len(set(table.image_keys.tolist())), place=_stores(context),
+        mean=table.lengths.mean(), cut=100 * table.cut / len(table), length=context.tokenizer.context_length,
+    )  # fmt: skip
+
+
+def attention_kernel(device: torch.device, precision: str) -> Said:
     """Which of PyTorch's attention kernels the towers get, and why that one."""
     if device.type == "cuda":
         enabled = torch.backends.cuda.flash_sdp_enabled() and torch.cuda.get_device_capability(device) >= (8, 0)
         if precision == "fp32":
-            return "memory-efficient kernel of PyTorch's sdpa (flash attention computes in 16 bits, this run in fp32)"
+            return Said(
+                "memory-efficient kernel of PyTorch's sdpa (flash attention computes in 16 bits, this run in fp32)",
+                "PyTorch sdpa 的省显存内核（flash attention 用 16 位计算，本次为 fp32）",
+            )
         if not enabled:
-            return "memory-efficient kernel of PyTorch's sdpa (flash attention needs compute capability 8.0 or more)"
-        return (
-            f"image tower: flash attention of PyTorch's sdpa ({precision}, no mask); text tower: its memory-efficient kernel "
-            "(padded texts need a mask, which flash attention does not take)"
+            return Said(
+                "memory-efficient kernel of PyTorch's sdpa (flash attention needs compute capability 8.0 or more)",
+                "PyTorch sdpa 的省显存内核（flash attention 需要计算能力 8.0 或更高）",
+            )
+        return Said(
+            "image tower: flash attention of PyTorch's sdpa ({precision}, no mask); text tower: its memory-efficient kernel "
+            "(padded texts need a mask, which flash attention does not take)",
+            "图像塔：PyTorch sdpa 的 flash attention（{precision}，无掩码）；文本塔：其省显存内核（补齐的文本需要掩码，flash attention 不支持）",
+            precision=precision,
         )
     if device.type == "cpu":
-        return "flash kernel for CPUs of PyTorch's sdpa (the only fused one there; takes masks)"
-    return f"PyTorch's sdpa on {device.type} (one kernel there)"
+        return Said(
+            "flash kernel for CPUs of PyTorch's sdpa (the only fused one there; takes masks)",
+            "PyTorch sdpa 的 CPU flash 内核（CPU 上唯一的融合内核；支持掩码）",
+        )
+    return Said(
+        "PyTorch's sdpa on {device} (one kernel there)",
+        "{device} 上的 PyTorch sdpa（只有一个内核）",
+        device=device.type,
+    )
 
 
 def _stage(context: Context, model: DualEncoder, stage: StagePlan) -> list[str]:
     setting, order = stage.setting, stage.order
-    lines = [f"  stage {stage.name}"]
+    lines: list[str] = [Said("  stage {name}", "  阶段 {name}", name=stage.name)]
     for tower in ("image", "text", "temperature"):
         entries = [entry for entry in stage.table if entry.tower == tower]
         trained = sum(map(trained_size, entries))
         every = sum(entry.parameter.numel() for entry in entries)
         rates = sorted({setting.learning_rate * entry.rate for entry in entries if entry.rate})
-        said = (
-            "frozen"
-            if not rates
-            else "rate " + " … ".join(f"{rate:.3g}" for rate in dict.fromkeys((rates[0], rates[-1])))
-        )
-        if any(entry.lora for entry in entries):
-            said += f", as low-rank updates of rank {max(entry.lora.rank for entry in entries if entry.lora)}"
-        lines.append(
-            f"    {tower:<12} {trained:,} of {every:,} parameters train ({100 * trained / every:.0f}%), {said}"
-        )
-    lines.append(
-        f"    {stage.total} steps = {stage.total / order.steps_per_epoch:.1f} epochs of {order.steps_per_epoch}, "
-        f"global batch {setting.batch_size}"
-        + (f" in micro-batches of {setting.micro_batch_size}" if setting.micro_batch_size else "")
-        + f", validation every {stage.validate_every} steps"
-    )
+        how = Said("frozen", "冻结")
+        if rates:
+            ends = " … ".join(f"{rate:.3g}" for rate in dict.fromkeys((rates[0], rates[-1])))
+            how = Said("rate {ends}", "学习率 {ends}", ends=ends)
+        ranks = [entry.lora.rank for entry in entries if entry.lora]
+        if ranks:
+            how = Said(
+                "{how}, as low-rank updates of rank {rank}", "{how}，低秩更新，秩 {rank}", how=how, rank=max(ranks)
+            )
+        said = Said(
+            "{trained:,} of {every:,} parameters train ({share:.0f}%), {how}",
+            "{every:,} 个参数中训练 {trained:,} 个（{share:.0f}%），{how}",
+            trained=trained, every=every, share=100 * trained / every, how=how,
+        )  # fmt: skip
+        lines.append(labelled(Said(f"    {tower}", f"    {_TOWERS[tower]}"), 17, said))
+    lines.append(_steps(stage))
     if setting.until == "plateau":
         lines.append(
-            f"    ends earlier when {setting.patience} validations in a row bring less than {setting.min_gain:g} points"
+            Said(
+                "    ends earlier when {count} validations in a row bring less than {gain:g} points",
+                "    若连续 {count} 次验证的提升不到 {gain:g} 个百分点则提前结束",
+                count=setting.patience,
+                gain=setting.min_gain,
+            )
         )
-    lines.append(f"    rate {curve(stage)}  warm-up {stage.curve.warmup} steps, then {setting.schedule}")
     lines.append(
-        f"    {stage.objective.kind} objective{_whose(model, stage)}; other pairs with the same image or text: {setting.objective.positives} "
-        f"({order.expected_repeats():.2f} expected per pair in a random batch, {order.repeats_per_batch():.2f} left per ordered batch)"
-    )
-    if stage.image_frozen:
-        said = (
-            f"computed once ({setting.views} view{'s' * (setting.views > 1)})"
-            if stage.cached
-            else "computed every step"
+        Said(
+            "    rate {curve}  warm-up {warmup} steps, then {schedule}",
+            "    学习率 {curve}  预热 {warmup} 步，之后 {schedule}",
+            curve=curve(stage),
+            warmup=stage.curve.warmup,
+            schedule=setting.schedule,
         )
-        lines.append(f"    image tower frozen: its features are {said}")
-    lines.append(f"    memory per device {estimate(context, stage, model)}")
+    )
+    lines.append(
+        Said(
+            "    {kind} objective{whose}; other pairs with the same image or text: {positives} ({expected:.2f} expected per pair in a "
+            "random batch, {left:.2f} left per ordered batch)",
+            "    目标函数 {kind}{whose}；图片或文本相同的其他图文对：{positives}（随机批量中每对预计遇到 {expected:.2f} 个，编排后每批剩 {left:.2f} 个）",
+            kind=stage.objective.kind, whose=_whose(model, stage), positives=setting.objective.positives,
+            expected=order.expected_repeats(), left=order.repeats_per_batch(),
+        )
+    )  # fmt: skip
+    if stage.image_frozen:
+        once = Said("computed every step", "每步都算")
+        if stage.cached:
+            once = Said(
+                f"computed once ({{views}} view{'s' * (setting.views > 1)})",
+                "只算一次（{views} 个视图）",
+                views=setting.views,
+            )
+        lines.append(Said("    image tower frozen: its features are {once}", "    图像塔冻结：其特征{once}", once=once))
+    needed = estimate(context, stage, model).in_words
+    lines.append(Said("    memory per device {needed}", "    每个设备的内存 {needed}", needed=needed))
     throughput = Throughput.of(context, stage, model)
     if throughput is not None:
-        lines.append(f"    throughput   {throughput.foretold(stage.total * setting.batch_size)}")
+        foretold = throughput.foretold(stage.total * setting.batch_size)
+        lines.append(labelled(Said("    throughput", "    吞吐"), 17, foretold))
     return lines
+
+
+_TOWERS = {"image": "图像塔", "text": "文本塔", "temperature": "温度"}
+
+
+def _steps(stage: StagePlan) -> Said:
+    setting, each = stage.setting, stage.order.steps_per_epoch
+    size = setting.micro_batch_size
+    micro = Said(" in micro-batches of {size}", "，分成 {size} 的小批", size=size) if size else ""
+    return Said(
+        "    {total} steps = {epochs:.1f} epochs of {each}, global batch {batch}{micro}, validation every {every} steps",
+        "    {total} 步 = {epochs:.1f} 轮，每轮 {each} 步，总批量 {batch}{micro}，每 {every} 步验证一次",
+        total=stage.total, epochs=stage.total / each, each=each, batch=setting.batch_size, micro=micro,
+        every=stage.validate_every,
+    )  # fmt: skip
 
 
 def _whose(model: DualEncoder, stage: StagePlan) -> str:
@@ -145,9 +248,12 @@ def _whose(model: DualEncoder, stage: StagePlan) -> str:
     if model.logit_bias is None:
         return ""
     if stage.objective.biased:
-        own = "the model's own, " if stage.setting.objective.kind is None else ""
-        return f" ({own}with its temperature and bias as they are)"
-    return " (a softmax does not see the model's logit_bias: it stays as it is, and does not train)"
+        own = Said("the model's own, ", "模型自己的，") if stage.setting.objective.kind is None else ""
+        return Said(" ({own}with its temperature and bias as they are)", "（{own}温度与偏置照旧）", own=own)
+    return Said(
+        " (a softmax does not see the model's logit_bias: it stays as it is, and does not train)",
+        "（softmax 不看模型的 logit_bias：它保持原样，不参与训练）",
+    )
 
 
 def curve(stage: StagePlan, width: int = 32) -> str:
@@ -167,24 +273,45 @@ def suggested_rate(batch_size: int) -> float:
 
 def warnings(context: Context, model: DualEncoder, stages: list[StagePlan]) -> list[str]:
     """What is likely to go wrong, each with a suggestion."""
-    found = []
+    found: list[str] = []
     for stage in stages:
         setting, name = stage.setting, stage.name
         pretrained_image = not stage.image_frozen and not any(part == "image_tower" for part in context.new_parts)
         advised = suggested_rate(setting.batch_size)
         if pretrained_image and setting.learning_rate > 2 * advised:
             found.append(
-                f"{name}: rate {setting.learning_rate:g} is high for a global batch of {setting.batch_size} and may destroy what "
-                f"the model knows; published pairs of batch and rate suggest "
-                f"about stages.{name}.learning_rate={advised:.1e}"
+                Said(
+                    "{name}: rate {rate:g} is high for a global batch of {batch} and may destroy what the model knows; published "
+                    "pairs of batch and rate suggest about stages.{name}.learning_rate={advised:.1e}",
+                    "{name}：总批量为 {batch} 时学习率 {rate:g} 偏高，可能毁掉模型已学到的；按已发表的批量与学习率，"
+                    "建议约 stages.{name}.learning_rate={advised:.1e}",
+                    name=name,
+                    rate=setting.learning_rate,
+                    batch=setting.batch_size,
+                    advised=advised,
+                )
             )
         if setting.batch_size < 16:
             found.append(
-                f"{name}: batch {setting.batch_size} leaves few negatives; give stages.{name}.batch_size=16 or more "
-                f"(stages.{name}.micro_batch_size=auto splits it if it does not fit)"
+                Said(
+                    "{name}: batch {batch} leaves few negatives; give stages.{name}.batch_size=16 or more "
+                    "(stages.{name}.micro_batch_size=auto splits it if it does not fit)",
+                    "{name}：批量 {batch} 的负例太少；请设 stages.{name}.batch_size=16 或更大"
+                    "（放不下时 stages.{name}.micro_batch_size=auto 会把它拆开）",
+                    name=name,
+                    batch=setting.batch_size,
+                )
             )
         if stage.total < 50:
-            found.append(f"{name}: only {stage.total} steps; {_longer(stage)}")
+            found.append(
+                Said(
+                    "{name}: only {steps} steps; {longer}",
+                    "{name}：只有 {steps} 步；{longer}",
+                    name=name,
+                    steps=stage.total,
+                    longer=_longer(stage),
+                )
+            )
         if context.device.type == "cpu" and (short := estimate(context, stage, model).shortage(name)):
             found.append(short)
     leak = _leak(context)
@@ -197,8 +324,13 @@ def _longer(stage: StagePlan) -> str:
     """What makes 100 steps of it, to type."""
     setting, key = stage.setting, f"stages.{stage.name}"
     if setting.epochs is None:
-        return f"give more, {key}.steps=100"
-    return f"give more epochs, {key}.epochs={-(-100 // stage.order.steps_per_epoch)}, or a smaller {key}.batch_size=N"
+        return Said("give more, {key}.steps=100", "请多给一些，{key}.steps=100", key=key)
+    return Said(
+        "give more epochs, {key}.epochs={epochs}, or a smaller {key}.batch_size=N",
+        "请多给几轮，{key}.epochs={epochs}，或减小 {key}.batch_size=N",
+        key=key,
+        epochs=-(-100 // stage.order.steps_per_epoch),
+    )
 
 
 def _leak(context: Context) -> str | None:
@@ -207,11 +339,20 @@ def _leak(context: Context) -> str | None:
         train = set(trained.image_ids)
         for name, store in context.valid_stores.items():
             if store.path.resolve() == trained.path.resolve():
-                return f"{name} is the training split itself: recall will look far better than it is"
+                return Said(
+                    "{name} is the training split itself: recall will look far better than it is",
+                    "{name} 就是训练划分本身：召回率会比实际好看得多",
+                    name=name,
+                )
             shared = [image_id for image_id in store.image_ids if image_id in train]
             same = [i for i in shared[:500] if store.image(i) == trained.image(i)]
             if same:
-                return f"{name} shares images with the training split (e.g. id {same[0]!r}): recall will look better than it is"
+                return Said(
+                    "{name} shares images with the training split (e.g. id {image_id!r}): recall will look better than it is",
+                    "{name} 与训练划分有相同的图片（如编号 {image_id!r}）：召回率会比实际好看",
+                    name=name,
+                    image_id=same[0],
+                )
     return None
 
 

@@ -15,6 +15,7 @@ from cnclip_ft.training.context import Context
 from cnclip_ft.training.run_state import FORMAT
 from cnclip_ft.training.stage_plan import StagePlan
 from cnclip_ft.training.validation import Judgement
+from data_tools.words import Said, said_in
 
 Row = dict[str, float | None]
 
@@ -36,12 +37,13 @@ class Progress:
         return {
             "format": FORMAT, "run": self.token, "recipe": dump_recipe(context.recipe), "identity": self.identity,
             "start_score": self.start_score, "guard_start": self.guard_start,
-            "rows": [[name, row] for name, row in self.rows], "notes": self.notes, "damaged": self.damaged,
+            "rows": [[name, row] for name, row in self.rows], "notes": [[str(note), said_in(note, "zh")] for note in self.notes], "damaged": self.damaged,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """States of the version before know no token and no notes."""
-        self.token, self.notes = state.get("run", self.token), state.get("notes", [])
+        """States of versions before know no token, no notes, or notes in English alone."""
+        self.token, notes = state.get("run", self.token), state.get("notes", [])
+        self.notes = [note if isinstance(note, str) else Said.exactly(*note) for note in notes]
         self.start_score, self.guard_start = state["start_score"], state["guard_start"]
         self.rows, self.damaged = [(name, row) for name, row in state["rows"]], state["damaged"]
 

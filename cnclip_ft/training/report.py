@@ -1,4 +1,4 @@
-"""``report/index.html``: the run on one page that needs nothing else, headings in English and Chinese."""
+"""``report/index.html``: the run on one page that needs nothing else, in English or Chinese."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from cnclip_ft.training.examples import Example
 from cnclip_ft.training.validation import cell, columns
 from data_tools.atomic import whole_file
 from data_tools.page_style import END, beginning
+from data_tools.words import Said, said_in
 
 
 def write_report(
@@ -28,16 +29,26 @@ def write_report(
     journal: Path,
     examples: list[Example],
     settings: str,
+    language: str,
 ) -> Path:
-    """Write ``index.html`` into `folder`, which is made where it is missing. `examples` may be none: of a run that was stopped."""
+    """Write ``index.html`` into `folder`, which is made where it is missing.
+
+    Args:
+        examples: may be none: of a run that was stopped.
+        language: of all but the user's own words (captions, names, settings); `plan` and `notes` are said in it where they can.
+    """
+
+    def heading(english: str, chinese: str) -> str:
+        return f"<h2>{said_in(Said(english, chinese), language)}</h2>"
+
     parts = [
-        f"{beginning(title)}<h1>{html.escape(title)}</h1>",
-        _heading("Recall before and after every stage", "各阶段前后的召回率"), _table(rows),
-        *(f"<p>{html.escape(note)}</p>" for note in notes),
-        _heading("Curves", "训练曲线"), *curves(read_journal(journal)),
-        *([_heading("Example queries", "检索示例"), *map(_example, examples)] if examples else []),
-        _heading("Plan", "训练计划"), f"<pre tabindex=0>{html.escape(plan)}</pre>",
-        _heading("Settings", "全部设置"), f"<pre tabindex=0>{html.escape(settings)}</pre>{END}",
+        f"{beginning(title, language)}<h1>{html.escape(title)}</h1>",
+        heading("Recall before and after every stage", "各阶段前后的召回率"), _table(rows, language),
+        *(f"<p>{html.escape(said_in(note, language))}</p>" for note in notes),
+        heading("Curves", "训练曲线"), *curves(read_journal(journal), language),
+        *([heading("Example queries", "检索示例"), *map(_example, examples)] if examples else []),
+        heading("Plan", "训练计划"), f"<pre tabindex=0>{html.escape(said_in(plan, language))}</pre>",
+        heading("Settings", "全部设置"), f"<pre tabindex=0>{html.escape(settings)}</pre>{END}",
     ]  # fmt: skip
     target = folder / "index.html"
     with whole_file(target, "w") as file:
@@ -56,24 +67,26 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _heading(english: str, chinese: str) -> str:
-    return f"<h2>{english} <small lang=zh-CN>{chinese}</small></h2>"
-
-
-def _table(rows: list[tuple[str, dict[str, float | None]]]) -> str:
+def _table(rows: list[tuple[str, dict[str, float | None]]], language: str) -> str:
     keys, heads = columns(rows)
     lines = [
-        "<table class=numbers tabindex=0><tr><th>model · <span lang=zh-CN>模型</span></th>"
-        + "".join(f"<th>{head}</th>" for head in heads)
+        "<table class=numbers tabindex=0><tr>"
+        + "".join(f"<th>{html.escape(said_in(head, language))}</th>" for head in [Said("model", "模型"), *heads])
         + "</tr>"
     ]
     for name, row in rows:
         lines.append(
-            f"<tr><th scope=row>{html.escape(name)}</th>"
+            f"<tr><th scope=row>{html.escape(said_in(_row_name(name), language))}</th>"
             + "".join(f"<td>{cell(row.get(key))}</td>" for key in keys)
             + "</tr>"
         )
     return "\n".join(lines) + "</table>"
+
+
+def _row_name(name: str) -> str:
+    known = {"chance": Said("chance", "随机"), "start": Said("start", "起点")}
+    stage = name.removeprefix("after ")
+    return known.get(name, name if stage == name else Said("after {stage}", "{stage} 之后", stage=stage))
 
 
 def _example(example: Example) -> str:

@@ -49,6 +49,7 @@ from cnclip_ft.training.validation import Judge, table
 from data_tools.atomic import whole_file
 from data_tools.errors import RequestError, UserError
 from data_tools.tables import terminal_width
+from data_tools.words import Said, language_of
 
 
 def train(
@@ -60,10 +61,12 @@ def train(
     trust_import: bool = False,
     stop: StopRequest | None = None,
     before_step: Callable[[Trainer], None] | None = None,
+    language: str | None = None,
 ) -> bool:
     """Run a recipe; `proceed` continues the run in its folder at the very step.
 
     Args:
+        language: of the report, zh or en; None: as `data_tools.words.language_of` finds it.
         stop: what may ask for a stop; signals do in every case.
         before_step: called on every device before every step.
 
@@ -74,7 +77,7 @@ def train(
         RequestError: the folder holds another run or is at work, there is nothing to continue, or a setting cannot work.
         UserError: the work failed; the message says what is saved and how to go on.
     """
-    folder = Path(recipe.output)
+    folder, speaks = Path(recipe.output), language_of(language)
     refuse_other_engines()
     devices = PartialState(cpu=not torch.accelerator.is_available())
     with held(folder) if devices.is_main_process else nullcontext():
@@ -94,7 +97,7 @@ def train(
         if strict:
             plan.refuse_warnings(context, model, plans)
         refuse_too_large(context, plans, model)
-        return Run(context, model, plans, stop or StopRequest(), before_step, shorter).execute(state)
+        return Run(context, model, plans, stop or StopRequest(), before_step, shorter, speaks).execute(state)
 
 
 class Run:
@@ -102,6 +105,7 @@ class Run:
 
     Args:
         shorter: what the stage that goes on was when it was to last less long; None where it is as it was.
+        language: of the report.
     """
 
     def __init__(
@@ -112,8 +116,9 @@ class Run:
         stop: StopRequest,
         before_step: Callable[[Trainer], None] | None = None,
         shorter: Stage | None = None,
+        language: str = "en",
     ) -> None:
-        self.shorter, self.described = shorter, ""
+        self.shorter, self.described, self.language = shorter, "", language
         self.context, self.model, self.plans, self.stop, self.before_step = context, model, plans, stop, before_step
         self.progress, self.states = Progress(), StateWriter(context.folder / "state")
         self.judge = Judge(
@@ -145,14 +150,12 @@ class Run:
             except Stopped:
                 self.states.wait()
                 begun = newest_state(context.folder / "state") is not None
-                way = (
-                    f"Continue with: {continue_line(context)}"
-                    if begun
-                    else ("It had not begun to train, so nothing is lost: give the command again.")
-                )
-                context.journal.say(f"Stopped. {way}")
+                way = continue_line(context)
+                said = Said("Stopped. Continue with: {way}", "已停止。用这条命令继续：{way}", way=way)
+                nothing = "Stopped. It had not begun to train, so nothing is lost: give the command again."
+                context.journal.say(said if begun else nothing)
                 if begun and context.main:
-                    self._write_page([*self.progress.notes, f"Stopped. {way}"], [])
+                    self._write_page([*self.progress.notes, said], [])
                 context.accelerator.wait_for_everyone()  # a launcher ends all processes when the first one goes
                 return False
             finally:
@@ -164,7 +167,7 @@ class Run:
         """Compare with the run that goes on, or make the folder that of a new one; say the plan."""
         context = self.context
         self.described = plan.describe(context, self.model, self.plans)
-        said = [self.described]
+        said: list[str] = [self.described]
         if context.main:
             self.progress.identity = identity(context, self.model)
             if state is None:
@@ -264,6 +267,7 @@ class Run:
             journal=context.folder / "journal.jsonl",
             settings=dump_recipe(context.recipe),
             examples=examples,
+            language=self.language,
         )
 
     def _told(self, error: Exception) -> Exception:

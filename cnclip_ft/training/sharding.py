@@ -22,12 +22,13 @@ from torch import nn
 from cnclip_ft.collectives import mean_gradients
 from cnclip_ft.models.dual_encoder import DualEncoder
 from data_tools.errors import RequestError
+from data_tools.words import Said
 
 
 class Whole:
     """Every device holds everything: the model of the run is the one that trains."""
 
-    name = "whole on every device"
+    name: str = Said("whole on every device", "每个设备各有一份")
 
     def place(self, model: DualEncoder) -> DualEncoder:
         """The model that trains."""
@@ -75,7 +76,9 @@ class Sharded(Whole):
     def __init__(self, device: torch.device, reshard: bool) -> None:
         self.device, self.reshard = device, reshard
         self.mesh = dist.device_mesh.init_device_mesh(device.type, (dist.get_world_size(),))
-        self.name = f"spread over {dist.get_world_size()} devices (FSDP2)"
+        self.name = Said(
+            "spread over {count} devices (FSDP2)", "分到 {count} 个设备（FSDP2）", count=dist.get_world_size()
+        )
 
     def place(self, model: DualEncoder) -> DualEncoder:
         from torch.distributed.fsdp import fully_shard

@@ -27,6 +27,7 @@ from cnclip_ft.training.throughput import Throughput
 from cnclip_ft.training.trainer import Outcome, Trainer
 from cnclip_ft.training.validation import Judgement
 from data_tools.errors import UserError
+from data_tools.words import Said, joined
 
 VERDICT = ("scores", "row", "mean_recall", "score")
 
@@ -298,12 +299,19 @@ class StageRun:
         if so_far.best_step == 0:
             if "best" not in kept.sums:
                 kept.start_is_best(self.model)
-            note = f"stage {plan.name} brought nothing: no validation beat its start ({so_far.best:.2f}), which stays"
+            note = Said(
+                "stage {stage} brought nothing: no validation beat its start ({best:.2f}), which stays",
+                "阶段 {stage} 没有带来提升：没有一次验证超过其起点（{best:.2f}），保留起点",
+                stage=plan.name,
+                best=so_far.best,
+            )
             if so_far.guard_broken:
-                note = (
-                    f"stage {plan.name} brought nothing: no validation within the guard's limit beat its start "
-                    f"({so_far.best:.2f}), which stays. Give {self._gentler()}"
-                )
+                note = Said(
+                    "stage {stage} brought nothing: no validation within the guard's limit beat its start ({best:.2f}), which "
+                    "stays. Give {gentler}",
+                    "阶段 {stage} 没有带来提升：在防遗忘划分的限度之内没有一次验证超过其起点（{best:.2f}），保留起点。可设 {gentler}",
+                    stage=plan.name, best=so_far.best, gentler=self._gentler(),
+                )  # fmt: skip
             context.journal.write("unchanged", note, stage=plan.name, score=so_far.best)
             self.progress.notes = [*self.progress.notes, note]
         elif plan.setting.interpolate and not self.interpolated:
@@ -316,8 +324,9 @@ class StageRun:
     def _gentler(self) -> str:
         """What may keep a stage within the guard's limit, to type."""
         guard = self.context.recipe.data.guard
-        higher = f", or data.guard.max_drop={2 * guard.max_drop:g}" if guard else ""
-        return f"stages.{self.plan.name}.learning_rate={self.plan.setting.learning_rate / 4:.2g}{higher}"
+        higher = [f"data.guard.max_drop={2 * guard.max_drop:g}"] if guard else []
+        lower = f"stages.{self.plan.name}.learning_rate={self.plan.setting.learning_rate / 4:.2g}"
+        return joined([lower, *higher], ", or ", " 或 ")
 
     def _interpolate(self, steps: int) -> None:
         context, kept, model, journal = self.context, self.kept, self.model, self.context.journal

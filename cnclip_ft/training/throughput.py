@@ -17,6 +17,7 @@ from cnclip_ft.training.compiling import uncompiled
 from cnclip_ft.training.context import Context
 from cnclip_ft.training.memory import tokens_per_text
 from cnclip_ft.training.stage_plan import StagePlan
+from data_tools.words import Said
 
 # Dense matrix products with 16-bit inputs and 32-bit sums, TFLOP/s, from NVIDIA's data sheets and architecture papers of the
 # cards (those that name a rate with sparsity alone: half of it). bf16, but fp16 for what is older than Ampere.
@@ -46,8 +47,19 @@ class Card:
         return self.listed or self.measured
 
     def __str__(self) -> str:
-        listed = f", listed with {self.listed / 1e12:,.0f}" if self.listed else ""
-        return f"{self.name}: 16-bit products measured at {self.measured / 1e12:,.0f} TFLOP/s{listed}"
+        return self.in_words
+
+    @property
+    def in_words(self) -> Said:
+        """For the plan."""
+        listed = Said(", listed with {rate:,.0f}", "，标称 {rate:,.0f}", rate=self.listed / 1e12) if self.listed else ""
+        return Said(
+            "{name}: 16-bit products measured at {rate:,.0f} TFLOP/s{listed}",
+            "{name}：16 位乘法实测 {rate:,.0f} TFLOP/s{listed}",
+            name=self.name,
+            rate=self.measured / 1e12,
+            listed=listed,
+        )
 
 
 @lru_cache
@@ -136,7 +148,10 @@ class Throughput:
     def foretold(self, pairs: int) -> str:
         """What is to be expected of so many pairs, in words."""
         rate = EXPECTED_SHARE * self.card.measured * self.world / self.flops
-        return (
-            f"{self.flops / 1e9:,.1f} GFLOP a pair; about {rate:,.0f} pairs/s where {100 * EXPECTED_SHARE:.0f}% of the measured "
-            f"products are reached ({100 * self.share(rate):.0f}% of the peak), {pairs / rate / 3600:,.1f} hours of steps"
-        )
+        return Said(
+            "{flops:,.1f} GFLOP a pair; about {rate:,.0f} pairs/s where {expected:.0f}% of the measured products are reached "
+            "({share:.0f}% of the peak), {hours:,.1f} hours of steps",
+            "每对 {flops:,.1f} GFLOP；达到实测乘法的 {expected:.0f}% 时约每秒 {rate:,.0f} 对（峰值的 {share:.0f}%），各步共 {hours:,.1f} 小时",
+            flops=self.flops / 1e9, rate=rate, expected=100 * EXPECTED_SHARE, share=100 * self.share(rate),
+            hours=pairs / rate / 3600,
+        )  # fmt: skip

@@ -23,6 +23,7 @@ from cnclip_ft.training.compiling import uncompiled
 from cnclip_ft.training.stop import Stopped, StopRequest
 from data_tools import tables
 from data_tools.errors import RequestError
+from data_tools.words import Said, joined
 
 
 @dataclass
@@ -168,9 +169,20 @@ def table(rows: list[tuple[str, dict[str, float | None]]], width: int | None = N
 def columns(rows: list[tuple[str, dict[str, float | None]]]) -> tuple[list[str], list[str]]:
     """Keys of the rows, and their headings: recall, and what else was judged."""
     keys = [f"{short}_r{k}" for short in ("t2i", "i2t") for k in KS] + ["mean_recall"]
-    heads = [f"{arrow} R@{k}" for arrow in ("text→image", "image→text") for k in KS] + ["mean recall"]
+    ways = (Said("text→image", "文→图"), Said("image→text", "图→文"))
+    heads: list[str] = [Said("{way} R@{k}", "{way} R@{k}", way=way, k=k) for way in ways for k in KS]
+    heads.append(Said("mean recall", "平均召回率"))
     more = [key for key in dict.fromkeys(key for _, row in rows for key in row) if key not in keys]
-    return keys + more, heads + [key.replace(":", "") for key in more]
+    return keys + more, heads + [_head(key) for key in more]
+
+
+def _head(key: str) -> Said:
+    """Of a further validation set: its name, and its score in the words of `Evaluator.tabled`."""
+    name, _, score = key.rpartition(": ")
+    return joined([name, Said.exactly(score, _SCORES.get(score, score))], " ")
+
+
+_SCORES = {"accuracy": "准确率"}
 
 
 def cell(value: float | None) -> str:

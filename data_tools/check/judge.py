@@ -9,6 +9,7 @@ from typing import Any
 from data_tools.check.measure import SplitCheck
 from data_tools.check.words import finding_words
 from data_tools.faults import FILE_NAME
+from data_tools.words import Said, said_in
 
 _SHOWN = 12
 # Shares above which something hurts rather than disturbs.
@@ -38,17 +39,15 @@ class Finding:
 
     @property
     def problem(self) -> str:
-        return finding_words(self.kind, self.values, "en")[0]
+        return finding_words(self.kind, self.values)[0]
 
     def sentence(self, language: str = "en") -> str:
         """What is wrong, and what to do."""
-        problem, mend = finding_words(self.kind, self.values, language)
-        if language == "zh":
-            return f"{problem}。{mend}"
-        return f"{problem}. {mend}".rstrip()
+        problem, mend = finding_words(self.kind, self.values)
+        return said_in(Said("{problem}. {mend}", "{problem}。{mend}", problem=problem, mend=mend), language).rstrip()
 
     def as_dict(self) -> dict[str, Any]:
-        problem, mend = finding_words(self.kind, self.values, "en")
+        problem, mend = finding_words(self.kind, self.values)
         return {"split": self.split, "hurts": self.hurts, "problem": problem, "mend": mend, "kind": self.kind}
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_tools.bars import Bar
+from data_tools.check.words import fault_in_words
 from data_tools.errors import DataFault
 from data_tools.faults import read_faults
 from data_tools.language import detect_language
@@ -235,7 +236,7 @@ class _Images:
                 if isinstance(found, DataFault):
                     self.undecodable += 1
                     if len(self.undecodable_examples) < _SHOWN:
-                        self.undecodable_examples.append([image_id, found.problem])
+                        self.undecodable_examples.append([image_id, fault_in_words(found.kind, found.problem)])
                 else:
                     self.formats[found.format] += 1
                     self.modes[found.mode] += 1

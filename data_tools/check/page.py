@@ -12,14 +12,15 @@ from data_tools.atomic import whole_file
 from data_tools.check.judge import CheckReport
 from data_tools.check.measure import SplitCheck
 from data_tools.check.tables import rows_of
-from data_tools.check.words import piece
+from data_tools.check.words import fault_in_words, piece
 from data_tools.columns import shown
 from data_tools.errors import DataFault
 from data_tools.page_style import END, beginning, beginnings
 from data_tools.pictures import Reencoding, reencode
 from data_tools.store import Id, Pair, PairStore
+from data_tools.words import Said, said_in
 
-_TITLE = "data check"
+_TITLE = Said("data check", "数据检查")
 BEGINS = beginnings(_TITLE)  # what it is known by
 _THUMBNAIL = Reencoding(max_side=160, quality=70)
 _RANDOM = 24
@@ -36,7 +37,8 @@ def write_page(
     parts = [beginning(_TITLE, language), f"<h1>{piece('title', language)}</h1><ul>"]
     for finding in report.findings:
         mark = " class='hurts'" if finding.hurts else ""
-        parts.append(f"<li{mark}>{html.escape(f'{finding.split}: {finding.sentence(language)}')}</li>")
+        said = Said("{split}: {what}", "{split}：{what}", split=finding.split, what=finding.sentence(language))
+        parts.append(f"<li{mark}>{html.escape(said_in(said, language))}</li>")
     parts.append("</ul>" if report.findings else f"<li>{piece('nothing', language)}</li></ul>")
     for leakage in report.leakage:
         store = stores[leakage.first]
@@ -66,7 +68,10 @@ def _split(split: SplitCheck, store: PairStore, seed: int, language: str) -> lis
     examples = split.examples
     if examples["undecodable"]:
         parts.append(head("h_undecodable") + "<ul>")
-        parts += [f"<li>{html.escape(f'{image_id}: {problem}')}</li>" for image_id, problem in examples["undecodable"]]
+        parts += [
+            f"<li>{html.escape(f'{image_id}: {said_in(problem, language)}')}</li>"
+            for image_id, problem in examples["undecodable"]
+        ]
         parts.append("</ul>")
     if examples["repeated_images"]:
         parts.append(head("h_repeated_images"))
@@ -90,8 +95,10 @@ def _split(split: SplitCheck, store: PairStore, seed: int, language: str) -> lis
         parts.append(head("h_skipped") + "<table tabindex=0>")
         for fault in examples["skipped"]:
             place = f"{fault.get('file') or ''}:{fault['line']}" if fault.get("line") else str(fault.get("file") or "")
-            said = f"{fault.get('problem')}. {fault.get('mend')}"
-            parts.append(f"<tr><td>{html.escape(place)}</td><td>{html.escape(said)}</td></tr>")
+            words = (str(fault.get(key)) for key in ("kind", "problem", "mend"))
+            said = said_in(fault_in_words(*words), language)
+            cells = (place, "" if fault.get("id") is None else str(fault["id"]), said)
+            parts.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
         parts.append("</table>")
     if len(store):
         chosen = sorted(random.Random(seed).sample(range(len(store)), min(_RANDOM, len(store))))

@@ -6,6 +6,7 @@ from data_tools.check.judge import CheckReport
 from data_tools.check.measure import BATCHES, KeptColumn, SplitCheck, Spread
 from data_tools.check.words import kinds_in_words, piece, row_name
 from data_tools.tables import fitted, table
+from data_tools.words import said_in
 
 
 def rows_of(split: SplitCheck, language: str = "en") -> list[tuple[str, str]]:
@@ -38,7 +39,7 @@ def rows_of(split: SplitCheck, language: str = "en") -> list[tuple[str, str]]:
         ("height", _spread(split.heights)),
         ("bytes", f"{split.bytes // split.images:,}" if split.images else "–"),
         ("undecodable" if split.decoded else "unreadable", f"{split.undecodable:,}"),
-        ("skipped", kinds_in_words(split.skipped, language) or "0"),
+        ("skipped", said_in(kinds_in_words(split.skipped), language) or "0"),
         ("checksum", split.checksum[:16]),
     ]
     named += [(row_name(name, language), value) for name, value in rows]

@@ -2,30 +2,10 @@
 
 from __future__ import annotations
 
-import locale
-import os
 from collections.abc import Mapping
 from typing import Any
 
-from data_tools.errors import RequestError
-
-LANGUAGES = ("en", "zh")
-
-
-def language_of(given: str | None) -> str:
-    """`given`, else what the environment speaks: Chinese where its locale is, English anywhere else.
-
-    Raises:
-        RequestError: neither zh nor en.
-    """
-    if given is None:
-        names = [os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG")]
-        said = next(filter(None, names), None) or locale.getlocale()[0] or ""
-        return "zh" if said.lower().startswith(("zh", "chinese")) else "en"
-    if given not in LANGUAGES:
-        raise RequestError(f"--language {given!r}: zh or en")
-    return given
-
+from data_tools.words import Said, joined, said_in
 
 _ROWS = {
     "images": ("images", "图片"),
@@ -136,36 +116,76 @@ _FINDINGS = {
         "Normal for short captions; look at the examples if it is much.", "短文本属正常；若很多，请看示例。",
     ),
 }  # fmt: skip
+# What is wrong, and what to do: in Chinese alone, for in English every fault has its own words.
 _KINDS = {
-    "missing-file": "图片文件不存在", "missing-image": "所指图片不存在", "refused-image": "图片被拒收", "undecodable-image": "图片无法解码",
-    "empty-text": "文本为空", "bad-text": "文本无效", "bad-csv": "行的格式有误", "bad-json": "JSON 有误", "bad-row": "行有误", "bad-field": "字段有误",
-    "missing-field": "缺少字段", "not-utf8": "编码不符", "remote-image": "图片是网址", "outside": "在文件夹之外", "duplicate-image-id": "图片编号重复",
-    "duplicate-text-id": "文本编号重复", "bad-id": "编号无效", "missing-caption": "没有文本", "image-too-large": "图片过大", "bad-base64": "base64 有误",
+    "ambiguous-name": ("图片名称可指多个文件", "写出带扩展名的名称。"),
+    "bad-base64": ("base64 有误", "重新把图片编码为 base64。"),
+    "bad-caption-line": ("文本行的格式有误", "每行为：图片#序号<TAB>句子。"),
+    "bad-csv": ("行的格式有误", "含分隔符的单元格请加引号，引号要成对。"),
+    "bad-data": ("数据有误", "改正或去掉它。"),
+    "bad-field": ("字段有误", "改正该字段的值。"),
+    "bad-id": ("编号无效", "编号应为 64 位整数或 1 至 500 字节的文本。"),
+    "bad-json": ("JSON 有误", "每行应是一个 JSON 对象。"),
+    "bad-language": ("语言无效", "写 zh、en 或 mixed，或不写（会自动识别）。"),
+    "bad-member": ("tar 中的成员有误", "重新写出这个 tar。"),
+    "bad-parquet": ("Parquet 的这一部分无法读取", "重新写出该文件。"),
+    "bad-row": ("行有误", "给每一列取名。"),
+    "bad-tar": ("tar 已损坏", "重新获取或写出。"),
+    "bad-text": ("文本无效", "以 UTF-8 重新导出文件。"),
+    "bad-tsv": ("行的格式有误", "每行为：图片编号<TAB>base64。"),
+    "damaged-store": ("数据仓已损坏", "从完好之处重新复制，或重新构建。"),
+    "duplicate-image-id": ("图片编号重复", "每张图片用各自的编号。"),
+    "duplicate-text-id": ("文本编号重复", "每条文本用各自的编号。"),
+    "empty-text": ("文本为空", "写上文本，或去掉这一行。"),
+    "file-too-large": ("图片文件过大", "缩小图片。"),
+    "image-too-large": ("图片过大", "缩小或略过它。"),
+    "line-too-long": ("行过长", "把它拆开，或检查是否缺少换行。"),
+    "missing-caption": ("没有文本", "补上文本，或移走该图片。"),
+    "missing-field": ("缺少字段", "补上该字段。"),
+    "missing-file": ("图片文件不存在", "把它放到那里，或改正路径。"),
+    "missing-image": ("所指图片不存在", "补上图片，或去掉这条文本。"),
+    "mixed-ids": ("编号既有数字又有文本", "统一为一种。"),
+    "not-utf8": ("编码不符", "用 --encoding 指明编码，或以 UTF-8 重新导出。"),
+    "outside": ("在文件夹之外", "若信任指出它的文件，请加 --allow-outside。"),
+    "refused-image": ("图片被拒收", "改好该图片（它自己的问题另有一条）。"),
+    "remote-image": ("图片是网址", "不会去下载：请先下载到图片文件夹。"),
+    "stable": ("读取时内容在变", "等写完再读。"),
+    "too-many-scans": ("JPEG 的扫描次数过多", "重新保存，或略过它。"),
+    "undecodable-image": ("图片无法解码", "换掉或略过它。"),
+    "unreadable-captions": ("文本文件无法读取", "改好或去掉该文件。"),
 }  # fmt: skip
 
 
-def _pick(pair: tuple[str, str], language: str) -> str:
-    return pair[LANGUAGES.index(language)]
-
-
 def row_name(name: str, language: str, **values: Any) -> str:
-    return _pick(_ROWS[name], language).format(**values)
+    return said_in(Said(*_ROWS[name], **values), language)
 
 
 def piece(name: str, language: str, **values: Any) -> str:
-    return _pick(_PIECES[name], language).format(**values)
+    return said_in(Said(*_PIECES[name], **values), language)
 
 
-def finding_words(kind: str, values: Mapping[str, Any], language: str) -> tuple[str, str]:
+def finding_words(kind: str, values: Mapping[str, Any]) -> tuple[Said, Said]:
     """(what is wrong, what to do)."""
     problem, problem_zh, mend, mend_zh = _FINDINGS[kind]
     if "kinds" in values:
-        values = {**values, "kinds": kinds_in_words(values["kinds"], language)}
-    return _pick((problem, problem_zh), language).format(**values), _pick((mend, mend_zh), language).format(**values)
+        values = {**values, "kinds": kinds_in_words(values["kinds"])}
+    return Said(problem, problem_zh, **values), Said(mend, mend_zh, **values)
 
 
-def kinds_in_words(kinds: Mapping[str, int], language: str) -> str:
+def kinds_in_words(kinds: Mapping[str, int]) -> Said:
     """``12 missing-file, 3 empty-text``."""
-    if language == "en":
-        return ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
-    return "，".join(f"{_KINDS.get(kind, kind)} {count:,}" for kind, count in kinds.items())
+    each = [
+        Said("{count:,} {kind}", "{kind} {count:,}", count=count, kind=Said.exactly(kind, _kind(kind)[0]))
+        for kind, count in kinds.items()
+    ]
+    return joined(each, ", ", "，")
+
+
+def fault_in_words(kind: str, problem: str, mend: str = "") -> Said:
+    """A fault with its own words in English; in Chinese with those of its kind."""
+    what, then = _kind(kind)
+    return Said.exactly(f"{problem}. {mend}" if mend else problem, f"{what}。{then}" if mend else what)
+
+
+def _kind(kind: str) -> tuple[str, str]:
+    return _KINDS.get(kind, (kind, _KINDS["bad-data"][1]))

@@ -16,8 +16,6 @@ from data_tools.check import words as wording
 from data_tools.check.measure import Spread, _Images, _Pairs
 from data_tools.check.page import BEGINS, write_page
 from data_tools.check.tables import in_words
-from data_tools.check.words import language_of
-from data_tools.errors import RequestError
 from data_tools.outputs import begins
 from data_tools.sources import open_source
 from data_tools.store import PairStore, StoreWriter
@@ -201,22 +199,6 @@ def test_what_the_build_left_out_and_what_is_kept(tmp_path) -> None:
         assert "没有.jpg" in page and "<b>" not in page.replace("<br>", "") and "宠物" in page
         assert ("数据检查" in page, "Data check" in page) == (language == "zh", language == "en")
         assert begins(*BEGINS)(tmp_path / f"{language}.html")
-
-
-def test_the_language_is_the_given_one_or_the_systems(monkeypatch) -> None:
-    for names, wanted in (
-        ({"LC_ALL": "zh_CN.UTF-8", "LANG": "en_US"}, "zh"),
-        ({"LANG": "zh_TW"}, "zh"),
-        ({"LANG": "C"}, "en"),
-        ({"LC_MESSAGES": "en_GB", "LANG": "zh_CN"}, "en"),
-    ):
-        for name in ("LC_ALL", "LC_MESSAGES", "LANG"):
-            monkeypatch.delenv(name, raising=False)
-        for name, value in names.items():
-            monkeypatch.setenv(name, value)
-        assert language_of(None) == wanted and language_of("zh") == "zh"
-    with pytest.raises(RequestError, match="zh or en"):
-        language_of("fr")
 
 
 def test_every_word_is_there_in_both_languages() -> None:

@@ -337,7 +337,6 @@ def test_the_page_is_whole(stores, capsys):
     page = (folder / "report" / "index.html").read_text(encoding="utf-8")
     for part in (
         "Recall before and after",
-        "各阶段前后的召回率",
         "after contrast",
         "<svg",
         "data:image/jpeg",

@@ -13,6 +13,7 @@ from cnclip_ft.models.patches import PatchedPicture
 from cnclip_ft.models.preprocessing import SquarePicture
 from cnclip_ft.models.schema import Layers, Part, PictureRule, Pixels, Share, Small, TextPart, Vocabulary, Width
 from data_tools.errors import RequestError
+from data_tools.words import Said
 
 
 class LayerNumbers(Part):
@@ -124,5 +125,12 @@ def resize_positions(
     grid = positions[1:].float().T.reshape(1, -1, before, before)
     grid = torch.nn.functional.interpolate(grid, size=(after, after), mode="bicubic", align_corners=True)
     tensors[name] = torch.cat([positions[:1], grid.flatten(2)[0].T.to(positions.dtype)]).contiguous()
-    note = f"image size {old} → {image_size}: position embeddings resized {before}×{before} → {after}×{after} (bicubic, corners aligned)"
+    note = Said(
+        "image size {old} → {new}: position embeddings resized {before}×{before} → {after}×{after} (bicubic, corners aligned)",
+        "图像边长 {old} → {new}：位置编码由 {before}×{before} 缩放为 {after}×{after}（双三次，角点对齐）",
+        old=old,
+        new=image_size,
+        before=before,
+        after=after,
+    )
     return numbers | {"image_size": image_size}, [note]

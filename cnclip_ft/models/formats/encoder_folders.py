@@ -19,6 +19,7 @@ from cnclip_ft.models.formats.files import Tensors, read_folder, read_json
 from cnclip_ft.models.formats.pooling import choose_pooling
 from cnclip_ft.models.formats.transformers_folder import obeyed_vision
 from data_tools.errors import RequestError
+from data_tools.words import Said
 
 CONTEXT_LENGTH = 77  # tokens: captions are short, however much the encoder could read
 
@@ -42,7 +43,13 @@ def read_encoder_half(folder: Path, pooling: str | None) -> TextHalf:
     tower, tokenizer = _tower_and_tokenizer(folder, known, pooling)
     after = sorted(place.name for place in folder.glob("[2-9]_Dense"))
     if after:
-        notes.append(f"{', '.join(after)} of its author is not used; the projection is newly made")
+        notes.append(
+            Said(
+                "{after} of its author is not used; the projection is newly made",
+                "作者的 {after} 未使用；投影层是新建的",
+                after=", ".join(after),
+            )
+        )
     tensors, left_over = _own_tensors(folder, tower, modern(read_folder(folder).tensors))
     return TextHalf(tower.describe(), tensors, None, str(folder), left_over, notes, tokenizer)
 

@@ -27,6 +27,7 @@ from cnclip_ft.models.formats.timm_siglip import is_timm_siglip, read_timm_sigli
 from cnclip_ft.models.formats.transformers_folder import vision_numbers
 from cnclip_ft.models.preprocessing import Fit
 from data_tools.errors import RequestError
+from data_tools.words import Said
 
 # The English text half, and numbers some files carry.
 _OTHER_HALF = (
@@ -147,7 +148,11 @@ def _open_clip_numbers(
     # open_clip's own models use gelu unless their name ends in -quickgelu; everything else comes from OpenAI's weights.
     guess = "gelu" if file.name.startswith("open_clip") else "quick_gelu"
     return numbers | {"hidden_act": guess}, [
-        f"activation {guess} taken from the kind of file; if that is wrong: model.start.image={{path: …, activation: …}}"
+        Said(
+            "activation {guess} taken from the kind of file; if that is wrong: model.start.image={{path: …, activation: …}}",
+            "激活函数 {guess} 由文件种类推断；若不对：model.start.image={{path: …, activation: …}}",
+            guess=guess,
+        )
     ]
 
 

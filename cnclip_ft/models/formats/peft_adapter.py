@@ -11,6 +11,7 @@ import torch
 
 from cnclip_ft.models.formats.files import Tensors, read_file, read_json
 from data_tools.errors import RequestError
+from data_tools.words import Said
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
@@ -93,4 +94,11 @@ def merge(folder: Path, tensors: Tensors, dtype: torch.dtype) -> str:
         if pair.keys() != {"A", "B"} or (pair["B"].shape[0], pair["A"].shape[1]) != tuple(weight.shape):
             raise RequestError(f"{folder / WEIGHTS}: the update of {name} does not fit its shape {list(weight.shape)}")
         tensors[name] = (weight.float() + scale * (pair["B"].float() @ pair["A"].float())).to(dtype)
-    return f"low-rank updates of {len(pairs)} layers from {folder} merged (rank {rank}, alpha {alpha:g})"
+    return Said(
+        "low-rank updates of {count} layers from {folder} merged (rank {rank}, alpha {alpha:g})",
+        "已合并 {folder} 中 {count} 层的低秩更新（rank {rank}，alpha {alpha:g}）",
+        count=len(pairs),
+        folder=folder,
+        rank=rank,
+        alpha=alpha,
+    )

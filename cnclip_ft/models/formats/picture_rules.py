@@ -13,6 +13,7 @@ from cnclip_ft.models.formats.files import read_json
 from cnclip_ft.models.patches import PatchedPicture
 from cnclip_ft.models.preprocessing import PILLOW_FILTERS, Fit, Resample, SquarePicture
 from data_tools.errors import RequestError
+from data_tools.words import Said
 
 _STEPS = ("do_resize", "do_rescale", "do_center_crop", "do_normalize", "do_convert_rgb")
 
@@ -60,24 +61,38 @@ def refuse_others(said: list[str]) -> None:
         )
 
 
+def _said(en: str, zh: str, file: Path, *, value: Any, **values: Any) -> Said:
+    return Said(f"{{file}}: {en}", f"{{file}}：{zh}", file=file, value=repr(value)[:60], **values)
+
+
 def _of_any(
     file: Path, rules: dict[str, Any], usual: SquarePicture | PatchedPicture
 ) -> tuple[Resample, tuple[float, ...], tuple[float, ...], list[str]]:
     """Filter, mean and deviation, and what is asked for that is not done for any picture."""
     said = [
-        f"{file}: {key} is {repr(value)[:60]}, which is not done here"
+        _said("{key} is {value}, which is not done here", "{key} 为 {value}，这里不这样做", file, key=key, value=value)
         for key, value in rules.items()
         if key.startswith("do_") and value and key not in _STEPS
     ]
     if not rules.get("do_resize", True):
         said.append(
-            f"{file}: do_resize is {repr(rules['do_resize'])[:60]}; pictures here are always resized to the square"
+            _said(
+                "do_resize is {value}; pictures here are always resized to the square",
+                "do_resize 为 {value}；这里总会把图片缩放成正方形",
+                file,
+                value=rules["do_resize"],
+            )
         )
     if not rules.get("do_rescale", True) or not _near(
         [rules.get("rescale_factor", 1 / 255)], [1 / 255], file, "rescale_factor"
     ):
         key = "rescale_factor" if rules.get("do_rescale", True) else "do_rescale"
-        said.append(f"{file}: {key} is {repr(rules[key])[:60]}; pictures here are divided by 255")
+        said.append(
+            _said(
+                "{key} is {value}; pictures here are divided by 255", "{key} 为 {value}；这里图片的值除以 255",
+                file, key=key, value=rules[key],
+            )
+        )  # fmt: skip
     resample, wrong = _resample(file, rules, usual)
     mean = _colours(file, rules, "image_mean", usual.mean)
     std = _colours(file, rules, "image_std", usual.std)
@@ -95,14 +110,26 @@ def _fit(file: Path, rules: dict[str, Any], usual: SquarePicture) -> tuple[Fit, 
     size = rules.get("size", {"shortest_edge": side} if cropped else square)
     if cropped and rules.get("crop_size", square) not in (side, square):
         return usual.fit, [
-            f"{file}: do_center_crop with crop_size {repr(rules['crop_size'])[:60]}; the image tower takes {side} × {side}"
+            _said(
+                "do_center_crop with crop_size {value}; the image tower takes {side} × {side}",
+                "do_center_crop 的 crop_size 为 {value}；图像塔的输入是 {side} × {side}",
+                file,
+                value=rules["crop_size"],
+                side=side,
+            )
         ]
     if size == square or (size == side and not cropped):
         return "squash", []  # nothing is left to be cut off
     if cropped and size in (side, {"shortest_edge": side}):
         return "crop", []
     return usual.fit, [
-        f"{file}: size is {repr(size)[:60]}; the image tower takes {side} × {side}, squashed or with the middle cut out"
+        _said(
+            "size is {value}; the image tower takes {side} × {side}, squashed or with the middle cut out",
+            "size 为 {value}；图像塔的输入是 {side} × {side}，压扁或居中裁剪",
+            file,
+            value=size,
+            side=side,
+        )
     ]
 
 
@@ -112,7 +139,12 @@ def _resample(file: Path, rules: dict[str, Any], usual: SquarePicture | PatchedP
         if value in (name, int(number)):
             return name, []
     return usual.resample, [
-        f"{file}: resample is {repr(value)[:60]}; pictures here are resized bicubically (3) or bilinearly (2)"
+        _said(
+            "resample is {value}; pictures here are resized bicubically (3) or bilinearly (2)",
+            "resample 为 {value}；这里用双三次（3）或双线性（2）缩放图片",
+            file,
+            value=value,
+        )
     ]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from cnclip_ft.models.formats.files import read_json
 from data_tools.errors import RequestError
+from data_tools.words import Said
 
 SAID = "1_Pooling/config.json"  # of sentence-transformers
 _OURS = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last", "cls": "cls", "mean": "mean"}
@@ -26,18 +27,30 @@ def choose_pooling(folder: Path, asked: str | None, otherwise: str) -> tuple[str
     if asked is not None:
         known = said is not None and said != [asked]
         return asked, [
-            f"pooling {asked} as asked for; its author's is {' and '.join(said or [])} ({SAID})"
+            Said(
+                "pooling {asked} as asked for; its author's is {said} ({file})",
+                "按要求使用 {asked} 池化；作者用的是 {said}（{file}）",
+                asked=asked,
+                said=" and ".join(said or []),
+                file=SAID,
+            )
         ] if known else []
     if said is None:
         return otherwise, [
-            f"pooling {otherwise}: the folder says nothing of it; another with model.start={{…, pooling: mean}}"
+            Said(
+                "pooling {otherwise}: the folder says nothing of it; another with model.start={{…, pooling: mean}}",
+                "池化为 {otherwise}：文件夹未作说明；用 model.start={{…, pooling: mean}} 可换",
+                otherwise=otherwise,
+            )
         ]
     if len(said) != 1 or said[0] not in _OURS.values():
         raise RequestError(
             f"{folder / SAID}: its pooling is {' and '.join(said) or 'none'}, which is not done here; choose one: "
             "model.start={image: …, text: …, pooling: mean}"
         )
-    return said[0], [f"pooling {said[0]}, as {SAID} says"]
+    return said[0], [
+        Said("pooling {pooling}, as {file} says", "池化为 {pooling}，依据 {file}", pooling=said[0], file=SAID)
+    ]
 
 
 def _said(folder: Path) -> list[str] | None:

@@ -23,10 +23,8 @@ from cnclip_ft.models.formats.transformers_folder import model_tensors, sections
 from cnclip_ft.models.patches import PatchedPicture
 from cnclip_ft.models.preprocessing import HALF, SquarePicture
 from data_tools.errors import RequestError
+from data_tools.words import Said
 
-PADDED = (
-    "SigLIP attends to padding and reads the last position: texts are always filled up to {} tokens, without a mask"
-)
 _LAST = "text_model.head.weight"  # into the common space
 
 
@@ -63,7 +61,12 @@ def _read(
         "architecture": None, "image": image, "text": text, "projection": tensors[_LAST].shape[0],
         "context_length": tokenizer.context_length, "logit_bias": True, "tokenizer": tokenizer.describe(),
     }  # fmt: skip
-    notes = [*content.notes, PADDED.format(tokenizer.context_length), *notes]
+    padded = Said(
+        "SigLIP attends to padding and reads the last position: texts are always filled up to {length} tokens, without a mask",
+        "SigLIP 会注意到填充并读取最后一个位置：文本总是补齐到 {length} token，不用掩码",
+        length=tokenizer.context_length,
+    )
+    notes = [*content.notes, padded, *notes]
     left_over += content.left_over
     return Checkpoint(str(folder), description, tensors, None, left_over, notes, tokenizer=tokenizer)
 
@@ -88,7 +91,7 @@ def _tokenizer(folder: Path, length: int, naflex: bool) -> tuple[FastTokenizer, 
     kind = str(settings.get("tokenizer_class", "SiglipTokenizer")).removesuffix("Fast")
     # Of those classes left is the default, and no mask is wanted.
     told: dict[str, Any] = {"padding_side": "right", "model_input_names": ["input_ids"]}
-    notes = []
+    notes: list[str] = []
     if kind == "SiglipTokenizer" and (folder / "spiece.model").is_file():
         tokenizer = _sentencepiece(folder / "spiece.model", settings, length)
     else:
@@ -99,7 +102,10 @@ def _tokenizer(folder: Path, length: int, naflex: bool) -> tuple[FastTokenizer, 
             told["tokenizer_class"] = "Siglip2Tokenizer"
         if forgotten:
             notes.append(
-                "texts are made lower case, as for SigLIP 2 when it was trained; the folder's own tokenizer does not"
+                Said(
+                    "texts are made lower case, as for SigLIP 2 when it was trained; the folder's own tokenizer does not",
+                    "文本转为小写，与 SigLIP 2 训练时一致；文件夹自带的分词器不这样做",
+                )
             )
     tokenizer.settings |= told
     return tokenizer, notes

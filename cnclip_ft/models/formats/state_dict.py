@@ -12,6 +12,7 @@ from typing import Any
 
 from cnclip_ft.models.formats.torch_files import Stub
 from data_tools.errors import RequestError
+from data_tools.words import Said, joined
 
 # Where the weights stand: one of the first may be there. Averaged weights are taken where nothing else is.
 _PLACES = ("state_dict", "model", "model_state_dict", "module", "weights", "params")
@@ -59,9 +60,16 @@ def find_state_dict(content: Any) -> tuple[dict[str, Stub], dict[str, Any], list
         )
     taken = (there or averaged)[0]
     if averaged and there:
-        notes.append(f"the weights under {taken!r} were taken, the averaged ones under {averaged[0]!r} left")
+        notes.append(
+            Said(
+                "the weights under {taken!r} were taken, the averaged ones under {averaged!r} left",
+                "取用 {taken!r} 下的权重，未取 {averaged!r} 下的平均权重",
+                taken=taken,
+                averaged=averaged[0],
+            )
+        )
     elif taken != "state_dict":
-        notes.append(f"the weights under {taken!r} were taken")
+        notes.append(Said("the weights under {taken!r} were taken", "取用 {taken!r} 下的权重", taken=taken))
     extras = {}
     for key, value in content.items():
         if type(key) is str and key not in (taken, "optimizer") and (plain := _plain(value, [300])) is not _NOT_PLAIN:
@@ -133,11 +141,27 @@ def own_names(names: Iterable[str]) -> tuple[dict[str, str], list[str], list[str
         "module.",
     }
     inside = any(not name.endswith(short) for name, short in own.items())
-    words = sorted(taken_off) + ["_orig_mod. and the like within names"] * inside
-    notes = [f"the prefix {' and '.join(words)} of a wrapper was taken off the tensors' names"] if words else []
+    words = sorted(taken_off) + [Said("_orig_mod. and the like within names", "名称中间的 _orig_mod. 一类")] * inside
+    notes: list[str] = []
+    if words:
+        notes.append(
+            Said(
+                "the prefix {words} of a wrapper was taken off the tensors' names",
+                "张量名称中包装器的前缀 {words} 已去掉",
+                words=joined(words, " and ", " 和 "),
+            )
+        )
     rest = sorted(plain.keys() - own.keys())
     if rest:
-        notes.append(f"{len(rest)} tensors without the prefix {prefix} were left, e.g. {_listed(rest)}")
+        notes.append(
+            Said(
+                "{count} tensors without the prefix {prefix} were left, e.g. {names}",
+                "{count} 个没有前缀 {prefix} 的张量未取用，如 {names}",
+                count=len(rest),
+                prefix=prefix,
+                names=_listed(rest),
+            )
+        )
     return own, rest, notes
 
 

@@ -22,6 +22,7 @@ from cnclip_ft.models.families.siglip.layers import PoolingHead
 from cnclip_ft.models.families.transformers_tower import TransformersTower
 from cnclip_ft.models.preprocessing import HALF, SquarePicture
 from data_tools.errors import RequestError
+from data_tools.words import Said
 
 POSITIONS = "vision_model.embeddings.position_embedding.weight"
 
@@ -112,7 +113,14 @@ class SiglipTower(PooledTower):
         grid = tensors[POSITIONS].float().T.reshape(1, -1, before, before)
         grid = torch.nn.functional.interpolate(grid, size=(after, after), mode="bicubic", align_corners=False)
         tensors[POSITIONS] = grid.flatten(2)[0].T.to(tensors[POSITIONS].dtype).contiguous()
-        note = f"image size {old} → {image_size}: position embeddings resized {before}×{before} → {after}×{after} (bicubic)"
+        note = Said(
+            "image size {old} → {new}: position embeddings resized {before}×{before} → {after}×{after} (bicubic)",
+            "图像边长 {old} → {new}：位置编码由 {before}×{before} 缩放为 {after}×{after}（双三次）",
+            old=old,
+            new=image_size,
+            before=before,
+            after=after,
+        )
         return numbers | {"image_size": image_size}, [note]
 
     def describe(self) -> dict[str, Any]:
