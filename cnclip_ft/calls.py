@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnclip_ft.evaluation.options import Options
+from data_tools.arguments import typed
 from data_tools.errors import RequestError
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from cnclip_ft.search.engine.engine import Engine, Found
 
 
+@typed
 def train(
     recipe: str | Path | Mapping[str, Any] | Recipe,
     overrides: Sequence[str] = (),
@@ -46,7 +48,6 @@ def train(
     from cnclip_ft.training.run import train as execute
     from cnclip_ft.training.run_folder import run_of
 
-    _listed(overrides, "overrides")
     settings = read_recipe(recipe, overrides, trust_import)
     moved = None
     if proceed and isinstance(recipe, (str, Path)) and not any(each.startswith("output=") for each in overrides):
@@ -91,15 +92,7 @@ def read_recipe(
     return found
 
 
-def _listed(given: Sequence[str], name: str) -> Sequence[str]:
-    """Raises:
-    RequestError: one text where several may stand: it would be read letter by letter.
-    """
-    if isinstance(given, str):
-        raise RequestError(f"{name}={given!r} is to be a list: {name}=[{given!r}]")
-    return given
-
-
+@typed
 def evaluate(
     checkpoint: str | Path,
     *splits: str | Path,
@@ -145,6 +138,7 @@ def evaluate(
     return scorecard.score_features(checkpoint, options)
 
 
+@typed
 def search(
     index: str | Path,
     text: str | None = None,
@@ -185,7 +179,7 @@ def search(
     from data_tools.columns import parse_where
 
     pixels = None if image is None else given_picture(Index(index), image)
-    question = Question(text, without, pixels, None, image_share, not_weight, top, parse_where(_listed(where, "where")))
+    question = Question(text, without, pixels, None, image_share, not_weight, top, parse_where(where))
     question.check()  # before the model is opened
     stamp = (Path(index) / "index.json").stat().st_mtime_ns if (Path(index) / "index.json").is_file() else 0
     (answer,) = _engine(os.path.abspath(index), checkpoint, device, exact, trust_import, stamp).ask([question])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.build import BuildReport, build_store
+from data_tools.faults import FILE_NAME
 from data_tools.items import Source
 from data_tools.pictures import PIXEL_LIMIT
 from data_tools.preparation import Preparation
@@ -19,10 +20,14 @@ def kept_form(store: PairStore) -> dict[str, Any]:
     return {"layout": store.layout, "shard_size": size}
 
 
-def append_to(source: Source, target: Path, **options: Any) -> BuildReport:
+def append_to(source: Source, target: Path, *, update_columns: bool = False, **options: Any) -> BuildReport:
     """Put what `source` has beyond the store `target` behind it; options as `build_store`, which it raises as well.
 
-    Layout and shards stay, unless `options` ask for others than `build_store` would make.
+    Layout and shards stay, unless `options` ask for others than `build_store` would make. So does the list of faults, with the new
+    ones behind it.
+
+    Args:
+        update_columns: of a picture that is there, take the values of columns that `source` has.
     """
     store = open_store(target)
     before = len(store)
@@ -31,6 +36,8 @@ def append_to(source: Source, target: Path, **options: Any) -> BuildReport:
     store.close()
     prepare = Preparation(options.get("reencoding"), options.get("pixel_limit", PIXEL_LIMIT))
     options["overwrite"] = True
-    report = build_store(Appended(StoreSource(target), source, prepare), target, **options)
+    options["faults_before"] = [target / FILE_NAME, *options.get("faults_before", ())]
+    appended = Appended(StoreSource(target), source, prepare, update_columns=update_columns)
+    report = build_store(appended, target, **options)
     report.notes.insert(0, f"{report.pairs - before:,} pairs were added to the {before:,} that were there")
     return report

@@ -89,7 +89,7 @@ def build_store(
         resume: go on with an interrupted build of the same source and settings.
         overwrite: replace the store that is there; anything but a store is never replaced.
         workers: threads that read, check and re-encode images; 0 does it in the main one.
-        faults_before: the list of faults of what `source` was made of; it goes into the store.
+        faults_before: lists of faults of what `source` was made of; they go into the store, before those that are found.
 
     Raises:
         RequestError: a file of the source is missing, the interrupted build was of something else, or the place is taken.
@@ -130,8 +130,7 @@ def build_store(
                     kind="empty-split",
                     file=target,
                 )
-        kept = [faults.file] if faults.total else list(faults_before)
-        store = writer.finish(kept)
+        store = writer.finish([faults.file] if faults.join(faults_before) else [])
         report = _report(source, stream, store, dict(faults.kinds.most_common()), continued, writer.texts)
         report.read, report.again, report.left_out = build.read, writer.again, writer.left_out
         return report

@@ -13,7 +13,9 @@ from data_tools.errors import RequestError
 from data_tools.store.layouts import Value, is_text
 
 LONGEST = 4096  # characters of a value; what is longer is no fact about a picture
-_CONDITION = re.compile(r"(?P<name>[^=<>]+?)\s*(?P<sign><=|>=|=|<|>)\s*(?P<value>.*)", re.DOTALL)
+_CONDITION = re.compile(
+    r"""(?:"(?P<quoted>(?:[^"]|"")+)"|(?P<name>[^=<>"][^=<>]*?))\s*(?P<sign><=|>=|=|<|>)\s*(?P<value>.*)""", re.DOTALL
+)
 
 
 def plain_value(value: Any) -> Value | None:
@@ -49,6 +51,9 @@ class Condition:
     sign: str
     value: str
 
+    def __str__(self) -> str:
+        return f"{_written(self.name)}{self.sign}{self.value}"
+
     def holds(self, columns: Mapping[str, Value]) -> bool:
         value = columns.get(self.name)
         if value is None:
@@ -69,9 +74,10 @@ def _number(value: Value) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def nameable(name: str) -> bool:
-    """Whether a condition can ask for a column: its name has no sign in it."""
-    return not any(sign in name for sign in "=<>") and name == name.strip()
+def _written(name: str) -> str:
+    """As a condition names the column: in quotation marks where it could be read otherwise."""
+    plain = not any(sign in name for sign in '=<>"') and name == name.strip()
+    return name if plain else '"' + name.replace('"', '""') + '"'
 
 
 class Where:
@@ -90,7 +96,7 @@ class Where:
         return hash(self.conditions)
 
     def __str__(self) -> str:
-        return ", ".join(f"{one.name}{one.sign}{one.value}" for one in self.conditions)
+        return ", ".join(map(str, self.conditions))
 
     def holds(self, columns: Mapping[str, Value]) -> bool:
         equal: dict[str, bool] = {}
@@ -121,7 +127,7 @@ EVERYTHING = Where()
 
 
 def parse_where(given: Sequence[str]) -> Where:
-    """``类目=女装``, ``价格<100``.
+    """``类目=女装``, ``价格<100``; a name that holds a sign stands in quotation marks: ``"价格<元>"<100``.
 
     Raises:
         RequestError: one is no condition.
@@ -130,6 +136,9 @@ def parse_where(given: Sequence[str]) -> Where:
     for text in given:
         found = _CONDITION.fullmatch(text.strip())
         if found is None or (found["sign"] != "=" and _number(found["value"]) is None):
-            raise RequestError(f"--where {text!r} is no condition; write it like 类目=女装 or '价格<100'")
-        conditions.append(Condition(found["name"].strip(), found["sign"], found["value"].strip()))
+            raise RequestError(
+                f"--where {text!r} is no condition; write it like 类目=女装 or '价格<100', and '\"a=b\"=c' for a column a=b"
+            )
+        name = found["name"].strip() if found["quoted"] is None else found["quoted"].replace('""', '"')
+        conditions.append(Condition(name, found["sign"], found["value"].strip()))
     return Where(conditions)

@@ -92,6 +92,13 @@ class FaultList:
     def close(self) -> None:
         self._handle.close()
 
+    def join(self, before: Iterable[Path]) -> bool:
+        """Once it is closed: put the lines of the lists `before` in front, each once. Whether there are any lines."""
+        lines = [file.read_bytes().splitlines(keepends=True) for file in (*before, self.file) if file.is_file()]
+        found = dict.fromkeys(line for part in lines for line in part)
+        self.file.write_bytes(b"".join(found))
+        return bool(found)
+
 
 def read_faults(store: Path) -> Iterator[dict[str, Any]]:
     """What the build of a store left out, where it lists anything; lines that are none are passed over."""

@@ -77,6 +77,7 @@ def build_splits(
     how: Shares | str,
     *,
     append: bool = False,
+    update_columns: bool = False,
     layout: str = "plain",
     shard_size: int | None = None,
     resume: bool = False,
@@ -89,7 +90,7 @@ def build_splits(
 
     Args:
         how: shares, or the name of a kept column that says each picture's split.
-        append: to the stores that are there; else they must not be, or `overwrite`.
+        append: to the stores that are there; else they must not be, or `overwrite`. update_columns: as `append_to`.
         options: of `build_store`, for what is read.
 
     Returns:
@@ -154,7 +155,7 @@ def build_splits(
                 settings,
                 number == 0,
                 faults if number == 0 else [],
-                name in old,
+                {"update_columns": update_columns} if name in old else None,
                 layout=layout,
                 shard_size=shard_size,
                 resume=resume,
@@ -181,12 +182,13 @@ def _build_part(
     settings: dict[str, Any],
     lone: bool,
     faults: Sequence[Path],
-    append: bool,
+    append: dict[str, Any] | None,
     **options: Any,
 ) -> BuildReport:
     part = StoreSource(imported, keep=lambda image_id: parts[image_id] == name, lone=lone, part=[name, settings])
-    build = append_to if append else build_store
-    return build(part, target, faults_before=faults, **options)
+    if append is None:
+        return build_store(part, target, faults_before=faults, **options)
+    return append_to(part, target, faults_before=faults, **append, **options)
 
 
 def _read_dealt(file: Path, asked: Any) -> dict[str, Any]:

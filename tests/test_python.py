@@ -136,3 +136,28 @@ def test_generators_are_walked_in_bounded_memory(model):
     torch.testing.assert_close(
         model.encode_texts((text for text in texts), batch_size=2), model.encode_texts(texts), atol=1e-6, rtol=0
     )
+
+
+@pytest.mark.parametrize(
+    "call, said",
+    [
+        (lambda: cnclip_ft.train("x", 3), "train: overrides is 3 (int); it takes a list of texts"),
+        (lambda: cnclip_ft.train("demo", "a=1"), "overrides is 'a=1' (str); it takes a list of texts; write ['a=1']"),
+        (lambda: cnclip_ft.train(3), "train: recipe is 3 (int); it takes str or Path or Mapping[str, Any] or Recipe"),
+        (lambda: cnclip_ft.evaluate("a", "b", 4), "evaluate: splits is 4 (int); it takes str or Path"),
+        (lambda: cnclip_ft.evaluate("a", batch_size="3"), "evaluate: batch_size is '3' (str); it takes int"),
+        (lambda: cnclip_ft.search("i", 3), "search: text is 3 (int); it takes str or None"),
+        (lambda: cnclip_ft.search("i", "x", top=2.5), "search: top is 2.5 (float); it takes int"),
+        (
+            lambda: cnclip_ft.search("i", "x", where="a=b"),
+            "where is 'a=b' (str); it takes a list of texts; write ['a=b']",
+        ),
+        (lambda: cnclip_ft.search("nowhere", "x", top=np.int64(3), where=("a=b",)), "nowhere holds no index"),
+        (lambda: cnclip_ft.load(None), "load: path is None (NoneType); it takes str or Path"),
+        (lambda: cnclip_ft.load("x", dtype="float16"), "load: dtype is 'float16' (str); it takes torch.dtype or None"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_answered_in_words(call, said):
+    with pytest.raises(RequestError) as caught:
+        call()
+    assert said in str(caught.value)

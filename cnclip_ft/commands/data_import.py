@@ -42,6 +42,10 @@ def import_(
     split_column: Annotated[str, typer.Option(metavar="NAME", help="Column that says each picture's split.")] = "",
     seed: Annotated[int, typer.Option(help="Of --split: the same seed deals the same pictures alike.")] = 0,
     append: Annotated[bool, typer.Option("--append", help="Add to the stores that are there.")] = False,
+    update_columns: Annotated[
+        bool,
+        typer.Option("--update-columns", help="With --append: columns of pictures that are there take the new values."),
+    ] = False,
     captions: Annotated[
         Path | None, typer.Option(help="folder: the captions file, where it is not found by its name.")
     ] = None,
@@ -86,6 +90,10 @@ def import_(
 
     if append and building.overwrite:
         raise RequestError("--append adds to the stores that are there, --overwrite replaces them: give one of the two")
+    if update_columns and not append:
+        raise RequestError(
+            "--update-columns changes what stores say of pictures that are there: it goes with --append only"
+        )
     keep = None if keep_columns is None else tuple(comma_list("" if keep_columns == "none" else keep_columns))
     columns = Columns(image_column, tuple(text_column or ()), image_id_column, text_id_column, language_column, keep)
     found = open_source(
@@ -104,7 +112,7 @@ def import_(
             raise RequestError(
                 f"{kind} has splits of its own ({', '.join(found)}): leave out --split and --split-column"
             )
-        _into_splits(found[""], output, how, append, building, read, inside=not beside)
+        _into_splits(found[""], output, how, append, update_columns, building, read, inside=not beside)
         return
     wanted = comma_list(splits) or list(found)
     for name in wanted:
@@ -117,7 +125,12 @@ def import_(
     for name in wanted:
         found[name].open()
     _into_stores(
-        {output / name if name else output: found[name] for name in wanted}, append, building, read, not beside
+        {output / name if name else output: found[name] for name in wanted},
+        append,
+        update_columns,
+        building,
+        read,
+        not beside,
     )
 
 
@@ -131,7 +144,15 @@ def _how(split: str, split_column: str, seed: int) -> Shares | str:
 
 
 def _into_splits(
-    source: Source, output: Path, how: Shares | str, append: bool, building: Building, read: list[Path], *, inside: bool
+    source: Source,
+    output: Path,
+    how: Shares | str,
+    append: bool,
+    update_columns: bool,
+    building: Building,
+    read: list[Path],
+    *,
+    inside: bool,
 ) -> None:
     from data_tools.outputs import refuse_overlap
     from data_tools.splitting import Shares, build_splits
@@ -142,11 +163,13 @@ def _into_splits(
         refuse_targets([output / name for name in how.parts], read, building, inside=inside)
     refuse_overlap(output, [place for place in read if place.is_file()], inside=False)
     with interruptible():
-        lines = build_splits(source, output, how, append=append, **options)
+        lines = build_splits(source, output, how, append=append, update_columns=update_columns, **options)
     say("\n".join(lines))
 
 
-def _into_stores(sources: dict[Path, Source], append: bool, building: Building, read: list[Path], inside: bool) -> None:
+def _into_stores(
+    sources: dict[Path, Source], append: bool, update_columns: bool, building: Building, read: list[Path], inside: bool
+) -> None:
     from data_tools.appending import append_to
     from data_tools.build import build_store
 
@@ -154,7 +177,9 @@ def _into_stores(sources: dict[Path, Source], append: bool, building: Building, 
     appended = [target for target in sources if append and target.exists()]
     refuse_targets([target for target in sources if target not in appended], read, building, inside=inside)
     for target, source in sources.items():
-        build = append_to if target in appended else build_store
         with interruptible():
-            report = build(source, target, **options)
+            if target in appended:
+                report = append_to(source, target, update_columns=update_columns, **options)
+            else:
+                report = build_store(source, target, **options)
         say("\n".join(report.lines()))

@@ -36,6 +36,7 @@ from cnclip_ft.models.formats.recognise import with_architecture
 from cnclip_ft.models.hub import find
 from cnclip_ft.models.registry import family_of, image_kinds
 from cnclip_ft.runtime import parse_device
+from data_tools.arguments import typed
 from data_tools.atomic import mend_interrupted_swap, sync_file
 from data_tools.errors import RequestError, UserError
 from data_tools.outputs import FolderKind, folder_with
@@ -188,6 +189,7 @@ def _read_folder(folder: Path, dtype: torch.dtype) -> Checkpoint:
     raise RequestError(f"{folder}: not a checkpoint (neither {INFO} nor config.json in it)")
 
 
+@typed
 def load(
     path: str | Path,
     *,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from data_tools.errors import DataFault, RequestError
 from data_tools.items import ImageItem, Item, Source, Stream, TextItem, content_origin
 from data_tools.sources.joined import Joined
 from data_tools.store import Id, Pair, PairStore, open_store
+from data_tools.store.layouts import Value
 from data_tools.store.seen import beside
 
 _NUMBERS = "image_ids.tsv"
@@ -95,13 +97,21 @@ class Appended:
     """`old`, and behind it what `new` has beyond it.
 
     A picture of a known name is the same one where its bytes are, once prepared as `prepare` does it; else it is another
-    of that name. What stands there already (the same text on the same picture) is counted and passed over.
+    of that name. What stands there already (the same text on the same picture) is counted and passed over. So is what a column says
+    otherwise of a picture that is there; with `update_columns` the new values take the place of the old ones.
     """
 
     kind = "append"
 
-    def __init__(self, old: StoreSource, new: Source, prepare: Callable[[ImageItem], bytes | DataFault]) -> None:
-        self.old, self.new, self.prepare = old, new, prepare
+    def __init__(
+        self,
+        old: StoreSource,
+        new: Source,
+        prepare: Callable[[ImageItem], bytes | DataFault],
+        *,
+        update_columns: bool = False,
+    ) -> None:
+        self.old, self.new, self.prepare, self.update_columns = old, new, prepare, update_columns
 
     def open(self) -> Stream:
         self._generation = open_store(self.old.path).generation
@@ -116,11 +126,14 @@ class Appended:
         if open_store(self.old.path).generation != self._generation:
             raise RequestError(f"{self.old.path} was replaced by another process just now: give the command again")
         seen, most = array("Q"), 0
+        changed = self._changed() if self.update_columns else {}
         for item in before.items:
             done[0] += 1
             if isinstance(item, TextItem):
                 seen.extend(_key(image_id, item.text) for image_id in item.image_ids or (None,))
                 most = max(most, item.text_id) if isinstance(item.text_id, int) else most
+            elif isinstance(item, ImageItem) and item.image_id in changed:
+                item = replace(item, columns={**(item.columns or {}), **changed[item.image_id]})
             yield item
         store, again = open_store(self.old.path), 0
         try:
@@ -141,9 +154,33 @@ class Appended:
         notes[:] = stream.notes
         if again:
             notes.append(f"{again:,} texts stand there already on the same picture")
+        if known.changed:
+            columns = Counter(name for values in known.changed.values() for name in values)
+            told = ", ".join(f"{name} {count:,}" for name, count in columns.most_common())
+            notes.append(
+                f"{len(known.changed):,} pictures that are there have new values of columns ({told}): "
+                + (
+                    "they took the place of the old ones"
+                    if changed
+                    else "the old ones were kept; --update-columns takes the new ones"
+                )
+            )
+
+    def _changed(self) -> dict[Id, dict[str, Value]]:
+        """Name of a picture that is there → what the new source says otherwise of it."""
+        store = open_store(self.old.path)
+        try:
+            known = _Known(store, self.old, self.prepare, np.empty(0, np.uint64))
+            for item in self.new.open().items:
+                if isinstance(item, ImageItem):
+                    known.image(item)
+            return known.changed
+        finally:
+            store.close()
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"old": self.old.fingerprint(), "parts": [{"source": self.new.kind, **self.new.fingerprint()}]}
+        said = {"old": self.old.fingerprint(), "parts": [{"source": self.new.kind, **self.new.fingerprint()}]}
+        return said | ({"update_columns": True} if self.update_columns else {})
 
     def expected(self) -> dict[str, int]:
         return {}
@@ -160,6 +197,10 @@ class _Known:
         self.origins: dict[
             tuple[Id, str | None], tuple[str, bool]
         ] = {}  # → of its bytes, and whether they are the old ones
+        self.changed: dict[
+            Id, dict[str, Value]
+        ] = {}  # name of a picture → columns that say something else of it than before
+        self._told: set[Id] = set()  # names of pictures whose first row was looked at: the others' columns do not count
 
     def image(self, item: ImageItem) -> ImageItem:
         if item.image_id not in self.there:
@@ -172,6 +213,12 @@ class _Known:
             stored = self.store.image(self.there[item.image_id])
             # What the store has was prepared before: its own bytes are its origin.
             self.origins[asked] = content_origin(data), data == stored
+        if self.origins[asked][1] and item.image_id not in self._told:
+            self._told.add(item.image_id)
+            before = self.store.columns_of(self.there[item.image_id])
+            other = {name: value for name, value in (item.columns or {}).items() if before.get(name) != value}
+            if other:
+                self.changed[item.image_id] = other
         return replace(item, origin=self.origins[asked][0])
 
     def text(self, item: TextItem) -> tuple[TextItem, bool]:

@@ -143,6 +143,59 @@ def test_append_by_command(tmp_path) -> None:
     assert call(*command, "--append", "--overwrite")[0] == 2
 
 
+def listed(store: Path) -> list[str]:
+    return [json.loads(line)["problem"] for line in (store / "faults.jsonl").read_bytes().splitlines()]
+
+
+@pytest.mark.parametrize("split", [(), ("--split", "0.5,0.5")])
+def test_what_earlier_imports_left_out_stays_listed(tmp_path, split) -> None:
+    rows(tmp_path, "a.csv", range(8), more="lost-in-may.jpg,x,y\n")
+    rows(tmp_path, "b.csv", range(8, 12), more="lost-in-june.jpg,x,y\nlost-in-may.jpg,x,y\n")
+    rows(tmp_path, "c.csv", range(12, 14))
+    more = ("--output", tmp_path / "s", "--append", "--on-error", "skip", *split)
+    first = tmp_path / "s" / "train" if split else tmp_path / "s"
+    assert call("import", "table", tmp_path / "a.csv", *more)[0] == 0
+    may = listed(first)
+    assert len(may) > 0 and all(
+        "lost-in-may" in problem or "picture" in problem or "image" in problem for problem in may
+    )
+    assert call("import", "table", tmp_path / "b.csv", *more)[0] == 0
+    june = listed(first)
+    assert june[: len(may)] == may and any("lost-in-june" in line for line in june)
+    assert call("import", "table", tmp_path / "c.csv", *more)[0] == 0
+    assert listed(first) == june  # nothing was left out this time
+    code, out = call("check", first)
+    assert code == 0 and f"{len(june)} " in out
+
+
+@pytest.mark.parametrize("split", [(), ("--split", "0.5,0.5")])
+def test_new_values_of_pictures_that_are_there_are_said_and_taken_when_asked_for(tmp_path, split) -> None:
+    rows(tmp_path, "a.csv", range(8))
+    rows(tmp_path, "b.csv", [*range(1, 3), 8])
+    (tmp_path / "b.csv").write_text(
+        (tmp_path / "b.csv").read_text(encoding="utf-8").replace("第1件,c1", "第1件,新类"), encoding="utf-8"
+    )
+    base = ("--output", tmp_path / "s", *split)
+
+    def kept(name: str) -> dict:
+        stores = [tmp_path / "s" / part for part in ("train", "valid")] if split else [tmp_path / "s"]
+        found = [open_store(place).columns_of(name) for place in stores]
+        return next(columns for columns in found if columns)
+
+    assert call("import", "table", tmp_path / "a.csv", *base)[0] == 0
+    code, out = call("import", "table", tmp_path / "b.csv", *base, "--append")
+    said = " ".join(out.split())
+    assert code == 0 and "1 pictures that are there have new values of columns (类目 1): the old ones were kept" in said
+    assert "--update-columns takes the new ones" in said and kept("1.jpg") == {"类目": "c1"}
+    code, out = call("import", "table", tmp_path / "b.csv", *base, "--append", "--update-columns")
+    assert code == 0 and "(类目 1): they took the place of the old ones" in " ".join(out.split())
+    assert kept("1.jpg") == {"类目": "新类"} and kept("2.jpg") == {"类目": "c2"}
+    code, out = call("import", "table", tmp_path / "b.csv", *base, "--append", "--update-columns")
+    assert code == 0 and "new values" not in out
+    code, out = call("import", "table", tmp_path / "b.csv", *base, "--update-columns")
+    assert code == 2 and "it goes with --append only" in " ".join(out.split())
+
+
 def test_like_pictures_go_into_one_split(tmp_path) -> None:
     for n in range(0, 40, 4):
         (tmp_path / f"{n + 100}.jpg").write_bytes(painted(n, 64, 60))

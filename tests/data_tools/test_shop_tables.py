@@ -203,7 +203,19 @@ def test_conditions_on_columns() -> None:
         ([], True),
     ):
         assert parse_where(given).holds(columns) is holds, given
-    for wrong in ("类目", "=x", "价格<x", ""):
+    signs = {"价格<元>": 80, "a=b": "c", 'say "x"': "y", "plain": "z"}
+    for condition, holds in (
+        ('"价格<元>"<100', True),
+        ('"价格<元>">=100', False),
+        ('"a=b"=c', True),
+        ("a=b=c", False),  # a column `a`
+        ('"say ""x"""=y', True),
+        ('"plain" = z', True),
+    ):
+        met = parse_where([condition])
+        assert met.holds(signs) is holds and parse_where([str(met)]) == met, condition
+        assert condition == "a=b=c" or met.check(list(signs), "s") is None
+    for wrong in ("类目", "=x", "价格<x", "", '""=x'):
         with pytest.raises(RequestError, match="is no condition; write it like"):
             parse_where([wrong])
     with pytest.raises(RequestError, match="did you mean '类目'"):

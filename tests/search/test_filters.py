@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -51,6 +52,20 @@ def kept_index(make, checkpoint, kept, tmp_path_factory):
 @pytest.fixture(scope="module")
 def goods_engine(kept_index):
     return open_engine(kept_index, device="cpu")
+
+
+def test_columns_whose_names_hold_signs_are_asked_for_and_offered():
+    rows = [{"价格<元>": n, "a=b": "cd"[n % 2]} for n in range(10)]
+
+    class Rows(list):
+        info: ClassVar[dict] = {"columns": True}
+
+        def columns(self):
+            return self
+
+    facets = Facets(Rows(rows))
+    assert "a=b" in facets.offered()
+    assert facets.select(parse_where(['"价格<元>"<3', '"a=b"=d'])).tolist() == [1]
 
 
 def ask(engine, *where: str, **question):

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from cnclip_ft.search.index.folder import Index
-from data_tools.columns import Where, nameable
+from data_tools.columns import Where
 from data_tools.store.layouts import Value
 
 _OFFERED = 60  # values of a column up to which it is offered for choosing
@@ -35,11 +35,11 @@ class Facets:
         return list(self._codes)
 
     def offered(self) -> dict[str, list[tuple[Value, int]]]:
-        """Columns of 2 to 60 values, two pictures and more a value, that a condition can name, each with their number, the most frequent first."""
+        """Columns of 2 to 60 values, two pictures and more a value, each with their number, the most frequent first."""
         found: dict[str, list[tuple[Value, int]]] = {}
         for name, values in self._values.items():
             described = int((self._codes[name] >= 0).sum())
-            if 2 <= len(values) <= min(_OFFERED, described // 2) and nameable(name):
+            if 2 <= len(values) <= min(_OFFERED, described // 2):
                 counts = np.bincount(self._codes[name][self._codes[name] >= 0], minlength=len(values)).tolist()
                 found[name] = sorted(zip(values, counts, strict=True), key=lambda pair: -pair[1])
         return found

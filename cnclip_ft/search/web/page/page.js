@@ -57,6 +57,8 @@ function moreLike(hit) {
 }
 
 const byPicture = () => Boolean(picture || like);
+/** As a condition names a column (data_tools/columns.py): in quotation marks where it could be read otherwise. */
+const named = column => /[=<>"]|^\s|\s$/.test(column) ? `"${column.replaceAll('"', '""')}"` : column;
 const where = () => [...document.querySelectorAll("#facets select")].filter(s => s.value).map(s => `${s.dataset.column}=${s.value}`);
 const atLeast = () => $("only").checked && !byPicture() ? +$("limit").value : null; // null: all
 
@@ -154,7 +156,7 @@ function speak() {
 function facets() {
   $("facets").replaceChildren(...info.facets.map(facet => {
     const select = make("select"), all = make("option", "", t.any);
-    all.value = ""; select.dataset.column = facet.column;
+    all.value = ""; select.dataset.column = named(facet.column);
     select.append(all, ...facet.choices.map(choice => { const o = make("option", "", `${choice.value} (${choice.images.toLocaleString()})`); o.value = choice.value; return o; }));
     select.onchange = () => ask();
     return make("label", "", make("span", "", facet.column), select);
