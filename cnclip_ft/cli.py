@@ -25,6 +25,7 @@ from cnclip_ft.commands import (
     search,
     topk,
     train,
+    tune,
 )
 from data_tools.errors import UserError
 from data_tools.tables import fitted, terminal_width
@@ -60,6 +61,7 @@ app.add_typer(recipe.app, name="recipe")
 for function in (
     train.plan,
     train.train,
+    tune.tune,
     evaluate.evaluate,
     encode.encode,
     topk.topk,

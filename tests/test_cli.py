@@ -69,6 +69,7 @@ def test_help_is_light():
         "calibrate",
         "compare",
         "average",
+        "tune",
         "search",
     ):
         assert name in said

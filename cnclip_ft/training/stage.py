@@ -248,6 +248,7 @@ class StageRun:
             stage=plan.name,
             step=step,
             mean_recall=judgement.mean_recall,
+            score=judgement.score,
             scores=judgement.as_dict(),
         )
         info = checkpoint_info(context, plan, step, self.progress.token, verdict(judgement))

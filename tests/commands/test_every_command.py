@@ -45,6 +45,7 @@ topk features features --output top.jsonl -k 3 --device cpu
 classify BEST photos --classes classes.txt --json classified.json --output labels
 classify BEST goods/train --by 类目 --json sorted.json
 calibrate BEST official/valid --precision 0.9 --json calibrated.json --picture curve.png
+tune demo model.start={{architecture:\\ tiny}} {DATA} {SHORT} --trials 1 --output searched
 compare BEST LAST --split official/valid --json compared.json
 average BEST LAST --judge official/valid --output averaged
 export BEST --to huggingface --output exported --verify official/valid

@@ -1,0 +1,123 @@
+"""One trial as a process of its own: a run of one stage, followed by its journal, stopped where it is not worth going on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from cnclip_ft.models.checkpoints import read_info
+from cnclip_ft.training.run_folder import JOURNAL, STATES, is_finished
+from data_tools.errors import UserError
+
+_EVERY = 0.5  # seconds between two looks at the journal
+_PATIENCE = 120  # seconds a run has to end after it was asked to
+Record = dict[str, Any]
+
+
+class Runner:
+    """Runs the recipe in `file`, whose output is `folder`.
+
+    Args:
+        trust_import: as for `train`.
+    """
+
+    def __init__(self, file: Path, folder: Path, stage: str, *, trust_import: bool = False) -> None:
+        self.file, self.folder, self.stage, self.trust_import = file, folder, stage, trust_import
+        self.log = file.with_suffix(".log")
+
+    @property
+    def begun(self) -> bool:
+        """Whether an attempt before left a state to go on from."""
+        return any((self.folder / STATES).glob("state-*.pt"))
+
+    def run(self, follow: Callable[[Record], str | None]) -> tuple[Literal["complete", "stopped"], str]:
+        """Train; `follow` is told every record of the journal and may give a reason to stop.
+
+        Returns:
+            "complete", or "stopped" and the reason.
+
+        Raises:
+            UserError: the run failed; the message is its last words.
+            KeyboardInterrupt: passed on, once the run has stopped with its state written.
+        """
+        if is_finished(self.folder):  # the search ended just then
+            return "complete", ""
+        command = [sys.executable, "-m", "cnclip_ft", "train", str(self.file)]
+        command += ["--continue"] if self.begun else ["--overwrite"]
+        command += ["--trust-import"] if self.trust_import else []
+        records, reason = self._records(), None
+        with self.log.open("ab") as log:
+            # A session of its own: Ctrl-C in the terminal is for the search, which then asks the run to stop.
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+            try:
+                while process.poll() is None:
+                    time.sleep(_EVERY)
+                    reason = reason or next((told for told in map(follow, records()) if told), None)
+                    if reason:
+                        break
+            finally:
+                _end(process)
+        for record in records():
+            if reason is None:
+                follow(record)
+        if reason:
+            return "stopped", reason
+        if process.returncode:
+            raise UserError(self._last_words(process.returncode))
+        return "complete", ""
+
+    def score(self) -> float:
+        """Of the best weights, by what decides."""
+        return float(read_info(self.folder / self.stage / "best")["score"])
+
+    def _records(self) -> Callable[[], Iterator[Record]]:
+        """A function that gives what the journal has gained since it was last asked; what an attempt before wrote is old."""
+        journal = self.folder / JOURNAL
+        old = journal.stat().st_size if self.begun and journal.exists() else 0
+        place, rest = [old], [b""]
+
+        def more() -> Iterator[Record]:
+            try:
+                with journal.open("rb") as file:
+                    file.seek(place[0])
+                    found = file.read()
+            except OSError:
+                return
+            place[0] += len(found)
+            *lines, rest[0] = (rest[0] + found).split(b"\n")
+            for line in lines:
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    continue
+
+        return more
+
+    def _last_words(self, code: int) -> str:
+        lines = self.log.read_text(encoding="utf-8", errors="replace").rstrip().split("\n")
+        start = max((number for number, line in enumerate(lines) if line.startswith("error: ")), default=len(lines) - 1)
+        said = " ".join(line.strip() for line in lines[start : start + 3]).removeprefix("error: ")
+        return f"{said[:300] or f'it ended with {code}'} ({self.log})"
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask it to stop, and wait until it has; what does not listen is killed. Its state is then that of its last validation."""
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+        if os.name == "posix":
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        process.wait()

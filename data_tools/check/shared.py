@@ -1,0 +1,39 @@
+"""Pictures that two stores share, byte for byte, without measuring either: quick enough to ask before every search."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+from data_tools.errors import DataFault
+from data_tools.store import PairStore
+
+MOST = 2_000_000  # pictures looked at: their lengths alone take about half a minute
+
+
+def shared_pictures(train: Iterable[PairStore], valid: PairStore) -> int | None:
+    """How many pictures of `valid` are in `train` too; None where there are too many to look."""
+    stores = list(train)
+    if sum(store.image_count for store in stores) > MOST:
+        return None
+    wanted: dict[int, set[bytes]] = {}
+    for data in _pictures(valid):
+        wanted.setdefault(len(data), set()).add(_digest(data))
+    found = set()
+    for store in stores:
+        for data in _pictures(store):
+            if len(data) in wanted and (digest := _digest(data)) in wanted[len(data)]:
+                found.add(digest)
+    return len(found)
+
+
+def _pictures(store: PairStore) -> Iterable[bytes | memoryview]:
+    for image_id in store.image_ids:
+        try:
+            yield store.image_view(image_id)
+        except DataFault:  # training says so when it comes to it
+            continue
+
+
+def _digest(data: bytes | memoryview) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()

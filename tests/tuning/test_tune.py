@@ -1,0 +1,357 @@
+"""The search: a trial of the recipe's own values is the recipe, trials fall behind, a search stops, goes on and gives up in words."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from cnclip_ft.evaluation.comparison import hit_table
+from cnclip_ft.recipe import dump_recipe
+from cnclip_ft.recipe_files import checked_recipe, load_recipe
+from cnclip_ft.retrieval.recall import split_ranks
+from cnclip_ft.training.context import make_context
+from cnclip_ft.training.optimizer import build_table, rules_for
+from cnclip_ft.training.stage_plan import plan_stages
+from cnclip_ft.tuning import outcome
+from cnclip_ft.tuning.search import KEPT, Search, seconds_of
+from cnclip_ft.tuning.space import axes_of, given_axes
+from cnclip_ft.tuning.trials import Trial, TrialFile, behind
+from data_tools.errors import RequestError, UserError
+from data_tools.words import said_in
+from tests.evaluation.tiny import make_store, random_split
+
+pytest.importorskip("optuna")
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tune")
+    make_store(folder / "train", images=40)
+    make_store(folder / "valid", images=12)
+    return folder
+
+
+def recipe(stores, *overrides, train="train"):
+    short = [
+        f"stages.{stage}.{key}={value}"
+        for stage in ("align", "contrast")
+        for key, value in (("steps", 12), ("batch_size", 16), ("warmup_steps", 3), ("validate_every", "null"))
+    ]
+    return load_recipe(
+        "demo",
+        [
+            f"data.train={stores / train}",
+            f"data.valid={stores / 'valid'}",
+            "model.start={architecture: tiny}",
+            *short,
+            *overrides,
+        ],
+    )
+
+
+class Fake:
+    """Stands for the process of a trial: six validations, and a score by the trial's stage alone."""
+
+    def __init__(self, score=lambda stage: 10.0, left=0.0, stop_at=None, fails=lambda number: False):
+        self.score, self.left, self.stop_at, self.fails, self.runs = score, left, stop_at, fails, []
+
+    def __call__(self, runner, follow):
+        number = int(runner.folder.name)
+        settings = load_recipe(runner.file).stages[runner.stage]
+        self.runs.append((runner.stage, number, settings))
+        if self.fails(number):
+            raise UserError("out of paper")
+        if len(self.runs) == self.stop_at:
+            raise KeyboardInterrupt
+        score = self.score(settings)
+        for step in range(1, 7):
+            at = step * (settings.validate_every or 2)
+            for record in (
+                {"kind": "train", "stage": runner.stage, "step": at, "seconds_left": self.left},
+                {"kind": "validation", "stage": runner.stage, "step": at, "mean_recall": score, "score": score},
+            ):
+                reason = follow(record)
+                if reason:
+                    return "stopped", reason
+        best = runner.folder / runner.stage / "best"
+        best.mkdir(parents=True)
+        (best / "cnclip_ft.json").write_text(json.dumps({"format": 1, "model": {}, "score": score}), encoding="utf-8")
+        return "complete", ""
+
+
+def searched(stores, folder, fake, *, trials=8, proceed=False, **more):
+    lines: list[str] = []
+    settings = more.pop("settings", None) or recipe(stores)
+    search = Search(settings, folder, trials=trials, say=lines.append, run=fake, stages=["align"], **more)
+    return search.execute(proceed=proceed), lines
+
+
+# ---- the space ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["align", "contrast"])
+def test_a_trial_of_the_own_values_is_the_recipe(stores, name):
+    context, model = make_context(recipe(stores, "stages.align.ema=0.9"), write=False)
+    plan = next(plan for plan in plan_stages(context, model) if plan.name == name)
+    space = axes_of(plan, context.new_parts, 1000, 1, patches=True)
+    content = recipe(stores, "stages.align.ema=0.9").model_dump(mode="json")
+    content["stages"] = {name: space.stage(space.own())}
+    trial = checked_recipe(content).stages[name]
+    same = {"train", "validate_every"}
+    assert trial.model_dump(exclude=same) == plan.setting.model_dump(exclude=same)
+    ours, theirs = (
+        {entry.name: (entry.rate, entry.lora) for entry in table}
+        for table in (build_table(model, plan.objective, rules_for(trial, context.new_parts)), plan.table)
+    )
+    assert ours == theirs
+    assert {"rate", "batch size", "length", "averaged over"} <= {axis.name for axis in space.axes}
+    assert ("image rate" in space.own()) == (name == "contrast") and ("crop" in space.own()) == (name == "contrast")
+
+
+def space_of(stores, name="contrast"):
+    context, model = make_context(recipe(stores), write=False)
+    plan = next(plan for plan in plan_stages(context, model) if plan.name == name)
+    return axes_of(plan, context.new_parts, 1000, 1, patches=True)
+
+
+def test_values_reach_the_stage(stores):
+    stage = space_of(stores).stage(
+        {
+            "rate": 2.0,
+            "batch size": 64,
+            "length": 1.5,
+            "image rate": 0.25,
+            "heads rate": 4.0,
+            "lora": "8",
+            "averaged over": 0.5,
+        }
+    )
+    assert stage["learning_rate"] == 5e-3 and stage["batch_size"] == 64 and stage["micro_batch_size"] == 16
+    assert stage["steps"] == round(12 * 16 * 1.5 / 64) and stage["warmup_steps"] == round(3 * stage["steps"] / 12)
+    assert stage["ema"] == pytest.approx(1 - 1 / (0.5 * stage["steps"]))
+    rates = {(rule["tower"], rule["part"]): rule["rate"] for rule in stage["train"]}
+    assert (
+        rates[("image", "trunk")] == 10 * 0.25 and rates[("text", "trunk")] == 10 and rates[("text", "projection")] == 4
+    )
+    assert rates[("temperature", "all")] == 40
+    assert {rule["lora"]["rank"] for rule in stage["train"] if rule["part"] == "trunk"} == {8}
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("stages.contrast.nothing=1,2", "no such key"),
+        ("stages.contrast.objective=1,2", "is a section"),
+        ("stages.contrast.learning_rate=1e-2..1e-4", "not below"),
+        ("stages.contrast.learning_rate=0..1e-4", "above 0"),
+        ("stages.contrast.learning_rate=1e-9..1e-8", "lies outside"),
+        ("stages.contrast.ema=0.98", "two values or more"),
+    ],
+)
+def test_an_axis_of_ones_own_that_cannot_be_is_refused(stores, given, says):
+    with pytest.raises(RequestError, match=says):
+        given_axes(space_of(stores), [given])
+
+
+def test_axes_of_ones_own(stores):
+    space = given_axes(
+        space_of(stores),
+        [
+            "stages.contrast.learning_rate=1e-4..1e-2",
+            "stages.contrast.ema=null,0.9",
+            "stages.contrast.objective.positives=soft",
+        ],
+    )
+    assert space.own() == {"learning_rate": 2.5e-3, "ema": 0.98, "objective.positives": "exclude"}
+    stage = space.stage({"learning_rate": 1e-3, "ema": None, "objective.positives": "soft"})
+    assert (stage["learning_rate"], stage["ema"], stage["objective"]["positives"]) == (1e-3, None, "soft")
+
+
+# ---- the search -----------------------------------------------------------------------------------------------------
+
+
+def test_the_first_trial_is_the_recipe_and_the_best_is_found(stores, tmp_path):
+    fake = Fake(score=lambda stage: 20 - abs(stage.learning_rate - 2e-3) * 1e3)
+    found, lines = searched(stores, tmp_path / "s", fake, trials=24, given=["stages.align.learning_rate=1e-4..1e-2"])
+    trials = found.trials["align"]
+    assert len(trials) == 24 and trials[0].values == {"learning_rate": 1e-3} and trials[0].state == "complete"
+    best = found.winner("align")
+    assert best.score == max(t.score for t in trials if t.score is not None) > 19.5
+    assert found.recipe.stages["align"].learning_rate == pytest.approx(best.values["learning_rate"])
+    assert any(trial.state == "pruned" for trial in trials) and any("the recipe itself" in line for line in lines)
+    kept = [trial for trial in trials if (tmp_path / "s/align" / f"{trial.number:04}" / "align/best").is_dir()]
+    assert len(kept) == KEPT and best in kept
+    assert [name for name, _, _ in fake.runs][-1] == "contrast"  # trained once, as the recipe has it
+    assert fake.runs[-1][2].steps == 12 and found.trials["contrast"][0].values == {}
+
+
+def test_a_stopped_search_goes_on_as_it_would_have_gone(stores, tmp_path):
+    score = lambda stage: 10 + 1e3 * stage.learning_rate  # noqa: E731
+    whole, _ = searched(stores, tmp_path / "whole", Fake(score))
+    with pytest.raises(KeyboardInterrupt):
+        searched(stores, tmp_path / "cut", Fake(score, stop_at=4))
+    file = tmp_path / "cut/trials.jsonl"
+    assert TrialFile(tmp_path / "cut").trials["align", 3].state == "running"
+    file.write_bytes(file.read_bytes() + b'{"stage": "align", "numb')  # a kill in the middle of a line
+    with pytest.raises(RequestError, match="Continue it with --continue"):
+        searched(stores, tmp_path / "cut", Fake(score))
+    with pytest.raises(RequestError, match="another recipe"):
+        searched(stores, tmp_path / "cut", Fake(score), proceed=True, settings=recipe(stores, "seed=5"))
+    again = Fake(score)
+    found, _ = searched(stores, tmp_path / "cut", again, proceed=True)
+    assert again.runs[0][1] == 3
+    assert [(t.values, t.state, t.score) for t in found.trials["align"]] == [
+        (t.values, t.state, t.score) for t in whole.trials["align"]
+    ]
+
+
+def test_a_budget_too_small_for_one_trial_is_said(stores, tmp_path):
+    with pytest.raises(RequestError, match=r"the recipe itself takes about 17m.*--budget"):
+        searched(stores, tmp_path / "s", Fake(left=1000.0), budget=60.0)
+
+
+def test_failing_trials_are_rows_until_all_fail(stores, tmp_path):
+    found, lines = searched(stores, tmp_path / "some", Fake(fails=lambda number: number % 2 == 1), trials=5)
+    assert [t.state for t in found.trials["align"]] == ["complete", "failed", "complete", "failed", "complete"]
+    assert any("out of paper" in line for line in lines)
+    with pytest.raises(UserError, match="the recipe itself does not train: out of paper"):
+        searched(stores, tmp_path / "all", Fake(fails=lambda number: True))
+
+
+def test_pictures_that_leak_are_said(stores, tmp_path):
+    settings = recipe(stores, f"data.train={stores / 'valid'}", f"data.valid={stores / 'valid'}")
+    found, lines = searched(stores, tmp_path / "s", Fake(), trials=1, settings=settings)
+    assert "12 pictures of data.valid" in found.warning and any("by heart" in line for line in lines)
+
+
+def test_requests_that_cannot_be_are_refused(stores, tmp_path):
+    for more, says in (
+        ({"trials": None}, "--budget 2h, or --trials"),
+        ({"stages": ["alinn"]}, "align, contrast"),
+        ({"given": ["learning_rate=1,2"]}, "name a key of a searched stage"),
+    ):
+        with pytest.raises(RequestError, match=says):
+            Search(recipe(stores), tmp_path, **({"trials": 1} | more))
+    (tmp_path / "mine.txt").write_text("x", encoding="utf-8")
+    with pytest.raises(RequestError, match=r"holds mine.txt"):
+        searched(stores, tmp_path, Fake())
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    with pytest.raises(RequestError, match="no search to continue"):
+        searched(stores, tmp_path / "new", Fake(), proceed=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("2h", 7200), ("90m", 5400), ("1h30m", 5400), ("45s", 45), ("1.5h", 5400), ("5min", 300)]
+)
+def test_budgets(text, seconds):
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "2", "0h", "-1h"])
+def test_budgets_that_are_none(text):
+    with pytest.raises(RequestError, match="give a time"):
+        seconds_of(text)
+
+
+def test_the_better_half_goes_on():
+    others = [
+        Trial("s", number, {}, reports={1: score, 2: score, 3: score}) for number, score in enumerate((5.0, 4.0, 3.0))
+    ]
+
+    def given_up(score, number=1, own=9):
+        mine = Trial("s", own, {}, reports={number: score})
+        return behind(mine, number, [*others, mine])
+
+    assert given_up(3.5) and not given_up(4.5) and not given_up(4.0)
+    assert not given_up(0.0, number=3) and given_up(0.0, number=2)  # judged at 1, 2, 4, …
+    assert not given_up(0.0, own=0)  # the recipe itself
+    assert not behind(others[2], 1, others)  # of three there is no half
+
+
+# ---- what is said ---------------------------------------------------------------------------------------------------
+
+
+def test_flattery_is_that_of_choosing():
+    """Five models that are equally good but for chance: chosen on one half, the best one falls back on the other."""
+    tables = []
+    for seed in range(5):
+        features = random_split(200, 400, seed=seed, noise=3.0)
+        tables.append(hit_table(features, split_ranks(features)))
+    found = outcome.measure(tables)
+    assert found.among == 5 and found.loss > 0.5 and 0.5 < found.error < 4
+    alone = outcome.measure(tables[:1])
+    assert abs(alone.loss) < 0.5  # one model is not chosen
+    assert f"{found.loss:.2f}" in found.sentence() and f"{found.loss:.2f}" in said_in(found.sentence(), "zh")
+
+
+def test_what_mattered_is_told_from_what_did_not(stores):
+    space = given_axes(
+        space_of(stores), ["stages.contrast.learning_rate=1e-4..1e-2", "stages.contrast.weight_decay=0.001,0.1"]
+    )
+    torch.manual_seed(0)
+    trials = [
+        Trial(
+            "contrast",
+            n,
+            {"learning_rate": 1e-4 * 100**share, "weight_decay": (0.001, 0.1)[n % 2]},
+            "complete",
+            50 * share,
+        )
+        for n, share in enumerate(torch.rand(40).tolist())
+    ]
+    found = outcome.importance(space, trials)
+    assert found["learning_rate"] > 0.8 and outcome.importance(space, trials[:3]) == {}
+
+
+def test_pages_and_recipe(stores, tmp_path):
+    found, _ = searched(stores, tmp_path / "s", Fake(score=lambda stage: 1e3 * stage.learning_rate), trials=9)
+    file, page = outcome.write(found, outcome.Flattery(5, 0.4, 1.0), "zh")
+    assert load_recipe(file).stages == found.recipe.stages
+    text = page.read_text(encoding="utf-8")
+    assert (
+        text.count("<svg") >= len(found.spaces[0].axes)
+        and "各项的影响" in text
+        and "0.40" in text
+        and "given up" not in text
+    )
+    english = outcome.write(found, None, "en")[1].read_text(encoding="utf-8")
+    assert "What mattered" in english and not re.search("[\u4e00-\u9fff]", english)
+    width = 80
+    for space in found.spaces:
+        for lines in (outcome.trials_table(space, found, width), outcome.settings_table(space, found, {}, width)):
+            assert all(len(line) <= width for line in lines.split("\n"))
+
+
+@pytest.mark.slow
+def test_a_search_with_processes_stops_on_request_and_goes_on(stores, tmp_path):
+    """Real trials; Ctrl-C in the middle of one leaves its state, and the search goes on with it."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(dump_recipe(recipe(stores, "stages.align.steps=60", "stages.contrast.steps=6")), encoding="utf-8")
+    command = [sys.executable, "-m", "cnclip_ft", "tune", str(file), "--trials", "2", "--output", str(tmp_path / "s")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 240
+    while not list(tmp_path.glob("s/align/0000/state/*.pt")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(120) == 130
+    before = TrialFile(tmp_path / "s").trials["align", 0]
+    assert before.state == "running" and before.seconds > 0
+    done = subprocess.run([*command, "--continue"], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    log = (tmp_path / "s/align/0000.log").read_text(encoding="utf-8")
+    assert "Continuing stage align" in log
+    assert load_recipe(tmp_path / "s/tuned.yaml") and (tmp_path / "s/index.html").is_file()
+    trials = TrialFile(tmp_path / "s")
+    assert [len(trials.of(name)) for name in ("align", "contrast")] == [2, 2]
+    assert isinstance(trials.trials["align", 0].score, float)
+    assert (
+        list((tmp_path / "s/contrast").glob("*/contrast/best/model.safetensors")) and "Best checkpoint:" in done.stdout
+    )
