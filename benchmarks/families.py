@@ -50,7 +50,7 @@ tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
 model.train()
 if frozen:
     model.lock_image_tower()
-loss_function = open_clip.SigLipLoss() if model.logit_bias is not None else open_clip.ClipLoss()
+loss_function = open_clip.loss.SigLipLoss() if model.logit_bias is not None else open_clip.ClipLoss()
 exclude = lambda n, p: p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n or "logit_scale" in n
 named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
 optimizer = torch.optim.AdamW(

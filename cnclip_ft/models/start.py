@@ -40,6 +40,7 @@ from data_tools.words import Said, labelled
 
 PROJECTION = 512  # where nothing says otherwise
 _IMAGE_TOWER = Said("image tower", "图像塔")
+FEWEST_TOKENS = 0.9  # of a text tower's rows: published ones leave less than a hundredth without a token
 
 
 @dataclass
@@ -139,7 +140,19 @@ def _about(model: DualEncoder) -> list[str]:
     loss = Said("softmax (contrastive)", "softmax（对比损失）")
     if model.logit_bias is not None:
         loss = Said("sigmoid, with its own temperature and bias", "sigmoid，用自己的温度与偏置")
-    return [_line("texts", "文本", texts), _line("pictures", "图片", pictures), _line("loss", "损失", loss)]
+    about = [_line("texts", "文本", texts), _line("pictures", "图片", pictures), _line("loss", "损失", loss)]
+    tokens, rows = tokenizer.vocab_size, model.text_tower.vocab_size
+    if tokens < rows * FEWEST_TOKENS:
+        note = Said(
+            "{vocabulary} has {tokens:,} tokens, the text tower rows for {rows:,}: it may be another model's tokenizer, and its ids would "
+            "mean other words to the tower. If so, put the tower's own tokenizer files beside its weights",
+            "{vocabulary} 有 {tokens:,} 个词元，文本塔有 {rows:,} 行：它可能是另一个模型的分词器，其 id 对文本塔是别的词。若是如此，请把文本塔自己的分词器文件放到权重旁边",
+            vocabulary=tokenizer.name,
+            tokens=tokens,
+            rows=rows,
+        )
+        about.append(_line("note", "提示", note))
+    return about
 
 
 def _whole(

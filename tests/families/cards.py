@@ -23,6 +23,7 @@ VISION = {
 }  # fmt: skip
 TEXT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
 DIM = 24
+STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _metaclip_2() -> tuple[Any, Any, Any]:
 
 def _altclip() -> tuple[Any, Any, Any]:
     tokenizer = transformers.XLMRobertaTokenizer(vocab=pieces(), model_max_length=512)
-    text = TEXT | {"vocab_size": len(tokenizer), "project_dim": 28, "max_position_embeddings": 100}
+    text = TEXT | {"vocab_size": len(tokenizer), "project_dim": 28, "max_position_embeddings": 100, **STILL}
     config = transformers.AltCLIPConfig(text_config=text, vision_config=VISION, projection_dim=DIM)
     return transformers.AltCLIPModel(config), tokenizer, _cropped()
 
@@ -219,20 +220,42 @@ def _naflex() -> tuple[Any, Any, Any]:
     return transformers.Siglip2Model(config), tokenizer, pictures
 
 
-def _dual() -> tuple[Any, Any, Any]:
-    """CLIP's pictures and XLM-R's texts."""
-    tokenizer = transformers.XLMRobertaTokenizer(vocab=pieces(), model_max_length=98)
-    text = transformers.XLMRobertaConfig(
-        **TEXT,
-        vocab_size=len(tokenizer) + 7,
-        max_position_embeddings=100,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    config = transformers.VisionTextDualEncoderConfig(
-        vision_config=transformers.CLIPVisionConfig(**VISION).to_dict(), text_config=text.to_dict(), projection_dim=DIM
-    )
-    return transformers.VisionTextDualEncoderModel(config), tokenizer, _cropped()
+def _dual(vision: Callable[[], Any] | None = None, pictures: Callable[[], Any] | None = None) -> Any:
+    """Pictures of a CLIP, or of another encoder of the library, and XLM-R's texts."""
+
+    def make() -> tuple[Any, Any, Any]:
+        tokenizer = transformers.XLMRobertaTokenizer(vocab=pieces(), model_max_length=98)
+        text = transformers.XLMRobertaConfig(
+            **TEXT,
+            vocab_size=len(tokenizer) + 7,
+            max_position_embeddings=100,
+            **STILL,
+        )
+        own = vision() if vision else transformers.CLIPVisionConfig(**VISION)
+        config = transformers.VisionTextDualEncoderConfig(
+            vision_config=own.to_dict(), text_config=text.to_dict(), projection_dim=DIM
+        )
+        return transformers.VisionTextDualEncoderModel(config), tokenizer, (pictures or _cropped)()
+
+    return make
+
+
+def _vit() -> Any:
+    return transformers.ViTConfig(**VISION, **STILL)
+
+
+def _vit_pictures() -> Any:
+    return transformers.ViTImageProcessorPil(size={"height": 32, "width": 32})
+
+
+def _dinov2() -> Any:
+    """Made for pictures of another size than its folder's processor gives it, as the published ones."""
+    numbers = {key: value for key, value in VISION.items() if key not in ("image_size", "intermediate_size")}
+    return transformers.Dinov2Config(**numbers, image_size=40, mlp_ratio=2)
+
+
+def _dinov2_pictures() -> Any:
+    return transformers.BitImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
 
 
 PADDED = {"padding": "max_length"}
@@ -246,7 +269,12 @@ CARDS = {
     "clip": Card("clip", _clip()),
     "metaclip_2": Card("metaclip_2", _metaclip_2),
     "altclip": Card("altclip", _altclip),
-    "vision-text-dual-encoder": Card("vision-text-dual-encoder", _dual),
+    "vision-text-dual-encoder": Card("vision-text-dual-encoder", _dual()),
+    "vit beside xlm-r": Card("vision-text-dual-encoder", _dual(_vit, _vit_pictures)),
+    "dinov2 beside xlm-r": Card("vision-text-dual-encoder", _dual(_dinov2, _dinov2_pictures)),
+    "siglip beside xlm-r": Card(
+        "vision-text-dual-encoder", _dual(lambda: transformers.SiglipVisionConfig(**VISION), lambda: _squashed(32))
+    ),
     "siglip": Card("siglip", _siglip, PADDED, 64),
     "siglip of version 2": Card("siglip", _siglip_2, PADDED, 64),
     "siglip2": Card("siglip2", _naflex, PADDED, 64, {"max_num_patches": 30, "patch_size": 8}),

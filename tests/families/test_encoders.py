@@ -207,7 +207,9 @@ def test_all_train_with_low_rank_updates_and_export(name, stores, folders, tmp_p
     assert train(run(stores, folders(name), tmp_path / "run", train=rules, gradient_checkpointing="text"))
     best = tmp_path / "run" / "contrast" / "best"
     assert export_checkpoint(best, "onnx", tmp_path / "onnx", verify=stores / "valid").difference < 1e-5
-    with pytest.raises(RequestError, match="VisionTextDualEncoderModel is a ViT with an encoder's own pooled output"):
+    with pytest.raises(
+        RequestError, match="VisionTextDualEncoderModel is an image encoder of transformers, or a ViT, with"
+    ):
         export_checkpoint(best, "huggingface", tmp_path / "hf")
 
 

@@ -36,6 +36,12 @@ def edited(folder, place, file="config.json", **changes):
             "a text model of type 'vit'; transformers has bert, roberta, xlm-roberta",
         ),
         ("roberta", {"model_type": "bart"}, {}, "is no encoder of texts by itself"),
+        (
+            "roberta",
+            {"model_type": "t5"},
+            {},
+            "type t5 is no encoder of texts by itself; transformers has bert, roberta",
+        ),
         ("roberta", {"num_hidden_layers": 5000}, {}, "num_hidden_layers is 5000, expected a whole number up to 1,000"),
         ("roberta", {"num_hidden_layers": 4}, {}, "16 missing"),
         (
@@ -179,9 +185,41 @@ def test_a_checkpoint_edited_by_hand_is_refused(folders, tmp_path):
 def test_pictures_of_another_kind_are_told(tmp_path):
     dual = CARDS["vision-text-dual-encoder"].write(tmp_path / "dual")
     config = json.loads((dual / "config.json").read_text(encoding="utf-8"))
-    vision = config["vision_config"] | {"model_type": "resnet"}
-    with pytest.raises(RequestError, match="vision_config is of type 'resnet'; read here: clip_vision_model"):
-        build_start(str(edited(dual, tmp_path / "x", vision_config=vision)))
+    for kind, said in (
+        ("resnet", r"the pooled output of a resnet is \[2048, 1, 1\], expected \[32\]; read here: vit"),
+        ("layoutlm", "config.json: a model of type 'layoutlm'; read here: clip_vision_model, vit"),
+        ("timm_wrapper", "config.json: a model of type 'timm_wrapper'; read here: clip_vision_model, vit"),
+    ):
+        vision = config["vision_config"] | {"model_type": kind}
+        with pytest.raises(RequestError, match=said) as caught:
+            build_start(str(edited(dual, tmp_path / kind, vision_config=vision)))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_picture_size_the_image_encoder_does_not_take_is_told(tmp_path):
+    dual = CARDS["vit beside xlm-r"].write(tmp_path / "dual")
+    larger = {"size": {"height": 40, "width": 40}}
+    with pytest.raises(RequestError, match="a vit of transformers does not take pictures of 40 × 40"):
+        build_start(str(edited(dual, tmp_path / "x", "preprocessor_config.json", **larger)))
+
+
+def test_a_tokenizer_of_another_model_with_fewer_tokens_is_told(folders, tmp_path):
+    """All its ids have an embedding, so nothing breaks; texts would mean nothing to the tower."""
+    folder, other = folders("xlm-roberta"), folders("cased bert")
+    _, report = start(folder)
+    assert not any("another model's" in line for line in report.lines())
+    tower = edited(folder, tmp_path / "x", vocab_size=5000)
+    weights = load_file(tower / "model.safetensors")
+    name = next(name for name in weights if name.endswith("word_embeddings.weight"))
+    weights[name] = torch.zeros(5000, weights[name].shape[1])
+    save_file(weights, tower / "model.safetensors")
+    for file in tower.glob("*token*"):
+        file.unlink()
+    for file in other.glob("*token*"):
+        shutil.copy(file, tower)
+    _, report = start(tower)
+    said = [line for line in report.lines() if "another model's" in line]
+    assert len(said) == 1 and "rows for 5,000" in said[0]
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip2"])

@@ -150,7 +150,18 @@ def test_the_servers_decoder_makes_the_same_bytes(start):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shares", [False, True], ids=["whole", "fsdp2"])
-@pytest.mark.parametrize("name", ["siglip of version 2", "siglip2", "clip", "vision-text-dual-encoder"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "siglip of version 2",
+        "siglip2",
+        "clip",
+        "altclip",
+        "vision-text-dual-encoder",
+        "vit beside xlm-r",
+        "dinov2 beside xlm-r",
+    ],
+)
 def test_two_processes_equal_one(place, tmp_path, name, shares):
     start = CARDS[name].write(tmp_path / "start")
     folders = []

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, PretrainedConfig
 from transformers.utils import logging
 
 from cnclip_ft.models.build import Checkpoint
+from cnclip_ft.models.families.encoder import vision
+from cnclip_ft.models.families.encoder.library import of_section
 from cnclip_ft.models.families.encoder.text import EncoderTower, configuration, is_causal
 from cnclip_ft.models.families.fast_tokenizer import FastTokenizer
 from cnclip_ft.models.formats.bert import TextHalf
 from cnclip_ft.models.formats.cn_clip import is_dropped, modern
 from cnclip_ft.models.formats.files import Tensors, read_folder, read_json
+from cnclip_ft.models.formats.picture_rules import picture_rules, refuse_others, square_side
 from cnclip_ft.models.formats.pooling import choose_pooling
 from cnclip_ft.models.formats.transformers_folder import obeyed_vision
+from cnclip_ft.models.preprocessing import HALF, SquarePicture
 from data_tools.errors import RequestError
 from data_tools.words import Said
 
@@ -55,23 +59,22 @@ def read_encoder_half(folder: Path, pooling: str | None) -> TextHalf:
 
 
 def read_dual_encoder(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> Checkpoint:
-    """A ``VisionTextDualEncoderModel`` folder whose pictures go through a CLIP.
+    """A ``VisionTextDualEncoderModel`` folder: a CLIP's or any image encoder, and a text encoder.
 
     Raises:
-        RequestError: another image tower, or not readable.
+        RequestError: an encoder that is not known, or not readable.
     """
     where = folder / "config.json"
-    vision, text = config.get("vision_config"), config.get("text_config")
-    if not isinstance(vision, dict) or not isinstance(text, dict):
+    pictures, text = config.get("vision_config"), config.get("text_config")
+    if not isinstance(pictures, dict) or not isinstance(text, dict):
         raise RequestError(f"{where}: vision_config and text_config are not both there; fetch it again")
-    if vision.get("model_type") == "clip":
-        vision = vision.get("vision_config")
-    elif vision.get("model_type") != "clip_vision_model":
-        raise RequestError(
-            f"{where}: vision_config is of type {repr(vision.get('model_type'))[:60]}; read here: clip_vision_model. Its text tower "
-            "may be a start all the same: save it by itself (model.text_model.save_pretrained(FOLDER), and the tokenizer)"
-        )
-    image = obeyed_vision(folder, vision, fit="crop")
+    encoder = None
+    if pictures.get("model_type") in ("clip", "clip_vision_model"):
+        own = pictures.get("vision_config") if pictures["model_type"] == "clip" else pictures
+        image = obeyed_vision(folder, own, fit="crop")
+    else:
+        encoder = _image_encoder(folder, pictures)
+        image = encoder.describe()
     tower, tokenizer = _tower_and_tokenizer(folder, _known(folder, text), "pooler")
     tensors = modern(read_folder(folder, dtype).tensors)
     left_over = sorted(name for name in tensors if name.endswith("position_ids"))
@@ -80,6 +83,9 @@ def read_dual_encoder(folder: Path, config: dict[str, Any], dtype: torch.dtype) 
         for name, tensor in tensors.items()
         if name not in left_over
     }
+    expected = {"logit_scale", *tower.state_dict(), *(encoder.state_dict() if encoder else ())}
+    if encoder and tensors.keys() != expected:  # a ViT's layers have other names in files
+        tensors = _by_the_library(folder, expected, dtype) or tensors
     if "text_projection.weight" not in tensors:
         raise RequestError(f"{folder}: the checkpoint is incomplete, no 'text_projection.weight' in it")
     description = {
@@ -89,7 +95,24 @@ def read_dual_encoder(folder: Path, config: dict[str, Any], dtype: torch.dtype) 
     return Checkpoint(str(folder), description, tensors, None, tokenizer=tokenizer, left_over=left_over)
 
 
-def _known(folder: Path, config: dict[str, Any]) -> Any:
+def _image_encoder(folder: Path, section: dict[str, Any]) -> vision.VisionEncoderTower:
+    """The tower without memory; the size of pictures is the processor's, as some models take any (DINOv2)."""
+    config = _known(folder, section, vision.configuration)
+    side = square_side(folder) or getattr(config, "image_size", None)
+    if type(side) is not int:
+        raise RequestError(f"{folder}: no preprocessor_config.json says the size of pictures; fetch it again")
+    picture, said = picture_rules(folder, SquarePicture(side, "squash", HALF, HALF, resample="bilinear"))
+    refuse_others(said)
+    with torch.device("meta"):
+        tower = vision.VisionEncoderTower(config, 1, side)
+    tower.preprocessing = picture
+    tower.check()
+    return tower
+
+
+def _known(
+    folder: Path, config: dict[str, Any], of: Callable[[str, dict[str, Any]], PretrainedConfig] = configuration
+) -> Any:
     """transformers' own configuration of a section."""
     where = folder / "config.json"
     if config.get("auto_map"):
@@ -97,13 +120,8 @@ def _known(folder: Path, config: dict[str, Any]) -> Any:
             f"{where}: names code of its own ({repr(config['auto_map'])[:80]}), which is never run. If transformers' own class of type "
             f"{repr(config.get('model_type'))[:60]} has these weights, take auto_map out of the file"
         )
-    numbers = {
-        key: value
-        for key, value in config.items()
-        if key not in ("model_type", "architectures", "transformers_version")
-    }
     try:
-        return configuration(str(config.get("model_type")), numbers)
+        return of(str(config.get("model_type")), of_section(config))
     except ValueError as error:
         raise RequestError(f"{where}: {error}") from None
 
@@ -139,8 +157,8 @@ def _own_tensors(folder: Path, tower: EncoderTower, tensors: Tensors) -> tuple[T
     return {f"text_model.{mine}": tensors[name] for name, mine in names.items() if mine in own}, left_over
 
 
-def _by_the_library(folder: Path, own: Collection[str]) -> Tensors | None:
-    """The tensors as transformers renames and joins them while it loads (nomic_bert, mixtures of experts); None where they do
+def _by_the_library(folder: Path, own: Collection[str], dtype: torch.dtype = torch.float32) -> Tensors | None:
+    """The tensors as transformers renames and joins them while it loads (ViT, nomic_bert, mixtures of experts); None where they do
     not fit there either."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -150,7 +168,7 @@ def _by_the_library(folder: Path, own: Collection[str]) -> Tensors | None:
             trust_remote_code=False,
             local_files_only=True,
             use_safetensors=True,
-            dtype=torch.float32,
+            dtype=dtype,
             output_loading_info=True,
         )
     except Exception:  # noqa: BLE001 - whatever it is, the names in the file are told

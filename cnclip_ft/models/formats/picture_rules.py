@@ -53,6 +53,17 @@ def patch_rules(folder: Path, usual: PatchedPicture) -> tuple[PatchedPicture, li
     return PatchedPicture(usual.patch, budget, mean, std, resample), said
 
 
+def square_side(folder: Path) -> int | None:
+    """Side of the squares that the folder's processor makes; None where it does not say, or makes no squares."""
+    rules = _processor(folder)[1]
+    size = rules.get("crop_size" if rules.get("do_center_crop") else "size", rules.get("size"))
+    sides = (
+        set(size.values()) if isinstance(size, dict) and size.keys() <= {"height", "width", "shortest_edge"} else {size}
+    )
+    side = sides.pop() if len(sides) == 1 else None
+    return side if type(side) is int and 0 < side <= 1 << 13 else None
+
+
 def refuse_others(said: list[str]) -> None:
     """For a whole model, whose pictures must be prepared as its folder says."""
     if said:

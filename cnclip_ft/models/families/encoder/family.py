@@ -1,29 +1,33 @@
-"""Text encoders of transformers as a family; with a ViT and the library's own pooling they are its VisionTextDualEncoder."""
+"""Encoders of transformers as a family; one of pictures and one of texts, each with its own pooling, are its
+VisionTextDualEncoder."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from transformers import CLIPVisionConfig, VisionTextDualEncoderConfig
+from transformers import CLIPVisionConfig, PretrainedConfig, VisionTextDualEncoderConfig
 
+from cnclip_ft.models.contract import ImageTower
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.families.chinese_clip.vit import ViTTower
 from cnclip_ft.models.families.encoder.text import EncoderTower
+from cnclip_ft.models.families.encoder.vision import VisionEncoderTower
 from cnclip_ft.models.families.parts import class_config, processor_config
 from cnclip_ft.models.family import Family
 
 
 class Encoders(Family):
+    image_towers = (VisionEncoderTower,)
     text_towers = (EncoderTower,)
     exports = ("huggingface", "open_clip", "onnx")
-    transformers_class = "VisionTextDualEncoderModel is a ViT with an encoder's own pooled output (pooling: pooler)"
+    transformers_class = "VisionTextDualEncoderModel is an image encoder of transformers, or a ViT, with a text encoder's own pooled output (pooling: pooler)"
 
     def transformers_files(self, model: DualEncoder) -> dict[str, dict[str, Any]]:
-        files, tower, image = super().transformers_files(model), model.text_tower, model.image_tower.describe()
+        files, tower = super().transformers_files(model), model.text_tower
         assert isinstance(tower, EncoderTower)
-        if image["kind"] == "vit" and tower.pooling == "pooler":
-            dim = model.image_tower.output_dim
-            vision = CLIPVisionConfig(**ViTTower.own_numbers(image), projection_dim=dim)
+        dim = model.image_tower.output_dim
+        vision = _vision(model.image_tower, dim)
+        if vision is not None and tower.pooling == "pooler":
             config = VisionTextDualEncoderConfig(
                 vision_config=vision.to_dict(),
                 text_config=tower.config.to_dict(),
@@ -33,6 +37,15 @@ class Encoders(Family):
             files["config.json"] = class_config(model, config, "VisionTextDualEncoderModel")
         processor = processor_config(model, "CLIPImageProcessor", "VisionTextDualEncoderProcessor")
         return files | {"preprocessor_config.json": processor}
+
+
+def _vision(tower: ImageTower, dim: int) -> PretrainedConfig | None:
+    """The configuration of an image tower that transformers' class has a place for."""
+    if isinstance(tower, VisionEncoderTower):
+        return tower.config
+    if isinstance(tower, ViTTower):
+        return CLIPVisionConfig(**ViTTower.own_numbers(tower.describe()), projection_dim=dim)
+    return None
 
 
 FAMILY = Encoders()

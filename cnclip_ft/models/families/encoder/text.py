@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, NoReturn
 
 import torch
-from accelerate import init_empty_weights
 from pydantic import Field, model_validator
 from torch import nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers import PretrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -16,6 +15,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from cnclip_ft.models.contract import TextTower
+from cnclip_ft.models.families.encoder import library
 from cnclip_ft.models.families.parts import new_projection, set_checkpointing
 from cnclip_ft.models.schema import TextPart, Width
 from data_tools.errors import RequestError
@@ -34,13 +34,8 @@ KNOWN = (
     "gemma3_text",
     "llama",
 )
-_BOUNDS = {"hidden_size": 1 << 16, "num_hidden_layers": 1000, "num_attention_heads": 1 << 14, "intermediate_size": 1 << 18,
-           "vocab_size": 10_000_000, "max_position_embeddings": 10_000_000}  # fmt: skip
-# Which kernels compute: this machine's matter. Named as owner/name, transformers fetches and imports them: code of a stranger.
-_KERNELS = ("attn_implementation", "experts_implementation")
+_TYPES = MODEL_FOR_MASKED_LM_MAPPING_NAMES | MODEL_FOR_CAUSAL_LM_MAPPING_NAMES | MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
 _LONGEST = 1 << 16  # tokens
-# Of a configuration: where it came from, and what is the file's, not the model's.
-_NOT_KEPT = ("use_cache", "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version")
 
 
 def is_causal(config: PretrainedConfig) -> bool:
@@ -58,24 +53,10 @@ def configuration(model_type: str, numbers: dict[str, Any]) -> PretrainedConfig:
     Raises:
         ValueError: the type is no text encoder of transformers, or the numbers are not of it.
     """
-    known = (
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES | MODEL_FOR_CAUSAL_LM_MAPPING_NAMES | MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
-    )
-    if model_type not in known:
-        raise ValueError(
-            f"a text model of type {model_type[:60]!r}; transformers has {', '.join(KNOWN)} and others like them"
-        )
-    numbers = {key: value for key, value in numbers.items() if not key.lstrip("_").startswith(_KERNELS)}
-    try:
-        config = AutoConfig.for_model(model_type, **numbers)
-        sizes = {key: getattr(config, key, None) for key in _BOUNDS}
-    except Exception as error:  # noqa: BLE001 - every configuration checks its numbers in its own way
-        raise ValueError(f"no configuration of type {model_type}: {str(error).splitlines()[0][:200]}") from None
-    for key, value in sizes.items():
-        if value is not None and not (type(value) is int and 0 < value <= _BOUNDS[key]):
-            raise ValueError(f"{key} is {repr(value)[:40]}, expected a whole number up to {_BOUNDS[key]:,}")
-    if config.is_encoder_decoder or sizes["hidden_size"] is None or sizes["vocab_size"] is None:
-        raise ValueError(f"a model of type {model_type} is no encoder of texts by itself")
+    what = f"transformers has {', '.join(KNOWN)} and others like them"
+    config = library.configuration(model_type, numbers, _TYPES, what, "text model")
+    if config.is_encoder_decoder or None in (getattr(config, key, None) for key in ("hidden_size", "vocab_size")):
+        raise ValueError(f"a model of type {model_type} is no encoder of texts by itself; {what}")
     return config
 
 
@@ -142,15 +123,7 @@ class EncoderTower(TextTower):
         super().__init__()
         check_pooling(pooling, config)
         config.use_cache = False
-        # Weights without memory, whatever device is the default; buffers are numbers that stand in no file.
-        try:
-            with torch.device("cpu"), init_empty_weights(include_buffers=False):
-                model: Any = AutoModel.from_config(config, trust_remote_code=False)
-        except Exception as error:  # noqa: BLE001 - every class stumbles over wrong numbers in its own way
-            raise RequestError(
-                f"transformers makes no {config.model_type} of these numbers ({type(error).__name__}: {str(error)[:160]}). Use the "
-                "config.json that came with the weights"
-            ) from None
+        model = library.laid_out(config)
         if pooling == "pooler" and not hasattr(model, "pooler"):
             raise RequestError(f"pooling pooler: a {config.model_type} of transformers has none; use mean or cls")
         if pooling != "pooler" and isinstance(getattr(model, "pooler", None), nn.Module):
@@ -174,9 +147,8 @@ class EncoderTower(TextTower):
         return numbers | {"config": changed, "positions": numbers["positions"] + more}
 
     def describe(self) -> dict[str, Any]:
-        numbers = {key: value for key, value in self.config.to_dict().items() if key not in (*_NOT_KEPT, "model_type")}
         return {
-            "kind": self.kind, "model_type": self.config.model_type, "config": numbers, "pooling": self.pooling,
+            "kind": self.kind, "model_type": self.config.model_type, "config": library.described(self.config), "pooling": self.pooling,
             "end_id": self.end_id, "positions": self.max_length, "head": self.head, "origin": self.origin,
         }  # fmt: skip
 
@@ -213,26 +185,7 @@ class EncoderTower(TextTower):
 
     def blocks(self) -> list[nn.Module]:
         """Embeddings first, then layers, the projection last; what follows the layers goes with the last one."""
-        model = self.text_model
-        count = self.config.num_hidden_layers
-        name = next((n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count), None)
-        if name is None:  # ALBERT's layers are one
-            return [model, self.text_projection]
-        before: list[nn.Parameter] = []
-        after: list[nn.Parameter] = []
-        found, owner = before, model
-        for step in name.split("."):
-            found = before
-            before += owner.parameters(recurse=False)
-            for child_name, child in owner.named_children():
-                if child_name == step:
-                    found = after
-                else:
-                    found += child.parameters()
-            owner = getattr(owner, step)
-        layers = list(owner)
-        last = nn.ModuleList([layers[-1], nn.ParameterList(after)]) if after else layers[-1]
-        return [nn.ParameterList(before), *layers[:-1], last, self.text_projection]
+        return [*library.stem_and_layers(self.text_model, self.config.num_hidden_layers), self.text_projection]
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         owner = self.get_submodule(name.rpartition(".")[0])
