@@ -126,14 +126,14 @@ def build_table(store: PairStore | Mixture, tokenizer: Tokenizer) -> PairTable:
     tokens, starts, cut = array("i"), array("q", [0]), 0
     languages: Counter[str] = Counter()
     for pairs in _in_batches(store.pairs(), _TEXTS_AT_ONCE):
-        texts = [tokenizer.prepare(pair.text) for pair in pairs]
+        texts, all_ids = tokenizer.prepared([pair.text for pair in pairs])
         for pair, text in zip(pairs, texts, strict=True):
             if pair.image_id not in image_numbers:
                 raise store.missing_image(pair)
             image_keys.append(image_numbers[pair.image_id])
             text_keys.append(keys.key(pair.text_id, text))
             languages[pair.language or ""] += 1
-        for ids in tokenizer.encode([pair.text for pair in pairs]):
+        for ids in all_ids:
             # As long as allowed means cut, or exactly fitting; the report of `data check` tells the two apart.
             cut += len(ids) == tokenizer.context_length
             tokens.extend(ids)

@@ -132,6 +132,10 @@ class Tokenizer(ABC):
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, special tokens included, at most `context_length` of them, not padded."""
 
+    def prepared(self, texts: Sequence[str]) -> tuple[list[str], list[list[int]]]:
+        """`prepare` and `encode` of each text; kinds whose preparation is dear do it once for both."""
+        return [self.prepare(text) for text in texts], self.encode(texts)
+
     @abstractmethod
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text before it is cut, special ones included."""

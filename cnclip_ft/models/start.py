@@ -140,7 +140,7 @@ def _about(model: DualEncoder) -> list[str]:
     loss = Said("softmax (contrastive)", "softmax（对比损失）")
     if model.logit_bias is not None:
         loss = Said("sigmoid, with its own temperature and bias", "sigmoid，用自己的温度与偏置")
-    about = [_line("texts", "文本", texts), _line("pictures", "图片", pictures), _line("loss", "损失", loss)]
+    about: list[str] = [_line("texts", "文本", texts), _line("pictures", "图片", pictures), _line("loss", "损失", loss)]
     tokens, rows = tokenizer.vocab_size, model.text_tower.vocab_size
     if tokens < rows * FEWEST_TOKENS:
         note = Said(

@@ -114,3 +114,19 @@ def test_faults_of_workers_keep_their_words(tmp_path, store):
     with pytest.raises(UserError, match="cannot be opened any more") as caught:
         list(from_workers(DataLoader(data, batch_size=None, num_workers=1)))
     assert "Traceback" not in str(caught.value)
+
+
+def test_a_caption_is_prepared_once(tmp_path, monkeypatch):
+    """For its key and for its ids: two captions of one preparation are one text."""
+    seen: list[str] = []
+    prepare = TextTokenizer.prepare
+    monkeypatch.setattr(TextTokenizer, "prepare", lambda self, text: seen.append(text) or prepare(self, text))
+    captions = ["A Dog", "a dog", "一只狗"]
+    with StoreWriter(tmp_path / "s") as writer:
+        writer.add_image(0, encoded(picture(9, 9), "PNG"))
+        for number, text in enumerate(captions):
+            writer.add_pair(0, number, text, None)
+        writer.finish()
+    table = build_table(open_store(tmp_path / "s"), TextTokenizer(context_length=9))
+    assert seen == captions and len(set(table.text_keys)) == 2
+    assert table.token_ids(0).tolist() == table.token_ids(1).tolist() == TextTokenizer().encode(["a dog"])[0]

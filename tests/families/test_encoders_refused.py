@@ -156,7 +156,7 @@ def test_kernels_that_a_folder_or_checkpoint_names_are_not_fetched(key, folders,
     model = cnclip_ft.load(tmp_path / "ours")
     assert (
         not asked
-        and model.text_tower.config._attn_implementation == "sdpa"
+        and model.text_tower.text_model.config._attn_implementation == "sdpa"
         and key not in model.text_tower.describe()["config"]
     )
 

@@ -131,6 +131,8 @@ def test_ids_are_the_tokenizers(card, folder, ours):
     assert [text for text, a, b in zip(texts, found, theirs["input_ids"], strict=True) if a != b] == []
     assert ours.tokenizer.context_length == card.length
     assert ours.tokenizer.encode(["half \ud83d"]) == ours.tokenizer.encode(["half \ufffd"])
+    few = [*texts[::50], "half \ud83d"]
+    assert ours.tokenizer.prepared(few) == (list(map(ours.tokenizer.prepare, few)), ours.tokenizer.encode(few))
 
 
 def test_pixels_are_within_one_of_the_processors(folder, ours):

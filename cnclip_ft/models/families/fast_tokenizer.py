@@ -259,16 +259,25 @@ class FastTokenizer(Tokenizer):
         return self.rules.pad_id
 
     def prepare(self, text: str) -> str:
-        text = self._cleaned([text])[0]
+        return self._normal(self._cleaned([text])[0])
+
+    def _normal(self, cleaned: str) -> str:
         normaliser = self._backend.normalizer
-        return text if normaliser is None else normaliser.normalize_str(text)
+        return cleaned if normaliser is None else normaliser.normalize_str(cleaned)
 
     def _cleaned(self, texts: Sequence[str]) -> list[str]:
         kind, whole = self.rules.clean, map(whole_characters, texts)
         return list(whole) if kind is None else [clean_text(text, kind) for text in whole]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return [found.ids for found in self._backend.encode_batch_fast(self._cleaned(texts))]
+        return self._ids(self._cleaned(texts))
+
+    def prepared(self, texts: Sequence[str]) -> tuple[list[str], list[list[int]]]:
+        cleaned = self._cleaned(texts)  # once: what mends broken characters is the slow part
+        return [self._normal(text) for text in cleaned], self._ids(cleaned)
+
+    def _ids(self, cleaned: list[str]) -> list[list[int]]:
+        return [found.ids for found in self._backend.encode_batch_fast(cleaned)]
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         return [len(found.ids) for found in self._uncut.encode_batch_fast(self._cleaned(texts))]

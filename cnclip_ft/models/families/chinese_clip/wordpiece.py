@@ -137,18 +137,21 @@ class TextTokenizer(Tokenizer):
             text = text.replace(mark, plain)
         return text
 
-    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        encoded = self._tokenizer.encode_batch_fast([self.prepare(text) for text in texts], add_special_tokens=False)
-        return [e.ids for e in encoded]
+    def _words(self, prepared: Sequence[str]) -> list[list[int]]:
+        return [e.ids for e in self._tokenizer.encode_batch_fast(list(prepared), add_special_tokens=False)]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, ``[CLS] … [SEP]``, at most `context_length` of them, not padded."""
+        return self.prepared(texts)[1]
+
+    def prepared(self, texts: Sequence[str]) -> tuple[list[str], list[list[int]]]:
         cls, sep, room = self._vocabulary["[CLS]"], self._vocabulary["[SEP]"], self.context_length - 2
-        return [[cls, *ids[:room], sep] for ids in self._encode(texts)]
+        ready = [self.prepare(text) for text in texts]
+        return ready, [[cls, *ids[:room], sep] for ids in self._words(ready)]
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Length of each text in tokens before it is cut, ``[CLS]`` and ``[SEP]`` included."""
-        return [len(ids) + 2 for ids in self._encode(texts)]
+        return [len(ids) + 2 for ids in self._words([self.prepare(text) for text in texts])]
 
     def mask(self, input_ids: torch.Tensor) -> torch.Tensor:
         return (input_ids != self.pad_id).long()

@@ -30,7 +30,7 @@ class Encoders(Family):
         if vision is not None and tower.pooling == "pooler":
             config = VisionTextDualEncoderConfig(
                 vision_config=vision.to_dict(),
-                text_config=tower.config.to_dict(),
+                text_config=tower.text_model.config.to_dict(),
                 projection_dim=dim,
                 logit_scale_init_value=model.logit_scale.item(),
             )
@@ -42,7 +42,7 @@ class Encoders(Family):
 def _vision(tower: ImageTower, dim: int) -> PretrainedConfig | None:
     """The configuration of an image tower that transformers' class has a place for."""
     if isinstance(tower, VisionEncoderTower):
-        return tower.config
+        return tower.vision_model.config
     if isinstance(tower, ViTTower):
         return CLIPVisionConfig(**ViTTower.own_numbers(tower.describe()), projection_dim=dim)
     return None

@@ -128,7 +128,7 @@ class EncoderTower(TextTower):
             raise RequestError(f"pooling pooler: a {config.model_type} of transformers has none; use mean or cls")
         if pooling != "pooler" and isinstance(getattr(model, "pooler", None), nn.Module):
             model.pooler = None
-        self.text_model, self.config = model, config
+        self.text_model = model
         self.head, self.origin = head, origin
         self.text_projection = self._new_head(output_dim)
         self.output_dim, self.pooling, self.end_id = output_dim, pooling, end_id
@@ -148,7 +148,7 @@ class EncoderTower(TextTower):
 
     def describe(self) -> dict[str, Any]:
         return {
-            "kind": self.kind, "model_type": self.config.model_type, "config": library.described(self.config), "pooling": self.pooling,
+            "kind": self.kind, "model_type": self.text_model.config.model_type, "config": library.described(self.text_model.config), "pooling": self.pooling,
             "end_id": self.end_id, "positions": self.max_length, "head": self.head, "origin": self.origin,
         }  # fmt: skip
 
@@ -160,7 +160,7 @@ class EncoderTower(TextTower):
         self.text_projection, self.output_dim = self._new_head(output_dim), output_dim
 
     def _new_head(self, output_dim: int) -> nn.Module:
-        width = self.config.hidden_size
+        width = self.text_model.config.hidden_size
         if self.head == "linear":
             return new_projection(width, output_dim)
         middle = (width + output_dim) // 2
@@ -185,7 +185,10 @@ class EncoderTower(TextTower):
 
     def blocks(self) -> list[nn.Module]:
         """Embeddings first, then layers, the projection last; what follows the layers goes with the last one."""
-        return [*library.stem_and_layers(self.text_model, self.config.num_hidden_layers), self.text_projection]
+        return [
+            *library.stem_and_layers(self.text_model, self.text_model.config.num_hidden_layers),
+            self.text_projection,
+        ]
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         owner = self.get_submodule(name.rpartition(".")[0])

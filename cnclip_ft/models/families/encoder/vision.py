@@ -63,7 +63,7 @@ class VisionEncoderTower(ImageTower):
 
     def __init__(self, config: PretrainedConfig, output_dim: int, image_size: int) -> None:
         super().__init__()
-        self.vision_model, self.config = library.laid_out(config), config
+        self.vision_model = library.laid_out(config)
         for name, parameter in self.vision_model.named_parameters():
             if name.endswith("mask_token"):  # of its own training; nothing here has a gradient for it
                 parameter.requires_grad_(False)
@@ -81,24 +81,24 @@ class VisionEncoderTower(ImageTower):
         Raises:
             RequestError: the model does not take its pictures, or has no pooled output as wide as its configuration says.
         """
-        side, width = self.image_size, self.config.hidden_size
+        side, width = self.image_size, self.vision_model.config.hidden_size
         with torch.no_grad():
             try:
                 shape = self.eval().to("meta").trunk(torch.empty(1, 3, side, side, device="meta")).shape
             except Exception as error:  # noqa: BLE001 - every model stumbles in its own way
                 raise RequestError(
-                    f"vision_config: a {self.config.model_type} of transformers does not take pictures of {side} × {side} "
+                    f"vision_config: a {self.vision_model.config.model_type} of transformers does not take pictures of {side} × {side} "
                     f"({str(error)[:160]}); expected the size it was made for"
                 ) from None
         if shape != (1, width):
             raise RequestError(
-                f"vision_config: the pooled output of a {self.config.model_type} is {list(shape[1:])}, expected [{width}]; read here: "
+                f"vision_config: the pooled output of a {self.vision_model.config.model_type} is {list(shape[1:])}, expected [{width}]; read here: "
                 + ", ".join(KNOWN)
             )
 
     def describe(self) -> dict[str, Any]:
         return {
-            "kind": self.kind, "model_type": self.config.model_type, "config": library.described(self.config),
+            "kind": self.kind, "model_type": self.vision_model.config.model_type, "config": library.described(self.vision_model.config),
             "image_size": self.image_size,
         } | unusual_rule(self.preprocessing)  # fmt: skip
 
@@ -107,7 +107,10 @@ class VisionEncoderTower(ImageTower):
         return self.visual_projection
 
     def replace_projection(self, output_dim: int) -> None:
-        self.visual_projection, self.output_dim = new_projection(self.config.hidden_size, output_dim), output_dim
+        self.visual_projection, self.output_dim = (
+            new_projection(self.vision_model.config.hidden_size, output_dim),
+            output_dim,
+        )
 
     def trunk(self, pixels: torch.Tensor) -> torch.Tensor:
         pooled = self.vision_model(pixel_values=pixels).pooler_output
@@ -117,7 +120,10 @@ class VisionEncoderTower(ImageTower):
 
     def blocks(self) -> list[nn.Module]:
         """As of a text encoder: what stands before the layers, the layers, the projection last."""
-        return [*library.stem_and_layers(self.vision_model, self.config.num_hidden_layers), self.visual_projection]
+        return [
+            *library.stem_and_layers(self.vision_model, self.vision_model.config.num_hidden_layers),
+            self.visual_projection,
+        ]
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         return parameter.ndim >= 2 and name.endswith("weight") and "position" not in name
