@@ -115,7 +115,7 @@ def classify(
         sentences = read_templates(family_of(opened.model.text_tower).templates)
     about = opened.described()
     made_by, settings = about["checkpoint"], about["settings"]
-    key = [made_by.get("checksum", made_by.get("weights_checksum")), settings["text"], settings["dtype"]]
+    key = [provenance.weights_sum(made_by), settings["text"], settings["dtype"]]
     found = classify_images(
         opened,
         ids,

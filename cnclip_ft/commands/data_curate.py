@@ -50,6 +50,7 @@ def curate(
     from cnclip_ft.evaluation import curation
     from cnclip_ft.evaluation.curation_page import BEGINS, write_page
     from cnclip_ft.evaluation.options import Options, open_model
+    from cnclip_ft.evaluation.provenance import weights_sum
     from cnclip_ft.evaluation.thresholds import read_threshold
     from cnclip_ft.features.sources import store_source
     from data_tools.appending import kept_form
@@ -77,7 +78,7 @@ def curate(
     source, opened_store = store_source(store), open_store(store)
     opened = open_model(checkpoint, options)
     made = opened.described()["checkpoint"]
-    limit = read_threshold(fit, made.get("checksum") or made.get("weights_checksum"), "--fit")
+    limit = read_threshold(fit, weights_sum(made), "--fit")
     wishes = curation.Wishes(near, limit, most, seed=seed)
     wishes.check()
     found = curation.curate(opened_store, opened.features(source), opened, wishes, say)

@@ -134,7 +134,7 @@ def features_of(opened: Opened, folder: str) -> SplitFeatures:
     """
     features, made_by = read_split(folder), read_info(folder)["settings"]["checkpoint"]
     own = provenance.describe_checkpoint(opened.model, opened.checkpoint)
-    if any(made_by.get(key) != own.get(key) for key in ("checksum", "weights_checksum")):
+    if provenance.weights_sum(made_by) != provenance.weights_sum(own):
         raise RequestError(
             f"the features in {folder} were made with {made_by.get('path')}, another model than {opened.checkpoint}"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,11 @@ def weights_checksum(model: DualEncoder) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def weights_sum(described: Mapping[str, Any]) -> str | None:
+    """The checksum that `describe_checkpoint` gave: the file's, or the weights' in memory."""
+    return described.get("checksum") or described.get("weights_checksum")
 
 
 def size_name(model: DualEncoder) -> str | None:

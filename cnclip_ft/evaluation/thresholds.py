@@ -30,10 +30,12 @@ def read_threshold(given: str | None, checksum: str | None, flag: str = "--thres
 
 
 def _from_file(path: Path, checksum: str | None, flag: str) -> float:
+    from cnclip_ft.evaluation.provenance import weights_sum  # late: a number is read without torch
+
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         cosine = float(content["threshold"]["cosine"])
-        made = content["checkpoint"].get("checksum") or content["checkpoint"].get("weights_checksum")
+        made = weights_sum(content["checkpoint"])
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RequestError(
             f"{flag} {path}: neither a number nor a file that `cnclip-ft calibrate … --json FILE` wrote ({error})"

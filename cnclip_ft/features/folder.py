@@ -29,7 +29,7 @@ from cnclip_ft.features.rows import Rows
 from data_tools.atomic import LEFTOVER
 from data_tools.errors import RequestError, UserError
 from data_tools.faults import FILE_NAME
-from data_tools.outputs import FolderKind
+from data_tools.outputs import FolderKind, folder_with
 from data_tools.scratch import real_place
 
 FORMAT = 1
@@ -39,19 +39,12 @@ FAULTS = FILE_NAME
 _IDS = {"image_features.npy": ("image", "image_ids.jsonl"), "text_features.npy": ("text", "texts.jsonl")}
 
 
+_FINISHED = folder_with(INFO, "format", "dim", "settings")
+_BEGUN = folder_with("parts/plan.json", "format", "part", "settings")
+
+
 def _is_ours(folder: Path) -> bool:
-    """Finished features or the beginning of some, by what their JSON says."""
-    for file, keys in (
-        (folder / INFO, {"format", "dim", "settings"}),
-        (folder / "parts/plan.json", {"format", "part", "settings"}),
-    ):
-        try:
-            content = parse_json(file.read_bytes())
-        except (OSError, ValueError):
-            continue
-        if isinstance(content, dict) and keys <= content.keys():
-            return True
-    return False
+    return _FINISHED(folder) or _BEGUN(folder)
 
 
 _ROW_FILES = r"(image|text)_((features|done)\.(npy|new)|damaged-block-\d+\.jsonl)|cnclip-ft\.lock"

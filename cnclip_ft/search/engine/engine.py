@@ -204,7 +204,7 @@ def open_engine(
         ) from None
     model = opened.model
     described = provenance.describe_checkpoint(model, checkpoint or made["path"])
-    checksum = described.get("checksum") or described.get("weights_checksum")
+    checksum = provenance.weights_sum(described)
     if checksum != identity["checksum"]:
         raise RequestError(
             f"{folder} was made by another model than {checkpoint or made['path']} is now; give the right one with "

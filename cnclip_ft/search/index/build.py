@@ -72,7 +72,7 @@ def build_index(
     model, described = opened.model, opened.described()
     made_by, settings = described["checkpoint"], described["settings"]
     identity = {
-        "checksum": made_by.get("checksum") or made_by.get("weights_checksum"),
+        "checksum": provenance.weights_sum(made_by),
         "image_size": model.image_size,
         "dtype": settings["dtype"],
         "stored": "float16" if wishes.half else "float32",

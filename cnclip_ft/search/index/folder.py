@@ -30,7 +30,7 @@ from cnclip_ft.features.rows import write_array
 from cnclip_ft.search.index.listing import Key
 from data_tools.atomic import LEFTOVER, leftovers, whole_file
 from data_tools.errors import RequestError, UserError
-from data_tools.outputs import FolderKind
+from data_tools.outputs import FolderKind, folder_with
 from data_tools.store.layouts import Value
 
 FORMAT, WITH_COLUMNS = 1, 2  # 2: items have columns
@@ -40,18 +40,14 @@ _NUMBERED = re.compile(r"(features|items|offsets|damaged|approximate)-\d+\.(npy|
 _PART_FILES = rf"plan\.json|\d{{8}}\.(npy|jsonl|writing)|{LEFTOVER}"
 
 
+_FINISHED = folder_with(INFO, "format", "files", "source")
+_BEGUN = folder_with(f"{PARTS}/plan.json", "checksum", "image_size")
+
+
 def _is_ours(folder: Path) -> bool:
-    """An index or the beginning of one, by what its JSON says."""
-    for file, keys in (
-        (folder / INFO, {"format", "files", "source"}),
-        (folder / PARTS / "plan.json", {"checksum", "image_size"}),
-    ):
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            continue
-        if isinstance(content, dict) and keys <= content.keys():
-            return True
+    """An index or the beginning of one."""
+    if _FINISHED(folder) or _BEGUN(folder):
+        return True
     return list(map(str, folder.iterdir())) == [str(folder / "lock")]  # begun, and stopped at once
 
 
