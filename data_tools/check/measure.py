@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from array import array
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from data_tools.bars import Bar
-from data_tools.check.words import fault_in_words
-from data_tools.errors import DataFault
+from data_tools.check.looking import SHOWN, Images, short_hash
 from data_tools.faults import read_faults
 from data_tools.language import detect_language
-from data_tools.pictures import PIXEL_LIMIT, Header, decode_check, read_header
 from data_tools.store import Id, PairStore
-from data_tools.store.checksum import Checksum, Order, image_digest
+from data_tools.store.checksum import Checksum, Order
 from data_tools.store.damage import refuse_damage
-from data_tools.store.layouts import Value, damaged_value
+from data_tools.store.layouts import Value
 
 Lengths = Callable[[Sequence[str]], list[int]]
 BATCHES = (128, 1024, 8192)
 _TEXTS_AT_ONCE = 8192
 Digest = bytes
-_SHOWN = 12  # examples kept of each kind
 
 
 @dataclass
@@ -68,7 +63,7 @@ class KeptColumn:
 
     @classmethod
     def of(cls, counts: Counter[Value]) -> KeptColumn:
-        return cls(counts.total(), len(counts), counts.most_common(_SHOWN))
+        return cls(counts.total(), len(counts), counts.most_common(SHOWN))
 
 
 @dataclass
@@ -123,11 +118,6 @@ def _plain(value: Any) -> Any:
     return vars(value) if isinstance(value, (Spread, KeptColumn)) else value
 
 
-def short_hash(data: bytes) -> bytes:
-    """16 bytes: enough to tell pictures and texts apart."""
-    return hashlib.sha256(data).digest()[:16]
-
-
 def same_text(text: str) -> bytes:
     """Equal captions up to case and spaces have equal hashes."""
     return short_hash(" ".join(text.lower().split()).encode("utf-8", "replace"))
@@ -150,7 +140,7 @@ def measure(
         workers: threads for pictures.
     """
     refuse_damage(store, progress)
-    images = _Images(store, decode, workers, progress)
+    images = Images(store, decode, workers, progress)
     pairs = _Pairs(store, images.numbers, images.groups, progress, images.order)
     content, order = Checksum(images.content.sums), images.order
     content.add(pairs.content.sums)
@@ -162,7 +152,7 @@ def measure(
         "missing_images": pairs.missing_examples,
         "longest": texts.longest,
         "without_text": pairs.without_text(images.ids),
-        "skipped": [fault for fault, _ in zip(read_faults(store.path), range(_SHOWN), strict=False)],
+        "skipped": [fault for fault, _ in zip(read_faults(store.path), range(SHOWN), strict=False)],
     }
     return SplitCheck(
         name=store.name,
@@ -202,104 +192,6 @@ def measure(
     )
 
 
-class _Images:
-    """One pass over the pictures: headers, content hashes, and whether they decode."""
-
-    def __init__(self, store: PairStore, decode: bool, workers: int, progress: bool) -> None:
-        self.ids, self.bytes, self.undecodable = store.image_ids, 0, 0
-        self.numbers = {image_id: number for number, image_id in enumerate(self.ids)}
-        self.formats: Counter[str] = Counter()
-        self.modes: Counter[str] = Counter()
-        self.kept: dict[str, Counter[Value]] = {name: Counter() for name in store.columns}
-        self.widths: Counter[int] = Counter()
-        self.heights: Counter[int] = Counter()
-        self.content, self.order = Checksum(), Order()
-        self.first: dict[bytes, Id] = {}  # content → the first image that has it
-        self.undecodable_examples: list[list[Any]] = []
-        self.groups = array("q")  # image number → number of the first image of equal content
-        look = _Look(decode)
-        bar = Bar(
-            total=len(self.ids),
-            desc=f"{store.name}: pictures",
-            unit="image",
-            shown=progress,
-            delay=1.0,
-        )
-        with bar:
-            for image_id, size, digest, own, found in _looked_at(store, self.ids, look, workers):
-                self.content.add_image(own)
-                self.order.image(image_id)
-                for name, value in store.columns_of(image_id).items() if self.kept else ():
-                    self.kept[name][value] += 1
-                self.bytes += size
-                self.groups.append(self.numbers[self.first.setdefault(digest, image_id)])
-                if isinstance(found, DataFault):
-                    self.undecodable += 1
-                    if len(self.undecodable_examples) < _SHOWN:
-                        self.undecodable_examples.append([image_id, fault_in_words(found.kind, found.problem)])
-                else:
-                    self.formats[found.format] += 1
-                    self.modes[found.mode] += 1
-                    self.widths[found.width] += 1
-                    self.heights[found.height] += 1
-                bar.update()
-        self._sizes = Counter(self.groups)
-
-    def repeated(self) -> int:
-        return sum(count for count in self._sizes.values() if count > 1)
-
-    def repeated_examples(self) -> list[list[Id]]:
-        """Ids of equal content, largest groups first."""
-        largest = [group for group, count in self._sizes.most_common(_SHOWN) if count > 1]
-        members: dict[int, list[Id]] = {group: [] for group in largest}
-        for number, group in enumerate(self.groups):
-            if group in members and len(members[group]) < _SHOWN:
-                members[group].append(self.ids[number])
-        return list(members.values())
-
-
-class _Look:
-    """(id, bytes) → (id, length, hash of the bytes, what the image adds to the checksum, header or what is wrong)."""
-
-    def __init__(self, decode: bool) -> None:
-        self._read = decode_check if decode else read_header
-
-    def __call__(self, image_id: Id, data: bytes | DataFault) -> tuple[Id, int, bytes, bytes, Header | DataFault]:
-        if isinstance(data, DataFault):
-            return image_id, 0, short_hash(repr(image_id).encode()), bytes(32), data
-        try:
-            found: Header | DataFault = self._read(data, pixel_limit=PIXEL_LIMIT)
-        except DataFault as fault:
-            found = fault
-        return image_id, len(data), short_hash(data), image_digest(image_id, data), found
-
-
-def _looked_at(
-    store: PairStore, ids: list[Id], look: _Look, workers: int
-) -> Iterator[tuple[Id, int, bytes, bytes, Header | DataFault]]:
-    if workers <= 0:
-        for image_id in ids:
-            yield look(image_id, _read(store, image_id))
-        return
-    waiting: deque[Future[tuple[Id, int, bytes, bytes, Header | DataFault]]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for image_id in ids:
-            waiting.append(pool.submit(look, image_id, _read(store, image_id)))
-            if len(waiting) > 4 * workers:
-                yield waiting.popleft().result()
-        for future in waiting:
-            yield future.result()
-
-
-def _read(store: PairStore, image_id: Id) -> bytes | DataFault:
-    try:
-        return store.image(image_id)
-    except DataFault as fault:
-        return fault
-    except KeyError:
-        return damaged_value("its key stands where it is not found", store.path, image_id)
-
-
 class _Pairs:
     """One pass over the pairs: who stands with whom, and which texts there are."""
 
@@ -332,7 +224,7 @@ class _Pairs:
             number = numbers.get(pair.image_id)
             if number is None:
                 self.missing += 1
-                if len(self.missing_examples) < _SHOWN:
+                if len(self.missing_examples) < SHOWN:
                     self.missing_examples.append([pair.image_id, pair.text_id])
                 continue
             self.per_image[pair.image_id] += 1
@@ -360,11 +252,11 @@ class _Pairs:
         """[text, number of pairs], the most frequent first."""
         pictures = Counter(text for _, text in self._both)
         texts = list(self.first_text.values())
-        return [[texts[text], count] for text, count in pictures.most_common(_SHOWN) if count > 1]
+        return [[texts[text], count] for text, count in pictures.most_common(SHOWN) if count > 1]
 
     def without_text(self, ids: list[Id]) -> list[Id]:
         found = (image_id for image_id in ids if image_id not in self.per_image)
-        return [image_id for _, image_id in zip(range(_SHOWN), found, strict=False)]
+        return [image_id for _, image_id in zip(range(SHOWN), found, strict=False)]
 
     def false_negatives(self, batch: int) -> float | None:
         """Share of pairs that meet, in a random batch, another pair with the same picture or the same text.
@@ -409,7 +301,7 @@ class _Texts:
             found = lengths([texts[text_id] for text_id in some])
             self.tokens.update(found)
             self.longest += [[length, text_id, texts[text_id]] for text_id, length in zip(some, found, strict=True)]
-            self.longest = sorted(self.longest, key=lambda row: -row[0])[:_SHOWN]
+            self.longest = sorted(self.longest, key=lambda row: -row[0])[:SHOWN]
 
     def cut(self, context_length: int) -> float | None:
         if not self.tokens:

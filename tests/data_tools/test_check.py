@@ -13,7 +13,8 @@ import pytest
 from data_tools.build import build_store
 from data_tools.check import judge, measure
 from data_tools.check import words as wording
-from data_tools.check.measure import Spread, _Images, _Pairs
+from data_tools.check.looking import Images
+from data_tools.check.measure import Spread, _Pairs
 from data_tools.check.page import BEGINS, write_page
 from data_tools.check.tables import in_words
 from data_tools.outputs import begins
@@ -87,7 +88,7 @@ def test_the_rate_of_false_negatives_is_that_of_random_batches(tmp_path, size) -
     images = {k: picture(k // 2 if k < 12 else k) for k in range(40)}  # twelve images of six contents
     texts = [draw.choice(["same text", "another one", *(f"text {n} {k}" for k in range(4))]) for n in range(200)]
     split = store(tmp_path / "s", images, [(n % 40, text) for n, text in enumerate(texts)], size=size)
-    looked = _Images(split, decode=False, workers=0, progress=False)
+    looked = Images(split, decode=False, workers=0, progress=False)
     counted = _Pairs(split, looked.numbers, looked.groups, progress=False)
     pairs, met = [(split.image(pair.image_id), pair.text) for pair in split.pairs()], 0
     for _ in range(4000):

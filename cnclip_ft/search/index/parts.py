@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from cnclip_ft.features.rows import write_array
 from cnclip_ft.search.index.folder import PART_FILES, PARTS
 from cnclip_ft.search.index.listing import Key
 from data_tools.atomic import whole_file
@@ -88,7 +89,8 @@ class Parts:
         advice = "What was encoded before is kept: free some space and give the same command again."
         # The features first: a part counts from the moment its list is there.
         with whole_file(file.with_suffix(".npy"), advice=advice) as out:
-            np.save(out, np.concatenate([np.empty((0, self.dim), np.float32), *self._features]))
+            count = sum(map(len, self._features))
+            write_array(out, self._features, (count, self.dim), np.dtype(np.float32))
         with whole_file(file, "w", advice=advice) as out:
             out.writelines(json.dumps(row) + "\n" for row in self._rows)
         self._begin()
