@@ -106,6 +106,7 @@ def evaluate(
     source: str = Options.source,
     trust_import: bool = False,
     by: str | None = None,
+    official: str | Path | None = None,
 ) -> Scorecard:
     """Recall both ways over the whole pool of stores, or of a folder of features that `encode` wrote.
 
@@ -113,6 +114,7 @@ def evaluate(
         checkpoint: anything `load` reads, or a folder of features, to which no splits are named.
         splits: stores.
         by: a column the stores keep (a category): every value of it is scored as well, under `by_group`.
+        official: a folder for the result files of the official scripts.
         dataset: published rows to show beside: muge, flickr30k-cn, coco-cn, none; None judges by the path.
 
     Returns:
@@ -128,9 +130,13 @@ def evaluate(
 
     options = Options(batch_size, workers, device, dtype, image_size, memory, dataset, source, trust_import)
     if not is_feature_folder(Path(checkpoint)):
-        return scorecard.score_checkpoint(checkpoint, splits, options, by)
+        return scorecard.score_checkpoint(checkpoint, splits, options, by, None if official is None else Path(official))
     if splits:
         raise RequestError(f"{checkpoint} holds features already; name no splits beside it")
+    if official is not None:
+        raise RequestError(
+            f"{checkpoint} holds features: `topk` makes official files of them; --official is for a checkpoint"
+        )
     if by:
         raise RequestError(
             f"{checkpoint} holds features, and a column (by) is read from the store: evaluate the checkpoint on the store"

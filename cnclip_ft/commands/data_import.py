@@ -71,6 +71,9 @@ def import_(
             help="Whether the first row of a CSV, TSV or Excel file names the columns; else they are 1, 2, ….",
         ),
     ] = True,
+    check: Annotated[
+        bool, typer.Option("--check", help="Then say what is in it and what would hurt, as `data check` does.")
+    ] = False,
     allow_outside: Annotated[
         bool, typer.Option("--allow-outside", help="Take pictures that names or links find outside of the folder.")
     ] = False,
@@ -80,7 +83,7 @@ def import_(
 
     Example: cnclip-ft data import folder PHOTOS --output DIR/train
 
-    Example: cnclip-ft data import table goods.xlsx --images PHOTOS --split 0.8,0.1,0.1 --output DIR
+    Example: cnclip-ft data import table goods.xlsx --images PHOTOS --split 0.8,0.1,0.1 --check --output DIR
 
     Example: cnclip-ft data import table next-month.csv --images PHOTOS --split 0.8,0.1,0.1 --append --output DIR
     """
@@ -112,7 +115,8 @@ def import_(
             raise RequestError(
                 f"{kind} has splits of its own ({', '.join(found)}): leave out --split and --split-column"
             )
-        _into_splits(found[""], output, how, append, update_columns, building, read, inside=not beside)
+        names = _into_splits(found[""], output, how, append, update_columns, building, read, inside=not beside)
+        _look([output / name for name in names], check)
         return
     wanted = comma_list(splits) or list(found)
     for name in wanted:
@@ -124,14 +128,9 @@ def import_(
         wanted = [name for name, file in files.items() if file is None or file.is_file()] or wanted
     for name in wanted:
         found[name].open()
-    _into_stores(
-        {output / name if name else output: found[name] for name in wanted},
-        append,
-        update_columns,
-        building,
-        read,
-        not beside,
-    )
+    built = {output / name if name else output: found[name] for name in wanted}
+    _into_stores(built, append, update_columns, building, read, not beside)
+    _look(list(built), check)
 
 
 def _how(split: str, split_column: str, seed: int) -> Shares | str:
@@ -153,9 +152,10 @@ def _into_splits(
     read: list[Path],
     *,
     inside: bool,
-) -> None:
+) -> list[str]:
     from data_tools.outputs import refuse_overlap
-    from data_tools.splitting import Shares, build_splits
+    from data_tools.splitting import NAMES, Shares, build_splits
+    from data_tools.store import stores_below
 
     options = building.arguments()
     source.open()
@@ -165,6 +165,17 @@ def _into_splits(
     with interruptible():
         lines = build_splits(source, output, how, append=append, update_columns=update_columns, **options)
     say("\n".join(lines))
+    names = [path.name for path in stores_below(output)]
+    return sorted(names, key=lambda name: NAMES.index(name) if name in NAMES else len(NAMES))
+
+
+def _look(stores: list[Path], wanted: bool) -> None:
+    """What `data check` says of what was built, with its exit code."""
+    if wanted:
+        from cnclip_ft.commands.data import check
+
+        say("")
+        check(stores)
 
 
 def _into_stores(

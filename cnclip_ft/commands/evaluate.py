@@ -35,6 +35,10 @@ def evaluate(
     by: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Recall for every value of a kept column too, e.g. a category.")
     ] = None,
+    official: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write the official scripts' prediction and score files of each split."),
+    ] = None,
     encoding: Encoding,
     memory: Memory = Options.memory,
     origin: Origin,
@@ -44,25 +48,39 @@ def evaluate(
     Ties count against the model. A direction without ground truth is left out, and that is said.
 
     Example: cnclip-ft evaluate runs/mine/contrast/best data/valid data/test --json scores.json
+
+    Example: cnclip-ft evaluate runs/muge/contrast/best MUGE/lmdb/valid --official results
     """
     from cnclip_ft import calls
     from cnclip_ft.evaluation.outputs import refuse_outputs
     from cnclip_ft.evaluation.scorecard import score_predictions
     from cnclip_ft.features import official_files
+    from data_tools.errors import RequestError
     from data_tools.tables import terminal_width
 
     path = Path(checkpoint)
     refuse_outputs([checkpoint, *(splits or [])], json_file=json_file, kind="splits", markdown=markdown)
     if path.is_file() and path.suffix == ".jsonl":
+        if official:
+            raise RequestError(f"{checkpoint} is a prediction file already; --official is for a checkpoint")
         line, score = score_predictions(path, splits or [])
         say(line)
         if json_file:
             official_files.write_json(json_file, score)
         return
     card = calls.evaluate(
-        checkpoint, *splits or (), **vars(encoding), **vars(origin), memory=memory, dataset=dataset, by=by
+        checkpoint,
+        *splits or (),
+        **vars(encoding),
+        **vars(origin),
+        memory=memory,
+        dataset=dataset,
+        by=by,
+        official=official,
     )
     say(card.table(width=terminal_width()))
+    if official:
+        say(f"official result files of {', '.join(Path(split).resolve().name for split in splits or ())} in {official}")
     if json_file:
         official_files.write_json(json_file, card.as_dict())
     if markdown:

@@ -71,6 +71,12 @@ class Origin:
     trust_import: TrustImport = Options.trust_import
 
 
+def defaults(command: Callable[..., None]) -> dict[str, Any]:
+    """Options of a command as they are when none is given, for a command that goes on with another."""
+    parameters = inspect.signature(command).parameters.values()
+    return {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
+
+
 def spread(command: Callable[..., None]) -> Callable[..., None]:
     """A parameter whose type is a dataclass stands for an option a field: they are stated once, with their defaults."""
     parameters: list[inspect.Parameter] = []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cnclip_ft.commands.options import Device, Dtype, Origin, TrustImport, Where, Workers, spread
+from cnclip_ft.commands.options import Device, Dtype, Origin, TrustImport, Where, Workers, defaults, spread
 from cnclip_ft.evaluation.options import Options
 from data_tools.tables import say
 
@@ -60,16 +60,25 @@ def index(
     workers: Workers = None,
     device: Device = None,
     dtype: Dtype = Options.dtype,
+    serve_it: Annotated[
+        bool, typer.Option("--serve", help="Then show the search page, as `search serve` does; needs cnclip-ft[serve].")
+    ] = False,
     origin: Origin,
 ) -> None:
     """Make an index, or bring it up to date: only new and changed pictures are encoded. Stopped, it continues.
 
-    Example: cnclip-ft search index runs/mine/contrast/best PHOTOS --output photos.index
+    Example: cnclip-ft search index runs/mine/contrast/best PHOTOS --output photos.index --serve
     """
     from cnclip_ft.search.index.build import Wishes, build_index
 
     options = Options(batch_size, workers, device, dtype, **vars(origin))
+    if serve_it:
+        from cnclip_ft.search.web.serve import require_serve
+
+        require_serve()
     build_index(checkpoint, what, output, options, Wishes(half, rebuild, moved, approximate), say)
+    if serve_it:
+        serve(**defaults(serve) | {"index": output, "device": device, "trust_import": origin.trust_import})
 
 
 @app.command()

@@ -15,7 +15,7 @@ _OFFICIAL = {"success", "score", "scoreJson"}  # keys of the official score file
 _HEADS = markdown_table(recall_heads(), []).split("\n")[0].encode()
 
 
-def _is_report(kind: str) -> Callable[[Path], bool]:
+def is_report(kind: str) -> Callable[[Path], bool]:
     """Whether a file is a report of the command whose reports have the key `kind`."""
 
     def known(path: Path) -> bool:
@@ -53,7 +53,7 @@ def refuse_outputs(
     """
     refuse_files(
         [
-            (json_file, _is_report(kind), "a report in JSON of this command"),
+            (json_file, is_report(kind), "a report in JSON of this command"),
             (lines, _is_answer_file, "a file of predictions"),
             (markdown, begins(_HEADS), "a table of results"),
             (picture, holds(MAKER.encode()), "a picture of this command"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cnclip_ft.evaluation import provenance, published
+from cnclip_ft.evaluation.official_results import refuse_official, write_official
 from cnclip_ft.evaluation.options import Options, open_model
 from cnclip_ft.evaluation.recall_table import recall_table
 from cnclip_ft.features import official_files
@@ -43,12 +44,17 @@ class Scorecard:
 
 
 def score_checkpoint(
-    checkpoint: str | Path, splits: Sequence[str | Path], options: Options, by: str | None = None
+    checkpoint: str | Path,
+    splits: Sequence[str | Path],
+    options: Options,
+    by: str | None = None,
+    official: Path | None = None,
 ) -> Scorecard:
     """Encode every split and score it both ways.
 
     Args:
         by: a column the stores keep (a category): its values are scored one by one as well.
+        official: a folder for the result files of the official scripts (`official_results`).
 
     Raises:
         RequestError: checkpoint, split or option cannot be used; nothing has been encoded.
@@ -57,6 +63,8 @@ def score_checkpoint(
     options.check()
     if not splits:
         raise RequestError("name at least one split (a store, e.g. DATA/valid) to evaluate on")
+    if official is not None:
+        refuse_official(official, splits)
     sources = [store_source(split) for split in splits]
     groups = [_groups(source, by) if by else [] for source in sources]
     opened = open_model(checkpoint, options)
@@ -64,6 +72,8 @@ def score_checkpoint(
     card = _card({**described, "settings": described["settings"] | {"batch_size": options.batch_size}})
     for source, labels in zip(sources, groups, strict=True):
         features = opened.features(source)
+        if official is not None:
+            write_official(official, source.path, features, memory=options.memory, device=opened.device)
         scores = recall(features, memory=options.memory, device=opened.device, groups=labels)
         about = {
             "path": str(source.path),

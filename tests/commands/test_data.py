@@ -116,6 +116,15 @@ def test_import_of_a_set_with_splits(tmp_path) -> None:
     assert call("import", "muge", tmp_path / "in", "--output", tmp_path / "x", "--splits", "dev")[0] == 2
 
 
+def test_import_ends_with_the_check(tmp_path) -> None:
+    write_official(tmp_path / "in", images=6)
+    code, out = call("import", "official", tmp_path / "in", "--output", tmp_path / "out", "--check")
+    checked = call("check", tmp_path / "out" / "train")
+    assert checked[1].strip() in out and code == checked[0] and "pairs" in checked[1]
+    code, plain = call("import", "official", tmp_path / "in", "--output", tmp_path / "again")
+    assert code == 0 and "pixel" not in plain and len(plain) < len(out)
+
+
 def test_demo_and_show(tmp_path) -> None:
     code, out = call("demo", tmp_path / "d", "--train", 4, "--valid", 2)
     assert code == 0 and "4 scenes, 20 pairs" in out

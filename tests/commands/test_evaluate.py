@@ -327,3 +327,25 @@ def test_a_column_that_sets_every_picture_apart_is_no_category(run, here, tmp_pa
         writer.finish()
     said = run("classify", here / "a", tmp_path / "goods", "--by", "货号", fails=UserError)
     assert "货号 has 30 values on 30 pictures: that is no category. Name another column with --by: 类目" in said
+
+
+def test_official_result_files_are_those_of_topk(run, here, tmp_path):
+    out = run("evaluate", here / "a", here / "valid", here / "test", "--official", tmp_path / "r")
+    assert "official result files of valid, test in" in " ".join(out.split())
+    run("encode", here / "a", here / "valid", "--output", tmp_path / "f")
+    for direction, name in (("text-image", "predictions"), ("image-text", "tr_predictions")):
+        run("topk", tmp_path / "f", tmp_path / "f", "--direction", direction, "--output", tmp_path / "p.jsonl")
+        assert (tmp_path / "p.jsonl").read_bytes() == (tmp_path / "r" / f"valid_{name}.jsonl").read_bytes()
+    score = read(tmp_path / "r" / "valid_output.json")
+    run("evaluate", here / "a", here / "valid", "--json", tmp_path / "s.json")
+    ours = read(tmp_path / "s.json")["splits"]["valid"]["text_to_image"]
+    assert score["scoreJson"]["r10"] == pytest.approx(ours["r10"], abs=1e-6)
+    assert not (tmp_path / "r" / "test_output.json").exists()  # its answers are not known
+    assert (tmp_path / "r" / "test_predictions.jsonl").is_file()
+    run("evaluate", here / "a", here / "valid", "--official", tmp_path / "r")  # written again
+    (tmp_path / "r" / "valid_output.json").write_text("mine", encoding="utf-8")
+    said = run("evaluate", here / "a", here / "valid", "--official", tmp_path / "r", fails=UserError)
+    assert "is not an official score file" in said
+    assert "two splits are called valid" in run(
+        "evaluate", here / "a", here / "valid", here / "valid", "--official", tmp_path / "q", fails=UserError
+    )
