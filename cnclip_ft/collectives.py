@@ -228,8 +228,14 @@ def in_turns(sizes: Sequence[int], own: Iterator[torch.Tensor], device: torch.de
 
 @contextmanager
 def statistics_of_first(module: torch.nn.Module) -> Iterator[None]:
-    """Inside, float buffers (statistics of batches) are the first device's: each may have gathered its own."""
-    buffers = [b for b in module.buffers() if b.is_floating_point()] if world_size() > 1 else []
+    """Inside, float buffers (statistics of batches) are the first device's: each may have gathered its own.
+
+    Those of a frozen part that waits elsewhere are equal everywhere, and cannot be sent.
+    """
+    device = next(
+        iter(module.parameters(recurse=False)), torch.empty(0)
+    ).device  # the temperature's, where training goes on
+    buffers = [b for b in module.buffers() if b.is_floating_point() and b.device == device] if world_size() > 1 else []
     before = [buffer.clone() for buffer in buffers]
     for buffer in buffers:
         dist.broadcast(buffer, 0)

@@ -247,6 +247,8 @@ class Recipe(Section):
     """Of new weights, of the order of the pairs and of all that is drawn."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format the towers compute in; auto: bf16 where the device is fast at it."""
+    fp8: bool = False
+    """Products of the layers in 8 bits (torchao) beside bf16: cards of compute capability 8.9 or more; pays with `compile`."""
     compile: bool | Literal["layers", "max-autotune"] = False
     """Compile the towers with torch.compile for training steps; `layers`: one layer for all that are alike, in seconds;
     `max-autotune`: try many kernels, for minutes."""

@@ -119,7 +119,9 @@ class DataSection(Section):
     context_length: int | None = Field(None, ge=3, le=512)
     """Tokens a text may have, longer ones are cut, which the plan counts; null: the start's own."""
     workers: Annotated[int, Field(ge=0, le=512)] | Literal["auto"] = "auto"
-    """Processes that decode pictures, per device."""
+    """Processes that decode pictures, per device; auto: as many as the first steps show to be needed, and the machine has cores."""
+    decode: Literal["auto", "workers", "device"] = "auto"
+    """Where training decodes JPEGs; device: on the card with nvJPEG; auto: there, where NVIDIA's nvImageCodec is installed."""
     # Whose pixels are then no longer within 1/255 of the whole decoding.
     reduced_jpegs: bool = True
     """Decode large JPEGs at a smaller scale in training, never below what the tower needs: faster. Evaluation decodes whole."""

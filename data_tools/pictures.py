@@ -18,7 +18,7 @@ from data_tools.errors import DataFault, RequestError
 from data_tools.metadata import JpegStart, bare, jpeg_scans, jpeg_start, tiff_weight
 from data_tools.upright import orientation_of, to_rgb
 
-_LONG = 16  # sides of the square that a picture to be cropped may be long
+LONG = 16  # sides of the square that a picture to be cropped may be long
 
 
 def _limit(name: str, default: int) -> int:
@@ -46,7 +46,7 @@ _HEADS = {
     b"GIF8": "GIF",
     b"BM": "BMP",
 }
-_JPEG_END, _TAIL = b"\xff\xd9", 4096
+JPEG_END, TAIL = b"\xff\xd9", 4096
 # Of large pictures, which are refused here, and of odd tags. For good: `catch_warnings` is not made for threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -285,11 +285,11 @@ def read_header(data: bytes, *, pixel_limit: int = PIXEL_LIMIT) -> Header:
         DataFault: no picture, cut off, or above a limit.
     """
     start = plain_jpeg(data, pixel_limit=pixel_limit)
-    if start is not None and _JPEG_END in data[-_TAIL:]:
+    if start is not None and JPEG_END in data[-TAIL:]:
         return Header("JPEG", start.width, start.height, "RGB" if start.components == 3 else "L")
     image, _ = _opened(data, pixel_limit)
-    ends = image.format == "JPEG" and _JPEG_END not in data[-_TAIL:]
-    if ends or (image.format == "PNG" and b"IEND" not in data[-_TAIL:]):
+    ends = image.format == "JPEG" and JPEG_END not in data[-TAIL:]
+    if ends or (image.format == "PNG" and b"IEND" not in data[-TAIL:]):
         _decoded(image)
     return Header(image.format or "?", image.width, image.height, image.mode)
 
@@ -332,6 +332,14 @@ def reencode(data: bytes, how: Reencoding, *, pixel_limit: int = PIXEL_LIMIT) ->
     return buffer.getvalue()
 
 
+def middle_of(width: int, height: int, size: int, *, even: bool = False) -> tuple[int, int, int, int]:
+    """Height and width of a picture with its shorter side at `size` pixels; top and left of its middle, as in `middle`."""
+    short = min(height, width)
+    tall, wide = size * height // short, size * width // short
+    top, left = (round(rest / 2) if even else rest // 2 for rest in (tall - size, wide - size))
+    return tall, wide, top, left
+
+
 def middle(
     image: Image.Image, size: int, filter: Image.Resampling = Image.Resampling.BICUBIC, *, even: bool = False
 ) -> Image.Image:
@@ -341,10 +349,8 @@ def middle(
     torchvision's CenterCrop, which OpenAI's code and open_clip use.
     """
     width, height = image.size
-    short = min(height, width)
-    tall, wide = size * height // short, size * width // short
-    top, left = (round(rest / 2) if even else rest // 2 for rest in (tall - size, wide - size))
-    if max(tall, wide) <= _LONG * size:
+    tall, wide, top, left = middle_of(width, height, size, even=even)
+    if max(tall, wide) <= LONG * size:
         resized = image.resize((wide, tall), filter)
         return resized.crop((left, top, left + size, top + size))
     down, across = height / tall, width / wide  # a line: whole it would take gigabytes

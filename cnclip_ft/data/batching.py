@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 from torch.utils.data import Sampler
 
+from cnclip_ft.data.device_decoding import OnDevice
 from cnclip_ft.data.pairs import PairDataset, PairTable
 from cnclip_ft.data.pictures import picture_loader
 from cnclip_ft.data.transport import Batches, Collate, SharedBlocks
@@ -170,12 +171,18 @@ def make_loader(
     workers: int,
     pin: bool,
     lengths: Sequence[int] = (),
+    on_device: OnDevice | None = None,
 ) -> Batches:
-    """Batches of one device, pictures decoded ahead in `workers` processes (0: in this one); `lengths` as `PairTable.batch` has it."""
+    """Batches of one device, pictures decoded ahead in `workers` processes (0: in this one).
+
+    Args:
+        lengths: as `PairTable.batch` has it.
+        on_device: decodes what `dataset` hands over as files.
+    """
     blocks = None
     if workers and dataset.preprocessing is not None:
         share = sampler.order.batch_size // sampler.world
         # Those a worker may have ready, the one in use, and one more.
         blocks = SharedBlocks(workers * (_AHEAD + 2), share, dataset.preprocessing.shape)
     loader = picture_loader(dataset, sampler, Collate(blocks), workers=workers, pin=pin, ahead=_AHEAD)
-    return Batches(loader, partial(dataset.table.batch, tokenizer=tokenizer, lengths=lengths), blocks, pin)
+    return Batches(loader, partial(dataset.table.batch, tokenizer=tokenizer, lengths=lengths), blocks, pin, on_device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -173,12 +173,20 @@ class PairDataset(Dataset):
 
     With `preprocessing` None no picture is read (its features come from a cache); `reduced` as in its `decode`. A picture that
     cannot be read is replaced by the next pair's and reported under ``fault``: the run counts these and stops above its limit.
+
+    Args:
+        as_file: which pictures are handed over as they are, ``file`` in place of ``pixels``: the device decodes them.
     """
 
     def __init__(
-        self, store: PairStore | Mixture, table: PairTable, preprocessing: Preprocessing | None, reduced: bool = True
+        self,
+        store: PairStore | Mixture,
+        table: PairTable,
+        preprocessing: Preprocessing | None,
+        reduced: bool = True,
+        as_file: Callable[[bytes | memoryview], bool] | None = None,
     ) -> None:
-        self.store, self.table, self.preprocessing = store, table, preprocessing
+        self.store, self.table, self.preprocessing, self.as_file = store, table, preprocessing, as_file
         self.pictures = (
             None
             if preprocessing is None
@@ -193,11 +201,17 @@ class PairDataset(Dataset):
         return map(self.__getitem__, indices)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.sample(index)
+
+    def sample(self, index: int, *, decoded: bool = False) -> dict[str, Any]:
+        """As `__getitem__`; `decoded`: here in any case."""
         if self.pictures is None:
             return {"pair": index, "fault": None}
         first = None
         for attempt in range(len(self)):
             pair = (index + attempt) % len(self)
+            if self.as_file is not None and not decoded and (file := self._file(pair)) is not None:
+                return {"pair": pair, "file": file, "fault": first}
             pixels, fault = self.pictures[self.table.image_keys[pair]]
             if fault is None:
                 return {"pair": pair, "pixels": pixels, "fault": first}
@@ -208,3 +222,13 @@ class PairDataset(Dataset):
             kind="undecodable-image",
             file=self.store.path,
         )
+
+    def _file(self, pair: int) -> bytes | None:
+        """The bytes of a picture that the device decodes; what is wrong with others their decoding will say."""
+        pictures = self.pictures
+        assert self.as_file is not None and pictures is not None
+        try:
+            view = pictures.read(pictures.ids[self.table.image_keys[pair]])
+        except (DataFault, KeyError, OSError):
+            return None
+        return bytes(view) if self.as_file(view) else None

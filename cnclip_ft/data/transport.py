@@ -2,23 +2,27 @@
 
 A fresh block costs a page fault for every 4 KiB, which takes many times as long as the copy itself. Beside them a worker
 sends the numbers of the pairs, as an array: between processes a tensor takes a file of shared memory and a connection
-of its own. Texts and keys are looked up where they are used.
+of its own. Texts and keys are looked up where they are used. Files that the device decodes are sent as they are, end to end.
 """
 
 from __future__ import annotations
 
 import math
+import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
+from cnclip_ft.data.device_decoding import OnDevice
 from cnclip_ft.runtime import from_workers
 
 BLOCK = "block"  # stands in a batch for the pictures a worker put into a block: (number, pictures)
+FILES = "files"  # those that the device decodes: (their places in the batch, where each ends, all of them end to end)
+SECONDS = "seconds"  # that a batch took where it was made
 
 
 def _as_it_lies(picture: torch.Tensor) -> torch.Tensor:
@@ -76,32 +80,47 @@ class Collate:
         self.blocks = blocks
 
     def __call__(self, samples: Iterable[dict[str, Any]]) -> dict[str, Any]:
-        blocks = self.blocks
-        number = blocks.claim() if blocks is not None else None
-        block = None if blocks is None or number is None else blocks.pictures(number)
+        began = time.perf_counter()  # samples are made one by one while they are walked
+        number: int | None = None
         pairs: list[int] = []
         pictures: list[torch.Tensor] = []
+        decoded = 0
+        files: list[bytes] = []
+        places: list[int] = []
         faults = []
         for sample in samples:
             if "pixels" in sample:
+                if not decoded and self.blocks is not None:
+                    number = self.blocks.claim()
                 picture = _as_it_lies(sample["pixels"])
-                if block is None:
+                if self.blocks is None or number is None:
                     pictures.append(picture)
                 else:
-                    block[len(pairs)] = picture
+                    self.blocks.pictures(number)[decoded] = picture
+                decoded += 1
+            elif "file" in sample:
+                files.append(sample["file"])
+                places.append(len(pairs))
             pairs.append(sample["pair"])
             if sample["fault"]:
                 faults.append(sample["fault"])
         batch: dict[str, Any] = {"pairs": np.array(pairs, dtype=np.int64), "faults": faults}
-        if block is not None:
-            batch[BLOCK] = (number, len(pairs))
+        if number is not None:
+            batch[BLOCK] = (number, decoded)
         elif pictures:
             batch["pixels"] = _as_it_is_seen(torch.stack(pictures))
-        return batch
+        if files:
+            ends = np.cumsum([len(file) for file in files])
+            batch[FILES] = (np.array(places), ends, np.frombuffer(b"".join(files), np.uint8))
+        return batch | {SECONDS: time.perf_counter() - began}
 
 
 class Batches:
-    """What a `DataLoader` brings, with the pictures taken out of their blocks, and beside them `texts` of the pairs."""
+    """What a `DataLoader` brings, with the pictures taken out of their blocks, and beside them `texts` of the pairs.
+
+    Args:
+        on_device: decodes the files of a batch; None where there are none.
+    """
 
     def __init__(
         self,
@@ -109,16 +128,22 @@ class Batches:
         texts: Callable[[np.ndarray], dict[str, torch.Tensor]],
         blocks: SharedBlocks | None,
         pin: bool,
+        on_device: OnDevice | None = None,
     ) -> None:
-        self.loader, self.texts, self.blocks, self.pin = loader, texts, blocks, pin
+        self.loader, self.texts, self.blocks, self.pin, self.on_device = loader, texts, blocks, pin, on_device
 
     def __len__(self) -> int:
         return len(self.loader)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Generator[dict[str, Any]]:
         for batch in from_workers(self.loader):
             if self.blocks is not None and BLOCK in batch:
                 number, count = batch.pop(BLOCK)
                 batch["pixels"] = self.blocks.take(number, count, self.pin)
+            if self.on_device is not None and FILES in batch:
+                places, ends, together = batch.pop(FILES)
+                files = np.split(together, ends[:-1])
+                batch["pixels"], faults = self.on_device(batch["pairs"], files, places, batch.get("pixels"))
+                batch["faults"] += faults
             texts = self.texts(batch.pop("pairs"))
             yield batch | {name: tensor.pin_memory() if self.pin else tensor for name, tensor in texts.items()}

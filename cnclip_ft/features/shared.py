@@ -65,10 +65,12 @@ class SharedEncoder:
 
     def images(self, name: str, ids: Sequence[Any], read: Callable[[Any], Any]) -> torch.Tensor:
         """Unit float32 ``[len(ids), dim]`` on the CPU; raises as `split`."""
-        if self.trunk is None:
-            return self._decoded(ids, read, trunk=False)
-        if name not in self.trunk:
-            self.trunk[name] = self._decoded(ids, read, trunk=True)
+        if self.trunk is None or name not in self.trunk:
+            with self.model.trunk_at_hand():
+                computed = self._decoded(ids, read, trunk=self.trunk is not None)
+            if self.trunk is None:
+                return computed
+            self.trunk[name] = computed
         return self._projected(self.trunk[name])
 
     def texts(self, texts: Sequence[str]) -> torch.Tensor:

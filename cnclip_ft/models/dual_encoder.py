@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,6 +64,43 @@ class DualEncoder(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return next(self.image_tower.parameters()).dtype
+
+    # ---- where the image trunk lies -----------------------------------------------------------------------------
+
+    def _of_trunk(self) -> Iterator[nn.Module]:
+        """Modules of the image tower whose own tensors are the trunk's alone, neither the projection's nor the text tower's."""
+        projection = self.image_tower.projection
+        others = set(self.text_tower.parameters()) | set(() if projection is None else projection.parameters())
+        left_out = set(() if projection is None else projection.modules())
+        for module in self.image_tower.modules():
+            if module not in left_out and others.isdisjoint(module.parameters(recurse=False)):
+                yield module
+
+    def trunk_parameters(self) -> Iterator[nn.Parameter]:
+        """Those that `place_trunk` moves."""
+        for module in self._of_trunk():
+            yield from module.parameters(recurse=False)
+
+    def place_trunk(self, device: torch.device | str) -> None:
+        """Weights and buffers of the image trunk on another device than the rest, where cached features stand for it.
+
+        As `nn.Module.to`, in place; `device` stays that of the rest, and `to` brings everything together again.
+        """
+        for module in self._of_trunk():
+            module._apply(lambda tensor: tensor.to(device), recurse=False)
+
+    @contextmanager
+    def trunk_at_hand(self) -> Iterator[None]:
+        """Inside, the image trunk is where the rest is; afterwards it is where it was."""
+        places = {p.device for p in self.trunk_parameters()} - {self.device}
+        if not places:
+            yield
+            return
+        self.place_trunk(self.device)
+        try:
+            yield
+        finally:
+            self.place_trunk(places.pop())
 
     # ---- features ---------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from cnclip_ft.data.device_decoding import JpegDecoder, choose_decoder
 from cnclip_ft.data.mixture import Mixture, Part
 from cnclip_ft.data.pairs import PairTable, build_table
 from cnclip_ft.evaluation.evaluators import Evaluator, Recall, open_evaluator
@@ -21,6 +22,7 @@ from cnclip_ft.models.start import LoadReport, build_start
 from cnclip_ft.recipe import Recipe
 from cnclip_ft.recipe_data import DataSection
 from cnclip_ft.runtime import choose_precision, keep_activations
+from cnclip_ft.training.fp8 import check_fp8
 from cnclip_ft.training.journal import Journal
 from cnclip_ft.training.official_layout import split_in, weights_beside
 from cnclip_ft.training.run_folder import check_place
@@ -28,6 +30,7 @@ from cnclip_ft.training.sharding import Whole, refuse_other_engines, settle_shar
 from cnclip_ft.training.trackers import tracker_names
 from data_tools.errors import RequestError
 from data_tools.store import PairStore, open_store
+from data_tools.words import Said
 
 Value = TypeVar("Value")
 
@@ -36,7 +39,8 @@ Value = TypeVar("Value")
 class Context:
     """Read by everything that trains, changed by nothing.
 
-    `pairs` is the training split, numbered and tokenised; `start` says where the model's weights came from.
+    `pairs` is the training split, numbered and tokenised; `start` says where the model's weights came from. Pictures are decoded by
+    `workers` processes, by at most `most_workers` where the first steps show that more are needed; `decoder` takes JPEGs from them.
     """
 
     recipe: Recipe
@@ -54,6 +58,9 @@ class Context:
     tokenizer: Tokenizer
     start: LoadReport
     workers: int
+    most_workers: int
+    decoder: JpegDecoder | None
+    decoder_reason: Said
     cache_folder: Path
     trust_import: bool
 
@@ -119,6 +126,8 @@ def make_context(
     keep_activations(device)
     precision, reason = choose_precision(recipe.precision, device)
     sharding = settle_sharding(device)
+    if recipe.fp8:
+        check_fp8(device, precision, sharding)
     train_store = open_train(recipe.data)
     evaluators = {name: open_evaluator(name, valid, open_split) for name, valid in recipe.data.valid_sets().items()}
     guard = recipe.data.guard
@@ -132,6 +141,8 @@ def make_context(
         seed=recipe.seed,
         trust_import=trust_import,
     )
+    decoder, decoder_reason = choose_decoder(recipe.data.decode, device, model.image_tower.preprocessing)
+    workers, most_workers = _workers(recipe, accelerator.num_processes)
     context = Context(
         recipe=recipe,
         folder=folder,
@@ -147,7 +158,10 @@ def make_context(
         pairs=build_table(train_store, model.tokenizer),
         tokenizer=model.tokenizer,
         start=start,
-        workers=_workers(recipe, accelerator.num_processes),
+        workers=workers,
+        most_workers=most_workers,
+        decoder=decoder,
+        decoder_reason=decoder_reason,
         cache_folder=Path(recipe.feature_cache) if recipe.feature_cache else folder.parent / "feature_cache",
         trust_import=trust_import,
     )
@@ -155,12 +169,14 @@ def make_context(
     return context, model
 
 
-def _workers(recipe: Recipe, processes: int) -> int:
+def _workers(recipe: Recipe, processes: int) -> tuple[int, int]:
+    """Processes to begin with, and the most there may be (`sizing`)."""
     if recipe.data.workers != "auto":
-        return recipe.data.workers
+        return recipe.data.workers, recipe.data.workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    own = max(cores // processes - 1, 0)  # one is for the process that trains
     # On a CPU run the towers want the cores; on a GPU run decoding does.
-    return min(8, cores // processes) if torch.cuda.is_available() else min(2, max(cores // processes - 1, 0))
+    return (min(8, cores // processes), max(own, 1)) if torch.cuda.is_available() else (min(2, own), min(2, own))
 
 
 def open_train(data: DataSection) -> PairStore | Mixture:

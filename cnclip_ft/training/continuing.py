@@ -18,7 +18,7 @@ from data_tools.errors import RequestError
 
 # These do not change what is computed; a batch in other pieces only by rounding.
 _FREE = re.compile(
-    r"output|log_every|feature_cache|save_every|report_to|compile|model\.source|data\.(workers|max_damaged_images)|"
+    r"output|log_every|feature_cache|save_every|report_to|compile|model\.source|data\.(workers|decode|max_damaged_images)|"
     r"stages\.[^.]+\.(micro_batch_size|gradient_checkpointing|skip_bad_steps|keep_every)"
 )
 # Where the data and the start lie may change; what they hold is compared.

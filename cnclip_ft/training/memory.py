@@ -101,6 +101,8 @@ def estimate(context: Context, plan: StagePlan, model: DualEncoder) -> Memory:
     """The stage's memory per device; the state of an average (EMA) counts as optimizer."""
     setting = plan.setting
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    if trunk_waits(context, plan) and context.device.type != "cpu":
+        weights -= sum(p.numel() * p.element_size() for p in model.trunk_parameters())
     trained = 4 * sum(map(trained_size, plan.table))
     if isinstance(context.sharding, Sharded):
         weights, trained = (size // context.world for size in (weights, trained))
@@ -121,6 +123,11 @@ def estimate(context: Context, plan: StagePlan, model: DualEncoder) -> Memory:
     wanted = setting.micro_batch_size or plan.share
     at_once = fitting if wanted == "auto" else min(wanted, plan.share)
     return Memory(weights, trained, optimizer, at_once * per_pair, available, at_once, fitting)
+
+
+def trunk_waits(context: Context, plan: StagePlan) -> bool:
+    """Whether the image trunk lies in the host's memory while the stage trains: steps take its features from the cache."""
+    return plan.cached and not isinstance(context.sharding, Sharded)
 
 
 _measured: weakref.WeakKeyDictionary[DualEncoder, list[tuple[StagePlan, int]]] = weakref.WeakKeyDictionary()
@@ -206,8 +213,9 @@ def blank_pairs(plan: StagePlan, model: DualEncoder, count: int, tokens: int) ->
     text = {"input_ids": input_ids, "attention_mask": attention_mask}
     if not plan.cached:
         return {"pixels": model.image_tower.example(count), **text}
+    place = next(model.trunk_parameters(), model.logit_scale).device
     with torch.no_grad():
-        trunk = model.image_trunk(model.image_tower.example(1))
+        trunk = model.image_trunk(model.image_tower.example(1).to(place)).to(model.device)
     return {"trunk": trunk.repeat(count, *[1] * (trunk.ndim - 1)), **text}
 
 

@@ -33,8 +33,11 @@ def describe(context: Context, model: DualEncoder, stages: list[StagePlan]) -> S
     reason = Said(
         "{precision} ({why})", "{precision}（{why}）", precision=context.precision, why=context.precision_reason
     )
+    if context.recipe.fp8:
+        reason = Said("{reason}, products of the layers in 8 bits", "{reason}，各层的矩阵乘为 8 位", reason=reason)
     lines.append(_line("precision", "精度", reason))
     lines.append(_line("attention", "注意力", attention_kernel(context.device, context.precision)))
+    lines.append(_line("decoding", "解码", _decoding(context)))
     lines.append(Said("  weights", "  权重"))
     lines += [joined(["    ", line], "") for line in context.start.lines()]
     lines.append(_line("training", "训练", _training(context)))
@@ -114,6 +117,30 @@ def _device(context: Context) -> str:
         name=name,
         how=context.sharding.name,
     )
+
+
+def _decoding(context: Context) -> Said:
+    workers = Said("{count} worker processes", "{count} 个工作进程", count=context.workers)
+    if context.recipe.data.workers == "auto" and context.most_workers > context.workers:
+        workers = Said(
+            "{count} worker processes, up to {most} where the first steps need them",
+            "{count} 个工作进程，前几步显示需要时最多 {most} 个",
+            count=context.workers,
+            most=context.most_workers,
+        )
+    if not context.workers:
+        workers = Said("the training process", "训练进程")
+    named = {"workers": workers, "why": context.decoder_reason}
+    if context.decoder is not None:
+        return Said(
+            "JPEGs on the card by {decoder} ({why}), read by {workers}",
+            "JPEG 由 {decoder} 在显卡上解码（{why}），由{workers}读取",
+            decoder=context.decoder.name,
+            **named,
+        )
+    if context.device.type == "cuda":
+        return Said("by {workers} ({why})", "由{workers}完成（{why}）", **named)
+    return Said("by {workers}", "由{workers}完成", workers=workers)
 
 
 def _training(context: Context) -> Said:
@@ -314,6 +341,13 @@ def warnings(context: Context, model: DualEncoder, stages: list[StagePlan]) -> l
             )
         if context.device.type == "cpu" and (short := estimate(context, stage, model).shortage(name)):
             found.append(short)
+    if context.recipe.fp8 and not context.recipe.compile:
+        found.append(
+            Said(
+                "fp8 without compile takes longer than bf16: rounding is a pass of its own then; give compile=layers",
+                "不编译时 fp8 比 bf16 更慢：舍入要单独走一遍数据；请设 compile=layers",
+            )
+        )
     leak = _leak(context)
     if leak:
         found.append(leak)

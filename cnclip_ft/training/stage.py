@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 from cnclip_ft.collectives import sum_numbers
 from cnclip_ft.data.mixture import check_lines
+from cnclip_ft.data.transport import SECONDS
 from cnclip_ft.models.checkpoints import read_info
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.training.context import Context
@@ -21,6 +22,7 @@ from cnclip_ft.training.progress import Progress, checkpoint_info, verdict
 from cnclip_ft.training.run_folder import EPOCH
 from cnclip_ft.training.run_state import StateWriter
 from cnclip_ft.training.selection import Selection
+from cnclip_ft.training.sizing import Sizing
 from cnclip_ft.training.stage_plan import MOST_STEPS, StagePlan
 from cnclip_ft.training.stop import Stopped, StopRequest
 from cnclip_ft.training.throughput import Throughput
@@ -100,9 +102,10 @@ class StageRun:
         meter.reset()
         if self.unjudged:
             self._judge()
-        batches = trainer.batches() if not self.finished else iter(())
+        batches = trainer.batches() if not self.finished else None
+        sizing = trainer.sizing()
         with context.journal.bar(plan.name, trainer.step, plan.total) as advance:
-            while not self.finished:
+            while batches is not None and not self.finished:
                 asked = time.perf_counter()
                 try:
                     batch = next(batches)
@@ -112,11 +115,19 @@ class StageRun:
                 except Exception:
                     self._save_what_was_done()
                     raise
-                meter.waited += time.perf_counter() - asked
+                ready = time.perf_counter()
+                meter.waited += ready - asked
                 try:
                     trainer.take(batch)
+                    if sizing is not None:  # these few steps are waited for
+                        trainer.settle()
                 finally:
                     self._tell()
+                if sizing is not None:
+                    sizing.add(batch[SECONDS], time.perf_counter() - ready)
+                    if sizing.at_rest:
+                        batches = self._resized(batches, sizing)
+                        sizing = None
                 step = trainer.step
                 advance()
                 judged = step % plan.validate_every == 0 or step == plan.total
@@ -146,6 +157,18 @@ class StageRun:
             )
         trainer.release()
         self._finish()
+
+    def _resized(self, batches: Generator[dict[str, Any]], sizing: Sizing) -> Generator[dict[str, Any]]:
+        """The batches that follow, decoded by as many workers as it takes."""
+        began = time.perf_counter()
+        self.context.journal.write(
+            "loader", sizing.said(), stage=self.plan.name, step=self.trainer.step, **sizing.numbers()
+        )
+        if sizing.chosen != sizing.workers and not self.finished:
+            batches.close()  # with its workers
+            batches = self.trainer.batches(sizing.chosen)
+        self.meter.pause(time.perf_counter() - began)
+        return batches
 
     def _count_faults(self, batch: dict[str, Any]) -> None:
         context, allowed = self.context, self.context.recipe.data.max_damaged_images

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,19 +14,24 @@ from torch import nn
 
 from cnclip_ft.data.augment import augment
 from cnclip_ft.data.batching import StageSampler, make_loader
+from cnclip_ft.data.device_decoding import OnDevice, for_device
 from cnclip_ft.data.pairs import PairDataset, fixed_lengths
 from cnclip_ft.features.frozen_trunk import FeatureCache
 from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.models.preprocessing import SquarePicture
 from cnclip_ft.runtime import Reading
 from cnclip_ft.training.averaging import MovingAverage
 from cnclip_ft.training.compiling import compile_towers
 from cnclip_ft.training.context import Context
 from cnclip_ft.training.fit import micro_batch_size, out_of_memory
+from cnclip_ft.training.fp8 import EightBits
 from cnclip_ft.training.large_batch import GradientStep
 from cnclip_ft.training.lora import add_lora, merged, remove_lora
 from cnclip_ft.training.loss import LossOutput
+from cnclip_ft.training.memory import trunk_waits
 from cnclip_ft.training.optimizer import Entry, apply_table, build_optimizer, give_bias
 from cnclip_ft.training.run_state import seed_step
+from cnclip_ft.training.sizing import Sizing
 from cnclip_ft.training.stage_plan import MOST_STEPS, StagePlan, trunk_trains
 from cnclip_ft.training.stop import Stopped, StopRequest
 from data_tools.errors import UserError
@@ -94,7 +100,12 @@ class Trainer:
             whole.image_tower = nn.SyncBatchNorm.convert_sync_batchnorm(whole.image_tower)
         self._set_mode(table)
         self.cache = self._build_cache() if plan.cached else None
+        if trunk_waits(context, plan):
+            whole.place_trunk(
+                "cpu"
+            )  # until the stage is over, or pictures have to be judged whose features are not kept
         self.model = context.sharding.place(whole)
+        self.fp8 = EightBits(self.model) if context.recipe.fp8 else None
         if context.recipe.compile:
             compile_towers(self.model, context.recipe.compile)
         self.table = _bound(table, self.model)
@@ -163,16 +174,36 @@ class Trainer:
 
     # ---- a step -----------------------------------------------------------------------------------------------
 
-    def batches(self) -> Iterator[dict[str, Any]]:
-        """This device's shares of the batches from the next step on."""
+    def batches(self, workers: int | None = None) -> Generator[dict[str, Any]]:
+        """This device's shares of the batches from the next step on, decoded by `workers` processes (None: the run's)."""
         context, cached = self.context, self.cache is not None
         preprocessing = None if cached else self.model.image_tower.preprocessing
-        dataset = PairDataset(context.train_store, context.pairs, preprocessing, context.recipe.data.reduced_jpegs)
+        decoder = None if cached else context.decoder
+        dataset = PairDataset(
+            context.train_store,
+            context.pairs,
+            preprocessing,
+            context.recipe.data.reduced_jpegs,
+            as_file=None if decoder is None else for_device,
+        )
+        on_device = None
+        if decoder is not None and isinstance(preprocessing, SquarePicture):
+            on_device = OnDevice(decoder, preprocessing, context.device, partial(dataset.sample, decoded=True))
         sampler = StageSampler(self.plan.order, self.step, self.plan.total, context.rank, context.world)
         # Without pictures to decode, worker processes would cost more than they bring.
-        workers = 0 if cached else context.workers
+        count = 0 if cached else context.workers if workers is None else workers
         pin = context.device.type == "cuda"
-        return iter(make_loader(dataset, sampler, context.tokenizer, workers, pin=pin, lengths=self._lengths()))
+        loader = make_loader(
+            dataset, sampler, context.tokenizer, count, pin=pin, lengths=self._lengths(), on_device=on_device
+        )
+        return iter(loader)
+
+    def sizing(self) -> Sizing | None:
+        """Measures how many workers the stage needs; None where that is given, or nothing is decoded by workers."""
+        context = self.context
+        if context.recipe.data.workers != "auto" or not context.workers or self.cache is not None:
+            return None
+        return Sizing(context.workers, context.most_workers, self.plan.share)
 
     def take(self, batch: dict[str, Any]) -> LossOutput:
         """One step. What came of the one before is in `settled` afterwards.
@@ -295,11 +326,14 @@ class Trainer:
         merged. All devices take part."""
         self.settle()
         weights = self.average.average if self.average is not None else {}
-        with self.context.sharding.gathered(self.model, self.whole, weights), merged(self.whole):
+        plain = self.fp8.left() if self.fp8 is not None else nullcontext()
+        with plain, self.context.sharding.gathered(self.model, self.whole, weights), merged(self.whole):
             yield self.whole
 
     def release(self) -> None:
         """After the last step: the whole model is plain again, on this device."""
+        if self.fp8 is not None:
+            self.fp8.leave()
         remove_lora(self.model)
         self.whole.to(self.context.device)
 

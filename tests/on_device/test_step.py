@@ -111,10 +111,11 @@ def test_patches_are_dropped_and_the_stage_learns(device, ready):
 
 @pytest.mark.slow
 @COMPILER
-def test_compiled_towers_step_like_plain_ones(device, ready):
+@pytest.mark.parametrize("how", [True, "max-autotune"])
+def test_compiled_towers_step_like_plain_ones(device, ready, how):
     precision = "bf16" if device.type == "cuda" else "fp32"
     found = []
-    for compiled in (False, True):
+    for compiled in (False, how):
         trainer = ready(compile=compiled, precision=precision, layers=2)
         batches = trainer.batches()
         found.append([trainer.take(next(batches)).loss.item() for _ in range(3)])
