@@ -5,7 +5,8 @@
 
 The most telling rows come first, each has its own limit of seconds, and one that fails ends nothing. Rows:
 
-* ours: a stage of a real run with its loader, ids, clipping and checks, bf16, plain and compiled;
+* ours: a stage of a real run with its loader, ids, clipping and checks, bf16, plain and compiled (max-autotune too), with JPEGs decoded by
+  workers and by the card, with products in 8 bits;
 * official: cn_clip's own step in fp16 with loss scaling, its batches ready made (a process of its own);
 * open_clip style: transformers' towers compiled, bf16, texts of 52 tokens, the full matrix of logits, fused AdamW;
 * transformers: the model's own loss as in the library's contrastive example, bf16, texts of 52 tokens;
@@ -97,7 +98,7 @@ def rows_of(folder: Path, texts: list[str]) -> list[Row | Extra]:
         batch = fitting(TEXT_PAIR, 4096) if stage == "one" else fitting(PAIR[size][0], 2048)
         settings |= {"frozen": stage == "one", "compile": compiled}
         make = lambda n: Ours(folder, size, n, texts, **settings)  # noqa: E731
-        words = {False: "", True: ", compiled", "layers": ", compiled by layers"}
+        words = {False: "", True: ", compiled", "layers": ", compiled by layers", "max-autotune": ", max-autotune"}
         return Row(size, stage, label + words[compiled], make, batch, limit, profiled)
 
     def official(size: str, stage: str, limit: float) -> Row:
@@ -120,12 +121,15 @@ def rows_of(folder: Path, texts: list[str]) -> list[Row | Extra]:
         ours(base, "two", 100, compiled=True),
         ours(base, "two", 40, compiled=False),
         ours(base, "two", 50, compiled="layers", label="ours, SigLIP", **siglip),
+        ours(base, "two", 50, compiled="layers", label="ours, JPEGs by the card", decode="device"),
         peer(base, "two", "plain", "transformers", 30),
+        ours(base, "two", 60, compiled="layers", label="ours, 8 bits", fp8=True),
         official(large, "two", 60),
         ours(base, "one", 40, compiled="layers"),
         ours(large, "one", 50, compiled=False),
         official(base, "one", 45),
         ours(large, "two", 50, compiled=False),
+        ours(base, "two", 120, compiled="max-autotune"),
         peer(large, "two", "plain", "transformers", 45),
         peer(base, "one", "plain", "transformers", 30),
     ]

@@ -163,6 +163,8 @@ class OurStage:
         workers: int = 0,
         start: str | dict | None = None,
         stage_settings: dict | None = None,
+        decode: str = "workers",
+        fp8: bool = False,
     ) -> None:
         from cnclip_ft.features import frozen_trunk as feature_cache
         from cnclip_ft.recipe import Recipe
@@ -193,7 +195,8 @@ class OurStage:
                 "model": {"start": start or str(folder / "start.pt")},
                 "stages": {"stage": stage},
                 "output": str(folder / "run"),
-                "data": {"train": str(folder / "train"), "valid": str(folder / "train"), "workers": workers},
+                "data": {"train": str(folder / "train"), "valid": str(folder / "train"), "workers": workers, "decode": decode},
+                "fp8": fp8,
                 "precision": precision,
                 "compile": compile,
             }
