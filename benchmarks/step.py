@@ -195,7 +195,12 @@ class OurStage:
                 "model": {"start": start or str(folder / "start.pt")},
                 "stages": {"stage": stage},
                 "output": str(folder / "run"),
-                "data": {"train": str(folder / "train"), "valid": str(folder / "train"), "workers": workers, "decode": decode},
+                "data": {
+                    "train": str(folder / "train"),
+                    "valid": str(folder / "train"),
+                    "workers": workers,
+                    "decode": decode,
+                },
                 "fp8": fp8,
                 "precision": precision,
                 "compile": compile,
