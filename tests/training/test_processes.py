@@ -222,7 +222,7 @@ def test_low_rank_updates_begin_equal_on_all_processes(stores):
 
 
 GRADIENTS = """
-import sys
+import gc, sys
 from contextlib import nullcontext
 import torch, torch.distributed as dist
 from cnclip_ft.training.large_batch import GradientStep
@@ -233,28 +233,39 @@ from tests.training.helpers import random_batch, tiny_model
 
 torch.set_default_dtype(torch.float32)
 dist.init_process_group("gloo")
-ranks, rank, found = dist.get_world_size(), dist.get_rank(), {}
-for shares in (False, True):
-    sharding = Sharded(torch.device("cpu"), reshard=True) if shares else Whole()
-    for micro in (None, 1):
-        for frozen in (False, True):
-            for kind in (ContrastiveObjective, SigmoidObjective):
-                model, objective = tiny_model(dropout=0.0).double(), kind(tile=3)
-                give_bias(model, objective)
-                model.image_tower.vision_model.requires_grad_(not frozen)
-                batch = random_batch(model, 8)
-                rows = slice(rank * 8 // ranks, (rank + 1) * 8 // ranks)
-                share = {key: value[rows] for key, value in batch.items()}
-                trained = sharding.place(model)
-                step = GradientStep(trained, objective, micro_batch_size=micro, autocast=nullcontext,
-                                    backward=lambda loss: loss.backward(), sharding=sharding)
-                loss = step(share).loss
-                grads = {n: sharding.full(p.grad) for n, p in trained.named_parameters() if p.grad is not None}
-                found[shares, micro, frozen, kind.__name__] = {"loss": loss, **grads}
+ranks, rank = dist.get_world_size(), dist.get_rank()
+
+def gradients():
+    found = {}
+    for shares in (False, True):
+        sharding = Sharded(torch.device("cpu"), reshard=True) if shares else Whole()
+        for micro in (None, 1):
+            for frozen in (False, True):
+                for kind in (ContrastiveObjective, SigmoidObjective):
+                    model, objective = tiny_model(dropout=0.0).double(), kind(tile=3)
+                    give_bias(model, objective)
+                    model.image_tower.vision_model.requires_grad_(not frozen)
+                    batch = random_batch(model, 8)
+                    rows = slice(rank * 8 // ranks, (rank + 1) * 8 // ranks)
+                    share = {key: value[rows] for key, value in batch.items()}
+                    trained = sharding.place(model)
+                    step = GradientStep(trained, objective, micro_batch_size=micro, autocast=nullcontext,
+                                        backward=lambda loss: loss.backward(), sharding=sharding)
+                    loss = step(share).loss
+                    grads = {n: sharding.full(p.grad) for n, p in trained.named_parameters() if p.grad is not None}
+                    found[shares, micro, frozen, kind.__name__] = {"loss": loss, **grads}
+    return found
+
+found = gradients()
 if rank == 0:
     torch.save(found, sys.argv[1])
+# gloo's threads end with their groups, which meshes and shared weights hold. Those that are left when the interpreter ends may still
+# let go of a tensor, ask for its lock, and are ended in the middle of that: "terminate called without an active exception".
+del found
+gc.collect()
 dist.barrier()  # a process that leaves while others still talk may be ended by its threads
 dist.destroy_process_group()
+gc.collect()
 """
 
 
