@@ -22,7 +22,12 @@ _WORDS = {
 
 Every key a recipe may have. On the command line a key is given as `key.path=value`, with a stage's own name for STAGE and a
 validation set's for NAME; `[]` stands for an entry of a list. `null` stands for nothing, {} for the defaults of the section. The page
-is made by `cnclip-ft recipe keys --markdown`; what the keys do together is told in [training.md](training.md).
+is made by `cnclip-ft recipe keys --markdown`; what the keys do together is told in [training.md](training.md). In the terminal:
+
+```bash
+cnclip-ft recipe keys augment
+cnclip-ft recipe show flickr30k-cn_vit-b-16
+```
 """,
     },
     "zh": {
@@ -33,7 +38,12 @@ is made by `cnclip-ft recipe keys --markdown`; what the keys do together is told
 [English](recipe.md)
 
 配方可以有的全部键。命令行上写作 `key.path=value`，STAGE 换成阶段名，NAME 换成验证集的名称；`[]` 表示列表里的一项。`null` 表示没有，{} 表示该节的默认值。
-本页由 `cnclip-ft recipe keys --language zh --markdown` 生成；各键如何配合见 [training.zh-CN.md](training.zh-CN.md)。
+本页由 `cnclip-ft recipe keys --language zh --markdown` 生成；各键如何配合见 [training.zh-CN.md](training.zh-CN.md)。在终端里：
+
+```bash
+cnclip-ft recipe keys 增强 --language zh
+cnclip-ft recipe show flickr30k-cn_vit-b-16
+```
 """,
     },
 }

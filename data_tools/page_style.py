@@ -23,7 +23,8 @@ pre { background: var(--hold); padding: 1em; overflow: auto; font-size: 13px }
 figure { margin: 0; width: 168px; max-width: 46% } figure img { max-width: 100%; max-height: 160px; border: 1px solid var(--line); display: block }
 figcaption { font-size: 13px; overflow-wrap: anywhere } .missing { width: 100%; height: 60px; background: var(--hold) }
 .found figure { width: auto; padding: 4px; border: 3px solid transparent; text-align: center } .found figure.right { border-color: var(--good) }
-.curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); gap: 1rem } .curves svg { width: 100%; height: auto }
+@media (min-width: 62rem) { .split { display: grid; grid-template-columns: 27rem 1fr; gap: 2rem } .split h3:first-child { margin-top: 0 } }
+.split > div { min-width: 0 } .split th { min-width: 10.5em } .curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); gap: 1rem } .curves svg { width: 100%; height: auto }
 svg text { fill: var(--soft); font-size: 11px } svg .name { fill: var(--ink); font-size: 13px } svg path { fill: none; stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round }
 svg .axis { stroke: var(--line); stroke-width: 1 } svg .start { stroke: var(--soft); stroke-dasharray: 5 4 }
 """

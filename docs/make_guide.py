@@ -1,8 +1,8 @@
 """Runs the commands of guide.md in their order, and draws what they print into docs/guide/.
 
-    python docs/make_guide.py [--into docs/guide]
+    python docs/make_guide.py [--into docs/guide] [--folder WORK]
 
-A picture below a block shows its output, 80 columns wide.
+A picture below a block shows its output, 80 columns wide. WORK keeps what was made, for make_screenshots.py.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def run(line: str, folder: Path) -> str:
     interpreter = shlex.quote(sys.executable)
     told = re.sub(r"^cnclip-ft ", f"{interpreter} -m cnclip_ft ", line)
     told = re.sub(r"^python ", f"{interpreter} ", told).replace("examples/", f"{ROOT}/examples/")
-    env = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "80"}
+    env = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "80", "LC_ALL": "C.UTF-8"}
     done = subprocess.run(told, shell=True, cwd=folder, env=env, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{line}\n{done.stdout}{done.stderr}")
@@ -56,13 +56,17 @@ def picture(line: str, output: str, file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--into", type=Path, default=HERE / "guide")
-    into = parser.parse_args().into.resolve()
+    parser.add_argument("--folder", type=Path, help="Where to work; must not exist.")
+    chosen = parser.parse_args()
+    into = chosen.into.resolve()
     into.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as passing:
+        place = chosen.folder.resolve() if chosen.folder else Path(passing) / "work"
+        place.mkdir(parents=True)
         for block, name in _STEP.findall((HERE / "guide.md").read_text(encoding="utf-8")):
             for line in block.strip().splitlines():
                 print(f"$ {line}", flush=True)
-                printed = run(line, Path(place))
+                printed = run(line, place)
             if name:
                 picture(line, printed, into / f"{name}.svg")
 

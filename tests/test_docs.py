@@ -103,6 +103,27 @@ def test_shipped_recipes_named_in_the_pages_exist():
             assert words[1] in shipped, f"{page}: {words[1]}"
 
 
+WITHOUT_EXAMPLE = {  # tables, and pages for who changes the code
+    "CHANGELOG.md", "CONTRIBUTING.md", "NOTICE.md", "architecture.md", "benchmarks.md", "results.md", "api.md",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_page_has_an_example(page):
+    """Those of the guide are run by tests/test_examples.py."""
+    if page.name.replace(".zh-CN", "") not in WITHOUT_EXAMPLE:
+        text = page.read_text(encoding="utf-8")
+        assert "```python" in text or any(line.startswith("cnclip-ft") for line in blocks(page)), page.name
+
+
+def test_the_screenshots_are_small_and_shown():
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    files = list((ROOT / "docs" / "screens").iterdir())
+    assert len(files) == 12
+    for file in files:
+        assert file.stat().st_size <= 150_000 and f"screens/{file.name}" in text, file.name
+
+
 def message_texts() -> str:
     """All string constants of the code, with a mark where something is put in, joined where they stand behind one another."""
     found = []

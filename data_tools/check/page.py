@@ -55,12 +55,12 @@ def write_page(
 
 
 def _split(split: SplitCheck, store: PairStore, seed: int, language: str) -> list[str]:
-    parts = [f"<h2>{html.escape(split.name)}</h2><table tabindex=0>"]
+    parts = [f"<h2>{html.escape(split.name)}</h2><div class=split><div><table tabindex=0>"]
     parts += [
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
         for name, value in rows_of(split, language)
     ]
-    parts.append(f"</table><p>{piece('four', language)}<br>{piece('false', language)}</p>")
+    parts.append(f"</table><p>{piece('four', language)}<br>{piece('false', language)}</p></div><div>")
 
     def head(name: str) -> str:
         return f"<h3>{piece(name, language)}</h3>"
@@ -104,6 +104,7 @@ def _split(split: SplitCheck, store: PairStore, seed: int, language: str) -> lis
         chosen = sorted(random.Random(seed).sample(range(len(store)), min(_RANDOM, len(store))))
         pairs = [store[index] for index in chosen]
         parts.append(head("h_sample") + figures([(store, pair.image_id, _with_columns(store, pair)) for pair in pairs]))
+    parts.append("</div></div>")
     return parts
 
 

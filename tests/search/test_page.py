@@ -408,6 +408,16 @@ def test_an_address_brings_a_picture_back(page, photos_once, engine):
     assert not page.find_element("id", "noteDo").is_displayed()
 
 
+def test_an_error_is_said_in_the_language_of_the_page(page):
+    page.find_element("id", "language").click()
+    page.execute_script("location.hash = '#like=999999'")
+    until(page, "return !document.getElementById('error').hidden")
+    assert page.find_element("id", "error").text == "无法这样搜索。请换个说法，或去掉筛选条件再试。"
+    page.find_element("id", "language").click()
+    said = page.find_element("id", "error").text  # with what the server says, which speaks English
+    assert said.startswith("This cannot be searched. ") and len(said) > 40
+
+
 def test_a_phone_folds_the_settings(page):
     assert page.execute_script("return document.getElementById('tools').open")
     with browsers.width(page, 390):

@@ -183,7 +183,7 @@ function chip() {
 
 function tell() {
   $("error").hidden = !fault;
-  if (fault) $("error").textContent = `${t.errors[fault.code] || t.errors["bad-request"]} ${fault.detail}`;
+  if (fault) $("error").textContent = `${t.errors[fault.code] || t.errors["bad-request"]}${language === "en" ? ` ${fault.detail}` : ""}`; // the server speaks English
   $("more").hidden = !goesOn();
   if (!answer) return $("status").textContent = "";
   const n = answer.results.length.toLocaleString(), all = info ? info.images.toLocaleString() : "", limited = atLeast() !== null || where().length > 0;
