@@ -21,7 +21,7 @@ _COLUMNS = [f"{short}_r{k}" for short in ("t2i", "i2t") for k in (1, 5, 10)] + [
 
 
 def write_card(
-    folder: Path,
+    file: Path,
     name: str,
     to: str,
     info: dict[str, Any],
@@ -32,7 +32,7 @@ def write_card(
     advice: str,
     recall: tuple[RetrievalScores, RetrievalScores] | None,
 ) -> None:
-    """Write the card of an export in the format `to`; `info` is what the checkpoint knows of itself."""
+    """Write the card of an export in the format `to` at `file`; `info` is what the checkpoint knows of itself."""
     recipe = info.get("recipe") or {}
     start = (recipe.get("model") or {}).get("start")
     meta: dict[str, Any] = {
@@ -61,7 +61,7 @@ def write_card(
         parts.append(f"## Settings\n\n```yaml\n{settings}```\n")
     text = "\n".join(parts)
     mark = f"<!-- cnclip-ft {hashlib.sha256(text.encode()).hexdigest()} -->\n"
-    (folder / CARD).write_text(text + mark, encoding="utf-8", newline="\n")
+    file.write_text(text + mark, encoding="utf-8", newline="\n")
 
 
 def _base(start: Any) -> str | None:
@@ -87,6 +87,11 @@ def _recall(info: dict[str, Any], recall: tuple[RetrievalScores, RetrievalScores
         table = recall_table({"checkpoint": recall[0], "export": recall[1]})
         parts.append(f"## Recall of checkpoint and export\n\n```\n{table}\n```\n")
     return parts
+
+
+def card_of_file(export: Path) -> Path:
+    """Where the card of an export lies that is a file: beside it, ``mine.pt`` has ``mine.md``."""
+    return export.with_name(f"{export.name if export.suffix == '.md' else export.stem}.md")
 
 
 def is_card(file: Path) -> bool:

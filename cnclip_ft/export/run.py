@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from cnclip_ft.export.card import CARD, is_card, write_card
+from cnclip_ft.export.card import CARD, card_of_file, is_card, write_card
 from cnclip_ft.export.cn_clip import is_export
 from cnclip_ft.export.onnx import ONNX
 from cnclip_ft.export.open_clip import OPEN_CLIP
@@ -36,6 +36,7 @@ FORMATS = {
     "open_clip": "cnclip_ft.export.open_clip",
     "onnx": "cnclip_ft.export.onnx",
 }
+_FILES = {"cn_clip"}  # the others are folders
 _KINDS = tuple(  # of folder written here; a card belongs to each
     replace(kind, files=re.compile(rf"{kind.files.pattern}|{re.escape(CARD)}"))
     for kind in (CHECKPOINT, ONNX, OPEN_CLIP)
@@ -76,7 +77,7 @@ def export_checkpoint(
         source: where a published name comes from.
         calibrate: a store whose pictures and texts settle the ranges of int8 beforehand (onnx).
         verify: a store on which recall of source and export are compared.
-        license_name: for the card, which every folder gets.
+        license_name: for the card, which lies in a folder, and beside a file.
         trust_import: as for `load`.
 
     Raises:
@@ -95,7 +96,8 @@ def export_checkpoint(
         raise RequestError(
             f"{output}: neither safetensors nor ONNX Runtime opens a path that is not UTF-8; choose another --output"
         )
-    _refuse_output(output, overwrite, [path for path in (checkpoint, calibrate, verify) if path is not None])
+    alone = to in _FILES
+    _refuse_output(output, alone, overwrite, [path for path in (checkpoint, calibrate, verify) if path is not None])
     order = Order(_history(checkpoint), dtype, None if calibrate is None else _split(calibrate))
     judge = None if verify is None else _split(verify)
     model = load(checkpoint, source=source, trust_import=trust_import)
@@ -129,21 +131,23 @@ def export_checkpoint(
         require(found, output, dtype)
         bar.update()
         scores = None if judge is None else _recall_of_both(model, writer, beside, judge)
-        if beside.is_dir():
-            write_card(
-                beside,
-                output.name,
-                to,
-                order.info,
-                dtype=dtype,
-                difference=found,
-                license_name=license_name,
-                advice=writer.advice(model, beside).replace(str(beside), output.name),
-                recall=scores,
-            )
-        kind = _refuse_output(output, overwrite, [])  # minutes have gone by
+        card = (scratch.folder if alone else beside) / CARD
+        write_card(
+            card,
+            output.name,
+            to,
+            order.info,
+            dtype=dtype,
+            difference=found,
+            license_name=license_name,
+            advice=writer.advice(model, beside).replace(str(beside), output.name),
+            recall=scores,
+        )
+        kind = _refuse_output(output, alone, overwrite, [])  # minutes have gone by
         try:
             scratch.swap_in(beside, kind)
+            if alone:
+                os.replace(card, card_of_file(real_place(output)))
         except OSError as error:
             raise UserError(f"{output} could not be written ({error})") from None
     finally:
@@ -194,11 +198,15 @@ def _history(checkpoint: str | Path) -> dict[str, Any]:
     }
 
 
-def _refuse_output(output: Path, overwrite: bool, sources: list[str | Path]) -> FolderKind:
-    """The kind of folder that is there."""
+def _refuse_output(output: Path, alone: bool, overwrite: bool, sources: list[str | Path]) -> FolderKind:
+    """The kind of folder that is there. `alone`: a file will be, with its card beside it."""
     refuse_overlap(output, sources)
     place = real_place(output)
     known = next((kind for kind in _KINDS if kind.known(place)), None)
+    cards = {place / CARD: output / CARD} | ({card_of_file(place): card_of_file(output)} if alone else {})
+    own = next((said for card, said in cards.items() if os.path.lexists(card) and not is_card(card)), None)
+    if own is not None:
+        raise RequestError(f"{own} was changed or is your own: move it away, or choose another --output")
     if os.path.lexists(place) and not is_empty(place):
         if not place.is_dir():
             refuse_foreign_file(output, is_export, "an export of ours")
@@ -208,8 +216,6 @@ def _refuse_output(output: Path, overwrite: bool, sources: list[str | Path]) -> 
             )
         else:
             known.refuse_other(output)
-        if (place / CARD).is_file() and not is_card(place / CARD):
-            raise RequestError(f"{output / CARD} was changed or is your own: move it away, or choose another --output")
         if not overwrite:
             raise RequestError(f"{output} is there already; choose another --output, or --overwrite")
     return known or _KINDS[0]

@@ -193,6 +193,14 @@ def test_a_card_says_what_the_export_is_and_is_replaced_only_as_it_was_written(t
     assert load(tmp_path / "mine")
     export_checkpoint(tmp_path / "a", "huggingface", tmp_path / "mine", overwrite=True)
     assert "No licence was named" in (tmp_path / "mine/README.md").read_text(encoding="utf-8")
+    for name, card in (("mine.pt", "mine.md"), ("plain", "plain.md")):
+        export_checkpoint(tmp_path / "a", "cn_clip", tmp_path / name, license_name="mit")
+        beside = (tmp_path / card).read_text(encoding="utf-8")
+        assert f"# {name}\n" in beside and "license: mit" in beside and "seed: 3" in beside
+    export_checkpoint(tmp_path / "a", "cn_clip", tmp_path / "mine.pt", overwrite=True)
+    (tmp_path / "mine.md").write_text("My own words.", encoding="utf-8")
+    with pytest.raises(RequestError, match=r"mine.md was changed or is your own"):
+        export_checkpoint(tmp_path / "a", "cn_clip", tmp_path / "mine.pt", overwrite=True)
     (tmp_path / "mine/README.md").write_text(text + "My own words.\n", encoding="utf-8")
     with pytest.raises(RequestError, match=r"README.md was changed or is your own"):
         export_checkpoint(tmp_path / "a", "huggingface", tmp_path / "mine", overwrite=True)
