@@ -13,7 +13,17 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from cnclip_ft.new_towers import check_new_towers
-from cnclip_ft.recipe_data import RECALLS, Count, DataSection, Place, Section, Share, score_path
+from cnclip_ft.recipe_data import (
+    RECALLS,
+    Count,
+    DataSection,
+    Place,
+    Section,
+    Share,
+    ZeroShot,
+    is_recall,
+    score_path,
+)
 
 TrainName = Literal["text", "image", "both"]
 
@@ -137,9 +147,34 @@ class Augmentation(Section):
         return self.crop < 1 or self.colour > 0 or self.mirror or self.operations > 0
 
 
+class Teach(Section):
+    """A frozen teacher's features of sentences are met by the text tower, in several languages, on parallel text alone."""
+
+    teacher: Place
+    """The teacher: a checkpoint of any kind."""
+    texts: Place
+    """A store of parallel text (`cnclip-ft data import parallel`)."""
+    language: str = Field("en", pattern="^[a-z]{2}$")
+    """The language the teacher reads."""
+    languages: (
+        Annotated[list[Annotated[str, Field(pattern="^[a-z]{2}$")]], Field(min_length=1, max_length=100)] | None
+    ) = None
+    """The languages that are learnt; null: all of the store."""
+    meet: float = Field(1.0, gt=0, le=1000)
+    """Weight of the squared distance between the student's unit feature of a text, in every language, and the teacher's."""
+    between: float = Field(0.1, ge=0, le=1000)
+    """Weight of the InfoNCE between the languages of a row; 0: none."""
+    keep: Literal["best", "last"] = "best"
+    """What the stage ends with: its best by `best_by`, or its end, for a teacher in whose space the pictures do not lie."""
+
+
 class Stage(Section):
     """One stage: what trains, for how long, how fast. `batch_size` is global, over all devices."""
 
+    kind: Literal["pairs", "teach"] = "pairs"
+    """What it learns from: pictures with texts, or a teacher (`teach`)."""
+    teach: Teach | None = None
+    """kind teach: the teacher, and the parallel text."""
     train: TrainName | Annotated[list[TrainRule], Field(min_length=1, max_length=1000)]
     """Which tower trains, or a table of rules that cover every parameter once."""
     epochs: float | None = Field(None, gt=0, le=1e6)
@@ -219,6 +254,24 @@ class Stage(Section):
             raise ValueError(
                 "views above 1 without augmentation would be equal: {here}.augment.crop=0.8, or {here}.views=1"
             )
+        if (self.kind == "teach") != (self.teach is not None):
+            raise ValueError(
+                "kind: teach needs its teacher and its texts: {here}.teach={{teacher: CHECKPOINT, texts: DIR/parallel}}"
+                if self.teach is None
+                else "teach is for kind: teach: {here}.kind=teach, or {here}.teach=null"
+            )
+        if self.kind == "teach":
+            for name in ("objective", "augment", "views", "patch_dropout", "unmasked_steps"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(
+                        f"{name} is for pictures, and a teaching stage sees none: take {{here}}.{name} out"
+                    )
+            if self.interpolate and self.teach is not None and self.teach.keep == "last":
+                raise ValueError("interpolate chooses by score, keep: last does not: {here}.interpolate=null")
+            if self.train in ("image", "both"):
+                raise ValueError(
+                    "a teaching stage sees no pictures, so the image tower cannot train: {here}.train=text"
+                )
         if isinstance(self.train, list) and all(rule.rate == 0 for rule in self.train):
             raise ValueError("the table freezes everything, so the stage trains nothing: give a rule a rate above 0")
         return self
@@ -257,7 +310,8 @@ class Recipe(Section):
     save_every: Count | None = None
     """Steps between states to continue from, besides every validation."""
     best_by: str = "mean_recall"
-    """The score that decides: mean_recall, text_to_image.r1, image_to_text.r10, 'split: mean_recall', 'birds: accuracy', …"""
+    """The score that decides: mean_recall, text_to_image.r1, image_to_text.r10, en.mean_recall, languages.mean_recall (the mean of
+    Chinese and English, each by itself), 'split: mean_recall', 'birds: accuracy', …"""
     report_to: list[str] = []
     """Further trackers that accelerate knows: wandb, mlflow, comet_ml, …"""
 
@@ -285,8 +339,8 @@ class Recipe(Section):
         if split is not None and split not in sets:
             raise ValueError(f"best_by names the split '{split}'; data.valid has {', '.join(sets)}")
         judged = sets[split] if split is not None else next(iter(sets.values()))
-        known = RECALLS if isinstance(judged, str) else judged.scores
-        if score not in known:
+        known = judged.scores if isinstance(judged, ZeroShot) else RECALLS
+        if score not in known and (isinstance(judged, ZeroShot) or not is_recall(score)):
             raise ValueError(f"best_by is '{self.best_by}', but scores there are {', '.join(known)}")
         return self
 

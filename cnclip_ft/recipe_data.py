@@ -46,12 +46,32 @@ class Section(BaseModel):
 class Guard(Section):
     """A general split judged along, so that learning one's own data does not unlearn everything else."""
 
-    split: Place
-    """A store the model must not get worse on."""
+    split: Place | None = None
+    """A store the model must not get worse on; null: the first validation split, of which a `language` is watched."""
+    language: Literal["zh", "en"] | None = None
+    """The language whose texts count, by themselves; null: all texts together."""
     max_drop: float = Field(1.0, ge=0)
     """Points of mean recall it may lose against the score before the first step."""
     action: Literal["report", "stop"] = "report"
     """What a larger drop does; stop: such a model is never the best, and the run ends."""
+
+    @model_validator(mode="after")
+    def _watches_something(self) -> Guard:
+        if self.split is None and self.language is None:
+            raise ValueError("a guard watches a split or a language: {here}.split=PLACE or {here}.language=en")
+        return self
+
+
+class ValidStore(Section):
+    """A store to judge on, whose texts do not all say their language."""
+
+    store: Place
+    """The store."""
+    language: Language | None = None
+    """Of texts that do not say theirs."""
+
+    def places(self) -> list[str]:
+        return [self.store]
 
 
 class ZeroShot(Section):
@@ -75,12 +95,22 @@ RECALLS = (
     "mean_recall",
     *(f"{way}.{n}" for way in ("text_to_image", "image_to_text") for n in ("r1", "r5", "r10", "mean_recall")),
 )
-"""Scores of a validation split that is a store."""
+"""Scores of a validation split that is a store. Those of a language by itself begin with it, ``en.text_to_image.r1``; those of
+Chinese and English, one mean of both, with ``languages``."""
+PARTS = ("zh", "en", "mixed", "languages")
 
-# One validation set: a store is a path, what else can be judged a section that begins with its name.
+
+def _kind(content: Any) -> str:
+    """The tag of a validation set; these words do not stand in messages."""
+    if isinstance(content, ValidStore) or isinstance(content, dict) and content.keys() & {"store", "language"}:
+        return "none"
+    return "nullable" if isinstance(content, (dict, ZeroShot)) else "str"
+
+
+# One validation set: a store is a path or says its language, what else can be judged a section that begins with its name.
 ValidSet = Annotated[
-    Annotated[Place, Tag("str")] | Annotated[ZeroShot, Tag("nullable")],
-    Discriminator(lambda content: "nullable" if isinstance(content, (dict, ZeroShot)) else "str"),
+    Annotated[Place, Tag("str")] | Annotated[ValidStore, Tag("none")] | Annotated[ZeroShot, Tag("nullable")],
+    Discriminator(_kind),
 ]
 
 
@@ -113,7 +143,8 @@ class DataSection(Section):
     batches: Literal["mixed", "by_store"] = "mixed"
     """Of several stores: every batch holds pairs of all, or those of one store."""
     valid: Place | Annotated[dict[str, ValidSet], Field(min_length=1)]
-    """The store to judge on, or several by name: `{name: store or {zero_shot: …}}`; the first one decides what is best."""
+    """The store to judge on, or several by name: `{name: store, {store: …, language: …} or {zero_shot: …}}`; the first one decides
+    what is best."""
     guard: Guard | None = None
     """A split on which the model must not get worse."""
     context_length: int | None = Field(None, ge=3, le=512)
@@ -145,8 +176,8 @@ class DataSection(Section):
 
     @field_validator("valid")
     @classmethod
-    def _named(cls, valid: str | dict[str, str | ZeroShot]) -> str | dict[str, str | ZeroShot]:
-        if isinstance(valid, dict) and not isinstance(next(iter(valid.values())), str):
+    def _named(cls, valid: str | dict[str, Any]) -> str | dict[str, Any]:
+        if isinstance(valid, dict) and isinstance(next(iter(valid.values())), ZeroShot):
             raise ValueError(
                 "the first validation split is a store: rows and tables show recall on it; name another later"
             )
@@ -161,22 +192,30 @@ class DataSection(Section):
     def train_places(self) -> list[str]:
         return [each.store for each in self.train_stores()]
 
-    def valid_sets(self) -> dict[str, str | ZeroShot]:
-        return self.valid if isinstance(self.valid, dict) else {"valid": self.valid}
+    def valid_sets(self) -> dict[str, ValidStore | ZeroShot]:
+        named = self.valid if isinstance(self.valid, dict) else {"valid": self.valid}
+        return {name: ValidStore(store=each) if isinstance(each, str) else each for name, each in named.items()}
 
     def valid_places(self) -> list[str]:
         """All that validation reads."""
-        return [p for s in self.valid_sets().values() for p in ([s] if isinstance(s, str) else s.places())]
+        return [place for each in self.valid_sets().values() for place in each.places()]
+
+
+def is_recall(score: str) -> bool:
+    """Whether a split that is a store has this score."""
+    part, _, rest = score.partition(".")
+    return score in RECALLS or (part in PARTS and rest in RECALLS)
 
 
 def score_path(best_by: str) -> tuple[str | None, str]:
     """``"split: text_to_image.r1"`` → (split or None for the first, name of the score)."""
     split, colon, score = best_by.rpartition(":")
     score = score.strip()
-    if score not in RECALLS and score not in ZeroShot.scores:
+    if not is_recall(score) and score not in ZeroShot.scores:
         raise ValueError(
             f"'{best_by}' is not a score; use mean_recall, or text_to_image or image_to_text with .r1, .r5, .r10 or "
-            ".mean_recall, after 'split:' when another than the first validation split decides; of a zero_shot list "
+            ".mean_recall, behind zh., en. or languages. for a language by itself or the mean of both, "
+            "after 'split:' when another than the first validation split decides; of a zero_shot list "
             f"{', '.join(ZeroShot.scores)}"
         )
     return (split.strip() if colon else None), score

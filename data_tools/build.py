@@ -17,6 +17,7 @@ from data_tools.faults import FILE_NAME, FaultList, OnError, read_faults
 from data_tools.items import ImageItem, Item, Source, Stream, located
 from data_tools.language import detect_language
 from data_tools.outputs import refuse_overlap
+from data_tools.parallel import is_parallel, read_parallel
 from data_tools.pictures import PIXEL_LIMIT, Reencoding
 from data_tools.preparation import Preparation
 from data_tools.sources.official import OfficialSource
@@ -49,6 +50,9 @@ class BuildReport:
         """For people."""
         lone = f", {self.lone_texts:,} texts without a known image" if self.lone_texts else ""
         lines = [f"{self.store.path}: {self.images:,} images, {self.texts:,} texts, {self.pairs:,} pairs{lone}"]
+        if is_parallel(self.store):
+            told = ", ".join(f"{language} {rows:,}" for language, rows in read_parallel(self.store).languages.items())
+            lines = [f"{self.store.path}: parallel text, {self.texts:,} texts (rows by language: {told})"]
         if self.continued:
             lines.append(f"  went on behind {self.continued:,} items of the interrupted build")
         if self.faults:

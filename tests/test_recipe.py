@@ -115,13 +115,15 @@ WRONG = [
     "data.workers=-1", "data.workers=10000", "data.workers=many", "data.train=", "data.train=5", "data.train=[]", "data.train=[{store: a, weight: 0}]",
     "data.train=[{store: a, weight: -1}]", "data.train=[{weight: 1}]", "data.train=[{store: a, language: fr}]",
     "data.train={store: a}", "data.train.0.weight=2", "data.batches=shuffled", 'data.train="a\\0b"',
-    "data.valid={}", "data.valid={guard: a}", "data.valid=[a]", "data.max_damaged_images=-1",
+    "data.guard={max_drop: 2}", "data.guard={language: fr}", "data.valid={a: {store: x, language: fr}}",
+    "data.valid={a: {language: zh}}", "best_by=fr.mean_recall", "best_by=en.r1", "data.valid={}", "data.valid={guard: a}", "data.valid=[a]", "data.max_damaged_images=-1",
     "stages={}", "stages.align=3", "stages.align.epochs=0", "stages.align.epochs=.nan", "stages.align.epochs=true",
     "stages.align.learning_rate=-1", "stages.align.learning_rate=.inf", "stages.align.learning_rate=.nan",
     "stages.align.learning_rate=0", "stages.align.learning_rate=fast", "stages.align.betas=[0.9, 1]", "stages.align.betas=[0.9]",
     "stages.align.batch_size=0", "stages.align.micro_batch_size=0", "stages.align.micro_batch_size=-4",
     "stages.align.train=[]", "stages.align.train=[3]", "stages.align.ema=1", "stages.align.warmup_steps=-1",
-    "stages.align.objective.tile=0", "precision=fp8", "precision=true", "output=", "output=3", "log_every=0", "save_every=0",
+    "stages.align.objective.tile=0", "stages.align.kind=teach", "stages.align.teach={teacher: a, texts: b}",
+    "stages.align={kind: teach, teach: {teacher: a}, train: text, steps: 3, batch_size: 2, learning_rate: 1}", "precision=fp8", "precision=true", "output=", "output=3", "log_every=0", "save_every=0",
     "report_to=wandb", "best_by=nothing", "best_by=[1]", "a..b=1", "=x", ".=1", "seed", "seed=[", "seed=&a [*a]", "seed={a: 1, a: 2}",
     "stages." + "x" * 300 + "=1",
 ]  # fmt: skip
@@ -284,10 +286,16 @@ def test_every_key_of_the_schema_is_listed():
         for name, inner in schema.get("properties", {}).items():
             yield f"{above}{name}"
             text = str(inner) + str(inner.get("default"))
-            for part, way in (("Stage", ".STAGE"), ("TrainRule", "[]"), ("TrainStore", "[]"), ("ZeroShot", ".NAME")):
+            for part, way in (
+                ("Stage", ".STAGE"),
+                ("TrainRule", "[]"),
+                ("TrainStore", "[]"),
+                ("ValidStore", ".NAME"),
+                ("ZeroShot", ".NAME"),
+            ):
                 if f"'#/$defs/{part}'" in text:
                     yield from fields(definitions[part], f"{above}{name}{way}.")
-            for part in ("ModelSection", "DataSection", "Guard", "Lora", "Objective", "Augmentation"):
+            for part in ("ModelSection", "DataSection", "Guard", "Lora", "Objective", "Augmentation", "Teach"):
                 if f"'#/$defs/{part}'" in text:
                     yield from fields(definitions[part], f"{above}{name}.")
 
@@ -301,8 +309,10 @@ def test_every_key_of_the_schema_is_listed():
         "ModelSection",
         "Objective",
         "Stage",
+        "Teach",
         "TrainRule",
         "TrainStore",
+        "ValidStore",
         "ZeroShot",
     }
     listed = {key.path for key in keys()}

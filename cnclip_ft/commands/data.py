@@ -15,6 +15,7 @@ from cnclip_ft.commands.options import Where, spread
 from data_tools.tables import say
 
 if TYPE_CHECKING:
+    from data_tools.parallel import ParallelTexts
     from data_tools.store import PairStore
 
 app = typer.Typer(help="Build, import, check and look at image-text data.", no_args_is_help=True, rich_markup_mode=None)
@@ -175,16 +176,23 @@ def show(
 ) -> None:
     """Draw a contact sheet: pictures with their captions, and in grey what else is kept of them.
 
+    Of parallel text, which has no pictures, rows are printed, --rows of them.
+
     Example: cnclip-ft data show DIR/train --output sheet.png
     """
     from data_tools.columns import parse_where
     from data_tools.contact_sheet import draw_sheet, is_sheet
     from data_tools.outputs import refuse_files
+    from data_tools.parallel import is_parallel, read_parallel
     from data_tools.store import open_store
 
+    opened = open_store(store)
+    if is_parallel(opened):
+        _show_rows(read_parallel(opened), rows, None if first else seed)
+        return
     refuse_files([(output, is_sheet, "a contact sheet of `data show`")], [store])
     count = draw_sheet(
-        open_store(store),
+        opened,
         output,
         columns=columns,
         rows=rows,
@@ -193,3 +201,16 @@ def show(
         where=parse_where(where or ()),
     )
     say(f"{output}: {count} pairs")
+
+
+def _show_rows(texts: ParallelTexts, count: int, seed: int | None) -> None:
+    """Rows of parallel text as a table: the first ones, or random ones in their order."""
+    import random
+
+    from data_tools.tables import table, terminal_width
+
+    count = min(count, len(texts))
+    chosen = range(count) if seed is None else sorted(random.Random(seed).sample(range(len(texts)), count))
+    languages = list(texts.languages)
+    cells = [[str(number), *(texts.rows[number].get(language, "–") for language in languages)] for number in chosen]
+    say(table(["row", *languages], cells, text=range(len(languages) + 1), width=terminal_width()))

@@ -23,7 +23,7 @@ def import_(
         str,
         typer.Argument(
             metavar="KIND",
-            help="folder, table, imagefolder, webdataset, official, flickr8k-cn, flickr30k-cn, coco-cn or muge (docs/data.md).",
+            help="folder, table, imagefolder, webdataset, official, flickr8k-cn, flickr30k-cn, coco-cn, muge or parallel (docs/data.md).",
         ),
     ],
     sources: Annotated[
@@ -85,12 +85,19 @@ def import_(
 
     Example: cnclip-ft data import table goods.xlsx --images PHOTOS --split 0.8,0.1,0.1 --check --output DIR
 
+    Example: cnclip-ft data import parallel sentences.tsv --output DIR/parallel
+
     Example: cnclip-ft data import table next-month.csv --images PHOTOS --split 0.8,0.1,0.1 --append --output DIR
     """
     from data_tools.errors import RequestError
     from data_tools.sources import SourceOptions, open_source
     from data_tools.sources.column_names import Columns
 
+    if kind == "parallel" and (append or split or split_column or building.layout == "official"):
+        raise RequestError(
+            "parallel text goes into one store of our layout, from all files in one line: leave out --append, --split, --split-column "
+            "and --layout official"
+        )
     if append and building.overwrite:
         raise RequestError("--append adds to the stores that are there, --overwrite replaces them: give one of the two")
     if update_columns and not append:

@@ -89,7 +89,7 @@ def padded_length(longest: int, lengths: Sequence[int]) -> int:
     return next(length for length in lengths if length >= longest) if lengths else longest
 
 
-class _TextKeys:
+class TextKeys:
     """Union of two equalities: the same text id, or the same prepared text (union-find over first sightings)."""
 
     def __init__(self) -> None:
@@ -122,7 +122,7 @@ class _TextKeys:
 def build_table(store: PairStore | Mixture, tokenizer: Tokenizer) -> PairTable:
     """Read every pair once: number images and texts, tokenise all captions in batches."""
     image_numbers = {image_id: number for number, image_id in enumerate(store.image_ids)}
-    image_keys, text_keys, keys = array("q"), array("q"), _TextKeys()
+    image_keys, text_keys, keys = array("q"), array("q"), TextKeys()
     tokens, starts, cut = array("i"), array("q", [0]), 0
     languages: Counter[str] = Counter()
     for pairs in _in_batches(store.pairs(), _TEXTS_AT_ONCE):

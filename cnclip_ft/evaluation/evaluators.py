@@ -1,6 +1,6 @@
 """What is judged during training, by name: recall over a whole pool, accuracy on a list of classes.
 
-Another one takes a section in `recipe.py` (its settings, and in `scores` the names `best_by` may give), one class here,
+Another one takes a section in `recipe_data.py` (its settings, and in `scores` the names `best_by` may give), one class here,
 and its line in `EVALUATORS`. All devices call `Evaluator.judge` together, and the encoder they are given shares the work:
 what comes back from it is the same on all of them. Nothing else need be shared or written: journal, tables, report
 and checkpoints show what `judge` returns.
@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -31,11 +32,11 @@ from cnclip_ft.evaluation.zero_shot import (
 from cnclip_ft.features.encode import SplitFeatures, SplitTexts, read_texts
 from cnclip_ft.features.shared import SharedEncoder
 from cnclip_ft.features.sources import open_source
-from cnclip_ft.recipe_data import ZeroShot
+from cnclip_ft.recipe_data import ValidStore, ZeroShot
 from cnclip_ft.retrieval.recall import RetrievalScores, recall
 from data_tools.errors import DataFault, RequestError, UserError
 from data_tools.store import PairStore
-from data_tools.words import Said
+from data_tools.words import Said, joined
 
 KS = (1, 5, 10)
 
@@ -78,16 +79,32 @@ class Evaluator(ABC):
 
 
 class Recall(Evaluator):
-    """Recall@k both ways over the whole pool of a store, never in-batch accuracy; per language where texts carry one."""
+    """Recall@k both ways over the whole pool of a store, never in-batch accuracy; per language where texts carry one.
 
-    def __init__(self, store: PairStore) -> None:
+    Args:
+        language: of texts that do not say theirs.
+    """
+
+    def __init__(self, store: PairStore, language: str | None = None) -> None:
         if len(store) == 0:
             raise RequestError(f"data.valid: {store.path} has no pairs, so there is nothing to judge by")
-        self.store = store
+        self.store, self.language = store, language
 
     @cached_property
     def texts(self) -> SplitTexts:
-        return read_texts(self.store)
+        texts = read_texts(self.store)
+        texts.languages = [language or self.language for language in texts.languages]
+        return texts
+
+    def refuse_without(self, wanted: str, key: str) -> None:
+        """Refuse where no text says that it is in the language `key` of the recipe asks for (``languages``: Chinese and English)."""
+        for language in ("zh", "en") if wanted == "languages" else (wanted,):
+            if language not in self.texts.languages:
+                known = ", ".join(sorted({each for each in self.texts.languages if each})) or "none"
+                raise RequestError(
+                    f"{key} asks for {language}, and no text of {self.store.path} says that it is in that language (found: {known}). If its "
+                    f"texts are, say so: data.valid={{NAME: {{store: {self.store.path}, language: {language}}}}}; else name another split"
+                )
 
     def judge(self, name: str, encoder: SharedEncoder) -> tuple[RetrievalScores, SplitFeatures]:
         features = encoder.split(name, self.texts, self.store.image)
@@ -112,12 +129,21 @@ class Recall(Evaluator):
         return {**row, "mean_recall": sum(row.values()) / len(row)}
 
     def checksum(self) -> str:
-        return self.store.checksum()
+        content = self.store.checksum()
+        return content if self.language is None else f"{content}-{self.language}"
 
     def describe(self) -> str:
+        counts = Counter(language or "" for language in self.texts.languages)
+        told = [
+            Said("{name} {count:,}", "{name} {count:,}", name=name or Said("not said", "未注明"), count=count)
+            for name, count in counts.most_common()
+        ]
+        texts = (
+            Said("; texts: {told}", "；文本：{told}", told=joined(told, ", ", "，")) if counts.keys() != {""} else ""
+        )
         return Said(
-            "{pairs:,} pairs, {images:,} images ({place})", "{pairs:,} 个图文对，{images:,} 张图片（{place}）",
-            pairs=len(self.store), images=len(self.store.image_ids), place=self.store.path,
+            "{pairs:,} pairs, {images:,} images ({place}){texts}", "{pairs:,} 个图文对，{images:,} 张图片（{place}）{texts}",
+            pairs=len(self.store), images=len(self.store.image_ids), place=self.store.path, texts=texts,
         )  # fmt: skip
 
 
@@ -222,9 +248,11 @@ class ZeroShotAccuracy(Evaluator):
 
 
 EVALUATORS: dict[type, Callable[[str, Any], Evaluator]] = {ZeroShot: ZeroShotAccuracy}
-"""By the section of the recipe that asks for it; a plain path is a store, for `Recall`."""
+"""By the section of the recipe that asks for it; a store is for `Recall`."""
 
 
-def open_evaluator(name: str, valid: str | ZeroShot, open_split: Callable[[str, str], PairStore]) -> Evaluator:
+def open_evaluator(name: str, valid: ValidStore | ZeroShot, open_split: Callable[[str, str], PairStore]) -> Evaluator:
     """An entry of `data.valid`; `open_split` opens a store, given its place and the setting that names it."""
-    return Recall(open_split(valid, "data.valid")) if isinstance(valid, str) else EVALUATORS[type(valid)](name, valid)
+    if isinstance(valid, ValidStore):
+        return Recall(open_split(valid.store, "data.valid"), valid.language)
+    return EVALUATORS[type(valid)](name, valid)

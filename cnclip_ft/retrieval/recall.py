@@ -17,6 +17,7 @@ import torch
 from cnclip_ft.features.encode import SplitFeatures
 from cnclip_ft.retrieval.scan import Positives, RankLooker, TopLooker, sweep
 from cnclip_ft.retrieval.tiles import DEFAULT_MEMORY, Side, full_precision, parse_memory, settle_device
+from data_tools.language import LANGUAGES
 
 KS = (1, 5, 10)
 UNLABELLED = "unlabelled"
@@ -110,6 +111,14 @@ class RetrievalScores:
     by_language: dict[str, RetrievalScores] = field(default_factory=dict)
     by_group: dict[str, RetrievalScores] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    language: str | None = None  # that of all texts, where they have one
+
+    @property
+    def languages(self) -> dict[str, RetrievalScores]:
+        """Each language by itself: its texts alone, among all images; texts that say none are in no part."""
+        if self.language is not None:
+            return {self.language: self}
+        return {name: part for name, part in self.by_language.items() if name != UNLABELLED}
 
     @property
     def mean_recall(self) -> float | None:
@@ -118,12 +127,24 @@ class RetrievalScores:
         return sum(means) / len(means) if means else None
 
     def value(self, name: str) -> float | None:
-        """``mean_recall``, or ``text_to_image.r1`` and the like; None without ground truth in that direction."""
+        """``mean_recall``, or ``text_to_image.r1`` and the like; None without ground truth in that direction.
+
+        ``en.mean_recall`` is that of a language by itself, ``languages.mean_recall`` the mean of Chinese and English, each by itself;
+        None where a language has no texts.
+        """
+        part, _, rest = name.partition(".")
+        if part == "languages":
+            both = [self.value(f"{language}.{rest}") for language in ("zh", "en")]
+            known = [value for value in both if value is not None]
+            return sum(known) / len(known) if len(known) == len(both) else None
+        if part in LANGUAGES:
+            found = self.languages.get(part)
+            return None if found is None else found.value(rest)
         direction, _, score = name.rpartition(".")
         if not direction:
             return self.mean_recall
-        found = self.text_to_image if direction == "text_to_image" else self.image_to_text
-        return None if found is None else found.mean_recall if score == "mean_recall" else found.recall[int(score[1:])]
+        way = self.text_to_image if direction == "text_to_image" else self.image_to_text
+        return None if way is None else way.mean_recall if score == "mean_recall" else way.recall[int(score[1:])]
 
     def as_dict(self) -> dict[str, Any]:
         values: dict[str, Any] = {
@@ -228,6 +249,7 @@ def recall(
         return parts
 
     scores.by_language = per_label([language or UNLABELLED for language in features.languages])
+    scores.language = features.languages[0] if len(set(features.languages)) == 1 else None
     scores.by_group = per_label(groups)
     return scores
 

@@ -20,7 +20,7 @@ from cnclip_ft.models.contract import Tokenizer
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.start import LoadReport, build_start
 from cnclip_ft.recipe import Recipe
-from cnclip_ft.recipe_data import DataSection
+from cnclip_ft.recipe_data import PARTS, DataSection, score_path
 from cnclip_ft.runtime import choose_precision, keep_activations
 from cnclip_ft.training.fp8 import check_fp8
 from cnclip_ft.training.journal import Journal
@@ -131,7 +131,8 @@ def make_context(
     train_store = open_train(recipe.data)
     evaluators = {name: open_evaluator(name, valid, open_split) for name, valid in recipe.data.valid_sets().items()}
     guard = recipe.data.guard
-    guard_store = open_split(guard.split, "data.guard.split") if guard else None
+    guard_store = open_split(guard.split, "data.guard.split") if guard and guard.split else None
+    _refuse_unsaid_languages(recipe, evaluators, guard_store)
     model, start = build_start(
         weights_beside(recipe.model.start, recipe.data.train_places()),
         context_length=recipe.data.context_length,
@@ -167,6 +168,18 @@ def make_context(
     )
     model.to(device)
     return context, model
+
+
+def _refuse_unsaid_languages(recipe: Recipe, evaluators: dict[str, Evaluator], guard_store: PairStore | None) -> None:
+    """Refuse a language by itself that no text says it is in."""
+    split, score = score_path(recipe.best_by)
+    judged, first = evaluators[split] if split else None, next(iter(evaluators.values()))
+    part, guard = score.partition(".")[0], recipe.data.guard
+    if part in PARTS and isinstance(by := judged or first, Recall):
+        by.refuse_without(part, "best_by")
+    if guard is not None and guard.language is not None and isinstance(first, Recall):
+        watched = first if guard_store is None else Recall(guard_store, guard.language)
+        watched.refuse_without(guard.language, "data.guard.language")
 
 
 def _workers(recipe: Recipe, processes: int) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from pydantic import ValidationError
 from cnclip_ft.models.build import describe_model
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import Recipe, Stage
+from cnclip_ft.recipe_data import ZeroShot
 from cnclip_ft.training.context import Context
+from cnclip_ft.training.stage_plan import StagePlan
+from cnclip_ft.training.teaching import Teaching
 from data_tools.errors import RequestError
 
 # These do not change what is computed; a batch in other pieces only by rounding.
@@ -22,10 +26,12 @@ _FREE = re.compile(
     r"stages\.[^.]+\.(micro_batch_size|gradient_checkpointing|skip_bad_steps|keep_every)"
 )
 # Where the data and the start lie may change; what they hold is compared.
-_PLACES = re.compile(r"data\.train(\.\d+\.store)?$|data\.(valid|guard\.split)(\.|$)|model\.start(\.|$)")
+_PLACES = re.compile(
+    r"data\.train(\.\d+\.store)?$|data\.(valid|guard\.split)(\.|$)|model\.start(\.|$)|stages\.[^.]+\.teach\.(teacher|texts)$"
+)
 
 
-def identity(context: Context, model: DualEncoder) -> dict[str, Any]:
+def identity(context: Context, model: DualEncoder, plans: Iterable[StagePlan]) -> dict[str, Any]:
     """What the state says of data and model: contents by checksum, the training split's order and tokens too."""
     described = {key: value for key, value in describe_model(model).items() if key != "architecture"}
     described |= {"vocabulary": context.tokenizer.fingerprint(), "new": context.new_parts}
@@ -35,11 +41,17 @@ def identity(context: Context, model: DualEncoder) -> dict[str, Any]:
         "order": _sha(pairs.image_keys, pairs.text_keys, pairs.tokens, pairs.starts, images),
         "valid": {name: evaluator.checksum() for name, evaluator in context.evaluators.items()},
         "guard": context.guard_store.checksum() if context.guard_store is not None else None,
+        "teaching": {plan.name: _taught(plan.teaching) for plan in plans if plan.teaching is not None},
         "model": described,
         "devices": context.world,
         "device": context.device.type,
         "precision": context.precision,
     }
+
+
+def _taught(teaching: Teaching) -> dict[str, str]:
+    store = teaching.texts.store
+    return {"teacher": teaching.teacher.digest, "texts": f"{store.checksum()}-{store.order()}"}
 
 
 def _sha(*parts: Any) -> str:
@@ -68,13 +80,21 @@ def refuse_other_data(context: Context, now: dict[str, Any], state: dict[str, An
         )
     places = " + ".join(data.train_places())
     held = [("train", "data.train", places), ("order", "data.train", places)]
-    held += [("guard", "data.guard.split", data.guard.split)] if data.guard else []
+    held += [("guard", "data.guard.split", data.guard.split)] if data.guard and data.guard.split else []
     for key, setting, place in held:
         _refuse(context.folder, setting, place, began[key], now[key], "in another order" if key == "order" else "")
     for name, valid in data.valid_sets().items():
         setting = f"data.valid.{name}" if isinstance(data.valid, dict) else "data.valid"
-        setting, place = (setting, valid) if isinstance(valid, str) else (f"{setting}.zero_shot", valid.zero_shot)
+        if isinstance(valid, ZeroShot):
+            setting, place = f"{setting}.zero_shot", valid.zero_shot
+        else:
+            place = valid.store
         _refuse(context.folder, setting, place, began["valid"][name], now["valid"][name])
+    for name, found in now["teaching"].items():
+        teach = context.recipe.stages[name].teach
+        for key, checksum in found.items():
+            place = getattr(teach, key)
+            _refuse(context.folder, f"stages.{name}.teach.{key}", place, began["teaching"][name][key], checksum)
     model = [key for key, before, _ in _differences(began["model"], now["model"]) if before is not None]
     if model:
         raise RequestError(

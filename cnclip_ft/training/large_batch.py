@@ -117,8 +117,8 @@ class GradientStep:
 
 def _chunk(batch: dict[str, Any], rows: slice, lengths: Sequence[int]) -> dict[str, Any]:
     chunk = {name: batch[name][rows] for name in _TENSORS if name in batch}
-    longest = padded_length(int(chunk["attention_mask"].numpy().sum(1).max()), lengths)
-    return chunk | {name: chunk[name][:, :longest] for name in ("input_ids", "attention_mask")}
+    longest = padded_length(int(chunk["attention_mask"].numpy().sum(-1).max()), lengths)
+    return chunk | {name: chunk[name][..., :longest] for name in ("input_ids", "attention_mask")}
 
 
 def _random_state(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:

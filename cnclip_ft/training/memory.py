@@ -166,8 +166,8 @@ def bytes_per_pair(context: Context, plan: StagePlan, model: DualEncoder) -> int
         trained = [p for p in model.parameters() if p.requires_grad]
         with _Alive(model) as alive:
             with context.autocast():
-                images, texts = model(**pair)
-            features = images.sum() + texts.sum()
+                found = model(**pair)
+            features = torch.stack([part.sum() for part in found if part is not None]).sum()
             if features.requires_grad:
                 torch.autograd.grad(features, trained, allow_unused=True)
     return int(alive.most * (KEPT if keeps(plan) and can_keep() else 1))
@@ -209,8 +209,11 @@ class _Alive(TorchDispatchMode):
 
 def blank_pairs(plan: StagePlan, model: DualEncoder, count: int, tokens: int) -> dict[str, torch.Tensor]:
     """What the stage sends through `model` for `count` pairs of `tokens` each, with nothing to be seen in it."""
-    input_ids, attention_mask = model.text_tower.example(count, tokens)
+    languages = 1 if plan.teaching is None else len(plan.teaching.languages)
+    input_ids, attention_mask = model.text_tower.example(count * languages, tokens)
     text = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if plan.teaching is not None:
+        return text
     if not plan.cached:
         return {"pixels": model.image_tower.example(count), **text}
     place = next(model.trunk_parameters(), model.logit_scale).device

@@ -47,13 +47,20 @@ def describe(context: Context, model: DualEncoder, stages: list[StagePlan]) -> S
             _line("validation", "验证", Said("{name}: {what}", "{name}：{what}", name=name, what=evaluator.describe()))
         )
     guard = context.recipe.data.guard
-    if guard is not None and context.guard_store is not None:
+    if guard is not None:
         then = Said("is reported", "会报告") if guard.action == "report" else Said("ends the run", "会结束运行")
+        store = context.guard_store
+        what = next(iter(context.evaluators))
+        if store is not None:
+            what = Said(
+                "{pairs:,} pairs ({place})", "{pairs:,} 个图文对（{place}）", pairs=len(store), place=store.path
+            )
+        alone = Said(", {language} by itself", "，只看 {language}", language=guard.language) if guard.language else ""
         said = Said(
-            "{pairs:,} pairs ({place}); a drop of more than {drop:g} points {then}",
-            "{pairs:,} 个图文对（{place}）；下降超过 {drop:g} 个百分点{then}",
-            pairs=len(context.guard_store),
-            place=context.guard_store.path,
+            "{what}{alone}; a drop of more than {drop:g} points {then}",
+            "{what}{alone}；下降超过 {drop:g} 个百分点{then}",
+            what=what,
+            alone=alone,
             drop=guard.max_drop,
             then=then,
         )
@@ -187,7 +194,7 @@ def attention_kernel(device: torch.device, precision: str) -> Said:
 
 
 def _stage(context: Context, model: DualEncoder, stage: StagePlan) -> list[str]:
-    setting, order = stage.setting, stage.order
+    setting = stage.setting
     lines: list[str] = [Said("  stage {name}", "  阶段 {name}", name=stage.name)]
     for tower in ("image", "text", "temperature"):
         entries = [entry for entry in stage.table if entry.tower == tower]
@@ -228,6 +235,23 @@ def _stage(context: Context, model: DualEncoder, stage: StagePlan) -> list[str]:
             schedule=setting.schedule,
         )
     )
+    if stage.teaching is None:
+        lines += _learning(model, stage)
+    elif setting.teach is not None:
+        lines += stage.teaching.describe(model.image_tower.output_dim, setting.teach)
+    needed = estimate(context, stage, model).in_words
+    lines.append(Said("    memory per device {needed}", "    每个设备的内存 {needed}", needed=needed))
+    throughput = Throughput.of(context, stage, model)
+    if throughput is not None:
+        foretold = throughput.foretold(stage.total * setting.batch_size)
+        lines.append(labelled(Said("    throughput", "    吞吐"), 17, foretold))
+    return lines
+
+
+def _learning(model: DualEncoder, stage: StagePlan) -> list[str]:
+    """What a stage on pictures makes small, and whether it walks the image tower."""
+    setting, order = stage.setting, stage.order
+    lines: list[str] = []
     lines.append(
         Said(
             "    {kind} objective{whose}; other pairs with the same image or text: {positives} ({expected:.2f} expected per pair in a "
@@ -246,12 +270,6 @@ def _stage(context: Context, model: DualEncoder, stage: StagePlan) -> list[str]:
                 views=setting.views,
             )
         lines.append(Said("    image tower frozen: its features are {once}", "    图像塔冻结：其特征{once}", once=once))
-    needed = estimate(context, stage, model).in_words
-    lines.append(Said("    memory per device {needed}", "    每个设备的内存 {needed}", needed=needed))
-    throughput = Throughput.of(context, stage, model)
-    if throughput is not None:
-        foretold = throughput.foretold(stage.total * setting.batch_size)
-        lines.append(labelled(Said("    throughput", "    吞吐"), 17, foretold))
     return lines
 
 

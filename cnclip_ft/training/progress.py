@@ -28,6 +28,7 @@ class Progress:
     identity: dict[str, Any] | None = None  # of data and model
     start_score: float | None = None  # before the first step
     guard_start: float | None = None
+    languages_start: dict[str, float] = field(default_factory=dict)  # mean recall of each by itself
     rows: list[tuple[str, Row]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # said below the table
     damaged: int = 0
@@ -36,12 +37,13 @@ class Progress:
     def state_dict(self, context: Context) -> dict[str, Any]:
         return {
             "format": FORMAT, "run": self.token, "recipe": dump_recipe(context.recipe), "identity": self.identity,
-            "start_score": self.start_score, "guard_start": self.guard_start,
+            "start_score": self.start_score, "guard_start": self.guard_start, "languages_start": self.languages_start,
             "rows": [[name, row] for name, row in self.rows], "notes": [[str(note), said_in(note, "zh")] for note in self.notes], "damaged": self.damaged,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """States of versions before know no token, no notes, or notes in English alone."""
+        """States of versions before know no token, no notes, no languages, or notes in English alone."""
+        self.languages_start = state.get("languages_start", {})
         self.token, notes = state.get("run", self.token), state.get("notes", [])
         self.notes = [note if isinstance(note, str) else Said.exactly(*note) for note in notes]
         self.start_score, self.guard_start = state["start_score"], state["guard_start"]

@@ -26,6 +26,7 @@ from cnclip_ft.training.context import Context, make_context
 from cnclip_ft.training.continuing import identity, refuse_other_data, refuse_other_recipe
 from cnclip_ft.training.examples import Example, find_examples
 from cnclip_ft.training.fit import refuse_too_large
+from cnclip_ft.training.languages import language_notes
 from cnclip_ft.training.progress import Progress, verdict
 from cnclip_ft.training.report import write_report
 from cnclip_ft.training.run_folder import (
@@ -126,7 +127,8 @@ class Run:
             context.device,
             context.workers,
             context.autocast,
-            guard=None if context.guard_store is None else Recall(context.guard_store),
+            guard=_guard(context),
+            guard_score=_guard_score(context),
             best_by=context.recipe.best_by,
             stop=stop,
         )
@@ -169,7 +171,7 @@ class Run:
         self.described = plan.describe(context, self.model, self.plans)
         said: list[str] = [self.described]
         if context.main:
-            self.progress.identity = identity(context, self.model)
+            self.progress.identity = identity(context, self.model, self.plans)
             if state is None:
                 begin(context.folder, context.recipe)
             else:
@@ -221,6 +223,7 @@ class Run:
         self.judge.trunk_is_frozen = self.plans[0].image_frozen
         judgement, progress = self.judge(self.model), self.progress
         progress.start_score, progress.guard_start = judgement.score, judgement.guard
+        progress.languages_start = judgement.languages
         progress.judge_seconds = judgement.seconds
         if self.context.main:
             chance = self.judge.chance
@@ -235,14 +238,18 @@ class Run:
                 mean_recall=judgement.mean_recall,
                 chance=chance,
                 scores=judgement.as_dict(),
+                languages=judgement.languages,
             )
         return verdict(judgement)
 
     def _report(self, last: str) -> None:
         context, rows, notes = self.context, self.progress.rows, self.progress.notes
         final = self.judge(self.model)  # the examples of the page are those of the model that is kept
+        notes = [*notes, *language_notes(self.progress.languages_start, final.languages)]
         if not context.main:
             return
+        if final.languages:
+            context.journal.write("languages", start=self.progress.languages_start, end=final.languages)
         folder = context.folder / "report"
         with whole_file(folder / "recall.txt", "w") as file:
             file.write("\n".join([table(rows), *notes]) + "\n")
@@ -250,7 +257,7 @@ class Run:
         page = self._write_page(notes, find_examples(final.features, next(iter(context.valid_stores.values()))))
         with whole_file(folder / DONE, "w") as file:  # last: it says that the run is done
             file.write(json.dumps(dict(rows), indent=2) + "\n")
-        note = f" ({notes[-1]})" if notes and notes[-1].startswith(f"stage {last} ") else ""
+        note = next((f" ({each})" for each in reversed(self.progress.notes) if each.startswith(f"stage {last} ")), "")
         text = "\n".join([table(rows, terminal_width()), *notes])
         context.journal.say(f"\n{text}\n\nBest checkpoint: {context.folder / last / 'best'}{note}\nReport: {page}")
         self.states.wait()
@@ -294,6 +301,19 @@ class Run:
             return error
         kind = RequestError if isinstance(error, RequestError) and newest is None else UserError
         return kind(f"{said.rstrip('. ')}.\n{way}")
+
+
+def _guard(context: Context) -> Recall | None:
+    setting, store = context.recipe.data.guard, context.guard_store
+    return None if setting is None or store is None else Recall(store, setting.language)
+
+
+def _guard_score(context: Context) -> str | None:
+    """The score the guard watches; None where nothing is."""
+    setting = context.recipe.data.guard
+    if setting is None:
+        return None
+    return f"{setting.language}.mean_recall" if setting.language else "mean_recall"
 
 
 def continue_line(context: Context) -> str:

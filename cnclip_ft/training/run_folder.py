@@ -92,8 +92,14 @@ def check_place(recipe: Recipe) -> None:
         [
             *recipe.data.train_places(),
             *recipe.data.valid_places(),
-            *([guard.split] if guard else []),
+            *([guard.split] if guard and guard.split else []),
             *_paths(recipe.model.start),
+            *(
+                place
+                for stage in recipe.stages.values()
+                if stage.teach
+                for place in (stage.teach.teacher, stage.teach.texts)
+            ),
         ],
     )
 

@@ -42,7 +42,8 @@ class Selection:
 
     def beats(self, score: float, guard: float | None = None) -> bool:
         """Whether this is better than the best so far, and within the guard's limit."""
-        return score > self.so_far.best and self.within(guard)
+        teach = self.setting.teach
+        return ((teach is not None and teach.keep == "last") or score > self.so_far.best) and self.within(guard)
 
     def within(self, guard: float | None) -> bool:
         """Whether weights with this score on the guard split may be kept."""

@@ -17,6 +17,7 @@ from cnclip_ft.training.examples import draw_panel, find_examples
 from cnclip_ft.training.interpolation import interpolate
 from cnclip_ft.training.journal import Meter, duration
 from cnclip_ft.training.kept import Kept
+from cnclip_ft.training.languages import since_start
 from cnclip_ft.training.optimizer import give_bias
 from cnclip_ft.training.progress import Progress, checkpoint_info, verdict
 from cnclip_ft.training.run_folder import EPOCH
@@ -267,12 +268,14 @@ class StageRun:
         context.journal.write(
             "validation",
             f"{plan.name} {step}/{plan.total} | mean recall {judgement.mean_recall:.2f}"
-            f"{judgement.details()} ({duration(judgement.seconds)}){compared}{selection.guard_note(judgement.guard)}",
+            f"{judgement.details()} ({duration(judgement.seconds)})"
+            f"{since_start(self.progress.languages_start, judgement.languages)}{compared}{selection.guard_note(judgement.guard)}",
             stage=plan.name,
             step=step,
             mean_recall=judgement.mean_recall,
             score=judgement.score,
             scores=judgement.as_dict(),
+            languages=judgement.languages,
         )
         info = checkpoint_info(context, plan, step, self.progress.token, verdict(judgement))
         self.kept.save("last", model, info)

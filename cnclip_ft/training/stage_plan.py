@@ -13,6 +13,7 @@ from cnclip_ft.training.lora import check_lora
 from cnclip_ft.training.loss import ContrastiveObjective, Objective, SigmoidObjective
 from cnclip_ft.training.optimizer import Entry, RateCurve, build_table, rules_for
 from cnclip_ft.training.sharding import refuse_with_sharding
+from cnclip_ft.training.teaching import Teaching, TeachObjective, plan_teaching
 from data_tools.errors import RequestError
 
 MOST_STEPS = 10**7 - 1  # of a stage: states are named by stage and step
@@ -39,6 +40,7 @@ class StagePlan:
     image_frozen: bool  # the trunk; its projection may train
     cached: bool  # the frozen trunk's features are computed once
     share: int  # pairs of a batch on each device
+    teaching: Teaching | None = None  # of a stage that learns from a teacher, rows of text instead of pairs
 
     @property
     def checkpointing(self) -> dict[str, bool]:
@@ -48,7 +50,7 @@ class StagePlan:
 
     def without_images(self, context: Context, keys: set[int]) -> StagePlan:
         """The stage without the pairs of images that cannot be read. As many steps, epochs may be shorter."""
-        return replace(self, order=_order(context, self.number, self.name, self.setting, keys))
+        return replace(self, order=_order(context, self.number, self.name, self.setting, without_images=keys))
 
 
 def plan_stage(context: Context, model: DualEncoder, number: int, name: str, setting: Stage) -> StagePlan:
@@ -57,8 +59,12 @@ def plan_stage(context: Context, model: DualEncoder, number: int, name: str, set
     Raises:
         RequestError: a setting that cannot work with this model, data or number of devices.
     """
+    teaching = None if setting.teach is None else plan_teaching(context, name, setting.teach)
     objective = make_objective(name, setting, biased=model.logit_bias is not None)
     table = build_table(model, objective, rules_for(setting, context.new_parts))
+    if teaching is not None:
+        table = _text_alone(name, table)
+        _refuse_other_space(name, setting, teaching, model)
     check_lora(model, table)
     refuse_with_sharding(
         context.sharding,
@@ -67,7 +73,7 @@ def plan_stage(context: Context, model: DualEncoder, number: int, name: str, set
         lora=any(e.lora for e in table),
         micro_batch_size=setting.micro_batch_size,
     )
-    order = _order(context, number, name, setting)
+    order = _order(context, number, name, setting, teaching)
     StageSampler(order, 0, 0, context.rank, context.world)  # the batch can be shared
     total = _total(setting, order)
     if total > MOST_STEPS:
@@ -101,9 +107,33 @@ def plan_stage(context: Context, model: DualEncoder, number: int, name: str, set
         validate_every=setting.validate_every or order.steps_per_epoch,
         keep_every=setting.keep_every and setting.keep_every * order.steps_per_epoch,
         image_frozen=image_frozen,
-        cached=image_frozen and setting.feature_cache and (setting.views > 1 or not setting.augment.changes),
+        cached=teaching is None
+        and image_frozen
+        and setting.feature_cache
+        and (setting.views > 1 or not setting.augment.changes),
         share=setting.batch_size // context.world,
+        teaching=teaching,
     )
+
+
+def _refuse_other_space(name: str, setting: Stage, teaching: Teaching, model: DualEncoder) -> None:
+    width, dim = teaching.teacher.width, model.image_tower.output_dim
+    if width != dim and setting.teach is not None and setting.teach.keep == "best":
+        raise RequestError(
+            f"stages.{name}.teach.teacher: {teaching.teacher.place} is {width} wide and the model {dim}: the pictures do not lie in its space, so "
+            f"recall cannot say which weights are the best. Give stages.{name}.teach.keep=last, and a stage on pictures behind it"
+        )
+
+
+def _text_alone(name: str, table: list[Entry]) -> list[Entry]:
+    """The table of a teaching stage: the temperature, which is for pictures, stays as it is, and so must the image tower."""
+    trained = [entry for entry in table if entry.rate and entry.tower == "image" and not entry.projection]
+    if trained:
+        raise RequestError(
+            f"stages.{name}: a teaching stage sees no pictures, so the image tower cannot train ({trained[0].name} would). "
+            f"Give stages.{name}.train=text, or rules with rate 0 for it"
+        )
+    return [entry if entry.tower == "text" else replace(entry, rate=0.0) for entry in table]
 
 
 def _total(setting: Stage, order: BatchOrder) -> int:
@@ -142,6 +172,8 @@ def make_objective(name: str, setting: Stage, *, biased: bool) -> Objective:
     Raises:
         RequestError: label smoothing, and the model's own loss has none.
     """
+    if setting.teach is not None:
+        return TeachObjective(meet=setting.teach.meet, between=setting.teach.between)
     wanted = setting.objective
     if wanted.kind == "sigmoid" or (wanted.kind is None and biased):
         if wanted.label_smoothing:
@@ -153,13 +185,21 @@ def make_objective(name: str, setting: Stage, *, biased: bool) -> Objective:
     return ContrastiveObjective(wanted.positives, wanted.label_smoothing, tile=wanted.tile)
 
 
-def _order(context: Context, number: int, name: str, setting: Stage, without_images: Iterable[int] = ()) -> BatchOrder:
+def _order(
+    context: Context,
+    number: int,
+    name: str,
+    setting: Stage,
+    teaching: Teaching | None = None,
+    without_images: Iterable[int] = (),
+) -> BatchOrder:
+    of = f"the training split {context.train_store.path}" if teaching is None else str(teaching.texts.store.path)
     return BatchOrder(
-        context.pairs,
+        context.pairs if teaching is None else teaching.table,
         setting.batch_size,
         seed=context.recipe.seed * 1000 + number,
         length_window=context.recipe.data.length_window,
-        name=f"the training split {context.train_store.path}",
+        name=of,
         without_images=set(without_images),
         key=f"stages.{name}",
         by_store=context.recipe.data.batches == "by_store",

@@ -99,9 +99,12 @@ def flops_per_pair(plan: StagePlan, model: DualEncoder, tokens: int) -> float | 
         None where the towers cannot be walked without numbers (some of a user's own).
     """
     trained = {e.name for e in plan.table if e.rate and (e.lora is None or e.parameter.ndim < 2)}
-    ids, mask = (t.to("meta") for t in model.text_tower.example(2, tokens))
+    languages = 1 if plan.teaching is None else len(plan.teaching.languages)
+    ids, mask = (t.to("meta") for t in model.text_tower.example(2 * languages, tokens))
     inputs = {"input_ids": ids, "attention_mask": mask}
-    if not plan.cached:  # else of the image tower the projection is left, which is next to nothing
+    if (
+        not plan.cached and plan.teaching is None
+    ):  # else of the image tower the projection is left, which is next to nothing
         inputs["pixels"] = model.image_tower.example(2).to("meta")
     try:
         return counted(model, trained, inputs) / 2

@@ -17,6 +17,7 @@ from cnclip_ft.data.batching import StageSampler, make_loader
 from cnclip_ft.data.device_decoding import OnDevice, for_device
 from cnclip_ft.data.pairs import PairDataset, fixed_lengths
 from cnclip_ft.features.frozen_trunk import FeatureCache
+from cnclip_ft.features.teacher import TeacherFeatures
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.preprocessing import SquarePicture
 from cnclip_ft.runtime import Reading
@@ -34,6 +35,7 @@ from cnclip_ft.training.run_state import seed_step
 from cnclip_ft.training.sizing import Sizing
 from cnclip_ft.training.stage_plan import MOST_STEPS, StagePlan, trunk_trains
 from cnclip_ft.training.stop import Stopped, StopRequest
+from cnclip_ft.training.teaching import Teaching, TeachStep
 from data_tools.errors import UserError
 
 
@@ -100,6 +102,7 @@ class Trainer:
             whole.image_tower = nn.SyncBatchNorm.convert_sync_batchnorm(whole.image_tower)
         self._set_mode(table)
         self.cache = self._build_cache() if plan.cached else None
+        self.teacher = self._ask_teacher(plan.teaching) if plan.teaching is not None else None
         if trunk_waits(context, plan):
             whole.place_trunk(
                 "cpu"
@@ -112,7 +115,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.table, setting, context.device)
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=context.precision == "fp16")
         self.average = MovingAverage(self.table, setting.ema) if setting.ema else None
-        self.gradient = GradientStep(
+        self.gradient = (GradientStep if self.teacher is None else TeachStep)(
             self.model,
             plan.objective,
             micro_batch_size=micro_batch_size(context, plan, self.model, self._without_moments()),
@@ -164,6 +167,27 @@ class Trainer:
             self.plan = self.plan.without_images(context, cache.damaged)
         return cache
 
+    def _ask_teacher(self, teaching: Teaching) -> TeacherFeatures:
+        context = self.context
+        features = TeacherFeatures(
+            context.cache_folder,
+            teaching.teacher,
+            teaching.heard_texts(),
+            self.whole.image_tower.output_dim,
+            context.precision,
+        )
+        context.journal.say(
+            f"Features of the teacher: {'read from' if features.complete else 'computed once into'} {features.folder}"
+        )
+        stopped = self.stop
+        if not features.build(
+            context.accelerator, context.autocast, lambda: stopped is not None and stopped.asked_here
+        ):
+            raise Stopped
+        if teaching.teacher.width != self.whole.image_tower.output_dim:
+            context.journal.say(f"  mapped to the student's width, which keeps {100 * features.kept:.1f}% of them")
+        return features
+
     def _without_moments(self) -> list[nn.Parameter]:
         """Parameters whose moments AdamW has yet to make."""
         return [entry.parameter for entry in self.table if entry.rate and not self.optimizer.state]
@@ -172,16 +196,21 @@ class Trainer:
         """What texts are padded to: few lengths where each is compiled for itself, else their own longest."""
         return fixed_lengths(self.context.tokenizer.context_length) if self.context.recipe.compile else ()
 
+    @property
+    def _without_pictures(self) -> bool:
+        """Whether steps decode none: features are cached, or sentences are all there is."""
+        return self.cache is not None or self.teacher is not None
+
     # ---- a step -----------------------------------------------------------------------------------------------
 
     def batches(self, workers: int | None = None) -> Generator[dict[str, Any]]:
         """This device's shares of the batches from the next step on, decoded by `workers` processes (None: the run's)."""
-        context, cached = self.context, self.cache is not None
+        context, cached = self.context, self._without_pictures
         preprocessing = None if cached else self.model.image_tower.preprocessing
         decoder = None if cached else context.decoder
         dataset = PairDataset(
             context.train_store,
-            context.pairs,
+            context.pairs if self.plan.teaching is None else self.plan.teaching.table,
             preprocessing,
             context.recipe.data.reduced_jpegs,
             as_file=None if decoder is None else for_device,
@@ -201,7 +230,7 @@ class Trainer:
     def sizing(self) -> Sizing | None:
         """Measures how many workers the stage needs; None where that is given, or nothing is decoded by workers."""
         context = self.context
-        if context.recipe.data.workers != "auto" or not context.workers or self.cache is not None:
+        if context.recipe.data.workers != "auto" or not context.workers or self._without_pictures:
             return None
         return Sizing(context.workers, context.most_workers, self.plan.share)
 
@@ -226,6 +255,8 @@ class Trainer:
         plan.curve.set(self.optimizer, self.step)
         if self.cache is not None:
             batch["trunk"] = self.cache.rows(batch["image_keys"], self.step // plan.order.steps_per_epoch)
+        if self.teacher is not None:
+            batch["teacher"] = self.teacher.rows(batch["image_keys"])
         buffers = self._statistics()
         out = self.gradient(batch)
         self.settle()

@@ -20,10 +20,13 @@ from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe_data import score_path
 from cnclip_ft.retrieval.recall import RetrievalScores
 from cnclip_ft.training.compiling import uncompiled
+from cnclip_ft.training.languages import by_language
 from cnclip_ft.training.stop import Stopped, StopRequest
 from data_tools import tables
 from data_tools.errors import RequestError
 from data_tools.words import Said, joined
+
+_TOLD = ("scores", "guard", "seconds", "languages", "columns", "words")  # what the first device says
 
 
 @dataclass
@@ -37,6 +40,7 @@ class Judgement:
     seconds: float = field(compare=False)
     best_by: str = "mean_recall"
     guard: float | None = None  # mean recall of the guard split
+    languages: dict[str, float] = field(default_factory=dict)  # mean recall of each by itself, where there are several
     columns: dict[str, float | None] = field(default_factory=dict)
     words: list[str] = field(default_factory=list)
     features: SplitFeatures | None = field(default=None, repr=False, compare=False)  # of the first split, for examples
@@ -78,7 +82,8 @@ class Judge:
 
     Args:
         evaluators: by the names of the recipe; the first is the one rows and tables show, and judges recall.
-        guard: judged along, and reported apart.
+        guard: judged along, and reported apart; None for the first of `evaluators`.
+        guard_score: what of it is watched; None for no guard.
         stop: may ask for an end in the middle.
     """
 
@@ -90,11 +95,13 @@ class Judge:
         autocast: Callable[[], AbstractContextManager[object]],
         *,
         guard: Evaluator | None = None,
+        guard_score: str | None = None,
         best_by: str = "mean_recall",
         stop: StopRequest | None = None,
     ) -> None:
         self.evaluators, self.device, self.workers, self.autocast = dict(evaluators), device, workers, autocast
         self.guard, self.best_by, self.stop = guard, best_by, stop or StopRequest()
+        self.guard_score = guard_score or (None if guard is None else "mean_recall")
         self.trunk_is_frozen = False  # says whoever trains: then its features of the pictures are computed once
         self._trunk: dict[str, torch.Tensor] = {}
         self._of_trunk: str | None = None
@@ -125,9 +132,10 @@ class Judge:
             raise
         judgement.seconds = time.perf_counter() - began
         if world_size() > 1:  # equal already where the devices are alike
-            told = [(judgement.scores, judgement.guard, judgement.seconds, judgement.columns, judgement.words)]
+            told = [[getattr(judgement, name) for name in _TOLD]]
             dist.broadcast_object_list(told, 0, device=self.device)
-            judgement.scores, judgement.guard, judgement.seconds, judgement.columns, judgement.words = told[0]
+            for name, value in zip(_TOLD, told[0], strict=True):
+                setattr(judgement, name, value)
         return judgement
 
     def _judge(self, model: DualEncoder) -> Judgement:
@@ -146,8 +154,10 @@ class Judge:
                 judgement.features = features
                 said = said[1:]  # the line begins with it
             judgement.words += said
-        if self.guard is not None:
-            judgement.guard = self.guard.judge("guard", encoder)[0].value("mean_recall")
+        judgement.languages = by_language(judgement.scores.values())
+        if self.guard_score is not None:
+            watched = judgement.first if self.guard is None else self.guard.judge("guard", encoder)[0]
+            judgement.guard = watched.value(self.guard_score)
         return judgement
 
     def _kept_trunk(self, model: DualEncoder) -> dict[str, torch.Tensor] | None:

@@ -7,13 +7,14 @@ from itertools import combinations
 from typing import Any
 
 from data_tools.check.measure import SplitCheck
+from data_tools.check.parallel import FACTOR, ParallelCheck
 from data_tools.check.words import finding_words
 from data_tools.faults import FILE_NAME
 from data_tools.words import Said, said_in
 
 _SHOWN = 12
 # Shares above which something hurts rather than disturbs.
-_REPEATED_IMAGES, _CUT = 0.01, 0.10
+_REPEATED_IMAGES, _CUT, _DOUBTFUL = 0.01, 0.10, 0.05
 
 
 @dataclass
@@ -101,6 +102,8 @@ def _of_split(split: SplitCheck) -> list[Finding]:
     def add(hurts: bool, kind: str, **values: Any) -> None:
         found.append(Finding(split.name, hurts, kind, values))
 
+    if split.parallel is not None:
+        found += _of_parallel(split.name, split.parallel)
     for what in ("checksum", "order", "images"):
         there, stated = getattr(split, what), getattr(split, f"stated_{what}", None)
         if stated is not None and there != stated:
@@ -109,7 +112,7 @@ def _of_split(split: SplitCheck) -> list[Finding]:
         add(True, "undecodable", count=split.undecodable)
     if split.missing_images:
         add(True, "missing", count=split.missing_images)
-    if not split.pairs:
+    if not split.pairs and split.parallel is None:
         add(False, "no_pairs")
     if split.repeated_images:
         share = split.repeated_images / split.images
@@ -126,6 +129,20 @@ def _of_split(split: SplitCheck) -> list[Finding]:
     if split.skipped:
         count = sum(split.skipped.values())
         add(False, "skipped", count=count, kinds=split.skipped, file=f"{split.path}/{FILE_NAME}")
+    return found
+
+
+def _of_parallel(name: str, check: ParallelCheck) -> list[Finding]:
+    found = []
+    for kind in ("repeated", "untranslated", "doubtful"):
+        count = getattr(check, kind)
+        if count:
+            share = count / check.rows
+            values = {"count": count, "share": share, "factor": FACTOR}
+            found.append(Finding(name, kind != "repeated" and share > _DOUBTFUL, f"{kind}_rows", values))
+    if len(short := {language: rows for language, rows in check.languages.items() if rows < check.rows}):
+        listed = ", ".join(f"{language} {rows:,}" for language, rows in short.items())
+        found.append(Finding(name, False, "rows_without", {"listed": listed, "rows": check.rows}))
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from data_tools.bars import Bar
+from data_tools.check.numbers import short_hash
 from data_tools.check.words import fault_in_words
 from data_tools.errors import DataFault
 from data_tools.pictures import PIXEL_LIMIT, Header, decode_check, read_header
@@ -18,11 +18,6 @@ from data_tools.store.checksum import Checksum, Order, image_digest
 from data_tools.store.layouts import Value, damaged_value
 
 SHOWN = 12  # examples kept of each kind
-
-
-def short_hash(data: bytes) -> bytes:
-    """16 bytes: enough to tell pictures and texts apart."""
-    return hashlib.sha256(data).digest()[:16]
 
 
 class Images:

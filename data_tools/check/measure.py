@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_tools.bars import Bar
-from data_tools.check.looking import SHOWN, Images, short_hash
+from data_tools.check.looking import SHOWN, Images
+from data_tools.check.numbers import Spread, same_text
+from data_tools.check.parallel import ParallelCheck, measure_parallel
 from data_tools.faults import read_faults
 from data_tools.language import detect_language
+from data_tools.parallel import is_parallel, read_parallel
 from data_tools.store import Id, PairStore
 from data_tools.store.checksum import Checksum, Order
 from data_tools.store.damage import refuse_damage
@@ -22,35 +25,6 @@ Lengths = Callable[[Sequence[str]], list[int]]
 BATCHES = (128, 1024, 8192)
 _TEXTS_AT_ONCE = 8192
 Digest = bytes
-
-
-@dataclass
-class Spread:
-    """A distribution in five numbers."""
-
-    least: int
-    median: int
-    p95: int
-    most: int
-    mean: float
-
-    @classmethod
-    def of(cls, counts: Counter[int]) -> Spread | None:
-        total = counts.total()
-        if not total:
-            return None
-        ordered = sorted(counts.items())
-
-        def at(share: float) -> int:
-            left = share * (total - 1)
-            for value, count in ordered:
-                left -= count
-                if left < 0:
-                    return value
-            return ordered[-1][0]
-
-        mean = sum(value * count for value, count in ordered) / total
-        return cls(ordered[0][0], at(0.5), at(0.95), ordered[-1][0], round(mean, 2))
 
 
 @dataclass
@@ -102,6 +76,7 @@ class SplitCheck:
     stated_checksum: str | None = None
     stated_order: str | None = None
     stated_images: int | None = None
+    parallel: ParallelCheck | None = None
     examples: dict[str, list[Any]] = field(default_factory=dict)
     image_hashes: dict[Digest, Id] = field(default_factory=dict, repr=False)
     text_hashes: dict[Digest, str] = field(default_factory=dict, repr=False)
@@ -115,12 +90,9 @@ class SplitCheck:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, ParallelCheck):
+        return value.as_dict()
     return vars(value) if isinstance(value, (Spread, KeptColumn)) else value
-
-
-def same_text(text: str) -> bytes:
-    """Equal captions up to case and spaces have equal hashes."""
-    return short_hash(" ".join(text.lower().split()).encode("utf-8", "replace"))
 
 
 def measure(
@@ -187,6 +159,7 @@ def measure(
         stated_images=store.image_count,
         skipped=dict(Counter(str(fault["kind"]) for fault in read_faults(store.path)).most_common()),
         kept={name: KeptColumn.of(counts) for name, counts in images.kept.items()},
+        parallel=measure_parallel(read_parallel(store)) if is_parallel(store) else None,
         image_hashes=images.first,
         text_hashes=pairs.first_text,
     )

@@ -16,6 +16,7 @@ from data_tools.check.words import fault_in_words, piece
 from data_tools.columns import shown
 from data_tools.errors import DataFault
 from data_tools.page_style import END, beginning, beginnings
+from data_tools.parallel import read_parallel
 from data_tools.pictures import Reencoding, reencode
 from data_tools.store import Id, Pair, PairStore
 from data_tools.words import Said, said_in
@@ -60,7 +61,9 @@ def _split(split: SplitCheck, store: PairStore, seed: int, language: str) -> lis
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
         for name, value in rows_of(split, language)
     ]
-    parts.append(f"</table><p>{piece('four', language)}<br>{piece('false', language)}</p></div><div>")
+    parts.append(f"</table><p>{piece('four', language)}")
+    parts.append("" if split.parallel is not None else f"<br>{piece('false', language)}")
+    parts.append("</p></div><div>")
 
     def head(name: str) -> str:
         return f"<h3>{piece(name, language)}</h3>"
@@ -100,12 +103,27 @@ def _split(split: SplitCheck, store: PairStore, seed: int, language: str) -> lis
             cells = (place, "" if fault.get("id") is None else str(fault["id"]), said)
             parts.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
         parts.append("</table>")
+    for kind, rows in ({} if split.parallel is None else split.parallel.examples).items():
+        parts += [head(f"h_{kind}"), _rows(rows)] if rows else []
+    if split.parallel is not None:
+        rows = read_parallel(store).rows
+        parts += [head("h_sample"), _rows(random.Random(seed).sample(rows, min(_RANDOM, len(rows))))]
     if len(store):
         chosen = sorted(random.Random(seed).sample(range(len(store)), min(_RANDOM, len(store))))
         pairs = [store[index] for index in chosen]
         parts.append(head("h_sample") + figures([(store, pair.image_id, _with_columns(store, pair)) for pair in pairs]))
     parts.append("</div></div>")
     return parts
+
+
+def _rows(rows: list[dict[str, str]]) -> str:
+    """Rows of parallel text as a table, a column for each language."""
+    languages = list(dict.fromkeys(language for row in rows for language in row))
+    lines = ["<tr>" + "".join(f"<th>{language}</th>" for language in languages) + "</tr>"]
+    for row in rows:
+        cells = (f"<td lang={language}>{html.escape(row.get(language, '–'))}</td>" for language in languages)
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    return "<table tabindex=0>" + "".join(lines) + "</table>"
 
 
 def _with_columns(store: PairStore, pair: Pair) -> str:

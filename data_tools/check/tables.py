@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from data_tools.check.judge import CheckReport
-from data_tools.check.measure import BATCHES, KeptColumn, SplitCheck, Spread
+from data_tools.check.measure import BATCHES, KeptColumn, SplitCheck
+from data_tools.check.numbers import Spread
+from data_tools.check.parallel import ParallelCheck
 from data_tools.check.words import kinds_in_words, piece, row_name
 from data_tools.tables import fitted, table
 from data_tools.words import said_in
@@ -11,6 +13,8 @@ from data_tools.words import said_in
 
 def rows_of(split: SplitCheck, language: str = "en") -> list[tuple[str, str]]:
     """(what, value) of everything measured."""
+    if split.parallel is not None:
+        return _parallel_rows(split, split.parallel, language)
     lone = piece("lone", language, count=split.lone_texts) if split.lone_texts else ""
     rows = [
         ("images", f"{split.images:,}"),
@@ -48,6 +52,24 @@ def rows_of(split: SplitCheck, language: str = "en") -> list[tuple[str, str]]:
     return named
 
 
+def _parallel_rows(split: SplitCheck, found: ParallelCheck, language: str) -> list[tuple[str, str]]:
+    rows = [("rows", f"{found.rows:,}"), ("languages", _counts(found.languages))]
+    named = [(row_name(name, language), value) for name, value in rows]
+    named += [(row_name("characters_of", language, of=of), _spread(each)) for of, each in found.characters.items()]
+    if split.token_lengths:
+        named.append((row_name("tokens", language), _spread(split.token_lengths)))
+        named.append((row_name("cut", language, context_length=split.context_length), f"{split.cut:.2%}"))
+    named += [(row_name("usual", language, pair=pair), f"{value:g}") for pair, value in found.usual.items()]
+    rows = [
+        ("repeated_rows", f"{found.repeated:,}"),
+        ("untranslated", f"{found.untranslated:,}"),
+        ("doubtful", f"{found.doubtful:,}"),
+        ("skipped", said_in(kinds_in_words(split.skipped), language) or "0"),
+        ("checksum", split.checksum[:16]),
+    ]
+    return named + [(row_name(name, language), value) for name, value in rows]
+
+
 def kept_in_words(column: KeptColumn, language: str) -> str:
     """``女装 106, 男装 105``, or how many values there are."""
     if column.values > len(column.most):
@@ -73,7 +95,9 @@ def in_words(report: CheckReport, width: int | None = None, language: str = "en"
     names = dict.fromkeys(name for column in columns for name in column)
     heads = ["", *(split.name for split in report.splits)]
     rows = [[name, *(column.get(name, "–") for column in columns)] for name in names]
-    found = [piece("four", language), piece("false", language)]
+    found = [piece("four", language)]
+    if any(split.parallel is None for split in report.splits):
+        found.append(piece("false", language))
     found += [
         piece(
             "shared", language, first=leakage.first, second=leakage.second, images=leakage.images, texts=leakage.texts

@@ -31,6 +31,12 @@ _ROWS = {
     "skipped": ("left out by the build", "构建时略过"),
     "kept": ("kept: {column}", "保留的列：{column}"),
     "checksum": ("checksum", "校验和"),
+    "rows": ("rows", "行"),
+    "characters_of": ("characters, {of}", "字数，{of}"),
+    "usual": ("usual length {pair}", "通常的长度比 {pair}"),
+    "repeated_rows": ("rows of equal texts", "文本相同的行"),
+    "untranslated": ("one text in two languages", "两种语言文本相同"),
+    "doubtful": ("doubtful by length", "长度可疑"),
 }
 _PIECES = {
     "lone": (" + {count:,} without image", "，另有 {count:,} 条没有图片"),
@@ -61,6 +67,8 @@ _PIECES = {
     "h_without_text": ("Without text", "没有文本"),
     "h_skipped": ("Left out by the build", "构建时略过的"),
     "h_sample": ("A random sample", "随机样本"),
+    "h_doubtful": ("Doubtful translations, by length", "长度可疑的译文"),
+    "h_untranslated": ("One text in two languages", "两种语言文本相同"),
 }
 _FINDINGS = {
     "changed": (
@@ -106,6 +114,22 @@ _FINDINGS = {
         "the build left out {count:,} items ({kinds})", "构建时略过了 {count:,} 项（{kinds}）",
         "Each is in {file}, with what to do.", "每一项及改法见 {file}。",
     ),
+    "repeated_rows": (
+        "{count:,} rows ({share:.1%}) have the texts of another row", "{count:,} 行（{share:.1%}）与另一行文本相同",
+        "They are learnt more often; take them out if that is not wanted.", "它们会学得更多；若不需要，请去掉。",
+    ),
+    "untranslated_rows": (
+        "{count:,} rows ({share:.1%}) have one text in two languages: nothing is learnt from them",
+        "{count:,} 行（{share:.1%}）两种语言的文本相同：从中学不到东西", "Take them out, or translate them.", "请去掉，或补上译文。",
+    ),
+    "doubtful_rows": (
+        "{count:,} rows ({share:.1%}) have a length more than {factor:g} times off what is usual for their languages",
+        "{count:,} 行（{share:.1%}）的长度比与这两种语言通常的相差 {factor:g} 倍以上",
+        "Look at them (--html): translations may be cut, or stand in the wrong row.", "请查看（--html）：译文可能被截断，或错了行。",
+    ),
+    "rows_without": (
+        "not every row has every language ({listed} of {rows:,})", "并非每行都有全部语言（{listed}，共 {rows:,} 行）", "", "",
+    ),
     "shared_images": (
         "{count:,} pictures are in both splits: scores will be too good", "{count:,} 张图片同时在两个划分中：分数会偏高",
         "Take them out of one.", "请从其中一个划分去掉。",
@@ -143,6 +167,7 @@ _KINDS = {
     "missing-caption": ("没有文本", "补上文本，或移走该图片。"),
     "missing-field": ("缺少字段", "补上该字段。"),
     "missing-file": ("图片文件不存在", "把它放到那里，或改正路径。"),
+    "missing-translation": ("缺少译文", "每行是同一句话的两种或多种语言。"),
     "missing-image": ("所指图片不存在", "补上图片，或去掉这条文本。"),
     "mixed-ids": ("编号既有数字又有文本", "统一为一种。"),
     "not-utf8": ("编码不符", "用 --encoding 指明编码，或以 UTF-8 重新导出。"),

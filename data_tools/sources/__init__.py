@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import glob
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_tools.errors import RequestError
@@ -28,6 +28,7 @@ KINDS = {
     "flickr30k-cn": "the distributed TSV + JSONL, or the authors' caption folders + photos",
     "coco-cn": "the authors' caption files + photos of MS-COCO 2014",
     "muge": "the distributed TSV + JSONL",
+    "parallel": "rows in two languages or more, without pictures: TSV, CSV, JSONL or TMX",
 }
 
 
@@ -55,6 +56,7 @@ _TAKES = {
     "flickr30k-cn": ("images",),
     "coco-cn": ("images", "captions_from"),
     "muge": (),
+    "parallel": ("columns", "encoding"),
 }
 
 
@@ -78,6 +80,14 @@ def open_source(kind: str, places: str | Sequence[str], options: SourceOptions |
             flag = {"columns": "--…-column", "header": "--no-header"}.get(name, f"--{name.replace('_', '-')}")
             raise RequestError(f"{flag} means nothing to source {kind!r}; leave it out")
     given = [places] if isinstance(places, str) else list(places)
+    if kind == "parallel":
+        from data_tools.sources.parallel import ParallelSource
+
+        columns = options.columns
+        if replace(columns, text=()) != Columns():
+            raise RequestError("source 'parallel' has columns of languages alone: --text-column en --text-column zh")
+        files = [Path(file) for place in given for file in _tables(place)]
+        return {"": ParallelSource(files, columns.text, options.encoding)}
     if kind == "table":
         given = [file for place in given for file in _tables(place)]
     if len(given) == 1:

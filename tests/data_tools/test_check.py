@@ -14,7 +14,8 @@ from data_tools.build import build_store
 from data_tools.check import judge, measure
 from data_tools.check import words as wording
 from data_tools.check.looking import Images
-from data_tools.check.measure import Spread, _Pairs
+from data_tools.check.measure import _Pairs
+from data_tools.check.numbers import Spread
 from data_tools.check.page import BEGINS, write_page
 from data_tools.check.tables import in_words
 from data_tools.outputs import begins

@@ -192,7 +192,7 @@ def test_what_a_zero_shot_list_holds_is_told_from_other_content(place, tmp_path)
         (
             {"s": "v", "a": {"zero_shot": "p", "classes": "c", "names": 1}},
             "mean_recall",
-            "a.names: unknown key; known here: zero_shot, ",
+            "a.names: unknown key; known here: store, language, zero_shot, ",
         ),
         ({"s": "v", "a": {"zero_shot": "p", "classes": "c"}}, "a: mean_recall", "scores there are accuracy"),
         ({"s": "v", "a": {"zero_shot": "p", "classes": "c"}}, "accuracy", "scores there are mean_recall"),
