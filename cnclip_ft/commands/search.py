@@ -27,6 +27,10 @@ Threshold = Annotated[
     str | None, typer.Option(metavar="FILE|NUMBER", help="Cosine of a match: a number, or `calibrate --json`'s file.")
 ]
 
+Host = Annotated[str, typer.Option(help="Address to listen on; others than this machine's print a warning.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")]
+
+_HOST, _PORT = "127.0.0.1", 8000
 _SHORT = 16  # characters of a kept value that has room in a table
 
 
@@ -63,22 +67,29 @@ def index(
     serve_it: Annotated[
         bool, typer.Option("--serve", help="Then show the search page, as `search serve` does; needs cnclip-ft[serve].")
     ] = False,
+    host: Host = _HOST,
+    port: Port = _PORT,
     origin: Origin,
 ) -> None:
     """Make an index, or bring it up to date: only new and changed pictures are encoded. Stopped, it continues.
 
-    Example: cnclip-ft search index runs/mine/contrast/best PHOTOS --output photos.index --serve
+    Example: cnclip-ft search index runs/mine/contrast/best PHOTOS --output photos.index --serve --port 8010
     """
     from cnclip_ft.search.index.build import Wishes, build_index
+    from data_tools.errors import RequestError
 
     options = Options(batch_size, workers, device, dtype, **vars(origin))
+    if not serve_it and (host, port) != (_HOST, _PORT):
+        raise RequestError("--host and --port say where the page is shown: give --serve too")
     if serve_it:
-        from cnclip_ft.search.web.serve import require_serve
+        from cnclip_ft.search.web.serve import listen, require_serve
 
         require_serve()
+        listen(host, port).close()  # before the pictures: a port in use is said at once
     build_index(checkpoint, what, output, options, Wishes(half, rebuild, moved, approximate), say)
     if serve_it:
-        serve(**defaults(serve) | {"index": output, "device": device, "trust_import": origin.trust_import})
+        here = {"index": output, "host": host, "port": port, "device": device, "trust_import": origin.trust_import}
+        serve(**defaults(serve) | here)
 
 
 @app.command()
@@ -165,10 +176,8 @@ def _note(line: str) -> None:
 def serve(
     *,
     index: IndexFolder,
-    host: Annotated[str, typer.Option(help="Address to listen on; others than this machine's print a warning.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    host: Host = _HOST,
+    port: Port = _PORT,
     threshold: Threshold = None,
     max_upload: Annotated[str, typer.Option(help="Bytes of a picture that is sent.")] = "20MiB",
     max_pixels: Annotated[int, typer.Option(min=1, help="Pixels of a picture that is sent or shown.")] = 50_000_000,

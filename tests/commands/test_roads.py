@@ -35,7 +35,7 @@ cnclip-ft data import table shop/商品.csv --images shop --split 0.8,0.1,0.1 --
 cnclip-ft train demo data.train=data/train data.valid=data/valid output=runs/shop {QUICK}
 cnclip-ft evaluate runs/shop/contrast/best data/test --by 类目 --json scores.json
 cnclip-ft classify runs/shop/contrast/best data/test --by 类目 --json classes.json --picture confusion.png
-cnclip-ft search index runs/shop/contrast/best shop --output index --serve
+cnclip-ft search index runs/shop/contrast/best shop --output index --serve --port 0
 """.strip().splitlines()
 NEXT_MONTH = f"""
 cnclip-ft data import table shop/六月.csv --images shop --split 0.8,0.1,0.1 --append --output data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import socket
 import time
 
 import pytest
@@ -132,3 +133,24 @@ def test_the_command_warns_beyond_this_machine(index, tmp_path, monkeypatch, hos
     with TestClient(served[0], LOCAL) as client:
         assert client.get("/api/index").status_code == (401 if given else 200)
         assert client.get("/api/index", headers=basic("a:geheim")).status_code == 200
+
+
+def test_an_index_is_served_where_it_is_told(checkpoint, photos_once, tmp_path, monkeypatch):
+    served = []
+    monkeypatch.setattr(web, "run", lambda app, listener: served.append(listener.getsockname()) or listener.close())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        line = [
+            "index",
+            str(checkpoint),
+            str(photos_once),
+            "--output",
+            str(tmp_path / "i"),
+            "--device",
+            "cpu",
+            "--serve",
+        ]
+        refused = CliRunner().invoke(app, [*line, "--port", str(port)])
+        assert "another --port" in str(refused.exception) and not (tmp_path / "i").exists()
+    result = CliRunner().invoke(app, [*line, "--port", str(port)])
+    assert result.exit_code == 0 and served == [("127.0.0.1", port)], result.output

@@ -188,6 +188,11 @@ def test_the_command_prints_a_table_or_lines(run, index, photos_once, truth):
         (("serve", "nowhere"), "no index"),
         (("serve", "{index}", "--max-upload", "lots"), "lots"),
         (("serve", "{index}", "--host", "no.such.host.invalid"), "cannot listen"),
+        (
+            ("index", "nowhere", "{photos}", "--output", "o", "--serve", "--host", "no.such.host.invalid"),
+            "cannot listen",
+        ),
+        (("index", "nowhere", "{photos}", "--output", "o", "--port", "8010"), "give --serve too"),
         (("index", "nowhere", "nothing", "--output", "o"), "nothing: no such folder"),
         (("index", "nowhere", "{photos}", "--output", "o"), "nowhere"),
         (("index", "nowhere", "{photos}", "--output", "o", "--approximate", "maybe"), "maybe"),
