@@ -15,7 +15,11 @@ from typing import Any, NamedTuple
 from data_tools.errors import DataFault
 from data_tools.store import Pair, PairStore
 
-_ENDS = 4096  # bytes compared at both ends of pictures of one size and id: whole ones would be read twice over
+_ENDS = (
+    4096  # bytes compared at both ends of compressed pictures of one size and id: whole ones would be read twice over
+)
+# JPEG, PNG, WebP: what differs inside changes their length or what stands at their end. Others (BMP, TIFF) are compared whole.
+_COMPRESSED = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF")
 
 
 class MixedId(NamedTuple):
@@ -74,7 +78,9 @@ class Mixture:
 
     def _same(self, one: MixedId, other: MixedId) -> bool:
         a, b = (memoryview(self.image_view(each)) for each in (one, other))
-        return len(a) == len(b) and a[:_ENDS] == b[:_ENDS] and a[-_ENDS:] == b[-_ENDS:]
+        if not (len(a) == len(b) and a[:_ENDS] == b[:_ENDS] and a[-_ENDS:] == b[-_ENDS:]):
+            return False
+        return bytes(a[:4]).startswith(_COMPRESSED) or a == b
 
     @cached_property
     def image_ids(self) -> list[MixedId]:

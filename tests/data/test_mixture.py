@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cnclip_ft.data.batching import BatchOrder, StageSampler
 from cnclip_ft.data.mixture import Mixture, Part, name_image
@@ -124,3 +126,21 @@ def test_ids_never_meet_and_one_picture_in_two_stores_is_one(tmp_path):
     pixels = PairDataset(store, table, SquarePicture(32))
     assert (pixels[0]["pixels"] == pixels[3]["pixels"]).all() and not (pixels[0]["pixels"] == pixels[6]["pixels"]).all()
     assert name_image(store, store.image_ids[-1]) == f"{tmp_path / 'others'}: image 1"
+
+
+def test_uncompressed_pictures_of_one_frame_are_two(tmp_path):
+    """Bitmaps of one size that differ in the middle alone have equal bytes at both ends: only a whole look tells them apart."""
+
+    def store(name, shade):
+        image = Image.new("RGB", (200, 200), "white")
+        image.paste((shade, 0, 0), (80, 80, 120, 120))
+        out = io.BytesIO()
+        image.save(out, "BMP")
+        with StoreWriter(tmp_path / name) as writer:
+            writer.add_image(1, out.getvalue())
+            writer.add_pair(1, 1, "一件衣服", None)
+            writer.finish()
+        return Part(open_store(tmp_path / name))
+
+    red, dark, again = store("red", 255), store("dark", 9), store("again", 255)
+    assert len(Mixture([red, dark]).image_ids) == 2 and len(Mixture([red, again]).image_ids) == 1
