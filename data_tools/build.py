@@ -25,7 +25,7 @@ from data_tools.store import Id, PairStore, StoreWriter, open_store
 from data_tools.store.layouts import VERSION
 
 _PROGRESS_EVERY = 16  # items
-_SKIP = " Or leave out, and list, whatever is faulty: --on-error skip."
+_SKIP = " Or go on without what is faulty, and list it: --on-error skip."
 
 
 @dataclass
@@ -61,7 +61,9 @@ class BuildReport:
         if self.read:
             again = f", {self.again:,} pictures named again" if self.again else ""
             stored = self.read - self.again - self.left_out
-            lines.insert(1, f"  read {self.read:,} items: {stored:,} stored{again}, {self.left_out:,} left out")
+            lines.insert(
+                1, f"  read {self.read:,} pictures and texts: {stored:,} stored{again}, {self.left_out:,} left out"
+            )
         return [printable(line) for line in lines + [f"  {said}" for said in (*self.differences, *self.notes)]]
 
 

@@ -122,7 +122,7 @@ def build_splits(
         )
         store = whole.store
         lines = [
-            f"{output}: {whole.images:,} images, {whole.texts:,} texts, {whole.pairs:,} pairs in all",
+            f"{output}: {whole.images:,} images, {whole.texts:,} texts, {whole.pairs:,} pairs {'came' if old else 'in all'}",
             *whole.lines()[1:],
         ]
         lines = [line.replace(str(imported / FILE_NAME), str(output / "…" / FILE_NAME)) for line in lines]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
+import signal
 import socket
+import threading
 import time
 
 import pytest
@@ -157,3 +160,28 @@ def test_a_request_after_another_has_its_own_time(monkeypatch):
             writer.close()
 
     asyncio.run(scene())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent as POSIX sends them")
+def test_a_second_interruption_does_not_break_off_the_end(capfd):
+    from fastapi import FastAPI
+
+    from cnclip_ft.search.web.serve import run
+
+    ended = []
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_):
+        def interrupt():
+            for _ in range(2):  # the second before the loop's next look, a tenth of a second
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.02)
+
+        timer = threading.Timer(0.5, interrupt)
+        timer.start()
+        yield
+        timer.join()
+        ended.append(True)
+
+    run(FastAPI(lifespan=lifespan), socket.create_server(("127.0.0.1", 0)))
+    assert ended and not capfd.readouterr().err

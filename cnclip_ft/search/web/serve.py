@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from data_tools.errors import RequestError, UserError
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from fastapi import FastAPI
 
 _NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "multipart": "python-multipart"}
@@ -40,6 +42,13 @@ def run(app: FastAPI, listener: socket.socket) -> None:
 
     from cnclip_ft.search.web.patience import patient
 
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            # Only the first signal counts: a second would break off the application's own end, with a traceback.
+            # Ctrl-C is often pressed twice, and `timeout` signals the process and its group.
+            if not self.should_exit:
+                super().handle_exit(sig, frame)
+
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -51,7 +60,7 @@ def run(app: FastAPI, listener: socket.socket) -> None:
         ws="none",
     )
     with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listener])
+        Server(config).run(sockets=[listener])
 
 
 def listen(host: str, port: int) -> socket.socket:
