@@ -27,16 +27,14 @@ from cnclip_ft.models.registry import family_of
 FOLDER = "onnx"
 SUFFIXES = {"float32": "", "float16": "_fp16", "int8": "_quantized"}  # as transformers.js asks for them by dtype
 FILES = rf"{FOLDER}/(text_|vision_)?model({'|'.join(filter(None, SUFFIXES.values()))})?\.onnx(_data)?|(preprocessor_)?config\.json"
-_MODEL_TYPES = ("chinese_clip", "clip", "siglip")  # that transformers.js has a class for
-# What its classes of one tower call their output: those of SigLIP end in a pooling, without a projection.
-_ALONE = {"siglip": ("pooler_output", "pooler_output")}
-
 Pair = tuple[torch.Tensor, torch.Tensor]  # of image and text features, unit, ``[n, dim]``
 
 
 def fits(model: DualEncoder) -> bool:
     """Whether transformers.js has a class for these towers."""
-    return _configuration(model).get("model_type") in _MODEL_TYPES and "image_processor_type" in _processor(model)
+    web = family_of(model.text_tower).web
+    known = web is not None and _configuration(model).get("model_type") == web.model_type
+    return known and "image_processor_type" in _processor(model)
 
 
 def _configuration(model: DualEncoder) -> dict[str, Any]:
@@ -53,16 +51,16 @@ def write(model: DualEncoder, whole: dict[str, Path], target: Path, dtype: str) 
     Args:
         whole: side → graph with all outputs of `graph.ImageEncoder` and `TextEncoder`.
     """
-    if not fits(model):
+    web = family_of(model.text_tower).web
+    if web is None or not fits(model):
         return
     place, suffix, config = target / FOLDER, SUFFIXES[dtype], _configuration(model)
     place.mkdir()
-    words, pictures = _ALONE.get(config["model_type"], (BETWEEN["text"][0], BETWEEN["image"][0]))
     padded = model.tokenizer.padding == "max_length"  # their padding is attended to: they have no mask
     inputs = {"text": [INPUTS["text"], *([] if padded else ["attention_mask"])], "image": ["pixel_values"]}
     graphs = {
-        "text_model": _alone(whole["text"], inputs["text"], BETWEEN["text"][0], words),
-        "vision_model": _alone(whole["image"], inputs["image"], BETWEEN["image"][0], pictures),
+        "text_model": _alone(whole["text"], inputs["text"], BETWEEN["text"][0], web.text_output),
+        "vision_model": _alone(whole["image"], inputs["image"], BETWEEN["image"][0], web.image_output),
         "model": _joined(model, whole, inputs),
     }
     apart = [
@@ -73,8 +71,7 @@ def write(model: DualEncoder, whole: dict[str, Path], target: Path, dtype: str) 
     if apart:
         config["transformers.js_config"] = {"use_external_data_format": dict.fromkeys(apart, True)}
     processor = _processor(model)
-    if config["model_type"] == "chinese_clip":
-        # The name of 2022: transformers.js knows no other, transformers reads both.
+    if web.processor_of_2022:
         processor["feature_extractor_type"] = (
             processor.pop("image_processor_type").replace("Image", "Feature").replace("Processor", "Extractor")
         )

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from cnclip_ft.models.contract import ImageTower, TextTower, Tokenizer
 from cnclip_ft.models.dual_encoder import DualEncoder
+
+
+@dataclass(frozen=True)
+class WebClasses:
+    """What transformers.js calls a family's model: its ``model_type``, the outputs of its classes of one tower, and whether it
+    knows the processor by its name of 2022 alone (``…FeatureExtractor``), which transformers reads too.
+    """
+
+    model_type: str
+    text_output: str = "text_embeds"
+    image_output: str = "image_embeds"
+    processor_of_2022: bool = False
 
 
 class Family:
@@ -18,6 +31,8 @@ class Family:
     """What its class there is made of, in words, for towers that do not fit: ``CLIPModel is a ViT with …``."""
     exports: tuple[str, ...] = ("onnx",)
     """Formats its text towers may be exported to, by name."""
+    web: WebClasses | None = None
+    """The classes transformers.js has for its models; None where it has none."""
     scalar_shape: tuple[int, ...] = ()
     """Of temperature and bias in files, as transformers' class has them."""
 

@@ -11,7 +11,7 @@ from cnclip_ft.models.families.chinese_clip.transformers_files import model_conf
 from cnclip_ft.models.families.chinese_clip.vit import ViTTower
 from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
 from cnclip_ft.models.families.parts import processor_config
-from cnclip_ft.models.family import Family
+from cnclip_ft.models.family import Family, WebClasses
 
 
 class ChineseClip(Family):
@@ -21,6 +21,7 @@ class ChineseClip(Family):
     templates = "zh"
     transformers_class = "ChineseCLIPModel is a ViT with a [CLS]-pooled RoBERTa"
     exports = ("huggingface", "cn_clip", "onnx")
+    web = WebClasses("chinese_clip", processor_of_2022=True)
 
     def transformers_files(self, model: DualEncoder) -> dict[str, dict[str, Any]]:
         config = model_config(model)

@@ -11,7 +11,7 @@ from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.families.chinese_clip.vit import ViTTower
 from cnclip_ft.models.families.clip.text import ClipTextTower
 from cnclip_ft.models.families.parts import class_config, processor_config
-from cnclip_ft.models.family import Family
+from cnclip_ft.models.family import Family, WebClasses
 
 
 class ClipLike(Family):
@@ -43,6 +43,7 @@ class Clip(ClipLike):
     text_towers = (ClipTextTower,)
     exports = ("huggingface", "open_clip", "onnx")
     config, architecture = CLIPConfig, "CLIPModel"
+    web = WebClasses("clip")
     transformers_class = "CLIPModel is a ViT with CLIP's text tower"
 
 

@@ -10,7 +10,7 @@ from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.families.parts import class_config, processor_config
 from cnclip_ft.models.families.siglip import naflex, vision
 from cnclip_ft.models.families.siglip.text import SiglipTextTower
-from cnclip_ft.models.family import Family
+from cnclip_ft.models.family import Family, WebClasses
 
 
 class Siglip(Family):
@@ -20,6 +20,7 @@ class Siglip(Family):
     transformers_class = "SiglipModel is SigLIP's image tower with its text tower"
     exports = ("huggingface", "open_clip", "onnx")
     scalar_shape = (1,)
+    web = WebClasses("siglip", "pooler_output", "pooler_output")  # they end in a pooling, without a projection
 
     def transformers_files(self, model: DualEncoder) -> dict[str, dict[str, Any]]:
         files = super().transformers_files(model)
