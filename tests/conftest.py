@@ -12,6 +12,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+for _name in ("LC_ALL", "LC_MESSAGES"):  # what is printed is compared with English, whoever runs the tests
+    os.environ.pop(_name, None)
+os.environ["LANG"] = "C.UTF-8"
 # Before CUDA starts: matrix products that give the same bits every time need it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 

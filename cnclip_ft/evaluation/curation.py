@@ -203,12 +203,15 @@ def _near_limit(store: PairStore, features: SplitFeatures, opened: Opened, wishe
     limit = float(own.quantile(1 - _FOUND))
     left, right = (torch.randint(len(features.image_ids), (20_000,), generator=generator) for _ in range(2))
     other = left != right
-    strangers = (features.image_features[left[other]] * features.image_features[right[other]]).sum(1) >= limit
-    share = float(strangers.double().mean()) if len(strangers) else 0.0
+    strangers = (features.image_features[left[other]] * features.image_features[right[other]]).double().sum(1)
+    share = float((strangers >= limit).double().mean()) if len(strangers) else 0.0
     if share > _STRANGERS:
+        higher = float(strangers.quantile(1 - _STRANGERS / 10))
         raise RequestError(
-            f"this checkpoint cannot tell pictures apart: {share:.1%} of random pairs are as alike as {_FOUND:.0%} of "
-            f"copies at half the size are (cosine {limit:.4f}). Take a trained one, or give a limit with --near"
+            f"this checkpoint tells these pictures apart too badly: {share:.2%} of random pairs are as alike as "
+            f"{_FOUND:.0%} of copies at half the size are (cosine {limit:.4f}); at most {_STRANGERS:.2%} may be. Take one "
+            f"that was trained on such pictures, or give a limit and look at the page: --near {higher:.5f} finds "
+            f"{float((own >= higher).double().mean()):.0%} of the copies and {_STRANGERS / 10:.2%} of random pairs"
         )
     return limit, Said(
         "pictures with a cosine of {limit:.4f} and more are alike: {found:.0%} of {copies} copies at half the size and quality 60 "
