@@ -13,6 +13,7 @@ import typer
 from cnclip_ft import __version__
 from cnclip_ft.commands import (
     average,
+    benchmark,
     calibrate,
     classify,
     compare,
@@ -63,6 +64,7 @@ for function in (
     train.train,
     tune.tune,
     evaluate.evaluate,
+    benchmark.benchmark,
     encode.encode,
     topk.topk,
     classify.classify,

@@ -1,4 +1,4 @@
-"""Is B better than A, or is it chance? Paired bootstrap over the images of one split.
+"""Is B better than A, or is it chance? Paired bootstrap over the images of one split; and the interval of one model.
 
 Captions of one image stand or fall together, so images are drawn, not captions: a draw takes as many images as the
 split has, with replacement, and each brings its texts' ranks and its own. Both models are scored on the same draws,
@@ -7,7 +7,7 @@ which takes away what is merely hard about the split. The pool to search in stay
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,21 +91,13 @@ def compare(
     Raises:
         RequestError: fewer than 100 draws, a confidence outside (0, 1), or tables of different splits.
     """
-    if draws < 100:
-        raise RequestError(f"{draws} draws say little about an interval; use 100 or more")
-    if not 0 < confidence < 1:
-        raise RequestError(f"the confidence is {confidence}; it lies between 0 and 1, e.g. 0.95")
+    _check(draws, confidence)
     if a.measures != b.measures or not torch.equal(a.asked, b.asked):
         raise RequestError("the two were not scored on the same split")
     used = a.asked.sum(1) > 0
     hits_a, hits_b, asked = a.hits[used], b.hits[used], a.asked[used]
-    generator = torch.Generator().manual_seed(seed)
     parts_a, parts_b = [], []
-    for start in range(0, draws, _DRAWS_AT_ONCE):
-        size = min(_DRAWS_AT_ONCE, draws - start)
-        chosen = torch.randint(len(asked), (size, len(asked)), generator=generator)
-        weight = torch.zeros(size, len(asked), dtype=torch.float64)
-        weight.scatter_add_(1, chosen, torch.ones(chosen.shape, dtype=torch.float64))
+    for weight in _weights(len(asked), draws, seed):
         total = weight @ asked
         parts_a.append(_with_mean(100 * (weight @ hits_a) / total))
         parts_b.append(_with_mean(100 * (weight @ hits_b) / total))
@@ -120,6 +112,55 @@ def compare(
         Difference(name, *(float(values[i]) for values in (whole_a, whole_b, low, high, better)))
         for i, name in enumerate([*a.measures, "mean recall"])
     ]
+
+
+@dataclass
+class Interval:
+    """A measure of one model in percent, with its bootstrap interval."""
+
+    measure: str
+    value: float
+    low: float
+    high: float
+
+
+def intervals(
+    table: HitTable, mean: str | None = "mean recall", *, draws: int = 2000, seed: int = 0, confidence: float = 0.95
+) -> list[Interval]:
+    """Every measure of one model, and their mean under the name `mean` last (None: no mean); images are drawn as in `compare`.
+
+    Raises:
+        RequestError: fewer than 100 draws, or a confidence outside (0, 1).
+    """
+    _check(draws, confidence)
+    used = table.asked.sum(1) > 0
+    hits, asked = table.hits[used], table.asked[used]
+    parts = [100 * (weight @ hits) / (weight @ asked) for weight in _weights(len(asked), draws, seed)]
+    drawn, whole = torch.cat(parts), 100 * hits.sum(0, keepdim=True) / asked.sum(0)
+    if mean is not None:
+        drawn, whole = _with_mean(drawn), _with_mean(whole)
+    drawn = drawn[~drawn.isnan().any(1)]
+    tail = (1 - confidence) / 2
+    low, high = drawn.quantile(tail, dim=0), drawn.quantile(1 - tail, dim=0)
+    names = [*table.measures, *([mean] if mean is not None else [])]
+    return [Interval(name, *(float(values[i]) for values in (whole[0], low, high))) for i, name in enumerate(names)]
+
+
+def _check(draws: int, confidence: float) -> None:
+    if draws < 100:
+        raise RequestError(f"{draws} draws say little about an interval; use 100 or more")
+    if not 0 < confidence < 1:
+        raise RequestError(f"the confidence is {confidence}; it lies between 0 and 1, e.g. 0.95")
+
+
+def _weights(groups: int, draws: int, seed: int) -> Iterator[torch.Tensor]:
+    """How often each group is in each draw: float64 ``[some draws, groups]`` a turn."""
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, draws, _DRAWS_AT_ONCE):
+        size = min(_DRAWS_AT_ONCE, draws - start)
+        chosen = torch.randint(groups, (size, groups), generator=generator)
+        weight = torch.zeros(size, groups, dtype=torch.float64)
+        yield weight.scatter_add_(1, chosen, torch.ones(chosen.shape, dtype=torch.float64))
 
 
 def _with_mean(recalls: torch.Tensor) -> torch.Tensor:

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cnclip_ft.evaluation.plots import MAKER
-from cnclip_ft.evaluation.recall_table import markdown_table, recall_heads
+from cnclip_ft.evaluation.recall_table import benchmark_recall_heads, markdown_table, recall_heads
 from cnclip_ft.features.official_files import is_prediction_file
 from data_tools.outputs import begins, holds, refuse_files
 
 _OFFICIAL = {"success", "score", "scoreJson"}  # keys of the official score file, which evaluate and topk write
-_HEADS = markdown_table(recall_heads(), []).split("\n")[0].encode()
+_HEADS = tuple(
+    markdown_table(heads, []).split("\n")[0].encode() for heads in (recall_heads(), benchmark_recall_heads())
+)
 
 
 def is_report(kind: str) -> Callable[[Path], bool]:
@@ -55,7 +57,7 @@ def refuse_outputs(
         [
             (json_file, is_report(kind), "a report in JSON of this command"),
             (lines, _is_answer_file, "a file of predictions"),
-            (markdown, begins(_HEADS), "a table of results"),
+            (markdown, begins(*_HEADS), "a table of results"),
             (picture, holds(MAKER.encode()), "a picture of this command"),
         ],
         sources,

@@ -24,6 +24,11 @@ def recall_heads() -> list[str]:
     return ["", *(f"t2i R@{k}" for k in KS), *(f"i2t R@{k}" for k in KS), "mean recall", "t2i median", "i2t median"]
 
 
+def benchmark_recall_heads() -> list[str]:
+    """Of the first table of `benchmark`."""
+    return ["test set", *recall_heads()[1:-2]]
+
+
 def recall_cells(name: str, scores: RetrievalScores) -> list[str]:
     """One row under `recall_heads`: percentages, then median ranks; a dash where there is no ground truth."""
     both = (scores.text_to_image, scores.image_to_text)

@@ -239,6 +239,16 @@ class ClassReport:
         return vars(self) | {"confusion": self.confusion.tolist()}
 
 
+def class_ranks(scores: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Rank of each picture's class, 1 is best; ties count against the model.
+
+    Args:
+        scores: ``[images, classes]``. truth: int64 ``[images]``.
+    """
+    own = scores.gather(1, truth[:, None])
+    return (scores >= own).sum(1)  # the class itself is one of them
+
+
 def score_classes(scores: torch.Tensor, labels: Sequence[int | None], classes: Sequence[Class]) -> ClassReport | None:
     """Similarities ``[images, classes]`` → report; None when no image is labelled. Ties count against the model."""
     known = torch.tensor([i for i, label in enumerate(labels) if label is not None], dtype=torch.int64)
@@ -246,8 +256,7 @@ def score_classes(scores: torch.Tensor, labels: Sequence[int | None], classes: S
         return None
     truth = torch.tensor([label for label in labels if label is not None])
     scores = scores[known].double()
-    own = scores.gather(1, truth[:, None])
-    rank = (scores >= own).sum(1)  # the class itself is one of them
+    rank = class_ranks(scores, truth)
     predicted = torch.where(rank == 1, truth, scores.scatter(1, truth[:, None], -torch.inf).argmax(1))
     confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64)
     confusion.index_put_((truth, predicted), torch.ones_like(truth), accumulate=True)

@@ -37,6 +37,7 @@ train demo model.start={{architecture:\\ tiny}} {DATA} {SHORT} output=runs/a-run
 data curate official/train BEST --near 0.9999 --fit -1 --report curate.html --list curate.jsonl --output curated
 evaluate BEST official/valid --json scores.json --markdown scores.md
 evaluate BEST goods/valid --by 类目
+benchmark BEST --data sets --json benchmark.json --markdown benchmark.md
 search index BEST goods/train --output goods.index
 search query goods.index cat --where 类目=猫
 encode BEST official/valid --output features --format jsonl
@@ -83,6 +84,11 @@ def road(request, tmp_path_factory):
     ]
     (folder / "goods.csv").write_bytes("\r\n".join(["主图,商品标题,类目,价格", *rows, ""]).encode("gb18030"))
     (folder / "classes.txt").write_text("cat\t猫|小猫\ndog\t狗\n", encoding="utf-8")
+    tiny.make_store(folder / "sets" / "flickr30k-cn" / "test")
+    for label in ("cat", "dog"):
+        (folder / "sets" / "imagenet" / "val" / label).mkdir(parents=True)
+        (folder / "sets" / "imagenet" / "val" / label / "0.png").write_bytes(tiny.png(3))
+    (folder / "sets" / "imagenet" / "classes.zh.txt").write_text("cat\t猫\ndog\t狗\n", encoding="utf-8")
     told = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -154,7 +160,7 @@ def test_what_is_written_has_the_rights_the_umask_gives(road):
         for path in files
         if (mode := stat.S_IMODE(path.stat().st_mode))
         != (0o777 if path.is_dir() or path.suffix == ".sh" else 0o666) & ~umask
-        and not str(path.relative_to(folder)).startswith(("photos", "classes.txt", "goods.csv"))
+        and not str(path.relative_to(folder)).startswith(("photos", "sets", "classes.txt", "goods.csv"))
     }
     assert not wrong and len(files) > 60
 
