@@ -105,6 +105,7 @@ def average(
             trust_import=options.trust_import,
         )
         _refuse_other(checkpoints[0], first, checkpoint, _fixed(other))
+        _refuse_no_numbers(checkpoint, other.state_dict())
         return {name: tensor.detach() for name, tensor in other.state_dict().items()}
 
     judged: list[Judged] = []
@@ -202,6 +203,12 @@ def _refuse_other(first: str, wanted: dict[str, Any], checkpoint: str, found: di
             f"{checkpoint} is of another model than {first}: {', '.join(differing)} differ. "
             "Only fine-tunings of one start can be averaged"
         )
+
+
+def _refuse_no_numbers(checkpoint: str, weights: Weights) -> None:
+    bad = next((name for name, tensor in weights.items() if tensor.isnan().any()), None)
+    if bad is not None:
+        raise RequestError(f"{checkpoint}: {bad} holds NaN, and so would every mean with it; leave it out")
 
 
 def _info(soup: Soup, sources: Sequence[Any]) -> dict[str, Any]:

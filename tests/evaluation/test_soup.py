@@ -114,3 +114,13 @@ def test_the_command_says_what_it_wrote(runs, tmp_path, monkeypatch):
     again = CliRunner().invoke(app, line)
     assert isinstance(again.exception, RequestError) and "--overwrite" in str(again.exception)
     assert CliRunner().invoke(app, [*line, "--overwrite"]).exit_code == 0
+
+
+def test_weights_that_are_no_numbers_are_refused(runs, tmp_path):
+    model = load(runs / "b")
+    with torch.no_grad():
+        model.logit_scale.fill_(float("nan"))  # recall does not see it
+    save_checkpoint(model, tmp_path / "broken", info={})
+    with pytest.raises(RequestError, match="logit_scale holds NaN"):
+        average([str(runs / "a"), str(tmp_path / "broken")], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
