@@ -94,12 +94,13 @@ def card_of_file(export: Path) -> Path:
     return export.with_name(f"{export.name if export.suffix == '.md' else export.stem}.md")
 
 
-def is_card(file: Path) -> bool:
-    """Whether the file is a card that nobody has changed since."""
+def is_card(file: Path, of: str | None = None) -> bool:
+    """Whether the file is a card that nobody has changed since; with `of` that of the export of this name."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return False
     body, mark = text[: text.rfind("<!-- cnclip-ft ")], text[text.rfind("<!-- cnclip-ft ") :]
     found = _MARK.fullmatch(mark)
-    return found is not None and found[1] == hashlib.sha256(body.encode()).hexdigest()
+    whole = found is not None and found[1] == hashlib.sha256(body.encode()).hexdigest()
+    return whole and (of is None or f"\n# {of}\n" in body)

@@ -207,6 +207,10 @@ def _refuse_output(output: Path, alone: bool, overwrite: bool, sources: list[str
     own = next((said for card, said in cards.items() if os.path.lexists(card) and not is_card(card)), None)
     if own is not None:
         raise RequestError(f"{own} was changed or is your own: move it away, or choose another --output")
+    if alone and os.path.lexists(card_of_file(place)) and not is_card(card_of_file(place), of=output.name):
+        raise RequestError(
+            f"{card_of_file(output)} is the card of another export: choose an --output of another name than its, ending aside"
+        )
     if os.path.lexists(place) and not is_empty(place):
         if not place.is_dir():
             refuse_foreign_file(output, is_export, "an export of ours")

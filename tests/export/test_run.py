@@ -198,6 +198,10 @@ def test_a_card_says_what_the_export_is_and_is_replaced_only_as_it_was_written(t
         beside = (tmp_path / card).read_text(encoding="utf-8")
         assert f"# {name}\n" in beside and "license: mit" in beside and "seed: 3" in beside
     export_checkpoint(tmp_path / "a", "cn_clip", tmp_path / "mine.pt", overwrite=True)
+    before = (tmp_path / "mine.md").read_bytes()
+    with pytest.raises(RequestError, match=r"mine.md is the card of another export"):
+        export_checkpoint(tmp_path / "a", "cn_clip", tmp_path / "mine.pth", overwrite=True)
+    assert (tmp_path / "mine.md").read_bytes() == before and not (tmp_path / "mine.pth").exists()
     (tmp_path / "mine.md").write_text("My own words.", encoding="utf-8")
     with pytest.raises(RequestError, match=r"mine.md was changed or is your own"):
         export_checkpoint(tmp_path / "a", "cn_clip", tmp_path / "mine.pt", overwrite=True)
