@@ -25,11 +25,11 @@ def official_files_of(folder: Path, split: str | Path) -> list[tuple[Path, Path]
     return [(folder / f"{name}_{way}predictions.jsonl", folder / f"{name}_{way}output.json") for *_, way in _WAYS]
 
 
-def refuse_official(folder: Path, splits: Sequence[str | Path]) -> None:
+def refuse_official(folder: Path, splits: Sequence[str | Path], checkpoint: str | Path) -> None:
     """Before any work.
 
     Raises:
-        RequestError: `folder` is a file, a file that is there was not written here, or two splits have one name.
+        RequestError: `folder` is a file or lies in what is read, a file that is there was not written here, or two splits have one name.
     """
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"--official {folder} is no folder; name one")
@@ -41,7 +41,10 @@ def refuse_official(folder: Path, splits: Sequence[str | Path]) -> None:
         )
     pairs = [pair for split in splits for pair in official_files_of(folder, split)]
     predictions = [(lines, is_prediction_file, "a file of predictions") for lines, _ in pairs]
-    refuse_files([*predictions, *((score, is_report("score"), "an official score file") for _, score in pairs)], splits)
+    refuse_files(
+        [*predictions, *((score, is_report("score"), "an official score file") for _, score in pairs)],
+        [checkpoint, *splits],
+    )
 
 
 def write_official(

@@ -64,7 +64,7 @@ def score_checkpoint(
     if not splits:
         raise RequestError("name at least one split (a store, e.g. DATA/valid) to evaluate on")
     if official is not None:
-        refuse_official(official, splits)
+        refuse_official(official, splits, checkpoint)
     sources = [store_source(split) for split in splits]
     groups = [_groups(source, by) if by else [] for source in sources]
     opened = open_model(checkpoint, options)

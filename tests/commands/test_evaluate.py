@@ -346,6 +346,8 @@ def test_official_result_files_are_those_of_topk(run, here, tmp_path):
     (tmp_path / "r" / "valid_output.json").write_text("mine", encoding="utf-8")
     said = run("evaluate", here / "a", here / "valid", "--official", tmp_path / "r", fails=UserError)
     assert "is not an official score file" in said
+    said = run("evaluate", here / "a", here / "valid", "--official", here / "a", fails=UserError)
+    assert "lies inside" in said and not list((here / "a").glob("*.jsonl"))
     assert "two splits are called valid" in run(
         "evaluate", here / "a", here / "valid", here / "valid", "--official", tmp_path / "q", fails=UserError
     )
