@@ -222,17 +222,17 @@ def start_worker(_worker: int = 0) -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if sys.platform == "linux":
-        _end_with_parent()
+        end_with_parent(signal.SIGKILL)
         # Blocked, not ignored: an ignored signal is dropped before it can be waited for.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    """Elsewhere torch looks every few seconds whether the parent still lives."""
+def end_with_parent(number: int) -> None:
+    """Have Linux send this process the signal when its parent is gone. Elsewhere torch looks every few seconds for its loaders."""
     try:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, int(number))  # PR_SET_PDEATHSIG
     except (OSError, AttributeError):
         pass
 

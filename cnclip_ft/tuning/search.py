@@ -39,6 +39,7 @@ SETTINGS = "search.json"
 KEPT = 5  # complete trials whose weights stay: the flattery of choosing is measured on them
 _CHANGED = 3  # settings, of the first trials
 _AT_ONCE = 3  # failures in a row, of the first trials, that end the search
+_IN_A_ROW = 10  # failures in a row, later, that end the search of a stage: they take no time, so no budget would
 _OVER = 1.1  # a trial may take so much more than what is left of the budget
 Run = Callable[[Runner, Callable[[Record], str | None]], tuple[str, str]]
 
@@ -185,7 +186,10 @@ class Search:
             own = [text for text in self.given if text.startswith(f"stages.{plan.name}.")]
             if plan.name not in self.searched:
                 space = Space(plan.name, space.setting, space.steps, space.rules, ())
-            self.spaces.append(given_axes(space, own) if own else space)
+            if own:
+                space = given_axes(space, own)
+                self._refuse_values(space)
+            self.spaces.append(space)
         name, valid = next(iter(context.valid_stores.items()))
         shared = shared_pictures(stores_of(context.train_store), valid)
         if shared:
@@ -199,6 +203,19 @@ class Search:
             )
             self.say(f"warning: {self.warning}")
         return plans
+
+    def _refuse_values(self, space: Space) -> None:
+        """Every value that was given makes a recipe, put in alone.
+
+        Raises:
+            RequestError: one does not.
+        """
+        for axis in space.axes:
+            for value in axis.choices or (axis.low, axis.high):
+                try:
+                    self._with_stage(space.name, space.stage({axis.name: value}), self.recipe.model.start, self.folder)
+                except RequestError as refused:
+                    raise RequestError(f"--search stages.{space.name}.{axis.name} has {value}: {refused}") from None
 
     def _still(self, number: int) -> int:
         """How many searched stages are to come, this one among them; one at least."""
@@ -219,6 +236,11 @@ class Search:
             spent = sum(trial.seconds for trial in self.file.of(space.name))
             if under_way is None:
                 if (most is not None and len(ended) >= most) or self._over(space, ended, spent, limit):
+                    break
+                if len(ended) >= _IN_A_ROW and all(trial.state == "failed" for trial in ended[-_IN_A_ROW:]):
+                    self.say(
+                        f"stage {space.name}: {_IN_A_ROW} trials in a row failed, so no more are tried: {ended[-1].reason}"
+                    )
                     break
             self._run_trial(space, under_way or self._next(space, ended), start, limit, spent)
         best = complete(ended)

@@ -36,7 +36,8 @@ _FEWEST = 8  # pairs of a batch, per device
 class Axis:
     """One thing to search over.
 
-    `choices`, or a range from `low` to `high` in which factors are equally likely. `own` is what the recipe has.
+    `choices`, or a range from `low` to `high` in which factors are equally likely, of whole numbers where `own` is one. `own` is
+    what the recipe has.
     """
 
     name: str
@@ -51,11 +52,13 @@ class Axis:
         return Said(self.name, _CHINESE.get(self.name, self.name))
 
     def distribution(self) -> optuna.distributions.BaseDistribution:
-        from optuna.distributions import CategoricalDistribution, FloatDistribution
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-        return (
-            CategoricalDistribution(self.choices) if self.choices else FloatDistribution(self.low, self.high, log=True)
-        )
+        if self.choices:
+            return CategoricalDistribution(self.choices)
+        if isinstance(self.own, int):
+            return IntDistribution(int(self.low), int(self.high), log=True)
+        return FloatDistribution(self.low, self.high, log=True)
 
     def shown(self, value: Any) -> str:
         return f"{value:.3g}" if isinstance(value, float) else str(value)
@@ -207,7 +210,11 @@ def given_axes(space: Space, given: Iterable[str]) -> Space:
                     f"--search {text}: the recipe's own value, {own}, is the first trial, and lies outside; widen the range, or set "
                     f"{path} to a value within"
                 )
-            axes.append(Axis(key, float(own), low=low, high=high))
+            if isinstance(own, int) and not (low.is_integer() and high.is_integer()):
+                raise RequestError(f"--search {text}: {path} is a whole number; give a range of whole numbers")
+            if isinstance(own, int):
+                low, high = int(low), int(high)
+            axes.append(Axis(key, own, low=low, high=high))
         else:
             choices = tuple(parse_yaml(part) for part in found.split(",") if part.strip())
             if len(choices) < (1 if own not in choices else 2) or any(isinstance(c, (dict, list)) for c in choices):
@@ -260,6 +267,4 @@ def _put(stage: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for parent in parents:
         stage = stage[parent]
-    stage[last] = (
-        int(value) if isinstance(value, float) and isinstance(stage[last], int) and value.is_integer() else value
-    )
+    stage[last] = value

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import torch
 
@@ -355,3 +356,60 @@ def test_a_search_with_processes_stops_on_request_and_goes_on(stores, tmp_path):
     assert (
         list((tmp_path / "s/contrast").glob("*/contrast/best/model.safetensors")) and "Best checkpoint:" in done.stdout
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_trial_ends_with_its_search_and_the_next_attempt_waits_for_it(stores, tmp_path, number):
+    """No training is left behind, whatever ended the search; gone on with at once, the trial is no failed one."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(dump_recipe(recipe(stores, "stages.align.steps=300")), encoding="utf-8")
+    command = [sys.executable, "-m", "cnclip_ft", "tune", str(file), "--trials", "1", "--output", str(tmp_path / "s")]
+    lock = tmp_path / "s/align/0000/cnclip-ft.lock"
+
+    def until(met):
+        deadline = time.monotonic() + 240
+        while not met():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until(lambda: list(tmp_path.glob("s/align/0000/state/*.pt")))
+    trial = json.loads(lock.read_text(encoding="utf-8"))["pid"]
+    process.send_signal(number)
+    assert process.wait(120) == (130 if number == signal.SIGTERM else -number)
+    again = subprocess.Popen([*command, "--continue"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: not psutil.pid_exists(trial))
+        log = tmp_path / "s/align/0000.log"
+        until(lambda: "Continuing stage align" in log.read_text(encoding="utf-8"))
+        assert "another process" not in log.read_text(encoding="utf-8")
+    finally:
+        again.send_signal(signal.SIGTERM)
+        again.wait(120)
+    assert TrialFile(tmp_path / "s").trials["align", 0].state != "failed"
+
+
+def test_a_range_of_whole_numbers_is_drawn_in_whole_numbers(stores, tmp_path):
+    given = ("stages.align.batch_size=4..32",)
+    found, _ = searched(stores, tmp_path / "s", Fake(), trials=6, given=given)
+    values = [trial.values["batch_size"] for trial in found.trials["align"]]
+    assert all(isinstance(value, int) and 4 <= value <= 32 for value in values) and len(set(values)) > 1
+    assert [trial.state for trial in found.trials["align"]] == ["complete"] * 6
+
+
+def test_failures_without_end_end_the_search(stores, tmp_path):
+    """They take next to no time, so that a budget alone would never stop them."""
+    found, lines = searched(stores, tmp_path / "s", Fake(fails=lambda number: number > 0), trials=None, budget=3600.0)
+    assert [t.state for t in found.trials["align"]] == ["complete"] + ["failed"] * 10
+    assert any("10 trials in a row failed" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "values", ["optimizer.nothing=1,2", "batch_size=16,0", "batch_size=8.5..32", "weight_decay=0.001..wide"]
+)
+def test_values_that_cannot_be_are_refused_before_the_first_trial(stores, tmp_path, values):
+    runs = Fake()
+    with pytest.raises(RequestError, match="--search"):
+        searched(stores, tmp_path / "s", runs, trials=4, given=(f"stages.align.{values}",))
+    assert not runs.runs
