@@ -61,7 +61,9 @@ def find(name: str | Path, source: str = "huggingface", *, folder: str | Path | 
             if architecture
             else ""
         )
-        raise RequestError(f"{str(name)[:200]}: no such file or folder, and no published name ({published}){made}")
+        raise RequestError(
+            f"{str(name)[:200]}: no such file or folder, and no published name ({published}){made}{_of_its_run(path)}"
+        )
     root = None if folder is None else Path(folder).expanduser().absolute()
     searched = [*([root] if root else []), *places()]
     for place in searched:
@@ -79,6 +81,16 @@ def find(name: str | Path, source: str = "huggingface", *, folder: str | Path | 
             f"({type(error).__name__}). Searched: {', '.join(map(str, searched))}. Get the file there on a machine that is "
             "online and put it into one of these folders, or set CNCLIP_FT_MODELS to its folder, or name its path"
         ) from None
+
+
+def _of_its_run(path: Path) -> str:
+    """What the run of a checkpoint that is not there has instead, e.g. one that was stopped before its last stage."""
+    written = ("recipe.yaml", "journal.jsonl")
+    run = next((at for at in path.parents if all(os.path.isfile(at / name) for name in written)), None)
+    if run is None:
+        return ""
+    found = sorted(str(file.parent) for file in run.glob("*/*/cnclip_ft.json"))
+    return f". The run {run} has {', '.join(found) or 'no checkpoint yet'}; `cnclip-ft train {run}/recipe.yaml --continue` goes on"
 
 
 def _is_repository(name: str) -> bool:

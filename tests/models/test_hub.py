@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
 import threading
@@ -209,6 +210,20 @@ def server():
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
+
+
+def test_a_checkpoint_that_a_run_lacks_is_answered_with_those_it_has(tmp_path):
+    run = tmp_path / "run"
+    (run / "align" / "best").mkdir(parents=True)
+    (run / "recipe.yaml").touch()
+    with pytest.raises(RequestError, match="RN50\\)$"):  # a recipe alone is no run
+        find(run / "contrast" / "best")
+    (run / "journal.jsonl").touch()
+    with pytest.raises(RequestError, match="has no checkpoint yet; .* --continue` goes on"):
+        find(run / "contrast" / "best")
+    (run / "align" / "best" / "cnclip_ft.json").touch()
+    with pytest.raises(RequestError, match=re.escape(f"has {run / 'align' / 'best'}; ")):
+        find(run / "contrast" / "best")
 
 
 def fetch(server, tmp_path):
