@@ -162,6 +162,7 @@ def _open(about: BenchmarkSet, folder: Path, data: Path, languages: Sequence[str
     split = source.split
     if len(about.languages) == 1:  # whatever its texts are marked as: "iphone" is a query of MUGE
         held.texts[about.languages[0]] = list(range(len(split.texts)))
+        _refuse_other_language(about, source)
     else:
         for language in languages:
             marks = ("zh", "mixed") if language == "zh" else (language,)
@@ -175,6 +176,17 @@ def _open(about: BenchmarkSet, folder: Path, data: Path, languages: Sequence[str
                 f"{source.path}: no {language} text has a known picture, so there is nothing to score (MUGE's test has no answers; its valid has)"
             )
     return held
+
+
+def _refuse_other_language(about: BenchmarkSet, source: Source) -> None:
+    """Chinese captions in the folder of an English set would stand beside results on English ones."""
+    marks = ["zh" if mark == "mixed" else mark for mark in source.split.languages if mark is not None]
+    others = sum(mark != about.languages[0] for mark in marks)
+    if 2 * others > len(marks):
+        raise RequestError(
+            f"{source.path}: {others:,} of {len(source.split.texts):,} texts are not in the language of {about.title} "
+            f"({about.languages[0]}). Put each language in the folder of its own set, as flickr30k-cn and flickr30k."
+        )
 
 
 def _first(folders: Sequence[Path], name: str) -> Path | None:

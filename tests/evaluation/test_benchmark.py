@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 
 import pytest
 import torch
@@ -48,7 +49,12 @@ def data(tmp_path_factory):
     """A folder with every layout, a few pictures each; Flickr8k, Flickr30K and MUGE's answers are not in it."""
     root = tmp_path_factory.mktemp("sets")
     make_store(root / "Flickr30k-CN" / "lmdb" / "test")
-    make_store(root / "coco" / "test", images=5)
+    (root / "coco").mkdir()
+    with StoreWriter(root / "coco" / "test") as writer:
+        for n in range(5):
+            writer.add_image(n, png(n))
+            writer.add_pair(n, n, f"photo {n}", "en")
+        writer.finish()
     make_official(root / "coco_cn", "test")
     (root / "xm3600" / "images").mkdir(parents=True)
     rows = []
@@ -94,7 +100,7 @@ def test_every_layout_is_found_and_the_missing_are_listed(report):
         (one["dataset"], one["language"]): (one["images"], one.get("texts", one.get("classes"))) for one in report[KIND]
     }
     assert pools == {
-        ("flickr30k-cn", "zh"): (12, 25), ("coco-cn", "zh"): (6, 6), ("coco", "en"): (5, 11),
+        ("flickr30k-cn", "zh"): (12, 25), ("coco-cn", "zh"): (6, 6), ("coco", "en"): (5, 5),
         ("xm3600", "zh"): (6, 6), ("xm3600", "en"): (6, 6), ("xtd10", "zh"): (4, 4), ("xtd10", "en"): (4, 4),
         ("imagenet", "zh"): (6, 2), ("imagenet", "en"): (6, 2),
     }  # fmt: skip
@@ -236,8 +242,6 @@ def test_nothing_there_names_what_is_looked_for(tmp_path):
     ],
 )  # fmt: skip
 def test_a_broken_set_is_named(data, tmp_path, name, file, content, said):
-    import shutil
-
     folder = next(path for path in data.iterdir() if path.name.replace("_", "-") == name)
     shutil.copytree(folder, tmp_path / folder.name)
     (tmp_path / folder.name / file).write_text(content, encoding="utf-8")
@@ -249,6 +253,13 @@ def test_sets_that_cannot_be_scored_are_refused(tmp_path, data):
     make_store(tmp_path / "muge" / "valid", answers=False)
     with pytest.raises(RequestError, match="no zh text has a known picture"):
         find_sets(tmp_path, SETS)
+    make_official(tmp_path / "english" / "coco", "test")
+    shutil.rmtree(tmp_path / "english" / "coco-as-a-store")
+    (tmp_path / "english" / "coco" / "test_texts.jsonl").write_text(
+        '{"text_id": 1, "text": "一只猫", "image_ids": [100], "language": "zh"}\n', encoding="utf-8"
+    )
+    with pytest.raises(RequestError, match="1 of 1 texts are not in the language of COCO"):
+        find_sets(tmp_path / "english", SETS)
     for name in ("coco_cn", "COCO-CN"):
         make_store(tmp_path / "twice" / name / "test", images=2)
     with pytest.raises(RequestError, match="holds COCO-CN twice"):
