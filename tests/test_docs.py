@@ -18,11 +18,15 @@ BOTH_IN_ONE = {"benchmarks.md", "results.md"}  # tables with a line in each lang
 FOR_BUILDERS = {"architecture.md", "store-format.md", "CHANGELOG.md", "NOTICE.md"}  # of the code, in English
 
 
-def blocks(page: Path) -> list[str]:
-    """The commands of a page's shell blocks, lines joined that end in a backslash, comments taken off."""
-    text = page.read_text(encoding="utf-8")
-    shell = "\n".join(re.findall(r"^```(?:bash|sh|console)\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+def lines(shell: str) -> list[str]:
+    """The commands of a shell block, lines joined that end in a backslash."""
     return [line.strip() for line in shell.replace("\\\n", " ").splitlines()]
+
+
+def blocks(page: Path) -> list[str]:
+    """The commands of a page's shell blocks."""
+    text = page.read_text(encoding="utf-8")
+    return lines("\n".join(re.findall(r"^```(?:bash|sh|console)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)))
 
 
 def command_lines() -> list[tuple[str, list[str]]]:
