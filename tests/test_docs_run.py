@@ -27,14 +27,14 @@ ELSEWHERE = {  # what is not run here → why not
     r"^(pip|bash|docker|trtexec|npx|openapi-python-client) ": "another program, which installs, downloads or needs a card",
     r"^(torchrun|accelerate) ": "several processes: tests/training",
     r"^CNCLIP_FT_KILLS=": "an attack loop of an hour",
-    r"^curl |^cnclip-ft search serve|--serve$": "a server, which answers until it is stopped: tests/search",
+    r"^curl |^cnclip-ft search serve|--serve( |$)": "a server, which answers until it is stopped: tests/search",
     r"^cnclip-ft tune ": "hours; tests/tuning",
     r"DATAPATH|_feat\.jsonl|^cnclip-ft evaluate predictions": "files of the official scripts: tests/evaluation",
     r"two-stages_vit|load_from_name": "published weights: tests/training, tests/test_clip.py",
     r"--to open_clip": "its text tower is none of ours: tests/export",
     r"runs/mine/recipe\.yaml --continue": "a finished run, which has nothing to continue; training.md continues one",
     r"^cnclip-ft data demo DIR$": "DIR is full here; index.md draws the same",
-    r"^cnclip-ft data show ": "a Chinese font, which this machine may lack: tests/data_tools",
+    r"^cnclip-ft data show .*--output": "a Chinese font, which this machine may lack: tests/data_tools",
     r"import openvino|import coremltools": "packages that are no extra of ours",
     r"class Lite": "its layers are left out: tests/models/test_towers.py",
 }
@@ -140,6 +140,11 @@ def write_tables(place: Path, goods: list[dict]) -> None:
     for name in ("may.csv", "june.csv", "五月.csv"):
         table(name, goods[:9])
     table("pairs.csv", [{"image": g["图片"], "text": g["标题"], "match": n % 2} for n, g in enumerate(goods)])
+    (place / "sentences.tsv").write_text("en\tzh\na dog runs\t一只狗在跑\na red car\t一辆红色的车\n", encoding="utf-8")
+    said = "".join(
+        f'<tuv xml:lang="{code}"><seg>{text}</seg></tuv>' for code, text in (("en", "a tree"), ("zh", "一棵树"))
+    )
+    (place / "memory.tmx").write_text(f"<tmx><body><tu>{said}</tu></body></tmx>", encoding="utf-8")
     book = Workbook()
     for row in [list(goods[0]), *(list(row.values()) for row in goods)]:
         book.active.append(row)

@@ -7,6 +7,7 @@ from typing import Any
 
 from cnclip_ft.recipe import Stage
 from cnclip_ft.recipe_data import Guard
+from data_tools.words import Said, said_in
 
 
 @dataclass
@@ -55,7 +56,10 @@ class Selection:
             self.so_far.best, self.so_far.best_step, self.so_far.best_row = score, step, row
         if not self.within(guard):
             self.so_far.guard_broken = True
-            self.so_far.ended = "the guard split lost more than data.guard.max_drop allows"
+            self.so_far.ended = Said(
+                "the guard split lost more than data.guard.max_drop allows",
+                "防遗忘划分的下降超过了 data.guard.max_drop 所允许的",
+            )
         self._watch_plateau(score)
 
     def go_on(self) -> None:
@@ -75,10 +79,11 @@ class Selection:
         else:
             so_far.without_rise += 1
         if so_far.without_rise >= setting.patience and so_far.ended is None:
-            so_far.ended = (
-                f"plateau: no rise of {setting.min_gain:g} or more above {so_far.risen_to:.2f} in "
-                f"{so_far.without_rise} validations"
-            )
+            so_far.ended = Said(
+                "plateau: no rise of {gain:g} or more above {top:.2f} in {times} validations",
+                "进入平台期：连续 {times} 次验证没有比 {top:.2f} 高出 {gain:g} 或更多",
+                gain=setting.min_gain, top=so_far.risen_to, times=so_far.without_rise,
+            )  # fmt: skip
 
     def _drop(self, guard: float | None) -> float:
         return 0.0 if guard is None or self.guard_start is None else self.guard_start - guard
@@ -106,7 +111,11 @@ class Selection:
     # ---- state ------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        return asdict(self.so_far)
+        why = self.so_far.ended  # in both languages, as plain strings
+        return asdict(self.so_far) | {"ended": why and [str(why), said_in(why, "zh")]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """States of versions before say in English alone why the stage ended."""
         self.so_far = Scores(**{each.name: state[each.name] for each in fields(Scores)})
+        if isinstance(state["ended"], list):
+            self.so_far.ended = Said.exactly(*state["ended"])

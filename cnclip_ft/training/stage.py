@@ -149,13 +149,13 @@ class StageRun:
                     raise Stopped
         ended = self.selection.so_far.ended
         if ended and trainer.step < plan.total:
-            context.journal.write(
-                "ended",
-                f"{plan.name} ends at step {trainer.step} of {plan.total}: {ended}",
-                stage=plan.name,
-                step=trainer.step,
-                reason=ended,
-            )
+            note = Said(
+                "{stage} ends at step {step} of {total}: {why}",
+                "阶段 {stage} 在第 {step} 步结束（共 {total} 步）：{why}",
+                stage=plan.name, step=trainer.step, total=plan.total, why=ended,
+            )  # fmt: skip
+            context.journal.write("ended", note, stage=plan.name, step=trainer.step, reason=ended)
+            self.progress.notes = [*self.progress.notes, note]
         trainer.release()
         self._finish()
 

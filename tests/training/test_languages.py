@@ -78,6 +78,8 @@ def test_a_language_that_falls_ends_the_run(places, tmp_path, monkeypatch, capsy
     assert "guard 40.00 (-10.00) DROPPED BY MORE THAN 1" in capsys.readouterr().out
     (ended,) = records(tmp_path / "run", "ended")
     assert ended["step"] == 2 and "data.guard.max_drop" in ended["reason"]
+    page = (tmp_path / "run" / "report" / "index.html").read_text(encoding="utf-8")
+    assert "ends at step 2 of " in page and "the guard split lost more than data.guard.max_drop allows</p>" in page
 
 
 def test_the_guard_is_the_language_of_its_split(places, tmp_path):

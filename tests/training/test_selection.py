@@ -22,6 +22,7 @@ from cnclip_ft.training.run import train
 from cnclip_ft.training.selection import Selection
 from cnclip_ft.training.validation import Judge
 from data_tools.errors import RequestError, UserError
+from data_tools.words import said_in
 from tests.training.helpers import planned, stopped_after, tiny_recipe
 
 
@@ -68,6 +69,11 @@ def test_a_plateau_ends_the_stage(stores, monkeypatch, capsys):
     assert [r["step"] for r in records(folder, "validation") if r["stage"] == "contrast"] == [1, 2, 3, 4]
     assert "ends at step 4 of 12: plateau: no rise of 0.1 or more above 30.00" in capsys.readouterr().out
     assert read_info(folder / "contrast" / "best")["step"] == 4  # 30.09 is the highest, though no gain
+    page = (folder / "report" / "index.html").read_text(encoding="utf-8")
+    assert (
+        page.count("<p>contrast ends at step 4 of 12: plateau: no rise of 0.1 or more above 30.00 in 2 validations</p>")
+        == 1
+    )
 
 
 def test_a_plateau_survives_being_continued(stores, monkeypatch):
@@ -151,6 +157,12 @@ def test_a_plateau_counts_from_the_start():
         selection.take(step, score, {})
     assert selection.so_far.ended == "plateau: no rise of 1 or more above 30.00 in 2 validations"
     assert (selection.so_far.best, selection.so_far.best_step) == (30.5, 1)
+    again = Selection(setting)
+    again.load_state_dict(json.loads(json.dumps(selection.state_dict())))  # a state holds plain values
+    assert again.so_far == selection.so_far
+    assert said_in(again.so_far.ended, "zh") == "进入平台期：连续 2 次验证没有比 30.00 高出 1 或更多"
+    again.load_state_dict(selection.state_dict() | {"ended": "plateau"})  # of the version before
+    assert said_in(again.so_far.ended, "zh") == "plateau"
 
 
 def test_a_stage_begun_without_a_score_of_its_start_goes_on_as_before():
