@@ -30,7 +30,7 @@ ELSEWHERE = {  # what is not run here → why not
     r"^curl |^cnclip-ft search serve|--serve( |$)": "a server, which answers until it is stopped: tests/search",
     r"^cnclip-ft tune ": "hours; tests/tuning",
     r"DATAPATH|_feat\.jsonl|^cnclip-ft evaluate predictions": "files of the official scripts: tests/evaluation",
-    r"two-stages_vit|load_from_name": "published weights: tests/training, tests/test_clip.py",
+    r"two-stages_vit|load_from_name|benchmark ViT-B-16": "published weights: tests/training, tests/test_clip.py",
     r"--to open_clip": "its text tower is none of ours: tests/export",
     r"runs/mine/recipe\.yaml --continue": "a finished run, which has nothing to continue; training.md continues one",
     r"^cnclip-ft data demo DIR$": "DIR is full here; index.md draws the same",
@@ -115,6 +115,7 @@ def folder(tmp_path_factory):
     write_tables(place, goods)
     run("cnclip-ft data import table goods.csv --images PHOTOS --split 0.7,0.15,0.15 --output DATA", place)
     shutil.copytree(place / "DATA", place / "DIR")
+    shutil.copytree(place / "DATA" / "test", place / "DIR" / "coco-cn" / "test")
     for split in ("train", "valid"):
         run(f"cnclip-ft data export DATA/{split} --to tsv --output tsv-{split}", place)
         shutil.copytree(place / f"tsv-{split}", place / "DIR", dirs_exist_ok=True)
