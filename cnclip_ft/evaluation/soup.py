@@ -215,6 +215,6 @@ def _info(soup: Soup, sources: Sequence[Any]) -> dict[str, Any]:
     return {
         "average_of": soup.members,
         "judged": [asdict(each) for each in soup.judged],
-        "data": {source.name: source.checksum for source in sources},
+        "data": {str(source.path): source.checksum for source in sources},
         "versions": provenance.versions(),
     }

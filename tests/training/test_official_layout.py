@@ -35,10 +35,14 @@ def test_splits_and_weights_are_found_where_the_official_scripts_have_them(tmp_p
 
     (tmp_path / "pretrained_weights").mkdir()
     file = tmp_path / "pretrained_weights/clip_cn_vit-b-16.pt"
-    assert weights_beside("ViT-B-16", str(place)) == "ViT-B-16"
+    assert weights_beside("ViT-B-16", [str(place)]) == "ViT-B-16"
     file.write_bytes(b"")
-    assert weights_beside("ViT-B-16", str(place)) == weights_beside("ViT-B-16", str(place / "lmdb/train")) == str(file)
-    assert weights_beside("ViT-L-14", str(place)) == "ViT-L-14" and weights_beside({"image": "x"}, str(place)) == {
+    assert (
+        weights_beside("ViT-B-16", [str(place)])
+        == weights_beside("ViT-B-16", ["elsewhere", str(place / "lmdb/train")])
+        == str(file)
+    )
+    assert weights_beside("ViT-L-14", [str(place)]) == "ViT-L-14" and weights_beside({"image": "x"}, [str(place)]) == {
         "image": "x"
     }
 
