@@ -114,6 +114,10 @@ class Search:
                     f"--search {text}: name a key of a searched stage and its values, e.g. "
                     f"stages.{searched[-1]}.learning_rate=1e-6..1e-4 or stages.{searched[-1]}.ema=null,0.99,0.999"
                 )
+        keys = [text.partition("=")[0] for text in given]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise RequestError(f"--search {twice} is given twice; name all its values in one")
         self.recipe, self.folder, self.budget, self.most, self.searched = recipe, folder, budget, trials, searched
         self.given, self.trust_import, self.say, self.start_run = list(given), trust_import, say, run
         self.spaces: list[Space] = []

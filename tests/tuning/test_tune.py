@@ -237,6 +237,7 @@ def test_requests_that_cannot_be_are_refused(stores, tmp_path):
         ({"trials": None}, "--budget 2h, or --trials"),
         ({"stages": ["alinn"]}, "align, contrast"),
         ({"given": ["learning_rate=1,2"]}, "name a key of a searched stage"),
+        ({"given": ["stages.align.ema=null,0.9", "stages.align.ema=null,0.9"]}, "given twice"),
     ):
         with pytest.raises(RequestError, match=says):
             Search(recipe(stores), tmp_path, **({"trials": 1} | more))
