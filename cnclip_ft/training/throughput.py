@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,13 +22,14 @@ from data_tools.words import Said
 
 # Dense matrix products with 16-bit inputs and 32-bit sums, TFLOP/s, from NVIDIA's data sheets and architecture papers of the
 # cards (those that name a rate with sparsity alone: half of it). bf16, but fp16 for what is older than Ampere.
-# By what `torch.cuda.get_device_name` says; the first that is in it.
+# By what `torch.cuda.get_device_name` says; the first that stands in it as words of its own.
 LISTED = (
-    ("B200", 2250.0), ("H200 NVL", 835.5), ("H200", 989.4), ("H100 NVL", 835.5), ("H100 PCIe", 756.0), ("H100", 989.4),
+    ("B200", 2250.0), ("H200 NVL", 835.5), ("GH200", 989.4), ("H200", 989.4), ("H100 NVL", 835.5), ("H100 PCIe", 756.0), ("H100", 989.4),
     ("H800", 989.4), ("H20", 148.0), ("A100", 312.0), ("A800", 312.0), ("A30", 165.0), ("A40", 149.7), ("A10G", 70.0),
     ("A10", 125.0), ("L40S", 362.1), ("L40", 181.1), ("L4", 121.0), ("RTX 6000 Ada", 364.2), ("RTX A6000", 154.8),
     ("RTX 4090", 165.2), ("RTX 4080", 97.5), ("RTX 3090", 71.2), ("V100", 125.0), ("T4", 65.1),
 )  # fmt: skip
+_OTHERS = re.compile(r"\b(MIG|Laptop|Max-Q|Ti|SUPER|D)\b")  # parts of a card, and cards of nearly the same name
 # Share of the measured rate to plan with: of what is published for towers of these sizes, 40 to 55 % is good (on Hopper); a loader
 # that is too slow or small batches bring less. The journal says what it is.
 EXPECTED_SHARE = 0.4
@@ -72,8 +74,10 @@ def card(device: torch.device, precision: str) -> Card | None:
 
 
 def listed(name: str) -> float | None:
-    """FLOP/s of a card by its name."""
-    return next((rate * 1e12 for part, rate in LISTED if part in name), None)
+    """FLOP/s of a card by its name; None where it is another than those listed."""
+    if _OTHERS.search(name):
+        return None
+    return next((rate * 1e12 for part, rate in LISTED if re.search(rf"\b{part}\b", name)), None)
 
 
 def product_rate(device: torch.device, dtype: torch.dtype, side: int = 8192, repeats: int = 10) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def decoder(device, monkeypatch):
             "choose_decoder",
             lambda wanted, *_: (PillowDecoder(), "a stand-in") if wanted == "device" else (None, "asked for"),
         )
-    elif not any(map(fp8.find_spec, ("nvidia.nvimgcodec", "torchvision"))):
+    elif not (find_spec("nvidia") and find_spec("nvidia.nvimgcodec")) and not find_spec("torchvision"):
         pytest.skip("neither nvImageCodec nor torchvision is installed")
 
 

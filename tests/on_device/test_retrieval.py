@@ -29,7 +29,8 @@ def test_top_k_is_the_cpu_s_with_ties_too(device, dtype):
     gallery[500:600] = gallery[:100]  # equal vectors: the lower number first
     expected = topk(queries, gallery, 10, device="cpu")
     found = topk(queries.to(device), gallery, 10, device=device, memory="16MiB")
-    assert torch.equal(found[1], expected[1]) and torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    torch.testing.assert_close(found[0], expected[0], atol=1e-6, rtol=0)  # float32 products, summed in another order
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
