@@ -106,6 +106,8 @@ TRAIN = (
     + """
 if dist.is_initialized() and dist.get_world_size() == 2:
     check_exchange()
+sys.stdout.flush()
+os._exit(0)  # as the command does where it is one of several
 """
 )
 
@@ -222,7 +224,7 @@ def test_low_rank_updates_begin_equal_on_all_processes(stores):
 
 
 GRADIENTS = """
-import gc, sys
+import gc, os, sys
 from contextlib import nullcontext
 import torch, torch.distributed as dist
 from cnclip_ft.training.large_batch import GradientStep
@@ -265,7 +267,7 @@ del found
 gc.collect()
 dist.barrier()  # a process that leaves while others still talk may be ended by its threads
 dist.destroy_process_group()
-gc.collect()
+os._exit(0)
 """
 
 
