@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cnclip_ft.recipe import dump_recipe
+from cnclip_ft.tuning.drawing import study_of
 from cnclip_ft.tuning.search import KEPT, Found
 from cnclip_ft.tuning.space import Axis, Space
 from cnclip_ft.tuning.trials import Trial, complete
@@ -104,21 +105,12 @@ def measure(hits: list[HitTable], seed: int = 0) -> Flattery:
 def importance(space: Space, trials: list[Trial]) -> dict[str, float]:
     """Share of each axis in what told good trials from the rest (PED-ANOVA, arXiv 2304.10255); empty of too few trials."""
     import optuna
-    from optuna.trial import TrialState, create_trial
 
     ended = complete(trials)
     if len(ended) < 6 or len({trial.score for trial in ended}) < 2:
         return {}
-    study = optuna.create_study(direction="maximize")
-    distributions = {axis.name: axis.distribution() for axis in space.axes}
-    for trial in ended:
-        study.add_trial(
-            create_trial(params=trial.values, distributions=distributions, value=trial.score, state=TrialState.COMPLETE)
-        )
-    found = optuna.importance.get_param_importances(
-        study, evaluator=optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
-    )
-    return dict(found)
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
+    return dict(optuna.importance.get_param_importances(study_of(space, ended), evaluator=evaluator))
 
 
 # ---- words and page ---------------------------------------------------------------------------------------------

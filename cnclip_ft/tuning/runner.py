@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 from cnclip_ft.models.checkpoints import read_info
 from cnclip_ft.runtime import end_with_parent
 from cnclip_ft.training.run_folder import JOURNAL, LOCK, STATES, held, is_finished
+from cnclip_ft.training.stop import StopRequest
 from data_tools.errors import RequestError, UserError
 
 _EVERY = 0.5  # seconds between two looks at the journal
-_ONE_REQUEST = 1.0  # seconds; `timeout` signals the process and then its group
 _PATIENCE = 120  # seconds a run has to end after it was asked to
 Record = dict[str, Any]
 
@@ -52,7 +48,7 @@ class Runner:
         Raises:
             UserError: the run failed; the message is its last words.
             RequestError: another process trains in its folder and does not end.
-            KeyboardInterrupt: passed on, once the run has stopped with its state written.
+            KeyboardInterrupt: the search was asked to stop; the run has stopped with its state written.
         """
         self._await_orphan()
         if is_finished(self.folder):  # the search ended just then
@@ -61,7 +57,7 @@ class Runner:
         command += ["--continue"] if self.begun else ["--overwrite"]
         command += ["--trust-import"] if self.trust_import else []
         records, reason = self._records(), None
-        with self.log.open("ab") as log, _signals_interrupt():
+        with self.log.open("ab") as log, StopRequest() as stop:
             # A session of its own: Ctrl-C in the terminal is for the search, which then asks the run to stop. A search that is
             # killed has no time to ask; the system does it then.
             process = subprocess.Popen(
@@ -73,16 +69,16 @@ class Runner:
                 preexec_fn=_stop_with_parent if sys.platform == "linux" else None,
             )
             try:
-                while process.poll() is None:
+                while process.poll() is None and reason is None and not stop.asked_here:
                     time.sleep(_EVERY)
-                    reason = reason or next((told for told in map(follow, records()) if told), None)
-                    if reason:
-                        break
+                    reason = next((told for told in map(follow, records()) if told), None)
             finally:
                 _end(process)
         for record in records():
             if reason is None:
                 follow(record)
+        if stop.asked_here:
+            raise KeyboardInterrupt
         if reason:
             return "stopped", reason
         if process.returncode:
@@ -137,32 +133,6 @@ class Runner:
 
 def _stop_with_parent() -> None:
     end_with_parent(signal.SIGTERM)
-
-
-@contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """SIGTERM and a closed terminal are answered as Ctrl-C is: the trial is stopped with its state written."""
-
-    last = [-math.inf]
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        last[0], since = time.monotonic(), time.monotonic() - last[0]
-        if since > _ONE_REQUEST:
-            raise KeyboardInterrupt
-
-    before: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if (
-                number is not None and signal.getsignal(number) is not signal.SIG_IGN
-            ):  # nohup: it is to outlive the terminal
-                before[number] = signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -8,7 +8,6 @@ All trials share the cached features of a frozen tower; those of a later stage s
 from __future__ import annotations
 
 import json
-import random
 import re
 import shutil
 import statistics
@@ -16,28 +15,25 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cnclip_ft.data.mixture import stores_of
 from cnclip_ft.recipe import Recipe, dump_recipe
 from cnclip_ft.recipe_files import checked_recipe
 from cnclip_ft.training.context import make_context
 from cnclip_ft.training.run_folder import STATES, held
-from cnclip_ft.training.stage_plan import StagePlan, plan_stages
+from cnclip_ft.training.stage_plan import plan_stages
+from cnclip_ft.tuning.drawing import draw
 from cnclip_ft.tuning.runner import Record, Runner
-from cnclip_ft.tuning.space import VALIDATIONS, Space, Values, axes_of, given_axes
+from cnclip_ft.tuning.space import VALIDATIONS, Space, axes_of, given_axes
 from cnclip_ft.tuning.trials import FILE, Trial, TrialFile, behind, complete
 from data_tools.atomic import whole_file
 from data_tools.check.shared import shared_pictures
 from data_tools.errors import RequestError, UserError
 from data_tools.words import Said
 
-if TYPE_CHECKING:
-    import optuna
-
 SETTINGS = "search.json"
 KEPT = 5  # complete trials whose weights stay: the flattery of choosing is measured on them
-_CHANGED = 3  # settings, of the first trials
 _AT_ONCE = 3  # failures in a row, of the first trials, that end the search
 _IN_A_ROW = 10  # failures in a row, later, that end the search of a stage: they take no time, so no budget would
 _OVER = 1.1  # a trial may take so much more than what is left of the budget
@@ -139,11 +135,11 @@ class Search:
         with held(self.folder):
             self._settle_folder(proceed)
             self.file = TrialFile(self.folder)
-            plans = self._look()
+            self._look()
             start: Any = self.recipe.model.start
-            for number, (plan, space) in enumerate(zip(plans, self.spaces, strict=True)):
+            for number, space in enumerate(self.spaces):
                 share = None if self.budget is None else (self.budget - self.file.seconds) / self._still(number)
-                best = self._search_stage(plan, space, start, share)
+                best = self._search_stage(space, start, share)
                 start = str(Found(self.recipe, self.spaces, {}, self.folder).weights(best))
             trials = {space.name: self.file.of(space.name) for space in self.spaces}
             return Found(self._recipe(), self.spaces, trials, self.folder, self.warning)
@@ -179,11 +175,10 @@ class Search:
                 "more), or choose another --output"
             )
 
-    def _look(self) -> list[StagePlan]:
+    def _look(self) -> None:
         """Plan the recipe once: what cannot work is refused before the first trial, and the axes follow from the plan."""
         context, model = make_context(self.recipe, write=False, trust_import=self.trust_import)
-        plans = plan_stages(context, model)
-        for plan in plans:
+        for plan in plan_stages(context, model):
             space = axes_of(
                 plan, context.new_parts, len(context.pairs), context.world, model.image_tower.patch_dropout is not None
             )
@@ -206,7 +201,6 @@ class Search:
                 name=name,
             )
             self.say(f"warning: {self.warning}")
-        return plans
 
     def _refuse_values(self, space: Space) -> None:
         """Every value that was given makes a recipe, put in alone.
@@ -227,7 +221,7 @@ class Search:
 
     # ---- one stage ----------------------------------------------------------------------------------------------
 
-    def _search_stage(self, plan: StagePlan, space: Space, start: Any, budget: float | None) -> Trial:
+    def _search_stage(self, space: Space, start: Any, budget: float | None) -> Trial:
         most = 1 if not space.axes else self.most
         before = sum(trial.seconds for trial in self.file.of(space.name))
         limit = None if budget is None else before + budget
@@ -246,7 +240,8 @@ class Search:
                         f"stage {space.name}: {_IN_A_ROW} trials in a row failed, so no more are tried: {ended[-1].reason}"
                     )
                     break
-            self._run_trial(space, under_way or self._next(space, ended), start, limit, spent)
+            trial = under_way or Trial(space.name, len(ended), draw(space, ended, self.recipe.seed))
+            self._run_trial(space, trial, start, limit, spent)
         best = complete(ended)
         if not best:
             raise UserError(f"stage {space.name}: no trial came to its end; {self.folder / FILE} says why")
@@ -267,45 +262,6 @@ class Search:
                 f"stage {stage}: {'the recipe itself does not train' if own is not None else f'all {len(failed)} trials failed'}: "
                 f"{failed[0].reason}"
             )
-
-    def _study(self, space: Space, ended: list[Trial]) -> optuna.Study:
-        """A study that knows all trials that ended; what it draws follows from them and the seed alone."""
-        import optuna
-        from optuna.trial import TrialState, create_trial
-
-        study = optuna.create_study(
-            direction="maximize",
-            sampler=optuna.samplers.TPESampler(
-                seed=self.recipe.seed + len(ended), n_startup_trials=_first(space), multivariate=True
-            ),
-        )
-        distributions = {axis.name: axis.distribution() for axis in space.axes}
-        states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
-        for trial in sorted(ended, key=lambda trial: trial.number):
-            told = create_trial(
-                params=trial.values,
-                distributions=distributions,
-                value=trial.score,
-                intermediate_values=trial.reports,
-                state=states[trial.state],
-            )
-            study.add_trial(told)
-        return study
-
-    def _next(self, space: Space, ended: list[Trial]) -> Trial:
-        if not ended:
-            return Trial(space.name, 0, space.own())
-        drawn = self._study(space, ended).ask({axis.name: axis.distribution() for axis in space.axes})
-        return Trial(space.name, len(ended), self._near(space, len(ended), dict(drawn.params)))
-
-    def _near(self, space: Space, number: int, drawn: Values) -> Values:
-        """The first trials change a few settings of the recipe at a time: where all change, one bad value hides the good ones."""
-        if number > _first(space):
-            return drawn
-        changed = random.Random(f"{self.recipe.seed} {space.name} {number}").sample(
-            list(drawn), min(_CHANGED, len(drawn))
-        )
-        return space.own() | {name: drawn[name] for name in changed}
 
     def _run_trial(self, space: Space, trial: Trial, start: Any, limit: float | None, spent: float) -> None:
         place = self.folder / space.name / f"{trial.number:04}"
@@ -406,11 +362,6 @@ class Search:
                 found["validate_every"] = space.setting.validate_every
                 content["stages"][space.name] = found
         return checked_recipe(content)
-
-
-def _first(space: Space) -> int:
-    """Trials that are drawn at large, before the better ones say where to draw."""
-    return max(5, len(space.axes))
 
 
 def _said(seconds: float) -> str:
