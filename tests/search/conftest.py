@@ -93,3 +93,11 @@ def shop(make, checkpoint, tmp_path_factory):
         writer.finish()
     make(checkpoint, folder / "valid", folder / "index", batch_size=64)
     return folder / "index"
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    from tests import browser as browsers  # needs selenium
+
+    with browsers.browser() as driver:
+        yield driver
