@@ -38,18 +38,11 @@ class ParallelTable(PairTable):
 def build_parallel_table(texts: ParallelTexts, languages: Sequence[str], tokenizer: Tokenizer) -> ParallelTable:
     """Tokenise the rows, each of which has all `languages`."""
     rows, keys = np.arange(len(texts), dtype=np.int64), TextKeys()
-    found = np.array(
-        [
-            keys.key(number, tokenizer.prepare(row[language]))
-            for language in languages
-            for number, row in enumerate(texts.rows)
-        ],
-        dtype=np.int64,
-    )
-    text_keys = keys.resolve(found)[: len(texts)]
+    said = [tokenizer.prepared([row[language] for row in texts.rows]) for language in languages]
+    found = [keys.key(number, text) for prepared, _ in said for number, text in enumerate(prepared)]
+    text_keys = keys.resolve(np.array(found, dtype=np.int64))[: len(texts)]
     parts = []
-    for language in languages:
-        ids = tokenizer.encode([row[language] for row in texts.rows])
+    for _, ids in said:
         starts = np.cumsum([0, *map(len, ids)], dtype=np.int64)
         cut = sum(len(each) == tokenizer.context_length for each in ids)
         tokens = np.fromiter((token for each in ids for token in each), dtype=np.intc, count=int(starts[-1]))

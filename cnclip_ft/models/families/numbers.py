@@ -122,15 +122,25 @@ def resize_positions(
         )
     positions = tensors[name]
     before, after = side_of(positions), image_size // step
-    grid = positions[1:].float().T.reshape(1, -1, before, before)
-    grid = torch.nn.functional.interpolate(grid, size=(after, after), mode="bicubic", align_corners=True)
-    tensors[name] = torch.cat([positions[:1], grid.flatten(2)[0].T.to(positions.dtype)]).contiguous()
-    note = Said(
-        "image size {old} → {new}: position embeddings resized {before}×{before} → {after}×{after} (bicubic, corners aligned)",
-        "图像边长 {old} → {new}：位置编码由 {before}×{before} 缩放为 {after}×{after}（双三次，角点对齐）",
-        old=old,
-        new=image_size,
-        before=before,
-        after=after,
-    )
+    grid, note = resized_grid(positions[1:], before, after, aligned=True, old=old, new=image_size)
+    tensors[name] = torch.cat([positions[:1], grid]).contiguous()
     return numbers | {"image_size": image_size}, [note]
+
+
+def resized_grid(
+    positions: torch.Tensor, before: int, after: int, *, aligned: bool, old: int, new: int
+) -> tuple[torch.Tensor, Said]:
+    """``[before², width]`` → ``[after², width]``, bicubically, and the note on it.
+
+    Args:
+        aligned: the corners stay corners.
+        old, new: sides of the pictures, in pixels.
+    """
+    grid = positions.float().T.reshape(1, -1, before, before)
+    grid = torch.nn.functional.interpolate(grid, size=(after, after), mode="bicubic", align_corners=aligned)
+    note = Said(
+        "image size {old} → {new}: position embeddings resized {before}×{before} → {after}×{after} (bicubic{corners})",
+        "图像边长 {old} → {new}：位置编码由 {before}×{before} 缩放为 {after}×{after}（双三次{corners}）",
+        old=old, new=new, before=before, after=after, corners=Said(", corners aligned", "，角点对齐") if aligned else "",
+    )  # fmt: skip
+    return grid.flatten(2)[0].T.to(positions.dtype), note

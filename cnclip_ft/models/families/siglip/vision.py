@@ -13,6 +13,7 @@ from cnclip_ft.models.families.chinese_clip.catalog import VisionTransformer
 from cnclip_ft.models.families.fresh import from_recipe, keep_scale_, sine_positions_
 from cnclip_ft.models.families.numbers import (
     SquareNumbers,
+    resized_grid,
     unusual_rule,
     with_picture_rule,
 )
@@ -22,7 +23,6 @@ from cnclip_ft.models.families.siglip.layers import PoolingHead
 from cnclip_ft.models.families.transformers_tower import TransformersTower
 from cnclip_ft.models.preprocessing import HALF, SquarePicture
 from data_tools.errors import RequestError
-from data_tools.words import Said
 
 POSITIONS = "vision_model.embeddings.position_embedding.weight"
 
@@ -110,17 +110,8 @@ class SiglipTower(PooledTower):
         if image_size < patch:
             raise RequestError(f"image_size {image_size} is smaller than a patch; use {patch} or more")
         before, after = old // patch, image_size // patch
-        grid = tensors[POSITIONS].float().T.reshape(1, -1, before, before)
-        grid = torch.nn.functional.interpolate(grid, size=(after, after), mode="bicubic", align_corners=False)
-        tensors[POSITIONS] = grid.flatten(2)[0].T.to(tensors[POSITIONS].dtype).contiguous()
-        note = Said(
-            "image size {old} → {new}: position embeddings resized {before}×{before} → {after}×{after} (bicubic)",
-            "图像边长 {old} → {new}：位置编码由 {before}×{before} 缩放为 {after}×{after}（双三次）",
-            old=old,
-            new=image_size,
-            before=before,
-            after=after,
-        )
+        grid, note = resized_grid(tensors[POSITIONS], before, after, aligned=False, old=old, new=image_size)
+        tensors[POSITIONS] = grid.contiguous()
         return numbers | {"image_size": image_size}, [note]
 
     def describe(self) -> dict[str, Any]:
