@@ -38,7 +38,7 @@ def export(
     *,
     checkpoint: Checkpoint,
     to: Annotated[
-        str, typer.Option("--to", help="huggingface (a folder), cn_clip (a .pt file) or onnx (a folder).")
+        str, typer.Option("--to", help="huggingface, open_clip, onnx (folders) or cn_clip (a .pt file).")
     ] = "huggingface",
     output: Annotated[Path, typer.Option("--output", help="Folder or file to write.")] = Path("export"),
     writing: Writing,
