@@ -141,10 +141,18 @@ class Augmentation(Section):
     """So many random operations a picture, as RandAugment."""
     strength: float = Field(0.3, ge=0, le=1)
     """Strength of these operations."""
+    auto_augment: Literal["original"] | None = None
+    """AutoAugment's policy for ImageNet instead, with timm's operations, and crops drawn and resampled as timm's; null: none."""
+
+    @model_validator(mode="after")
+    def _one_policy(self) -> Augmentation:
+        if self.auto_augment and self.operations:
+            raise ValueError("auto_augment brings its own operations: {here}.operations=0, or {here}.auto_augment=null")
+        return self
 
     @property
     def changes(self) -> bool:
-        return self.crop < 1 or self.colour > 0 or self.mirror or self.operations > 0
+        return self.crop < 1 or self.colour > 0 or self.mirror or self.operations > 0 or self.auto_augment is not None
 
 
 class Teach(Section):

@@ -58,7 +58,8 @@ def cache_key(
     """Hex digest over all that decides the features."""
     tower = model.image_tower
     digest = trunk_weights(tower)
-    drawn = [setting.model_dump(), views, seed, BLOCK] if setting.changes else None
+    # Without what is null: a key that is new does not hide the caches made before it.
+    drawn = [setting.model_dump(exclude_none=True), views, seed, BLOCK] if setting.changes else None
     *picture, resize = tower.preprocessing.describe().values()
     # Equal weights compute other features with other heads or another activation.
     transform = [tower.describe(), *picture, f"{resize}-reduced" if reduced else resize, DECODER, precision]
@@ -197,7 +198,8 @@ class FeatureCache:
         generator = torch.Generator().manual_seed(((self.seed * 1_000_003 + view) * 1_000_003 + block) % 2**63)
         parts = []
         for part in pixels.split(at_once):
-            part = augment(part.to(self.model.device), self.augment, generator)
+            part = part.to(self.model.device)
+            part = augment(part, self.augment, generator, self.model.image_tower.preprocessing)
             with autocast():
                 parts.append(self.model.image_trunk(part).float().cpu())
         return torch.cat(parts).numpy()

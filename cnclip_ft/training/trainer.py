@@ -115,13 +115,14 @@ class Trainer:
         self.optimizer = build_optimizer(self.table, setting, context.device)
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=context.precision == "fp16")
         self.average = MovingAverage(self.table, setting.ema) if setting.ema else None
+        preprocessing = whole.image_tower.preprocessing
         self.gradient = (GradientStep if self.teacher is None else TeachStep)(
             self.model,
             plan.objective,
             micro_batch_size=micro_batch_size(context, plan, self.model, self._without_moments()),
             autocast=context.autocast,
             backward=lambda loss: self.scaler.scale(loss).backward(),
-            augment=lambda pixels: augment(pixels, setting.augment),
+            augment=lambda pixels: augment(pixels, setting.augment, preprocessing=preprocessing),
             sharding=context.sharding,
             lengths=self._lengths(),
         )

@@ -87,12 +87,17 @@ def test_the_optimizer_is_fused_and_equals_the_cpu_in_float64(device, ready):
             torch.testing.assert_close(mine.detach().cpu().double(), other.detach(), atol=2e-6, rtol=1e-5)
 
 
-def test_augmentation_draws_the_same_on_every_device(device):
+@pytest.mark.parametrize(
+    "setting",
+    [{"colour": 0.3, "crop": 0.5, "operations": 2}, {"crop": 0.9, "auto_augment": "original"}],
+    ids=["random", "policy"],
+)
+def test_augmentation_draws_the_same_on_every_device(device, setting):
     count, side = (6, 32) if device.type == "cpu" else (64, 224)
     pixels = torch.randint(
         0, 256, (count, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
     )
-    setting = Augmentation(crop=0.5, colour=0.3, mirror=True, operations=2)
+    setting = Augmentation(mirror=True, **setting)
     expected = augment(pixels, setting, torch.Generator().manual_seed(7))
     found = augment(pixels.to(device), setting, torch.Generator().manual_seed(7)).cpu()
     away = (found.int() - expected.int()).abs()

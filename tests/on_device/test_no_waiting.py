@@ -53,14 +53,17 @@ def test_forward_loss_and_backward_work_on_a_device_that_cannot_be_read(monkeypa
     batch = random_batch(model, 12)
     model = model.to("meta").train()
     model.image_tower.patch_dropout = 0.5
-    everything = Augmentation(crop=0.5, colour=0.3, mirror=True, operations=2)
+    everything = [
+        Augmentation(crop=0.5, colour=0.3, mirror=True, operations=2),
+        Augmentation(crop=0.9, colour=0.3, mirror=True, auto_augment="original"),
+    ]
     step = GradientStep(
         model,
         objective(tile=5),
         micro_batch_size=micro,
         autocast=nullcontext,
         backward=lambda loss: loss.backward(),
-        augment=lambda pixels: augment(pixels, everything),
+        augment=lambda pixels: augment(augment(pixels, everything[0]), everything[1]),
     )
     out = step(batch)
     assert out.loss.device.type == "meta" and out.accuracy.device.type == "meta"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cnclip_ft.recipe import Augmentation
 from cnclip_ft.recipe_files import load_recipe
 from cnclip_ft.training.context import open_split
 from cnclip_ft.training.official_layout import split_in, weights_beside
@@ -53,9 +54,7 @@ def test_splits_and_weights_are_found_where_the_official_scripts_have_them(tmp_p
 def test_recipes_with_the_official_settings(name, batch, rate):
     stage = load_recipe(f"{name}_vit-b-16_8-gpus").stages["contrast"]
     assert (stage.batch_size, stage.learning_rate, stage.betas, stage.eps) == (batch, rate, (0.9, 0.98), 1e-6)
-    assert (
-        stage.augment.crop == 0.9 and stage.augment.mirror and stage.augment.operations == 2 and stage.keep_every == 1
-    )
+    assert stage.augment == Augmentation(crop=0.9, mirror=True, auto_augment="original") and stage.keep_every == 1
 
 
 @requires_official
