@@ -20,6 +20,10 @@ _WORDS = {
 
 [中文](recipe.zh-CN.md)
 
+**When to use what.** A shipped recipe (`cnclip-ft recipe list`) with a few keys overridden is enough for most; `cnclip-ft recipe new` is for
+settings that stay. Of the keys below those of a stage matter most: `batch_size`, `learning_rate`, `epochs`, `train`; leave a key out where you do
+not know better.
+
 Every key a recipe may have. On the command line a key is given as `key.path=value`, with a stage's own name for STAGE and a
 validation set's for NAME; `[]` stands for an entry of a list. `null` stands for nothing, {} for the defaults of the section. The page
 is made by `cnclip-ft recipe keys --markdown`; what the keys do together is told in [training.md](training.md). In the terminal:
@@ -36,6 +40,9 @@ cnclip-ft recipe show flickr30k-cn_vit-b-16
         "page": """# 配方的键
 
 [English](recipe.md)
+
+**什么时候用什么。**多数情况下，用自带的配方（`cnclip-ft recipe list`）并在命令行改几个键就够；设置要长期使用时用 `cnclip-ft recipe new`。
+下面的键中，阶段里的最要紧：`batch_size`、`learning_rate`、`epochs`、`train`；没有把握的键不写。
 
 配方可以有的全部键。命令行上写作 `key.path=value`，STAGE 换成阶段名，NAME 换成验证集的名称；`[]` 表示列表里的一项。`null` 表示没有，{} 表示该节的默认值。
 本页由 `cnclip-ft recipe keys --language zh --markdown` 生成；各键如何配合见 [training.zh-CN.md](training.zh-CN.md)。在终端里：

@@ -83,8 +83,9 @@ def find_font(
 def _font_files(folders: list[Path]) -> list[Path]:
     files = [file for folder in folders if folder.is_dir() for file in sorted(folder.rglob("*.[to]t[cf]"))]
     wanted = [name.lower() for name in _FONT_NAMES]
-    named = [file for file in files if any(name in file.name.lower() for name in wanted)]
-    return named or files
+    return sorted(
+        files, key=lambda file: not any(name in file.name.lower() for name in wanted)
+    )  # the likely ones first
 
 
 def draw_sheet(

@@ -1,6 +1,7 @@
 """The documentation against the code: pages, twins, links, commands and messages that it names exist."""
 
 import ast
+import configparser
 import re
 import shlex
 from pathlib import Path
@@ -14,6 +15,9 @@ from cnclip_ft.recipe_files import shipped_recipes
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("*.md")])
 CODE = sorted([*ROOT.glob("cnclip_ft/**/*.py"), *ROOT.glob("data_tools/**/*.py")])
+NOT_PYTHON = sorted([*ROOT.glob("cnclip_ft/**/*.yaml"), *ROOT.glob("cnclip_ft/**/*.js"), *ROOT.glob("run_scripts/*.sh"),
+                     *ROOT.glob("examples/*"), *ROOT.glob("benchmarks/*.py"), ROOT / "Dockerfile", ROOT / "setup.cfg"])  # fmt: skip
+PROSE = {"as", "evaluation", "may", "nor", "wrote"}  # words that stand behind the command's name in a sentence
 BOTH_IN_ONE = {"benchmarks.md", "results.md"}  # tables with a line in each language
 FOR_BUILDERS = {"architecture.md", "store-format.md", "CHANGELOG.md", "NOTICE.md"}  # of the code, in English
 
@@ -73,12 +77,52 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(place), f"{page.name}: {target}, which has {sorted(anchors(place))}"
 
 
-def test_pages_that_messages_name_exist():
-    for file in CODE:
+def test_pages_that_the_code_names_exist():
+    """In messages, comments, recipes, scripts, the notebook; with their sections."""
+    found = 0
+    for file in [*CODE, *NOT_PYTHON]:
         for name in re.findall(r"docs/[\w.-]+\.md(?:#[\w-]+)?", file.read_text(encoding="utf-8")):
             page, _, anchor = name.partition("#")
             assert (ROOT / page).is_file(), f"{file}: {name}"
-            assert not anchor or anchor in anchors(ROOT / page), f"{file}: {name}"
+            assert not anchor or anchor in anchors(ROOT / page), (
+                f"{file}: {name}, which has {sorted(anchors(ROOT / page))}"
+            )
+            found += 1
+    assert found > 20
+
+
+def test_a_message_that_names_a_page_names_its_section():
+    found = re.findall(r"docs/[\w.-]+\.md(?:#[\w-]+)?", message_texts(docstrings=False))
+    assert len(found) >= 5
+    assert [name for name in found if "#" not in name and name != "docs/recipe.md"] == []
+
+
+def test_what_messages_advise_exists():
+    """Commands, their options, and extras; what a style sheet or a shell says is none of them."""
+    tree = typer.main.get_command(app)
+    commands = [(), *((name,) for name in tree.commands)]
+    commands += [(name, sub) for name, group in tree.commands.items() for sub in getattr(group, "commands", ())]
+    options, groups = {"--help"}, {name for name, group in tree.commands.items() if hasattr(group, "commands")}
+    for path in commands:
+        command = tree
+        for name in path:
+            command = command.commands[name]
+        for parameter in command.params:
+            options |= {*parameter.opts, *parameter.secondary_opts}
+    foreign = {"--shm-size", "--sparse", "--dereference", "--use-augment"}  # of docker, tar, and the official script
+    said = message_texts(style=False)
+    advised = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z](?![\w-])", said))
+    assert len(advised) > 60 and advised - options - foreign == set()
+    for words in re.findall(r"cnclip-ft ([a-z]+(?: [a-z]+)?)", said):
+        first, _, second = words.partition(" ")
+        if first in PROSE:
+            continue
+        assert (first,) in commands, f"cnclip-ft {words}"
+        assert first not in groups or not second or (first, second) in commands, f"cnclip-ft {words}"
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    extras = {name for names in re.findall(r"cnclip-ft\[([\w,]+)\]", said) for name in names.split(",")}
+    assert len(extras) > 8 and extras <= set(setup["options.extras_require"])
 
 
 def test_commands_and_options_of_the_pages_exist():
@@ -107,6 +151,16 @@ def test_shipped_recipes_named_in_the_pages_exist():
             assert words[1] in shipped, f"{page}: {words[1]}"
 
 
+@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/*.md")), ids=lambda p: p.name)
+def test_every_page_says_when_to_use_what(page):
+    name = page.name.replace(".zh-CN", "")
+    if name in {"architecture.md", "index.md"} | BOTH_IN_ONE:  # of the code; a table of just that; figures
+        return
+    lead = "**什么时候用什么。**" if page.name != name else "**When to use what.**"
+    (said,) = re.findall(rf"^{re.escape(lead)}\s*(.*?)\n\n", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert len(re.findall(r"`[^`]+`|\]\(", said)) >= 2, f"{page.name}: {said} names nothing to use"
+
+
 WITHOUT_EXAMPLE = {  # tables, and pages for who changes the code
     "CHANGELOG.md", "CONTRIBUTING.md", "NOTICE.md", "architecture.md", "benchmarks.md", "results.md", "api.md",
 }  # fmt: skip
@@ -128,22 +182,24 @@ def test_the_screenshots_are_small_and_shown():
         assert file.stat().st_size <= 150_000 and f"screens/{file.name}" in text, file.name
 
 
-def message_texts() -> str:
+def message_texts(*, docstrings: bool = True, style: bool = True) -> str:
     """All string constants of the code, with a mark where something is put in, joined where they stand behind one another."""
     found = []
     for file in CODE:
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+        left_out = {id(node.value) for node in nodes if isinstance(node, ast.Expr)} if not docstrings else set()
+        for node in nodes:
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in left_out:
                 found.append(node.value)
             elif isinstance(node, ast.JoinedStr):
                 found.append("".join(p.value if isinstance(p, ast.Constant) else "{}" for p in node.values))
-    return "\n".join(found)
+    return "\n".join(text for text in found if style or not re.search(r"var\(--|:root \{", text))
 
 
 def test_the_messages_of_troubleshooting_are_those_of_the_code():
     said = message_texts()
     headings = re.findall(r"^### “(.+?)”", (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert len(headings) > 15
+    assert len(headings) >= 40
     chinese = (ROOT / "docs/troubleshooting.zh-CN.md").read_text(encoding="utf-8")
     assert headings == re.findall(r"^### “(.+?)”", chinese, re.MULTILINE)
     for words in headings:

@@ -42,6 +42,13 @@ def test_curves_begin_with_the_start():
     (align,) = [part for part in recall.split("<path ") if "--one" in part]
     assert align.split("d='M")[1].startswith("52.0 ") and "L" in align  # from step 0 on
     assert curves([JOURNAL[0]], "en") == []
+    small = [{**JOURNAL[1], "rate": 5.3364e-7, "step": n} for n in (1, 2)]
+    labels = [
+        label
+        for part in curves(small, "en")
+        for label in re.findall(r"text-anchor=end dominant-baseline=middle>([^<]+)<", part)
+    ]
+    assert "5.3e-07" in labels and all(len(label) <= 7 for label in labels)
     nasty = curves([{**JOURNAL[1], "stage": "<b>"}], "zh")
     assert "<b>" not in "".join(nasty)
 
@@ -172,4 +179,6 @@ class TestInABrowser:
                 assert (chromium.execute_script(background) == "rgb(22, 22, 22)") == (colours == "dark")
         with browsers.width(chromium, 360):
             assert chromium.execute_script("return document.documentElement.scrollWidth") <= 360
+            lines = "return [...document.querySelectorAll('td.count')].map(e => e.firstChild).map(t => { const r = document.createRange(); r.selectNode(t); return r.getClientRects().length })"
+            assert set(chromium.execute_script(lines)) <= {1}  # no number is broken
             assert browsers.axe_findings(chromium) == []

@@ -19,7 +19,8 @@ def benchmark(
     data: Annotated[
         Path,
         typer.Option(
-            metavar="DIR", help="The folder that holds the test sets, one below another name each (docs/evaluation.md)."
+            metavar="DIR",
+            help="The folder that holds the test sets, one below another name each (docs/evaluation.md#the-public-test-sets).",
         ),
     ],
     only: Annotated[

@@ -23,7 +23,7 @@ def import_(
         str,
         typer.Argument(
             metavar="KIND",
-            help="folder, table, imagefolder, webdataset, official, flickr8k-cn, flickr30k-cn, coco-cn, muge or parallel (docs/data.md).",
+            help="folder, table, imagefolder, webdataset, official, flickr8k-cn, flickr30k-cn, coco-cn, muge or parallel (docs/data.md#sources-of-data-import).",
         ),
     ],
     sources: Annotated[

@@ -32,7 +32,10 @@ OnError = Annotated[
 Hub = Annotated[str, typer.Option("--source", help="Where a published name comes from: huggingface or modelscope.")]
 TrustImport = Annotated[
     bool,
-    typer.Option("--trust-import", help="Import the code a checkpoint names for its image tower (docs/towers.md)."),
+    typer.Option(
+        "--trust-import",
+        help="Import the code a checkpoint names for its image tower (docs/towers.md#your-own-image-tower-by-import-path).",
+    ),
 ]
 Json = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write the result with all settings as JSON.")

@@ -287,7 +287,7 @@ def _captioned(
     files = {name: path for name, _ in rows if (path := find(name)) is not None}
     if not files:
         raise RequestError(
-            f"{file}: none of its {len(rows):,} pictures is there; put them where docs/evaluation.md says"
+            f"{file}: none of its {len(rows):,} pictures is there; put them where docs/evaluation.md#the-public-test-sets says"
         )
     root = file.parent
     pairs, texts = _Pairs(list(files)), dict[str, list[int]]()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ def require_matplotlib() -> Any:
         raise RequestError(
             "pictures need matplotlib: pip install 'cnclip-ft[plots]' (or leave --picture out)"
         ) from None
-    matplotlib.rcParams["font.sans-serif"] = ["DejaVu Sans"]
+    matplotlib.rcParams["font.family"] = ["DejaVu Sans"]
     matplotlib.rcParams["axes.unicode_minus"] = False
     return Figure
 
@@ -50,27 +51,29 @@ def _chinese_font() -> bool:
         name = font_manager.FontProperties(fname=file).get_name()
     except (RequestError, OSError, RuntimeError):
         return False
-    matplotlib.rcParams["font.sans-serif"] = ["DejaVu Sans", name]  # the second for what the first lacks
+    matplotlib.rcParams["font.family"] = ["DejaVu Sans", name]  # the second for what the first lacks
     return True
 
 
-def _save(figure: Any, path: str | Path) -> None:
+def _save(figure: Any, path: str | Path) -> bool:
+    """Whether the fonts had every letter: those they lack are drawn as boxes."""
     kind = Path(path).suffix.removeprefix(".").lower()
     said = {MADE_BY[kind]: MAKER} if kind in MADE_BY else None
     try:
-        with warnings.catch_warnings(), whole_file(path, advice="Choose another file.") as file:
-            warnings.filterwarnings("ignore", message="Glyph .* missing")
+        with warnings.catch_warnings(record=True) as said_of, whole_file(path, advice="Choose another file.") as file:
+            warnings.filterwarnings("always", message="Glyph .* missing")
             figure.savefig(file, format=kind or "png", metadata=said, dpi=120, bbox_inches="tight")
     except ValueError as error:
         raise RequestError(
             f"{path}: the picture cannot be written ({error}); use a name ending in .png, .svg or .pdf"
         ) from None
+    return not any(re.match("Glyph .* missing", str(warning.message)) for warning in said_of)
 
 
 def confusion_picture(confusion: torch.Tensor, names: Sequence[str], path: str | Path) -> str | None:
     """Rows are true classes, columns predicted ones; shares of the row.
 
-    Without a font that has Chinese glyphs such classes are numbered; what is returned says so.
+    Without a font that has Chinese glyphs such classes are numbered; what is returned says so, and also that letters are lacking.
     """
     note, make = None, require_matplotlib()
     if any(HAN.search(name) for name in names) and not _chinese_font():
@@ -92,7 +95,8 @@ def confusion_picture(confusion: torch.Tensor, names: Sequence[str], path: str |
             axes.text(column, row, str(int(confusion[row, column])), ha="center", va="center", color=colour, fontsize=8)
     axes.set(xlabel="predicted", ylabel="true")
     figure.colorbar(image, label="share of the true class", shrink=0.8)
-    _save(figure, path)
+    if not _save(figure, path):
+        note = f"{path}: the fonts found here lack letters of the classes, which are drawn as boxes (their names are in --json)"
     return note
 
 

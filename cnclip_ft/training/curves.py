@@ -40,6 +40,11 @@ def curves(records: list[dict[str, Any]], language: str) -> list[str]:
     return ["<div class=curves>", *drawn, "</div>"]
 
 
+def _label(value: float) -> str:
+    """At most seven characters: what there is room for left of the axis."""
+    return text if len(text := f"{value:.4g}") <= 7 else f"{value:.2g}"
+
+
 def _panel(title: str, lines: dict[str, Points], start: float | None, language: str) -> str:
     points = [point for line in lines.values() for point in line]
     if not points:
@@ -59,7 +64,7 @@ def _panel(title: str, lines: dict[str, Points], start: float | None, language: 
         value = low + room + share * (high - low - 2 * room)
         x, y = at(0, value).split()
         parts.append(f"<path class=axis d='M{x} {y}L{_WIDTH - _RIGHT} {y}'/>")
-        parts.append(f"<text x={_LEFT - 4} y={y} text-anchor=end dominant-baseline=middle>{value:.4g}</text>")
+        parts.append(f"<text x={_LEFT - 4} y={y} text-anchor=end dominant-baseline=middle>{_label(value)}</text>")
     steps = said_in(Said("{last:,.0f} steps", "{last:,.0f} 步", last=last), language)
     parts.append(f"<text x={_LEFT} y={_HEIGHT - 6}>0</text>")
     parts.append(f"<text x={_WIDTH - _RIGHT} y={_HEIGHT - 6} text-anchor=end>{steps}</text>")

@@ -60,13 +60,14 @@ def thumbnail(content: bytes, side: int = SIDE) -> Image.Image:
 def draw_panel(examples: list[Example]) -> Image.Image:
     """One row per query: the text, its pictures below, right ones framed in green.
 
-    Without a font that has Chinese glyphs the rows are numbered instead.
+    Without a font that has Chinese glyphs the rows are numbered instead, and say why.
     """
     try:
         font = find_font(None, chinese=any(not example.text.isascii() for example in examples))
         heads = [example.text for example in examples]
     except RequestError:
-        font, heads = find_font(None, chinese=False), [f"query {n}" for n in range(1, len(examples) + 1)]
+        font = find_font(None, chinese=False)
+        heads = [f"query {n} (no font with Chinese glyphs is installed)" for n in range(1, len(examples) + 1)]
     cell = SIDE + 2 * _GAP
     panel = Image.new("RGB", (SHOWN * cell + _GAP, len(examples) * (cell + _LINE) + _GAP), "white")
     pen = ImageDraw.Draw(panel)

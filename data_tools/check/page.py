@@ -82,12 +82,16 @@ def _split(split: SplitCheck, store: PairStore, seed: int, language: str) -> lis
     if examples["repeated_texts"]:
         parts.append(head("h_repeated_texts") + "<table tabindex=0>")
         parts += [
-            f"<tr><td>{count}</td><td>{html.escape(text)}</td></tr>" for text, count in examples["repeated_texts"]
+            f"<tr><td class=count>{count}</td><td>{html.escape(text)}</td></tr>"
+            for text, count in examples["repeated_texts"]
         ]
         parts.append("</table>")
     if examples["longest"]:
         parts.append(head("h_longest") + "<table tabindex=0>")
-        parts += [f"<tr><td>{length}</td><td>{html.escape(text)}</td></tr>" for length, _, text in examples["longest"]]
+        parts += [
+            f"<tr><td class=count>{length}</td><td>{html.escape(text)}</td></tr>"
+            for length, _, text in examples["longest"]
+        ]
         parts.append("</table>")
     if examples["without_text"]:
         parts.append(

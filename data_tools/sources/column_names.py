@@ -70,7 +70,7 @@ class Columns:
         used = found.used()
         others = tuple(dict.fromkeys(name for name in names if name and name not in used and names.count(name) == 1))
         if self.keep is not None:
-            others = tuple(str(given(name, "value to keep", "--keep-column")) for name in self.keep)
+            others = tuple(str(given(name, "value to keep", "--keep-columns")) for name in self.keep)
         return Columns(image, text, image_id, text_id, language, others)
 
     def names_picture(self, cell: str) -> bool:

@@ -185,7 +185,7 @@ def test_which_columns_are_kept(shop) -> None:
     only = Columns(keep=("n",))
     assert built(shop / "a.jsonl", shop / "s", images=shop / "图片", columns=only).store.columns == ["n"]
     assert built(shop / "a.jsonl", shop / "s", images=shop / "图片", columns=Columns(keep=())).store.columns == []
-    with pytest.raises(RequestError, match="--keep-column"):
+    with pytest.raises(RequestError, match="--keep-columns"):
         built(shop / "a.jsonl", shop / "s", images=shop / "图片", columns=Columns(keep=("m",)))
 
 

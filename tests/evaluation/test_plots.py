@@ -28,18 +28,42 @@ def test_pictures_are_drawn(tmp_path):
         plots.confusion_picture(torch.eye(2).long(), ["a", "b"], tmp_path / "c.word")
 
 
-def test_chinese_names_are_written_in_a_chinese_font_or_numbered_and_said(tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib")
-    import matplotlib
-    from matplotlib import font_manager
-    from PIL import ImageFont
+def write_font(file, letters: str) -> None:
+    """A font of these letters alone, each a box of its own width."""
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
 
-    note = plots.confusion_picture(torch.eye(2).long(), ["cat", "dog"], tmp_path / "a.png")
-    assert note is None
-    monkeypatch.setattr("data_tools.contact_sheet.font_folders", list)
-    first = plots.confusion_picture(torch.eye(2).long(), ["猫", "狗"], tmp_path / "b.png")
+    names, builder = [f"g{number}" for number in range(len(letters))], FontBuilder(1000)
+    builder.setupGlyphOrder([".notdef", *names])
+    builder.setupCharacterMap(dict(zip(map(ord, letters), names, strict=True)))
+    glyphs = {}
+    for number, name in enumerate([".notdef", *names]):
+        pen = TTGlyphPen(None)
+        pen.moveTo((0, 0))
+        for point in ((0, 800), (300 + 50 * number, 800), (300 + 50 * number, 0)):
+            pen.lineTo(point)
+        pen.closePath()
+        glyphs[name] = pen.glyph()
+    builder.setupGlyf(glyphs)
+    builder.setupHorizontalMetrics(dict.fromkeys(glyphs, (1000, 0)))
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": f"Letters {letters}", "styleName": "Regular"})
+    builder.setupOS2(sTypoAscender=800, usWinAscent=800, usWinDescent=200)
+    builder.setupPost()
+    file.parent.mkdir(parents=True)
+    builder.save(file)
+
+
+def test_chinese_names_are_written_in_a_font_that_is_found_or_numbered_and_said(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    folder, numbers = tmp_path / "home" / ".local/share/fonts", torch.eye(2).long()
+    monkeypatch.setattr("data_tools.contact_sheet.font_folders", lambda: [folder])
+    assert plots.confusion_picture(numbers, ["cat", "dog"], tmp_path / "a.png") is None
+    first = plots.confusion_picture(numbers, ["猫", "狗"], tmp_path / "numbered.png")
     assert "no font with Chinese glyphs" in first and "numbered in the order of the list of classes" in first
-    file = font_manager.findfont("DejaVu Serif")
-    monkeypatch.setattr(plots, "find_font", lambda *_, **__: ImageFont.truetype(file))
-    assert plots.confusion_picture(torch.eye(2).long(), ["猫", "狗"], tmp_path / "c.png") is None
-    assert matplotlib.rcParams["font.sans-serif"] == ["DejaVu Sans", "DejaVu Serif"]
+    write_font(folder / "wqy-microhei.ttf", "中国猫狗")
+    for kind in ("png", "svg", "pdf"):
+        assert plots.confusion_picture(numbers, ["猫", "狗"], tmp_path / f"found.{kind}") is None
+    assert (tmp_path / "found.svg").read_text(encoding="utf-8").count("<!-- 猫 -->") == 2
+    said = plots.confusion_picture(numbers, ["猫", "狗鲸"], tmp_path / "lacking.png")
+    assert "lack letters of the classes" in said

@@ -13,10 +13,10 @@ from tests.browser import until
 
 
 @contextlib.contextmanager
-def served(engine):
+def served(engine, password: str | None = None):
     """A live server in a thread; a picture of more than 3,000 bytes is too large for it."""
     listener = socket.create_server(("127.0.0.1", 0))
-    app = make_app(engine, threshold=0.25, limits=Limits(upload_bytes=3000))
+    app = make_app(engine, threshold=0.25, limits=Limits(upload_bytes=3000), password=password)
     server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

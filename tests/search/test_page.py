@@ -290,3 +290,14 @@ def test_a_phone_folds_the_settings(page):
         assert page.find_element("id", "set").text == "1 set"
         assert page.execute_script("return document.documentElement.scrollWidth") <= 390
     until(page, "return document.getElementById('tools').open")
+
+
+def test_an_address_with_its_password_opens_the_page(chromium, engine):
+    with served(engine, password="snow hill") as place:
+        chromium.get(place)
+        assert not chromium.find_elements("id", "text")
+        chromium.get(place.replace("http://", "http://anyone:snow%20hill@"))
+        until(chromium, "return document.getElementById('about').textContent !== ''")
+        chromium.find_element("id", "text").send_keys("狗" + Keys.ENTER)
+        assert len(settled(chromium)) == 20
+        until(chromium, "return document.querySelector('.frame img').naturalWidth > 0")

@@ -53,7 +53,7 @@ def read_folder_of_transformers(folder: Path, dtype: torch.dtype) -> Checkpoint:
         raise RequestError(
             f"{folder}: a model of type {repr(kind)[:60]}; whole models that are read here: {', '.join(sorted(READERS))}.{code} "
             "One of its towers may be a start: model.start={image: …, text: …}; an image tower of any kind by an import path "
-            "(docs/towers.md)"
+            "(docs/towers.md#your-own-image-tower-by-import-path)"
         )
     module, _, name = READERS[kind].partition(":")
     reader: Reader = getattr(import_module(module), name)

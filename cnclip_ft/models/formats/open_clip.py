@@ -185,5 +185,5 @@ def _number(file: Path, place: str, value: Any) -> float:
 def refusal(file: Path, place: str, value: Any, expected: str) -> RequestError:
     return RequestError(
         f"{file}: {place} is {repr(value)[:60]}; the towers here have {expected} there. An image tower like that can be used by "
-        "an import path (docs/towers.md)"
+        "an import path (docs/towers.md#your-own-image-tower-by-import-path)"
     )

@@ -1,6 +1,7 @@
 // The search page: one question at a time, its pictures page by page, and an address that brings it back.
 const FIRST = 24, NEXT = 72; // pictures of the first answer, and of every further one
 const TITLE = /^(title|name|product.?(name|title)|item.?name|标题|(商品|产品|宝贝)?(标题|名称|名)|品名)$/i, PRICE = /^(price|.*价格?|.*售价)$/i, LINK = /^https?:\/\//i;
+const served = path => new URL(path, location.href).href; // an address that carries a name and a password opens the page; but nothing may be fetched from such a one
 const $ = id => document.getElementById(id);
 const keep = { get: k => { try { return localStorage.getItem(k); } catch { return null; } }, set: (k, v) => { try { localStorage.setItem(k, v); } catch { /* private window */ } } };
 let language = keep.get("language") || (/^zh/i.test(navigator.language) ? "zh" : "en");
@@ -79,10 +80,10 @@ async function fetchResults(skip, top) {
     form.append("image", picture.file, "picture");
     for (const [name, value] of Object.entries({ text, not, image_share: share, top, skip })) form.append(name, value);
     for (const condition of where()) form.append("where", condition);
-    response = await fetch("api/search/image", { method: "POST", body: form });
+    response = await fetch(served("api/search/image"), { method: "POST", body: form });
   } else {
     const body = { text: text || null, not: not || null, like: like && like.number, image_share: share, top, skip, where: where(), ...(least === null ? {} : { at_least: least }) };
-    response = await fetch("api/search", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+    response = await fetch(served("api/search"), { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
   }
   const content = await response.json();
   if (!response.ok) throw content;
@@ -168,7 +169,7 @@ function chip() {
   $("chip").hidden = !on;
   $("shareRow").hidden = !(on && $("text").value.trim());
   if (on) {
-    const source = picture ? picture.url : `api/images/${like.number}`;
+    const source = picture ? picture.url : served(`api/images/${like.number}`);
     if ($("chipImage").getAttribute("src") !== source) $("chipImage").src = source;
     $("chipName").textContent = picture ? t.yours : t.likeThis(like.id);
   }
@@ -211,7 +212,7 @@ function make(tag, name, ...inside) { const e = document.createElement(tag); if 
 
 function cell(hit, at) {
   const score = hit.score.toFixed(3), image = make("img"), frame = make("span", "frame", image), fill = make("i"), best = Math.max(answer.results[0].score, 1e-6);
-  image.alt = ""; image.loading = "lazy"; image.src = `api/images/${hit.number}`;
+  image.alt = ""; image.loading = "lazy"; image.src = served(`api/images/${hit.number}`);
   fill.style.width = `${Math.max(2, 100 * Math.max(0, hit.score) / best)}%`;
   const card = make("button", "card", frame), { title, price, link, rest } = sorted(hit.columns);
   if (title) card.append(make("span", "title", title));
@@ -243,7 +244,7 @@ async function enlarge(at) {
   const hit = answer.results[at];
   if (!hit) return;
   open = at;
-  const source = `api/images/${hit.number}?size=large`, name = hit.id.split("/").pop().replace(/\.[^.]*$/, "");
+  const source = served(`api/images/${hit.number}?size=large`), name = hit.id.split("/").pop().replace(/\.[^.]*$/, "");
   $("largeImage").src = source; $("largeImage").alt = sorted(hit.columns).title || hit.id; $("largeName").textContent = hit.id;
   $("largePlace").textContent = t.place((at + 1).toLocaleString(), answer.matches === null ? null : answer.matches.toLocaleString(), hit.score.toFixed(4));
   $("largeKept").replaceChildren(...Object.entries(hit.columns).flatMap(([column, value]) => [make("dt", "", column === "caption" ? t.caption : column), make("dd", "", LINK.test(value) ? anchor(value, value) : String(value))]));
@@ -331,7 +332,7 @@ async function fromAddress() {
 }
 addEventListener("popstate", fromAddress);
 speak(); $("text").focus({ preventScroll: true });
-fetch("api/index").then(async response => {
+fetch(served("api/index")).then(async response => {
   const content = await response.json();
   if (!response.ok) throw content;
   info = content;
