@@ -176,6 +176,25 @@ class Teach(Section):
     """What the stage ends with: its best by `best_by`, or its end, for a teacher in whose space the pictures do not lie."""
 
 
+class Distill(Section):
+    """A frozen teacher's features of the same pairs are met beside the stage's own objective."""
+
+    teacher: Place
+    """The teacher: a checkpoint of any kind, larger or smaller than the model."""
+    features: float = Field(1.0, ge=0, le=1000)
+    """Weight of the squared distance between unit features of model and teacher, half for pictures and half for texts."""
+    similarities: float = Field(0.0, ge=0, le=1000)
+    """Weight of the divergence (KL) of the model's in-batch similarities from the teacher's, both ways."""
+    pairs: float = Field(1.0, ge=0, le=1000)
+    """Weight of the stage's own objective; 0: the teacher alone."""
+
+    @model_validator(mode="after")
+    def _learns_something(self) -> Distill:
+        if not self.features and not self.similarities:
+            raise ValueError("with both weights 0 nothing is learnt of the teacher: {here}.features=1")
+        return self
+
+
 class Stage(Section):
     """One stage: what trains, for how long, how fast. `batch_size` is global, over all devices."""
 
@@ -183,6 +202,8 @@ class Stage(Section):
     """What it learns from: pictures with texts, or a teacher (`teach`)."""
     teach: Teach | None = None
     """kind teach: the teacher, and the parallel text."""
+    distill: Distill | None = None
+    """kind pairs: a teacher beside the pairs, and what of it is met."""
     train: TrainName | Annotated[list[TrainRule], Field(min_length=1, max_length=1000)]
     """Which tower trains, or a table of rules that cover every parameter once."""
     epochs: float | None = Field(None, gt=0, le=1e6)
@@ -267,6 +288,10 @@ class Stage(Section):
                 "kind: teach needs its teacher and its texts: {here}.teach={{teacher: CHECKPOINT, texts: DIR/parallel}}"
                 if self.teach is None
                 else "teach is for kind: teach: {here}.kind=teach, or {here}.teach=null"
+            )
+        if self.kind == "teach" and self.distill is not None:
+            raise ValueError(
+                "distill is for pairs of picture and text, and a teaching stage sees none: {here}.distill=null"
             )
         if self.kind == "teach":
             for name in ("objective", "augment", "views", "patch_dropout", "unmasked_steps"):

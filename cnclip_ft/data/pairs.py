@@ -66,7 +66,8 @@ class PairTable:
         return self.tokens[self.starts[pair] : self.starts[pair + 1]]
 
     def batch(self, pairs: np.ndarray, tokenizer: Tokenizer, lengths: Sequence[int] = ()) -> dict[str, torch.Tensor]:
-        """Texts of `pairs`, padded as the tokenizer does (where that is to the longest, to one of `lengths`), and keys; all int64."""
+        """Texts of `pairs`, padded as the tokenizer does (where that is to the longest, to one of `lengths`), keys, and the numbers of
+        the pairs; all int64."""
         ids = [self.token_ids(pair) for pair in pairs.tolist()]
         free = lengths and tokenizer.padding == "longest"
         input_ids, attention_mask = tokenizer.pad(ids, padded_length(max(map(len, ids)), lengths) if free else None)
@@ -75,6 +76,7 @@ class PairTable:
             "attention_mask": attention_mask,
             "image_keys": torch.from_numpy(self.image_keys[pairs]),
             "text_keys": torch.from_numpy(self.text_keys[pairs]),
+            "pairs": torch.from_numpy(pairs),
         }
 
 

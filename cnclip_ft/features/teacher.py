@@ -48,11 +48,16 @@ class Teacher:
         Raises:
             RequestError: naming `key`, the setting: nothing readable is there.
         """
+        return cls.opened(place, key, source, trust_import)[1]
+
+    @classmethod
+    def opened(cls, place: str, key: str, source: str, trust_import: bool) -> tuple[DualEncoder, Teacher]:
+        """`look`, and the model itself."""
         try:
             model = load(place, source=source, trust_import=trust_import)
         except RequestError as error:
             raise RequestError(f"{key}: {error}") from None
-        return cls(place, model.image_tower.output_dim, _digest(model), source, trust_import)
+        return model, cls(place, model.image_tower.output_dim, _digest(model), source, trust_import)
 
 
 def _digest(model: DualEncoder) -> str:

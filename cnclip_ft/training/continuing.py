@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,11 @@ _FREE = re.compile(
 )
 # Where the data and the start lie may change; what they hold is compared.
 _PLACES = re.compile(
-    r"data\.train(\.\d+\.store)?$|data\.(valid|guard\.split)(\.|$)|model\.start(\.|$)|stages\.[^.]+\.teach\.(teacher|texts)$"
+    r"data\.train(\.\d+\.store)?$|data\.(valid|guard\.split)(\.|$)|model\.start(\.|$)|stages\.[^.]+\.(teach\.(teacher|texts)|distill\.teacher)$"
 )
 
 
-def identity(context: Context, model: DualEncoder, plans: Iterable[StagePlan]) -> dict[str, Any]:
+def identity(context: Context, model: DualEncoder, plans: Sequence[StagePlan]) -> dict[str, Any]:
     """What the state says of data and model: contents by checksum, the training split's order and tokens too."""
     described = {key: value for key, value in describe_model(model).items() if key != "architecture"}
     described |= {"vocabulary": context.tokenizer.fingerprint(), "new": context.new_parts}
@@ -42,6 +42,7 @@ def identity(context: Context, model: DualEncoder, plans: Iterable[StagePlan]) -
         "valid": {name: evaluator.checksum() for name, evaluator in context.evaluators.items()},
         "guard": context.guard_store.checksum() if context.guard_store is not None else None,
         "teaching": {plan.name: _taught(plan.teaching) for plan in plans if plan.teaching is not None},
+        "distilling": {plan.name: plan.distilling.teacher.digest for plan in plans if plan.distilling is not None},
         "model": described,
         "devices": context.world,
         "device": context.device.type,
@@ -95,6 +96,10 @@ def refuse_other_data(context: Context, now: dict[str, Any], state: dict[str, An
         for key, checksum in found.items():
             place = getattr(teach, key)
             _refuse(context.folder, f"stages.{name}.teach.{key}", place, began["teaching"][name][key], checksum)
+    for name, found in now["distilling"].items():
+        distill = context.recipe.stages[name].distill
+        place = "" if distill is None else distill.teacher
+        _refuse(context.folder, f"stages.{name}.distill.teacher", place, began["distilling"][name], found)
     model = [key for key, before, _ in _differences(began["model"], now["model"]) if before is not None]
     if model:
         raise RequestError(

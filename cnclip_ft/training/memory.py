@@ -106,6 +106,8 @@ def estimate(context: Context, plan: StagePlan, model: DualEncoder) -> Memory:
     trained = 4 * sum(map(trained_size, plan.table))
     if isinstance(context.sharding, Sharded):
         weights, trained = (size // context.world for size in (weights, trained))
+    if plan.distilling is not None:
+        weights += plan.distilling.teacher.bytes  # whole on every device
     optimizer = (3 if setting.ema else 2) * trained
     known = _measured.setdefault(model, [])  # plan, its warnings and the check before a run ask the same
     per_pair = next((size for other, size in known if _as_much(other, plan)), None)

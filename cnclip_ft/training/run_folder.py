@@ -100,6 +100,7 @@ def check_place(recipe: Recipe) -> None:
                 if stage.teach
                 for place in (stage.teach.teacher, stage.teach.texts)
             ),
+            *(stage.distill.teacher for stage in recipe.stages.values() if stage.distill),
         ],
     )
 

@@ -9,6 +9,7 @@ from cnclip_ft.data.batching import BatchOrder, StageSampler
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import Stage
 from cnclip_ft.training.context import Context
+from cnclip_ft.training.distilling import Distilling, plan_distilling
 from cnclip_ft.training.lora import check_lora
 from cnclip_ft.training.loss import ContrastiveObjective, Objective, SigmoidObjective
 from cnclip_ft.training.optimizer import Entry, RateCurve, build_table, rules_for
@@ -41,6 +42,7 @@ class StagePlan:
     cached: bool  # the frozen trunk's features are computed once
     share: int  # pairs of a batch on each device
     teaching: Teaching | None = None  # of a stage that learns from a teacher, rows of text instead of pairs
+    distilling: Distilling | None = None  # of a stage that has a teacher beside its pairs
 
     @property
     def checkpointing(self) -> dict[str, bool]:
@@ -95,6 +97,8 @@ def plan_stage(context: Context, model: DualEncoder, number: int, name: str, set
             f"stages.{name}: augment is for pictures of one size, and this image tower takes each in its own shape; leave it out"
         )
     image_frozen = not trunk_trains(table, "image")
+    kept = setting.feature_cache and (setting.views > 1 or not setting.augment.changes)
+    cached = teaching is None and image_frozen and kept
     return StagePlan(
         number=number,
         name=name,
@@ -107,12 +111,10 @@ def plan_stage(context: Context, model: DualEncoder, number: int, name: str, set
         validate_every=setting.validate_every or order.steps_per_epoch,
         keep_every=setting.keep_every and setting.keep_every * order.steps_per_epoch,
         image_frozen=image_frozen,
-        cached=teaching is None
-        and image_frozen
-        and setting.feature_cache
-        and (setting.views > 1 or not setting.augment.changes),
+        cached=cached,
         share=setting.batch_size // context.world,
         teaching=teaching,
+        distilling=plan_distilling(context, name, setting, cached=cached),
     )
 
 

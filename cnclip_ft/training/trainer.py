@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,14 +16,13 @@ from cnclip_ft.data.augment import augment
 from cnclip_ft.data.batching import StageSampler, make_loader
 from cnclip_ft.data.device_decoding import OnDevice, for_device
 from cnclip_ft.data.pairs import PairDataset, fixed_lengths
-from cnclip_ft.features.frozen_trunk import FeatureCache
-from cnclip_ft.features.teacher import TeacherFeatures
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.preprocessing import SquarePicture
 from cnclip_ft.runtime import Reading
 from cnclip_ft.training.averaging import MovingAverage
 from cnclip_ft.training.compiling import compile_towers
 from cnclip_ft.training.context import Context
+from cnclip_ft.training.distilling import DistillStep
 from cnclip_ft.training.fit import micro_batch_size, out_of_memory
 from cnclip_ft.training.fp8 import EightBits
 from cnclip_ft.training.large_batch import GradientStep
@@ -31,11 +30,12 @@ from cnclip_ft.training.lora import add_lora, merged, remove_lora
 from cnclip_ft.training.loss import LossOutput
 from cnclip_ft.training.memory import trunk_waits
 from cnclip_ft.training.optimizer import Entry, apply_table, build_optimizer, give_bias
+from cnclip_ft.training.prepared import prepare
 from cnclip_ft.training.run_state import seed_step
 from cnclip_ft.training.sizing import Sizing
 from cnclip_ft.training.stage_plan import MOST_STEPS, StagePlan, trunk_trains
-from cnclip_ft.training.stop import Stopped, StopRequest
-from cnclip_ft.training.teaching import Teaching, TeachStep
+from cnclip_ft.training.stop import StopRequest
+from cnclip_ft.training.teaching import TeachStep
 from data_tools.errors import UserError
 
 
@@ -79,7 +79,6 @@ class Trainer:
         state: dict[str, Any] | None = None,
         stop: StopRequest | None = None,
     ) -> None:
-        self.stop = stop
         self.context, self.plan, self.whole, setting = context, plan, whole, plan.setting
         self.step: int = state["step"] if state is not None else 0
         self.skipped: int = state["skipped"] if state is not None else 0
@@ -101,8 +100,8 @@ class Trainer:
             # Batch-norm statistics of the whole batch, as one device would have them.
             whole.image_tower = nn.SyncBatchNorm.convert_sync_batchnorm(whole.image_tower)
         self._set_mode(table)
-        self.cache = self._build_cache() if plan.cached else None
-        self.teacher = self._ask_teacher(plan.teaching) if plan.teaching is not None else None
+        self.prepared = prepare(context, plan, whole, stop)
+        self._pass_over(self.prepared.damaged)
         if trunk_waits(context, plan):
             whole.place_trunk(
                 "cpu"
@@ -115,19 +114,31 @@ class Trainer:
         self.optimizer = build_optimizer(self.table, setting, context.device)
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=context.precision == "fp16")
         self.average = MovingAverage(self.table, setting.ema) if setting.ema else None
-        preprocessing = whole.image_tower.preprocessing
-        self.gradient = (GradientStep if self.teacher is None else TeachStep)(
+        self.gradient = self._gradient_step()
+        if state is not None:
+            self._restore(state)
+
+    def _pass_over(self, damaged: set[int]) -> None:
+        if damaged:
+            self.context.journal.say(f"{len(damaged)} images cannot be decoded; their pairs are passed over")
+            self.plan = self.plan.without_images(self.context, damaged)
+
+    def _gradient_step(self) -> GradientStep:
+        context, plan, setting, scaler = self.context, self.plan, self.plan.setting, self.scaler
+        preprocessing = self.whole.image_tower.preprocessing
+        kind: Callable[..., GradientStep] = GradientStep if plan.teaching is None else TeachStep
+        if self.prepared.taught is not None and setting.distill is not None:
+            kind = partial(DistillStep, taught=self.prepared.taught, setting=setting.distill)
+        return kind(
             self.model,
             plan.objective,
             micro_batch_size=micro_batch_size(context, plan, self.model, self._without_moments()),
             autocast=context.autocast,
-            backward=lambda loss: self.scaler.scale(loss).backward(),
+            backward=lambda loss: scaler.scale(loss).backward(),
             augment=lambda pixels: augment(pixels, setting.augment, preprocessing=preprocessing),
             sharding=context.sharding,
             lengths=self._lengths(),
         )
-        if state is not None:
-            self._restore(state)
 
     def _set_mode(self, table: list[Entry]) -> None:
         self.whole.train()
@@ -138,56 +149,6 @@ class Trainer:
                 for module in tower.modules():
                     if isinstance(module, nn.modules.batchnorm._BatchNorm):
                         module.eval()
-
-    def _build_cache(self) -> FeatureCache:
-        context, setting, data = self.context, self.plan.setting, self.context.recipe.data
-        cache = FeatureCache(
-            context.cache_folder,
-            self.whole,
-            context.train_store,
-            views=setting.views,
-            augment=setting.augment,
-            precision=context.precision,
-            seed=context.recipe.seed,
-            reduced=data.reduced_jpegs,
-        )
-        context.journal.say(
-            f"Image features of the frozen tower: {'read from' if cache.complete else 'computed once into'} {cache.folder}"
-        )
-        complete = cache.build(
-            context.accelerator,
-            context.autocast,
-            workers=context.workers,
-            max_damaged=data.max_damaged_images,
-            asked_to_stop=lambda: self.stop is not None and self.stop.asked_here,
-        )
-        if not complete:
-            raise Stopped
-        if cache.damaged:
-            context.journal.say(f"{len(cache.damaged)} images cannot be decoded; their pairs are passed over")
-            self.plan = self.plan.without_images(context, cache.damaged)
-        return cache
-
-    def _ask_teacher(self, teaching: Teaching) -> TeacherFeatures:
-        context = self.context
-        features = TeacherFeatures(
-            context.cache_folder,
-            teaching.teacher,
-            teaching.heard_texts(),
-            self.whole.image_tower.output_dim,
-            context.precision,
-        )
-        context.journal.say(
-            f"Features of the teacher: {'read from' if features.complete else 'computed once into'} {features.folder}"
-        )
-        stopped = self.stop
-        if not features.build(
-            context.accelerator, context.autocast, lambda: stopped is not None and stopped.asked_here
-        ):
-            raise Stopped
-        if teaching.teacher.width != self.whole.image_tower.output_dim:
-            context.journal.say(f"  mapped to the student's width, which keeps {100 * features.kept:.1f}% of them")
-        return features
 
     def _without_moments(self) -> list[nn.Parameter]:
         """Parameters whose moments AdamW has yet to make."""
@@ -200,7 +161,7 @@ class Trainer:
     @property
     def _without_pictures(self) -> bool:
         """Whether steps decode none: features are cached, or sentences are all there is."""
-        return self.cache is not None or self.teacher is not None
+        return self.plan.cached or self.plan.teaching is not None
 
     # ---- a step -----------------------------------------------------------------------------------------------
 
@@ -254,10 +215,13 @@ class Trainer:
         seed_step(context.recipe.seed, plan.number, self.step, context.rank)
         self._set_patch_dropout()
         plan.curve.set(self.optimizer, self.step)
-        if self.cache is not None:
-            batch["trunk"] = self.cache.rows(batch["image_keys"], self.step // plan.order.steps_per_epoch)
-        if self.teacher is not None:
-            batch["teacher"] = self.teacher.rows(batch["image_keys"])
+        epoch, prepared = self.step // plan.order.steps_per_epoch, self.prepared
+        if prepared.cache is not None:
+            batch["trunk"] = prepared.cache.rows(batch["image_keys"], epoch)
+        if prepared.teacher is not None:
+            batch["teacher"] = prepared.teacher.rows(batch["image_keys"])
+        if prepared.taught is not None:
+            batch |= prepared.taught.rows(batch["pairs"], batch["image_keys"], epoch)
         buffers = self._statistics()
         out = self.gradient(batch)
         self.settle()

@@ -23,7 +23,7 @@ def test_the_feature_cache_holds_what_the_trunk_gives(device, ready):
     pixels = torch.stack([preprocessing.decode(store.image(store.image_ids[key])) for key in keys])
     with torch.inference_mode():
         expected = trainer.model.image_trunk(pixels.to(device)).float().cpu()
-    torch.testing.assert_close(trainer.cache.rows(keys, 0).float().cpu(), expected, atol=2e-4, rtol=1e-3)
+    torch.testing.assert_close(trainer.prepared.cache.rows(keys, 0).float().cpu(), expected, atol=2e-4, rtol=1e-3)
 
 
 def test_a_run_with_workers_pins_its_batches_and_learns(device, stores, tmp_path):

@@ -24,7 +24,7 @@ def test_a_stage_learns_from_a_teacher(device, stores, tmp_path):
     trainer, model = prepared(recipe, 0), load(stores / "teacher")
     with evaluating(model):
         expected = encode_texts(model, [f"picture {n} of a dog" for n in (39, 0)])
-    torch.testing.assert_close(trainer.teacher.rows(torch.tensor([39, 0])), expected, atol=2e-4, rtol=1e-3)
+    torch.testing.assert_close(trainer.prepared.teacher.rows(torch.tensor([39, 0])), expected, atol=2e-4, rtol=1e-3)
     assert trainer.model.device.type == device.type
     assert train(recipe)
     found = losses(tmp_path / "run")
