@@ -295,7 +295,16 @@ def test_every_key_of_the_schema_is_listed():
             ):
                 if f"'#/$defs/{part}'" in text:
                     yield from fields(definitions[part], f"{above}{name}{way}.")
-            for part in ("ModelSection", "DataSection", "Guard", "Lora", "Objective", "Augmentation", "Teach"):
+            for part in (
+                "ModelSection",
+                "DataSection",
+                "Guard",
+                "Lora",
+                "Objective",
+                "Augmentation",
+                "Teach",
+                "Distill",
+            ):
                 if f"'#/$defs/{part}'" in text:
                     yield from fields(definitions[part], f"{above}{name}.")
 
@@ -304,6 +313,7 @@ def test_every_key_of_the_schema_is_listed():
     assert definitions.keys() == {
         "Augmentation",
         "DataSection",
+        "Distill",
         "Guard",
         "Lora",
         "ModelSection",
