@@ -112,7 +112,7 @@ def evaluate(
 
     Args:
         checkpoint: anything `load` reads, or a folder of features, to which no splits are named.
-        splits: stores.
+        splits: stores, or the folders of data sets, of which valid and test are judged.
         by: a column the stores keep (a category): every value of it is scored as well, under `by_group`.
         official: a folder for the result files of the official scripts.
         dataset: published rows to show beside: muge, flickr30k-cn, coco-cn, none; None judges by the path.

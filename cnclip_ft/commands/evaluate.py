@@ -24,7 +24,10 @@ def evaluate(
     ],
     splits: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[SPLIT]...", help="Stores to score on; for a prediction file, the official answers."),
+        typer.Argument(
+            metavar="[SPLIT]...",
+            help="Stores to score on, or a data set's folder (its valid and test); for a prediction file, the answers.",
+        ),
     ] = None,
     json_file: Json = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as Markdown.")] = None,
@@ -49,7 +52,7 @@ def evaluate(
 
     Example: cnclip-ft evaluate runs/mine/contrast/best data/valid data/test --json scores.json
 
-    Example: cnclip-ft evaluate runs/muge/contrast/best MUGE/lmdb/valid --official results
+    Example: cnclip-ft evaluate runs/muge/contrast/best datasets/MUGE --official results
     """
     from cnclip_ft import calls
     from cnclip_ft.evaluation.outputs import refuse_outputs
@@ -80,7 +83,7 @@ def evaluate(
     )
     say(card.table(width=terminal_width()))
     if official:
-        say(f"official result files of {', '.join(Path(split).resolve().name for split in splits or ())} in {official}")
+        say(f"official result files of {', '.join(card.scores)} in {official}")
     if json_file:
         official_files.write_json(json_file, card.as_dict())
     if markdown:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cnclip_ft.data.official_layout import judged_splits
 from cnclip_ft.evaluation import provenance, published
 from cnclip_ft.evaluation.official_results import refuse_official, write_official
 from cnclip_ft.evaluation.options import Options, open_model
@@ -53,6 +54,7 @@ def score_checkpoint(
     """Encode every split and score it both ways.
 
     Args:
+        splits: stores, or the folders of data sets, of which valid and test are judged.
         by: a column the stores keep (a category): its values are scored one by one as well.
         official: a folder for the result files of the official scripts (`official_results`).
 
@@ -63,6 +65,7 @@ def score_checkpoint(
     options.check()
     if not splits:
         raise RequestError("name at least one split (a store, e.g. DATA/valid) to evaluate on")
+    splits = [store for place in splits for store in judged_splits(place)]
     if official is not None:
         refuse_official(official, splits, checkpoint)
     sources = [store_source(split) for split in splits]

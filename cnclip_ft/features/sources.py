@@ -15,7 +15,7 @@ from cnclip_ft.features.encode import SplitTexts, read_texts
 from data_tools.annotations import check_id, check_text, parse_json
 from data_tools.errors import DataFault, RequestError
 from data_tools.items import located
-from data_tools.store import is_store, open_store, stores_below
+from data_tools.store import PairStore, is_store, open_store, stores_below
 from data_tools.text_files import TextFile
 from data_tools.walk import walk
 
@@ -83,13 +83,33 @@ def open_source(path: str | Path) -> Source:
 
 
 def store_source(path: str | Path) -> Source:
-    """A store and nothing else.
+    """A store and nothing else; with the texts that an official one has no place for, where their file lies beside it.
 
     Raises:
         RequestError: it is not a store.
+        DataFault: a line of that file is broken.
     """
     store = open_store(path)
-    return Source(store.name, Path(path), "store", read_texts(store), store.image, store.checksum())
+    split, checksum = read_texts(store), store.checksum()
+    file = _official_texts(store)
+    if file is not None:
+        known, before = set(split.text_ids), len(split.texts)
+        for text_id, text, language in zip(*_read_text_file(file), strict=True):
+            if text_id not in known:
+                split.text_ids.append(text_id)
+                split.texts.append(text)
+                split.languages.append(language)
+        lone = repr(list(zip(split.text_ids[before:], split.texts[before:], strict=True)))
+        checksum = hashlib.sha256((checksum + lone).encode()).hexdigest() if len(split.texts) > before else checksum
+    return Source(store.name, Path(path), "store", split, store.image, checksum)
+
+
+def _official_texts(store: PairStore) -> Path | None:
+    """``<set>/<split>_texts.jsonl`` of ``<set>/lmdb/<split>`` as the official script writes it: pairs alone, so that texts whose
+    picture is not told (MUGE's test split) are in the file only."""
+    place = store.path.resolve()
+    file = place.parent.parent / f"{place.name}_texts.jsonl"
+    return file if "foreign" in store.about and place.parent.name == "lmdb" and file.is_file() else None
 
 
 def _read_text_file(path: Path) -> tuple[list[Any], list[str], list[str | None]]:

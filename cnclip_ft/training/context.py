@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 
 from cnclip_ft.data.device_decoding import JpegDecoder, choose_decoder
 from cnclip_ft.data.mixture import Mixture, Part
+from cnclip_ft.data.official_layout import split_in, weights_beside
 from cnclip_ft.data.pairs import PairTable, build_table
 from cnclip_ft.evaluation.evaluators import Evaluator, Recall, open_evaluator
 from cnclip_ft.models.contract import Tokenizer
@@ -24,7 +25,6 @@ from cnclip_ft.recipe_data import PARTS, DataSection, score_path
 from cnclip_ft.runtime import choose_precision, keep_activations
 from cnclip_ft.training.fp8 import check_fp8
 from cnclip_ft.training.journal import Journal
-from cnclip_ft.training.official_layout import split_in, weights_beside
 from cnclip_ft.training.run_folder import check_place
 from cnclip_ft.training.sharding import Whole, refuse_other_engines, settle_sharding
 from cnclip_ft.training.trackers import tracker_names

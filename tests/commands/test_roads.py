@@ -45,8 +45,8 @@ SHORT = " ".join(
     f"stages.contrast.{key}={value}" for key, value in {"epochs": 1, "warmup_steps": 1, "batch_size": 8}.items()
 )
 RESEARCHER = f"""
-cnclip-ft train muge_vit-b-16_8-gpus data.train=DATAPATH/datasets/MUGE/lmdb/train data.valid=DATAPATH/datasets/MUGE/lmdb/valid output=runs/muge model.start='{{architecture: tiny}}' {SHORT}
-cnclip-ft evaluate runs/muge/contrast/best DATAPATH/datasets/MUGE/lmdb/valid --official results
+cnclip-ft train muge_vit-b-16_8-gpus data.train=DATAPATH/datasets/MUGE data.valid=DATAPATH/datasets/MUGE output=runs/muge model.start='{{architecture: tiny}}' {SHORT}
+cnclip-ft evaluate runs/muge/contrast/best DATAPATH/datasets/MUGE --official results
 """.strip().splitlines()
 
 

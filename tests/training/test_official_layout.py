@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from cnclip_ft.data.official_layout import split_in, weights_beside
 from cnclip_ft.recipe import Augmentation
 from cnclip_ft.recipe_files import load_recipe
 from cnclip_ft.training.context import open_split
-from cnclip_ft.training.official_layout import split_in, weights_beside
 from data_tools.errors import RequestError
 from tests.data_tools.samples import write_official
 from tests.official import FOLDER, requires_official

@@ -21,6 +21,12 @@ def split_in(place: str, split: str) -> Path:
     return folder
 
 
+def judged_splits(place: str | Path) -> list[Path]:
+    """The stores of a data set's folder that a model is judged on, valid and test; of any other place itself."""
+    inside = [split_in(str(place), split) for split in ("valid", "test")]
+    return [found for found in inside if found != Path(place)] or [Path(place)]
+
+
 def weights_beside(start: Any, train: Iterable[str]) -> Any:
     """`start`, or the file of that published name in the folder of weights beside the ``datasets`` that a store of `train` lies in."""
     architecture = ARCHITECTURES.get(start) if isinstance(start, str) and not Path(start).exists() else None
