@@ -97,37 +97,49 @@ def product_rate(device: torch.device, dtype: torch.dtype, side: int = 8192, rep
 def flops_per_pair(plan: StagePlan, model: DualEncoder, tokens: int) -> float | None:
     """Matrix products of a pair's forward and backward as the stage trains, two FLOP for a multiplication with its addition.
 
-    Counted on torch's meta device. Recomputed activations do not count, nor does padding: `tokens` are those of a text.
+    Counted on torch's meta device; towers that ask for numbers there (some with recurrent layers or experts, some of a user's own)
+    are walked once where they are. Recomputed activations do not count, nor does padding: `tokens` are those of a text.
 
     Returns:
-        None where the towers cannot be walked without numbers (some of a user's own).
+        None where the towers can be walked in neither way.
     """
     trained = {e.name for e in plan.table if e.rate and (e.lora is None or e.parameter.ndim < 2)}
     languages = 1 if plan.teaching is None else len(plan.teaching.languages)
-    ids, mask = (t.to("meta") for t in model.text_tower.example(2 * languages, tokens))
+    ids, mask = model.text_tower.example(2 * languages, tokens)
     inputs = {"input_ids": ids, "attention_mask": mask}
     if (
         not plan.cached and plan.teaching is None
     ):  # else of the image tower the projection is left, which is next to nothing
-        inputs["pixels"] = model.image_tower.example(2).to("meta")
-    try:
-        return counted(model, trained, inputs) / 2
-    except RuntimeError:
-        return None
+        inputs["pixels"] = model.image_tower.example(2)
+    for place in ("meta", model.device):
+        try:
+            return counted(model, trained, {name: tensor.to(place) for name, tensor in inputs.items()}) / 2
+        except Exception:  # noqa: BLE001 - towers stumble in their own ways where there are no numbers
+            continue
+    return None
 
 
 def counted(model: nn.Module, trained: set[str], inputs: Mapping[str, torch.Tensor]) -> float:
-    """FLOP of one forward, and of a backward from all float outputs to the parameters `trained`; `inputs` on the meta device."""
-    weights = {name: torch.empty_like(tensor, device="meta") for name, tensor in model.named_buffers()}
-    weights |= {
-        name: torch.empty_like(tensor, device="meta", requires_grad=name in trained)
-        for name, tensor in model.named_parameters()
-    }
+    """FLOP of one forward, and of a backward from all float outputs to the parameters `trained`.
+
+    Nothing of the model or of torch's generators is changed.
+
+    Args:
+        inputs: all on the meta device, or all on the model's.
+    """
+    meta = all(tensor.is_meta for tensor in inputs.values())
+
+    def stand_in(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.empty_like(tensor, device="meta") if meta else tensor.detach().clone()
+
+    weights = {name: stand_in(tensor) for name, tensor in model.named_buffers()}
+    parameters = {name: stand_in(p) if meta else p.detach() for name, p in model.named_parameters()}
+    roots = [weight.requires_grad_() for name, weight in parameters.items() if name in trained]
     # Fused attention is not counted everywhere; as products it is. Compiled towers would be compiled for this.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), uncompiled():
-        out = torch.func.functional_call(model, weights, (), dict(inputs), tie_weights=False)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), uncompiled(), torch.random.fork_rng():
+        out = torch.func.functional_call(model, weights | parameters, (), dict(inputs), tie_weights=False)
         parts = [p for p in (out if isinstance(out, tuple) else out.values()) if isinstance(p, torch.Tensor)]
-        torch.autograd.backward([p.sum() for p in parts if p.requires_grad])
+        torch.autograd.grad([p.sum() for p in parts if p.requires_grad], roots, allow_unused=True)
     return float(counter.get_total_flops())
 
 

@@ -177,12 +177,20 @@ def _nomic() -> tuple[Any, Any]:
     ), tokenizer
 
 
+def _mpnet() -> tuple[Any, Any]:
+    """all-mpnet-base-v2: attention of its own, whose bias is the distance."""
+    tokenizer = _cased()[1]
+    config = transformers.MPNetConfig(**SIZES, vocab_size=len(tokenizer), pad_token_id=0)
+    return transformers.MPNetModel(config, add_pooling_layer=False), tokenizer
+
+
 ENCODERS = {
     "roberta": Encoder(_roberta, "cls"),
     "roberta with a head": Encoder(lambda: _roberta(transformers.RobertaForMaskedLM), "cls"),
     "xlm-roberta": Encoder(_xlm_roberta, "cls", "cls_token"),
     "minilm": Encoder(_minilm, "mean", "mean_tokens"),
     "cased bert": Encoder(_cased, "cls"),
+    "mpnet": Encoder(_mpnet, "mean", "mean_tokens"),
     "modernbert": Encoder(_modernbert, "mean", "mean_tokens"),
     "qwen3": Encoder(_qwen3, "last", "lasttoken"),
     "llama": Encoder(_llama, "last"),

@@ -15,7 +15,7 @@ import cnclip_ft
 from cnclip_ft.data.augment import augment
 from cnclip_ft.data.batching import BatchOrder
 from cnclip_ft.data.pairs import fixed_lengths, padded_length
-from cnclip_ft.models.families.encoder.text import EncoderTower
+from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import Augmentation
 from cnclip_ft.training import compiling
 from cnclip_ft.training.large_batch import GradientStep
@@ -23,6 +23,8 @@ from cnclip_ft.training.loss import ContrastiveObjective, SigmoidObjective
 from cnclip_ft.training.optimizer import give_bias
 from data_tools.errors import UserError
 from tests.families.cards import CARDS
+from tests.families.encoders import ENCODERS, IMAGE
+from tests.families.encoders import start as beside_a_vit
 from tests.training.helpers import random_batch, tiny_model
 
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "is_nonzero"}
@@ -77,9 +79,17 @@ def test_no_family_reads_the_device(monkeypatch, tmp_path, name):
     """As above, with the towers and the tokenizer of every family; padding in every batch."""
     if name == "siglip":
         pytest.importorskip("sentencepiece", reason="the library writes this tokenizer with sentencepiece")
-    model = cnclip_ft.load(CARDS[name].write(tmp_path / "model")).train()
-    if isinstance(model.text_tower, EncoderTower):
-        pytest.skip("any encoder of transformers: it asks of a mask in two dimensions whether there is padding")
+    step_on_meta(monkeypatch, cnclip_ft.load(CARDS[name].write(tmp_path / "model")))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_no_text_encoder_of_transformers_reads_the_device(monkeypatch, tmp_path, name):
+    """Which the library does by itself, to leave out the mask of texts without padding."""
+    step_on_meta(monkeypatch, beside_a_vit(ENCODERS[name].write(tmp_path / "text"))[0])
+
+
+def step_on_meta(monkeypatch, model: DualEncoder) -> None:
+    model.train()
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     ids, mask = model.tokenizer.pad([[token % 20 + 1 for token in range(length)] for length in (3, 9, 4, 12, 5, 7)])
     pixels, keys = model.image_tower.example(len(ids)), torch.arange(len(ids))
@@ -108,6 +118,27 @@ def test_a_step_reads_nothing_of_the_device(device, ready, stage, number):
     with Reads() as reads:
         trainer.model.logit_scale.item()
     assert sum(reads.found.values()) == 1  # it would have been seen
+
+
+@pytest.mark.parametrize("name", ["xlm-roberta", "mpnet", "gemma3_text", "qwen3"])
+def test_a_step_of_a_text_encoder_of_transformers_reads_nothing(device, ready, tmp_path, name):
+    """Masks by the library's own attention, by a model's own (MPNet), with sliding windows, and of a decoder."""
+    text = str(ENCODERS[name].write(tmp_path / "text"))
+    trainer = ready(
+        stage={"steps": 9}, layers=0, precision="bf16", start={"image": IMAGE, "text": text, "projection": 16}
+    )
+    batches = trainer.batches()
+    for _ in range(2):
+        trainer.take(next(batches))
+    if device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        with Reads() as reads:
+            trainer.take(next(batches))
+    finally:
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    assert not reads.found
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])

@@ -8,6 +8,7 @@ import torch
 from cnclip_ft.training import plan, throughput
 from cnclip_ft.training.run import train
 from cnclip_ft.training.throughput import Card, Throughput, counted, flops_per_pair, listed
+from tests.families.encoders import ENCODERS
 from tests.training.helpers import planned, records, tiny_recipe
 
 HIDDEN, LAYERS, SIDE, PATCH, OUT = 32, 2, 32, 8, 16
@@ -52,16 +53,55 @@ def test_a_frozen_tower_that_is_walked_has_no_backward(stores, tmp_path):
     assert extra == pytest.approx(forward, rel=0.02)
 
 
-def test_towers_that_look_at_numbers_are_not_counted(stores, tmp_path, monkeypatch):
-    _, model, (align, _) = planned(recipe(stores, tmp_path))
+def test_towers_that_look_at_numbers_are_walked_with_numbers(stores, tmp_path, monkeypatch):
+    """The same products; nothing of the run is changed by it."""
+    _, model, (_, contrast) = planned(recipe(stores, tmp_path))
+    expected = flops_per_pair(contrast, model.train(), 9)
     forward = type(model.text_tower).forward
 
     def looking(self, input_ids, attention_mask):
         assert int(attention_mask.sum()) > 0
+        torch.rand(1)
         return forward(self, input_ids, attention_mask)
 
     monkeypatch.setattr(type(model.text_tower), "forward", looking)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    drawn = torch.random.get_rng_state()
+    assert flops_per_pair(contrast, model, 9) == expected > 0
+    assert torch.equal(drawn, torch.random.get_rng_state())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_towers_that_cannot_be_walked_are_not_counted(stores, tmp_path, monkeypatch):
+    _, model, (align, _) = planned(recipe(stores, tmp_path))
+    monkeypatch.setattr(type(model.text_tower), "forward", lambda *_: 1 / 0)
     assert flops_per_pair(align, model, 9) is None
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_text_encoder_of_transformers_is_counted(stores, tmp_path, monkeypatch, name):
+    """On the meta device: near the sum of its weights' products, and the plan has the line."""
+    known = Card("NVIDIA Test", 4e9, 8e9)
+    for module in (plan, throughput):
+        monkeypatch.setattr(module, "card", lambda device, precision: known)
+    start = START | {"text": str(ENCODERS[name].write(tmp_path / "text"))}
+    wanted = tiny_recipe(stores, model={"start": start}, output=str(tmp_path / "run"))
+    context, model, plans = planned(wanted)
+    tower, tokens = model.text_tower, int(context.pairs.lengths.mean())
+    weights = sum(
+        p.numel()
+        for n, p in tower.text_model.named_parameters()
+        if p.ndim == 2 and "embed" not in n and "bias" not in n
+    )
+    monkeypatch.setattr(type(model), "device", torch.device("meta"))  # no second walk
+    found = flops_per_pair(plans[0], model, tokens)
+    # Beside the weights' products there are those of attention; a backward is two forwards, the first layer's input has none.
+    assert 0.8 * 6 * weights * tokens < found < 1.8 * 6 * weights * tokens
+    monkeypatch.undo()
+    for module in (plan, throughput):
+        monkeypatch.setattr(module, "card", lambda device, precision: known)
+    assert plan.describe(context, model, plans).count("GFLOP a pair") == len(plans)
 
 
 def test_a_plain_layer_is_counted_with_its_backward():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers import AttentionInterface, AutoConfig, AutoModel, PretrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 
 from data_tools.errors import RequestError
 
@@ -73,6 +75,34 @@ def laid_out(config: PretrainedConfig) -> Any:
             f"transformers makes no {config.model_type} of these numbers ({type(error).__name__}: {str(error)[:160]}). Use the "
             "config.json that came with the weights"
         ) from None
+
+
+def _always(mask: Callable[..., torch.Tensor | None]) -> Callable[..., torch.Tensor | None]:
+    """A mask function of transformers that makes a mask in every case.
+
+    By itself the library reads whether a text is padded, to leave the mask out where none is: the CPU would wait for the card
+    in every step, and torch's meta device, on which products are counted, has nothing to read.
+    """
+
+    def always(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+        return mask(*args, **kwargs | {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
+
+    return always
+
+
+UNREAD, _UNREAD_OWN = "sdpa_always_masked", "own_always_masked"
+AttentionInterface.register(UNREAD, sdpa_attention_forward)
+AttentionMaskInterface.register(UNREAD, _always(sdpa_mask))
+AttentionMaskInterface.register(_UNREAD_OWN, _always(eager_mask))
+
+
+def leave_mask_unread(model: Any) -> None:
+    """From here on no value of a mask decides what a text model of transformers does (but for some with recurrent layers)."""
+    if not model._can_set_attn_implementation():  # attention of its own: the name chooses the mask alone
+        if model.config._attn_implementation == "eager":
+            model.config._attn_implementation_internal = _UNREAD_OWN
+    elif model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(UNREAD)
 
 
 def stem_and_layers(model: nn.Module, count: int) -> list[nn.Module]:

@@ -124,6 +124,7 @@ class EncoderTower(TextTower):
         check_pooling(pooling, config)
         config.use_cache = False
         model = library.laid_out(config)
+        library.leave_mask_unread(model)
         if pooling == "pooler" and not hasattr(model, "pooler"):
             raise RequestError(f"pooling pooler: a {config.model_type} of transformers has none; use mean or cls")
         if pooling != "pooler" and isinstance(getattr(model, "pooler", None), nn.Module):
