@@ -100,7 +100,7 @@ class Preprocess:
         self.preprocessing = preprocessing
 
     def __call__(self, image: PictureSource) -> torch.Tensor:
-        return self.preprocessing.normalise(self.preprocessing.decode(image)[None])[0]
+        return self.preprocessing.normalise(self.preprocessing.decode(image)[None].contiguous())[0]
 
     def __repr__(self) -> str:
         return f"Preprocess({self.preprocessing})"

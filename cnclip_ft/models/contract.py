@@ -48,7 +48,7 @@ class Preprocessing(Protocol):
         """
 
     def normalise(self, pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """uint8 ``[n, *shape]`` → what `ImageTower.trunk` takes, on the tensor's device."""
+        """uint8 ``[n, *shape]`` → what `ImageTower.trunk` takes, on the tensor's device, in memory as the pixels lie."""
 
     def describe(self) -> dict[str, Any]:
         """All that decides the pixels, as JSON: part of every key of cached features."""
@@ -280,6 +280,16 @@ class Tower(nn.Module, ABC):
         return parameter.ndim >= 2 and "embedding" not in name
 
 
+CONVOLUTIONS_LIKE = ("cuda",)
+"""Kinds of devices whose convolutions want the channels together in memory: tensor cores do (PyTorch's channels-last tutorial); on
+two CPU cores it was 2 %."""
+
+
+def convolutional(trunk: nn.Module) -> bool:
+    """Whether convolutions do the work: more of them than the one that makes patches."""
+    return sum(isinstance(module, nn.Conv2d) for module in trunk.modules()) > 1
+
+
 class ImageTower(Tower):
     """Pixels in, features out: a trunk, which a feature cache can stand for, and a projection."""
 
@@ -287,6 +297,8 @@ class ImageTower(Tower):
     """From an encoded picture to what `trunk` takes."""
     patch_dropout: float | None = None
     """Share of the patches left out of a training step, drawn per picture (arXiv 2212.00794); None where it cannot."""
+    channels_last_on: tuple[str, ...] = ()
+    """Kinds of devices on which pixels and weights lie with their channels together in memory; none where attention does the work."""
 
     @classmethod
     @abstractmethod
@@ -335,6 +347,18 @@ class ImageTower(Tower):
     def image_size(self) -> int:
         """Side of the pictures it takes, in pixels."""
         return self.preprocessing.size
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """How pixels ``[n, 3, s, s]`` lie in memory that `trunk` gets, on the device where the tower is."""
+        last = next(self.parameters()).device.type in self.channels_last_on
+        return torch.channels_last if last else torch.contiguous_format
+
+    def lay_out(self) -> None:
+        """Bring the weights of convolutions, and of nothing else, into the `memory_format` of this device; values stay."""
+        for module in self.modules() if self.channels_last_on else ():
+            if isinstance(module, nn.Conv2d):
+                module.weight.data = module.weight.data.contiguous(memory_format=self.memory_format)
 
     @abstractmethod
     def trunk(self, pixels: torch.Tensor) -> torch.Tensor:

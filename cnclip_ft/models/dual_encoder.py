@@ -65,6 +65,12 @@ class DualEncoder(nn.Module):
     def dtype(self) -> torch.dtype:
         return next(self.image_tower.parameters()).dtype
 
+    def _apply(self, fn: Any, recurse: bool = True) -> DualEncoder:
+        """As `nn.Module` moves and converts; convolutions then lie in memory as the device wants them."""
+        super()._apply(fn, recurse)
+        self.image_tower.lay_out()
+        return self
+
     # ---- where the image trunk lies -----------------------------------------------------------------------------
 
     def _of_trunk(self) -> Iterator[nn.Module]:
@@ -106,15 +112,17 @@ class DualEncoder(nn.Module):
 
     def image_trunk(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 ``[n, *preprocessing.shape]`` → ``[n, width]``, before the projection: what a feature cache keeps."""
-        tower = self.image_tower
-        return tower.trunk(tower.preprocessing.normalise(pixels, self.dtype))
+        return self.image_tower.trunk(self._ready(pixels))
 
     def image_features(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 ``[n, *preprocessing.shape]`` on the model's device → unit ``[n, dim]`` fp32 (fp64 of an fp64 model)."""
+        return _unit(self.image_tower(self._ready(pixels)))  # the tower's call is what may be compiled
+
+    def _ready(self, pixels: torch.Tensor) -> torch.Tensor:
         tower = self.image_tower
-        return _unit(
-            tower(tower.preprocessing.normalise(pixels, self.dtype))
-        )  # the tower's call is what may be compiled
+        if pixels.ndim == 4:  # as bytes, a quarter of what they are once normalised, which keeps the order
+            pixels = pixels.contiguous(memory_format=tower.memory_format)
+        return tower.preprocessing.normalise(pixels, self.dtype)
 
     def text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """int64 ``[n, tokens]`` twice → unit ``[n, dim]`` fp32 (fp64 of an fp64 model)."""

@@ -25,6 +25,7 @@ from cnclip_ft.models.preprocessing import (
     stretch,
     whole_picture,
 )
+from cnclip_ft.runtime import to_device
 from data_tools.patch_grid import patch_grid
 from data_tools.pictures import PIXEL_LIMIT
 from data_tools.words import Said
@@ -83,8 +84,8 @@ class PatchedPicture:
         """uint8 ``[n, *shape]`` → `dtype` of the same shape, on the tensor's device; the first row stays as it is."""
         body = torch.ones(1 + self.budget, 1, device=pixels.device)
         body[0] = 0
-        scale = torch.tensor([1 / (255 * s) for s in self.std], device=pixels.device).repeat(self.patch**2)
-        shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], device=pixels.device)
+        scale = to_device(torch.tensor([1 / (255 * s) for s in self.std]), pixels.device).repeat(self.patch**2)
+        shift = to_device(torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)]), pixels.device)
         shift = shift.repeat(self.patch**2)
         return torch.addcmul(body * shift, pixels.to(torch.float32), 1 + body * (scale - 1)).to(dtype)
 

@@ -287,8 +287,8 @@ def normalise(
 ) -> torch.Tensor:
     """uint8 ``[n, 3, h, w]`` → `dtype`, ``(x / 255 − mean) / std`` per channel, on the tensor's device.
 
-    One multiplication and one addition: the division by 255 is folded into both.
+    One multiplication and one addition: the division by 255 is folded into both. In memory the numbers lie as the pixels did.
     """
     scale = to_device(torch.tensor([1 / (255 * s) for s in std]), pixels.device).view(1, 3, 1, 1)
     shift = to_device(torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]), pixels.device).view(1, 3, 1, 1)
-    return torch.addcmul(shift, pixels.to(torch.float32), scale).to(dtype).contiguous()
+    return torch.addcmul(shift, pixels.to(torch.float32), scale).to(dtype)

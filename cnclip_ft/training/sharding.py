@@ -85,6 +85,8 @@ class Sharded(Whole):
 
         trained = copy.deepcopy(model)
         model.to("cpu")
+        for parameter in trained.parameters():  # FSDP2 takes no other order in memory
+            parameter.data = parameter.data.contiguous()
         for tower in (trained.image_tower, trained.text_tower):
             for block in tower.blocks()[1:-1]:  # stem, projections and what has no layers go with the root
                 unit = block[0] if isinstance(block, nn.ModuleList) else block

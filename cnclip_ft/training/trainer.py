@@ -350,6 +350,13 @@ class Trainer:
         share = self.context.sharding.share
         placed = dict(enumerate(p for group in self.optimizer.param_groups for p in group["params"]))
         self.optimizer.load_state_dict(share(state["optimizer"], {"state": placed}))
+        for (
+            parameter,
+            moments,
+        ) in self.optimizer.state.items():  # fused kernels want them to lie in memory as the weights do
+            for name, moment in moments.items():
+                if moment.shape == parameter.shape and moment.stride() != parameter.stride():
+                    moments[name] = torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
         if self.scaler.is_enabled() and state["scaler"]:  # on another kind of device the precision may be another
             self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:

@@ -116,6 +116,16 @@ for name in sys.argv[2:]:
     again, _ = open_clip.create_model_from_pretrained(f"local-dir:{place / name}.out")
     with torch.no_grad():
         assert torch.equal(again.eval().encode_image(rule.normalise(pixels)), expected)
+    # Channels lie together through a tower of convolutions, from the first one on, where the device wants it so.
+    model.image_tower.channels_last_on = tuple({"cuda": "cpu"}[kind] for kind in model.image_tower.channels_last_on)
+    convolutions, found = [m for m in model.image_tower.modules() if isinstance(m, torch.nn.Conv2d)], []
+    for module in convolutions:
+        module.register_forward_pre_hook(lambda m, given: found.extend(
+            t.is_contiguous(memory_format=torch.channels_last) for t in (given[0], m.weight)))
+    before = model.eval().image_features(pixels)
+    found.clear()
+    torch.testing.assert_close(model.to("cpu").image_features(pixels), before, atol=1e-5, rtol=1e-5)
+    assert all(found) if len(convolutions) > 1 else found == [False, False]
 print("done")
 """
 ENCODER = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 1, "intermediate_size": 128, "type_vocab_size": 1,

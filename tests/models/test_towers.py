@@ -7,9 +7,11 @@ import json
 import pytest
 import torch
 
+from cnclip_ft.data.augment import augment
 from cnclip_ft.models.checkpoints import load, save_checkpoint
 from cnclip_ft.models.preprocessing import OPENAI_MEAN, OPENAI_STD, normalise
 from cnclip_ft.models.start import build_start
+from cnclip_ft.recipe import Augmentation
 from data_tools.errors import RequestError
 from tests.models.helpers import RESNET, TEXT, VIT, features, pixels, small, tensors
 
@@ -53,16 +55,46 @@ def test_gradient_checkpointing_changes_no_gradient(spec):
             torch.testing.assert_close(other[name], gradients[0][name], atol=1e-6, rtol=1e-4)
 
 
-def test_channels_together_change_no_feature(monkeypatch):
-    model, formats = small(RESNET), []
-    for block in model.image_tower.visual.layer1:
-        block.register_forward_hook(
-            lambda _module, _inputs, out: formats.append(out.is_contiguous(memory_format=torch.channels_last))
-        )
-    before = features(model)
+def orders(model, pixels) -> list[bool]:
+    """Of every convolution of the image tower, the first one first: whether what it is given and its weight have their channels
+    together in memory."""
+    found = []
+
+    def look(module, inputs):
+        tensors = (inputs[0], module.weight)
+        found.extend(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in tensors)
+
+    hooks = [m.register_forward_pre_hook(look) for m in model.image_tower.modules() if isinstance(m, torch.nn.Conv2d)]
+    with torch.no_grad():
+        model.image_features(pixels)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_channels_lie_together_all_the_way_through_a_resnet(monkeypatch, augmented):
+    """As a loader decodes pictures, and as the device augments them; on a device that wants it so, and back again."""
+    model = small(RESNET)
+    some = pixels(model.image_size).contiguous(memory_format=torch.channels_last)  # as `decode` gives them
+    if augmented:
+        some = augment(some, Augmentation(crop=0.5, colour=0.3, operations=2))
+    before, expected = features(model), model.image_features(some)
+    assert not any(orders(model, some)[:2])
     monkeypatch.setattr(type(model.image_tower), "channels_last_on", ("cpu",))
+    model.to("cpu")
+    found = orders(model, some)
+    assert len(found) > 20 and all(found)
     torch.testing.assert_close(features(model), before, atol=1e-5, rtol=0)
-    assert formats == [False, True]
+    torch.testing.assert_close(model.image_features(some), expected, atol=1e-5, rtol=0)
+    monkeypatch.setattr(type(model.image_tower), "channels_last_on", ("cuda",))
+    model.to("cpu")
+    assert not any(orders(model, some)[:2]) and torch.equal(features(model), before)
+
+
+def test_patches_are_cut_from_pictures_plane_by_plane():
+    some = pixels(32).contiguous(memory_format=torch.channels_last)
+    assert orders(small(), some) == [False, False]
 
 
 def test_patch_dropping_only_in_training_and_only_a_share():

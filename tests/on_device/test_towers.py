@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from cnclip_ft.models.checkpoints import load
 from cnclip_ft.models.start import build_start
+from cnclip_ft.training.trainer import Trainer
 from tests.evaluation import tiny
 from tests.families.cards import CARDS
 from tests.families.test_families import photos
@@ -19,14 +22,17 @@ def resnet(device: torch.device):
     return tiny_model(image={"kind": "resnet", "layers": layers, "width": width, "heads": 2, "image_size": side})
 
 
-def test_a_resnet_gives_the_cpu_s_features_channels_last_too(device):
+def test_a_resnet_gives_the_cpu_s_features_channels_last_too(device, monkeypatch):
     model = resnet(device).eval()
     pixels = random_batch(model, 3)["pixels"]
     with torch.no_grad():
         expected = model.double().image_features(pixels)
         found = model.float().to(device).image_features(pixels.to(device))
-        last = model.to(memory_format=torch.channels_last).image_features(pixels.to(device))
-    for features in (found, last):
+        monkeypatch.setattr(type(model.image_tower), "channels_last_on", (device.type,))
+        last = model.to(device).image_features(pixels.to(device))
+        monkeypatch.setattr(type(model.image_tower), "channels_last_on", ("meta",))
+        apart = model.to(device).image_features(pixels.to(device))
+    for features in (found, last, apart):
         torch.testing.assert_close(features.cpu().double(), expected, atol=2e-3, rtol=0)
 
 
@@ -43,6 +49,33 @@ def test_statistics_shared_over_devices_equal_those_of_one(device):
     torch.testing.assert_close(shared.image_features(pixels).detach(), expected, atol=1e-4, rtol=1e-4)
     for name, buffer in shared.named_buffers():
         torch.testing.assert_close(buffer, statistics[name], atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_moments_lie_in_memory_as_the_weights_of_another_device(ready, monkeypatch, device):
+    """A state of a device that keeps channels apart goes on where they are together, and the other way round: fused optimizers take no mixture."""
+    tower = type(resnet(torch.device("cpu")).image_tower)
+    start = {"image": {"kind": "resnet", "layers": [1, 1, 1, 1], "width": 16, "heads": 2, "image_size": 64},
+             "text": {"hidden": 32, "layers": 2, "heads": 2, "dropout": 0.0}, "projection": 16}  # fmt: skip
+    here, elsewhere = (device.type,), ("meta",)
+    for first, second in ((elsewhere, here), (here, elsewhere)):
+        losses = {}
+        for change in (False, True):
+            monkeypatch.setattr(tower, "channels_last_on", first)
+            trainer = ready(stage={"steps": 9}, precision="fp32", layers=0, start=start)
+            batches = trainer.batches()
+            for _ in range(2):
+                trainer.take(next(batches))
+            if change:
+                monkeypatch.setattr(tower, "channels_last_on", second)
+                trainer = Trainer(trainer.context, trainer.plan, trainer.whole, copy.deepcopy(trainer.state_dict()))
+            parameters = list(trainer.optimizer.state)
+            assert any(not p.is_contiguous() for p in parameters) is ((second if change else first) == here)
+            assert all(
+                m.stride() == p.stride() for p in parameters for m in trainer.optimizer.state[p].values() if m.ndim
+            )
+            batches = trainer.batches()
+            losses[change] = [trainer.take(next(batches)).loss.item() for _ in range(3)]
+        assert losses[True] == pytest.approx(losses[False], abs=2e-4)
 
 
 def test_a_second_family_steps_like_on_the_cpu(device, letters, stores, tmp_path, elsewhere):

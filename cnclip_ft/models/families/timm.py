@@ -14,7 +14,7 @@ from accelerate import init_empty_weights
 from pydantic import Field, model_validator
 from torch import nn
 
-from cnclip_ft.models.contract import ImageTower
+from cnclip_ft.models.contract import CONVOLUTIONS_LIKE, ImageTower, convolutional
 from cnclip_ft.models.families.numbers import unusual_rule, with_picture_rule
 from cnclip_ft.models.family import Family
 from cnclip_ft.models.preprocessing import SquarePicture
@@ -94,6 +94,7 @@ class TimmTower(ImageTower):
         # Weights without memory, whatever device is the default; buffers are numbers that may stand in no file.
         with torch.device("cpu"), init_empty_weights(include_buffers=False):
             self.visual = TimmModel(numbers["name"], numbers["pool"], numbers["head"], numbers["head_bias"], output_dim)
+        self.channels_last_on = CONVOLUTIONS_LIKE if convolutional(self.visual.trunk) else ()
         self.preprocessing = SquarePicture(numbers["image_size"])
         self.output_dim = output_dim
 

@@ -17,7 +17,7 @@ import torch.utils.checkpoint
 from pydantic import Field
 from torch import nn
 
-from cnclip_ft.models.contract import ImageTower
+from cnclip_ft.models.contract import CONVOLUTIONS_LIKE, ImageTower
 from cnclip_ft.models.families.chinese_clip.catalog import ResNet
 from cnclip_ft.models.families.fresh import check_new_size, from_recipe
 from cnclip_ft.models.families.numbers import resize_positions, unusual_rule, with_picture_rule
@@ -139,9 +139,7 @@ class ModifiedResNet(nn.Module):
 class ResNetTower(ImageTower):
     """RN50's image tower and smaller ones like it; the pooling projects, so `project` is the identity."""
 
-    # Devices whose convolutions want the channels together in memory: tensor cores do (PyTorch's channels-last tutorial);
-    # on two CPU cores it was 2 %.
-    channels_last_on = ("cuda",)
+    channels_last_on = CONVOLUTIONS_LIKE
 
     kind, schema = "resnet", Resnet
     preprocessing: SquarePicture
@@ -184,8 +182,6 @@ class ResNetTower(ImageTower):
         return asdict(self.numbers) | unusual_rule(self.preprocessing)
 
     def trunk(self, pixels: torch.Tensor) -> torch.Tensor:
-        if pixels.device.type in self.channels_last_on:
-            pixels = pixels.contiguous(memory_format=torch.channels_last)  # every layer passes it on
         if not (self.checkpointing and self.training):
             return self.visual(pixels)
         x = self.visual.stem(pixels)
