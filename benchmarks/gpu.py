@@ -248,6 +248,7 @@ def profile(side: Ours, batch: int) -> str:
             stage.trainer.take(ready)
         wait()
         wall = time.perf_counter() - began
+        waited += stage.trainer.waited_for_decoding()
     name = "self_device_time_total" if DEVICE == "cuda" else "self_cpu_time_total"
     rows = sorted(seen.key_averages(), key=lambda row: -getattr(row, name))
     if DEVICE == "cuda":

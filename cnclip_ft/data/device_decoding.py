@@ -7,6 +7,7 @@ replaced in the same way. Only steps of training decode so; what is judged or ke
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from importlib.util import find_spec
@@ -183,6 +184,8 @@ class OnDevice:
         self.decoder, self.preprocessing, self.device, self.whole = decoder, preprocessing, device, whole
         # Beside what the device computes of the step before; the batch waits for it, the CPU does not.
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        # When the device was done with what was asked of it before a batch, and with decoding the batch.
+        self._waits: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
 
     def __call__(
         self, pairs: np.ndarray, files: list[np.ndarray], places: np.ndarray, decoded: torch.Tensor | None
@@ -207,9 +210,22 @@ class OnDevice:
                 faults += [sample["fault"]] if sample["fault"] else []
         if self._stream is not None:
             now = torch.cuda.current_stream(self.device)
+            free, there = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            free.record(now)
+            there.record(self._stream)
+            self._waits.append((free, there))
             now.wait_stream(self._stream)
             pixels.record_stream(now)
         return pixels, faults
+
+    def waited(self) -> float:
+        """Seconds that the device stood still for pictures it decoded, since this was asked; batches that are not there yet are told
+        later. Nothing is waited for."""
+        seconds = 0.0
+        while self._waits and all(event.query() for event in self._waits[0]):
+            free, decoded = self._waits.popleft()
+            seconds += max(free.elapsed_time(decoded), 0.0) / 1000
+        return seconds
 
     def _fill(self, pixels: torch.Tensor, files: list[np.ndarray], places: list[int]) -> list[int]:
         """Places of the files that could not be decoded."""

@@ -66,13 +66,18 @@ def _autocontrast(x: torch.Tensor, _amount: torch.Tensor) -> torch.Tensor:
 
 
 def _equalise(x: torch.Tensor, _amount: torch.Tensor) -> torch.Tensor:
-    """Every channel's grey levels spread evenly over 0 … 255."""
-    levels = x.round().clamp(0, 255).long().flatten(2)
-    counts = torch.zeros(*levels.shape[:2], 256, device=x.device).scatter_add_(
-        2, levels, torch.ones_like(levels, dtype=x.dtype)
-    )
-    below = counts.cumsum(2) - counts / 2
-    return (below.gather(2, levels) * (255 / levels.shape[2])).view_as(x)
+    """Every channel's grey levels spread evenly over 0 … 255.
+
+    Levels are counted in a sorted row: histograms, `scatter_add` and sums along floats are not deterministic on a card, and torch
+    refuses some of them where it was asked to be.
+    """
+    levels = x.round().clamp(0, 255).to(torch.uint8).flatten(2)
+    edges = torch.arange(257, dtype=torch.int16, device=x.device).expand(*levels.shape[:2], 257).contiguous()
+    below = torch.searchsorted(
+        levels.to(torch.int16).sort(2).values, edges
+    ).float()  # of 257 levels: pixels that are darker
+    middle = (below[..., :-1] + below[..., 1:]) / 2
+    return (middle.gather(2, levels.long()) * (255 / levels.shape[2])).view_as(x)
 
 
 OPERATIONS: dict[str, Operation] = {

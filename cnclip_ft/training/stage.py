@@ -196,6 +196,7 @@ class StageRun:
     def _tell(self) -> None:
         """Say what came of the steps that the device has done."""
         meter, plan, every = self.meter, self.plan, self.context.recipe.log_every
+        meter.waited += self.trainer.waited_for_decoding()
         for done in self.trainer.settled:
             if done.usable:
                 meter.add(done.loss, done.accuracy, plan.setting.batch_size)

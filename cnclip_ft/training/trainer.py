@@ -83,6 +83,7 @@ class Trainer:
         self.step: int = state["step"] if state is not None else 0
         self.skipped: int = state["skipped"] if state is not None else 0
         self.settled: list[Outcome] = []
+        self._on_device: OnDevice | None = None
         self._under_way: tuple[int, float, Reading] | None = None  # step, its rate, its numbers
         # What is drawn for new layers depends on nothing that came before, and is the same on every device.
         seed_step(context.recipe.seed, plan.number, MOST_STEPS + 1, 0)
@@ -177,17 +178,21 @@ class Trainer:
             context.recipe.data.reduced_jpegs,
             as_file=None if decoder is None else for_device,
         )
-        on_device = None
+        self._on_device = None
         if decoder is not None and isinstance(preprocessing, SquarePicture):
-            on_device = OnDevice(decoder, preprocessing, context.device, partial(dataset.sample, decoded=True))
+            self._on_device = OnDevice(decoder, preprocessing, context.device, partial(dataset.sample, decoded=True))
         sampler = StageSampler(self.plan.order, self.step, self.plan.total, context.rank, context.world)
         # Without pictures to decode, worker processes would cost more than they bring.
         count = 0 if cached else context.workers if workers is None else workers
         pin = context.device.type == "cuda"
         loader = make_loader(
-            dataset, sampler, context.tokenizer, count, pin=pin, lengths=self._lengths(), on_device=on_device
+            dataset, sampler, context.tokenizer, count, pin=pin, lengths=self._lengths(), on_device=self._on_device
         )
         return iter(loader)
+
+    def waited_for_decoding(self) -> float:
+        """Seconds that the device stood still for pictures it decodes itself, of steps that it has done since this was asked."""
+        return 0.0 if self._on_device is None else self._on_device.waited()
 
     def sizing(self) -> Sizing | None:
         """Measures how many workers the stage needs; None where that is given, or nothing is decoded by workers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnclip_ft.data.augment import augment
 from cnclip_ft.data.rand_augment import OPERATIONS, rand_augment
@@ -71,3 +72,56 @@ def test_equalised_levels_are_spread():
     out = OPERATIONS["equalise"](x, torch.zeros(1))
     assert out.min() < 10 and out.max() > 245 and abs(out.mean().item() - 127.5) < 1
     assert out.std() > x.std() * 4
+
+
+# Of torch's list for `use_deterministic_algorithms`, what may be met in a forward: on a card these give other bits every time, and
+# are done another way, or refused, where the same bits were asked for. `cumsum` of floats is on it.
+NOT_DETERMINISTIC = {
+    "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_", "index_add", "index_add_", "index_copy", "index_copy_", "histc",
+    "bincount", "kthvalue", "median", "mode", "put_", "histogram", "_unique2", "cumsum", "cumprod", "logcumsumexp", "resize_",
+}  # fmt: skip
+
+
+class Operators(TorchDispatchMode):
+    """Names of what is called, as far as other bits may come of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name, self.count = func.__name__.partition(".")[0], self.count + 1
+        sums = name in ("index_put", "index_put_", "_index_put_impl_") and (kwargs or {}).get(
+            "accumulate", len(args) > 3 and args[3]
+        )
+        if sums or (name in NOT_DETERMINISTIC and not (name == "cumsum" and not args[0].is_floating_point())):
+            self.found.add(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_no_operation_gives_other_bits_on_a_card(name):
+    with Operators() as seen:
+        OPERATIONS[name](pictures(2).float(), torch.tensor([0.4, -0.7]))
+    assert not seen.found and seen.count > 2
+
+
+def test_augmentation_gives_the_same_bits_on_a_card():
+    everything = Augmentation(crop=0.5, colour=0.3, mirror=True, operations=3)
+    with Operators() as seen:
+        augment(pictures(40), everything)
+    assert not seen.found
+    with Operators() as seen:  # it would have been seen
+        torch.zeros(3).scatter_add_(0, torch.tensor([0, 0]), torch.ones(2)).cumsum(0)
+        torch.zeros(3).index_put_((torch.tensor([1, 1]),), torch.ones(2), accumulate=True)
+    assert seen.found == {"scatter_add_", "cumsum", "index_put_"}
+
+
+def test_equalised_levels_are_places_in_the_order():
+    """Of every pixel: those darker, and half of those that are as dark."""
+    x = torch.randint(0, 256, (2, 3, 8, 8), generator=torch.Generator().manual_seed(0)).float()
+    found = OPERATIONS["equalise"](x, torch.zeros(2))
+    for row, out in zip(x.flatten(0, 1).flatten(1), found.flatten(0, 1).flatten(1), strict=True):
+        places = [(row < value).sum() + (row == value).sum() / 2 for value in row]
+        torch.testing.assert_close(out, torch.stack(places) * (255 / 64), rtol=0, atol=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -203,3 +204,58 @@ def test_it_is_chosen_by_itself_only_with_the_library_made_for_it(monkeypatch):
     there -= {"nvidia"}
     assert choose_decoder("auto", card, rule)[0] is None
     assert type(choose_decoder("device", card, rule)[0]).__name__ == "Torchvision"
+
+
+class Stream:
+    """A device's queue whose clock stands where it is set, in milliseconds; None: it has not come so far."""
+
+    def __init__(self) -> None:
+        self.clock: float | None = 0.0
+
+    def wait_stream(self, other) -> None:
+        pass
+
+
+class Event:
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self, stream: Stream) -> None:
+        self.stream, self.at = stream, stream.clock
+
+    def query(self) -> bool:
+        self.at = self.stream.clock if self.at is None else self.at
+        return self.at is not None
+
+    def elapsed_time(self, other: Event) -> float:
+        return other.at - self.at
+
+
+def test_what_a_device_stands_still_for_its_own_decoding_counts_as_waiting(store, monkeypatch):
+    """From when it was done with the step before until the batch was there; not what it decodes beside a step, and nothing
+    is waited for."""
+    steps, decoding = Stream(), Stream()
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: steps)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _stream: nullcontext())
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
+    rule = SquarePicture(32)
+    on_device = OnDevice(PillowDecoder(), rule, CPU, lambda _pair: {})
+    file = np.frombuffer(jpeg(picture(60, 50)), np.uint8)
+    for_one = (np.zeros(1, np.int64), [file], np.zeros(1, np.int64), None)
+    on_device(*for_one)
+    assert (
+        on_device.waited() == 0.0 and not on_device._waits
+    )  # a CPU decodes while the loader is asked, which is timed there
+    on_device._stream = decoding
+    found = []
+    for free, there in ((100.0, 130.0), (200.0, 190.0), (300.0, 305.0)):
+        steps.clock, decoding.clock = free, there
+        on_device(*for_one)
+    assert on_device.waited() == pytest.approx(0.035) and on_device.waited() == 0.0
+    steps.clock, decoding.clock = None, 500.0
+    on_device(*for_one)
+    found.append(on_device.waited())
+    steps.clock = 480.0
+    found.append(on_device.waited())
+    assert found == [0.0, pytest.approx(0.02)]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from cnclip_ft.data.augment import augment
 from cnclip_ft.recipe import Augmentation
 from cnclip_ft.training.loss import ContrastiveObjective, SigmoidObjective
+from tests.training.helpers import random_batch, tiny_model
 from tests.training.test_loss import brute_info_nce, features
 
 EXACT_OR_NEAR = [(torch.float64, 1e-10), (torch.float32, 2e-5)]
@@ -102,3 +103,10 @@ def test_augmentation_draws_the_same_on_every_device(device, setting):
     found = augment(pixels.to(device), setting, torch.Generator().manual_seed(7)).cpu()
     away = (found.int() - expected.int()).abs()
     assert (expected != pixels).any() and away.float().mean() < 0.5 and (away <= 2).float().mean() > 0.99
+
+
+def test_augmentation_gives_the_same_bits_every_time(device, deterministic):
+    some, draws = random_batch(tiny_model(), 40)["pixels"].to(device), torch.Generator()
+    everything = Augmentation(crop=0.5, colour=0.3, operations=3)
+    found = [augment(some, everything, draws.manual_seed(0)).cpu() for _ in range(3)]
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])

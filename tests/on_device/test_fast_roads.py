@@ -14,9 +14,10 @@ from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.training import context as context_module
 from cnclip_ft.training import fp8
 from cnclip_ft.training.run import train
+from cnclip_ft.training.trainer import Trainer
 from data_tools.store import StoreWriter
 from tests.data.jpeg_decoders import PillowDecoder, hurt
-from tests.training.helpers import prepared, tiny_recipe
+from tests.training.helpers import prepared, records, tiny_recipe
 from tests.training.test_fp8 import rounded
 
 
@@ -69,16 +70,30 @@ def test_a_stage_trains_as_well_on_pictures_decoded_by_the_device(device, decode
         )
         trainer = prepared(recipe)
         assert (trainer.context.decoder is not None) is (where == "device")
-        taken, faults = [], []
+        taken, faults, waits = [], [], []
         for batch in trainer.batches():
             faults += batch["faults"]
             taken.append(trainer.take(batch).loss.item())
+            waits.append(trainer.waited_for_decoding())
+        assert all(wait >= 0 for wait in waits) and ((where, device.type) == ("device", "cuda") or not any(waits))
         return taken, faults
 
     (found, named), (expected, right) = steps("device"), steps("workers")
     assert len(found) == 5 and found == pytest.approx(expected, abs=2e-3)
     # Forty pictures in five batches, each once; the damaged ones are among them.
     assert sorted(named) == sorted(right) and len(named) == 2
+
+
+def test_the_journal_counts_it_as_waiting_for_data(stores, tmp_path, monkeypatch):
+    """Like what workers are waited for, at every line once."""
+    told = iter([0.0, *[3600.0] * 100])
+    monkeypatch.setattr(
+        Trainer, "waited_for_decoding", lambda trainer: next(told) if trainer.plan.name == "contrast" else 0.0
+    )
+    short = {"steps": 2, "validate_every": 2}
+    assert train(tiny_recipe(stores, output=str(tmp_path / "run"), align=short, contrast=short))
+    found = {(line["stage"], line["step"]): line["data_wait"] for line in records(tmp_path / "run")}
+    assert all(found["align", step] < 1 for step in (1, 2)) and found["contrast", 2] > 100
 
 
 def test_the_frozen_trunk_is_away_while_its_features_are_trained_on(device, sized, stores, tmp_path, monkeypatch):
