@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 
 from data_tools.errors import DataFault
 
@@ -19,6 +21,14 @@ def detect_language(text: str) -> str | None:
     if _HAN.search(text):
         return "mixed" if _WORD.search(text) else "zh"
     return "en" if _WORD.search(text) else None
+
+
+def main_language(texts: Iterable[str], marks: Iterable[str | None]) -> str | None:
+    """``zh`` or ``en``, whichever more of the texts are in, by their marks and, where there is none, by their letters; ``mixed``
+    counts as Chinese. None where neither leads."""
+    counts = Counter(mark or detect_language(text) for text, mark in zip(texts, marks, strict=True))
+    chinese, english = counts["zh"] + counts["mixed"], counts["en"]
+    return None if chinese == english else "zh" if chinese > english else "en"
 
 
 def read_language(value: object) -> str | None:

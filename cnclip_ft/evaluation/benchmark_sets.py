@@ -16,6 +16,7 @@ from cnclip_ft.features.sources import Source, open_source, store_source
 from data_tools.annotations import check_text, parse_image, parse_json, read_texts
 from data_tools.errors import DataFault, RequestError
 from data_tools.items import ImageItem, located
+from data_tools.language import main_language
 from data_tools.regular import sha256
 from data_tools.store import Id, is_store
 from data_tools.text_files import TextFile, read_lines
@@ -180,11 +181,10 @@ def _open(about: BenchmarkSet, folder: Path, data: Path, languages: Sequence[str
 
 def _refuse_other_language(about: BenchmarkSet, source: Source) -> None:
     """Chinese captions in the folder of an English set would stand beside results on English ones."""
-    marks = ["zh" if mark == "mixed" else mark for mark in source.split.languages if mark is not None]
-    others = sum(mark != about.languages[0] for mark in marks)
-    if 2 * others > len(marks):
+    found = main_language(source.split.texts, source.split.languages)
+    if found not in (None, *about.languages):
         raise RequestError(
-            f"{source.path}: {others:,} of {len(source.split.texts):,} texts are not in the language of {about.title} "
+            f"{source.path}: most of its {len(source.split.texts):,} texts are {found}, not in the language of {about.title} "
             f"({about.languages[0]}). Put each language in the folder of its own set, as flickr30k-cn and flickr30k."
         )
 

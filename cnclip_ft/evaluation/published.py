@@ -17,17 +17,17 @@ Recalls = tuple[float, float | None, float | None]  # some print recall@1 alone
 
 @dataclass(frozen=True)
 class PublishedSplit:
-    """A split the paper scores, how a path says so, and what is known of its size."""
+    """A split the paper scores, how a path says so, and its size; all are in Chinese."""
 
     title: str
     split: str
     marks: tuple[str, ...]  # found in the path, after case, "-" and "_" are dropped
-    images: int | None = None
-    texts: int | None = None
+    images: int
+    texts: int
 
 
 SPLITS = {
-    "muge": PublishedSplit("MUGE", "valid", ("muge",)),
+    "muge": PublishedSplit("MUGE", "valid", ("muge",), 29806, 5008),
     "flickr30k-cn": PublishedSplit("Flickr30K-CN", "test", ("flickr30k", "f30k"), 1000, 5000),
     "coco-cn": PublishedSplit("COCO-CN", "test", ("cococn",), 1000, 1053),
 }
@@ -213,11 +213,13 @@ def recognise(path: Path) -> str | None:
     return None
 
 
-def size_warning(dataset: str, images: int, texts: int) -> str | None:
-    """What to say when the split is not as large as the one the paper scores."""
+def pool_warning(dataset: str, images: int, texts: int, language: str | None) -> str | None:
+    """What to say when the split is not as large as the one the paper scores, or in another language."""
     known = SPLITS[dataset]
+    if language == "en":
+        return f"the published numbers are for the Chinese texts of {known.title}; most of these are English"
     wanted = [(known.images, images, "images"), (known.texts, texts, "texts")]
-    wrong = [f"{found:,} {what} instead of {number:,}" for number, found, what in wanted if number and number != found]
+    wrong = [f"{found:,} {what} instead of {number:,}" for number, found, what in wanted if number != found]
     if not wrong:
         return None
     return (

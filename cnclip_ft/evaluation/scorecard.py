@@ -21,6 +21,7 @@ from cnclip_ft.retrieval.recall import RetrievalScores, recall
 from cnclip_ft.runtime import parse_device
 from data_tools.columns import refuse_unknown
 from data_tools.errors import RequestError
+from data_tools.language import main_language
 from data_tools.store import open_store
 from data_tools.tables import fitted
 
@@ -200,14 +201,16 @@ def _add(
         card.notes.append(f"{name}: {about['truncated_texts']:,} texts were cut to the context length")
     dataset = options.dataset or published.recognise(path)
     if dataset not in (None, "none"):
-        rows = published.rows_for(dataset, size or "")
+        known = published.rows_for(dataset, size or "")
+        language = main_language(features.texts, features.languages)
+        warning = published.pool_warning(dataset, len(features.image_ids), len(features.text_ids), language)
+        rows = known if options.dataset or not warning else []  # beside another pool only where they are asked for
         entry["published"] = [row.as_dict() for row in rows]
         card.published += [row for row in rows if row not in card.published]
-        warning = published.size_warning(dataset, len(features.image_ids), len(features.text_ids))
-        if rows and warning:
-            card.notes.append(f"{name}: {warning}")
+        if known and warning:
+            card.notes.append(f"{name}: {warning}" + ("" if rows else f"; --dataset {dataset} shows them"))
             entry["published_note"] = warning
-        if not rows:
+        if not known:
             card.notes.append(
                 f"{name}: nothing is published for {published.SPLITS[dataset].title} and the size {size or 'of this model'}"
             )

@@ -258,7 +258,7 @@ def test_sets_that_cannot_be_scored_are_refused(tmp_path, data):
     (tmp_path / "english" / "coco" / "test_texts.jsonl").write_text(
         '{"text_id": 1, "text": "一只猫", "image_ids": [100], "language": "zh"}\n', encoding="utf-8"
     )
-    with pytest.raises(RequestError, match="1 of 1 texts are not in the language of COCO"):
+    with pytest.raises(RequestError, match="most of its 1 texts are zh, not in the language of COCO"):
         find_sets(tmp_path / "english", SETS)
     for name in ("coco_cn", "COCO-CN"):
         make_store(tmp_path / "twice" / name / "test", images=2)

@@ -4,8 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from cnclip_ft.evaluation.published import recognise, rows_for, size_warning
+from cnclip_ft.evaluation.options import Options
+from cnclip_ft.evaluation.published import pool_warning, recognise, rows_for
+from cnclip_ft.evaluation.scorecard import _add, _card
 from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
+from cnclip_ft.retrieval.recall import recall
+from tests.evaluation.tiny import random_split
 
 
 @pytest.mark.parametrize(
@@ -44,7 +48,32 @@ def test_every_published_size_is_one_of_the_catalogue(dataset):
             assert all(r1 < r5 < r10 for r1, r5, r10 in recalls) and len(row.cells()) == 10
 
 
+@pytest.mark.parametrize(
+    "folder,texts,images,shown",
+    [
+        ("Flickr30k-CN", "一只狗 {}", 1000, True),
+        ("flickr30k", "一只狗 {}", 1000, True),
+        ("flickr30k", "dog number {}", 1000, False),
+        ("Flickr30k-CN", "dog number {}", 1000, False),
+        ("Flickr30k-CN", "一只狗 {}", 900, False),
+    ],
+)
+def test_rows_stand_beside_their_own_pool_and_language_alone(folder, texts, images, shown):
+    features = random_split(images, 5000, dim=4)
+    features.texts = [texts.format(number) for number in range(5000)]
+    place, scores = Path("/data") / folder / "lmdb/test", recall(features)
+    for dataset in (None, "flickr30k-cn", "none"):
+        card = _card({})
+        _add(card, "test", features, scores, {}, "ViT-B-16", place, Options(dataset=dataset))
+        wanted = {None: shown, "flickr30k-cn": True, "none": False}[dataset]
+        assert [row.model for row in card.published] == ["Chinese-CLIP"] * 2 * wanted
+        said = "the published numbers are for" in " ".join(card.notes)
+        assert said == (not shown and dataset != "none") and (dataset != "none") == (
+            "published" in card.record["splits"]["test"]
+        )
+
+
 def test_another_split_than_the_papers_is_said():
-    assert size_warning("coco-cn", 1000, 1053) is None
-    assert "900 images instead of 1,000 and 1,000 texts instead of 1,053" in size_warning("coco-cn", 900, 1000)
-    assert size_warning("muge", 3, 3) is None
+    assert pool_warning("coco-cn", 1000, 1053, "zh") is None and pool_warning("muge", 29806, 5008, None) is None
+    assert "900 images instead of 1,000 and 1,000 texts instead of 1,053" in pool_warning("coco-cn", 900, 1000, "zh")
+    assert "most of these are English" in pool_warning("flickr30k-cn", 1000, 5000, "en")
