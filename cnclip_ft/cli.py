@@ -29,7 +29,7 @@ from cnclip_ft.commands import (
     tune,
 )
 from data_tools.errors import UserError
-from data_tools.tables import fitted, terminal_width
+from data_tools.tables import note
 from data_tools.terminal import use_plain_streams
 
 app = typer.Typer(
@@ -116,7 +116,7 @@ def main() -> None:
 
 def _say(text: str) -> None:
     with contextlib.suppress(OSError, ValueError):
-        print(fitted(text, terminal_width(sys.stderr)), file=sys.stderr)
+        note(text)
 
 
 def _mend(error: OSError) -> str:

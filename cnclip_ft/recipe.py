@@ -95,15 +95,17 @@ class TrainRule(Section):
             and int(words[1]) > 0
         )
         if part not in ("all", "trunk", "projection", "rest") and not ranged:
-            raise ValueError(f"'{part}' is not a part; use all, trunk, projection, rest, 'last N' or 'first N'")
+            raise ValueError(f"'{part}' is not a part: {{here}}=all, trunk, projection, rest, 'last N' or 'first N'")
         return part
 
     @model_validator(mode="after")
     def _lora_is_for_towers(self) -> TrainRule:
         if self.lora and (self.tower == "temperature" or self.part == "projection" or self.rate == 0):
-            raise ValueError("lora is for the layers of a tower that trains: take it out of this rule, or set a rate")
+            raise ValueError("lora is for the layers of a tower that trains: {here}.lora=null, or {here}.rate=1")
         if self.lora and self.layer_decay != 1:
-            raise ValueError("lora and layer_decay exclude each other: low-rank updates share one rate")
+            raise ValueError(
+                "lora and layer_decay exclude each other: low-rank updates share one rate: {here}.lora=null, or {here}.layer_decay=1"
+            )
         return self
 
 
@@ -122,7 +124,7 @@ class Objective(Section):
     def _smoothing_is_for_softmax(self) -> Objective:
         if self.kind == "sigmoid" and self.label_smoothing:
             raise ValueError(
-                "label_smoothing spreads the target of a softmax, and kind: sigmoid has none: {here}.label_smoothing=0, "
+                "label_smoothing spreads the target of a softmax, and a sigmoid has none: {here}.label_smoothing=0, "
                 "or {here}.kind=contrastive"
             )
         return self
@@ -295,10 +297,10 @@ class Stage(Section):
             )
         if self.kind == "teach":
             for name in ("objective", "augment", "views", "patch_dropout", "unmasked_steps"):
-                if getattr(self, name) != type(self).model_fields[name].default:
-                    raise ValueError(
-                        f"{name} is for pictures, and a teaching stage sees none: take {{here}}.{name} out"
-                    )
+                default = type(self).model_fields[name].default
+                if getattr(self, name) != default:
+                    typed = "{}" if isinstance(default, Section) else default
+                    raise ValueError(f"{name} is for pictures, and a teaching stage sees none: {{here}}.{name}={typed}")
             if self.interpolate and self.teach is not None and self.teach.keep == "last":
                 raise ValueError("interpolate chooses by score, keep: last does not: {here}.interpolate=null")
             if self.train in ("image", "both"):
@@ -306,7 +308,9 @@ class Stage(Section):
                     "a teaching stage sees no pictures, so the image tower cannot train: {here}.train=text"
                 )
         if isinstance(self.train, list) and all(rule.rate == 0 for rule in self.train):
-            raise ValueError("the table freezes everything, so the stage trains nothing: give a rule a rate above 0")
+            raise ValueError(
+                "the table freezes everything, so the stage trains nothing: give a rule a rate above 0, {here}.train.0.rate=1"
+            )
         return self
 
 
@@ -370,11 +374,15 @@ class Recipe(Section):
         split, score = score_path(self.best_by)
         sets = self.data.valid_sets()
         if split is not None and split not in sets:
-            raise ValueError(f"best_by names the split '{split}'; data.valid has {', '.join(sets)}")
+            raise ValueError(
+                f"best_by names the split '{split}'; data.valid has {', '.join(sets)}: best_by='{next(iter(sets))}: {score}'"
+            )
         judged = sets[split] if split is not None else next(iter(sets.values()))
         known = judged.scores if isinstance(judged, ZeroShot) else RECALLS
         if score not in known and (isinstance(judged, ZeroShot) or not is_recall(score)):
-            raise ValueError(f"best_by is '{self.best_by}', but scores there are {', '.join(known)}")
+            raise ValueError(
+                f"best_by is '{self.best_by}', but scores there are {', '.join(known)}: best_by='{split or next(iter(sets))}: {known[0]}'"
+            )
         return self
 
 

@@ -213,9 +213,9 @@ def score_path(best_by: str) -> tuple[str | None, str]:
     score = score.strip()
     if not is_recall(score) and score not in ZeroShot.scores:
         raise ValueError(
-            f"'{best_by}' is not a score; use mean_recall, or text_to_image or image_to_text with .r1, .r5, .r10 or "
-            ".mean_recall, behind zh., en. or languages. for a language by itself or the mean of both, "
-            "after 'split:' when another than the first validation split decides; of a zero_shot list "
-            f"{', '.join(ZeroShot.scores)}"
+            f"'{best_by}' is not a score: best_by=mean_recall, or best_by=text_to_image.r1 (or .r5, .r10, .mean_recall, or image_to_text), "
+            "best_by=en.text_to_image.r1 for a language by itself (or zh), best_by=languages.mean_recall for the mean of both, "
+            "best_by='SPLIT: mean_recall' when another than the first validation split decides; of a zero_shot list "
+            f"best_by='SPLIT: {'|'.join(ZeroShot.scores)}'"
         )
     return (split.strip() if colon else None), score

@@ -184,7 +184,9 @@ def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
     if device.type == "cuda":
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         if wanted == "bf16" and not has_bf16:
-            raise RequestError(f"precision: bf16, but {torch.cuda.get_device_name(device)} has none; use auto or fp16")
+            raise RequestError(
+                f"precision: bf16, but {torch.cuda.get_device_name(device)} has none: precision=auto or precision=fp16"
+            )
         if wanted != "auto":
             return wanted, _ASKED_FOR
         name = torch.cuda.get_device_name(device)
@@ -198,7 +200,9 @@ def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
             "{name} has no bf16; fp16 with loss scaling", "{name} 没有 bf16；用 fp16 并缩放损失", name=name
         )
     if wanted == "fp16":
-        raise RequestError(f"precision: fp16 needs a CUDA device, this run is on {device.type}; use auto, fp32 or bf16")
+        raise RequestError(
+            f"precision: fp16 needs a CUDA device, this run is on {device.type}: precision=auto, precision=fp32 or precision=bf16"
+        )
     if wanted != "auto":
         return wanted, _ASKED_FOR
     return "fp32", Said(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import html
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,6 +42,22 @@ def kept_columns(row: Mapping[str, Any], names: Iterable[str]) -> dict[str, Valu
 def shown(columns: Mapping[str, Value]) -> str:
     """For people, on one line: ``类目 女装 · 价格 99``."""
     return " · ".join(f"{name} {value}" for name, value in columns.items())
+
+
+_IN_A_PAGE = 60  # characters of a value below a thumbnail
+_LINK = re.compile(r"https?://\S+", re.IGNORECASE)
+
+
+def shown_in_page(columns: Mapping[str, Value]) -> str:
+    """The same as HTML for below a thumbnail: a line each, long values cut, links to follow; nothing where nothing is kept."""
+    lines = []
+    for name, value in columns.items():
+        text = str(value)
+        said = html.escape(text if len(text) <= _IN_A_PAGE else text[: _IN_A_PAGE - 1] + "…")
+        if _LINK.fullmatch(text):
+            said = f"<a rel='noopener noreferrer' href='{html.escape(text)}'>{said}</a>"
+        lines.append(f"<div class=kept>{html.escape(name)} {said}</div>")
+    return "".join(lines)
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ table.numbers tr:first-child th { white-space: normal; overflow-wrap: normal; ve
 pre { background: var(--hold); padding: 1em; overflow: auto; font-size: 13px }
 .hurts { color: var(--bad); font-weight: 600 } .row { display: flex; flex-wrap: wrap; gap: .8rem; margin: .5rem 0 1.2rem }
 figure { margin: 0; width: 168px; max-width: 46% } figure img { max-width: 100%; max-height: 160px; border: 1px solid var(--line); display: block }
-figcaption { font-size: 13px; overflow-wrap: anywhere } .missing { width: 100%; height: 60px; background: var(--hold) }
-.found figure { width: auto; padding: 4px; border: 3px solid transparent; text-align: center } .found figure.right { border-color: var(--good) }
+figcaption { font-size: 13px; overflow-wrap: anywhere } .kept { color: var(--soft) } .kept a { color: inherit } .missing { width: 100%; height: 60px; background: var(--hold) }
+.found figure { max-width: 168px; width: auto; padding: 4px; border: 3px solid transparent; text-align: center } .found figure.right { border-color: var(--good) }
 @media (min-width: 62rem) { .split { display: grid; grid-template-columns: 27rem 1fr; gap: 2rem } .split h3:first-child { margin-top: 0 } }
 .split > div { min-width: 0 } .split th { min-width: 10.5em } .curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); gap: 1rem } .curves svg { width: 100%; height: auto }
 svg text { fill: var(--soft); font-size: 11px } svg .name { fill: var(--ink); font-size: 13px } svg path { fill: none; stroke-width: 1.8; stroke-linecap: round; stroke-linejoin: round }

@@ -7,7 +7,6 @@ import os
 import secrets
 import shutil
 import stat
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from data_tools.atomic import mend_interrupted_swap, swap_in
 from data_tools.errors import RequestError, UserError
 from data_tools.lock import FileLock
 from data_tools.outputs import FolderKind
+from data_tools.tables import note
 
 OLD = "old"  # what stood at the place, where it and the new one cannot be exchanged at once
 MARKER = (
@@ -134,10 +134,7 @@ class Scratch:
             if kept is not None:
                 aside = self.place.with_name(f"cnclip-ft.{self.place.name}.{secrets.token_hex(4)}")
                 os.rename(before, aside)
-                print(
-                    f"note: {kept} is not of a {kind.name}: what was at {self.place} lies in {aside} now",
-                    file=sys.stderr,
-                )
+                note(f"note: {kept} is not of a {kind.name}: what was at {self.place} lies in {aside} now")
         else:
             before.unlink(missing_ok=True)
 

@@ -133,6 +133,11 @@ def say(text: str = "") -> None:
     print(fitted(text, terminal_width()), flush=True)
 
 
+def note(text: str) -> None:
+    """Print lines that fit the terminal, on standard error."""
+    print(fitted(text, terminal_width(sys.stderr)), file=sys.stderr, flush=True)
+
+
 def _wrapped(line: str, width: int) -> str:
     from rich.cells import cell_len
     from rich.console import Console

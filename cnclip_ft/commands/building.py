@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from data_tools.tables import note
+
 Threads = Annotated[int, typer.Option("--workers", help="Threads that read, check and re-encode pictures.")]
 
 
@@ -94,8 +96,5 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(
-            "stopped; the old store, if there was one, is untouched. The same command with --continue goes on.",
-            err=True,
-        )
+        note("stopped; the old store, if there was one, is untouched. The same command with --continue goes on.")
         raise typer.Exit(130) from None

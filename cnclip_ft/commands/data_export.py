@@ -36,7 +36,7 @@ def export(
 
     Example: cnclip-ft data export DIR/train --to webdataset --output tars
 
-    Example: cnclip-ft data export DIR/train --to official --where 类目=女装 --output clothes/lmdb/train
+    Example: cnclip-ft data export DIR/train --to official --output clothes --where 类目=女装
     """
     from data_tools.columns import parse_where
     from data_tools.exporting import export_store

@@ -42,7 +42,9 @@ Json = Annotated[
 ]
 Where = Annotated[
     list[str] | None,
-    typer.Option(metavar="CONDITION", help="On a kept column: 类目=女装, '价格<100'; may be repeated."),
+    typer.Option(
+        metavar="CONDITION", help="A condition on a column that is kept; may be repeated: 类目=女装 or '价格<100'."
+    ),
 ]
 Picture = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Draw it (.png, .svg, .pdf); needs cnclip-ft[plots].")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated
 
@@ -26,8 +27,9 @@ def list_() -> None:
 
     rows = []
     for name in shipped_recipes():
-        with find_recipe(name).open(encoding="utf-8") as file:
-            rows.append([name, file.readline().lstrip("# ").strip()])
+        lines = find_recipe(name).read_text(encoding="utf-8").splitlines()
+        first = takewhile(lambda line: line.strip("# "), lines)  # the paragraph it begins with
+        rows.append([name, " ".join(line.lstrip("# ") for line in first)])
     say(table(["recipe", "what it is for"], rows, text=(0, 1), width=terminal_width()))
 
 

@@ -10,7 +10,7 @@ import typer
 
 from cnclip_ft.commands.options import Device, Dtype, Origin, TrustImport, Where, Workers, defaults, spread
 from cnclip_ft.evaluation.options import Options
-from data_tools.tables import say
+from data_tools.tables import note, say
 
 if TYPE_CHECKING:
     from cnclip_ft.search.engine.engine import Found
@@ -110,7 +110,7 @@ def query(
 ) -> None:
     """Search with words, a picture, or both.
 
-    Example: cnclip-ft search query photos.index "一只在雪地里奔跑的狗" --not "草地" --top 20
+    Example: cnclip-ft search query index "雪地里奔跑的狗" --not 草地 --top 20
     """
     import json
 
@@ -129,7 +129,7 @@ def query(
     question.check()  # before the model is opened
     if question.where:
         Facets(opened).select(question.where)
-    engine = open_engine(index, **vars(opening), say=_note)
+    engine = open_engine(index, **vars(opening), say=note)
     (answer,) = engine.ask([question])
     if isinstance(answer, RequestError):
         raise answer
@@ -138,7 +138,7 @@ def query(
             typer.echo(json.dumps(_line(engine.index, rank, found), ensure_ascii=False))
         return
     if not answer:
-        _note("no picture meets the conditions" if limit is None else f"nothing reaches the threshold {limit:.4f}")
+        note("no picture meets the conditions" if limit is None else f"nothing reaches the threshold {limit:.4f}")
         return
     say(_table(answer))
 
@@ -165,10 +165,6 @@ def _table(answer: list[Found]) -> str:
     for row, found in zip(rows, answer, strict=True):
         row += [str(found.columns.get(name, "")) for name in kept]
     return table([*heads, *kept], rows, text=range(3, len(heads) + len(kept)), width=terminal_width())
-
-
-def _note(line: str) -> None:
-    typer.echo(line, err=True)
 
 
 @app.command()
@@ -214,7 +210,7 @@ def serve(
     )
     listener = web.listen(host, port)  # before the model: a port in use is said at once
     web.share_cores(opening.device)
-    engine = open_engine(index, **vars(opening), say=_note)
+    engine = open_engine(index, **vars(opening), say=note)
     prepared = engine.prepare()
     if prepared:
         say(f"prepared: {prepared}")
@@ -231,12 +227,12 @@ def serve(
     place = f"[{host}]" if ":" in host else host
     say(f"{len(engine.index):,} pictures at http://{place}:{listener.getsockname()[1]}/  (Ctrl-C stops)")
     if not local and password is None:
-        _note(
+        note(
             f"WARNING: {host} can be reached from other machines. Anyone who reaches this server can search and see "
             "every picture of the index; there is no password. Give one with --password-file FILE"
         )
     elif not local:
-        _note(
+        note(
             f"note: {host} can be reached from other machines; the password and the pictures travel unencrypted. "
             "Put a proxy that speaks https before it"
         )

@@ -41,7 +41,7 @@ class Visits:
         if self.steps < 1:
             raise RequestError(
                 f"an epoch of data.train visits {wanted.sum():g} pairs, fewer than a batch ({batch_size}): give "
-                f"{key}.batch_size={max(int(wanted.sum()), 2)} or less, or larger weights"
+                f"{key}.batch_size={max(int(wanted.sum()), 2)} or less, or larger weights, data.train.N.weight=W"
             )
         unit = batch_size if by_store else 1
         self.counts = unit * _apportioned(wanted, self.steps * batch_size // unit)
@@ -54,7 +54,7 @@ class Visits:
             if count == 0:
                 raise RequestError(
                     f"data.train: {span.name} (weight {span.weight:g}, {len(mine)} pairs) is never visited: its share of an epoch is "
-                    f"less than half a {'batch' if by_store else 'pair'}. Give it a larger weight, or take it out of the list"
+                    f"less than half a {'batch' if by_store else 'pair'}. Give it a larger weight, data.train.N.weight=W, or take it out of the list"
                     + (", or data.batches=mixed." if by_store else ".")
                 )
 

@@ -183,7 +183,8 @@ def check_vocabulary(tokenizer: Tokenizer, text: TextTower, source: str) -> None
     tokenizer.check_rows(text.vocab_size, source)
     if tokenizer.context_length > text.max_length:
         raise RequestError(
-            f"data.context_length is {tokenizer.context_length}, but the text tower has {text.max_length} positions"
+            f"data.context_length is {tokenizer.context_length}, but the text tower has {text.max_length} positions: "
+            f"data.context_length={text.max_length} or less"
         )
 
 

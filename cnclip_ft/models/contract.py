@@ -330,7 +330,9 @@ class ImageTower(Tower):
         Raises:
             RequestError: the tower has no such resolution.
         """
-        raise RequestError(f"image_size {image_size}: a tower of kind {cls.kind} has a size of its own; leave it out")
+        raise RequestError(
+            f"image_size {image_size}: a tower of kind {cls.kind} has a size of its own: model.image_size=null"
+        )
 
     def set_budget(self, max_patches: int) -> None:
         """See at most so many patches of a picture.
@@ -339,8 +341,8 @@ class ImageTower(Tower):
             RequestError: it sees all pictures in one size.
         """
         raise RequestError(
-            f"model.max_patches is {max_patches}: a tower of kind {self.kind} sees all pictures in one size; leave it out, or set "
-            "model.image_size"
+            f"model.max_patches is {max_patches}: a tower of kind {self.kind} sees all pictures in one size: "
+            "model.max_patches=null, or another size with model.image_size=N"
         )
 
     @property

@@ -50,7 +50,7 @@ def find(name: str | Path, source: str = "huggingface", *, folder: str | Path | 
     if os.path.isfile(replaced / "cnclip_ft.json"):  # a writer was killed between its two renames
         return replaced
     if source not in OWNERS:
-        raise RequestError(f"source is {source!r}; use {' or '.join(OWNERS)}")
+        raise RequestError(f"source is {source!r}; known are {' and '.join(OWNERS)}")
     architecture = ARCHITECTURES.get(str(name))
     if architecture is None and _is_repository(str(name)):
         return _repository(str(name), source)

@@ -168,8 +168,8 @@ def _whole(
             checkpoint.notes.append(
                 Said(
                     "texts are filled up to {given} tokens, not {own}, and padding is attended to: features are others than the "
-                    "author's. Leave data.context_length out if that is not meant",
-                    "文本补齐到 {given} token 而非 {own}，且会注意到填充：特征与作者的不同。若非本意，请去掉 data.context_length",
+                    "author's. If that is not meant: data.context_length=null",
+                    "文本补齐到 {given} token 而非 {own}，且会注意到填充：特征与作者的不同。若非本意，请设 data.context_length=null",
                     given=context_length,
                     own=model.context_length,
                 )
@@ -241,7 +241,9 @@ def _from_towers(
 def _new_image(spec: dict[str, Any], projection: int, image_size: int | None) -> ImageTower:
     kinds = {name: kind for name, kind in image_kinds().items() if kind.can_be_new}
     if spec.get("kind") not in kinds:
-        raise RequestError(f"model.start.image.kind is {spec.get('kind')!r}; use {' or '.join(kinds)} (or path)")
+        raise RequestError(
+            f"model.start.image.kind is {spec.get('kind')!r}; use {' or '.join(f'model.start.image.kind={kind}' for kind in kinds)} (or model.start.image=PATH)"
+        )
     return kinds[spec["kind"]].fresh(_without_kind(spec), projection, image_size)
 
 
@@ -265,7 +267,9 @@ def _image_tower(
     if not Path(str(spec)).expanduser().exists() and ":" in str(spec):
         tower = ImportedTower(str(spec), projection or PROJECTION)
         if image_size not in (None, tower.image_size):
-            raise RequestError(f"model.image_size is {image_size}, but {spec} takes {tower.image_size}; leave it out")
+            raise RequestError(
+                f"model.image_size is {image_size}, but {spec} takes {tower.image_size}: model.image_size=null"
+            )
         report.loaded.append((_IMAGE_TOWER, Said("{spec} (import path)", "{spec}（导入路径）", spec=spec)))
         report.new.append(f"image_tower.{tower.projection_name}")
         return tower, None
@@ -323,7 +327,9 @@ def _new_text(spec: dict[str, Any], projection: int) -> TextTower:
     kinds = {name: kind for name, kind in text_kinds().items() if kind.can_be_new}
     name = spec.get("kind", UNNAMED["text"])
     if name not in kinds:
-        raise RequestError(f"model.start.text.kind is {name!r}; use {' or '.join(kinds)} (or a folder or file)")
+        raise RequestError(
+            f"model.start.text.kind is {name!r}: {' or '.join(f'model.start.text.kind={kind}' for kind in kinds)} (or model.start.text=PATH)"
+        )
     return kinds[name].fresh(_without_kind(spec), projection)
 
 
@@ -369,7 +375,7 @@ def _half_of_whole(path: Path, pooling: str | None) -> TextHalf:
     if pooling is not None:
         if "pooling" not in numbers:
             raise RequestError(
-                f"model.start.pooling is {pooling!r}, but a text tower of kind {text_kind(numbers).kind} has its own; leave it out"
+                f"model.start.pooling is {pooling!r}, but a text tower of kind {text_kind(numbers).kind} has its own: model.start.pooling=null"
             )
         numbers = numbers | {"pooling": pooling}
     tensors, left_over = _half(checkpoint, text_kind(numbers), "text_tower.")

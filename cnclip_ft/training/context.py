@@ -207,7 +207,7 @@ def open_train(data: DataSection) -> PairStore | Mixture:
         if place in places:
             raise RequestError(
                 f"data.train.{number}.store: {each.store} stands in the list before. To visit its pairs more often give that entry "
-                "a weight of 2"
+                "another weight, data.train.N.weight=2"
             )
         places.add(place)
         parts.append(Part(store, each.weight, each.language))

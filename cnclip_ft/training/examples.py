@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from PIL import Image, ImageDraw
@@ -13,6 +13,7 @@ from data_tools import pictures
 from data_tools.contact_sheet import find_font
 from data_tools.errors import DataFault, RequestError
 from data_tools.store import PairStore
+from data_tools.store.layouts import Value
 
 QUERIES, SHOWN, SIDE = 8, 5, 112
 _GAP, _LINE = 6, 24
@@ -20,11 +21,21 @@ _RIGHT = (24, 150, 70)
 
 
 @dataclass
+class Retrieved:
+    """A picture found for a text; `right`: it belongs to the text."""
+
+    thumbnail: Image.Image
+    score: float
+    right: bool
+    columns: dict[str, Value] = field(default_factory=dict)  # kept with it
+
+
+@dataclass
 class Example:
-    """One text, and the pictures with the highest scores for it: (thumbnail, score, whether it belongs to the text)."""
+    """One text, and the pictures with the highest scores for it."""
 
     text: str
-    found: list[tuple[Image.Image, float, bool]]
+    found: list[Retrieved]
 
 
 def find_examples(
@@ -41,7 +52,12 @@ def find_examples(
         Example(
             features.texts[text],
             [
-                (thumbnail(store.image(features.image_ids[image])), score, (image, text) in right)
+                Retrieved(
+                    thumbnail(store.image(features.image_ids[image])),
+                    score,
+                    (image, text) in right,
+                    store.columns_of(features.image_ids[image]),
+                )
                 for image, score in zip(row.tolist(), values.tolist(), strict=True)
             ],
         )
@@ -74,10 +90,11 @@ def draw_panel(examples: list[Example]) -> Image.Image:
     for row, (example, head) in enumerate(zip(examples, heads, strict=True)):
         top = row * (cell + _LINE) + _GAP
         pen.text((_GAP, top), head, fill="black", font=font)
-        for column, (picture, _, right) in enumerate(example.found):
+        for column, found in enumerate(example.found):
             left = column * cell + _GAP
-            if right:
+            if found.right:
                 pen.rectangle((left - 3, top + _LINE - 3, left + SIDE + 3, top + _LINE + SIDE + 3), fill=_RIGHT)
                 pen.rectangle((left, top + _LINE, left + SIDE, top + _LINE + SIDE), fill="white")
+            picture = found.thumbnail
             panel.paste(picture, (left + (SIDE - picture.width) // 2, top + _LINE + (SIDE - picture.height) // 2))
     return panel

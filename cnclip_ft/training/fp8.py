@@ -34,7 +34,7 @@ def check_fp8(device: torch.device, precision: str, sharding: Whole) -> None:
         name = torch.cuda.get_device_name(device)
         lacks = f"needs a card of compute capability 8.9 or more (Ada, Hopper), and {name} has {found[0]}.{found[1]}"
     elif precision != "bf16":
-        lacks = f"goes with precision: bf16, and this run computes in {precision}; precision=bf16"
+        lacks = f"goes with bf16, and this run computes in {precision}: precision=bf16"
     elif isinstance(sharding, Sharded):
         lacks = "is not for weights spread over devices (FSDP2); train with whole weights"
     elif find_spec("torchao") is None:

@@ -33,12 +33,14 @@ def check_lora(model: DualEncoder, table: list[Entry]) -> None:
     try:
         import peft  # noqa: F401
     except ImportError:
-        raise RequestError("lora needs peft: pip install 'cnclip-ft[lora]', or take lora out of the table") from None
+        raise RequestError(
+            "lora needs peft: pip install 'cnclip-ft[lora]', or stages.STAGE.train.N.lora=null"
+        ) from None
     for tower in ("image", "text"):
         if any(e.lora and e.tower == tower for e in table) and not _targets(model, table, tower):
             raise RequestError(
                 f"the rules with lora cover no linear layer of the {tower} tower; lora has nothing to act on there. "
-                "Leave lora out, or choose another part."
+                "Give stages.STAGE.train.N.lora=null, or another stages.STAGE.train.N.part=PART."
             )
 
 

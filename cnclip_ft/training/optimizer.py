@@ -81,9 +81,13 @@ def build_table(model: DualEncoder, objective: Objective, rules: list[TrainRule]
         entries.append(Entry("logit_bias", bias, "temperature", rate if objective.biased else 0.0, False))
     for number, rule in enumerate(rules):
         if number not in used and rule.part != "rest":
-            raise RequestError(f"the train table's rule ({rule.tower}, {rule.part}) covers no parameter; leave it out")
+            raise RequestError(
+                f"the train table's rule ({rule.tower}, {rule.part}) covers no parameter: take it out, or give it another part with stages.STAGE.train.{number}.part=PART"
+            )
     if not any(entry.rate for entry in entries if entry.tower != "temperature"):
-        raise RequestError("the stage trains nothing: every tower is frozen. Give a tower a rate above 0")
+        raise RequestError(
+            "the stage trains nothing: every tower is frozen. Give a tower a rate above 0, stages.STAGE.train.N.rate=1"
+        )
     return entries
 
 

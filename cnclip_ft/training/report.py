@@ -15,6 +15,7 @@ from cnclip_ft.training.curves import curves
 from cnclip_ft.training.examples import Example
 from cnclip_ft.training.validation import cell, columns
 from data_tools.atomic import whole_file
+from data_tools.columns import shown_in_page
 from data_tools.page_style import END, beginning
 from data_tools.words import Said, said_in
 
@@ -91,8 +92,9 @@ def _row_name(name: str) -> str:
 
 def _example(example: Example) -> str:
     figures = "".join(
-        f"<figure{' class=right' if right else ''}><img alt='' src='{_data(picture)}'><figcaption>{score:.3f}</figcaption></figure>"
-        for picture, score, right in example.found
+        f"<figure{' class=right' if found.right else ''}><img alt='' src='{_data(found.thumbnail)}'>"
+        f"<figcaption>{found.score:.3f}{shown_in_page(found.columns)}</figcaption></figure>"
+        for found in example.found
     )
     return f"<div class=query><div>{html.escape(example.text)}</div><div class='row found'>{figures}</div></div>"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -49,7 +48,7 @@ from cnclip_ft.training.trainer import Trainer
 from cnclip_ft.training.validation import Judge, table
 from data_tools.atomic import whole_file
 from data_tools.errors import RequestError, UserError
-from data_tools.tables import terminal_width
+from data_tools.tables import note, terminal_width
 from data_tools.words import Said, language_of
 
 
@@ -297,7 +296,7 @@ class Run:
             stage, step = divmod(newest, MOST_STEPS + 1)
             way = f"The newest state is of stage {self.plans[stage].name}, step {step}. Continue with: {continue_line(context)}"
         if said is None:
-            print(f"A mistake in the program ({type(error).__name__}). {way}", file=sys.stderr)
+            note(f"A mistake in the program ({type(error).__name__}). {way}")
             return error
         kind = RequestError if isinstance(error, RequestError) and newest is None else UserError
         return kind(f"{said.rstrip('. ')}.\n{way}")

@@ -195,13 +195,13 @@ def refuse_other_engines() -> None:
         ("ACCELERATE_USE_MEGATRON_LM" in yes, f"Megatron-LM; {instead}"),
         ("ACCELERATE_USE_PARALLELISM_CONFIG" in yes, f"tensor or context parallelism; {instead}"),
         ("ACCELERATE_USE_XLA" in yes or asked.get("PJRT_DEVICE") == "tpu", "TPUs (XLA); training runs on CPU, CUDA and MPS"),
-        (asked.get("ACCELERATE_MIXED_PRECISION") == "fp8", "fp8; set mixed_precision: 'no' there, and precision: bf16 in the recipe"),
-        (asked.get("ACCELERATE_DYNAMO_BACKEND", "no") != "no", "torch.compile; set dynamo_backend: 'no' there, and compile: true in the recipe"),
+        (asked.get("ACCELERATE_MIXED_PRECISION") == "fp8", "fp8; set mixed_precision: 'no' there, and give precision=bf16"),
+        (asked.get("ACCELERATE_DYNAMO_BACKEND", "no") != "no", "torch.compile; set dynamo_backend: 'no' there, and give compile=true"),
         (asked.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1") not in ("1", ""),
-         "gradient accumulation; set gradient_accumulation_steps: 1 there, and micro_batch_size in the recipe (same gradient)"),
+         "gradient accumulation; set gradient_accumulation_steps: 1 there, and give stages.STAGE.micro_batch_size=N (same gradient)"),
         (sharding_asked() and asked.get("FSDP_VERSION", "1") != "2", f"FSDP version 1; set fsdp_version: 2 in it ({instead})"),
         (sharding_asked() and asked.get("FSDP_OFFLOAD_PARAMS", "false") == "true",
-         "fsdp_offload_params, which is not supported; set it to false, and a smaller micro_batch_size in the recipe"),
+         "fsdp_offload_params, which is not supported; set it to false there, and give a smaller stages.STAGE.micro_batch_size=N"),
     ]  # fmt: skip
     for found, what in refused:
         if found:
@@ -224,12 +224,14 @@ def refuse_with_sharding(sharding: Whole, stage: str, *, precision: str, lora: b
     if not isinstance(sharding, Sharded):
         return
     if precision == "fp16":
-        raise RequestError("FSDP2 with fp16: loss scaling over shares is not supported; set precision: bf16 or fp32")
+        raise RequestError(
+            "FSDP2 with fp16: loss scaling over shares is not supported: precision=bf16 or precision=fp32"
+        )
     if lora:
         raise RequestError(
-            f"stages.{stage}: LoRA trains too little for FSDP2 to pay and is not supported with it; launch without FSDP"
+            f"stages.{stage}: LoRA trains too little for FSDP2 to pay and is not supported with it: launch without FSDP, or stages.{stage}.train.N.lora=null"
         )
     if micro_batch_size == "auto":
         raise RequestError(
-            f"stages.{stage}: micro_batch_size: auto tries sizes until one fails, which FSDP2 does not survive; give a number"
+            f"stages.{stage}: micro_batch_size: auto tries sizes until one fails, which FSDP2 does not survive: stages.{stage}.micro_batch_size=N"
         )

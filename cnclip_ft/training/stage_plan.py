@@ -94,7 +94,7 @@ def plan_stage(context: Context, model: DualEncoder, number: int, name: str, set
         )
     if setting.augment.changes and len(model.image_tower.preprocessing.shape) != 3:
         raise RequestError(
-            f"stages.{name}: augment is for pictures of one size, and this image tower takes each in its own shape; leave it out"
+            f"stages.{name}: augment is for pictures of one size, and this image tower takes each in its own shape: stages.{name}.augment={{}}"
         )
     image_frozen = not trunk_trains(table, "image")
     kept = setting.feature_cache and (setting.views > 1 or not setting.augment.changes)
@@ -133,7 +133,7 @@ def _text_alone(name: str, table: list[Entry]) -> list[Entry]:
     if trained:
         raise RequestError(
             f"stages.{name}: a teaching stage sees no pictures, so the image tower cannot train ({trained[0].name} would). "
-            f"Give stages.{name}.train=text, or rules with rate 0 for it"
+            f"Give stages.{name}.train=text, or stages.{name}.train.N.rate=0 for its rules"
         )
     return [entry if entry.tower == "text" else replace(entry, rate=0.0) for entry in table]
 
@@ -181,7 +181,7 @@ def make_objective(name: str, setting: Stage, *, biased: bool) -> Objective:
         if wanted.label_smoothing:
             raise RequestError(
                 f"stages.{name}.objective.label_smoothing spreads the target of a softmax, and this model's own loss, a sigmoid, has "
-                "none: leave label_smoothing out, or set kind: contrastive"
+                "none: stages.{name}.objective.label_smoothing=0, or stages.{name}.objective.kind=contrastive"
             )
         return SigmoidObjective(wanted.positives, tile=wanted.tile)
     return ContrastiveObjective(wanted.positives, wanted.label_smoothing, tile=wanted.tile)

@@ -94,7 +94,7 @@ def plan_teaching(context: Context, name: str, setting: Teach) -> Teaching:
     languages = (first, *(language for language in languages if language != first))
     if len(languages) < 2 and setting.between:
         raise RequestError(
-            f"{key}.between compares languages, and {first} alone is learnt: {key}.between=0, or name another in {key}.languages"
+            f"{key}.between compares languages, and {first} alone is learnt: {key}.between=0, or name another with {key}.languages=[{first}, …]"
         )
     needed = {setting.language, *languages}
     rows = [row for row in found.rows if needed <= row.keys()]

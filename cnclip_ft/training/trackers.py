@@ -28,11 +28,11 @@ def tracker_names(wanted: list[str]) -> list[str] | None:
     for name in wanted:
         if name not in LOGGER_TYPE_TO_CLASS:
             raise RequestError(
-                f"report_to: {name!r} is not known; use some of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}"
+                f"report_to: {name!r} is not known: report_to=[NAME, …] with some of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}"
             )
         if name not in available:
             raise RequestError(
-                f"report_to: the package of {name} is not installed; pip install {name}, or leave it out"
+                f"report_to: the package of {name} is not installed; pip install {name}, or report_to=[]"
             )
     return wanted
 

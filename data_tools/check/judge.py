@@ -15,6 +15,7 @@ from data_tools.words import Said, said_in
 _SHOWN = 12
 # Shares above which something hurts rather than disturbs.
 _REPEATED_IMAGES, _CUT, _DOUBTFUL = 0.01, 0.10, 0.05
+MOST_TOKENS = 512  # that a recipe's data.context_length may be
 
 
 @dataclass
@@ -119,7 +120,14 @@ def _of_split(split: SplitCheck) -> list[Finding]:
         add(share > _REPEATED_IMAGES, "repeated_images", count=split.repeated_images, share=share)
     if split.cut:
         most = split.token_lengths.most if split.token_lengths else 0
-        add(split.cut > _CUT, "cut", share=split.cut, context_length=split.context_length, most=most)
+        add(
+            split.cut > _CUT,
+            "cut",
+            share=split.cut,
+            context_length=split.context_length,
+            most=most,
+            enough=min(most, MOST_TOKENS),
+        )
     if split.images_without_text and split.pairs:
         add(False, "without_text", count=split.images_without_text)
     if split.lone_texts and split.pairs:

@@ -13,12 +13,12 @@ from data_tools.check.judge import CheckReport
 from data_tools.check.measure import SplitCheck
 from data_tools.check.tables import rows_of
 from data_tools.check.words import fault_in_words, piece
-from data_tools.columns import shown
+from data_tools.columns import shown_in_page
 from data_tools.errors import DataFault
 from data_tools.page_style import END, beginning, beginnings
 from data_tools.parallel import read_parallel
 from data_tools.pictures import Reencoding, reencode
-from data_tools.store import Id, Pair, PairStore
+from data_tools.store import Id, PairStore
 from data_tools.words import Said, said_in
 
 _TITLE = Said("data check", "数据检查")
@@ -115,7 +115,7 @@ def _split(split: SplitCheck, store: PairStore, seed: int, language: str) -> lis
     if len(store):
         chosen = sorted(random.Random(seed).sample(range(len(store)), min(_RANDOM, len(store))))
         pairs = [store[index] for index in chosen]
-        parts.append(head("h_sample") + figures([(store, pair.image_id, _with_columns(store, pair)) for pair in pairs]))
+        parts.append(head("h_sample") + figures([(store, pair.image_id, pair.text) for pair in pairs]))
     parts.append("</div></div>")
     return parts
 
@@ -130,20 +130,16 @@ def _rows(rows: list[dict[str, str]]) -> str:
     return "<table tabindex=0>" + "".join(lines) + "</table>"
 
 
-def _with_columns(store: PairStore, pair: Pair) -> str:
-    kept = shown(store.columns_of(pair.image_id))
-    return f"{pair.text} ({kept})" if kept else pair.text
-
-
 def figures(shown: list[tuple[PairStore, Id, str]]) -> str:
-    """Thumbnails of (store, image id, words below) in rows, as HTML."""
+    """Thumbnails of (store, image id, words below) in rows, as HTML; below the words what is kept of the picture."""
     return "<div class='row'>" + "".join(_figure(*figure) for figure in shown) + "</div>"
 
 
 def _figure(store: PairStore, image_id: Any, caption: str) -> str:
+    kept = shown_in_page(store.columns_of(image_id))
     try:
         data = base64.b64encode(reencode(store.image(image_id), _THUMBNAIL)).decode("ascii")
         picture = f"<img alt='' src='data:image/jpeg;base64,{data}'>"
     except (DataFault, KeyError):
         picture = "<div class='missing'></div>"
-    return f"<figure>{picture}<figcaption>{html.escape(caption)}</figcaption></figure>"
+    return f"<figure>{picture}<figcaption>{html.escape(caption)}{kept}</figcaption></figure>"

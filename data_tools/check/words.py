@@ -97,7 +97,7 @@ _FINDINGS = {
     "cut": (
         "{share:.1%} of the captions are longer than {context_length} tokens and will be cut",
         "{share:.1%} 的文本超过 {context_length} token，会被截断",
-        "Raise data.context_length (the longest has {most} tokens).", "可调高 data.context_length（最长的有 {most} token）。",
+        "Give data.context_length={enough} (the longest has {most} tokens).", "可设 data.context_length={enough}（最长的有 {most} token）。",
     ),
     "without_text": (
         "{count:,} images have no text: they only enlarge the gallery", "{count:,} 张图片没有文本：它们只会扩大候选图库", "", "",

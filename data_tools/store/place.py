@@ -13,7 +13,6 @@ import hashlib
 import json
 import re
 import secrets
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from data_tools.outputs import FolderKind, is_empty
 from data_tools.scratch import OLD, Scratch, real_place
 from data_tools.store.manifest import LIST, MANIFEST, read_manifest
 from data_tools.store.opening import PURPOSE, open_store
+from data_tools.tables import note
 
 NUMBERS_FILE = "image_ids.tsv"
 
@@ -145,10 +145,9 @@ class Workplace:
     def _say_older(self) -> None:
         older = self.place.with_name(f"{self.place.name}.building")  # as version 0.1.0 called it
         if (older / "request.json").is_file() and (older / "seen").is_dir():
-            print(
+            note(
                 f"note: {older} looks like an interrupted build of an older version, which cannot be gone on with; this one "
-                "begins anew. Remove that folder when you are sure of it.",
-                file=sys.stderr,
+                "begins anew. Remove that folder when you are sure of it."
             )
 
     def _refuse_other_request(self, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ data demo official --train 40 --valid 12
 data build official --splits valid --output built --shard-size 5
 data import folder photos --output imported
 data check official/train official/valid --json check.json --html check.html
+data check official/train official/valid --language zh
 data show imported --output sheet.png
 data import table goods.csv --images photos --split 0.5,0.5 --output goods
 data import table goods.csv --images photos --split 0.5,0.5 --append --output goods
@@ -35,6 +36,7 @@ data export official/train --to imagefolder --output exported-pictures
 plan demo model.start={{architecture:\\ tiny}} {DATA} {SHORT}
 train demo model.start={{architecture:\\ tiny}} {DATA} {SHORT} output=runs/a-run-with-a-name-of-some-length save_every=1
 data curate official/train BEST --near 0.9999 --fit -1 --report curate.html --list curate.jsonl --output curated
+plan two-stages_vit-b-16_roberta model.start={{architecture:\\ tiny}} {DATA} {SHORT}
 evaluate BEST official/valid --json scores.json --markdown scores.md
 evaluate BEST goods/valid --by 类目
 benchmark BEST --data sets --json benchmark.json --markdown benchmark.md

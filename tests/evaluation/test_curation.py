@@ -133,6 +133,7 @@ def test_the_command(store, checkpoint, tmp_path, monkeypatch, features) -> None
     ), out
     page = (tmp_path / "r.html").read_text("utf-8")
     assert "与图片不符的文本（2）" in page and page.count("<img") > 20 and SPARE in page and "http" not in page
+    assert "<div class=kept>类目 c0</div>" in page and "<div class=kept>类目 c1</div>" in page
     assert not (tmp_path / "new").exists()
     code, out = call(*base, "--output", tmp_path / "new", "--list", tmp_path / "l.jsonl")
     assert code == 0 and "Captions that do not fit" in (tmp_path / "r.html").read_text("utf-8")

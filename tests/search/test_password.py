@@ -121,6 +121,7 @@ def test_the_file(tmp_path):
 )
 def test_the_command_warns_beyond_this_machine(index, tmp_path, monkeypatch, host, given, said):
     served = []
+    monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(web, "run", lambda app, listener: served.append(app) or listener.close())
     file = tmp_path / "password"
     file.write_text("geheim\n")
@@ -129,6 +130,7 @@ def test_the_command_warns_beyond_this_machine(index, tmp_path, monkeypatch, hos
     result = CliRunner().invoke(app, ["serve", str(index), "--host", host, "--port", "0", "--device", "cpu", *more])
     assert result.exit_code == 0, result.output
     told = result.stderr
+    assert all(len(line) <= 80 for line in told.splitlines())
     assert said in told and ("WARNING" in told) == (said == "WARNING") and (said or "note:" not in told)
     with TestClient(served[0], LOCAL) as client:
         assert client.get("/api/index").status_code == (401 if given else 200)

@@ -56,7 +56,7 @@ def on_the_cpu(request, monkeypatch):
     [
         ("cpu", None, "bf16", Whole(), True, "needs a CUDA device, this run is on cpu; or leave it out: fp8=false"),
         ("cuda", (8, 0), "bf16", Whole(), True, r"8\.9 or more \(Ada, Hopper\), and A Card has 8\.0"),
-        ("cuda", (9, 0), "fp16", Whole(), True, "this run computes in fp16; precision=bf16; or"),
+        ("cuda", (9, 0), "fp16", Whole(), True, "this run computes in fp16: precision=bf16; or"),
         ("cuda", (9, 0), "bf16", Sharded.__new__(Sharded), True, "spread over devices"),
         ("cuda", (8, 9), "bf16", Whole(), False, r"needs torchao: pip install -e '\.\[fp8\]'"),
         ("cuda", (8, 9), "bf16", Whole(), True, None),

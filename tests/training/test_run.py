@@ -398,5 +398,5 @@ def test_a_state_whose_objective_holds_the_bias_goes_on(stores):
 
 
 def test_label_smoothing_with_a_sigmoid_loss_is_refused(stores):
-    with pytest.raises(ValueError, match="label_smoothing.*kind: sigmoid.*label_smoothing=0"):
+    with pytest.raises(ValueError, match="label_smoothing.*a sigmoid has none.*label_smoothing=0"):
         tiny_recipe(stores, align={"objective": {"kind": "sigmoid", "label_smoothing": 0.1}})

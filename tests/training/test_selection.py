@@ -17,7 +17,7 @@ from cnclip_ft.recipe import Stage
 from cnclip_ft.recipe_data import Guard
 from cnclip_ft.recipe_files import load_recipe
 from cnclip_ft.training import kept as keeping
-from cnclip_ft.training.examples import Example, draw_panel
+from cnclip_ft.training.examples import Example, Retrieved, draw_panel
 from cnclip_ft.training.run import train
 from cnclip_ft.training.selection import Selection
 from cnclip_ft.training.validation import Judge
@@ -362,10 +362,10 @@ def test_the_page_is_whole(stores, capsys):
 
 def test_right_pictures_are_framed():
     picture = Image.new("RGB", (112, 112), "blue")
-    panel = draw_panel([Example("a dog", [(picture, 0.5, True), (picture, 0.4, False)])])
+    panel = draw_panel([Example("a dog", [Retrieved(picture, 0.5, True), Retrieved(picture, 0.4, False)])])
     colours = {colour for _, colour in panel.getcolors(10**6)}
     assert (24, 150, 70) in colours and (0, 0, 255) in colours
-    plain = draw_panel([Example("a dog", [(picture, 0.4, False)])])
+    plain = draw_panel([Example("a dog", [Retrieved(picture, 0.4, False)])])
     assert (24, 150, 70) not in {colour for _, colour in plain.getcolors(10**6)}
 
 

@@ -161,7 +161,7 @@ class FastTokenizer(Tokenizer):
         special = backend.num_special_tokens_to_add(False)
         if self.context_length <= special:
             raise RequestError(
-                f"context_length is {self.context_length}; a text needs at least {special + 1} tokens, {special} of them special"
+                f"context_length is {self.context_length}; a text needs at least {special + 1} tokens, {special} of them special: data.context_length={special + 1} or more"
             )
         backend.no_padding()
         backend.enable_truncation(self.context_length, direction=self.settings.get("truncation_side") or "right")

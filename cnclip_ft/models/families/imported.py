@@ -66,7 +66,7 @@ class ImportedTower(ImageTower):
     @classmethod
     def resized(cls, numbers: dict[str, Any], tensors: dict[str, torch.Tensor], image_size: int) -> NoReturn:
         raise RequestError(
-            f"image_size {image_size}: the tower {numbers['factory']} has a size of its own; leave image_size out"
+            f"image_size {image_size}: the tower {numbers['factory']} has a size of its own: model.image_size=null"
         )
 
     @property
@@ -91,7 +91,9 @@ class ImportedTower(ImageTower):
         if hasattr(self.module, "set_gradient_checkpointing"):
             self.module.set_gradient_checkpointing(wanted)
         elif wanted:
-            raise RequestError(f"{self.path} has no set_gradient_checkpointing(bool); leave gradient_checkpointing off")
+            raise RequestError(
+                f"{self.path} has no set_gradient_checkpointing(bool): stages.STAGE.gradient_checkpointing=none"
+            )
 
 
 def _make_foreign(path: str) -> nn.Module:

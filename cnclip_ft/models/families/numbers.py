@@ -118,7 +118,7 @@ def resize_positions(
     if image_size % step:
         below = max(image_size // step, 1) * step
         raise RequestError(
-            f"image_size {image_size} is no multiple of {step}, the tower's patch size; use {below} or {below + step}"
+            f"image_size {image_size} is no multiple of {step}, the tower's patch size: model.image_size={below} or model.image_size={below + step}"
         )
     positions = tensors[name]
     before, after = side_of(positions), image_size // step

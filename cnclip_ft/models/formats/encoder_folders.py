@@ -134,7 +134,9 @@ def _tower_and_tokenizer(folder: Path, config: Any, pooling: str) -> tuple[Encod
     if pooling == "eos":
         tower.end_id = tokenizer.ends_in
         if tower.end_id is None:
-            raise RequestError(f"pooling eos: the tokenizer of {folder} ends no text in a token of its own; use last")
+            raise RequestError(
+                f"pooling eos: the tokenizer of {folder} ends no text in a token of its own: model.start.pooling=last"
+            )
     return tower, tokenizer
 
 

@@ -204,5 +204,7 @@ ACTIVATIONS = ("quick_gelu", "gelu")
 def check_activation(value: Any) -> str | None:
     """None, or one of the two activations a CLIP image tower has."""
     if value is not None and value not in ACTIVATIONS:
-        raise RequestError(f"model.start.image.activation is {value!r}; use {' or '.join(ACTIVATIONS)}")
+        raise RequestError(
+            f"model.start.image.activation is {value!r}: {' or '.join(f'model.start.image.activation={known}' for known in ACTIVATIONS)}"
+        )
     return value

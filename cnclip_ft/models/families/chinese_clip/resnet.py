@@ -175,7 +175,7 @@ class ResNetTower(ImageTower):
 
     def replace_projection(self, output_dim: int) -> NoReturn:
         raise RequestError(
-            f"model.start.projection is {output_dim}, but the pooling of the image tower gives {self.output_dim}; leave it out"
+            f"model.start.projection is {output_dim}, but the pooling of the image tower gives {self.output_dim}: model.start.projection=null"
         )
 
     def describe(self) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class RobertaTower(ProjectedText):
     def __init__(self, config: ChineseCLIPTextConfig, output_dim: int, pooling: str = "cls") -> None:
         super().__init__()
         if pooling not in ("cls", "mean"):
-            raise RequestError(f"text pooling is {pooling!r}; use cls or mean")
+            raise RequestError(f"text pooling is {pooling!r}: model.start.pooling=cls or model.start.pooling=mean")
         self.text_model = ChineseCLIPTextModel(config, add_pooling_layer=False)
         skip_unread(self.text_model.encoder.layer, first_token=pooling == "cls")
         self.text_projection = new_projection(config.hidden_size, output_dim)

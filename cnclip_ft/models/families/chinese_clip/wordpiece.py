@@ -77,7 +77,9 @@ class TextTokenizer(Tokenizer):
 
     def __init__(self, vocab_file: str | Path | None = None, context_length: int = CONTEXT_LENGTH) -> None:
         if context_length < 3:
-            raise RequestError(f"context_length is {context_length}; a text needs at least 3 tokens ([CLS] x [SEP])")
+            raise RequestError(
+                f"context_length is {context_length}; a text needs at least 3 tokens ([CLS] x [SEP]): data.context_length=3 or more"
+            )
         self.vocab_file = Path(vocab_file) if vocab_file is not None else PACKAGED_VOCABULARY
         self.context_length = context_length
 

@@ -88,10 +88,10 @@ def check_pooling(pooling: str, config: PretrainedConfig) -> None:
         RequestError: there is no such row, or it has not read the text.
     """
     if pooling not in POOLINGS:
-        raise RequestError(f"text pooling is {pooling!r}; use {', '.join(POOLINGS)}")
+        raise RequestError(f"text pooling is {pooling!r}: model.start.pooling={'|'.join(POOLINGS)}")
     if pooling in ("cls", "pooler") and is_causal(config):
         raise RequestError(
-            f"text pooling {pooling}: a {config.model_type} reads forwards, its first token has seen nothing; use last or mean"
+            f"text pooling {pooling}: a {config.model_type} reads forwards, its first token has seen nothing: model.start.pooling=last or model.start.pooling=mean"
         )
 
 
@@ -126,7 +126,9 @@ class EncoderTower(TextTower):
         model = library.laid_out(config)
         library.leave_mask_unread(model)
         if pooling == "pooler" and not hasattr(model, "pooler"):
-            raise RequestError(f"pooling pooler: a {config.model_type} of transformers has none; use mean or cls")
+            raise RequestError(
+                f"pooling pooler: a {config.model_type} of transformers has none: model.start.pooling=mean or model.start.pooling=cls"
+            )
         if pooling != "pooler" and isinstance(getattr(model, "pooler", None), nn.Module):
             model.pooler = None
         self.text_model = model

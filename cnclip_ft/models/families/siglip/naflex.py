@@ -61,8 +61,8 @@ class NaflexTower(PooledTower):
     def resized(cls, numbers: dict[str, Any], tensors: dict[str, torch.Tensor], image_size: int) -> Any:
         raise RequestError(
             f"image_size {image_size}: this tower (NaFlex) takes pictures in their own shape, at most "
-            f"{numbers['max_num_patches']} patches of {numbers['patch_size']} pixels. Leave image_size out; in a recipe "
-            "model.max_patches: N is another budget"
+            f"{numbers['max_num_patches']} patches of {numbers['patch_size']} pixels: "
+            "model.image_size=null, and model.max_patches=N for another budget"
         )
 
     def set_budget(self, max_patches: int) -> None:

@@ -108,7 +108,7 @@ class SiglipTower(PooledTower):
         if image_size == old:
             return numbers, []
         if image_size < patch:
-            raise RequestError(f"image_size {image_size} is smaller than a patch; use {patch} or more")
+            raise RequestError(f"image_size {image_size} is smaller than a patch: model.image_size={patch} or more")
         before, after = old // patch, image_size // patch
         grid, note = resized_grid(tensors[POSITIONS], before, after, aligned=False, old=old, new=image_size)
         tensors[POSITIONS] = grid.contiguous()
