@@ -50,7 +50,7 @@ class TextFile:
             beginning knows better.
 
     Attributes:
-        found: the encoding of the file, by Python's name.
+        found: the encoding of the file, by Python's name. read_as: the same for people, and whether a mark said it.
 
     Raises:
         RequestError: no such file, no regular one, an unknown encoding, or UTF-16 where another one was named.
@@ -71,6 +71,7 @@ class TextFile:
         self._bytes.seek(0)
         name = next((name for mark, name in _MARKS.items() if first.startswith(mark)), name)
         self._handle, self.encoding, self.found = self._bytes, name, name or "utf-8"
+        self.read_as = _for_people(self.found, first)
         if name is not None and not _ends_lines_as_ascii(name):
             self._handle, self.encoding = io.BufferedReader(_Pieces(_in_utf8(self._bytes, name)), _BUFFER), "utf-8"
             first = self._handle.peek(_LOOKED_AT)[:_LOOKED_AT]
@@ -195,14 +196,18 @@ def name_of(encoding: str) -> str:
     return _NAMES.get(encoding, encoding.upper())
 
 
-def decode_text(data: bytes, encoding: str) -> str:
-    """A small text as a whole, without its byte order mark; `AUTO` finds its encoding.
+def _for_people(encoding: str, begins: bytes) -> str:
+    return name_of(encoding) + (" with a byte order mark" if begins.startswith(codecs.BOM_UTF8) else "")
+
+
+def decode_text(data: bytes, encoding: str) -> tuple[str, str]:
+    """A small text as a whole, without its byte order mark, and its encoding for people; `AUTO` finds it.
 
     Raises:
         DataFault: other bytes.
     """
     found = find_encoding(io.BytesIO(data)) if encoding == AUTO else encoding
-    return decode_line(data, found, encoding == AUTO).removeprefix("\ufeff")
+    return decode_line(data, found, encoding == AUTO).removeprefix("\ufeff"), _for_people(found, data)
 
 
 def decode_line(line: bytes, encoding: str | None = None, by_itself: bool = False) -> str:

@@ -17,7 +17,7 @@ from data_tools.sources.column_names import IMAGE_NAMES, TEXT_NAMES, known_for
 from data_tools.sources.places import Root, readable
 from data_tools.sources.rows import SUFFIXES
 from data_tools.sources.table import TableSource
-from data_tools.text_files import AUTO, TextFile, known_encoding, name_of
+from data_tools.text_files import AUTO, TextFile, known_encoding
 from data_tools.walk import is_picture, walk
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class TextFilesSource:
             written = 0
             try:
                 with TextFile(captions, self.encoding) as text:
-                    encodings[text.found] += 1
+                    encodings[text.read_as] += 1
                     for number, line in text.lines():
                         text_number += 1
                         written += 1
@@ -172,8 +172,9 @@ class TextFilesSource:
                     file=captions,
                     item_id=image_id,
                 )
-        del encodings["utf-8"]
-        notes += [f"{count:,} .txt are {name_of(encoding)}" for encoding, count in encodings.most_common()]
+        notes += [
+            f"{count:,} .txt {'is' if count == 1 else 'are'} {encoding}" for encoding, count in encodings.most_common()
+        ]
 
     def fingerprint(self) -> dict[str, Any]:
         return {
@@ -201,10 +202,9 @@ class CaptionLinesSource:
         found = walk(self.folder, outside=self.outside)
         names = {readable(name): name for name in found.names()}
         with TextFile(self.captions, self.encoding) as text:
-            total, encoding = sum(1 for _ in text.lines()), text.found
+            total, encoding, read_as = sum(1 for _ in text.lines()), text.found, text.read_as
         done, notes = [0], found.lines((".txt",))
-        if encoding != "utf-8":
-            notes.append(f"{self.captions.name} is {name_of(encoding)}")
+        notes.append(f"{self.captions.name} is {read_as}")
         return Stream(self._items(names, encoding, done, notes), total, "caption", lambda: done[0], notes)
 
     def _items(self, names: dict[str, str], encoding: str, done: list[int], notes: list[str]) -> Iterator[Item]:

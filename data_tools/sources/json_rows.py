@@ -14,25 +14,26 @@ _LARGEST = 4 * 2**30  # bytes; it is read at once
 _MEND = "A table in JSON is an array of objects or COCO's captions, or Karpathy's splits; JSONL (.jsonl) has an object a line."
 
 
-def read_json(file: Path, encoding: str = AUTO) -> tuple[list[str] | None, list[Any]]:
-    """(the columns where they are the same for all rows, the rows or faults).
+def read_json(file: Path, encoding: str = AUTO) -> tuple[list[str] | None, list[Any], str]:
+    """(the columns where they are the same for all rows, the rows or faults, the encoding for people).
 
     Raises:
         RequestError: it is none of these.
     """
     regular(file, _LARGEST)
     try:
-        content = parse_json(decode_text(file.read_bytes(), encoding))
+        text, read_as = decode_text(file.read_bytes(), encoding)
+        content = parse_json(text)
     except DataFault as fault:
         raise RequestError(f"{file}: {fault.problem}. {_MEND}") from None
     except OSError as error:
         raise RequestError(f"{file} cannot be read ({error.strerror})") from None
     if isinstance(content, list):
-        return None, content
+        return None, content, read_as
     if isinstance(content, dict) and all(isinstance(content.get(part), list) for part in ("images", "annotations")):
-        return ["image", "text"], _coco(content["images"], content["annotations"])
+        return ["image", "text"], _coco(content["images"], content["annotations"]), read_as
     if isinstance(content, dict) and isinstance(content.get("images"), list):
-        return None, [_karpathy_row(image) for image in content["images"]]
+        return None, [_karpathy_row(image) for image in content["images"]], read_as
     found = (
         f"an object with {', '.join(map(repr, list(content)[:6])) or 'nothing'}"
         if isinstance(content, dict)

@@ -14,7 +14,7 @@ from data_tools.language import LANGUAGES
 from data_tools.parallel import language_code, text_id
 from data_tools.regular import regular
 from data_tools.sources.separated import find_dialect, records
-from data_tools.text_files import AUTO, TextFile, name_of
+from data_tools.text_files import AUTO, TextFile
 
 SUFFIXES = (".tsv", ".csv", ".txt", ".jsonl", ".tmx")
 _ROW = "A row has the same sentence in two languages or more."
@@ -136,8 +136,7 @@ def _table(
         dialect, said = find_dialect(text.lines, ".tsv" if file.suffix.lower() != ".csv" else ".csv")
         notes += [f"{file.name}: {each}" for each in said]
     with TextFile(file, source.encoding) as text:
-        if text.found not in ("utf-8", "ascii"):
-            notes.append(f"{file.name}: read as {name_of(text.found)}")
+        notes.append(f"{file.name}: {text.read_as}")
         lines = records(text.lines(), dialect)
         head = next(lines, None)
         if head is None:
@@ -169,6 +168,7 @@ def _jsonl(
 ) -> Iterator[tuple[int, Row]]:
     languages: dict[str, str] = {}
     with TextFile(file, source.encoding) as text:
+        notes.append(f"{file.name}: {text.read_as}")
         for line, content in text.lines():
             tell(text.tell())
             try:

@@ -34,7 +34,7 @@ class RowFile:
         wanted: whether a cell names a column that is looked for: the sheet of an Excel file that has one is read.
 
     Attributes:
-        encoding: as it was found. plain: columns of texts, numbers, dates; None: all, or it is not known.
+        encoding: as it was found. read_as: the same for people; None: a file of another kind than text. plain: columns of texts, numbers, dates; None: all, or it is not known.
 
     Raises:
         RequestError: no such file, an unknown kind, no header, or a package is missing.
@@ -65,13 +65,14 @@ class RowFile:
         self.columns: list[str] | None = None
         self.plain: list[str] | None = None
         self.notes: list[str] = []
+        self.read_as: str | None = None
         if self.form == ".parquet":
             self._parquet = _open_parquet(file)
             self.columns = list(self._parquet.schema_arrow.names)
             self.plain = [field.name for field in self._parquet.schema_arrow if _is_plain(field.type)]
             self.total, self.unit = self._parquet.metadata.num_rows, "row"
         elif self.form == ".json":
-            self.columns, self._json = read_json(file, encoding)
+            self.columns, self._json, self.read_as = read_json(file, encoding)
             self.total, self.unit = len(self._json), "row"
         elif self.form == ".xlsx":
             self._sheet = Sheet(file, wanted)
@@ -80,7 +81,7 @@ class RowFile:
             self.columns = self._named(next(self._sheet.rows(), (1, []))[1])
         else:
             with TextFile(file, encoding) as text:
-                self.encoding = text.found
+                self.encoding, self.read_as = text.found, text.read_as
         if self.form in _SEPARATED:
             self._dialect = self._find_dialect()
             self.columns = self._names()

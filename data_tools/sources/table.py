@@ -19,7 +19,7 @@ from data_tools.sources.places import Root, readable
 from data_tools.sources.rows import UNTYPED, RowFile
 from data_tools.store import Id
 from data_tools.store.layouts import canonical_id, is_id
-from data_tools.text_files import AUTO, name_of
+from data_tools.text_files import AUTO
 from data_tools.walk import is_picture
 
 
@@ -61,6 +61,7 @@ class TableSource:
         # 7 and "7" look the same there: it is the number
         self._untyped = (form or file.suffix.lower()) in UNTYPED
         self._found: str | None = None  # the encoding, once it was found out
+        self._read_as: str | None = None
 
     def open(self) -> Stream:
         table = RowFile(
@@ -72,6 +73,7 @@ class TableSource:
         )
         if self.encoding == AUTO:
             self._found = table.encoding
+        self._read_as = table.read_as
         if not self.root.is_dir():
             raise RequestError(f"{self.root}: no such folder of images")
         columns = None
@@ -84,8 +86,7 @@ class TableSource:
         return Stream(iter(items), total=table.total, unit=table.unit, tell=lambda: table.tell(), notes=notes)
 
     def _said(self, columns: Columns) -> str:
-        encoding = name_of(self._found) if self._found not in (None, AUTO, "utf-8") else None
-        return f"{readable(self.file.name)}: {columns.in_words(encoding)}"
+        return f"{readable(self.file.name)}: {columns.in_words(self._read_as)}"
 
     def _keeping(self, columns: Columns, table: RowFile) -> Columns:
         """Without those to keep that hold no plain values, where the file says so."""

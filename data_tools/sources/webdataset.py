@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,7 +92,7 @@ class WebDatasetSource:
         return Stream(self._items(tars, done, notes), total=total, unit="B", tell=lambda: done[0], notes=notes)
 
     def _items(self, tars: list[TarMembers], done: list[int], notes: list[str]) -> Iterator[Item]:
-        numbers, passed = iter(range(1, 2**62)), [0]
+        numbers, passed, encodings = iter(range(1, 2**62)), [0], Counter[str]()
         for tar in tars:
             before = done[0]
             for sample in self._samples(tar, passed):
@@ -99,8 +100,9 @@ class WebDatasetSource:
                 if isinstance(sample, DataFault):
                     yield located(sample, tar.file)
                 else:
-                    yield from self._sample(sample, tar.file, numbers)
+                    yield from self._sample(sample, tar.file, numbers, encodings)
             done[0] = before + tar.size
+        notes += [f"{count:,} captions are {encoding}" for encoding, count in encodings.most_common()]
         if passed[0]:
             notes.append(
                 f"passed over: {passed[0]:,} members that belong to no sample (their names have no dot, or begin with one)"
@@ -124,7 +126,7 @@ class WebDatasetSource:
         if sample is not None:
             yield sample
 
-    def _sample(self, sample: _Sample, tar: Path, numbers: Iterator[int]) -> Iterator[Item]:
+    def _sample(self, sample: _Sample, tar: Path, numbers: Iterator[int], encodings: Counter[str]) -> Iterator[Item]:
         try:
             image_id = check_id(readable(sample.key), "the sample's name")
             if sample.fault is not None:
@@ -146,7 +148,7 @@ class WebDatasetSource:
         image = ImageItem(image_id, sample.parts[images[0]], tar, own_name=True, columns=self._others(sample.parts))
         yield image
         try:
-            captions, language = self._captions(sample.parts)
+            captions, language = self._captions(sample.parts, encodings)
         except DataFault as fault:
             yield located(fault, tar, None, image_id)
             return
@@ -166,13 +168,15 @@ class WebDatasetSource:
             return None
         return kept_columns(row, [name for name in row if name not in (*self.text_fields, "language")]) or None
 
-    def _captions(self, parts: dict[str, bytes]) -> tuple[list[Any], str | None]:
+    def _captions(self, parts: dict[str, bytes], encodings: Counter[str]) -> tuple[list[Any], str | None]:
         for ending in (*_TEXTS, "json"):
             if len(parts.get(ending, b"")) > _LARGEST_TEXT:
                 raise _bad(f"the .{ending} has more than {_LARGEST_TEXT >> 20} MiB", "It holds a caption; shorten it.")
         for ending in _TEXTS:
             if ending in parts:
-                return [decode_text(parts[ending], self.encoding).strip()], None
+                text, read_as = decode_text(parts[ending], self.encoding)
+                encodings[read_as] += 1
+                return [text.strip()], None
         if "json" in parts:
             row = parse_json(parts["json"])
             name = next((name for name in self.text_fields if isinstance(row, dict) and name in row), None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -56,8 +58,8 @@ def built(place: Path, target: Path, kind: str = "table", **options):
 @pytest.mark.parametrize(
     ("name", "encoding", "separator", "said"),
     [
-        ("a.csv", "utf-8", ",", None),
-        ("a.csv", "utf-8-sig", ",", None),
+        ("a.csv", "utf-8", ",", "UTF-8"),
+        ("a.csv", "utf-8-sig", ",", "UTF-8 with a byte order mark"),
         ("a.csv", "gb18030", ",", "GB18030 (GBK)"),
         ("a.csv", "utf-16", "\t", "UTF-16"),
         ("a.csv", "utf-16-le", ",", "UTF-16-LE"),
@@ -66,15 +68,50 @@ def built(place: Path, target: Path, kind: str = "table", **options):
         ("a.csv", "gb18030", "|", "GB18030 (GBK)"),
     ],
 )
-def test_a_shop_export_is_read_as_it_is(shop, name: str, encoding: str, separator: str, said: str | None) -> None:
+def test_a_shop_export_is_read_as_it_is(shop, name: str, encoding: str, separator: str, said: str) -> None:
     (shop / name).write_bytes(table(separator).encode(encoding))
     report = built(shop / name, shop / "s", images=shop / "图片")
     assert [pair.text for pair in report.store.pairs()] == [row[1] for row in ROWS]
     assert report.store.columns == ["类目", "价格(元)", "链接"]
     assert report.store.columns_of(ROWS[4][0]) == dict(zip(HEAD[2:], ROWS[4][2:], strict=True))
     (line,) = [line for line in report.lines() if "picture from" in line]
-    assert line.startswith(f"  {name}: " + (f"{said}; picture" if said else "picture"))
+    assert line.startswith(f"  {name}: {said}; picture")
     assert "picture from '主图', text from '商品标题'; kept with the picture: 类目, 价格(元), 链接" in line
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [("utf-8", "UTF-8"), ("utf-8-sig", "UTF-8 with a byte order mark"), ("gb18030", "GB18030 (GBK)")],
+)
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.txt", "beside", "a.tar"])
+def test_every_text_says_its_encoding(shop, name: str, encoding: str, said: str) -> None:
+    rows, options = [{"image": row[0], "text": row[1]} for row in ROWS], {"images": shop / "图片"}
+    place, kind = shop / name, "table"
+    if name == "a.json":
+        place.write_bytes(json.dumps(rows, ensure_ascii=False).encode(encoding))
+    elif name == "a.jsonl":
+        place.write_bytes("\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode(encoding))
+    elif name == "a.txt":
+        place.write_bytes("".join(f"{row[0]}\t{row[1]}\n" for row in ROWS).encode(encoding))
+        place, kind, options = shop / "图片", "folder", {"captions": shop / "a.txt"}
+    elif name == "beside":
+        for row in ROWS:
+            (shop / "图片" / row[0]).with_suffix(".txt").write_bytes(row[1].encode(encoding))
+        place, kind, options = shop / "图片", "folder", {}
+    else:
+        with tarfile.open(place, "w") as tar:
+            for number, row in enumerate(ROWS):
+                for ending, data in (("png", picture(number)), ("txt", row[1].encode(encoding))):
+                    member = tarfile.TarInfo(f"{number:03}.{ending}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+        kind, options = "webdataset", {}
+    report = built(place, shop / "s", kind, **options)
+    assert len(list(report.store.pairs())) == len(ROWS)
+    wanted = {"beside": f"{len(ROWS)} .txt are {said}", "a.tar": f"{len(ROWS)} captions are {said}"}
+    assert any(
+        line.strip() in (wanted.get(name), f"{name} is {said}") or f"{name}: {said};" in line for line in report.lines()
+    )
 
 
 def test_an_excel_file(shop) -> None:
@@ -113,8 +150,8 @@ def test_a_file_of_no_known_encoding_is_refused_with_line_and_byte(shop) -> None
         assert (text.found, found[:40]) == (encoding, good.splitlines()) and isinstance(found[40], DataFault)
         assert "byte 1 is 0xff" in str(found[40])
     for word in ("联通", "红", "café", "naïve Straße"):
-        assert decode_text(word.encode(), "auto") == word
-    assert decode_text("红色 dress 连衣裙".encode("gbk"), "auto") == "红色 dress 连衣裙"
+        assert decode_text(word.encode(), "auto") == (word, "UTF-8")
+    assert decode_text("红色 dress 连衣裙".encode("gbk"), "auto") == ("红色 dress 连衣裙", "GB18030 (GBK)")
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_the_plan_says_what_of_an_epoch_is_whose(two, tmp_path):
 def test_what_cannot_be_a_mixture_is_refused_in_words(two, tmp_path):
     for train_on, said in (
         ([{"store": str(two / "train")}, {"store": str(two / "nowhere")}], r"data.train.1.store: .*nowhere.*data.train.1.store=PLACE"),
-        ([str(two / "train"), str(two / "train") + "/."], r"data.train.1.store: .* stands in the list before.*weight of 2"),
+        ([str(two / "train"), str(two / "train") + "/."], r"data.train.1.store: .* stands in the list before.*data.train.N.weight=2"),
     ):  # fmt: skip
         recipe = recipe_of(two, tmp_path / "run")
         data = recipe.data.model_copy(
