@@ -88,6 +88,19 @@ class Groups:
         return np.array([self._first(number) for number in range(len(self._before))], np.int64)
 
 
+def same_picture(first: bytes, second: bytes) -> bool:
+    """Whether two encoded pictures are alike; one that cannot be decoded is like equal bytes only."""
+    if first == second:
+        return True
+    try:
+        copies = np.stack([small_copy(first), small_copy(second)])
+    except DataFault:
+        return False
+    contrast = float(_contrast(copies).max())
+    apart = float(np.abs(copies[0].astype(np.int16) - copies[1]).mean())
+    return contrast >= _LEAST_CONTRAST and apart <= MOST_APART * contrast
+
+
 def group(copies: np.ndarray, contents: np.ndarray) -> np.ndarray:
     """``[images]``: the number of the first picture of each one's group. Like pictures share one.
 

@@ -74,6 +74,11 @@ class Walk:
     def names(self) -> list[str]:
         return [found.name for found in self.pictures]
 
+    def is_read(self, file: Path) -> None:
+        """The caller itself reads `file`: where it lies in the folder, it is not passed over."""
+        if file.resolve().is_relative_to(self.folder.resolve()) and self.endings[file.suffix.lower()]:
+            self.endings[file.suffix.lower()] -= 1
+
     def lines(self, used: Iterable[str] = ()) -> list[str]:
         """What was passed over and which links were followed, for people.
 
@@ -87,7 +92,7 @@ class Walk:
                 wanted = {
                     e: n
                     for e, n in self.endings.most_common()
-                    if e not in used and (e in TO_CONVERT) == (kind == CONVERT)
+                    if n and e not in used and (e in TO_CONVERT) == (kind == CONVERT)
                 }
                 count, shown = sum(wanted.values()), ", ".join(f"{e or 'none'} {n:,}" for e, n in wanted.items())
                 if kind == CONVERT:

@@ -18,7 +18,7 @@ from cnclip_ft.evaluation.options import Opened
 from cnclip_ft.features.encode import SplitFeatures, encode_images, evaluating
 from cnclip_ft.retrieval import approximate
 from cnclip_ft.retrieval.exact import ExactSearch
-from data_tools.alike import Groups
+from data_tools.alike import Groups, same_picture
 from data_tools.bars import Bar
 from data_tools.errors import DataFault, RequestError
 from data_tools.pictures import Reencoding, read_header, reencode
@@ -30,7 +30,9 @@ _FOUND = 0.95  # of such copies reach the limit
 _NEIGHBOURS, _ASKED = 16, 1024  # looked at a picture; pictures asked at once
 _EXACTLY = 200_000  # pictures up to which every pair is compared; beyond, faiss proposes where it is installed
 _WRONG, _MOST_BELOW = 0.9, 0.25  # of captions of other pictures below the limit; of the store's own at most
-_STRANGERS = 0.001  # share of random pairs above the limit from which on the checkpoint cannot tell pictures apart
+# Pictures whose neighbours are looked at for strangers, expected strangers above the limit per picture, and the share of copies
+# below which the checkpoint cannot tell pictures apart.
+_LOOKED_AT, _STRANGERS, _FEWEST = 500, 0.01, 0.5
 
 
 @dataclass
@@ -201,24 +203,47 @@ def _near_limit(store: PairStore, features: SplitFeatures, opened: Opened, wishe
         again = encode_images(opened.model, range(len(copies)), copies.__getitem__, batch_size=opened.batch_size)
     own = (again.double() * features.image_features[rows].double()).sum(1)
     limit = float(own.quantile(1 - _FOUND))
-    left, right = (torch.randint(len(features.image_ids), (20_000,), generator=generator) for _ in range(2))
-    other = left != right
-    strangers = (features.image_features[left[other]] * features.image_features[right[other]]).double().sum(1)
-    share = float((strangers >= limit).double().mean()) if len(strangers) else 0.0
-    if share > _STRANGERS:
-        higher = float(strangers.quantile(1 - _STRANGERS / 10))
+    allowed, highest = _strangers(store, features, limit, opened, generator)
+    if highest is not None:
+        limit = float(np.nextafter(np.float32(highest), np.float32(2)))
+    share = float((own >= limit).double().mean())
+    if share < _FEWEST:
         raise RequestError(
-            f"this checkpoint tells these pictures apart too badly: {share:.2%} of random pairs are as alike as "
-            f"{_FOUND:.0%} of copies at half the size are (cosine {limit:.4f}); at most {_STRANGERS:.2%} may be. Take one "
-            f"that was trained on such pictures, or give a limit and look at the page: --near {higher:.5f} finds "
-            f"{float((own >= higher).double().mean()):.0%} of the copies and {_STRANGERS / 10:.2%} of random pairs"
+            f"this checkpoint tells these pictures apart too badly: above a cosine of {limit:.5f}, where at most {_STRANGERS:.0%} of the "
+            f"pictures meet another one, lie {share:.0%} of copies at half the size; {_FEWEST:.0%} at least have to. "
+            f"Take one that was trained on such pictures, or give a limit and look at the page: --near {limit:.5f}"
         )
     return limit, Said(
         "pictures with a cosine of {limit:.4f} and more are alike: {found:.0%} of {copies} copies at half the size and quality 60 "
-        "reach it, {share:.2%} of random pairs do",
-        "余弦不低于 {limit:.4f} 的图片算相似：{copies} 份缩小一半、质量 60 的副本中有 {found:.0%} 达到它，随机图片对中有 {share:.2%}",
-        limit=limit, found=_FOUND, copies=len(rows), share=share,
+        "reach it, and at most {strangers} of {looked:,} pictures have another one above it that is not the same picture",
+        "余弦不低于 {limit:.4f} 的图片算相似：{copies} 份缩小一半、质量 60 的副本中有 {found:.0%} 达到它；{looked:,} 张图片中至多 {strangers} "
+        "张有并非同一图片的另一张高于它",
+        limit=limit, found=share, copies=len(rows), strangers=allowed, looked=min(_LOOKED_AT, len(features.image_ids)),
     )  # fmt: skip
+
+
+def _strangers(
+    store: PairStore, features: SplitFeatures, limit: float, opened: Opened, generator: torch.Generator
+) -> tuple[int, float | None]:
+    """(how many strangers are allowed, the cosine of the first one too many; None: `limit` lets no more through).
+
+    A stranger is a neighbour whose pixels are another picture's (`data_tools.alike`). Counted is for each picture, not for each
+    pair of pictures: of a thousand times as many pictures each has a thousand times as many chances to meet one.
+    """
+    images = features.image_features
+    asked = torch.randperm(len(images), generator=generator)[:_LOOKED_AT].sort().values
+    allowed, met = int(_STRANGERS * len(asked)), 0
+    search = ExactSearch(images, float(images.norm(dim=1).max()), opened.device)
+    scores, numbers = search.search(images[asked], _NEIGHBOURS)
+    near = (scores >= limit) & (numbers >= 0) & (numbers != asked[:, None])
+    rows, places = near.nonzero(as_tuple=True)
+    for at in scores[rows, places].argsort(descending=True).tolist():
+        row, place = int(rows[at]), int(places[at])
+        one, other = (features.image_ids[n] for n in (int(asked[row]), int(numbers[row, place])))
+        met += not same_picture(store.image(one), store.image(other))
+        if met > allowed:
+            return allowed, float(scores[row, place])
+    return allowed, None
 
 
 def _fit_limit(features: SplitFeatures, opened: Opened, wishes: Wishes) -> tuple[float, str]:

@@ -127,11 +127,14 @@ def _device(context: Context) -> str:
 
 
 def _decoding(context: Context) -> Said:
-    workers = Said("{count} worker processes", "{count} 个工作进程", count=context.workers)
+    one = context.workers == 1
+    processes = "1 worker process" if one else f"{context.workers} worker processes"
+    workers = Said("{processes}", "{count} 个工作进程", processes=processes, count=context.workers)
     if context.recipe.data.workers == "auto" and context.most_workers > context.workers:
         workers = Said(
-            "{count} worker processes, up to {most} where the first steps need them",
+            "{processes}, up to {most} where the first steps need them",
             "{count} 个工作进程，前几步显示需要时最多 {most} 个",
+            processes=processes,
             count=context.workers,
             most=context.most_workers,
         )

@@ -203,7 +203,8 @@ class CaptionLinesSource:
         names = {readable(name): name for name in found.names()}
         with TextFile(self.captions, self.encoding) as text:
             total, encoding, read_as = sum(1 for _ in text.lines()), text.found, text.read_as
-        done, notes = [0], found.lines((".txt",))
+        found.is_read(self.captions)
+        done, notes = [0], found.lines()
         notes.append(f"{self.captions.name} is {read_as}")
         return Stream(self._items(names, encoding, done, notes), total, "caption", lambda: done[0], notes)
 

@@ -90,7 +90,7 @@ def test_a_chain_of_like_pictures_does_not_take_strangers_along(store, features,
 
 def test_limits_are_measured(store, features, opened, monkeypatch) -> None:
     with pytest.raises(
-        RequestError, match=r"apart too badly: .*--near [01]\.\d{5} finds \d+% of the copies"
+        RequestError, match=r"apart too badly: .* lie \d+% of copies at half the size; .*--near [01]\.\d{5}"
     ):  # untrained
         curation._near_limit(open_store(store), opened.features(store_source(store)), opened, Wishes())
     noise = 0.001 * torch.randn(40, 64, generator=torch.Generator().manual_seed(2))
@@ -109,6 +109,59 @@ def test_limits_are_measured(store, features, opened, monkeypatch) -> None:
     for wrong in (Wishes(near=2), Wishes(fit=-3), Wishes(most=0)):
         with pytest.raises(RequestError):
             wrong.check()
+
+
+def test_the_limit_allows_few_strangers_a_picture_whatever_their_number(tmp_path, opened, monkeypatch) -> None:
+    """1,000 pictures, 100 of them doubles: one pair in thousands is near, and yet every tenth picture meets a stranger."""
+    draw = torch.Generator().manual_seed(0)
+    image = F.normalize(torch.randn(1000, 16, generator=draw), dim=1)
+    with StoreWriter(tmp_path / "s") as writer:
+        for n in range(1000):
+            writer.add_image(n, picture(n - 900 if n >= 900 else n, (16, 16)))
+            writer.add_pair(n, n, f"第 {n} 张图", "zh")
+        writer.finish()
+    image[900:] = F.normalize(image[:100] + 0.02 * torch.randn(100, 16, generator=draw), dim=1)
+    pairs = torch.stack([torch.arange(1000)] * 2, 1)
+    texts = [f"第 {n} 张图" for n in range(1000)]
+    features = SplitFeatures(list(range(1000)), list(range(1000)), texts, ["zh"] * 1000, pairs, image, image.clone())
+    copies = F.normalize(image + 0.17 * torch.randn(1000, 16, generator=draw), dim=1)
+    chosen: list[int] = []
+
+    def encode(model, numbers, read, batch_size):
+        chosen.extend(torch.randperm(1000, generator=torch.Generator().manual_seed(0))[:200].sort().values.tolist())
+        return copies[chosen]
+
+    monkeypatch.setattr(curation, "encode_images", encode)
+    limit, said = curation._near_limit(open_store(tmp_path / "s"), features, opened, Wishes())
+    cosines = image.double() @ image.double().T
+    own = (copies[chosen].double() * image[chosen].double()).sum(1)
+    strangers = cosines.clone().fill_diagonal_(-1)
+    doubles = torch.arange(100)
+    strangers[doubles, doubles + 900] = strangers[doubles + 900, doubles] = -1
+    measured = float(own.quantile(1 - curation._FOUND))
+    assert float((strangers >= measured).double().mean()) < 0.001  # of pairs: few
+    assert float((strangers >= measured).sum()) / 1000 > 5 * curation._STRANGERS  # of pictures: many
+    assert (
+        limit > measured and float((strangers >= limit).sum()) / 1000 <= 3 * curation._STRANGERS
+    )  # 500 were looked at
+    assert float((cosines[doubles, doubles + 900] >= limit).double().mean()) > 0.9 and "of 200 copies" in said
+
+
+def test_beyond_many_pictures_faiss_proposes(store, features, opened, monkeypatch) -> None:
+    exactly = curate(open_store(store), features, opened, Wishes(near=0.99, fit=-1.0, most=40))
+    said: list[str] = []
+    monkeypatch.setattr(curation, "_EXACTLY", 10)
+    monkeypatch.setattr("cnclip_ft.retrieval.approximate.has_faiss", lambda: False)
+    assert curate(open_store(store), features, opened, Wishes(near=0.99, fit=-1.0, most=40), said.append) == exactly
+    assert "every one of 40 pictures is compared with every other" in said[0] and "faiss" in said[0]
+    monkeypatch.undo()
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(curation, "_EXACTLY", 10)
+    built: list[str] = []
+    build = curation.approximate.build
+    monkeypatch.setattr(curation.approximate, "build", lambda *given: built.append(given[1]) or build(*given))
+    assert curate(open_store(store), features, opened, Wishes(near=0.99, fit=-1.0, most=40), said.append) == exactly
+    assert built == ["ivf"]
 
 
 def test_the_command(store, checkpoint, tmp_path, monkeypatch, features) -> None:
