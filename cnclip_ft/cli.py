@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import sys
 from typing import Annotated
 
@@ -84,10 +85,10 @@ def main() -> None:
     code: str | int | None = 0
     try:
         app(prog_name="cnclip-ft")  # also under `python -m cnclip_ft`
-    except SystemExit as ended:
-        if isinstance(getattr(ended.__context__, "__cause__", None), KeyboardInterrupt):  # typer makes it an exit
+    except SystemExit as left:
+        if isinstance(getattr(left.__context__, "__cause__", None), KeyboardInterrupt):  # typer makes it an exit
             _say("interrupted")
-        code = ended.code
+        code = left.code
     except UserError as error:
         _say(f"error: {error}")
         code = error.exit_code
@@ -100,6 +101,9 @@ def main() -> None:
         names = " → ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
         _say(f"error: {names + ': ' if names else ''}{error.strerror or error}{_mend(error)}")
         code = 1
+    ended = code if isinstance(code, int) else int(code is not None)
+    # All is done. From here on Ctrl-C leaves at once: a traceback of an interpreter that takes itself apart helps nobody.
+    signal.signal(signal.SIGINT, lambda *_: _leave(ended))
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
@@ -108,10 +112,15 @@ def main() -> None:
     if os.environ.get("WORLD_SIZE", "1") != "1" and not isinstance(code, str):
         # One of several processes: gloo's threads may outlive its groups, which FSDP2 holds to the end, and an interpreter that takes
         # itself apart then aborts. A run that is done would count as failed. All that was to be written is.
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.flush()
-        os._exit(code or 0)
+        _leave(code or 0)
     sys.exit(code)
+
+
+def _leave(code: int) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # the last: it is being flushed
+            stream.flush()
+    os._exit(code)
 
 
 def _say(text: str) -> None:

@@ -26,7 +26,7 @@ from data_tools.items import Source
 from data_tools.scratch import Scratch, real_place
 from data_tools.sources.joined import Joined
 from data_tools.sources.stored import StoreSource
-from data_tools.store import Id, PairStore, open_store, stores_below
+from data_tools.store import Id, PairStore, is_store, open_store, stores_below
 
 NAMES = ("train", "valid", "test")
 _DEALT = "dealt.json"  # in the working folder: a part may be in its place already when the others are gone on with
@@ -99,6 +99,10 @@ def build_splits(
     Raises:
         RequestError, DataFault, UserError: as `build_store`; or pictures without a split.
     """
+    if is_store(output):
+        raise RequestError(
+            f"{output} is a store itself; --split makes a folder with a store for each part. Choose another --output"
+        )
     scratch = Scratch(real_place(output), "splitting", "importing into these splits")
     keep = False
     try:

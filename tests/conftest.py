@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -24,6 +25,14 @@ def pytest_ignore_collect(collection_path, config):
     if config.option.markexpr == "cuda" and re.fullmatch(r"test_\w+\.py", collection_path.name):
         return None if re.search(r"def \w+\([^)]*\bdevice\b", collection_path.read_text(encoding="utf-8")) else True
     return None
+
+
+@pytest.fixture(autouse=True)
+def _interrupts_stay_pytests():
+    """`cnclip_ft.cli.main` leaves the process to Ctrl-C when it ends."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -189,6 +190,38 @@ def test_every_command_of_the_readme_exists(name):
             helps[path] = command(*path, "--help")
         for option in [word for word in words if word.startswith("--")]:
             assert option in helps[path], line
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_ctrl_c_at_the_very_end_leaves_as_it_would_have():
+    """While the interpreter takes itself apart: no traceback, the command's own exit code, nothing of its output lost."""
+    code = (
+        "import sys, threading, time\n"
+        "from cnclip_ft.cli import main\n"
+        "sys.argv = ['cnclip-ft', *sys.argv[1:]]\n"
+        "def late():\n"
+        "    while threading.main_thread().is_alive(): time.sleep(0.01)\n"  # which waits for this one then
+        "    print('ending', file=sys.stderr, flush=True); time.sleep(20)\n"
+        "threading.Thread(target=late).start()\n"
+        "main()\n"
+    )
+    for arguments, wanted, said in (
+        (["recipe", "list"], 0, "muge_vit-b-16"),
+        (["recipe", "show", "nothing"], 2, "no such recipe"),
+    ):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments], cwd=ROOT, text=True, encoding="utf-8",
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if "ending" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+        assert process.returncode == wanted and said in out + "".join(lines) + err, (lines, out, err)
+        assert "Traceback" not in "".join(lines) + err
 
 
 def test_both_readmes_have_the_same_commands():

@@ -81,7 +81,7 @@ def plan_distilling(context: Context, name: str, setting: Stage, *, cached: bool
     if live and len(teacher.shape) != 3:
         raise RequestError(
             f"{key}: {teacher.place} takes each picture in its own shape, and this stage augments pictures of one size in every step. "
-            f"Take stages.{name}.augment out, or name a teacher of one size: {key}=CHECKPOINT"
+            f"Give stages.{name}.augment={{}}, or name a teacher of one size: {key}=CHECKPOINT"
         )
     return Distilling(teacher, live)
 

@@ -327,6 +327,10 @@ def test_a_store_is_never_replaced_unasked(tmp_path, kind: str) -> None:
     if kind != "official":
         code, out = call(*command, "--split", "0.5,0.5", "--output", tmp_path)
         assert code in (1, 2) and open_store(target).generation == before
+        for more in ([], ["--overwrite"]):  # a store holds no stores
+            code, out = call(*command, "--split", "0.5,0.5", *more)
+            assert code == 2 and "is a store itself" in " ".join(out.split()) and "Choose another --output" in out
+        assert open_store(target).generation == before and not (target / "train").exists()
     assert call(*command, "--overwrite")[0] == 0 and open_store(target).generation != before
 
 

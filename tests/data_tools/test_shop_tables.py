@@ -207,7 +207,11 @@ def test_files_of_data_sets(shop) -> None:
     store = built(shop / "dataset.json", shop / "s").store
     assert len(store) == 4 and store.columns_of("P/1.jpg") == {"split": "val", "cocoid": 1}
     (folder / "results.token").write_text("0.jpg#0\tTwo guys .\n1.jpg#1\tMen .\n")
-    assert [pair.text for pair in built(folder, shop / "s", "folder").store.pairs()] == ["Two guys .", "Men ."]
+    (folder / "notes.md").write_text("x")
+    report = built(folder, shop / "s", "folder")
+    assert [pair.text for pair in report.store.pairs()] == ["Two guys .", "Men ."]
+    said = "\n".join(report.lines())
+    assert "results.token is UTF-8" in said and "passed over: 1 of other endings (.md 1)" in said
     (folder / "results.token").unlink()
     (folder / "captions.txt").write_text("image_name| comment_number| comment\n0.jpg| 0| Two guys .\n")
     assert built(folder, shop / "s", "folder").store.columns_of("0.jpg") == {"comment_number": "0"}
