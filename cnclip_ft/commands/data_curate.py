@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cnclip_ft.commands.options import Checkpoint, Origin, Towers, spread
+from cnclip_ft.commands.options import Checkpoint, Origin, PageLanguage, Towers, spread
 from data_tools.tables import say
 
 
@@ -35,7 +35,7 @@ def curate(
         int | None, typer.Option(help="Pictures one text may stand on. [default: 1 % of the pictures, at least 20]")
     ] = None,
     seed: Annotated[int, typer.Option(help="For what is measured on samples.")] = 0,
-    language: Annotated[str | None, typer.Option(help="Of the page: zh or en. [default: the system's]")] = None,
+    language: PageLanguage = None,
     towers: Towers,
     origin: Origin,
 ) -> None:

@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from cnclip_ft.commands.building import comma_list
-from cnclip_ft.commands.options import Where
+from cnclip_ft.commands.options import Store, Where
 from data_tools.tables import say
 
 
 def export(
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="<dir>/<split>.")],
+    store: Store,
     to: Annotated[
         str,
         typer.Option(

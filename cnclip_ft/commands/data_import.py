@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cnclip_ft.commands.building import Building, comma_list, interruptible, refuse_targets
+from cnclip_ft.commands.data_check import check
 from cnclip_ft.commands.options import spread
 from data_tools.tables import say
 
@@ -179,8 +180,6 @@ def _into_splits(
 def _look(stores: list[Path], wanted: bool) -> None:
     """What `data check` says of what was built, with its exit code."""
     if wanted:
-        from cnclip_ft.commands.data import check
-
         say("")
         check(stores)
 

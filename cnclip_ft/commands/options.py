@@ -15,6 +15,8 @@ from cnclip_ft.evaluation.options import Options
 Checkpoint = Annotated[
     str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder or file, or a published name.")
 ]
+Store = Annotated[Path, typer.Argument(metavar="STORE", help="<dir>/<split>.")]
+PageLanguage = Annotated[str | None, typer.Option("--language", help="Of the page: zh or en. [default: the system's]")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images at once; texts go in batches twice as large.")]
 Workers = Annotated[
     int | None, typer.Option(min=0, help="Processes that decode images. [default: 0 on the CPU, else up to 8]")

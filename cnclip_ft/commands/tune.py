@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cnclip_ft.commands.options import TrustImport
+from cnclip_ft.commands.options import PageLanguage, TrustImport
 from cnclip_ft.commands.train import Overrides, RecipeName
 from data_tools.tables import say
 
@@ -32,7 +32,7 @@ def tune(
     ] = None,
     proceed: Annotated[bool, typer.Option("--continue", help="Go on with the search in the folder.")] = False,
     trust_import: TrustImport = False,
-    language: Annotated[str | None, typer.Option(help="Of the page: zh or en. [default: the system's]")] = None,
+    language: PageLanguage = None,
 ) -> None:
     """Search over rates, batch, length, averaging, augmentation and more; writes the best recipe, and what mattered.
 

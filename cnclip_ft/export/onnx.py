@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
-import logging
 import re
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,8 @@ from cnclip_ft.export.graph import BETWEEN, INPUTS, OUTPUT, ImageEncoder, TextEn
 from cnclip_ft.export.graph_files import OPSET, extract, open_at, read_graph, save_graph
 from cnclip_ft.export.onnx_encoder import OnnxEncoder
 from cnclip_ft.export.order import Order
+from cnclip_ft.export.others import quiet, reason
+from cnclip_ft.export.quantise import quantise
 from cnclip_ft.models.checkpoints import TOKENIZER_FILES
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.preprocessing import SquarePicture
@@ -54,8 +53,6 @@ def check(model: DualEncoder) -> None:
 def write(model: DualEncoder, target: Path, order: Order) -> None:
     """``image.onnx``, ``text.onnx``, tokenizer files, ``description.json``, ``example.py``; where other libraries know the class
     of the model, their layout of it beside (`web_layout`)."""
-    from cnclip_ft.export.quantise import quantise
-
     target.mkdir()
     with tempfile.TemporaryDirectory(dir=target) as name:
         encoders = {"image": ImageEncoder(model).eval(), "text": TextEncoder(model).eval()}
@@ -117,27 +114,6 @@ def write_graph(encoder: nn.Module, side: str, model: DualEncoder, path: Path) -
         assert program is not None  # it is where dynamo exports
         open_at(program.model, BETWEEN[side][1])
         save_graph(program.model, path, size)
-
-
-def reason(error: BaseException) -> str:
-    """What lies at the bottom of an error, in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence exporters and quantisers, which warn of what is neither ours nor the user's to mend."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def describe(model: DualEncoder, order: Order) -> dict:

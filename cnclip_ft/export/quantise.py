@@ -10,6 +10,7 @@ import torch
 
 from cnclip_ft.export.graph import INPUTS
 from cnclip_ft.export.graph_files import ONE_FILE
+from cnclip_ft.export.others import quiet, reason
 from cnclip_ft.features.sources import Source
 from cnclip_ft.models.dual_encoder import DualEncoder
 from data_tools.errors import UserError
@@ -29,8 +30,6 @@ def quantise(source: Path, target: Path, model: DualEncoder, calibration: Source
         UserError: ONNX Runtime's quantiser fails.
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
-
-    from cnclip_ft.export.onnx import quiet, reason
 
     side = source.stem
     target.parent.mkdir(exist_ok=True)

@@ -25,7 +25,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from data_tools.atomic import sync_folder, whole_file
+from data_tools.atomic import sync_folder, whole_file, whole_path
 from data_tools.errors import RequestError, UserError
 from data_tools.lock import FileLock
 
@@ -209,21 +209,14 @@ def write_array(file: IO[bytes], blocks: Iterable[np.ndarray], shape: tuple[int,
 
 
 def _new_array(path: Path, shape: tuple[int, ...], dtype: np.dtype, advice: str) -> None:
-    beside = path.with_suffix(".new")
-    try:
+    size = f"Features of {math.prod(shape) * dtype.itemsize:,} bytes are to be kept there. {advice}"
+    with whole_path(path, advice=size) as beside:
         array = np.lib.format.open_memmap(beside, mode="w+", dtype=dtype, shape=shape)
         array.flush()
         del array
         if hasattr(os, "posix_fallocate"):  # a full disk is said here, before anything is computed
             with open(beside, "rb+") as file:
                 os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-        os.replace(beside, path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise UserError(
-            f"{path}: features of {math.prod(shape) * dtype.itemsize:,} bytes cannot be kept there "
-            f"({error.strerror or error}). {advice}"
-        ) from None
 
 
 @contextmanager

@@ -425,5 +425,5 @@ class TextTower(Tower):
     def example(self, count: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """`input_ids` and `attention_mask` of `count` texts without padding, valid for the tower, on its device."""
         device = next(self.parameters()).device
-        ids = torch.full((count, length), min(1000, self.vocab_size - 1), device=device)
+        ids = torch.full((count, length), self.vocab_size // 2, device=device)
         return ids, torch.ones_like(ids)

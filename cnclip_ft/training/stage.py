@@ -78,6 +78,7 @@ class StageRun:
             give_bias(model, plan.objective)  # so that start and best hold the same tensors
             self.kept.save("start", model, checkpoint_info(context, plan, 0, progress.token, start))
         self.trainer = Trainer(context, plan, model, state, stop)
+        self.plan = self.trainer.plan  # without the images that cannot be read
         if state is not None:
             self.selection.load_state_dict(state["selection"])
             self.kept.sums = dict(state["selection"].get("sums", {}))

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from random import Random
-from typing import TYPE_CHECKING
 
-from data_tools.scenes.vocabulary import Group, Scene
-
-if TYPE_CHECKING:
-    from data_tools.scenes.captions import Told
+from data_tools.scenes.vocabulary import Group, Scene, Told
 
 # Shape → (singular, plural), one of them at random.
 NOUNS = {

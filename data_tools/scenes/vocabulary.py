@@ -105,3 +105,26 @@ def _held_out() -> frozenset[tuple[str, str]]:
 
 HELD_OUT = _held_out()
 """(colour, shape) never seen in training; every validation scene shows at least one of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Which details a caption tells. Shapes are always told, and the colour of at least one group."""
+
+    background: bool = True
+    layout: bool = True
+    sizes: bool = True
+    counts: bool = True
+    every_colour: bool = True
+
+    def of(self, scene: Scene) -> tuple[object, ...]:
+        """What is told of a scene; two scenes for which this is equal cannot be told apart by the caption."""
+        groups = []
+        for number, group in enumerate(scene.groups):
+            colour = group.colour if self.every_colour or number == 0 else None
+            size = group.size if self.sizes and group.size != "medium" else None
+            count = group.count if self.counts else min(group.count, 2)
+            groups.append((group.shape, colour, size, count))
+        layout = scene.layout if self.layout else len(groups)
+        ordered = groups if self.layout else sorted(groups, key=repr)
+        return (scene.background if self.background else None, layout, *ordered)

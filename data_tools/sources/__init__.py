@@ -8,14 +8,14 @@ from __future__ import annotations
 import difflib
 import glob
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from data_tools.errors import RequestError
 from data_tools.items import Source
 from data_tools.sources.column_names import Columns
 from data_tools.sources.joined import Joined
-from data_tools.text_files import AUTO
+from data_tools.sources.options import SourceOptions
 from data_tools.walk import natural
 
 KINDS = {
@@ -30,19 +30,6 @@ KINDS = {
     "muge": "the distributed TSV + JSONL",
     "parallel": "rows in two languages or more, without pictures: TSV, CSV, JSONL or TMX",
 }
-
-
-@dataclass(frozen=True)
-class SourceOptions:
-    """What a source may be told beyond its place; None and empty mean: find it yourself."""
-
-    captions: Path | None = None
-    images: Path | None = None
-    captions_from: tuple[str, ...] = ()
-    columns: Columns = field(default_factory=Columns)
-    encoding: str = AUTO
-    header: bool = True
-    allow_outside: bool = False
 
 
 # Which options mean something to which kind; any other is refused rather than ignored.

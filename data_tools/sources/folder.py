@@ -7,21 +7,19 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data_tools.annotations import check_text
 from data_tools.errors import DataFault, RequestError
 from data_tools.items import ImageItem, Item, Source, Stream, TextItem, fingerprint_of, located
 from data_tools.sources.caption_lines import read_captions, without_ending
 from data_tools.sources.column_names import IMAGE_NAMES, TEXT_NAMES, known_for
+from data_tools.sources.options import SourceOptions
 from data_tools.sources.places import Root, readable
 from data_tools.sources.rows import SUFFIXES
 from data_tools.sources.table import TableSource
 from data_tools.text_files import AUTO, TextFile, known_encoding
 from data_tools.walk import is_picture, walk
-
-if TYPE_CHECKING:
-    from data_tools.sources import SourceOptions
 
 _TABLES = ("captions", "metadata")
 

@@ -19,7 +19,7 @@ from cnclip_ft.models.registry import register
 from cnclip_ft.models.schema import Layers, Part, Pixels, TextPart, Vocabulary, Width
 from data_tools.errors import RequestError
 
-LETTERS = "。?abcdefghijklmnopqrstuvwxyz0123456789 红黄蓝绿黑白大小圆方三角星月山水火木金土猫狗鸟鱼马牛羊一个只"
+LETTERS = "?abcdefghijklmnopqrstuvwxyz0123456789 红黄蓝绿黑白大小圆方三角星月山水火木金土猫狗鸟鱼马牛羊一个只。"
 HALF = (0.5, 0.5, 0.5)
 
 
@@ -42,16 +42,16 @@ class Letters(Tokenizer):
 
     name = property(lambda self: "letters")
     vocab_size = property(lambda self: len(self.letters))
-    pad_id = property(lambda self: 0)
+    pad_id = property(lambda self: self.letters.index("。"))  # unlike BERT's not 0
 
     def prepare(self, text: str) -> str:
         return text.lower() if self.lower_case else text
 
     def _ids(self, text: str) -> list[int]:
-        return [max(self.letters.find(letter), 0) or 1 for letter in self.prepare(text)]
+        return [max(self.letters.find(letter), 0) for letter in self.prepare(text)]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return [[*self._ids(text)[: self.context_length - 1], 0] for text in texts]
+        return [[*self._ids(text)[: self.context_length - 1], self.pad_id] for text in texts]
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         return [len(self._ids(text)) + 1 for text in texts]

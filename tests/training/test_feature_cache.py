@@ -221,6 +221,6 @@ def test_a_full_disk_is_told_before_anything_is_computed(stores, tmp_path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(UserError, match=r"features of [\d,]+ bytes cannot be kept .*No space.*feature_cache=FOLDER"):
+    with pytest.raises(UserError, match=r"No space.*Features of [\d,]+ bytes are to be kept .*feature_cache=FOLDER"):
         cache(tmp_path, stores).build(ALONE, nullcontext)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -14,7 +14,6 @@ from cnclip_ft.training import fp8
 from cnclip_ft.training.plan import warnings
 from cnclip_ft.training.run import train
 from cnclip_ft.training.sharding import Sharded, Whole
-from cnclip_ft.training.trainer import Trainer
 from data_tools.errors import RequestError
 from tests.training.helpers import prepared, tiny_recipe, write_stores
 
@@ -107,17 +106,12 @@ def test_names_and_parameters_are_those_of_the_plain_layers(tmp_path, on_the_cpu
 
 
 @pytest.mark.slow
-def test_a_run_judges_and_keeps_plain_layers(tmp_path, on_the_cpu, monkeypatch):
-    stores, seen = write_stores(tmp_path), []
-    whole = Trainer.judged
-
-    def judged(trainer):
-        seen.append(len(trainer.fp8))
-        return whole(trainer)
-
-    monkeypatch.setattr(Trainer, "judged", judged)
+def test_a_run_judges_and_keeps_plain_layers(tmp_path, on_the_cpu):
+    stores, found = write_stores(tmp_path), {}
     short = {"steps": 2, "validate_every": 2}
-    assert train(tiny_recipe(stores, output=str(tmp_path / "run"), fp8=True, align=short, contrast=short))
+    recipe = tiny_recipe(stores, output=str(tmp_path / "run"), fp8=True, align=short, contrast=short)
+    assert train(recipe, before_step=lambda trainer: found.update({trainer.plan.name: len(trainer.fp8)}))
+    seen = list(found.values())
     assert len(seen) == 2 and 0 < seen[0] < seen[1]  # of the text tower alone, then of both
     best = tmp_path / "run" / "contrast" / "best"
     plain = prepared(tiny_recipe(stores, output=str(tmp_path / "other"))).model

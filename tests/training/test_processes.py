@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from cnclip_ft.recipe import dump_recipe
-from tests.training.helpers import losses, planned, tiny_recipe
+from tests.training.helpers import losses, planned, records, tiny_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # what `accelerate launch` sets from its configuration
@@ -164,7 +164,7 @@ def same_weights(ours: Path, theirs: Path) -> float:
 
 @pytest.fixture(scope="module")
 def one(stores) -> Path:
-    return run(stores, "one", 1)
+    return run(stores, "one", 1, contrast={"interpolate": 2})
 
 
 @pytest.mark.parametrize(
@@ -185,11 +185,13 @@ def test_two_processes_equal_one(stores, one, micro, shares):
         2,
         shares=shares,
         align=checkpointed,
-        contrast=checkpointed | {"micro_batch_size": micro},
+        contrast=checkpointed | {"micro_batch_size": micro, "interpolate": 2},
     )
     assert losses(two).keys() == losses(one).keys()
     assert max(abs(value - losses(one)[key]) for key, value in losses(two).items()) < 1e-5
     assert same_weights(two, one) < 1e-4
+    mixed = [[(each["alpha"], each["score"]) for each in records(folder, "interpolation")] for folder in (one, two)]
+    assert mixed[0] == mixed[1] and len(mixed[0]) > 1
     recalls = [(folder / "report" / "recall.txt").read_text(encoding="utf-8") for folder in (one, two)]
     assert recalls[0] == recalls[1]
 
