@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 from cnclip_ft.models.dual_encoder import DualEncoder
@@ -193,7 +193,8 @@ class _Alive(TorchDispatchMode):
         made = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
             if isinstance(tensor, torch.Tensor) and tuple(sorted(tensor.shape)) not in self._shapes:
-                self._count(tensor.untyped_storage())
+                for storage in _storages(tensor):
+                    self._count(storage)
         return made
 
     def _count(self, storage: torch.UntypedStorage) -> None:
@@ -207,6 +208,15 @@ class _Alive(TorchDispatchMode):
     def _freed(self, place: int, size: int) -> None:
         self._known.discard(place)
         self.now -= size
+
+
+def _storages(tensor: torch.Tensor) -> Iterator[torch.UntypedStorage]:
+    """Where a tensor's numbers lie: of one in 8 bits those of its parts, it has none of its own."""
+    if is_traceable_wrapper_subclass(tensor):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _storages(getattr(tensor, name))
+    else:
+        yield tensor.untyped_storage()
 
 
 def blank_pairs(plan: StagePlan, model: DualEncoder, count: int, tokens: int) -> dict[str, torch.Tensor]:
@@ -233,10 +243,11 @@ def _counted(model: DualEncoder) -> Iterator[dict[int, int]]:
     sizes: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        place = tensor.untyped_storage().data_ptr()
-        if place not in own:
-            kept.append(tensor)
-            sizes[place] = max(sizes.get(place, 0), tensor.untyped_storage().nbytes())
+        for storage in _storages(tensor):
+            place = storage.data_ptr()
+            if place not in own:
+                kept.append(tensor)
+                sizes[place] = max(sizes.get(place, 0), storage.nbytes())
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
