@@ -39,7 +39,6 @@ from PIL import Image
 from benchmarks.gpu_sides import DEVICE, REHEARSAL, OfficialSide, Ours, Peer, wait
 from benchmarks.step import captions, write_store
 from cnclip_ft.training import throughput
-from data_tools.errors import UserError
 
 SECONDS = float(os.environ.get("SECONDS", 55 if REHEARSAL else 300))
 # MiB of activations a pair takes in bf16, both towers: ours, and theirs with all tokens of all layers. Counted on a CPU.
@@ -155,12 +154,15 @@ def measured(row: Row) -> tuple[int, float, float, Any]:
             while len(times) < least or (len(times) < most and time.perf_counter() - began < 6):
                 times.append(side.step())
             return batch, statistics.median(times), side.memory(), side
-        except (RuntimeError, SystemExit, UserError) as error:
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # its time may be over too: nothing of it may go on beside the next row
             if side is not None:
                 side.close()
             # The official process ends when its memory does.
             short = "memory" in str(error).lower() or "ended early" in str(error)
-            if REHEARSAL or not short or batch <= row.batch // 4:
+            if REHEARSAL or isinstance(error, OutOfTime) or not short or batch <= row.batch // 4:
                 raise
             del error
         batch = max(batch * 3 // 4 // 32 * 32, 32)

@@ -165,6 +165,7 @@ class OurStage:
         stage_settings: dict | None = None,
         decode: str = "workers",
         fp8: bool = False,
+        context_length: int | None = None,
     ) -> None:
         from cnclip_ft.features import frozen_trunk as feature_cache
         from cnclip_ft.recipe import Recipe
@@ -200,6 +201,7 @@ class OurStage:
                     "valid": str(folder / "train"),
                     "workers": workers,
                     "decode": decode,
+                    "context_length": context_length,
                 },
                 "fp8": fp8,
                 "precision": precision,
@@ -217,6 +219,10 @@ class OurStage:
         if self.trainer.context.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - began
+
+    def close(self) -> None:
+        """With the processes that decode."""
+        self.batches.close()
 
 
 def step(kind: str, size: str, batch: int, threads: int, repeats: int) -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Style and format of all code, types and import directions of both packages. Installs the test extra where it is missing.
+# Style and format of all code, types and import directions of both packages, and the shell scripts. Installs the test extra where it is missing.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=run_scripts/environment.sh
@@ -15,3 +15,6 @@ fi
 "$venv/bin/python" -m ruff format --check .
 "$venv/bin/python" -m mypy
 "$venv/bin/lint-imports"
+scripts=(run_scripts/*.sh)
+if [ -f .ci/run ]; then scripts+=(.ci/run); fi
+"$venv/bin/shellcheck" --external-sources "${scripts[@]}"
