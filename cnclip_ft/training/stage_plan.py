@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from torch import nn
+
 from cnclip_ft.data.batching import BatchOrder, StageSampler
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import Stage
@@ -97,6 +99,8 @@ def plan_stage(context: Context, model: DualEncoder, number: int, name: str, set
             f"stages.{name}: augment is for pictures of one size, and this image tower takes each in its own shape: stages.{name}.augment={{}}"
         )
     image_frozen = not trunk_trains(table, "image")
+    if not image_frozen and setting.batch_norm == "train":
+        _refuse_statistics_apart(context, name, model)
     kept = setting.feature_cache and (setting.views > 1 or not setting.augment.changes)
     cached = teaching is None and image_frozen and kept
     return StagePlan(
@@ -116,6 +120,19 @@ def plan_stage(context: Context, model: DualEncoder, number: int, name: str, set
         teaching=teaching,
         distilling=plan_distilling(context, name, setting, cached=cached),
     )
+
+
+def _refuse_statistics_apart(context: Context, name: str, model: DualEncoder) -> None:
+    """Refuse batch normalisation of each process by its own part of the batch: other numbers than one device's, and statistics that
+    differ from process to process. GPUs share theirs."""
+    if context.world == 1 or context.device.type == "cuda":
+        return
+    for place, module in model.image_tower.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise RequestError(
+                f"stages.{name}: the image tower normalises by the statistics of a batch ({place}), which {context.world} processes share on "
+                f"GPUs alone, and this run is on {context.device.type}. Give stages.{name}.batch_norm=frozen, or train in one process"
+            )
 
 
 def _refuse_other_space(name: str, setting: Stage, teaching: Teaching, model: DualEncoder) -> None:

@@ -97,8 +97,7 @@ class Trainer:
             whole.load_state_dict(state["model"])  # before the cache, which is keyed by the tower's weights
         apply_table(whole, table)
         whole.set_gradient_checkpointing(**plan.checkpointing)
-        if context.world > 1 and context.device.type == "cuda" and not plan.image_frozen:
-            # Batch-norm statistics of the whole batch, as one device would have them.
+        if shares_statistics(context, plan):
             whole.image_tower = nn.SyncBatchNorm.convert_sync_batchnorm(whole.image_tower)
         self._set_mode(table)
         self.prepared = prepare(context, plan, whole, stop)
@@ -366,6 +365,11 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(share(state["average"], self.average.state_dict()))
+
+
+def shares_statistics(context: Context, plan: StagePlan) -> bool:
+    """Whether batch-norm statistics have to be exchanged to be those of the whole batch, as one device would have them."""
+    return context.world > 1 and context.device.type == "cuda" and not plan.image_frozen
 
 
 def _bound(table: list[Entry], model: DualEncoder) -> list[Entry]:

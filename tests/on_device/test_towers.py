@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.nn.modules._functions import SyncBatchNorm
 
 from cnclip_ft.models.checkpoints import load
 from cnclip_ft.models.start import build_start
+from cnclip_ft.training import trainer as trainer_module
 from cnclip_ft.training.trainer import Trainer
 from tests.evaluation import tiny
 from tests.families.cards import CARDS
@@ -36,19 +41,69 @@ def test_a_resnet_gives_the_cpu_s_features_channels_last_too(device, monkeypatch
         torch.testing.assert_close(features.cpu().double(), expected, atol=2e-3, rtol=0)
 
 
-def test_statistics_shared_over_devices_equal_those_of_one(device):
-    model = resnet(device).to(device)
-    model.train()
-    pixels = random_batch(model, 4)["pixels"].to(device)
-    expected = model.image_features(pixels).detach()
-    statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    shared = resnet(device).to(device)
-    if device.type == "cuda":  # the CPU has none
-        shared.image_tower = torch.nn.SyncBatchNorm.convert_sync_batchnorm(shared.image_tower)
-    shared.train()
-    torch.testing.assert_close(shared.image_features(pixels).detach(), expected, atol=1e-4, rtol=1e-4)
-    for name, buffer in shared.named_buffers():
-        torch.testing.assert_close(buffer, statistics[name], atol=1e-4, rtol=1e-4, msg=name)
+@pytest.fixture
+def alone(device, tmp_path):
+    """A process group of one, on a card."""
+    if device.type == "cpu":
+        pytest.skip("torch shares statistics on cards alone")
+    place = f"file://{tmp_path}/group"
+    dist.init_process_group("nccl", init_method=place, rank=0, world_size=1, device_id=torch.device("cuda", 0))
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_statistics_shared_over_devices_equal_those_of_one(device, alone, monkeypatch, together):
+    """Kernels and exchange of SyncBatchNorm in a group of one, where the module itself would not take them; gradients too."""
+
+    def shared(module, x):
+        numbers = module.weight, module.bias, module.running_mean, module.running_var
+        return SyncBatchNorm.apply(x, *numbers, module.eps, module.momentum, alone, 1)
+
+    monkeypatch.setattr(torch.nn.SyncBatchNorm, "forward", shared)
+    found = []
+    for convert in (False, True):
+        model = resnet(device)
+        monkeypatch.setattr(type(model.image_tower), "channels_last_on", ("cuda",) if together else ("meta",))
+        if convert:
+            model.image_tower = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model.image_tower)
+        model.to(device).train()
+        features = model.image_features(random_batch(model, 4)["pixels"].to(device))
+        (features @ features.detach().roll(1, 0).T).sum().backward()
+        numbers = {name: b for name, b in model.named_buffers() if b.is_floating_point()}
+        found.append(
+            {"features": features.detach(), **numbers, **{n: p.grad for n, p in model.image_tower.named_parameters()}}
+        )
+    assert found[0].keys() == found[1].keys()
+    for name, expected in found[0].items():
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(found[1][name], expected, atol=5e-3 * scale + 1e-6, rtol=0, msg=name)
+
+
+def test_statistics_are_shared_where_they_move_over_several_cards():
+    for world, kind, frozen in itertools.product((1, 2), ("cpu", "cuda"), (False, True)):
+        context, plan = SimpleNamespace(world=world, device=torch.device(kind)), SimpleNamespace(image_frozen=frozen)
+        assert trainer_module.shares_statistics(context, plan) is (world == 2 and kind == "cuda" and not frozen)
+
+
+def test_a_stage_with_shared_statistics_trains_the_same_weights(device, ready, monkeypatch):
+    """The tower is converted before the optimizer is made; on one device that changes no number and no name."""
+    start = {"image": {"kind": "resnet", "layers": [1, 1, 1, 1], "width": 16, "heads": 2, "image_size": 64},
+             "text": {"hidden": 32, "layers": 2, "heads": 2, "dropout": 0.0}, "projection": 16}  # fmt: skip
+    found = []
+    for shared in (False, True):
+        monkeypatch.setattr(trainer_module, "shares_statistics", lambda *_, shared=shared: shared)
+        trainer = ready(stage={"steps": 9}, precision="fp32", layers=0, start=start)
+        kinds = {type(m) for m in trainer.model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)}
+        assert kinds == {torch.nn.SyncBatchNorm if shared else torch.nn.BatchNorm2d}
+        batches = trainer.batches()
+        for _ in range(3):
+            trainer.take(next(batches))
+        with trainer.judged() as model:
+            found.append({name: tensor.cpu().clone() for name, tensor in model.state_dict().items()})
+    assert found[0].keys() == found[1].keys()
+    for name, expected in found[0].items():
+        torch.testing.assert_close(found[1][name], expected, atol=1e-4, rtol=1e-3, msg=name)
 
 
 def test_moments_lie_in_memory_as_the_weights_of_another_device(ready, monkeypatch, device):

@@ -12,6 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from cnclip_ft.recipe import dump_recipe
+from cnclip_ft.training.context import Context
+from cnclip_ft.training.stage_plan import plan_stages
+from data_tools.errors import RequestError
 from tests.training.helpers import losses, planned, records, tiny_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,10 +136,11 @@ def run(
     stops: tuple[str, ...] = (),
     how: str = "term",
     shares: bool = False,
+    model: dict = MODEL,
     **changes,
 ) -> Path:
     """Train the tiny recipe in `processes`; stop at each of `stops` and continue."""
-    recipe = tiny_recipe(stores, output=str(stores / name), model=MODEL, feature_cache=str(stores / "cache"), **changes)
+    recipe = tiny_recipe(stores, output=str(stores / name), model=model, feature_cache=str(stores / "cache"), **changes)
     path = stores / f"{name}.yaml"
     path.write_text(dump_recipe(recipe), encoding="utf-8")
     for number, stop in enumerate((*stops, "never")):
@@ -194,6 +198,37 @@ def test_two_processes_equal_one(stores, one, micro, shares):
     assert mixed[0] == mixed[1] and len(mixed[0]) > 1
     recalls = [(folder / "report" / "recall.txt").read_text(encoding="utf-8") for folder in (one, two)]
     assert recalls[0] == recalls[1]
+
+
+RESNET = {"start": MODEL["start"] | {
+    "image": {"kind": "resnet", "layers": [1, 1, 1, 1], "width": 8, "heads": 4, "image_size": 64},
+}}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_with_batch_norm_that_stands_still(stores):
+    frozen = {"model": RESNET, "contrast": {"batch_norm": "frozen"}}
+    one, two = run(stores, "norm-one", 1, **frozen), run(stores, "norm-two", 2, **frozen)
+    assert max(abs(value - losses(one)[key]) for key, value in losses(two).items()) < 1e-5
+    assert same_weights(two, one) < 1e-4
+
+
+def test_statistics_of_processes_without_cards_are_refused(stores, monkeypatch):
+    """Each would have its own; frozen, of a frozen tower and of one process they are not. Said before the first stage trains."""
+    found = {}
+    for name, changes in {
+        "trains": {"model": RESNET},
+        "frozen": {"model": RESNET, "contrast": {"batch_norm": "frozen"}},
+        "without": {"model": MODEL},
+    }.items():
+        context, model, plans = planned(tiny_recipe(stores, output=str(stores / "refused"), **changes))
+        found[name] = context, model
+        assert len(plans) == 2  # one process
+    monkeypatch.setattr(Context, "world", 2)
+    said = r"stages.contrast: .*visual.bn1\), which 2 processes share on GPUs.*contrast.batch_norm=frozen"
+    with pytest.raises(RequestError, match=said):
+        plan_stages(*found["trains"])
+    assert len(plan_stages(*found["frozen"])) == len(plan_stages(*found["without"])) == 2
 
 
 @pytest.mark.slow
