@@ -332,7 +332,7 @@ def test_gradients_of_two_and_four_processes_are_those_of_one(tmp_path):
     [
         ({"FSDP_VERSION": "1"}, {}, "set fsdp_version: 2"),
         ({"FSDP_OFFLOAD_PARAMS": "true"}, {}, "fsdp_offload_params, which is not supported"),
-        ({}, {"contrast": {"micro_batch_size": "auto"}}, "micro_batch_size: auto.*give a number"),
+        ({}, {"contrast": {"micro_batch_size": "auto"}}, "micro_batch_size: auto.*micro_batch_size=N"),
         (
             {},
             {
