@@ -107,6 +107,9 @@ def test_augmentation_draws_the_same_on_every_device(device, setting):
 
 def test_augmentation_gives_the_same_bits_every_time(device, deterministic):
     some, draws = random_batch(tiny_model(), 40)["pixels"].to(device), torch.Generator()
-    everything = Augmentation(crop=0.5, colour=0.3, operations=3)
-    found = [augment(some, everything, draws.manual_seed(0)).cpu() for _ in range(3)]
-    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    for everything in (
+        Augmentation(crop=0.5, colour=0.3, operations=3),
+        Augmentation(crop=0.9, colour=0.3, auto_augment="original"),
+    ):
+        found = [augment(some, everything, draws.manual_seed(0)).cpu() for _ in range(3)]
+        assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
