@@ -19,11 +19,14 @@ if [ ! -d "$official/cn_clip" ] || [ ! -d "$official/open_clip" ]; then
 fi
 # What reads exports elsewhere, for -m slow alone: half a gigabyte. --ignore-scripts: its own fetches libraries for CUDA.
 case " $* " in *slow*)
-  if [ ! -d "$official/onnxruntime_2023" ]; then
+  if [ ! -d "$official/onnxruntime_2023/onnxruntime" ]; then
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --target "$official/onnxruntime_2023" \
-      onnxruntime==1.16.3 numpy==1.26.4 || echo "onnxruntime of 2023 has no wheel for this Python; its tests will be skipped." >&2
+      onnxruntime==1.16.3 numpy==1.26.4 ||
+      echo "onnxruntime of 2023 cannot be fetched (it has wheels up to Python 3.11); its tests will be skipped." >&2
   fi
-  if [ ! -d "$official/node_modules" ] && command -v npm >/dev/null; then
+  if ! command -v npm >/dev/null; then
+    echo "npm is not installed; the tests of transformers.js will be skipped." >&2
+  elif [ ! -d "$official/node_modules/@huggingface/transformers" ]; then
     npm install --prefix "$official" --ignore-scripts --no-audit --no-fund @huggingface/transformers@4.3.2 ||
       echo "transformers.js cannot be fetched; its tests will be skipped." >&2
   fi ;;
