@@ -16,6 +16,7 @@ from cnclip_ft.data.mixture import Mixture, check_lines, name_image
 from cnclip_ft.data.pictures import Pictures, data_fault
 from cnclip_ft.models.contract import Preprocessing, Tokenizer
 from data_tools.errors import DataFault
+from data_tools.language import detect_language
 
 if TYPE_CHECKING:
     from data_tools.store import PairStore
@@ -43,7 +44,7 @@ class PairTable:
     `image_keys` and `text_keys` are int64 ``[pairs]``. Pairs with equal image keys show the same image, pairs
     with equal text keys carry the same text id or the same prepared text: they are not negatives of each other.
     An image key is the image's position in `store.image_ids`. `spans` are the stores of a mixture, none of a single store;
-    `languages` counts pairs by the language they say, "" for none. `tokens` holds all token ids behind one another,
+    `languages` counts pairs by the language they say, "" for none; `spoken` by that and, where there is none, by their letters. `tokens` holds all token ids behind one another,
     those of pair i at ``starts[i]:starts[i + 1]``.
     """
 
@@ -54,6 +55,7 @@ class PairTable:
     cut: int  # texts longer than the context length
     spans: tuple[Span, ...] = ()
     languages: Counter[str] = field(default_factory=Counter)
+    spoken: Counter[str] = field(default_factory=Counter)
 
     def __len__(self) -> int:
         return len(self.image_keys)
@@ -127,6 +129,7 @@ def build_table(store: PairStore | Mixture, tokenizer: Tokenizer) -> PairTable:
     image_keys, text_keys, keys = array("q"), array("q"), TextKeys()
     tokens, starts, cut = array("i"), array("q", [0]), 0
     languages: Counter[str] = Counter()
+    spoken: Counter[str] = Counter()
     for pairs in _in_batches(store.pairs(), _TEXTS_AT_ONCE):
         texts, all_ids = tokenizer.prepared([pair.text for pair in pairs])
         for pair, text in zip(pairs, texts, strict=True):
@@ -135,6 +138,7 @@ def build_table(store: PairStore | Mixture, tokenizer: Tokenizer) -> PairTable:
             image_keys.append(image_numbers[pair.image_id])
             text_keys.append(keys.key(pair.text_id, text))
             languages[pair.language or ""] += 1
+            spoken[pair.language or detect_language(pair.text) or ""] += 1
         for ids in all_ids:
             # As long as allowed means cut, or exactly fitting; the report of `data check` tells the two apart.
             cut += len(ids) == tokenizer.context_length
@@ -148,6 +152,7 @@ def build_table(store: PairStore | Mixture, tokenizer: Tokenizer) -> PairTable:
         cut=cut,
         spans=_spans(store),
         languages=languages,
+        spoken=spoken,
     )
 
 

@@ -10,14 +10,47 @@ from typing import Any
 import yaml
 
 from cnclip_ft.evaluation.recall_table import recall_table
-from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
-from cnclip_ft.models.hub import OWNERS
+from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.models.hub import repositories
+from cnclip_ft.models.registry import family_of
 from cnclip_ft.retrieval.recall import RetrievalScores
 
 CARD = "README.md"
-_LIBRARIES = {"huggingface": "transformers", "onnx": "onnx", "open_clip": "open_clip"}
 _MARK = re.compile(r"<!-- cnclip-ft ([0-9a-f]{64}) -->\n")
 _COLUMNS = [f"{short}_r{k}" for short in ("t2i", "i2t") for k in (1, 5, 10)] + ["mean_recall"]
+
+
+def hub_metadata(
+    model: DualEncoder,
+    to: str,
+    folder: Path,
+    info: dict[str, Any],
+    checkpoint: str,
+    dtype: str,
+    license_name: str | None,
+) -> dict[str, Any]:
+    """What the hub reads off a card (its "Model Cards" page), of an export in the format `to` that lies in `folder`.
+
+    The languages are those of the training data's texts, and for weights nobody says this of those of Chinese CLIP alone.
+    """
+    family, recipe = family_of(model.text_tower), info.get("recipe") or {}
+    kind = family.transformers_files(model)["config.json"].get("model_type")
+    start = (recipe.get("model") or {}).get("start")
+    base = info.get("base_models", repositories(start or checkpoint))  # checkpoints of versions before do not say it
+    relation = "finetune" if recipe else "quantized" if dtype == "int8" else None
+    library = {"huggingface": "transformers", "open_clip": "open_clip"}.get(to)
+    if (folder / "onnx").is_dir():
+        library = "transformers.js"
+    tags = [kind if kind != "cnclip_ft" else None, "image-text-retrieval", "onnx" if to == "onnx" else None]
+    return {
+        "language": info.get("languages") or (["zh"] if family.templates == "zh" else None),
+        "license": license_name,
+        "library_name": library,
+        "pipeline_tag": "zero-shot-image-classification",
+        "base_model": base[0] if len(base) == 1 else base,
+        "base_model_relation": relation if base else None,
+        "tags": [tag for tag in tags if tag],
+    }
 
 
 def write_card(
@@ -26,27 +59,22 @@ def write_card(
     to: str,
     info: dict[str, Any],
     *,
+    metadata: dict[str, Any],
     dtype: str,
     difference: float,
-    license_name: str | None,
     advice: str,
     recall: tuple[RetrievalScores, RetrievalScores] | None,
 ) -> None:
-    """Write the card of an export in the format `to` at `file`; `info` is what the checkpoint knows of itself."""
+    """Write the card of an export in the format `to` at `file`; `info` is what the checkpoint knows of itself, `metadata` that of
+    `hub_metadata`."""
     recipe = info.get("recipe") or {}
-    start = (recipe.get("model") or {}).get("start")
-    meta: dict[str, Any] = {
-        "language": ["zh", "en"], "license": license_name, "library_name": _LIBRARIES.get(to),
-        "pipeline_tag": "zero-shot-image-classification", "base_model": _base(start),
-        "tags": ["clip", "chinese-clip", "image-text-retrieval"],
-    }  # fmt: skip
-    head = yaml.safe_dump({key: value for key, value in meta.items() if value}, sort_keys=False, allow_unicode=True)
+    head = yaml.safe_dump({key: value for key, value in metadata.items() if value}, sort_keys=False, allow_unicode=True)
     parts = [f"---\n{head}---\n", f"# {name}\n"]
     stage = f", stage {info['stage']}, step {info.get('step')}" if "stage" in info else ""
     parts.append(
         f"Image and text features in one space, for search and classification. Exported by cnclip-ft as {to}, {dtype}{stage}; "
         f"unit features differ from the checkpoint's by {difference:.1e} at most."
-        + ("" if license_name else " No licence was named.")
+        + ("" if metadata["license"] else " No licence was named.")
         + "\n"
     )
     parts.append(f"## Use\n\n{advice}\n")
@@ -62,16 +90,6 @@ def write_card(
     text = "\n".join(parts)
     mark = f"<!-- cnclip-ft {hashlib.sha256(text.encode()).hexdigest()} -->\n"
     file.write_text(text + mark, encoding="utf-8", newline="\n")
-
-
-def _base(start: Any) -> str | None:
-    """The hub's name of a published start, or the start as it was named."""
-    if not isinstance(start, str):
-        return None
-    architecture = ARCHITECTURES.get(start)
-    if architecture is not None and architecture.hub:
-        return f"{OWNERS['huggingface']}/{architecture.hub}"
-    return start if re.fullmatch(r"[\w.-]+/[\w.-]+", start) else None
 
 
 def _recall(info: dict[str, Any], recall: tuple[RetrievalScores, RetrievalScores] | None) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from cnclip_ft.export.card import CARD, card_of_file, is_card, write_card
+from cnclip_ft.export.card import CARD, card_of_file, hub_metadata, is_card, write_card
 from cnclip_ft.export.cn_clip import is_export
 from cnclip_ft.export.onnx import ONNX
 from cnclip_ft.export.open_clip import OPEN_CLIP
@@ -137,9 +137,9 @@ def export_checkpoint(
             output.name,
             to,
             order.info,
+            metadata=hub_metadata(model, to, beside, order.info, str(checkpoint), dtype, license_name),
             dtype=dtype,
             difference=found,
-            license_name=license_name,
             advice=writer.advice(model, beside).replace(str(beside), output.name),
             recall=scores,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -81,6 +82,29 @@ def find(name: str | Path, source: str = "huggingface", *, folder: str | Path | 
             f"({type(error).__name__}). Searched: {', '.join(map(str, searched))}. Get the file there on a machine that is "
             "online and put it into one of these folders, or set CNCLIP_FT_MODELS to its folder, or name its path"
         ) from None
+
+
+def repositories(start: Any) -> list[str]:
+    """Hugging Face's names of what weights began with: a published name or file of Chinese-CLIP, ``owner/name``, towers of these, or a
+    checkpoint of ours that says what it began with itself. Nothing for what has no name there."""
+    if isinstance(start, dict):
+        return list(dict.fromkeys(name for part in ("image", "text") for name in repositories(start.get(part))))
+    if not isinstance(start, str):
+        return []
+    path, last = Path(start).expanduser(), Path(start).name
+    here = os.path.exists(path)  # a path wins over a name
+    published = (
+        a for a in ARCHITECTURES.values() if a.hub and (last in (a.file, a.hub) or (a.name == start and not here))
+    )
+    architecture = next(published, None)
+    if architecture is not None:
+        return [f"{OWNERS['huggingface']}/{architecture.hub}"]
+    if not here:
+        return [start] if _is_repository(start) else []
+    try:
+        return list(json.loads((path / "cnclip_ft.json").read_text(encoding="utf-8"))["base_models"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _of_its_run(path: Path) -> str:

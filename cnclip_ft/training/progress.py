@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import cnclip_ft
+from cnclip_ft.models.hub import repositories
 from cnclip_ft.recipe import dump_recipe
 from cnclip_ft.training.context import Context
 from cnclip_ft.training.run_state import FORMAT
@@ -58,6 +59,14 @@ def verdict(judgement: Judgement) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _languages(context: Context, plan: StagePlan) -> list[str]:
+    """What the stage and the run have learnt from, by ISO 639-1: those of a hundredth of the pairs at least, the most frequent first."""
+    counts = context.pairs.spoken.copy()
+    counts["zh"] += counts.pop("mixed", 0)  # Chinese with foreign names in it
+    pairs = [name for name, count in counts.most_common() if name and count * 100 >= len(context.pairs)]
+    return list(dict.fromkeys([*pairs, *(plan.teaching.languages if plan.teaching is not None else ())]))
+
+
 def checkpoint_info(
     context: Context, plan: StagePlan, step: int, token: str, verdict: dict[str, Any]
 ) -> dict[str, Any]:
@@ -66,6 +75,7 @@ def checkpoint_info(
     return {
         "run": token, "stage": plan.name, "step": step, "steps": plan.total, **verdict,
         "recipe": context.recipe.model_dump(mode="json"), "data": {"train": context.train_store.checksum(), **data},
+        "languages": _languages(context, plan), "base_models": repositories(context.recipe.model.start),
         "start": context.start.lines(), "precision": context.precision,
         "versions": {"cnclip_ft": cnclip_ft.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }  # fmt: skip

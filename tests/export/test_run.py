@@ -7,9 +7,10 @@ import os
 
 import pytest
 import torch
-import yaml
+from huggingface_hub import ModelCard
 
 from cnclip_ft.export import cn_clip, run
+from cnclip_ft.export.card import hub_metadata
 from cnclip_ft.export.run import export_checkpoint
 from cnclip_ft.models.checkpoints import load, read_info, save_checkpoint
 from cnclip_ft.models.start import build_start
@@ -175,19 +176,37 @@ def test_wrong_requests(checkpoint, tmp_path):
         export_checkpoint(checkpoint, "cn_clip", tmp_path / "x", dtype="int3")
 
 
+@pytest.mark.parametrize(
+    "info,checkpoint,dtype,to,wanted",
+    [
+        ({}, "ViT-B-16", "int8", "onnx", ("OFA-Sys/chinese-clip-vit-base-patch16", "quantized", ["zh"])),
+        ({}, "a/run/of/mine", "float32", "cn_clip", (None, None, ["zh"])),
+        ({"recipe": {"model": {"start": "elsewhere/mine"}}, "base_models": []}, "x", "float32", "cn_clip", (None, None, ["zh"])),
+        ({"languages": ["en"], "base_models": ["a/b", "c/d"], "recipe": {"seed": 1}}, "x", "float32", "onnx", (["a/b", "c/d"], "finetune", ["en"])),
+    ],
+)  # fmt: skip
+def test_the_hub_is_told_what_is_known(tmp_path, info, checkpoint, dtype, to, wanted):
+    found = hub_metadata(small(), to, tmp_path, info, checkpoint, dtype, None)
+    base, relation, languages = wanted
+    assert (found["base_model"] or None, found["base_model_relation"], found["language"]) == (base, relation, languages)
+    assert found["library_name"] is None and found["license"] is None
+    assert found["tags"] == ["chinese_clip", "image-text-retrieval", *(["onnx"] if to == "onnx" else [])]
+
+
 def test_a_card_says_what_the_export_is_and_is_replaced_only_as_it_was_written(tmp_path):
     info = {
         "stage": "contrast", "step": 7, "row": {"t2i_r1": 12.34, "mean_recall": 50.0}, "data": {"train": "abc", "valid": "def"},
-        "recipe": {"model": {"start": "ViT-B-16"}, "seed": 3}, "start": ["loaded   both towers from x"],
+        "recipe": {"model": {"start": "ViT-B-16"}, "seed": 3}, "start": ["loaded   both towers from x"], "languages": ["zh", "en"],
     }  # fmt: skip
     save_checkpoint(small(), tmp_path / "a", info=info)
     export_checkpoint(tmp_path / "a", "huggingface", tmp_path / "mine", license_name="apache-2.0")
     text = (tmp_path / "mine/README.md").read_text(encoding="utf-8")
-    head = yaml.safe_load(text.split("---\n")[1])
-    assert (
-        head["language"] == ["zh", "en"] and head["license"] == "apache-2.0" and head["library_name"] == "transformers"
-    )
-    assert head["base_model"] == "OFA-Sys/chinese-clip-vit-base-patch16"
+    head = ModelCard.load(tmp_path / "mine/README.md").data.to_dict()  # as the hub's own library reads it
+    assert head == {
+        "language": ["zh", "en"], "license": "apache-2.0", "library_name": "transformers",
+        "pipeline_tag": "zero-shot-image-classification", "tags": ["chinese_clip", "image-text-retrieval"],
+        "base_model": "OFA-Sys/chinese-clip-vit-base-patch16", "base_model_relation": "finetune",
+    }  # fmt: skip
     for words in ("# mine\n", "| 12.3 |", "| train | `abc` |", "seed: 3", "from_pretrained(", "loaded   both towers"):
         assert words in text, words
     assert load(tmp_path / "mine")

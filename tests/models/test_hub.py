@@ -16,7 +16,7 @@ import torch
 
 from cnclip_ft.models import hub
 from cnclip_ft.models.checkpoints import load
-from cnclip_ft.models.hub import find
+from cnclip_ft.models.hub import find, repositories
 from data_tools.errors import RequestError
 from tests.models.helpers import features, official, small
 
@@ -43,6 +43,26 @@ def test_found_here_first(place, what, tmp_path, monkeypatch):
 def test_a_path_wins_over_a_name(tmp_path):
     (tmp_path / "here" / "ViT-L-14").mkdir()
     assert find("ViT-L-14") == Path("ViT-L-14")
+
+
+def test_what_weights_began_with_by_the_names_of_the_hub(tmp_path):
+    large = ["OFA-Sys/chinese-clip-vit-large-patch14"]
+    for start in (
+        "ViT-L-14",
+        "DATAPATH/pretrained_weights/clip_cn_vit-l-14.pt",
+        "chinese-clip-vit-large-patch14",
+        *large,
+    ):
+        assert repositories(start) == large, start
+    (tmp_path / "here" / "ViT-L-14").mkdir()
+    (tmp_path / "here" / "runs").mkdir()
+    assert repositories("ViT-L-14") == repositories("runs/best") == repositories("own.pt") == []
+    towers = {"image": "openai/clip-vit-base-patch16", "text": "hfl/chinese-roberta-wwm-ext"}
+    assert repositories(towers) == list(towers.values())
+    assert repositories({"architecture": "tiny"}) == repositories({"image": {"kind": "vit"}, "text": None}) == []
+    for content, found in (('{"base_models": ["a/b"]}', ["a/b"]), ("{}", []), ("no JSON", [])):
+        (tmp_path / "here" / "runs" / "cnclip_ft.json").write_text(content, encoding="utf-8")
+        assert repositories("runs") == found
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,9 @@ def test_a_run_leaves_what_it_promises(finished):
     rows = json.loads((finished / "report" / "recall.json").read_text(encoding="utf-8"))
     assert list(rows) == ["chance", "start", "after align", "after contrast"]
     info = json.loads((finished / "contrast" / "best" / "cnclip_ft.json").read_text(encoding="utf-8"))
+    assert (
+        info["languages"] == ["zh"] and info["base_models"] == []
+    )  # every second text is Chinese with a word of English
     assert info["stage"] == "contrast" and info["recipe"]["seed"] == 0 and set(info["data"]) == {"train", "valid"}
     validations = records(finished, "validation")
     assert [(v["stage"], v["step"]) for v in validations] == [("start", 0)] + [
