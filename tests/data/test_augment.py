@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnclip_ft.data.augment import augment
+from cnclip_ft.data.auto_augment import OPERATIONS as POLICY_OPERATIONS
 from cnclip_ft.data.rand_augment import OPERATIONS, rand_augment
 from cnclip_ft.recipe import Augmentation
 
@@ -105,6 +106,13 @@ def test_no_operation_gives_other_bits_on_a_card(name):
     with Operators() as seen:
         OPERATIONS[name](pictures(2).float(), torch.tensor([0.4, -0.7]))
     assert not seen.found and seen.count > 2
+
+
+@pytest.mark.parametrize("name", POLICY_OPERATIONS)
+def test_no_operation_of_the_policy_gives_other_bits_on_a_card(name):
+    with Operators() as seen:
+        POLICY_OPERATIONS[name](pictures(2), 4.0 if name in ("posterise", "rotate") else 0.3, (124, 116, 104))
+    assert not seen.found and seen.count > 0
 
 
 def test_augmentation_gives_the_same_bits_on_a_card():

@@ -141,12 +141,13 @@ def test_a_step_of_a_text_encoder_of_transformers_reads_nothing(device, ready, t
     assert not reads.found
 
 
+@pytest.mark.parametrize("drawn", [{"operations": 2}, {"auto_augment": "original"}], ids=["random", "policy"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
-def test_a_card_is_never_waited_for(device, ready, precision):
+def test_a_card_is_never_waited_for(device, ready, precision, drawn):
     """torch raises where the CPU waits for the card."""
     if device.type == "cpu":
         pytest.skip("a CPU waits for nobody; reads are counted above")
-    changes = {"augment": {"crop": 0.5, "colour": 0.3, "operations": 2}, "patch_dropout": 0.5, "ema": 0.9}
+    changes = {"augment": {"crop": 0.5, "colour": 0.3, **drawn}, "patch_dropout": 0.5, "ema": 0.9}
     trainer = ready(stage={"steps": 9, "gradient_clip": 1.0, "micro_batch_size": 32, **changes}, precision=precision)
     batches = trainer.batches()
     for _ in range(2):
