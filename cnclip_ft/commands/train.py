@@ -43,6 +43,7 @@ def plan(
     Example: cnclip-ft plan demo data.train=demo/train data.valid=demo/valid
     """
     from cnclip_ft.calls import read_recipe
+    from cnclip_ft.training import advice
     from cnclip_ft.training import plan as planning
     from cnclip_ft.training.context import make_context
     from cnclip_ft.training.stage_plan import plan_stages
@@ -53,7 +54,7 @@ def plan(
     stages = plan_stages(context, model)
     say(planning.describe(context, model, stages))
     if strict:
-        planning.refuse_warnings(context, model, stages)
+        advice.refuse_warnings(context, model, stages)
 
 
 def train(

@@ -21,6 +21,7 @@ from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import Recipe, Stage, dump_recipe
 from cnclip_ft.runtime import loader_fault
 from cnclip_ft.training import plan
+from cnclip_ft.training.advice import refuse_warnings
 from cnclip_ft.training.context import Context, make_context
 from cnclip_ft.training.continuing import identity, refuse_other_data, refuse_other_recipe
 from cnclip_ft.training.examples import Example, find_examples
@@ -95,7 +96,7 @@ def train(
         context, model = make_context(recipe, trust_import=trust_import, goes_on=proceed)
         plans = plan_stages(context, model)
         if strict:
-            plan.refuse_warnings(context, model, plans)
+            refuse_warnings(context, model, plans)
         refuse_too_large(context, plans, model)
         return Run(context, model, plans, stop or StopRequest(), before_step, shorter, speaks).execute(state)
 

@@ -14,9 +14,9 @@ import torch
 
 from cnclip_ft.runtime import _left_in_groups
 from cnclip_ft.training import memory
+from cnclip_ft.training.advice import warnings
 from cnclip_ft.training.fit import micro_batch_size, try_step
 from cnclip_ft.training.memory import HOPELESS, MARGIN, estimate, largest_half
-from cnclip_ft.training.plan import warnings
 from cnclip_ft.training.run import train
 from data_tools.errors import RequestError
 from tests.training.helpers import planned, tiny_recipe

@@ -11,7 +11,7 @@ from torch import nn
 from cnclip_ft.models.checkpoints import load
 from cnclip_ft.training import context as context_module
 from cnclip_ft.training import fp8
-from cnclip_ft.training.plan import warnings
+from cnclip_ft.training.advice import warnings
 from cnclip_ft.training.run import train
 from cnclip_ft.training.sharding import Sharded, Whole
 from data_tools.errors import RequestError

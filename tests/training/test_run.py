@@ -248,7 +248,8 @@ def test_refusals(stores, changes, expected):
 
 
 def test_the_plan_says_what_will_happen_and_warns(stores):
-    from cnclip_ft.training.plan import describe, refuse_warnings
+    from cnclip_ft.training.advice import refuse_warnings
+    from cnclip_ft.training.plan import describe
 
     recipe = tiny_recipe(stores, data={"train": str(stores / "train"), "valid": str(stores / "train"), "workers": 0})
     context, model, plans = planned(recipe)
@@ -274,7 +275,7 @@ def test_the_plan_says_what_will_happen_and_warns(stores):
 def test_every_warning_of_the_plan_is_said(stores, tmp_path):
     """Each with its suggestion; none of them where nothing is wrong."""
     from cnclip_ft.models.checkpoints import save_checkpoint
-    from cnclip_ft.training.plan import warnings
+    from cnclip_ft.training.advice import warnings
     from tests.training.helpers import tiny_model
 
     save_checkpoint(tiny_model(), tmp_path / "start", info={})

@@ -1,0 +1,125 @@
+"""What is likely to go wrong in a run, said before it begins, each with what to give instead."""
+
+from __future__ import annotations
+
+import torch
+
+from cnclip_ft.data.mixture import stores_of
+from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.training.context import Context
+from cnclip_ft.training.memory import estimate
+from cnclip_ft.training.stage_plan import StagePlan
+from data_tools.errors import RequestError
+from data_tools.words import Said
+
+# Peak rates the paper and its repository pair with a global batch for fine-tuning all weights (arXiv 2211.01335,
+# appendix; the smallest pair is the maintainers' advice after 2e-5 at batch 96 ended below zero-shot).
+PUBLISHED_RATES = ((96, 2e-6), (1024, 5e-5), (4096, 3e-5), (7680, 5e-5), (12800, 5e-5), (20480, 2e-5))
+
+
+def suggested_rate(batch_size: int) -> float:
+    """Highest published rate for a batch of this size, interpolated in the logarithm of both below 1,024."""
+    smallest, first = PUBLISHED_RATES[0], PUBLISHED_RATES[1]
+    if batch_size >= first[0]:
+        return max(rate for batch, rate in PUBLISHED_RATES if batch <= batch_size and batch >= first[0])
+    share = torch.log(torch.tensor(batch_size / smallest[0])) / torch.log(torch.tensor(first[0] / smallest[0]))
+    return smallest[1] * (first[1] / smallest[1]) ** max(share.item(), 0.0)
+
+
+def warnings(context: Context, model: DualEncoder, stages: list[StagePlan]) -> list[str]:
+    """What is likely to go wrong, each with a suggestion."""
+    found: list[str] = []
+    for stage in stages:
+        setting, name = stage.setting, stage.name
+        pretrained_image = not stage.image_frozen and not any(part == "image_tower" for part in context.new_parts)
+        advised = suggested_rate(setting.batch_size)
+        if pretrained_image and setting.learning_rate > 2 * advised:
+            found.append(
+                Said(
+                    "{name}: rate {rate:g} is high for a global batch of {batch} and may destroy what the model knows; published "
+                    "pairs of batch and rate suggest about stages.{name}.learning_rate={advised:.1e}",
+                    "{name}：总批量为 {batch} 时学习率 {rate:g} 偏高，可能毁掉模型已学到的；按已发表的批量与学习率，"
+                    "建议约 stages.{name}.learning_rate={advised:.1e}",
+                    name=name,
+                    rate=setting.learning_rate,
+                    batch=setting.batch_size,
+                    advised=advised,
+                )
+            )
+        if setting.batch_size < 16:
+            found.append(
+                Said(
+                    "{name}: batch {batch} leaves few negatives; give stages.{name}.batch_size=16 or more "
+                    "(stages.{name}.micro_batch_size=auto splits it if it does not fit)",
+                    "{name}：批量 {batch} 的负例太少；请设 stages.{name}.batch_size=16 或更大"
+                    "（放不下时 stages.{name}.micro_batch_size=auto 会把它拆开）",
+                    name=name,
+                    batch=setting.batch_size,
+                )
+            )
+        if stage.total < 50:
+            found.append(
+                Said(
+                    "{name}: only {steps} steps; {longer}",
+                    "{name}：只有 {steps} 步；{longer}",
+                    name=name,
+                    steps=stage.total,
+                    longer=_longer(stage),
+                )
+            )
+        if context.device.type == "cpu" and (short := estimate(context, stage, model).shortage(name)):
+            found.append(short)
+    if context.recipe.fp8 and not context.recipe.compile:
+        found.append(
+            Said(
+                "fp8 without compile takes longer than bf16: rounding is a pass of its own then; give compile=layers",
+                "不编译时 fp8 比 bf16 更慢：舍入要单独走一遍数据；请设 compile=layers",
+            )
+        )
+    leak = _leak(context)
+    if leak:
+        found.append(leak)
+    return found
+
+
+def _longer(stage: StagePlan) -> str:
+    """What makes 100 steps of it, to type."""
+    setting, key = stage.setting, f"stages.{stage.name}"
+    if setting.epochs is None:
+        return Said("give more, {key}.steps=100", "请多给一些，{key}.steps=100", key=key)
+    return Said(
+        "give more epochs, {key}.epochs={epochs}, or a smaller {key}.batch_size=N",
+        "请多给几轮，{key}.epochs={epochs}，或减小 {key}.batch_size=N",
+        key=key,
+        epochs=-(-100 // stage.order.steps_per_epoch),
+    )
+
+
+def _leak(context: Context) -> str | None:
+    """Images of the validation split that are in the training split too, by id and by content."""
+    for trained in stores_of(context.train_store):
+        train = set(trained.image_ids)
+        for name, store in context.valid_stores.items():
+            if store.path.resolve() == trained.path.resolve():
+                return Said(
+                    "{name} is the training split itself: recall will look far better than it is",
+                    "{name} 就是训练划分本身：召回率会比实际好看得多",
+                    name=name,
+                )
+            shared = [image_id for image_id in store.image_ids if image_id in train]
+            same = [i for i in shared[:500] if store.image(i) == trained.image(i)]
+            if same:
+                return Said(
+                    "{name} shares images with the training split (e.g. id {image_id!r}): recall will look better than it is",
+                    "{name} 与训练划分有相同的图片（如编号 {image_id!r}）：召回率会比实际好看",
+                    name=name,
+                    image_id=same[0],
+                )
+    return None
+
+
+def refuse_warnings(context: Context, model: DualEncoder, stages: list[StagePlan]) -> None:
+    """With --strict a warning is an error."""
+    found = warnings(context, model, stages)
+    if found:
+        raise RequestError("--strict: the plan has warnings:\n  " + "\n  ".join(found))
