@@ -87,7 +87,8 @@ def test_statistics_are_shared_where_they_move_over_several_cards():
 
 
 def test_a_stage_with_shared_statistics_trains_the_same_weights(device, ready, monkeypatch):
-    """The tower is converted before the optimizer is made; on one device that changes no number and no name."""
+    """The tower is converted before the optimizer is made; on one device that changes no number and no name. (A card sums in another
+    order every time, and where a gradient is next to nothing Adam goes a whole step either way.)"""
     start = {"image": {"kind": "resnet", "layers": [1, 1, 1, 1], "width": 16, "heads": 2, "image_size": 64},
              "text": {"hidden": 32, "layers": 2, "heads": 2, "dropout": 0.0}, "projection": 16}  # fmt: skip
     found = []
@@ -103,7 +104,8 @@ def test_a_stage_with_shared_statistics_trains_the_same_weights(device, ready, m
             found.append({name: tensor.cpu().clone() for name, tensor in model.state_dict().items()})
     assert found[0].keys() == found[1].keys()
     for name, expected in found[0].items():
-        torch.testing.assert_close(found[1][name], expected, atol=1e-4, rtol=1e-3, msg=name)
+        near = {"atol": 0, "rtol": 0} if device.type == "cpu" else {"atol": 1e-3, "rtol": 1e-2}
+        torch.testing.assert_close(found[1][name], expected, **near, msg=name)
 
 
 def test_moments_lie_in_memory_as_the_weights_of_another_device(ready, monkeypatch, device):
@@ -130,7 +132,7 @@ def test_moments_lie_in_memory_as_the_weights_of_another_device(ready, monkeypat
             )
             batches = trainer.batches()
             losses[change] = [trainer.take(next(batches)).loss.item() for _ in range(3)]
-        assert losses[True] == pytest.approx(losses[False], abs=2e-4)
+        assert losses[True] == pytest.approx(losses[False], abs=2e-4 if device.type == "cpu" else 2e-3)
 
 
 def test_a_second_family_steps_like_on_the_cpu(device, letters, stores, tmp_path, elsewhere):
