@@ -12,6 +12,7 @@ from data_tools.pictures import PIXEL_LIMIT
 from data_tools.preparation import Preparation
 from data_tools.sources.stored import Appended, StoreSource
 from data_tools.store import PairStore, open_store
+from data_tools.words import many
 
 
 def kept_form(store: PairStore) -> dict[str, Any]:
@@ -39,5 +40,8 @@ def append_to(source: Source, target: Path, *, update_columns: bool = False, **o
     options["faults_before"] = [target / FILE_NAME, *options.get("faults_before", ())]
     appended = Appended(StoreSource(target), source, prepare, update_columns=update_columns)
     report = build_store(appended, target, **options)
-    report.notes.insert(0, f"{report.pairs - before:,} pairs were added to the {before:,} that were there")
+    added = report.pairs - before
+    report.notes.insert(
+        0, f"{many(added, 'pair')} {'was' if added == 1 else 'were'} added to the {before:,} that were there"
+    )
     return report

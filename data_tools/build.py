@@ -23,6 +23,7 @@ from data_tools.preparation import Preparation
 from data_tools.sources.official import OfficialSource
 from data_tools.store import Id, PairStore, StoreWriter, open_store
 from data_tools.store.layouts import VERSION
+from data_tools.words import many
 
 _PROGRESS_EVERY = 16  # items
 _SKIP = " Or go on without what is faulty, and list it: --on-error skip."
@@ -49,17 +50,19 @@ class BuildReport:
     def lines(self) -> list[str]:
         """For people."""
         lone = f", {self.lone_texts:,} texts without a known image" if self.lone_texts else ""
-        lines = [f"{self.store.path}: {self.images:,} images, {self.texts:,} texts, {self.pairs:,} pairs{lone}"]
+        lines = [
+            f"{self.store.path}: {many(self.images, 'image')}, {many(self.texts, 'text')}, {many(self.pairs, 'pair')}{lone}"
+        ]
         if is_parallel(self.store):
             told = ", ".join(f"{language} {rows:,}" for language, rows in read_parallel(self.store).languages.items())
             lines = [f"{self.store.path}: parallel text, {self.texts:,} texts (rows by language: {told})"]
         if self.continued:
-            lines.append(f"  went on behind {self.continued:,} items of the interrupted build")
+            lines.append(f"  went on behind {many(self.continued, 'item')} of the interrupted build")
         if self.faults:
             listed = ", ".join(f"{count:,} {kind}" for kind, count in self.faults.items())
             lines.append(f"  left out: {listed} (each in {self.store.path / FILE_NAME})")
         if self.read:
-            again = f", {self.again:,} pictures named again" if self.again else ""
+            again = f", {many(self.again, 'picture')} named again" if self.again else ""
             stored = self.read - self.again - self.left_out
             lines.insert(
                 1, f"  read {self.read:,} pictures and texts: {stored:,} stored{again}, {self.left_out:,} left out"

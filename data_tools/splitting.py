@@ -27,6 +27,7 @@ from data_tools.scratch import Scratch, real_place
 from data_tools.sources.joined import Joined
 from data_tools.sources.stored import StoreSource
 from data_tools.store import Id, PairStore, is_store, open_store, stores_below
+from data_tools.words import many
 
 NAMES = ("train", "valid", "test")
 _DEALT = "dealt.json"  # in the working folder: a part may be in its place already when the others are gone on with
@@ -126,7 +127,7 @@ def build_splits(
         )
         store = whole.store
         lines = [
-            f"{output}: {whole.images:,} images, {whole.texts:,} texts, {whole.pairs:,} pairs {'came' if old else 'in all'}",
+            f"{output}: {many(whole.images, 'image')}, {many(whole.texts, 'text')}, {many(whole.pairs, 'pair')} {'came' if old else 'in all'}",
             *whole.lines()[1:],
         ]
         lines = [line.replace(str(imported / FILE_NAME), str(output / "…" / FILE_NAME)) for line in lines]

@@ -27,6 +27,11 @@ def language_of(given: str | None) -> str:
     return given
 
 
+def many(count: int, noun: str) -> str:
+    """``1 pair``, ``1,000 pairs``; of a noun whose plural ends in s."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 class Said(str):
     """English text that knows its Chinese; as any string it is the English one.
 

@@ -12,7 +12,7 @@ from cnclip_ft.training.lora import trained_size
 from cnclip_ft.training.memory import estimate
 from cnclip_ft.training.stage_plan import StagePlan
 from cnclip_ft.training.throughput import Throughput, card
-from data_tools.words import Said, joined, labelled
+from data_tools.words import Said, joined, labelled, many
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -124,15 +124,13 @@ def _device(context: Context) -> str:
 
 
 def _decoding(context: Context) -> Said:
-    one = context.workers == 1
-    processes = "1 worker process" if one else f"{context.workers} worker processes"
-    workers = Said("{processes}", "{count} 个工作进程", processes=processes, count=context.workers)
-    if context.recipe.data.workers == "auto" and context.most_workers > context.workers:
+    count = context.workers
+    workers = Said("1 worker process" if count == 1 else f"{count} worker processes", f"{count} 个工作进程")
+    if context.recipe.data.workers == "auto" and context.most_workers > count:
         workers = Said(
-            "{processes}, up to {most} where the first steps need them",
-            "{count} 个工作进程，前几步显示需要时最多 {most} 个",
-            processes=processes,
-            count=context.workers,
+            "{workers}, up to {most} where the first steps need them",
+            "{workers}，前几步显示需要时最多 {most} 个",
+            workers=workers,
             most=context.most_workers,
         )
     if not context.workers:
@@ -228,10 +226,10 @@ def _stage(context: Context, model: DualEncoder, stage: StagePlan) -> list[str]:
         )
     lines.append(
         Said(
-            "    rate {curve}  warm-up {warmup} steps, then {schedule}",
-            "    学习率 {curve}  预热 {warmup} 步，之后 {schedule}",
+            "    rate {curve}  warm-up {warmup}, then {schedule}",
+            "    学习率 {curve}  预热 {warmup}，之后 {schedule}",
             curve=curve(stage),
-            warmup=stage.curve.warmup,
+            warmup=Said(many(stage.curve.warmup, "step"), f"{stage.curve.warmup} 步"),
             schedule=setting.schedule,
         )
     )

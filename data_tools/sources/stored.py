@@ -18,6 +18,7 @@ from data_tools.sources.joined import Joined
 from data_tools.store import Id, Pair, PairStore, open_store
 from data_tools.store.layouts import Value
 from data_tools.store.seen import beside
+from data_tools.words import many
 
 _NUMBERS = "image_ids.tsv"
 
@@ -153,7 +154,9 @@ class Appended:
             store.close()
         notes[:] = stream.notes
         if again:
-            notes.append(f"{again:,} texts stand there already on the same picture")
+            notes.append(
+                f"{many(again, 'text')} {'stands' if again == 1 else 'stand'} there already on the same picture"
+            )
         if known.changed:
             columns = Counter(name for values in known.changed.values() for name in values)
             told = ", ".join(f"{name} {count:,}" for name, count in columns.most_common())

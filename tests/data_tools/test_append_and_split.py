@@ -115,7 +115,7 @@ def test_next_month_is_added(tmp_path, form: dict) -> None:
     texts = [text for _, _, text in pairs(tmp_path / "s")]
     # The third row stands there; the fourth picture is another one now.
     assert sorted(texts) == sorted([*(f"第{n}件" for n in range(7)), "第4件", "又一句"])
-    assert "1 texts stand there already" in "\n".join(report.lines())
+    assert "1 text stands there already" in "\n".join(report.lines())
     store = open_store(tmp_path / "s")
     assert (
         store.image_count == 8

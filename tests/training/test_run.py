@@ -265,8 +265,12 @@ def test_the_plan_says_what_will_happen_and_warns(stores):
         "leaves few negatives",
         "is the training split itself",
         "new      text_tower",
+        "warm-up 1 step, then cosine",
     ):
         assert part in text, part
+    for workers, said in ((1, "by 1 worker process\n"), (2, "by 2 worker processes\n")):
+        data = {"train": str(stores / "train"), "valid": str(stores / "train"), "workers": workers}
+        assert said in describe(*planned(tiny_recipe(stores, data=data)))
     with pytest.raises(RequestError, match="--strict"):
         refuse_warnings(context, model, plans)
     assert not (stores / "run").exists()
