@@ -8,6 +8,7 @@ A picture below a block shows its output, 80 columns wide. WORK keeps what was m
 from __future__ import annotations
 
 import argparse
+import html
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
@@ -23,6 +25,7 @@ from rich.text import Text
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 _STEP = re.compile(r"^```bash\n(.*?)^```\n+(?:!\[[^\]]*\]\(guide/([\w-]+)\.svg\))?", re.MULTILINE | re.DOTALL)
+_DRAWN = re.compile(r'textLength="([\d.]+)"([^>]*)>([^<]*)</text>')
 _THEME = TerminalTheme((250, 250, 250), (36, 36, 40), [(0, 0, 0)] * 8)
 
 
@@ -42,6 +45,13 @@ def run(line: str, folder: Path) -> str:
     return done.stdout
 
 
+def _as_wide_as_its_cells(drawn: re.Match[str]) -> str:
+    """rich says of a Chinese letter that it is as wide as others, and it is twice as wide."""
+    width, more, said = drawn.groups()
+    text = html.unescape(said)
+    return f'textLength="{float(width) * cell_len(text) / max(len(text), 1):.1f}"{more}>{said}</text>'
+
+
 def picture(line: str, output: str, file: Path) -> None:
     """A terminal with the command and what it printed."""
     console = Console(record=True, width=80, file=open(os.devnull, "w"), force_terminal=True, color_system=None)  # noqa: SIM115
@@ -50,6 +60,7 @@ def picture(line: str, output: str, file: Path) -> None:
     svg = console.export_svg(title="", theme=_THEME, font_aspect_ratio=0.61)
     # Fonts that are there: the reader's own, which has Chinese too; nothing is fetched.
     svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL).replace("Fira Code, monospace", "monospace")
+    svg = _DRAWN.sub(_as_wide_as_its_cells, svg)
     file.write_text("\n".join(line.rstrip() for line in svg.splitlines()) + "\n", encoding="utf-8")
 
 

@@ -34,4 +34,7 @@ with open(chosen.folder / "商品.csv", "w", encoding="gb18030", newline="") as 
         titles = dict(reversed(captions(scene)))  # the first of each language
         price = f"{random.randrange(900, 9900) / 100:.2f}"
         table.writerow([f"A{number:04d}", picture.as_posix(), titles["zh"], titles["en"], category, price])
-print(f"{chosen.goods} goods in {chosen.folder}")
+print(f"{chosen.goods} goods in {chosen.folder}: 商品.csv, and pictures in a folder for each category")
+with open(chosen.folder / "商品.csv", encoding="gb18030", newline="") as file:
+    for row, _ in zip(csv.DictReader(file), range(3), strict=False):
+        print(f"  {row['商品编号']}  {row['主图']}  {row['商品标题']}  {row['价格']}")

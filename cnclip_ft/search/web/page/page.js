@@ -173,7 +173,7 @@ function chip() {
     if ($("chipImage").getAttribute("src") !== source) $("chipImage").src = source;
     $("chipName").textContent = picture ? t.yours : t.likeThis(like.id);
   }
-  $("threshold").hidden = on; $("off").hidden = !on;
+  $("threshold").hidden = on; $("off").hidden = !on || !info || info.threshold === null;
   $("note").hidden = !note;
   if (note) { $("note").firstChild.textContent = note.say(); $("noteDo").hidden = !note.button; if (note.button) $("noteDo").textContent = note.button(); }
   $("shareOut").textContent = `${Math.round($("share").value * 100)} %`;
