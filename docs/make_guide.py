@@ -15,6 +15,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from itertools import groupby
 from pathlib import Path
 
 from rich.cells import cell_len
@@ -25,7 +26,7 @@ from rich.text import Text
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 _STEP = re.compile(r"^```bash\n(.*?)^```\n+(?:!\[[^\]]*\]\(guide/([\w-]+)\.svg\))?", re.MULTILINE | re.DOTALL)
-_DRAWN = re.compile(r'textLength="([\d.]+)"([^>]*)>([^<]*)</text>')
+_DRAWN = re.compile(r'x="([\d.]+)"([^>]*) textLength="([\d.]+)"([^>]*)>([^<]*)</text>')
 _THEME = TerminalTheme((250, 250, 250), (36, 36, 40), [(0, 0, 0)] * 8)
 
 
@@ -45,11 +46,17 @@ def run(line: str, folder: Path) -> str:
     return done.stdout
 
 
-def _as_wide_as_its_cells(drawn: re.Match[str]) -> str:
-    """rich says of a Chinese letter that it is as wide as others, and it is twice as wide."""
-    width, more, said = drawn.groups()
-    text = html.unescape(said)
-    return f'textLength="{float(width) * cell_len(text) / max(len(text), 1):.1f}"{more}>{said}</text>'
+def _in_its_cells(drawn: re.Match[str]) -> str:
+    """rich takes Chinese letters to be as wide as others. They are twice as wide: each run of them, and between them, gets its own place."""
+    start, more, width, rest, said = drawn.groups()
+    text, runs = html.unescape(said), []
+    cell, x = float(width) / max(len(text), 1), float(start)
+    for _, letters in groupby(text, cell_len):
+        run = "".join(letters)
+        length = cell * cell_len(run)
+        runs.append(f'<tspan x="{x:.1f}" textLength="{length:.1f}">{html.escape(run)}</tspan>')
+        x += length
+    return drawn[0] if len(text) == cell_len(text) else f'x="{start}"{more}{rest}>{"".join(runs)}</text>'
 
 
 def picture(line: str, output: str, file: Path) -> None:
@@ -60,7 +67,7 @@ def picture(line: str, output: str, file: Path) -> None:
     svg = console.export_svg(title="", theme=_THEME, font_aspect_ratio=0.61)
     # Fonts that are there: the reader's own, which has Chinese too; nothing is fetched.
     svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL).replace("Fira Code, monospace", "monospace")
-    svg = _DRAWN.sub(_as_wide_as_its_cells, svg)
+    svg = _DRAWN.sub(_in_its_cells, svg)
     file.write_text("\n".join(line.rstrip() for line in svg.splitlines()) + "\n", encoding="utf-8")
 
 
