@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import shlex
 import subprocess
@@ -68,6 +69,15 @@ def test_the_commands_of_the_guide_run_in_their_order(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert {file.name for file in tmp_path.iterdir()} == {file.name for file in (docs / "guide").iterdir()}
     assert "data/test" in (tmp_path / "import.svg").read_text(encoding="utf-8")
+
+
+def test_letters_of_a_drawn_terminal_lie_in_their_cells(tmp_path):
+    drawing = runpy.run_path(str(EXAMPLES.parent / "docs" / "make_guide.py"))["picture"]
+    drawing("x", "ab商品cd\nab1234cd\n", tmp_path / "x.svg")
+    drawn = (tmp_path / "x.svg").read_text(encoding="utf-8")
+    places = [(text, float(x)) for x, text in re.findall(r'x="([\d.]+)"[^>]*>(ab1234cd|ab|商品|cd)<', drawn)]
+    cell = float(re.search(r'textLength="([\d.]+)"[^>]*>ab1234cd', drawn)[1]) / 8
+    assert [(text, round(x / cell, 1)) for text, x in places] == [("ab", 0), ("商品", 2), ("cd", 6), ("ab1234cd", 0)]
 
 
 @pytest.mark.slow
