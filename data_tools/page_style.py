@@ -19,7 +19,7 @@ td, th { text-align: left; padding: .15rem .9rem .15rem 0; vertical-align: top; 
 td.count { white-space: nowrap; overflow-wrap: normal; text-align: right }
 table.numbers td, table.numbers th { text-align: right; padding: .25em .7em; border-bottom: 1px solid var(--line); white-space: nowrap }
 table.numbers th:first-child { text-align: left }
-table.numbers tr:first-child th { white-space: normal; overflow-wrap: normal; word-break: keep-all; vertical-align: bottom }
+table.numbers tr:first-child th { white-space: normal; vertical-align: bottom } .whole { white-space: nowrap }
 pre { background: var(--hold); padding: 1em; overflow: auto; font-size: 13px }
 .hurts { color: var(--bad); font-weight: 600 } .row { display: flex; flex-wrap: wrap; gap: .8rem; margin: .5rem 0 1.2rem }
 figure { margin: 0; width: 168px; max-width: 46% } figure img { max-width: 100%; max-height: 160px; border: 1px solid var(--line); display: block }

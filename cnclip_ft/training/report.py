@@ -68,11 +68,16 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def _head(words: str) -> str:
+    """Broken between words alone: a browser would break 文→图 too."""
+    return " ".join(f"<span class=whole>{html.escape(word)}</span>" for word in words.split(" "))
+
+
 def _table(rows: list[tuple[str, dict[str, float | None]]], language: str) -> str:
     keys, heads = columns(rows)
     lines = [
         "<table class=numbers tabindex=0><tr>"
-        + "".join(f"<th>{html.escape(said_in(head, language))}</th>" for head in [Said("model", "模型"), *heads])
+        + "".join(f"<th>{_head(said_in(head, language))}</th>" for head in [Said("model", "模型"), *heads])
         + "</tr>"
     ]
     for name, row in rows:
