@@ -107,6 +107,7 @@ def evaluate(
     trust_import: bool = False,
     by: str | None = None,
     official: str | Path | None = None,
+    dimensions: int | None = None,
 ) -> Scorecard:
     """Recall both ways over the whole pool of stores, or of a folder of features that `encode` wrote.
 
@@ -115,6 +116,7 @@ def evaluate(
         splits: stores, or the folders of data sets, of which valid and test are judged.
         by: a column the stores keep (a category): every value of it is scored as well, under `by_group`.
         official: a folder for the result files of the official scripts.
+        dimensions: keep the first so many numbers of a feature; None: all.
         dataset: published rows to show beside: muge, flickr30k-cn, coco-cn, none; None judges by the path.
 
     Returns:
@@ -128,7 +130,7 @@ def evaluate(
     from cnclip_ft.evaluation import scorecard
     from cnclip_ft.features.folder import is_feature_folder
 
-    options = Options(batch_size, workers, device, dtype, image_size, memory, dataset, source, trust_import)
+    options = Options(batch_size, workers, device, dtype, image_size, memory, dataset, source, trust_import, dimensions)
     if not is_feature_folder(Path(checkpoint)):
         return scorecard.score_checkpoint(checkpoint, splits, options, by, None if official is None else Path(official))
     if splits:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cnclip_ft.commands.options import Checkpoint, Origin, spread
+from cnclip_ft.commands.options import Checkpoint, Dimensions, Origin, spread
 from data_tools.tables import say
 
 
@@ -30,6 +30,7 @@ class Writing:
         str | None,
         typer.Option("--license", metavar="NAME", help="For the model card, as the hub writes it, e.g. apache-2.0."),
     ] = None
+    dimensions: Dimensions = None
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False
 
 

@@ -24,6 +24,9 @@ Workers = Annotated[
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps. [default: auto, the best there is]")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16: precision of the towers.")]
 ImageSize = Annotated[int | None, typer.Option(help="Another image size than the checkpoint's.")]
+Dimensions = Annotated[
+    int | None, typer.Option(min=1, help="Keep the first so many numbers of a feature. [default: all]")
+]
 Memory = Annotated[str, typer.Option(help="Bound for what a search holds beside the features, e.g. 512MiB.")]
 OnError = Annotated[
     str,
@@ -65,9 +68,10 @@ class Towers:
 
 @dataclasses.dataclass(frozen=True)
 class Encoding(Towers):
-    """The same, where the image size is free."""
+    """The same, where the image size and the width of the features are free."""
 
     image_size: ImageSize = Options.image_size
+    dimensions: Dimensions = Options.dimensions
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cnclip_ft.commands.options import Device, Dtype, Origin, TrustImport, Where, Workers, defaults, spread
+from cnclip_ft.commands.options import Device, Dimensions, Dtype, Origin, TrustImport, Where, Workers, defaults, spread
 from cnclip_ft.evaluation.options import Options
 from data_tools.tables import note, say
 
@@ -64,6 +64,7 @@ def index(
     workers: Workers = None,
     device: Device = None,
     dtype: Dtype = Options.dtype,
+    dimensions: Dimensions = Options.dimensions,
     serve_it: Annotated[
         bool, typer.Option("--serve", help="Then show the search page, as `search serve` does; needs cnclip-ft[serve].")
     ] = False,
@@ -78,7 +79,7 @@ def index(
     from cnclip_ft.search.index.build import Wishes, build_index
     from data_tools.errors import RequestError
 
-    options = Options(batch_size, workers, device, dtype, **vars(origin))
+    options = Options(batch_size, workers, device, dtype, **vars(origin), dimensions=dimensions)
     if not serve_it and (host, port) != (_HOST, _PORT):
         raise RequestError("--host and --port say where the page is shown: give --serve too")
     if serve_it:

@@ -29,6 +29,7 @@ class Options:
     dataset: str | None = None
     source: str = "huggingface"
     trust_import: bool = False  # a checkpoint may name code
+    dimensions: int | None = None  # the first so many numbers of every feature
 
     def check(self) -> None:
         """Raises:
@@ -90,6 +91,7 @@ def open_model(checkpoint: str | Path, options: Options) -> Opened:
         image_size=options.image_size,
         source=options.source,
         trust_import=options.trust_import,
+        dimensions=options.dimensions,
     )
     workers = provenance.default_workers(device) if options.workers is None else options.workers
     return Opened(checkpoint, model, device, dtype, options.batch_size, workers)

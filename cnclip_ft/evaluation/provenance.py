@@ -90,6 +90,7 @@ def describe_settings(model: DualEncoder, dtype: torch.dtype, device: torch.devi
             "preparation": model.tokenizer.preparation,
         },
         "logit_scale": model.logit_scale.exp().item(),
+        **({} if model.narrowed is None else {"dimensions": model.narrowed}),
         "dtype": str(dtype).removeprefix("torch."), "weights_dtype": str(model.dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "ranking": "1 + non-positives scoring at least as high as the best positive; ties count against the model",

@@ -103,6 +103,7 @@ def average(
             image_size=options.image_size,
             source=options.source,
             trust_import=options.trust_import,
+            dimensions=options.dimensions,
         )
         _refuse_other(checkpoints[0], first, checkpoint, _fixed(other))
         _refuse_no_numbers(checkpoint, other.state_dict())

@@ -66,6 +66,7 @@ def export_checkpoint(
     verify: str | Path | None = None,
     license_name: str | None = None,
     trust_import: bool = False,
+    dimensions: int | None = None,
 ) -> Exported:
     """Write `checkpoint` (anything `load` reads) in the format `to`.
 
@@ -78,7 +79,7 @@ def export_checkpoint(
         calibrate: a store whose pictures and texts settle the ranges of int8 beforehand (onnx).
         verify: a store on which recall of source and export are compared.
         license_name: for the card, which lies in a folder, and beside a file.
-        trust_import: as for `load`.
+        trust_import, dimensions: as for `load`.
 
     Raises:
         RequestError: unknown format, an output that is there, or towers the format has no place for.
@@ -100,7 +101,7 @@ def export_checkpoint(
     _refuse_output(output, alone, overwrite, [path for path in (checkpoint, calibrate, verify) if path is not None])
     order = Order(_history(checkpoint), dtype, None if calibrate is None else _split(calibrate))
     judge = None if verify is None else _split(verify)
-    model = load(checkpoint, source=source, trust_import=trust_import)
+    model = load(checkpoint, source=source, trust_import=trust_import, dimensions=dimensions)
     exports = family_of(model.text_tower).exports
     if to not in exports:
         raise RequestError(
@@ -118,7 +119,7 @@ def export_checkpoint(
             writer.write(
                 model
                 if weights == model.dtype
-                else load(checkpoint, dtype=weights, source=source, trust_import=trust_import),
+                else load(checkpoint, dtype=weights, source=source, trust_import=trust_import, dimensions=dimensions),
                 beside,
                 order,
             )

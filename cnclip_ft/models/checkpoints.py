@@ -199,6 +199,7 @@ def load(
     source: str = "huggingface",
     trust_import: bool = False,
     download_root: str | Path | None = None,
+    dimensions: int | None = None,
 ) -> DualEncoder:
     """A model from a checkpoint of any kind, in evaluation mode on `device`.
 
@@ -212,6 +213,7 @@ def load(
         trust_import: import the code a checkpoint of ours names for its image tower (docs/towers.md). Without it such a
             checkpoint is refused: importing runs whatever has that name.
         download_root: folder where a published name is looked for first and downloaded to; None is the hub's own cache.
+        dimensions: keep the first so many numbers of a feature, for a model that was trained so (docs/training.md); None: all.
 
     Raises:
         RequestError: nothing readable is there, it is no model of a known family, or it names code that is not trusted.
@@ -229,6 +231,8 @@ def load(
         download_root=download_root,
     )
     model = assemble(checkpoint)
+    if dimensions is not None:
+        model.narrow(dimensions)
     for note in checkpoint.notes:
         logging.getLogger("cnclip_ft").warning("%s: %s", checkpoint.source, note)
     return model.to(device=where, dtype=dtype)

@@ -48,6 +48,7 @@ class DualEncoder(nn.Module):
         self.logit_bias: nn.Parameter | None
         self.register_parameter("logit_bias", None)
         self.tokenizer, self.architecture = tokenizer, architecture
+        self.narrowed: int | None = None  # numbers of a feature, where more were trained
 
     @property
     def context_length(self) -> int:
@@ -56,6 +57,18 @@ class DualEncoder(nn.Module):
     @property
     def image_size(self) -> int:
         return self.image_tower.image_size
+
+    def narrow(self, dimensions: int) -> None:
+        """Features of the first `dimensions` numbers alone, for a model that was trained so (Matryoshka, arXiv 2205.13147).
+
+        Raises:
+            RequestError: as `Tower.narrow`.
+        """
+        if dimensions == self.image_tower.output_dim:
+            return
+        self.image_tower.narrow(dimensions)
+        self.text_tower.narrow(dimensions)
+        self.architecture, self.narrowed = None, dimensions  # none of the catalogue's any more
 
     @property
     def device(self) -> torch.device:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from cnclip_ft.collectives import (
     gather_rows,
@@ -253,10 +254,12 @@ class Objective(ABC):
     Args:
         positives: what becomes of other pairs with the same image or text (module docstring).
         tile: rows per tile; None chooses from the batch.
+        dimensions: the loss is the mean over features cut to each of these widths, and whole ones (Matryoshka, arXiv 2205.13147).
     """
 
     positives: Positives = "exclude"
     tile: int | None = field(default=None, kw_only=True)
+    dimensions: tuple[int, ...] = field(default=(), kw_only=True)
 
     kind: ClassVar[str]
     """Its word in a recipe."""
@@ -272,11 +275,21 @@ class Objective(ABC):
         text_keys: torch.Tensor | None = None,
         logit_bias: torch.Tensor | None = None,
     ) -> LossOutput:
-        """`images`, `texts`: unit ``[n, dim]``; `logit_scale` (log space), `logit_bias`: scalars; keys: int64 ``[n]``."""
+        """`images`, `texts`: unit ``[n, dim]``; `logit_scale` (log space), `logit_bias`: scalars; keys: int64 ``[n]``.
+
+        The accuracy is that of whole features.
+        """
         with torch.autocast(images.device.type, enabled=False):
-            images, texts, batch = _prepare(images, texts, image_keys, text_keys, self.positives, self.tile)
-            scale = logit_scale.to(images.dtype).exp()
-            return LossOutput(*self._tiled(images, texts, scale, logit_bias, batch))
+            x, y, batch = _prepare(images, texts, image_keys, text_keys, self.positives, self.tile)
+            scale = logit_scale.to(x.dtype).exp()
+            whole = LossOutput(*self._tiled(x, y, scale, logit_bias, batch))
+            if not self.dimensions:
+                return whole
+            losses = [whole.loss]
+            for width in self.dimensions:
+                images, texts = F.normalize(x[:, :width], dim=1), F.normalize(y[:, :width], dim=1)
+                losses.append(self._tiled(images, texts, scale, logit_bias, batch)[0])
+            return LossOutput(torch.stack(losses).mean(), whole.accuracy)
 
     @abstractmethod
     def _tiled(

@@ -261,6 +261,14 @@ def _learning(model: DualEncoder, stage: StagePlan) -> list[str]:
             expected=order.expected_repeats(), left=order.repeats_per_batch(),
         )
     )  # fmt: skip
+    if stage.objective.dimensions:
+        lines.append(
+            Said(
+                "    learnt for features cut to {widths} numbers as well",
+                "    同时学习截短到 {widths} 维的特征",
+                widths=", ".join(map(str, stage.objective.dimensions)),
+            )
+        )
     if stage.image_frozen:
         once = Said("computed every step", "每步都算")
         if stage.cached:

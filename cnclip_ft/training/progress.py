@@ -77,5 +77,6 @@ def checkpoint_info(
         "recipe": context.recipe.model_dump(mode="json"), "data": {"train": context.train_store.checksum(), **data},
         "languages": _languages(context, plan), "base_models": repositories(context.recipe.model.start),
         "start": context.start.lines(), "precision": context.precision,
+        "dimensions": list(plan.objective.dimensions),
         "versions": {"cnclip_ft": cnclip_ft.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }  # fmt: skip

@@ -98,6 +98,7 @@ def plan_stage(context: Context, model: DualEncoder, number: int, name: str, set
         raise RequestError(
             f"stages.{name}: augment is for pictures of one size, and this image tower takes each in its own shape: stages.{name}.augment={{}}"
         )
+    _refuse_widths(name, setting, model)
     image_frozen = not trunk_trains(table, "image")
     if not image_frozen and setting.batch_norm == "train":
         _refuse_statistics_apart(context, name, model)
@@ -141,6 +142,20 @@ def _refuse_other_space(name: str, setting: Stage, teaching: Teaching, model: Du
         raise RequestError(
             f"stages.{name}.teach.teacher: {teaching.teacher.place} is {width} wide and the model {dim}: the pictures do not lie in its space, so "
             f"recall cannot say which weights are the best. Give stages.{name}.teach.keep=last, and a stage on pictures behind it"
+        )
+
+
+def _refuse_widths(name: str, setting: Stage, model: DualEncoder) -> None:
+    widths, dim, key = (
+        setting.objective.dimensions or [],
+        model.image_tower.output_dim,
+        f"stages.{name}.objective.dimensions",
+    )
+    if any(width >= dim for width in widths) or len(set(widths)) < len(widths):
+        kept = sorted({width for width in widths if width < dim}, reverse=True)
+        raise RequestError(
+            f"{key} is {widths}, but features have {dim} numbers: each width once, and below that (whole features are always learnt): "
+            f"{key}={kept or [max(dim // 2, 1)]}"
         )
 
 
@@ -200,8 +215,10 @@ def make_objective(name: str, setting: Stage, *, biased: bool) -> Objective:
                 f"stages.{name}.objective.label_smoothing spreads the target of a softmax, and this model's own loss, a sigmoid, has "
                 "none: stages.{name}.objective.label_smoothing=0, or stages.{name}.objective.kind=contrastive"
             )
-        return SigmoidObjective(wanted.positives, tile=wanted.tile)
-    return ContrastiveObjective(wanted.positives, wanted.label_smoothing, tile=wanted.tile)
+        return SigmoidObjective(wanted.positives, tile=wanted.tile, dimensions=tuple(wanted.dimensions or ()))
+    return ContrastiveObjective(
+        wanted.positives, wanted.label_smoothing, tile=wanted.tile, dimensions=tuple(wanted.dimensions or ())
+    )
 
 
 def _order(

@@ -193,7 +193,13 @@ def open_engine(
     made, identity = index.info["checkpoint"], index.info["identity"]
     if not isinstance(made.get("path"), str) or not {"image_size", "checksum"} <= identity.keys():
         raise Damaged(folder, "index.json does not say by which model it was made")
-    options = Options(device=device, image_size=identity["image_size"], source=source, trust_import=trust_import)
+    options = Options(
+        device=device,
+        image_size=identity["image_size"],
+        dimensions=identity.get("dimensions"),
+        source=source,
+        trust_import=trust_import,
+    )
     try:
         opened = open_model(checkpoint or made["path"], options)
     except RequestError as error:

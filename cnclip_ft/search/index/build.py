@@ -77,6 +77,7 @@ def build_index(
         "dtype": settings["dtype"],
         "stored": "float16" if wishes.half else "float32",
         "image_transform": settings["image_transform"],
+        **({} if model.narrowed is None else {"dimensions": model.narrowed}),
     }
     old = Index(output) if is_index(output) and not wishes.rebuild else None
     if old is not None:
@@ -127,7 +128,8 @@ def _check_same(old: Index, identity: dict[str, Any], listing: Listing, wishes: 
             f"has {identity['checksum'][:12]}…), and features of two models cannot be compared. Encode all "
             f"{len(listing.stamps):,} pictures anew with --rebuild, or choose another --output"
         )
-    changed = [f"{key} {before.get(key)} → {value}" for key, value in identity.items() if before.get(key) != value]
+    now = {"dimensions": None} | identity
+    changed = [f"{key} {before.get(key)} → {value}" for key, value in now.items() if before.get(key) != value]
     if changed:
         raise RequestError(
             f"{old.folder} was made with other settings ({', '.join(changed)}); give the same ones, or --rebuild"
