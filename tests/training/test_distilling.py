@@ -212,10 +212,11 @@ def test_a_model_distilled_into_itself_stays_as_it_is(place, tmp_path, weights, 
 
 
 def test_two_devices_distil_as_one(place, tmp_path, one_thread):
-    """In micro-batches, from a teacher of another width."""
+    """In micro-batches, from a teacher of another width, features that may be cut."""
+    stage = {"train": "text", "objective": {"dimensions": [8, 4]}}
     more = {"teacher": "wide", "distill": {"similarities": 1.0}}
-    assert train(recipe_of(place, tmp_path / "one", **more, stage={"train": "text"}))
-    recipe = recipe_of(place, tmp_path / "two", **more, stage={"train": "text", "micro_batch_size": 3})
+    assert train(recipe_of(place, tmp_path / "one", **more, stage=stage))
+    recipe = recipe_of(place, tmp_path / "two", **more, stage=stage | {"micro_batch_size": 3})
     (tmp_path / "two.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     launch(TRAIN, tmp_path, 2, str(tmp_path / "two.yaml"), "new", "never", "")
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
