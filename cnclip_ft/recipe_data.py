@@ -82,7 +82,7 @@ class ZeroShot(Section):
     classes: Place
     """File of classes, as for `cnclip-ft classify`."""
     templates: Place = "zh"
-    """Prompts: zh, en, zh+en, none, or a file."""
+    """Prompts: zh, en, clip, siglip, several joined (zh+en), none, or a file."""
 
     scores: ClassVar[tuple[str, ...]] = ("accuracy", "top5", "mean_per_class")
 

@@ -109,7 +109,13 @@ def test_what_messages_advise_exists():
             command = command.commands[name]
         for parameter in command.params:
             options |= {*parameter.opts, *parameter.secondary_opts}
-    foreign = {"--shm-size", "--sparse", "--dereference", "--use-augment"}  # of docker, tar, and the official script
+    foreign = {
+        "--shm-size",
+        "--sparse",
+        "--dereference",
+        "--use-augment",
+        "--local-dir",
+    }  # of docker, tar, the official script, hf
     said = message_texts(style=False)
     advised = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z](?![\w-])", said))
     assert len(advised) > 60 and advised - options - foreign == set()

@@ -36,7 +36,7 @@ def classify(
     templates: Annotated[
         str | None,
         typer.Option(
-            help="zh, en, zh+en, none, or a file with {} in every line; left out, those of the model's family."
+            help="zh, en, clip, siglip, several joined (zh+en), none, or a file with {} in every line; left out, those of the model's family."
         ),
     ] = None,
     output: Annotated[

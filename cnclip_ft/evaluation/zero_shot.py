@@ -87,7 +87,7 @@ def _same(name: str) -> str:
 
 
 def read_templates(spec: str, setting: str = "--templates") -> list[str]:
-    """``zh``, ``en``, ``zh+en`` (shipped), ``none`` (the bare name) or a file with ``{}`` in every line.
+    """``zh``, ``en``, ``clip``, ``siglip`` (shipped; ``zh+en`` is both), ``none`` (the bare name) or a file with ``{}`` in every line.
 
     Args:
         setting: where `spec` was given, for messages.

@@ -35,9 +35,15 @@ class Checkpoint:
     vocabulary: Path | None = None  # as `Tokenizer.read` takes it
     left_over: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    image_notes: list[str] = field(default_factory=list)  # of one half, which may be all that is taken
+    text_notes: list[str] = field(default_factory=list)
     trust_import: bool = False  # the user lets the file name code
     image_size: int | None = None  # wished of a tower that is code, which tells its own when it is made
     tokenizer: Tokenizer | None = None  # made by the reader, of a folder that is not ours
+
+    @property
+    def all_notes(self) -> list[str]:
+        return [*self.notes, *self.image_notes, *self.text_notes]
 
 
 def file_names(module: nn.Module) -> dict[str, str]:

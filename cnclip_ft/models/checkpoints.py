@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from cnclip_ft.models.build import (
     with_scalars,
 )
 from cnclip_ft.models.description import checked_description
+from cnclip_ft.models.doubt import warn
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
 from cnclip_ft.models.formats import peft_adapter
 from cnclip_ft.models.formats.chinese_clip_file import read_file
 from cnclip_ft.models.formats.clip_file import read_open_clip
-from cnclip_ft.models.formats.files import FOLDER_FILES, read_folder, read_json, save_tensors
+from cnclip_ft.models.formats.files import FOLDER_FILES, how_to_fetch, read_folder, read_json, save_tensors
 from cnclip_ft.models.formats.folders import read_folder_of_transformers
 from cnclip_ft.models.formats.open_clip import is_open_clip
 from cnclip_ft.models.formats.recognise import with_architecture
@@ -186,7 +188,10 @@ def _read_folder(folder: Path, dtype: torch.dtype) -> Checkpoint:
     run = [str(info.parent) for info in sorted(folder.glob(f"*/*/{INFO}"))]
     if run:
         raise RequestError(f"{folder}: the folder of a run; name one of its checkpoints: {', '.join(run)}")
-    raise RequestError(f"{folder}: not a checkpoint (neither {INFO} nor config.json in it)")
+    raise RequestError(
+        f"{folder}: not a checkpoint (neither {INFO} nor config.json in it). Name one that training wrote (RUN/STAGE/best), a "
+        f"published name (ViT-B-16), or a folder of the hub. {how_to_fetch(folder)}"
+    )
 
 
 @typed
@@ -233,8 +238,9 @@ def load(
     model = assemble(checkpoint)
     if dimensions is not None:
         model.narrow(dimensions)
-    for note in checkpoint.notes:
+    for note in checkpoint.all_notes:
         logging.getLogger("cnclip_ft").warning("%s: %s", checkpoint.source, note)
+    model.tokenizer.once_read(partial(warn, rows=model.text_tower.vocab_size, source=checkpoint.source))
     return model.to(device=where, dtype=dtype)
 
 
@@ -262,7 +268,7 @@ def open_checkpoint(
         return checkpoint
     image, notes = resized(checkpoint.description["image"], checkpoint.tensors, image_size)
     checkpoint.description = with_architecture(checkpoint.description | {"image": image})
-    checkpoint.notes += notes
+    checkpoint.image_notes += notes
     return checkpoint
 
 

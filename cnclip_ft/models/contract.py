@@ -8,7 +8,7 @@ Features leave the towers as they are; `DualEncoder` makes them unit rows.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -123,6 +123,10 @@ class Tokenizer(ABC):
             raise RequestError(
                 f"{source}: texts are filled up with token {self.pad_id}, and the text tower has {rows:,}; fetch it again"
             )
+
+    def once_read(self, tell: Callable[[Tokenizer], None]) -> None:
+        """Call it with the tokenizer: now, or where reading the vocabulary is slow, when it is first used."""
+        tell(self)
 
     @abstractmethod
     def prepare(self, text: str) -> str:
@@ -422,6 +426,13 @@ class TextTower(Tower):
     @abstractmethod
     def described(cls, numbers: dict[str, Any], output_dim: int) -> TextTower:
         """Of a checked description. Called on torch's meta device, unless it `imports` code."""
+
+    @classmethod
+    def poolings(
+        cls, numbers: dict[str, Any], names: Collection[str], tokenizer: Tokenizer
+    ) -> dict[str, dict[str, Any]]:
+        """The poolings a tower with tensors of these `names` can have, each with its checked description; {} where its kind decides."""
+        return {}
 
     @classmethod
     def fresh(cls, numbers: dict[str, Any], output_dim: int) -> TextTower:

@@ -25,8 +25,12 @@ class Family:
     image_towers: tuple[type[ImageTower], ...] = ()
     text_towers: tuple[type[TextTower], ...] = ()
     tokenizers: tuple[type[Tokenizer], ...] = ()
+    name: str = "of its own"
+    """As people call it."""
+    own_pictures: tuple[str, ...] = ()
+    """Kinds of image towers its models have; with another one, a model is a mix."""
     templates: str = "en"
-    """Prompts that zero-shot classification begins with, by the name of a shipped list (``zh``, ``en``, ``zh+en``)."""
+    """Prompts that zero-shot classification begins with, by the names of shipped lists (``zh``, ``en``, ``zh+en``)."""
     transformers_class: str = "library has no class for them"
     """What its class there is made of, in words, for towers that do not fit: ``CLIPModel is a ViT with …``."""
     exports: tuple[str, ...] = ("onnx",)
@@ -35,6 +39,10 @@ class Family:
     """The classes transformers.js has for its models; None where it has none."""
     scalar_shape: tuple[int, ...] = ()
     """Of temperature and bias in files, as transformers' class has them."""
+
+    def name_of(self, model: DualEncoder) -> str:
+        """Of a model that is no mix."""
+        return self.name
 
     def transformers_files(self, model: DualEncoder) -> dict[str, dict[str, Any]]:
         """The files of a checkpoint that transformers reads, as JSON by name; of models it does not know, who does."""

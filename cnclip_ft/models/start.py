@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from cnclip_ft.models.build import (
-    Checkpoint,
     assemble,
     check_vocabulary,
     file_names,
@@ -21,26 +20,29 @@ from cnclip_ft.models.build import (
     stretched,
     temperature,
     text_tower,
-    tokenizer_of,
 )
 from cnclip_ft.models.checkpoints import INFO, open_checkpoint, read_checkpoint
-from cnclip_ft.models.contract import ImageTower, TextTower, Tokenizer, Tower
+from cnclip_ft.models.contract import ImageTower, TextTower, Tokenizer
+from cnclip_ft.models.doubt import doubt
 from cnclip_ft.models.dual_encoder import LOGIT_SCALE_LIMIT, DualEncoder
 from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
 from cnclip_ft.models.families.imported import ImportedTower
 from cnclip_ft.models.formats.bert import TextHalf, has_text_half, read_text_half
 from cnclip_ft.models.formats.encoder_folders import read_encoder_half
-from cnclip_ft.models.formats.files import Tensors
 from cnclip_ft.models.formats.folders import is_whole
 from cnclip_ft.models.formats.openai import check_activation, has_image_half, read_image_half
+from cnclip_ft.models.halves import own_half, text_half_of_whole
 from cnclip_ft.models.hub import find
-from cnclip_ft.models.registry import UNNAMED, image_kinds, text_kind, text_kinds
+from cnclip_ft.models.registry import UNNAMED, family_of, image_kinds, text_kinds
 from data_tools.errors import RequestError
 from data_tools.words import Said, labelled
 
 PROJECTION = 512  # where nothing says otherwise
 _IMAGE_TOWER = Said("image tower", "图像塔")
-FEWEST_TOKENS = 0.9  # of a text tower's rows: published ones leave less than a hundredth without a token
+
+
+# Positions are bounded by what a description may say of a tower, the others as in a recipe.
+BOUNDS = {"context_length": (3, 1 << 16), "image_size": (8, 1 << 14), "max_patches": (1, 1 << 14)}
 
 
 @dataclass
@@ -104,6 +106,7 @@ def build_start(
     Raises:
         RequestError: something named is not there, does not fit, or is not known.
     """
+    _check_bounds(context_length=context_length, image_size=image_size, max_patches=max_patches)
     torch.manual_seed(seed)
     if isinstance(spec, (str, Path)):
         model, report = _whole(spec, context_length, image_size, source, trust_import)
@@ -140,18 +143,19 @@ def _about(model: DualEncoder) -> list[str]:
     loss = Said("softmax (contrastive)", "softmax（对比损失）")
     if model.logit_bias is not None:
         loss = Said("sigmoid, with its own temperature and bias", "sigmoid，用自己的温度与偏置")
-    about: list[str] = [_line("texts", "文本", texts), _line("pictures", "图片", pictures), _line("loss", "损失", loss)]
-    tokens, rows = tokenizer.vocab_size, model.text_tower.vocab_size
-    if tokens < rows * FEWEST_TOKENS:
-        note = Said(
-            "{vocabulary} has {tokens:,} tokens, the text tower rows for {rows:,}: it may be another model's tokenizer, and its ids would "
-            "mean other words to the tower. If so, put the tower's own tokenizer files beside its weights",
-            "{vocabulary} 有 {tokens:,} 个词元，文本塔有 {rows:,} 行：它可能是另一个模型的分词器，其 id 对文本塔是别的词。若是如此，请把文本塔自己的分词器文件放到权重旁边",
-            vocabulary=tokenizer.name,
-            tokens=tokens,
-            rows=rows,
-        )
-        about.append(_line("note", "提示", note))
+    family = family_of(model.text_tower)
+    name: str = family.name_of(model)
+    if type(model.image_tower).kind not in family.own_pictures:
+        name = Said("texts of {family}, pictures of another", "文本为 {family}，图片来自别的系列", family=family.name)
+    about: list[str] = [
+        _line("family", "系列", name),
+        _line("texts", "文本", texts),
+        _line("pictures", "图片", pictures),
+        _line("loss", "损失", loss),
+    ]
+    said = doubt(tokenizer, model.text_tower.vocab_size)
+    if said is not None:
+        about.append(_line("note", "提示", said))
     return about
 
 
@@ -161,11 +165,11 @@ def _whole(
     checkpoint = open_checkpoint(spec, image_size=image_size, source=source, trust_import=trust_import)
     text, notes = stretched(checkpoint.description["text"], checkpoint.tensors, context_length)
     checkpoint.description = checkpoint.description | {"text": text}
-    checkpoint.notes += notes
+    checkpoint.text_notes += notes
     model = assemble(checkpoint)
     if context_length is not None:
         if model.tokenizer.padding == "max_length" and context_length < model.context_length:
-            checkpoint.notes.append(
+            checkpoint.text_notes.append(
                 Said(
                     "texts are filled up to {given} tokens, not {own}, and padding is attended to: features are others than the "
                     "author's. If that is not meant: data.context_length=null",
@@ -181,7 +185,7 @@ def _whole(
     if biased:
         part = Said("both towers, temperature and bias", "两塔、温度与偏置")
     return model.train(), LoadReport(
-        loaded=[(part, checkpoint.source)], changed=checkpoint.notes, left_over=checkpoint.left_over
+        loaded=[(part, checkpoint.source)], changed=checkpoint.all_notes, left_over=checkpoint.left_over
     )
 
 
@@ -230,6 +234,17 @@ def _from_towers(
         )
     elif logit_scale is None:
         report.new.append("logit_scale")
+    elif logit_scale > LOGIT_SCALE_LIMIT:
+        report.changed.append(
+            Said(
+                "logit_scale {found:.4g} → {limit:.4g} (ln 100), the most a softmax trains with; the image tower's model had a sigmoid, "
+                "with a temperature of its own",
+                "logit_scale {found:.4g} → {limit:.4g}（ln 100），softmax 训练的上限；该图像塔的模型用 sigmoid，温度不受此限",
+                found=logit_scale,
+                limit=LOGIT_SCALE_LIMIT,
+            )
+        )
+        logit_scale = LOGIT_SCALE_LIMIT
     if logit_scale is not None:
         model.logit_scale.data.fill_(logit_scale)
     return model, report
@@ -289,8 +304,8 @@ def _pretrained_image(
         checkpoint = read_checkpoint(path)
         numbers, dim, where = checkpoint.description["image"], checkpoint.description["projection"], checkpoint.source
         scale: float | None = temperature(checkpoint.tensors, checkpoint.source)
-        notes = list(checkpoint.notes)
-        tensors, left_over = _half(checkpoint, image_kinds()[numbers["kind"]], "image_tower.")
+        notes = [*checkpoint.notes, *checkpoint.image_notes]
+        tensors, left_over = own_half(checkpoint, image_kinds()[numbers["kind"]], "image_tower.")
     else:
         half = read_image_half(path, activation)
         numbers, dim, where, tensors, scale = half.numbers, half.projection, half.source, half.tensors, half.logit_scale
@@ -364,36 +379,18 @@ def _text_half(path: Path, pooling: str | None) -> TextHalf:
     """Of a whole model of any family, of BERT's kind, or an encoder of transformers."""
     bert = (path / "config.json").is_file() and has_text_half(path)  # a file or folder of CLIP has none
     if (path / INFO).is_file() or (is_whole(path) and not bert):
-        return _half_of_whole(path, pooling)
+        return text_half_of_whole(path, pooling)
     return read_text_half(path, pooling) if has_text_half(path) else read_encoder_half(path, pooling)
 
 
-def _half_of_whole(path: Path, pooling: str | None) -> TextHalf:
-    """The text half of a whole model; its projection, into another common space, is left over."""
-    checkpoint = read_checkpoint(path)
-    numbers, projection = checkpoint.description["text"], checkpoint.description["projection"]
-    if pooling is not None:
-        if "pooling" not in numbers:
+def _check_bounds(**numbers: int | None) -> None:
+    """For callers without a recipe, which is checked when it is read."""
+    for key, value in numbers.items():
+        least, most = BOUNDS[key]
+        if value is not None and (type(value) is not int or not least <= value <= most):
             raise RequestError(
-                f"model.start.pooling is {pooling!r}, but a text tower of kind {text_kind(numbers).kind} has its own: model.start.pooling=null"
+                f"{key} is {repr(value)[:40]}, expected a whole number from {least} to {most:,}; leave it out to keep the start's own"
             )
-        numbers = numbers | {"pooling": pooling}
-    tensors, left_over = _half(checkpoint, text_kind(numbers), "text_tower.")
-    tower = text_tower(numbers, projection)
-    names = file_names(tower)
-    last = {names[name] for name in names if tower.in_projection(name)}
-    kept = {name: tensor for name, tensor in tensors.items() if name not in last}
-    left_over = sorted({*left_over, *(tensors.keys() & last), *checkpoint.left_over})
-    return TextHalf(
-        numbers, kept, checkpoint.vocabulary, checkpoint.source, left_over, checkpoint.notes, tokenizer_of(checkpoint)
-    )
-
-
-def _half(checkpoint: Checkpoint, kind: type[Tower], otherwise: str) -> tuple[Tensors, list[str]]:
-    """The tensors of one tower under their names in the file, and the names of all others but the temperature."""
-    prefixes = kind.file_prefixes or (otherwise,)
-    own = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(prefixes)}
-    return own, sorted(checkpoint.tensors.keys() - own.keys() - {"logit_scale"})
 
 
 def _refuse_unknown(spec: dict[str, Any], known: set[str], where: str) -> None:

@@ -133,10 +133,20 @@ def _restore(state: tuple[torch.Tensor, torch.Tensor | None], device: torch.devi
 
 def refuse_batch_norm(model: nn.Module) -> None:
     """Raise where a batch-norm layer in training mode would see micro-batches instead of the batch."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
-            raise RequestError(
-                f"micro_batch_size with batch normalisation in training mode ({name}): its statistics would be those of "
-                "the micro-batch, and the gradient another one. Give stages.STAGE.batch_norm=frozen, or "
-                "stages.STAGE.micro_batch_size=null."
-            )
+    for name, module in batch_norms(model):
+        if module.training:
+            raise batch_norm_refusal("STAGE", name)
+
+
+def batch_norms(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Batch-norm layers by name."""
+    kind = nn.modules.batchnorm._BatchNorm
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, kind)]
+
+
+def batch_norm_refusal(stage: str, name: str) -> RequestError:
+    return RequestError(
+        f"micro_batch_size with batch normalisation in training mode ({name}): its statistics would be those of "
+        f"the micro-batch, and the gradient another one. Give stages.{stage}.batch_norm=frozen, or "
+        f"stages.{stage}.micro_batch_size=null."
+    )

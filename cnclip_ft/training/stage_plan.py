@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from torch import nn
-
 from cnclip_ft.data.batching import BatchOrder, StageSampler
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import Stage
 from cnclip_ft.training.context import Context
 from cnclip_ft.training.distilling import Distilling, plan_distilling
+from cnclip_ft.training.large_batch import batch_norm_refusal, batch_norms
 from cnclip_ft.training.lora import check_lora
 from cnclip_ft.training.loss import ContrastiveObjective, Objective, SigmoidObjective
 from cnclip_ft.training.optimizer import Entry, RateCurve, build_table, rules_for
@@ -99,6 +98,7 @@ def plan_stage(context: Context, model: DualEncoder, number: int, name: str, set
             f"stages.{name}: augment is for pictures of one size, and this image tower takes each in its own shape: stages.{name}.augment={{}}"
         )
     _refuse_widths(name, setting, model)
+    _refuse_batch_norm(name, setting, setting.batch_size // context.world, model, table)
     image_frozen = not trunk_trains(table, "image")
     if not image_frozen and setting.batch_norm == "train":
         _refuse_statistics_apart(context, name, model)
@@ -128,12 +128,11 @@ def _refuse_statistics_apart(context: Context, name: str, model: DualEncoder) ->
     differ from process to process. GPUs share theirs."""
     if context.world == 1 or context.device.type == "cuda":
         return
-    for place, module in model.image_tower.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise RequestError(
-                f"stages.{name}: the image tower normalises by the statistics of a batch ({place}), which {context.world} processes share on "
-                f"GPUs alone, and this run is on {context.device.type}. Give stages.{name}.batch_norm=frozen, or train in one process"
-            )
+    for place, _ in batch_norms(model.image_tower):
+        raise RequestError(
+            f"stages.{name}: the image tower normalises by the statistics of a batch ({place}), which {context.world} processes share on "
+            f"GPUs alone, and this run is on {context.device.type}. Give stages.{name}.batch_norm=frozen, or train in one process"
+        )
 
 
 def _refuse_other_space(name: str, setting: Stage, teaching: Teaching, model: DualEncoder) -> None:
@@ -157,6 +156,17 @@ def _refuse_widths(name: str, setting: Stage, model: DualEncoder) -> None:
             f"{key} is {widths}, but features have {dim} numbers: each width once, and below that (whole features are always learnt): "
             f"{key}={kept or [max(dim // 2, 1)]}"
         )
+
+
+def _refuse_batch_norm(name: str, setting: Stage, share: int, model: DualEncoder, table: list[Entry]) -> None:
+    """Where micro-batches would have statistics of their own; how many ``auto`` makes is not known before the stage begins."""
+    wanted = setting.micro_batch_size
+    if setting.batch_norm == "frozen" or not isinstance(wanted, int) or wanted >= share:
+        return
+    for half, tower in (("image", model.image_tower), ("text", model.text_tower)):
+        found = batch_norms(tower)
+        if found and trunk_trains(table, half):
+            raise batch_norm_refusal(name, f"{half}_tower.{found[0][0]}")
 
 
 def _text_alone(name: str, table: list[Entry]) -> list[Entry]:

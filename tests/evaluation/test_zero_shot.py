@@ -52,7 +52,7 @@ def test_templates_shipped_and_own(tmp_path):
     (tmp_path / "own.txt").write_text("看，{}！\n没有位置\n", encoding="utf-8")
     with pytest.raises(DataFault, match="own.txt:2: the template"):
         read_templates(str(tmp_path / "own.txt"))
-    with pytest.raises(RequestError, match="neither a file nor one of en, siglip, zh"):
+    with pytest.raises(RequestError, match="neither a file nor one of clip, en, siglip, zh"):
         read_templates("french")
 
 

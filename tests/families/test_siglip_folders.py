@@ -125,6 +125,11 @@ def test_siglip_s_vocabulary_is_read_without_its_package(folders, tmp_path):
     spiece(folder / "spiece.model")
     settings = {"tokenizer_class": "SiglipTokenizer", "pad_token": "</s>", "do_lower_case": True}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    with pytest.raises(RequestError, match="pad_token_id is 0, .* 1: it is another model's; fetch both again"):
+        cnclip_ft.load(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["text_config"]["pad_token_id"] = 1
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     ours = cnclip_ft.load(folder)
     ids, mask = ours.tokenizer.pad(ours.tokenizer.encode(["A-B!  狗", "", "x"]))
     assert ids[:, :4].tolist() == [[6, 8, 1, 1], [1, 1, 1, 1], [3, 2, 1, 1]]

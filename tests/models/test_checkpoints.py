@@ -256,7 +256,8 @@ def test_a_resnet_is_resized_too(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "spec,size,message", [(VIT, 65, "no multiple of 8.*use 64 or 72"), (RESNET, 100, "no multiple of 32")]
+    "spec,size,message",
+    [(VIT, 65, "no multiple of 8.*model.image_size=64 or model.image_size=72"), (RESNET, 100, "no multiple of 32")],
 )
 def test_sizes_a_tower_cannot_have(spec, size, message, tmp_path):
     save_checkpoint(small(spec), tmp_path / "a", info={})

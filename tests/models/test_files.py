@@ -110,7 +110,7 @@ def test_shards(tmp_path):
         read_folder(tmp_path)
     index["weight_map"]["b"] = "model-3.safetensors"
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-    with pytest.raises(RequestError, match="model-3.safetensors: no such file"):
+    with pytest.raises(RequestError, match="names model-3.safetensors, which is not there. Fetch it: hf download"):
         read_folder(tmp_path)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +19,7 @@ from tokenizers import normalizers
 
 from cnclip_ft.models.contract import Tokenizer
 from cnclip_ft.models.families.cleaning import Clean, check_installed, clean_text, whole_characters
+from cnclip_ft.models.known import refuse_code
 from cnclip_ft.models.schema import Part
 from data_tools.errors import RequestError
 from data_tools.regular import regular
@@ -154,6 +155,7 @@ class FastTokenizer(Tokenizer):
         self.settings, self.rules, self.context_length = settings, rules, context_length
         self.padding = rules.padding
         self._held, self._told = backend, (0, "")
+        self._tell: Callable[[Tokenizer], None] | None = None
         if isinstance(backend, Backend):
             self._fit(backend)
 
@@ -181,6 +183,8 @@ class FastTokenizer(Tokenizer):
             except RequestError:
                 self._held = held  # refused the next time too
                 raise
+        if self._tell is not None:
+            self._tell(self)
         return backend
 
     def check_rows(self, rows: int, source: str) -> None:
@@ -188,6 +192,12 @@ class FastTokenizer(Tokenizer):
             self._told = rows, source
         else:
             super().check_rows(rows, source)
+
+    def once_read(self, tell: Callable[[Tokenizer], None]) -> None:
+        if isinstance(self._held, Deferred):
+            self._tell = tell
+        else:
+            tell(self)
 
     @classmethod
     def of_folder(
@@ -208,7 +218,7 @@ class FastTokenizer(Tokenizer):
         Raises:
             RequestError: there is none, it is code of the folder, or it is not of the library tokenizers.
         """
-        _refuse_code(folder / _SETTINGS)
+        refuse_code(folder)
         if not any(
             file.name == "tokenizer.json" or file.match("vocab.*") or file.suffix == ".model"
             for file in folder.iterdir()
@@ -302,7 +312,7 @@ class FastTokenizer(Tokenizer):
     def with_context_length(self, context_length: int) -> FastTokenizer:
         held = self._held if isinstance(self._held, Deferred) else deepcopy(self._held)
         other = FastTokenizer(held, self.settings, self.rules, context_length)
-        other._told = self._told
+        other._told, other._tell = self._told, self._tell
         return other
 
     @cached_property
@@ -333,15 +343,3 @@ class FastTokenizer(Tokenizer):
         said = self.settings | {"model_max_length": self.context_length}
         Path(folder, "tokenizer.json").write_text(self._whole + "\n", encoding="utf-8")
         Path(folder, _SETTINGS).write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _refuse_code(file: Path) -> None:
-    try:
-        code = json.loads(file.read_text(encoding="utf-8")).get("auto_map")
-    except (OSError, ValueError, AttributeError):
-        return  # transformers says what is wrong with it
-    if code:
-        raise RequestError(
-            f"{file}: names code of its own ({repr(code)[:80]}), which is never run. If tokenizer.json alone gives its author's "
-            "tokens, take auto_map out of the file"
-        )

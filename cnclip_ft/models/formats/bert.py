@@ -16,6 +16,7 @@ from cnclip_ft.models.formats.files import Tensors, read_json, read_weights
 from cnclip_ft.models.formats.pooling import SAID, choose_pooling
 from cnclip_ft.models.formats.recognise import own_vocabulary, recognise_text
 from cnclip_ft.models.formats.transformers_folder import text_numbers
+from cnclip_ft.models.known import refuse_code
 from data_tools.errors import RequestError
 
 # Left over of a BERT: pooler, heads of pre-training, position numbers. Of a CLIP: its image half and projections.
@@ -66,6 +67,8 @@ def read_text_half(path: Path, pooling: str | None = None) -> TextHalf:
         RequestError: no BERT-style text tower in it, or incomplete.
     """
     folder = path if path.is_dir() else path.parent
+    if path.is_dir():
+        refuse_code(path)
     config = _configuration(folder, path)
     content = read_weights(path)
     tensors = content.tensors

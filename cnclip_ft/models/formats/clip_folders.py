@@ -14,7 +14,8 @@ from cnclip_ft.models.families.clip.text import LARGEST, ClipTextTower, MetaClip
 from cnclip_ft.models.families.fast_tokenizer import FastTokenizer, Mask
 from cnclip_ft.models.families.transformers_tower import ProjectedText
 from cnclip_ft.models.formats.files import read_json, read_weights
-from cnclip_ft.models.formats.folder_rules import half_of
+from cnclip_ft.models.formats.folder_rules import compare_ids, half_of
+from cnclip_ft.models.formats.picture_rules import unsaid_rules
 from cnclip_ft.models.formats.transformers_folder import model_tensors, obeyed_vision, sections_of
 from data_tools.errors import RequestError
 
@@ -62,6 +63,8 @@ def _read(
     tensors = {name.replace(_SAVED, "vision_model.encoder.layers."): tensor for name, tensor in tensors.items()}
     length = min(CONTEXT_LENGTH, kind.schema.model_validate(text).longest, _said_length(folder))
     tokenizer = FastTokenizer.of_folder(folder, length, mask=mask)
+    if kind is AltTextTower:  # its positions are counted from the pad's number
+        compare_ids(where, usual.to_dict() | sections["text_config"], tokenizer)
     end, read = tokenizer.rules.end_id, text.get("eos_token_id")
     if read not in (None, end) and not (kind is ClipTextTower and read == LARGEST):
         raise RequestError(
@@ -73,7 +76,16 @@ def _read(
         "context_length": length, "tokenizer": tokenizer.describe(),
     }  # fmt: skip
     left_over += content.left_over
-    return Checkpoint(str(folder), description, tensors, None, left_over, content.notes, tokenizer=tokenizer)
+    return Checkpoint(
+        str(folder),
+        description,
+        tensors,
+        None,
+        left_over,
+        content.notes,
+        image_notes=unsaid_rules(folder),
+        tokenizer=tokenizer,
+    )
 
 
 def _said_length(folder: Path) -> int:

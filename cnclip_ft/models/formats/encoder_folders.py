@@ -18,9 +18,10 @@ from cnclip_ft.models.families.fast_tokenizer import FastTokenizer
 from cnclip_ft.models.formats.bert import TextHalf
 from cnclip_ft.models.formats.cn_clip import is_dropped, modern
 from cnclip_ft.models.formats.files import Tensors, read_folder, read_json
-from cnclip_ft.models.formats.picture_rules import picture_rules, refuse_others, square_side
+from cnclip_ft.models.formats.picture_rules import picture_rules, refuse_others, require_rules, square_side
 from cnclip_ft.models.formats.pooling import choose_pooling
 from cnclip_ft.models.formats.transformers_folder import obeyed_vision
+from cnclip_ft.models.known import refuse_code
 from cnclip_ft.models.preprocessing import HALF, SquarePicture
 from data_tools.errors import RequestError
 from data_tools.words import Said
@@ -42,6 +43,7 @@ def read_encoder_half(folder: Path, pooling: str | None) -> TextHalf:
             f"{folder}: no config.json in it; expected a folder of a text encoder as transformers writes it"
         )
     config = read_json(folder / "config.json")
+    refuse_code(folder)
     known = _known(folder, config)
     pooling, notes = choose_pooling(folder, pooling, "last" if is_causal(known) else "cls")
     tower, tokenizer = _tower_and_tokenizer(folder, known, pooling)
@@ -68,6 +70,7 @@ def read_dual_encoder(folder: Path, config: dict[str, Any], dtype: torch.dtype) 
     pictures, text = config.get("vision_config"), config.get("text_config")
     if not isinstance(pictures, dict) or not isinstance(text, dict):
         raise RequestError(f"{where}: vision_config and text_config are not both there; fetch it again")
+    require_rules(folder, "a VisionTextDualEncoderModel")
     encoder = None
     if pictures.get("model_type") in ("clip", "clip_vision_model"):
         own = pictures.get("vision_config") if pictures["model_type"] == "clip" else pictures
@@ -100,7 +103,7 @@ def _image_encoder(folder: Path, section: dict[str, Any]) -> vision.VisionEncode
     config = _known(folder, section, vision.configuration)
     side = square_side(folder) or getattr(config, "image_size", None)
     if type(side) is not int:
-        raise RequestError(f"{folder}: no preprocessor_config.json says the size of pictures; fetch it again")
+        raise RequestError(f"{folder}: its preprocessor_config.json does not say the size of pictures; fetch it again")
     picture, said = picture_rules(folder, SquarePicture(side, "squash", HALF, HALF, resample="bilinear"))
     refuse_others(said)
     with torch.device("meta"):
@@ -115,11 +118,6 @@ def _known(
 ) -> Any:
     """transformers' own configuration of a section."""
     where = folder / "config.json"
-    if config.get("auto_map"):
-        raise RequestError(
-            f"{where}: names code of its own ({repr(config['auto_map'])[:80]}), which is never run. If transformers' own class of type "
-            f"{repr(config.get('model_type'))[:60]} has these weights, take auto_map out of the file"
-        )
     try:
         return of(str(config.get("model_type")), of_section(config))
     except ValueError as error:

@@ -128,7 +128,7 @@ def read_folder(folder: Path, dtype: torch.dtype = torch.float32) -> Content:
         index = folder / f"{name}.index.json"
         if os.path.lexists(index):
             return Content(_read_shards(folder, index, dtype))
-    raise RequestError(f"{folder}: no weights in it; expected {' or '.join(FOLDER_FILES)}")
+    raise RequestError(f"{folder}: no weights in it; expected {' or '.join(FOLDER_FILES)}. {how_to_fetch(folder)}")
 
 
 def _read_shards(folder: Path, index: Path, dtype: torch.dtype) -> Tensors:
@@ -139,6 +139,8 @@ def _read_shards(folder: Path, index: Path, dtype: torch.dtype) -> Tensors:
     for shard in sorted(set(where.values())):
         if Path(shard).name != shard or "\\" in shard:
             raise RequestError(f"{index}: names the file {shard[:80]!r} outside of its folder")
+        if not (folder / shard).exists():
+            raise RequestError(f"{index}: names {shard}, which is not there. {how_to_fetch(folder, shard)}")
         found = read_file(folder / shard, dtype).tensors
         twice = tensors.keys() & found.keys()
         if twice:
@@ -148,6 +150,11 @@ def _read_shards(folder: Path, index: Path, dtype: torch.dtype) -> Tensors:
     if missing:
         raise RequestError(f"{index}: names {missing[0]}, which is in no shard; fetch the shards again")
     return tensors
+
+
+def how_to_fetch(folder: Path, file: str = "") -> str:
+    """The line to type where a folder of the hub is not whole."""
+    return f"Fetch it: hf download OWNER/NAME {file}{' ' * bool(file)}--local-dir {folder}"
 
 
 def read_json(path: Path) -> dict[str, Any]:

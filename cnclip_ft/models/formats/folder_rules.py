@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 
 from cnclip_ft.models.description import checked_half
 from cnclip_ft.models.families.chinese_clip.wordpiece import SPECIAL_TOKENS, read_vocabulary
+from cnclip_ft.models.families.fast_tokenizer import FastTokenizer
 from cnclip_ft.models.families.transformers_tower import TransformersTower
 from cnclip_ft.models.formats.files import read_json
 from data_tools.errors import RequestError
@@ -76,6 +77,23 @@ def half_of(
     found = obeyed(config, (*tower.config_keys, *beside), where)
     numbers = {key: found.get(key, getattr(usual, key)) for key in tower.config_keys}
     return checked_half(tower.schema, {"kind": tower.kind} | numbers, where)
+
+
+IDS = ("eos_token_id", "pad_token_id")
+
+
+def compare_ids(where: str, section: dict[str, Any], tokenizer: FastTokenizer) -> None:
+    """
+    Raises:
+        RequestError: texts end, or are filled up, with another token than the configuration says.
+    """
+    rules = tokenizer.rules
+    for key, own in zip(IDS, (rules.end_id, rules.pad_id), strict=True):
+        if section.get(key) not in (None, own):
+            raise RequestError(
+                f"{where}.{key} is {repr(section[key])[:20]}, and that of the tokenizer beside it ({tokenizer.name}) {own}: it is another "
+                "model's; fetch both again"
+            )
 
 
 # ---- texts ----------------------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ from typing import Any
 
 from cnclip_ft.models.description import checked_half
 from cnclip_ft.models.families.timm import Timm
-from cnclip_ft.models.formats.files import read_json
+from cnclip_ft.models.formats.files import how_to_fetch, read_json
+from cnclip_ft.models.known import IMPORT_PATH
 from cnclip_ft.models.preprocessing import OPENAI_MEAN, OPENAI_STD
 from data_tools.errors import RequestError
 
@@ -45,7 +46,7 @@ def weights_of(folder: Path) -> Path:
     """
     found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if found is None:
-        raise RequestError(f"{folder}: no weights in it; expected {' or '.join(WEIGHTS)}")
+        raise RequestError(f"{folder}: no weights in it; expected {' or '.join(WEIGHTS)}. {how_to_fetch(folder)}")
     return found
 
 
@@ -58,6 +59,20 @@ def model_section(file: Path, key: str | None = None) -> dict[str, Any]:
     """``model_cfg``, or a section of it."""
     model = _section(file, read_json(file), "model_cfg")
     return model if key is None else _section(file, model, key)
+
+
+def said_head_width(file: Path) -> int | None:
+    """What the configuration says of a ViT's heads; None where there is no such file. open_clip's default is 64.
+
+    Raises:
+        RequestError: no whole number above 0.
+    """
+    if not file.is_file():
+        return None
+    width = model_section(file, "vision_cfg").get("head_width") or 64
+    if type(width) is not int or width < 1:
+        raise refusal(file, "vision_cfg.head_width", width, "a whole number above 0")
+    return width
 
 
 def is_uncleaned(file: Path) -> bool:
@@ -184,6 +199,5 @@ def _number(file: Path, place: str, value: Any) -> float:
 
 def refusal(file: Path, place: str, value: Any, expected: str) -> RequestError:
     return RequestError(
-        f"{file}: {place} is {repr(value)[:60]}; the towers here have {expected} there. An image tower like that can be used by "
-        "an import path (docs/towers.md#your-own-image-tower-by-import-path)"
+        f"{file}: {place} is {repr(value)[:60]}; the towers here have {expected} there. For one like that, {IMPORT_PATH}"
     )

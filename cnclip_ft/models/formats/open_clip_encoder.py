@@ -17,6 +17,7 @@ from cnclip_ft.models.families.encoder.text import EncoderTower, configuration
 from cnclip_ft.models.formats.cn_clip import modern
 from cnclip_ft.models.formats.files import Tensors, read_json
 from cnclip_ft.models.formats.open_clip import refusal
+from cnclip_ft.models.known import refuse_code
 from data_tools.errors import RequestError
 
 POOLINGS = {"mean_pooler": "mean", "cls_pooler": "pooler", "cls_last_hidden_state_pooler": "cls"}
@@ -55,6 +56,7 @@ def _configuration(file: Path, name: str, tensors: Tensors) -> PretrainedConfig:
     beside = Path(name) / "config.json"
     if beside.is_file():
         said = read_json(beside)
+        refuse_code(beside.parent)
         try:
             return configuration(str(said.pop("model_type", "")), said)
         except ValueError as error:

@@ -19,12 +19,15 @@ from cnclip_ft.models.formats.open_clip import (
     model_section,
     open_clip_rules,
     picture_rule,
+    said_head_width,
     timm_numbers,
     weights_of,
 )
+from cnclip_ft.models.formats.picture_rules import unsaid_rules
 from cnclip_ft.models.formats.recognise import recognise_image
 from cnclip_ft.models.formats.timm_siglip import is_timm_siglip, read_timm_siglip
 from cnclip_ft.models.formats.transformers_folder import vision_numbers
+from cnclip_ft.models.known import IMAGE_HALVES, IMPORT_PATH, READERS, refuse_code
 from cnclip_ft.models.preprocessing import Fit
 from data_tools.errors import RequestError
 from data_tools.words import Said
@@ -40,7 +43,7 @@ _OTHER_HALF = (
 _LAST = {
     "resnet": "visual.attnpool.c_proj.weight", "vit": "visual_projection.weight", "siglip": "vision_model.head.mlp.fc2.weight",
 }  # fmt: skip
-_TYPES = ("clip", "chinese_clip", "clip_vision_model", "chinese_clip_vision_model")
+_TYPES = ("clip", "chinese_clip", *IMAGE_HALVES)
 
 
 def has_image_half(path: Path) -> bool:
@@ -100,9 +103,12 @@ def image_half(file: Path, content: Content, activation: str | None) -> ImageHal
         raise RequestError(f"{file}: no image tower in it (no tensor named visual.… or vision_model.…)")
     left_over = _check_rest(file, tensors.keys() - visual.keys())
     described = content.extras.get("cnclip_ft") if is_official(tensors) else None  # in the files we export
+    width = None if is_official(tensors) else said_head_width(file.parent / CONFIGURATION)
     try:
         ours = to_ours(visual)
-        numbers = described_in_file(described, str(file))["image"] if described is not None else recognise_image(ours)
+        numbers = (
+            described_in_file(described, str(file))["image"] if described is not None else recognise_image(ours, width)
+        )
     except (KeyError, ValueError) as error:
         raise RequestError(f"{file}: the image tower is incomplete, no {error} in it") from None
     except RequestError as error:
@@ -159,9 +165,12 @@ def _open_clip_numbers(
 def _transformers_folder(folder: Path, activation: str | None) -> ImageHalf:
     config = read_json(folder / "config.json")
     kind = config.get("model_type")
+    refuse_code(folder)
     if kind not in _TYPES:
         raise RequestError(
-            f"{folder}: a model of type {repr(kind)[:60]}; an image tower comes from a clip or chinese_clip folder"
+            f"{folder}: a model of type {repr(kind)[:60]}; an image tower comes from a folder of type "
+            f"{', '.join(sorted((*READERS, *IMAGE_HALVES)))}, from a folder or file of open_clip or OpenAI, or from a checkpoint of "
+            f"ours; {IMPORT_PATH}"
         )
     # CLIP's own default is quick_gelu as well, and so are its other numbers.
     fit: Fit = "squash" if kind.startswith("chinese") else "crop"
@@ -169,7 +178,7 @@ def _transformers_folder(folder: Path, activation: str | None) -> ImageHalf:
     if activation:
         numbers |= {"hidden_act": activation}
     half = _from_tensors(folder, read_weights(folder), numbers, activation)
-    half.notes += said
+    half.notes += [*said, *unsaid_rules(folder)]
     return half
 
 

@@ -15,6 +15,7 @@ from cnclip_ft.models.preprocessing import PILLOW_FILTERS, Fit, Resample, Square
 from data_tools.errors import RequestError
 from data_tools.words import Said
 
+_FILES = ("processor_config.json", "preprocessor_config.json")
 _STEPS = ("do_resize", "do_rescale", "do_center_crop", "do_normalize", "do_convert_rgb")
 
 
@@ -62,6 +63,38 @@ def square_side(folder: Path) -> int | None:
     )
     side = sides.pop() if len(sides) == 1 else None
     return side if type(side) is int and 0 < side <= 1 << 13 else None
+
+
+def unsaid_rules(folder: Path) -> list[str]:
+    """What to say where no file of the folder tells how pictures are prepared, and its family has one usual way."""
+    if _processor_file(folder) is not None:
+        return []
+    return [
+        Said(
+            "{folder} has neither {one} nor {other}: pictures are prepared in its family's usual way. If its author's is another, put "
+            "the file there",
+            "{folder} 中没有 {one} 也没有 {other}：图片按该系列的通常方式处理。若作者的方式不同，请把该文件放进去",
+            folder=folder,
+            one=_FILES[1],
+            other=_FILES[0],
+        )
+    ]
+
+
+def require_rules(folder: Path, kind: str) -> None:
+    """
+    Args:
+        kind: of model, whose pictures are prepared in many ways.
+
+    Raises:
+        RequestError: no file of the folder tells in which.
+    """
+    if _processor_file(folder) is None:
+        raise RequestError(
+            f"{folder}: neither {_FILES[1]} nor {_FILES[0]} in it, and nothing else says how pictures are prepared for {kind}: "
+            f"another way gives other features. Fetch {_FILES[1]} from where the weights came from, or write it with "
+            "transformers: AutoImageProcessor.from_pretrained(AUTHOR'S NAME).save_pretrained(FOLDER)"
+        )
 
 
 def refuse_others(said: list[str]) -> None:
@@ -166,20 +199,20 @@ def _colours(file: Path, rules: dict[str, Any], key: str, usual: tuple[float, ..
 
 def _processor(folder: Path) -> tuple[Path, dict[str, Any]]:
     """Where the folder says it, and what it says."""
-    file, found = _processor_file(folder)
+    file, found = _processor_file(folder) or (folder / _FILES[1], {})
     return file, {key: value for key, value in found.items() if value is not None}
 
 
-def _processor_file(folder: Path) -> tuple[Path, dict[str, Any]]:
-    file = folder / "processor_config.json"
+def _processor_file(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    file = folder / _FILES[0]
     if file.exists():
         nested = read_json(file).get("image_processor")
         if nested is not None:
             if not isinstance(nested, dict):
                 raise RequestError(f"{file}: image_processor is a {type(nested).__name__}, expected an object")
             return file, nested
-    file = folder / "preprocessor_config.json"
-    return file, read_json(file) if file.exists() else {}
+    file = folder / _FILES[1]
+    return (file, read_json(file)) if file.exists() else None
 
 
 def _near(found: Any, expected: Any, file: Path, key: str) -> bool:

@@ -44,8 +44,12 @@ def recognise(tensors: Tensors, source: str) -> dict[str, Any]:
     )
 
 
-def recognise_image(tensors: Tensors) -> dict[str, Any]:
-    """Image half of a description, from tensors with our file names; KeyError where one is missing."""
+def recognise_image(tensors: Tensors, head_width: int | None = None) -> dict[str, Any]:
+    """Image half of a description, from tensors with our file names; KeyError where one is missing.
+
+    Args:
+        head_width: of a ViT, where a file beside says it.
+    """
     if "visual.conv1.weight" in tensors:
         width = tensors["visual.conv1.weight"].shape[0] * 2
         stages = count_layers(tensors, r"visual\.layer(\d+)\.") - 1
@@ -57,7 +61,7 @@ def recognise_image(tensors: Tensors) -> dict[str, Any]:
     config = ChineseCLIPVisionConfig(
         hidden_size=hidden,
         num_hidden_layers=count_layers(tensors, r"vision_model\.encoder\.layers\.(\d+)\."),
-        num_attention_heads=_heads(hidden),
+        num_attention_heads=_heads(hidden, head_width),
         patch_size=size,
         image_size=side_of(tensors[vit.POSITIONS]) * size,
         intermediate_size=tensors["vision_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
@@ -117,8 +121,10 @@ def own_vocabulary(folder: Path, description: dict[str, Any], source: str) -> Pa
     return None
 
 
-def _heads(hidden: int) -> int:
-    width = _HEAD_WIDTHS.get(hidden, 64)
+def _heads(hidden: int, width: int | None = None) -> int:
+    if width is not None and hidden % width:
+        raise RequestError(f"vision_cfg.head_width is {width}, expected a divisor of the width {hidden}")
+    width = width or _HEAD_WIDTHS.get(hidden, 64)
     if hidden % width:
         raise RequestError(
             f"the number of attention heads of a width of {hidden} is not in the file; use a folder with its config.json"

@@ -17,8 +17,14 @@ from cnclip_ft.models.families.siglip.text import SiglipTextTower
 from cnclip_ft.models.families.siglip.vision import SiglipTower
 from cnclip_ft.models.families.transformers_tower import TransformersTower
 from cnclip_ft.models.formats.files import read_json, read_weights
-from cnclip_ft.models.formats.folder_rules import half_of
-from cnclip_ft.models.formats.picture_rules import patch_rules, picture_rules, refuse_others
+from cnclip_ft.models.formats.folder_rules import IDS, compare_ids, half_of
+from cnclip_ft.models.formats.picture_rules import (
+    patch_rules,
+    picture_rules,
+    refuse_others,
+    require_rules,
+    unsaid_rules,
+)
 from cnclip_ft.models.formats.transformers_folder import model_tensors, sections_of
 from cnclip_ft.models.patches import PatchedPicture
 from cnclip_ft.models.preprocessing import HALF, SquarePicture
@@ -33,30 +39,43 @@ def read_siglip(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> Che
     sections = sections_of(folder, config)
     image = _numbers(folder, sections, "vision_config", SiglipTower, SiglipVisionConfig())
     picture, said = picture_rules(folder, SquarePicture(image["image_size"], mean=HALF, std=HALF))
-    return _read(folder, sections, image | unusual_rule(picture), said, dtype)
+    return _read(folder, sections, image | unusual_rule(picture), said, unsaid_rules(folder), dtype)
 
 
 def read_siglip2(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> Checkpoint:
     """A ``Siglip2Model`` folder: SigLIP 2 with pictures in their own shape (NaFlex)."""
     sections = sections_of(folder, config)
     image = _numbers(folder, sections, "vision_config", NaflexTower, Siglip2VisionConfig())
+    require_rules(folder, "a model that takes pictures in their own shape (at most how many patches)")
     picture, said = patch_rules(folder, PatchedPicture(image["patch_size"]))
-    return _read(folder, sections, image | picture_numbers(picture), said, dtype)
+    return _read(folder, sections, image | picture_numbers(picture), said, [], dtype)
 
 
 def _read(
-    folder: Path, sections: dict[str, Any], image: dict[str, Any], said: list[str], dtype: torch.dtype
+    folder: Path,
+    sections: dict[str, Any],
+    image: dict[str, Any],
+    said: list[str],
+    image_notes: list[str],
+    dtype: torch.dtype,
 ) -> Checkpoint:
     """
+    Args:
+        said: of pictures, what is asked for and not done here.
+
     Raises:
         RequestError: not readable, or it asks for what is not done here.
     """
     refuse_others(said)
+    own, usual_ids = sections["text_config"], SiglipTextConfig().to_dict()
+    # What stands there by default is of no SigLIP's tokenizer.
+    said_ids = {key: own[key] for key in own if key in IDS and own[key] != usual_ids[key]}
     usual = SiglipTextConfig(bos_token_id=None, eos_token_id=None)
     text = _numbers(folder, sections, "text_config", SiglipTextTower, usual)
     content = read_weights(folder, dtype)
     tensors, left_over = model_tensors(folder, content, last=_LAST)
     tokenizer, notes = _tokenizer(folder, text["max_position_embeddings"], naflex=image["kind"] == "siglip2")
+    compare_ids(f"{folder / 'config.json'}: text_config", said_ids, tokenizer)
     description = {
         "architecture": None, "image": image, "text": text, "projection": tensors[_LAST].shape[0],
         "context_length": tokenizer.context_length, "logit_bias": True, "tokenizer": tokenizer.describe(),
@@ -66,9 +85,18 @@ def _read(
         "SigLIP 会注意到填充并读取最后一个位置：文本总是补齐到 {length} token，不用掩码",
         length=tokenizer.context_length,
     )
-    notes = [*content.notes, padded, *notes]
     left_over += content.left_over
-    return Checkpoint(str(folder), description, tensors, None, left_over, notes, tokenizer=tokenizer)
+    return Checkpoint(
+        str(folder),
+        description,
+        tensors,
+        None,
+        left_over,
+        content.notes,
+        image_notes=image_notes,
+        text_notes=[padded, *notes],
+        tokenizer=tokenizer,
+    )
 
 
 def _numbers(

@@ -16,7 +16,7 @@ from cnclip_ft.models.families.numbers import unusual_rule
 from cnclip_ft.models.formats.cn_clip import is_dropped, modern
 from cnclip_ft.models.formats.files import Content, Tensors, read_weights
 from cnclip_ft.models.formats.folder_rules import half_of, obeyed, text_rules
-from cnclip_ft.models.formats.picture_rules import picture_rules, refuse_others
+from cnclip_ft.models.formats.picture_rules import picture_rules, refuse_others, unsaid_rules
 from cnclip_ft.models.formats.recognise import own_vocabulary, with_architecture
 from cnclip_ft.models.preprocessing import Fit, SquarePicture
 from data_tools.errors import RequestError
@@ -46,7 +46,10 @@ def read_chinese_clip(folder: Path, config: dict[str, Any], dtype: torch.dtype) 
     )
     if vocabulary is None:
         vocabulary = own_vocabulary(folder, text, str(folder))
-    return Checkpoint(str(folder), description, tensors, vocabulary, left_over + content.left_over, content.notes)
+    left_over += content.left_over
+    return Checkpoint(
+        str(folder), description, tensors, vocabulary, left_over, content.notes, image_notes=unsaid_rules(folder)
+    )
 
 
 def sections_of(folder: Path, config: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from cnclip_ft.models.families.clip.family import ClipLike
 
 
 class AltClip(ClipLike):
+    name = "AltCLIP"
     text_towers = (AltTextTower,)
     exports = ("huggingface", "onnx")
     transformers_class = "AltCLIPModel is a ViT with AltCLIP's text tower"

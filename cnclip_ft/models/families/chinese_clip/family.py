@@ -15,6 +15,7 @@ from cnclip_ft.models.family import Family, WebClasses
 
 
 class ChineseClip(Family):
+    name, own_pictures = "Chinese CLIP", ("vit", "resnet")
     image_towers = (ViTTower, ResNetTower)
     text_towers = (RobertaTower,)
     tokenizers = (TextTokenizer,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 import torch
@@ -9,7 +10,7 @@ from pydantic import Field
 from torch import nn
 from transformers import ChineseCLIPTextConfig, ChineseCLIPTextModel
 
-from cnclip_ft.models.contract import LinearGroup
+from cnclip_ft.models.contract import LinearGroup, Tokenizer
 from cnclip_ft.models.families.chinese_clip.catalog import TextTransformer
 from cnclip_ft.models.families.chinese_clip.layers import linear_groups, skip_unread
 from cnclip_ft.models.families.chinese_clip.wordpiece import CONTEXT_LENGTH, TextTokenizer
@@ -65,6 +66,12 @@ class RobertaTower(ProjectedText):
     @classmethod
     def described(cls, numbers: dict[str, Any], output_dim: int) -> RobertaTower:
         return cls(ChineseCLIPTextConfig(**cls.own_numbers(numbers)), output_dim, numbers.get("pooling", "cls"))
+
+    @classmethod
+    def poolings(
+        cls, numbers: dict[str, Any], names: Collection[str], tokenizer: Tokenizer
+    ) -> dict[str, dict[str, Any]]:
+        return {pooling: numbers | {"pooling": pooling} for pooling in ("cls", "mean")}
 
     @classmethod
     def fresh(cls, numbers: dict[str, Any], output_dim: int) -> RobertaTower:

@@ -19,6 +19,8 @@ class ClipLike(Family):
 
     config: Callable[..., PretrainedConfig]
     architecture: str
+    own_pictures = ("vit", "resnet")
+    templates = "clip+en"
     processor = "CLIPProcessor"
 
     def transformers_files(self, model: DualEncoder) -> dict[str, dict[str, Any]]:
@@ -40,6 +42,7 @@ class ClipLike(Family):
 
 
 class Clip(ClipLike):
+    name = "CLIP"
     text_towers = (ClipTextTower,)
     exports = ("huggingface", "open_clip", "onnx")
     config, architecture = CLIPConfig, "CLIPModel"

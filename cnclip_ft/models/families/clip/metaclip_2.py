@@ -9,6 +9,7 @@ from cnclip_ft.models.families.clip.text import MetaClip2TextTower
 
 
 class MetaClip2(ClipLike):
+    name = "MetaCLIP 2"
     text_towers = (MetaClip2TextTower,)
     exports = ("huggingface", "open_clip", "onnx")
     config, architecture = MetaClip2Config, "MetaClip2Model"

@@ -17,6 +17,7 @@ from cnclip_ft.models.family import Family
 
 
 class Encoders(Family):
+    name, own_pictures = "VisionTextDualEncoder", ("vit", VisionEncoderTower.kind)
     image_towers = (VisionEncoderTower,)
     text_towers = (EncoderTower,)
     exports = ("huggingface", "open_clip", "onnx")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal, NoReturn
 
 import torch
@@ -14,26 +15,16 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES,
 )
 
-from cnclip_ft.models.contract import TextTower
+from cnclip_ft.models.contract import TextTower, Tokenizer
 from cnclip_ft.models.families.encoder import library
+from cnclip_ft.models.families.fast_tokenizer import FastTokenizer
 from cnclip_ft.models.families.parts import new_projection, set_checkpointing
+from cnclip_ft.models.known import TEXT_ENCODERS
 from cnclip_ft.models.schema import TextPart, Width
 from data_tools.errors import RequestError
 
 Pooling = Literal["cls", "mean", "last", "eos", "pooler"]
 POOLINGS = ("cls", "mean", "last", "eos", "pooler")
-KNOWN = (
-    "bert",
-    "roberta",
-    "xlm-roberta",
-    "modernbert",
-    "deberta-v2",
-    "electra",
-    "mpnet",
-    "qwen3",
-    "gemma3_text",
-    "llama",
-)
 _TYPES = MODEL_FOR_MASKED_LM_MAPPING_NAMES | MODEL_FOR_CAUSAL_LM_MAPPING_NAMES | MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
 _LONGEST = 1 << 16  # tokens
 
@@ -53,7 +44,7 @@ def configuration(model_type: str, numbers: dict[str, Any]) -> PretrainedConfig:
     Raises:
         ValueError: the type is no text encoder of transformers, or the numbers are not of it.
     """
-    what = f"transformers has {', '.join(KNOWN)} and others like them"
+    what = f"transformers has {', '.join(TEXT_ENCODERS)} and others like them"
     config = library.configuration(model_type, numbers, _TYPES, what, "text model")
     if config.is_encoder_decoder or None in (getattr(config, key, None) for key in ("hidden_size", "vocab_size")):
         raise ValueError(f"a model of type {model_type} is no encoder of texts by itself; {what}")
@@ -142,6 +133,22 @@ class EncoderTower(TextTower):
         config = configuration(numbers["model_type"], numbers["config"])
         more = {key: numbers[key] for key in ("end_id", "head", "origin") if numbers.get(key) is not None}
         return cls(config, output_dim, numbers["pooling"], **more)
+
+    @classmethod
+    def poolings(
+        cls, numbers: dict[str, Any], names: Collection[str], tokenizer: Tokenizer
+    ) -> dict[str, dict[str, Any]]:
+        end = tokenizer.ends_in if isinstance(tokenizer, FastTokenizer) else None
+        without = {"cls", "pooler"} if is_causal(configuration(numbers["model_type"], numbers["config"])) else set()
+        if not any(name.startswith("text_model.pooler.") for name in names):
+            without.add("pooler")
+        if end is None:
+            without.add("eos")
+        return {
+            pooling: numbers | {"pooling": pooling} | ({"end_id": end} if pooling == "eos" else {})
+            for pooling in POOLINGS
+            if pooling not in without
+        }
 
     @classmethod
     def with_positions(cls, numbers: dict[str, Any], count: int) -> dict[str, Any]:

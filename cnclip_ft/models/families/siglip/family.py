@@ -14,6 +14,7 @@ from cnclip_ft.models.family import Family, WebClasses
 
 
 class Siglip(Family):
+    name, own_pictures = "SigLIP", (vision.SiglipTower.kind, naflex.NaflexTower.kind)
     image_towers = (vision.SiglipTower, naflex.NaflexTower)
     text_towers = (SiglipTextTower,)
     templates = "siglip"
@@ -21,6 +22,13 @@ class Siglip(Family):
     exports = ("huggingface", "open_clip", "onnx")
     scalar_shape = (1,)
     web = WebClasses("siglip", "pooler_output", "pooler_output")  # they end in a pooling, without a projection
+
+    def name_of(self, model: DualEncoder) -> str:
+        if model.image_tower.kind == naflex.NaflexTower.kind:
+            return "SigLIP 2 (NaFlex)"
+        # Of a fixed size they have the same classes; SigLIP 2 has Gemma's vocabulary (arXiv 2502.14786).
+        gemma = model.tokenizer.name.startswith(("Siglip2", "Gemma"))
+        return "SigLIP 2" if gemma else self.name
 
     def transformers_files(self, model: DualEncoder) -> dict[str, dict[str, Any]]:
         files = super().transformers_files(model)
