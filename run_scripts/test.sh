@@ -19,6 +19,11 @@ if [ ! -d "$official/cn_clip" ] || [ ! -d "$official/open_clip" ]; then
 fi
 # What reads exports elsewhere, for -m slow alone: half a gigabyte. --ignore-scripts: its own fetches libraries for CUDA.
 case " $* " in *slow*)
+  # Apart: where torchao is installed, every import of transformers loads it, and what it remarks.
+  if [ ! -d "$official/torchao" ]; then
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --target "$official/torchao" torchao==0.18.0 ||
+      echo "torchao cannot be fetched; tests in 8 bits run with a stand-in alone." >&2
+  fi
   if [ ! -d "$official/onnxruntime_2023/onnxruntime" ]; then
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --target "$official/onnxruntime_2023" \
       onnxruntime==1.16.3 numpy==1.26.4 ||

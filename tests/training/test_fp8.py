@@ -15,6 +15,7 @@ from cnclip_ft.training.advice import warnings
 from cnclip_ft.training.run import train
 from cnclip_ft.training.sharding import Sharded, Whole
 from data_tools.errors import RequestError
+from tests.official import FOLDER
 from tests.training.helpers import prepared, tiny_recipe, write_stores
 
 CARD = torch.device("cuda")
@@ -44,6 +45,8 @@ def on_the_cpu(request, monkeypatch):
     """What a card does, done by the CPU: by a stand-in, and by torchao itself where it is installed."""
     made = rounded
     if request.param == "torchao":
+        if (FOLDER / "torchao").is_dir():  # run_scripts/test.sh -m slow puts it there
+            monkeypatch.syspath_prepend(str(FOLDER / "torchao"))
         pytest.importorskip("torchao", reason="torchao is not installed")
         made = partial(fp8.eight_bit, emulate=True)
     monkeypatch.setattr(fp8, "eight_bit", made)
