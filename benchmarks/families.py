@@ -3,7 +3,7 @@
     python benchmarks/families.py two  [--family clip --batch 32]    stage two, both towers
     python benchmarks/families.py one  [--family clip --batch 32]    stage one, image tower frozen, features cached
     python benchmarks/families.py load [--only clip siglip …]        `load` beside `AutoModel.from_pretrained`
-    python benchmarks/families.py cpu                                all of it, as docs/benchmarks.md has it
+    python benchmarks/families.py cpu                                all of it
 
 Three sides take turns over the same weights and captions, after two steps that do not count: ours is the stage itself with its
 loader, ids, clipping and checks; open_clip's is what its `train_one_epoch` does with a batch that is ready (its model, its loss,
@@ -12,8 +12,8 @@ model with a batch that is ready, padded to the model's length as its contrastiv
 CLIP is ViT-B-32 on English captions as long as Flickr8k's, SigLIP is B/16 at 224. Weights are random.
 
 `load` is timed in fresh processes, imports included, as a script that starts and loads; the two take turns over a folder that
-transformers wrote, at published width (two layers where a published one would take many gigabytes), with a vocabulary of the
-published size.
+transformers wrote, at published width (MetaCLIP 2, AltCLIP and the dual encoder with two layers). The embeddings have as many rows as a
+published vocabulary; the tokenizer's file is of that size too but for SigLIP and SigLIP 2, which have a small one.
 
 Bounds: CLIP two ≥ 1.15, one ≥ 6; SigLIP two ≥ 1.0, one ≥ 5; load ≤ 1.3.
 """
@@ -143,6 +143,36 @@ def siglip_folder(folder: Path) -> Path:
     return saved(folder, model, gemma(), transformers.SiglipImageProcessorPil())
 
 
+def siglip2_folder(folder: Path) -> Path:
+    """NaFlex, base size; the vocabulary is small, its rows those of the published one."""
+    import transformers
+
+    from tests.families.cards import gemma
+
+    torch.manual_seed(0)
+    text = {"vocab_size": 256000, "pad_token_id": 0}
+    model = transformers.Siglip2Model(transformers.Siglip2Config(text_config=text, vision_config={}))
+    model.logit_scale.data.fill_(2.3)
+    model.logit_bias.data.fill_(-10.0)
+    return saved(folder, model, gemma(), transformers.Siglip2ImageProcessorPil())
+
+
+def dual_folder(folder: Path) -> Path:
+    """A VisionTextDualEncoder: ViT-B/16 and XLM-R base."""
+    import transformers
+
+    torch.manual_seed(0)
+    text = {"vocab_size": 250002, "max_position_embeddings": 514, "type_vocab_size": 1, "num_hidden_layers": 2}
+    config = transformers.VisionTextDualEncoderConfig(
+        vision_config=transformers.ViTConfig(num_hidden_layers=2).to_dict(),
+        text_config=transformers.XLMRobertaConfig(**text).to_dict(),
+        projection_dim=512,
+    )
+    tokenizer = transformers.XLMRobertaTokenizer(vocab=pieces(250001), model_max_length=512)
+    model = transformers.VisionTextDualEncoderModel(config)
+    return saved(folder, model, tokenizer, transformers.ViTImageProcessorPil())
+
+
 def saved(folder: Path, *parts: Any) -> Path:
     for part in parts:
         part.save_pretrained(folder)
@@ -184,6 +214,8 @@ FOLDERS: dict[str, Callable[[Path], Path]] = {
     "siglip": siglip_folder,
     "metaclip_2": multilingual("MetaClip2", 901629, END, {}),
     "altclip": multilingual("AltCLIP", 250002, {}, LARGE),
+    "siglip2": siglip2_folder,
+    "vision-text-dual-encoder": dual_folder,
 }
 LENGTHS = {"clip": 77, "siglip": 64}
 

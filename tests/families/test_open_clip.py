@@ -227,6 +227,36 @@ def made(tmp_path_factory):
     sys.path.remove(str(FOLDER))
 
 
+def test_a_whole_vit_b_32(tmp_path, monkeypatch):
+    """At the size that open_clip's ``model_configs/ViT-B-32.json`` has: features, ids, and open_clip reads our export."""
+    monkeypatch.syspath_prepend(str(FOLDER))  # for ftfy and the merges
+    vision = {"image_size": 224, "layers": 12, "width": 768, "patch_size": 32}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12}
+    case = {"model_cfg": {"embed_dim": 512, "vision_cfg": vision, "text_cfg": text}}
+    (tmp_path / "cases.json").write_text(json.dumps({"ViT-B-32": case}), encoding="utf-8")
+    texts, empty = tmp_path / "texts.json", tmp_path / "none"
+    texts.write_text(json.dumps([*SAID, *many_texts()]), encoding="utf-8")
+    empty.mkdir()
+    run_official(WRITE, tmp_path / "cases.json", tmp_path, texts, empty)
+    found = read(tmp_path, texts, empty, "ViT-B-32")["ViT-B-32"]
+    model = cnclip_ft.load(tmp_path / "ViT-B-32")
+    compare(model, found)
+    same_ids(model, [*SAID, *many_texts()], found["ids"])
+    save_checkpoint(model, tmp_path / "ours", info={})
+    assert export_checkpoint(tmp_path / "ours", "open_clip", tmp_path / "back").difference < 1e-6
+    again = read(tmp_path, texts, empty, "back")["back"]
+    for key in ("images", "texts", "ids"):
+        np.testing.assert_array_equal(again[key], found[key])
+
+
+def same_ids(model, texts: list[str], theirs: np.ndarray) -> None:
+    ours = model.tokenizer.pad(model.tokenizer.encode(texts), model.context_length)[0].numpy()
+    end = ours[0][-1]
+    # Behind the end of a text open_clip has zeros, which nothing sees.
+    upto = (theirs == theirs.max()).argmax(1)[:, None] >= np.arange(theirs.shape[1])
+    assert len(texts) > 5000 and np.array_equal(np.where(upto, theirs, end), np.where(upto, ours, end))
+
+
 def compare(model, found: dict[str, np.ndarray], exact: float = 1e-4) -> None:
     ids, mask = model.tokenizer.pad(model.tokenizer.encode(SAID))
     with torch.no_grad():
@@ -241,12 +271,7 @@ def test_features_ids_and_pixels_are_open_clips(made, name):
     place, _, _, found = made
     model = cnclip_ft.load(place / name)
     compare(model, found[name])
-    texts = [*SAID, *many_texts()]
-    ours = model.tokenizer.pad(model.tokenizer.encode(texts), model.context_length)[0].numpy()
-    theirs, end = found[name]["ids"], ours[0][-1]
-    # Behind the end of a text open_clip has zeros, which nothing sees.
-    upto = (theirs == theirs.max()).argmax(1)[:, None] >= np.arange(theirs.shape[1])
-    assert len(texts) > 5000 and np.array_equal(np.where(upto, theirs, end), np.where(upto, ours, end))
+    same_ids(model, [*SAID, *many_texts()], found[name]["ids"])
     picture = model.image_tower.preprocessing
     std, mean = np.array(picture.std)[:, None, None], np.array(picture.mean)[:, None, None]
     for file, pixels in zip(photos(), found[name]["pictures"], strict=True):

@@ -139,6 +139,55 @@ def test_evaluate_encode_and_search(place, start, run, tmp_path):
     assert str(first["id"]) == "3" and first["score"] > 0.999
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["clip", "siglip of version 2"])
+def test_every_other_command(place, name, tmp_path):
+    """topk, compare, calibrate and classify take a family's checkpoint with no option more."""
+    model, split = CARDS[name].write(tmp_path / "model"), place / "valid"
+    _cli("encode", model, split, "--output", tmp_path / "features", "--device", "cpu")
+    found = tmp_path / "found.jsonl"
+    _cli("topk", tmp_path / "features", tmp_path / "features", "--output", found, "--device", "cpu", "-k", 3)
+    features = [np.load(tmp_path / "features" / f"{side}_features.npy") for side in ("text", "image")]
+    best = np.argsort(-(features[0] @ features[1].T), axis=1, kind="stable")[:, :3]
+    listed = [json.loads(line)["image_ids"] for line in found.read_text(encoding="utf-8").splitlines()]
+    assert len(listed) == 20 and listed == best.tolist()
+    other = CARDS[name].write(tmp_path / "other", seed=1)
+    _cli(
+        "compare",
+        model,
+        other,
+        "--split",
+        split,
+        "--draws",
+        100,
+        "--json",
+        tmp_path / "compare.json",
+        "--device",
+        "cpu",
+    )
+    assert json.loads((tmp_path / "compare.json").read_text(encoding="utf-8"))
+    _cli("calibrate", model, split, "--recall", 0.5, "--json", tmp_path / "limit.json", "--device", "cpu")
+    assert json.loads((tmp_path / "limit.json").read_text(encoding="utf-8"))
+    classes = tmp_path / "classes.txt"
+    classes.write_text("猫\n狗\n", encoding="utf-8")
+    for number, file in enumerate(photos(4)):
+        (tmp_path / "album" / "猫狗"[number % 2]).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "album" / "猫狗"[number % 2] / f"{number}.{'jpg' if number % 2 else 'png'}").write_bytes(file)
+    _cli(
+        "classify",
+        model,
+        tmp_path / "album",
+        "--classes",
+        classes,
+        "--json",
+        tmp_path / "classes.json",
+        "--device",
+        "cpu",
+    )
+    used = json.loads((tmp_path / "classes.json").read_text(encoding="utf-8"))["templates"]
+    assert used[0] == ("a photo of a {}." if name == "clip" else "This is a photo of {}.")
+
+
 def test_the_servers_decoder_makes_the_same_bytes(start):
     picture = cnclip_ft.load(start).image_tower.preprocessing
     for file in photos(9):
@@ -153,13 +202,16 @@ def test_the_servers_decoder_makes_the_same_bytes(start):
 @pytest.mark.parametrize(
     "name",
     [
+        "siglip",
         "siglip of version 2",
         "siglip2",
         "clip",
+        "metaclip_2",
         "altclip",
         "vision-text-dual-encoder",
         "vit beside xlm-r",
         "dinov2 beside xlm-r",
+        "siglip beside xlm-r",
     ],
 )
 def test_two_processes_equal_one(place, tmp_path, name, shares):
