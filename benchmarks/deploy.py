@@ -27,7 +27,7 @@ def encoders(size: str, folder: Path, compiled: bool) -> tuple[dict[str, dict[st
     """Side → name → function from input to features; and the side of the pictures in pixels."""
     from cnclip_ft.export import onnx
     from cnclip_ft.export.onnx_encoder import OnnxEncoder
-    from cnclip_ft.export.order import Order
+    from cnclip_ft.export.settings import ExportSettings
     from cnclip_ft.models.start import build_start
 
     model = build_start({"architecture": size})[0].eval()
@@ -37,7 +37,7 @@ def encoders(size: str, folder: Path, compiled: bool) -> tuple[dict[str, dict[st
         sides["image"]["torch.compile"] = torch.compile(image, dynamic=False)
         sides["text"]["torch.compile"] = torch.compile(text, dynamic=False)
     for dtype in ("float32", "int8"):
-        onnx.write(model, folder / dtype, Order({"exported_from": size}, dtype))
+        onnx.write(model, folder / dtype, ExportSettings({"exported_from": size}, dtype))
         runtime = OnnxEncoder(folder / dtype)
         sides["image"][f"ONNX Runtime {dtype}"] = runtime.image_features
         sides["text"][f"ONNX Runtime {dtype}"] = lambda ids, runtime=runtime: runtime.text_features(ids, ids)

@@ -261,8 +261,10 @@ def profile(side: Ours, batch: int) -> str:
             if str(row.device_type).endswith("CUDA") and not getattr(row, "is_user_annotation", False)
         ]
     busy = sum(getattr(row, name) for row in rows) / 1e6
-    lines = [f"profile of ours, batch {batch}, {steps} steps of {wall / steps:.4f} s: device busy {100 * busy / wall:.0f} %, "
-             f"gaps {100 * max(0.0, 1 - busy / wall):.0f} %, waiting for the loader {100 * waited / wall:.1f} %"]  # fmt: skip
+    lines = [
+        f"profile of ours, batch {batch}, {steps} steps of {wall / steps:.4f} s: device busy {100 * busy / wall:.0f} %, "
+        f"gaps {100 * max(0.0, 1 - busy / wall):.0f} %, waiting for the loader {100 * waited / wall:.1f} %"
+    ]
     lines += [
         f"  {getattr(row, name) / 1e3 / steps:9.3f} ms a step {100 * getattr(row, name) / 1e6 / busy:5.1f} % {row.count // steps:6d} calls  {row.key[:90]}"
         for row in rows[:10]

@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 MAKE = """
 import sys, torch
-from cnclip_ft.models.build import Checkpoint, assemble
+from cnclip_ft.models.assembly import Checkpoint, assemble
 from cnclip_ft.models.formats.recognise import recognise
 from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
 from cnclip_ft.models.checkpoints import save_checkpoint

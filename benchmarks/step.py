@@ -232,8 +232,15 @@ def step(kind: str, size: str, batch: int, threads: int, repeats: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_store(folder / "train", texts, pictures_of_noise(len(texts) // 5))
-        arguments = (size, TEXT_OF.get(size, "RoBERTa-wwm-ext-base-chinese"), str(batch), "frozen" if frozen else "both",
-                     str(threads), str(folder), "cpu")  # fmt: skip
+        arguments = (
+            size,
+            TEXT_OF.get(size, "RoBERTa-wwm-ext-base-chinese"),
+            str(batch),
+            "frozen" if frozen else "both",
+            str(threads),
+            str(folder),
+            "cpu",
+        )
         official = Official(OFFICIAL_STEP, *arguments)
         lines = [json.dumps(random.Random(n).sample(texts, batch), ensure_ascii=False) for n in range(repeats + 2)]
         official.ask(lines[0])

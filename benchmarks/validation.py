@@ -87,7 +87,7 @@ def _alone(judge: Judge, model) -> float:
 
     import cnclip_ft.collectives as collectives
 
-    names = ("cnclip_ft.collectives", "cnclip_ft.features.shared", "cnclip_ft.training.validation")
+    names = ("cnclip_ft.collectives", "cnclip_ft.features.shared_encoder", "cnclip_ft.training.validation")
     patches = [patch.object(sys.modules[name], "world_size", lambda: 1) for name in names]
     patches.append(patch.object(collectives, "rank", lambda: 0))
     for each in patches:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cnclip_ft.models.build import fill, resized
+from cnclip_ft.models.assembly import fill, resized
 from cnclip_ft.models.checkpoints import load as load_model
 from cnclip_ft.models.contract import Preprocessing, Tokenizer
 from cnclip_ft.models.dual_encoder import DualEncoder

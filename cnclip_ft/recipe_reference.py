@@ -10,8 +10,17 @@ from cnclip_ft.yaml_file import read_yaml
 
 _CHINESE = Path(__file__).with_name("recipe_keys.zh-CN.yaml")
 # Words of types; the longer ones first.
-_TYPES = {"list of ": "列表：", "true or false": "true 或 false", "whole number": "整数", "number": "数", "section": "节",
-          "path": "路径", "text": "文本", "name": "名称", " or ": " 或 "}  # fmt: skip
+_TYPES = {
+    "list of ": "列表：",
+    "true or false": "true 或 false",
+    "whole number": "整数",
+    "number": "数",
+    "section": "节",
+    "path": "路径",
+    "text": "文本",
+    "name": "名称",
+    " or ": " 或 ",
+}
 _WORDS = {
     "en": {
         "heads": ["key", "type", "default", "meaning"],

@@ -158,8 +158,12 @@ def _parquet(pictures: Pictures, folder: Path, size: int) -> None:
             if writer is not None:
                 writer.close()
             writer = parquet.ParquetWriter(folder / f"{picture.number // size:05d}.parquet", schema)
-        row = {"image": {"bytes": picture.data, "path": f"{picture.key}.{picture.ending}"}, "text": _captions(picture, pictures.single),
-               "image_id": str(picture.image_id), "language": picture.language}  # fmt: skip
+        row = {
+            "image": {"bytes": picture.data, "path": f"{picture.key}.{picture.ending}"},
+            "text": _captions(picture, pictures.single),
+            "image_id": str(picture.image_id),
+            "language": picture.language,
+        }
         rows.append(row | {name: str(value) for name, value in picture.columns.items()})
         if len(rows) == _ROWS:
             flush()

@@ -12,8 +12,15 @@ LANGUAGES = ("zh", "en", "mixed")
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]")
 _WORD = re.compile("[A-Za-zÀ-ɏ]{2,}")  # one letter is a size or a model (T恤), not a language
 _NAMES = {
-    "zh": "zh", "cn": "zh", "chinese": "zh", "中文": "zh", "en": "en", "english": "en", "英文": "en", "mixed": "mixed",
-}  # fmt: skip
+    "zh": "zh",
+    "cn": "zh",
+    "chinese": "zh",
+    "中文": "zh",
+    "en": "en",
+    "english": "en",
+    "英文": "en",
+    "mixed": "mixed",
+}
 
 
 def detect_language(text: str) -> str | None:

@@ -15,7 +15,17 @@ from data_tools.pictures import read_header
 from data_tools.store import Id, Pair, PairStore
 from data_tools.store.layouts import Value
 
-ENDING_OF = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm", "AVIF": "avif"}  # fmt: skip
+ENDING_OF = {
+    "JPEG": "jpg",
+    "MPO": "jpg",
+    "PNG": "png",
+    "WEBP": "webp",
+    "GIF": "gif",
+    "BMP": "bmp",
+    "TIFF": "tif",
+    "PPM": "ppm",
+    "AVIF": "avif",
+}
 
 
 @dataclass(frozen=True)

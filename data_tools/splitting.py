@@ -31,8 +31,20 @@ from data_tools.words import many
 
 NAMES = ("train", "valid", "test")
 _DEALT = "dealt.json"  # in the working folder: a part may be in its place already when the others are gone on with
-_WORDS = {"validation": "valid", "val": "valid", "dev": "valid", "restval": "train", "training": "train", "testing": "test",
-          "训练": "train", "训练集": "train", "验证": "valid", "验证集": "valid", "测试": "test", "测试集": "test"}  # fmt: skip
+_WORDS = {
+    "validation": "valid",
+    "val": "valid",
+    "dev": "valid",
+    "restval": "train",
+    "training": "train",
+    "testing": "test",
+    "训练": "train",
+    "训练集": "train",
+    "验证": "valid",
+    "验证集": "valid",
+    "测试": "test",
+    "测试集": "test",
+}
 
 
 @dataclass(frozen=True)

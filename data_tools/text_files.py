@@ -25,8 +25,13 @@ _LOOKED_AT = 2**16  # bytes at the beginning that tell how lines end
 _SHOWN = 60
 _JUDGED = 100_000  # lines beyond ASCII that speak for an encoding or against it
 _NAMES = {"utf-8": "UTF-8", "gb18030": "GB18030 (GBK)"}
-_MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF8: "utf-8",
-          codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 _GB_PAIR = re.compile(rb"([\x81-\xfe])[\x40-\x7e\x80-\xfe]")

@@ -15,8 +15,17 @@ from cnclip_ft.recipe_files import shipped_recipes
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("*.md")])
 CODE = sorted([*ROOT.glob("cnclip_ft/**/*.py"), *ROOT.glob("data_tools/**/*.py")])
-NOT_PYTHON = sorted([*ROOT.glob("cnclip_ft/**/*.yaml"), *ROOT.glob("cnclip_ft/**/*.js"), *ROOT.glob("run_scripts/*.sh"),
-                     *ROOT.glob("examples/*"), *ROOT.glob("benchmarks/*.py"), ROOT / "Dockerfile", ROOT / "setup.cfg"])  # fmt: skip
+NOT_PYTHON = sorted(
+    [
+        *ROOT.glob("cnclip_ft/**/*.yaml"),
+        *ROOT.glob("cnclip_ft/**/*.js"),
+        *ROOT.glob("run_scripts/*.sh"),
+        *ROOT.glob("examples/*"),
+        *ROOT.glob("benchmarks/*.py"),
+        ROOT / "Dockerfile",
+        ROOT / "setup.cfg",
+    ]
+)
 PROSE = {"as", "evaluation", "may", "nor", "wrote"}  # words that stand behind the command's name in a sentence
 BOTH_IN_ONE = {"benchmarks.md", "results.md"}  # tables with a line in each language
 FOR_BUILDERS = {"architecture.md", "store-format.md", "CHANGELOG.md", "NOTICE.md"}  # of the code, in English
@@ -168,8 +177,14 @@ def test_every_page_says_when_to_use_what(page):
 
 
 WITHOUT_EXAMPLE = {  # tables, and pages for who changes the code
-    "CHANGELOG.md", "CONTRIBUTING.md", "NOTICE.md", "architecture.md", "benchmarks.md", "results.md", "api.md",
-}  # fmt: skip
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "NOTICE.md",
+    "architecture.md",
+    "benchmarks.md",
+    "results.md",
+    "api.md",
+}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

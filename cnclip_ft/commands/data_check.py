@@ -50,7 +50,7 @@ def check(
     """
     import json
 
-    from cnclip_ft.models.build import read_tokenizer
+    from cnclip_ft.models.assembly import read_tokenizer
     from data_tools.atomic import whole_file
     from data_tools.check import judge, measure
     from data_tools.check.page import BEGINS, write_page

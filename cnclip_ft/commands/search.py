@@ -76,7 +76,7 @@ def index(
 
     Example: cnclip-ft search index runs/mine/contrast/best PHOTOS --output photos.index --serve --port 8010
     """
-    from cnclip_ft.search.index.build import Wishes, build_index
+    from cnclip_ft.search.index.renewal import Wishes, build_index
     from data_tools.errors import RequestError
 
     options = Options(batch_size, workers, device, dtype, **vars(origin), dimensions=dimensions)
@@ -201,7 +201,7 @@ def serve(
 
     web.require_serve()
     from cnclip_ft.search.web.api import Limits, make_app
-    from cnclip_ft.search.web.guard import is_loopback, names_of
+    from cnclip_ft.search.web.gate import is_loopback, names_of
     from cnclip_ft.search.web.password import read_password
 
     limit = read_threshold(threshold, Index(index).info["identity"]["checksum"])

@@ -218,8 +218,12 @@ def _near_limit(store: PairStore, features: SplitFeatures, opened: Opened, wishe
         "reach it, and at most {strangers} of {looked:,} pictures have another one above it that is not the same picture",
         "余弦不低于 {limit:.4f} 的图片算相似：{copies} 份缩小一半、质量 60 的副本中有 {found:.0%} 达到它；{looked:,} 张图片中至多 {strangers} "
         "张有并非同一图片的另一张高于它",
-        limit=limit, found=share, copies=len(rows), strangers=allowed, looked=min(_LOOKED_AT, len(features.image_ids)),
-    )  # fmt: skip
+        limit=limit,
+        found=share,
+        copies=len(rows),
+        strangers=allowed,
+        looked=min(_LOOKED_AT, len(features.image_ids)),
+    )
 
 
 def _strangers(
@@ -266,8 +270,11 @@ def _fit_limit(features: SplitFeatures, opened: Opened, wishes: Wishes) -> tuple
         "captions below a cosine of {limit:.4f} do not fit: {wrong:.0%} of {others:,} captions of other pictures lie there, and "
         "{below:.1%} of the store's own",
         "余弦低于 {limit:.4f} 的文本算不符：{others:,} 条其他图片的文本中有 {wrong:.0%} 低于它，数据仓自身的有 {below:.1%}",
-        limit=limit, wrong=_WRONG, others=len(others), below=below,
-    )  # fmt: skip
+        limit=limit,
+        wrong=_WRONG,
+        others=len(others),
+        below=below,
+    )
 
 
 def _like(

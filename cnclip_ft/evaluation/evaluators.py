@@ -30,7 +30,7 @@ from cnclip_ft.evaluation.zero_shot import (
     score_classes,
 )
 from cnclip_ft.features.encode import SplitFeatures, SplitTexts, read_texts
-from cnclip_ft.features.shared import SharedEncoder
+from cnclip_ft.features.shared_encoder import SharedEncoder
 from cnclip_ft.features.sources import open_source
 from cnclip_ft.recipe_data import ValidStore, ZeroShot
 from cnclip_ft.retrieval.recall import RetrievalScores, recall
@@ -142,9 +142,13 @@ class Recall(Evaluator):
             Said("; texts: {told}", "；文本：{told}", told=joined(told, ", ", "，")) if counts.keys() != {""} else ""
         )
         return Said(
-            "{pairs:,} pairs, {images:,} images ({place}){texts}", "{pairs:,} 个图文对，{images:,} 张图片（{place}）{texts}",
-            pairs=len(self.store), images=len(self.store.image_ids), place=self.store.path, texts=texts,
-        )  # fmt: skip
+            "{pairs:,} pairs, {images:,} images ({place}){texts}",
+            "{pairs:,} 个图文对，{images:,} 张图片（{place}）{texts}",
+            pairs=len(self.store),
+            images=len(self.store.image_ids),
+            place=self.store.path,
+            texts=texts,
+        )
 
 
 def _hit(gallery: int, positives: int, k: int) -> float:
@@ -242,9 +246,12 @@ class ZeroShotAccuracy(Evaluator):
 
     def describe(self) -> str:
         return Said(
-            "zero-shot, {images:,} images of {classes:,} classes ({place})", "零样本，{images:,} 张图片，{classes:,} 个类别（{place}）",
-            images=len(self.ids), classes=len(self.classes), place=self.place,
-        )  # fmt: skip
+            "zero-shot, {images:,} images of {classes:,} classes ({place})",
+            "零样本，{images:,} 张图片，{classes:,} 个类别（{place}）",
+            images=len(self.ids),
+            classes=len(self.classes),
+            place=self.place,
+        )
 
 
 EVALUATORS: dict[type, Callable[[str, Any], Evaluator]] = {ZeroShot: ZeroShotAccuracy}

@@ -12,7 +12,7 @@ import torch
 from cnclip_ft.evaluation import provenance
 from cnclip_ft.evaluation.options import Options, open_model
 from cnclip_ft.features.sources import store_source
-from cnclip_ft.models.build import describe_model
+from cnclip_ft.models.assembly import describe_model
 from cnclip_ft.models.checkpoints import CHECKPOINT, load, save_checkpoint
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.retrieval.recall import recall

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from cnclip_ft.export.order import Order
-from cnclip_ft.models.build import describe_model
+from cnclip_ft.export.settings import ExportSettings
+from cnclip_ft.models.assembly import describe_model
 from cnclip_ft.models.checkpoints import file_tensors, load
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.families.chinese_clip.catalog import VOCABULARY
@@ -56,7 +56,7 @@ def check(model: DualEncoder) -> None:
         )
 
 
-def write(model: DualEncoder, target: Path, order: Order) -> None:
+def write(model: DualEncoder, target: Path, order: ExportSettings) -> None:
     """``epoch`` and ``step`` for the official training, the ``module.`` prefix both its loaders take.
 
     Beside them `cnclip_ft`, the description that `cnclip_ft.load` needs of sizes that were never published.

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from cnclip_ft.export.order import Order
-from cnclip_ft.models.build import describe_model, read_tokenizer
+from cnclip_ft.export.settings import ExportSettings
+from cnclip_ft.models.assembly import describe_model, read_tokenizer
 from cnclip_ft.models.checkpoints import load, read_info, save_checkpoint
 from cnclip_ft.models.contract import Preprocessing
 from cnclip_ft.models.dual_encoder import DualEncoder
@@ -47,7 +47,7 @@ def _class_name(model: DualEncoder) -> str | None:
     return next(iter(files["config.json"].get("architectures", [])), None)
 
 
-def write(model: DualEncoder, target: Path, order: Order) -> None:
+def write(model: DualEncoder, target: Path, order: ExportSettings) -> None:
     """Weights, configuration, processor and tokenizer; our own description beside them."""
     save_checkpoint(model, target, info=order.info)
 

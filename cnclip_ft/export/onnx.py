@@ -18,9 +18,9 @@ from cnclip_ft.export import web_layout
 from cnclip_ft.export.graph import BETWEEN, INPUTS, OUTPUT, ImageEncoder, TextEncoder
 from cnclip_ft.export.graph_files import OPSET, extract, open_at, read_graph, save_graph
 from cnclip_ft.export.onnx_encoder import OnnxEncoder
-from cnclip_ft.export.order import Order
 from cnclip_ft.export.others import quiet, reason
 from cnclip_ft.export.quantise import quantise
+from cnclip_ft.export.settings import ExportSettings
 from cnclip_ft.models.checkpoints import TOKENIZER_FILES
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.preprocessing import SquarePicture
@@ -50,7 +50,7 @@ def check(model: DualEncoder) -> None:
             raise RequestError(f"--to onnx needs {package} ({error}): pip install 'cnclip-ft[onnx]'") from None
 
 
-def write(model: DualEncoder, target: Path, order: Order) -> None:
+def write(model: DualEncoder, target: Path, order: ExportSettings) -> None:
     """``image.onnx``, ``text.onnx``, tokenizer files, ``description.json``, ``example.py``; where other libraries know the class
     of the model, their layout of it beside (`web_layout`)."""
     target.mkdir()
@@ -116,7 +116,7 @@ def write_graph(encoder: nn.Module, side: str, model: DualEncoder, path: Path) -
         save_graph(program.model, path, size)
 
 
-def describe(model: DualEncoder, order: Order) -> dict:
+def describe(model: DualEncoder, order: ExportSettings) -> dict:
     """``description.json``: all it takes to use the two files without this package."""
     tower, picture, tokenizer = model.image_tower, model.image_tower.preprocessing, model.tokenizer.describe()
     return {

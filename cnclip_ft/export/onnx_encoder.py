@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cnclip_ft.models.build import read_tokenizer
+from cnclip_ft.models.assembly import read_tokenizer
 from cnclip_ft.models.formats.files import read_json
 from cnclip_ft.models.patches import recorded
 from data_tools.errors import UserError

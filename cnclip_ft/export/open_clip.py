@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from cnclip_ft.export.order import Order
-from cnclip_ft.models.build import describe_model
+from cnclip_ft.export.settings import ExportSettings
+from cnclip_ft.models.assembly import describe_model
 from cnclip_ft.models.checkpoints import TOKENIZER_FILES, file_tensors, load
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.formats.files import save_tensors
@@ -43,7 +43,7 @@ def check(model: DualEncoder) -> None:
         ) from None
 
 
-def write(model: DualEncoder, target: Path, order: Order) -> None:
+def write(model: DualEncoder, target: Path, order: ExportSettings) -> None:
     """Weights, configuration and tokenizer; how it came to be stands in the configuration, where open_clip passes it over."""
     target.mkdir()
     description = describe_model(model)

@@ -14,8 +14,8 @@ from cnclip_ft.export.card import CARD, card_of_file, hub_metadata, is_card, wri
 from cnclip_ft.export.cn_clip import is_export
 from cnclip_ft.export.onnx import ONNX
 from cnclip_ft.export.open_clip import OPEN_CLIP
-from cnclip_ft.export.order import Order
 from cnclip_ft.export.parity import difference, require
+from cnclip_ft.export.settings import ExportSettings
 from cnclip_ft.features.encode import encode_source
 from cnclip_ft.features.sources import Source, store_source
 from cnclip_ft.models.checkpoints import CHECKPOINT, INFO, WEIGHTS_SUM, load, read_info
@@ -99,7 +99,7 @@ def export_checkpoint(
         )
     alone = to in _FILES
     _refuse_output(output, alone, overwrite, [path for path in (checkpoint, calibrate, verify) if path is not None])
-    order = Order(_history(checkpoint), dtype, None if calibrate is None else _split(calibrate))
+    order = ExportSettings(_history(checkpoint), dtype, None if calibrate is None else _split(calibrate))
     judge = None if verify is None else _split(verify)
     model = load(checkpoint, source=source, trust_import=trust_import, dimensions=dimensions)
     exports = family_of(model.text_tower).exports

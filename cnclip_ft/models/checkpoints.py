@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from cnclip_ft.models.build import (
+from cnclip_ft.models.assembly import (
     Checkpoint,
     assemble,
     describe_model,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cnclip_ft.models.build import Checkpoint, file_names, text_tower, tokenizer_of
+from cnclip_ft.models.assembly import Checkpoint, file_names, text_tower, tokenizer_of
 from cnclip_ft.models.checkpoints import read_checkpoint
 from cnclip_ft.models.contract import Tokenizer, Tower
 from cnclip_ft.models.formats.bert import TextHalf

@@ -22,7 +22,18 @@ READERS = {
     "vision-text-dual-encoder": "cnclip_ft.models.formats.encoder_folders:read_dual_encoder",
 }
 IMAGE_HALVES = ("clip_vision_model", "chinese_clip_vision_model")
-TEXT_ENCODERS = ("bert", "roberta", "xlm-roberta", "modernbert", "deberta-v2", "electra", "mpnet", "qwen3", "gemma3_text", "llama")  # fmt: skip
+TEXT_ENCODERS = (
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "modernbert",
+    "deberta-v2",
+    "electra",
+    "mpnet",
+    "qwen3",
+    "gemma3_text",
+    "llama",
+)
 IMPORT_PATH = "an image tower of any kind comes by an import path (docs/towers.md#your-own-image-tower-by-import-path)"
 _FILES = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 _DEEPEST = 8  # sections in sections

@@ -118,9 +118,12 @@ class SquarePicture:
     def in_words(self) -> str:
         how = "压扁成正方形" if self.fit == "squash" else "短边缩放后取中间"
         return Said(
-            "{size} × {size}, {resize}", f"{{size}} × {{size}}，{how}（{{resample}}）",
-            size=self.size, resize=self.describe()["resize"], resample=self.resample,
-        )  # fmt: skip
+            "{size} × {size}, {resize}",
+            f"{{size}} × {{size}}，{how}（{{resample}}）",
+            size=self.size,
+            resize=self.describe()["resize"],
+            resample=self.resample,
+        )
 
     @property
     def fitting(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ FAMILIES = (
     "cnclip_ft.models.families.siglip.family",
     "cnclip_ft.models.families.encoder.family",
     "cnclip_ft.models.families.timm",
-    "cnclip_ft.models.families.shared",
+    "cnclip_ft.models.families.common",
     "cnclip_ft.models.families.imported",
 )
 # Kinds of descriptions that name none: they were written when there was one of each.

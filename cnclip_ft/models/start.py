@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cnclip_ft.models.build import (
+from cnclip_ft.models.assembly import (
     assemble,
     check_vocabulary,
     file_names,

@@ -91,7 +91,7 @@ class ExactSearch:
             counting = CountLooker(asking, gallery, least)
             tile = asking.features.to(gallery.device, torch.float32)
             for first, part in gallery.tiles(self._width(len(queries))):
-                counting.see((part @ tile.T).T, 0, first)
+                counting.look((part @ tile.T).T, 0, first)
             return counting.counts.cpu()
 
     def search(self, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,7 +113,7 @@ class ExactSearch:
         tile = asking.features.to(gallery.device, torch.float32)
         for first, part in gallery.tiles(self._width(len(queries))):
             # The long side first: the library reads the gallery once instead of once a question.
-            top.see((part @ tile.T).T, 0, first)
+            top.look((part @ tile.T).T, 0, first)
         top.finish(0)
         return top.values, top.indices
 

@@ -22,7 +22,7 @@ _MARGIN = 4  # candidates kept beyond k, so that rounding seldom asks for a seco
 
 
 class Looker(Protocol):
-    def see(self, scores: torch.Tensor, start: int, first: int) -> None:
+    def look(self, scores: torch.Tensor, start: int, first: int) -> None:
         """float32 scores ``[asking, offered]`` of askers from `start` and items from `first`; not to be kept."""
 
     def finish(self, start: int) -> None:
@@ -37,11 +37,11 @@ def sweep(queries: Side, gallery: Side, rows: Sequence[Looker], columns: Sequenc
             for first, part in gallery.tiles(width):
                 scores = tile @ part.T
                 for looker in rows:
-                    looker.see(scores, start, first)
+                    looker.look(scores, start, first)
                 if columns:
                     turned = scores.T
                     for looker in columns:
-                        looker.see(turned, first, start)
+                        looker.look(turned, first, start)
                 bar.update(scores.numel())
             for looker in rows:
                 looker.finish(start)
@@ -90,7 +90,7 @@ class RankLooker:
         self.low = torch.where(self.asks, best - bound, torch.inf).float()[:, None]
         self.above = torch.zeros(count, dtype=torch.int64, device=where)
 
-    def see(self, scores: torch.Tensor, start: int, first: int) -> None:
+    def look(self, scores: torch.Tensor, start: int, first: int) -> None:
         part = slice(start, start + len(scores))
         surely, maybe = scores > self.high[part], scores >= self.low[part]
         self.above[part] += surely.sum(1, dtype=torch.int32)
@@ -141,7 +141,7 @@ class CountLooker:
         self.high, self.low = ((self.least + by).float()[:, None] for by in (bound, -bound))
         self.counts = torch.zeros(len(asking), dtype=torch.int64, device=asking.device)
 
-    def see(self, scores: torch.Tensor, start: int, first: int) -> None:
+    def look(self, scores: torch.Tensor, start: int, first: int) -> None:
         part = slice(start, start + len(scores))
         surely = scores > self.high[part]
         self.counts[part] += surely.sum(1)
@@ -169,7 +169,7 @@ class TopLooker:
         self.bound, self.scale = error_bound(asking, offered), asking.norms * offered.largest
         self.open: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # first asker → scores and items so far
 
-    def see(self, scores: torch.Tensor, start: int, first: int) -> None:
+    def look(self, scores: torch.Tensor, start: int, first: int) -> None:
         values, index = _best_of_tile(scores, self.keep)
         index = index + first
         if start in self.open:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from cnclip_ft.models.build import describe_model
+from cnclip_ft.models.assembly import describe_model
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import Recipe, Stage
 from cnclip_ft.recipe_data import ZeroShot

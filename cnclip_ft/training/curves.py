@@ -12,10 +12,13 @@ _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 360, 220, 52, 10, 26, 24
 _COLOURS = ("one", "two", "three", "four")
 _MOST = 600  # points of a line: more are narrower than a pixel
 _PANELS = [
-    ("train", "loss", Said("loss", "损失")), ("train", "accuracy", Said("in-batch accuracy", "批内准确率")),
-    ("validation", "mean_recall", Said("mean recall", "平均召回率")), ("train", "rate", Said("learning rate", "学习率")),
-    ("train", "logit_scale", Said("logit scale", "logit scale（温度）")), ("train", "pairs_per_second", Said("pairs/s", "每秒图文对")),
-]  # fmt: skip
+    ("train", "loss", Said("loss", "损失")),
+    ("train", "accuracy", Said("in-batch accuracy", "批内准确率")),
+    ("validation", "mean_recall", Said("mean recall", "平均召回率")),
+    ("train", "rate", Said("learning rate", "学习率")),
+    ("train", "logit_scale", Said("logit scale", "logit scale（温度）")),
+    ("train", "pairs_per_second", Said("pairs/s", "每秒图文对")),
+]
 Points = list[tuple[float, float]]
 
 
@@ -58,8 +61,10 @@ def _panel(title: str, lines: dict[str, Points], start: float | None, language: 
         return f"{across:.1f} {_HEIGHT - _BOTTOM - (y - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM):.1f}"
 
     said = f"{title}: {points[0][1]:.4g} → {points[-1][1]:.4g}"
-    parts = [f"<svg viewBox='0 0 {_WIDTH} {_HEIGHT}' role=img aria-label='{html.escape(said)}'>",
-             f"<text class=name x=4 y=15>{html.escape(title)}</text>"]  # fmt: skip
+    parts = [
+        f"<svg viewBox='0 0 {_WIDTH} {_HEIGHT}' role=img aria-label='{html.escape(said)}'>",
+        f"<text class=name x=4 y=15>{html.escape(title)}</text>",
+    ]
     for share in (0.0, 0.5, 1.0):
         value = low + room + share * (high - low - 2 * room)
         x, y = at(0, value).split()

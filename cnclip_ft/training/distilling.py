@@ -52,16 +52,20 @@ class Distilling:
             Said(
                 "    distils from {place} ({width} wide{mapped}): its features are {how}",
                 "    从 {place} 蒸馏（{width} 维{mapped}）：其特征{how}",
-                place=self.teacher.place, width=self.teacher.width, how=how,
+                place=self.teacher.place,
+                width=self.teacher.width,
+                how=how,
                 mapped=mapped if self.teacher.width != dim else "",
             ),
             Said(
                 "    {pairs:g} · objective + {features:g} · squared distance to its features + {similarities:g} · divergence from its "
                 "similarities",
                 "    {pairs:g} · 目标函数 + {features:g} · 与其特征的平方距离 + {similarities:g} · 与其相似度的散度",
-                pairs=setting.pairs, features=setting.features, similarities=setting.similarities,
+                pairs=setting.pairs,
+                features=setting.features,
+                similarities=setting.similarities,
             ),
-        ]  # fmt: skip
+        ]
 
 
 def plan_distilling(context: Context, name: str, setting: Stage, *, cached: bool) -> Distilling | None:

@@ -69,9 +69,12 @@ class Memory:
             "about {total:.2f} GiB (weights {weights:.2f} + gradients {gradients:.2f} + optimizer {optimizer:.2f} + activations "
             "{activations:.2f})",
             "约 {total:.2f} GiB（权重 {weights:.2f} + 梯度 {gradients:.2f} + 优化器 {optimizer:.2f} + 激活 {activations:.2f}）",
-            total=self.total / 2**30, weights=self.weights / 2**30, gradients=self.gradients / 2**30,
-            optimizer=self.optimizer / 2**30, activations=self.activations / 2**30,
-        )  # fmt: skip
+            total=self.total / 2**30,
+            weights=self.weights / 2**30,
+            gradients=self.gradients / 2**30,
+            optimizer=self.optimizer / 2**30,
+            activations=self.activations / 2**30,
+        )
 
     def shortage(self, stage: str, factor: float = 1.0) -> str | None:
         """What to say when more than `factor` times the available memory is needed."""
@@ -93,8 +96,11 @@ class Memory:
             "{stage}: training takes about {wanted:.1f} GiB more than the process has now, and {available:.1f} GiB are available "
             "to it. {way}",
             "{stage}：训练比进程现有的还要多约 {wanted:.1f} GiB，可用的有 {available:.1f} GiB。{way}",
-            stage=stage, wanted=self.to_come / 2**30, available=self.available / 2**30, way=way,
-        )  # fmt: skip
+            stage=stage,
+            wanted=self.to_come / 2**30,
+            available=self.available / 2**30,
+            way=way,
+        )
 
 
 def estimate(context: Context, plan: StagePlan, model: DualEncoder) -> Memory:

@@ -52,7 +52,7 @@ def rules_for(stage: Stage, new_parts: list[str]) -> list[TrainRule]:
     return rules
 
 
-def build_table(model: DualEncoder, objective: Objective, rules: list[TrainRule]) -> list[Entry]:
+def training_table(model: DualEncoder, objective: Objective, rules: list[TrainRule]) -> list[Entry]:
     """Cover every parameter with exactly one rule; the temperature's is for the bias too, where the objective has one.
 
     Raises:

@@ -154,9 +154,13 @@ def _training(context: Context) -> Said:
         "{pairs:,} pairs, {images:,} images ({place}); captions {mean:.1f} tokens on average, {cut:.1f}% reach the context length "
         "of {length}",
         "{pairs:,} 个图文对，{images:,} 张图片（{place}）；文本平均 {mean:.1f} token，{cut:.1f}% 达到文本长度上限 {length}",
-        pairs=len(table), images=len(set(table.image_keys.tolist())), place=_stores(context),
-        mean=table.lengths.mean(), cut=100 * table.cut / len(table), length=context.tokenizer.context_length,
-    )  # fmt: skip
+        pairs=len(table),
+        images=len(set(table.image_keys.tolist())),
+        place=_stores(context),
+        mean=table.lengths.mean(),
+        cut=100 * table.cut / len(table),
+        length=context.tokenizer.context_length,
+    )
 
 
 def attention_kernel(device: torch.device, precision: str) -> Said:
@@ -211,8 +215,11 @@ def _stage(context: Context, model: DualEncoder, stage: StagePlan) -> list[str]:
         said = Said(
             "{trained:,} of {every:,} parameters train ({share:.0f}%), {how}",
             "{every:,} 个参数中训练 {trained:,} 个（{share:.0f}%），{how}",
-            trained=trained, every=every, share=100 * trained / every, how=how,
-        )  # fmt: skip
+            trained=trained,
+            every=every,
+            share=100 * trained / every,
+            how=how,
+        )
         lines.append(labelled(Said(f"    {tower}", f"    {_TOWERS[tower]}"), 17, said))
     lines.append(_steps(stage))
     if setting.until == "plateau":
@@ -257,10 +264,13 @@ def _learning(model: DualEncoder, stage: StagePlan) -> list[str]:
             "    {kind} objective{whose}; other pairs with the same image or text: {positives} ({expected:.2f} expected per pair in a "
             "random batch, {left:.2f} left per ordered batch)",
             "    目标函数 {kind}{whose}；图片或文本相同的其他图文对：{positives}（随机批量中每对预计遇到 {expected:.2f} 个，编排后每批剩 {left:.2f} 个）",
-            kind=stage.objective.kind, whose=_whose(model, stage), positives=setting.objective.positives,
-            expected=order.expected_repeats(), left=order.repeats_per_batch(),
+            kind=stage.objective.kind,
+            whose=_whose(model, stage),
+            positives=setting.objective.positives,
+            expected=order.expected_repeats(),
+            left=order.repeats_per_batch(),
         )
-    )  # fmt: skip
+    )
     if stage.objective.dimensions:
         lines.append(
             Said(
@@ -291,9 +301,13 @@ def _steps(stage: StagePlan) -> Said:
     return Said(
         "    {total} steps = {epochs:.1f} epochs of {each}, global batch {batch}{micro}, validation every {every} steps",
         "    {total} 步 = {epochs:.1f} 轮，每轮 {each} 步，总批量 {batch}{micro}，每 {every} 步验证一次",
-        total=stage.total, epochs=stage.total / each, each=each, batch=setting.batch_size, micro=micro,
+        total=stage.total,
+        epochs=stage.total / each,
+        each=each,
+        batch=setting.batch_size,
+        micro=micro,
         every=stage.validate_every,
-    )  # fmt: skip
+    )
 
 
 def _whose(model: DualEncoder, stage: StagePlan) -> str:

@@ -82,8 +82,10 @@ class Selection:
             so_far.ended = Said(
                 "plateau: no rise of {gain:g} or more above {top:.2f} in {times} validations",
                 "进入平台期：连续 {times} 次验证没有比 {top:.2f} 高出 {gain:g} 或更多",
-                gain=setting.min_gain, top=so_far.risen_to, times=so_far.without_rise,
-            )  # fmt: skip
+                gain=setting.min_gain,
+                top=so_far.risen_to,
+                times=so_far.without_rise,
+            )
 
     def _drop(self, guard: float | None) -> float:
         return 0.0 if guard is None or self.guard_start is None else self.guard_start - guard

@@ -153,8 +153,11 @@ class StageRun:
             note = Said(
                 "{stage} ends at step {step} of {total}: {why}",
                 "阶段 {stage} 在第 {step} 步结束（共 {total} 步）：{why}",
-                stage=plan.name, step=trainer.step, total=plan.total, why=ended,
-            )  # fmt: skip
+                stage=plan.name,
+                step=trainer.step,
+                total=plan.total,
+                why=ended,
+            )
             context.journal.write("ended", note, stage=plan.name, step=trainer.step, reason=ended)
             self.progress.notes = [*self.progress.notes, note]
         trainer.release()
@@ -339,8 +342,10 @@ class StageRun:
                     "stage {stage} brought nothing: no validation within the guard's limit beat its start ({best:.2f}), which "
                     "stays. Give {gentler}",
                     "阶段 {stage} 没有带来提升：在防遗忘划分的限度之内没有一次验证超过其起点（{best:.2f}），保留起点。可设 {gentler}",
-                    stage=plan.name, best=so_far.best, gentler=self._gentler(),
-                )  # fmt: skip
+                    stage=plan.name,
+                    best=so_far.best,
+                    gentler=self._gentler(),
+                )
             context.journal.write("unchanged", note, stage=plan.name, score=so_far.best)
             self.progress.notes = [*self.progress.notes, note]
         elif plan.setting.interpolate and not self.interpolated:

@@ -13,7 +13,7 @@ from cnclip_ft.training.distilling import Distilling, plan_distilling
 from cnclip_ft.training.large_batch import batch_norm_refusal, batch_norms
 from cnclip_ft.training.lora import check_lora
 from cnclip_ft.training.loss import ContrastiveObjective, Objective, SigmoidObjective
-from cnclip_ft.training.optimizer import Entry, RateCurve, build_table, rules_for
+from cnclip_ft.training.optimizer import Entry, RateCurve, rules_for, training_table
 from cnclip_ft.training.sharding import refuse_with_sharding
 from cnclip_ft.training.teaching import Teaching, TeachObjective, plan_teaching
 from data_tools.errors import RequestError
@@ -64,7 +64,7 @@ def plan_stage(context: Context, model: DualEncoder, number: int, name: str, set
     """
     teaching = None if setting.teach is None else plan_teaching(context, name, setting.teach)
     objective = make_objective(name, setting, biased=model.logit_bias is not None)
-    table = build_table(model, objective, rules_for(setting, context.new_parts))
+    table = training_table(model, objective, rules_for(setting, context.new_parts))
     if teaching is not None:
         table = _text_alone(name, table)
         _refuse_other_space(name, setting, teaching, model)

@@ -55,20 +55,26 @@ class Teaching:
             Said(
                 "    teaches {languages} from {rows:,} rows of parallel text ({place}){lacking}",
                 "    用 {rows:,} 行平行文本（{place}）教 {languages}{lacking}",
-                languages=", ".join(self.languages), rows=len(self.table), place=self.texts.store.path,
+                languages=", ".join(self.languages),
+                rows=len(self.table),
+                place=self.texts.store.path,
                 lacking=lacking if self.passed_over else "",
             ),
             Said(
                 "    teacher {place} reads {heard}: its {width} numbers a sentence are computed once{mapped}",
                 "    老师 {place} 读 {heard}：每句 {width} 个数，只算一次{mapped}",
-                place=self.teacher.place, heard=self.heard, width=self.teacher.width,
+                place=self.teacher.place,
+                heard=self.heard,
+                width=self.teacher.width,
                 mapped=mapped if self.teacher.width != dim else "",
             ),
             Said(
                 "    {meet:g} · squared distance to the teacher + {between:g} · InfoNCE between the languages",
-                "    {meet:g} · 与老师的平方距离 + {between:g} · 语言之间的 InfoNCE", meet=setting.meet, between=setting.between,
+                "    {meet:g} · 与老师的平方距离 + {between:g} · 语言之间的 InfoNCE",
+                meet=setting.meet,
+                between=setting.between,
             ),
-        ]  # fmt: skip
+        ]
 
 
 def plan_teaching(context: Context, name: str, setting: Teach) -> Teaching:

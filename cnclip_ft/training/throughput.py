@@ -171,6 +171,9 @@ class Throughput:
             "{flops:,.1f} GFLOP a pair; about {rate:,.0f} pairs/s where {expected:.0f}% of the measured products are reached "
             "({share:.0f}% of the peak), {hours:,.1f} hours of steps",
             "每对 {flops:,.1f} GFLOP；达到实测乘法的 {expected:.0f}% 时约每秒 {rate:,.0f} 对（峰值的 {share:.0f}%），各步共 {hours:,.1f} 小时",
-            flops=self.flops / 1e9, rate=rate, expected=100 * EXPECTED_SHARE, share=100 * self.share(rate),
+            flops=self.flops / 1e9,
+            rate=rate,
+            expected=100 * EXPECTED_SHARE,
+            share=100 * self.share(rate),
             hours=pairs / rate / 3600,
-        )  # fmt: skip
+        )

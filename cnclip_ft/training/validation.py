@@ -15,7 +15,7 @@ import torch.distributed as dist
 from cnclip_ft.collectives import statistics_of_first, together, world_size
 from cnclip_ft.evaluation.evaluators import KS, Evaluator, Scores, flat_row
 from cnclip_ft.features.encode import SplitFeatures
-from cnclip_ft.features.shared import SharedEncoder, trunk_digest
+from cnclip_ft.features.shared_encoder import SharedEncoder, trunk_digest
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe_data import score_path
 from cnclip_ft.retrieval.recall import RetrievalScores

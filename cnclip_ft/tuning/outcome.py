@@ -28,12 +28,18 @@ _SHOWN = 10  # trials of a table
 _SPLITS = 400
 _WIDTH, _HEIGHT = 360, 200
 _STATES = {
-    "complete": Said("to its end", "完成"), "pruned": Said("given up", "提前放弃"), "failed": Said("failed", "失败"),
+    "complete": Said("to its end", "完成"),
+    "pruned": Said("given up", "提前放弃"),
+    "failed": Said("failed", "失败"),
     "running": Said("running", "进行中"),
-}  # fmt: skip
+}
 _HEADS = (
-    Said("trial", "试验"), Said("score", "分数"), Said("minutes", "分钟"), Said("state", "状态"), Said("beside the recipe", "与配方不同处"),
-)  # fmt: skip
+    Said("trial", "试验"),
+    Said("score", "分数"),
+    Said("minutes", "分钟"),
+    Said("state", "状态"),
+    Said("beside the recipe", "与配方不同处"),
+)
 
 
 @dataclass(frozen=True)

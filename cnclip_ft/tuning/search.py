@@ -28,7 +28,7 @@ from cnclip_ft.tuning.runner import Record, Runner
 from cnclip_ft.tuning.space import VALIDATIONS, Space, axes_of, given_axes
 from cnclip_ft.tuning.trials import FILE, Trial, TrialFile, behind, complete
 from data_tools.atomic import whole_file
-from data_tools.check.shared import shared_pictures
+from data_tools.check.overlap import shared_pictures
 from data_tools.errors import RequestError, UserError
 from data_tools.words import Said
 

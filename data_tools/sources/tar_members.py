@@ -21,8 +21,18 @@ LARGEST_MEMBER = 2**30  # bytes
 _LARGEST_HEADER = 2**20  # bytes of a long name or of pax fields
 _PIECE = 2**20
 _BLOCK = tarfile.BLOCKSIZE
-_ERRORS = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, IndexError, KeyError, RecursionError,
-           zlib.error, lzma.LZMAError)  # fmt: skip
+_ERRORS = (
+    tarfile.TarError,
+    OSError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    IndexError,
+    KeyError,
+    RecursionError,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 
 @dataclass(slots=True)

@@ -137,8 +137,12 @@ class Workplace:
         self._put_aside()
         self._scratch.clear()
         self._note = {
-            "request": request, "digest": digest, "build": secrets.token_hex(16), "overwrite": overwrite, "finished": False,
-        }  # fmt: skip
+            "request": request,
+            "digest": digest,
+            "build": secrets.token_hex(16),
+            "overwrite": overwrite,
+            "finished": False,
+        }
         if request is not None:
             self._write_note()
 

@@ -63,8 +63,12 @@ def _read_meta(folder: Path, pairs: lmdb.Transaction, images: lmdb.Transaction) 
             )
         try:
             return {
-                "layout": "official", "pairs": _whole(count), "images": _whole(pictures), "lone_texts": 0, "foreign": True,
-            }  # fmt: skip
+                "layout": "official",
+                "pairs": _whole(count),
+                "images": _whole(pictures),
+                "lone_texts": 0,
+                "foreign": True,
+            }
         except ValueError:
             raise damaged(folder / "pairs" / DATA, "num_samples or num_images is no number") from None
     try:

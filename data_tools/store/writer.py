@@ -305,8 +305,11 @@ class StoreWriter:
         self._seen.flush()  # first: ids that are known too early are harmless, pictures that are not known would be lost
         self._parts.flush(self._item)
         self._seen.safe = {
-            "items": self._item, "faults": self.faults_bytes, "again": self.again, "left": self.left_out,
-        }  # fmt: skip
+            "items": self._item,
+            "faults": self.faults_bytes,
+            "again": self.again,
+            "left": self.left_out,
+        }
 
     def finish(self, extra: Sequence[Path] = ()) -> PairStore:
         """Write counts, verify by reading back, bring it to the disk, and put it in its place.

@@ -329,7 +329,7 @@ def test_features_take_no_place_but_their_own(photos, checkpoint, output, overwr
 )
 def test_an_index_takes_no_place_but_its_own(photos, checkpoint, output, rebuild) -> None:
     from cnclip_ft.evaluation.options import Options
-    from cnclip_ft.search.index.build import Wishes, build_index
+    from cnclip_ft.search.index.renewal import Wishes, build_index
 
     shutil.copytree(checkpoint, "m")
     shutil.copytree("photos", "with-parts/parts")
@@ -347,7 +347,7 @@ def test_an_index_takes_no_place_but_its_own(photos, checkpoint, output, rebuild
 
 def test_an_index_with_photos_in_it_is_named_and_left(photos, checkpoint) -> None:
     from cnclip_ft.evaluation.options import Options
-    from cnclip_ft.search.index.build import Wishes, build_index
+    from cnclip_ft.search.index.renewal import Wishes, build_index
 
     options = Options(workers=0, device="cpu")
     build_index(checkpoint, "photos", "i", options, Wishes(), str)

@@ -97,8 +97,15 @@ def test_a_reduced_picture_still_fills_the_crop(monkeypatch, size):
 
 
 def test_what_decides_the_pixels_is_described():
-    kinds = [SquarePicture(32), SquarePicture(33), SquarePicture(32, "crop"), SquarePicture(32, "crop_even"), SquarePicture(32, mean=(0.5,) * 3),
-             SquarePicture(32, std=(0.5,) * 3), SquarePicture(32, input="uint8")]  # fmt: skip
+    kinds = [
+        SquarePicture(32),
+        SquarePicture(33),
+        SquarePicture(32, "crop"),
+        SquarePicture(32, "crop_even"),
+        SquarePicture(32, mean=(0.5,) * 3),
+        SquarePicture(32, std=(0.5,) * 3),
+        SquarePicture(32, input="uint8"),
+    ]
     assert len({json.dumps(kind.describe()) for kind in kinds}) == len(kinds)
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     assert SquarePicture(32, input="uint8").normalise(pixels) is pixels

@@ -376,5 +376,10 @@ def test_what_another_process_added_meanwhile_is_not_lost(tmp_path) -> None:
             return found
 
     with pytest.raises(RequestError, match="again"):
-        build_store(Slow(StoreSource(tmp_path / "s"), source(files[2]), Preparation(None, PIXEL_LIMIT)), tmp_path / "s", overwrite=True, progress=False)  # fmt: skip
+        build_store(
+            Slow(StoreSource(tmp_path / "s"), source(files[2]), Preparation(None, PIXEL_LIMIT)),
+            tmp_path / "s",
+            overwrite=True,
+            progress=False,
+        )
     assert [pair[0] for pair in pairs(tmp_path / "s")] == ["1.jpg", "2.jpg", "3.jpg", "4.jpg"]

@@ -131,9 +131,20 @@ def test_a_store_of_pictures_is_none(tmp_path):
 
 
 def test_names_of_languages():
-    assert [language_code(name) for name in ("zh", "ZH_tw", "中文", "Chinese", "en-US", "ja", "xx", "text", "", "mixed")] == [
-        "zh", "zh", "zh", "zh", "en", "ja", None, None, None, None,
-    ]  # fmt: skip
+    assert [
+        language_code(name) for name in ("zh", "ZH_tw", "中文", "Chinese", "en-US", "ja", "xx", "text", "", "mixed")
+    ] == [
+        "zh",
+        "zh",
+        "zh",
+        "zh",
+        "en",
+        "ja",
+        None,
+        None,
+        None,
+        None,
+    ]
 
 
 def test_the_check_finds_what_is_doubtful(tmp_path):
@@ -194,8 +205,9 @@ def test_a_killed_import_goes_on_and_leaves_what_an_unbroken_one_does(tmp_path):
     build(file, tmp_path / "whole")
     for at in (32, 63):
         killed = subprocess.run(
-            [sys.executable, "-c", KILLED, str(file), str(tmp_path / "store"), str(at)], env={**os.environ, "PYTHONPATH": str(ROOT)}
-        )  # fmt: skip
+            [sys.executable, "-c", KILLED, str(file), str(tmp_path / "store"), str(at)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
         assert killed.returncode == -signal.SIGKILL and not (tmp_path / "store").exists()
     build(file, tmp_path / "store", resume=True)
     ours, theirs = open_store(tmp_path / "store"), open_store(tmp_path / "whole")

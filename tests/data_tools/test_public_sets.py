@@ -129,8 +129,11 @@ def test_the_distributed_files(tmp_path, kind: str, counts: tuple[int, int]) -> 
 @pytest.fixture
 def coco(tmp_path) -> Path:
     captions = tmp_path / "coco-cn-version1805v1.1"
-    names = {"train": ["COCO_train2014_000000000101", "COCO_val2014_000000000102"], "val": ["COCO_val2014_000000000103"],
-             "test": ["COCO_train2014_000000000104"]}  # fmt: skip
+    names = {
+        "train": ["COCO_train2014_000000000101", "COCO_val2014_000000000102"],
+        "val": ["COCO_val2014_000000000103"],
+        "test": ["COCO_train2014_000000000104"],
+    }
     for split, inside in names.items():
         lines(captions / f"coco-cn_{split}.txt", *inside)
         for number, name in enumerate(inside):

@@ -200,9 +200,19 @@ def test_files_of_data_sets(shop) -> None:
     folder.mkdir()
     for number in range(2):
         (folder / f"{number}.jpg").write_bytes(picture(number))
-    karpathy = {"dataset": "x", "images": [
-        {"filepath": "P", "filename": f"{n}.jpg", "split": ["train", "val"][n], "cocoid": n, "sentences": [{"raw": "Two."}, {"raw": "Men."}]}
-        for n in range(2)]}  # fmt: skip
+    karpathy = {
+        "dataset": "x",
+        "images": [
+            {
+                "filepath": "P",
+                "filename": f"{n}.jpg",
+                "split": ["train", "val"][n],
+                "cocoid": n,
+                "sentences": [{"raw": "Two."}, {"raw": "Men."}],
+            }
+            for n in range(2)
+        ],
+    }
     (shop / "dataset.json").write_text(json.dumps(karpathy))
     store = built(shop / "dataset.json", shop / "s").store
     assert len(store) == 4 and store.columns_of("P/1.jpg") == {"split": "val", "cocoid": 1}
@@ -218,8 +228,19 @@ def test_files_of_data_sets(shop) -> None:
 
 
 def test_which_columns_are_kept(shop) -> None:
-    rows = [{"image": ROWS[0][0], "text": "a", "n": 3, "ok": True, "list": [1], "nothing": None, "blank": " ", "long": "x" * 5000},
-            {"image": ROWS[1][0], "text": "b", "later": 0.5}]  # fmt: skip
+    rows = [
+        {
+            "image": ROWS[0][0],
+            "text": "a",
+            "n": 3,
+            "ok": True,
+            "list": [1],
+            "nothing": None,
+            "blank": " ",
+            "long": "x" * 5000,
+        },
+        {"image": ROWS[1][0], "text": "b", "later": 0.5},
+    ]
     (shop / "a.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     store = built(shop / "a.jsonl", shop / "s", images=shop / "图片").store
     assert [store.columns_of(row[0]) for row in ROWS[:2]] == [{"n": 3, "ok": True}, {"later": 0.5}]

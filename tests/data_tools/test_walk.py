@@ -95,8 +95,21 @@ def test_what_is_no_file_is_not_opened_and_what_is_closed_is_said(tmp_path) -> N
 
 
 def test_the_order_is_natural_and_does_not_depend_on_the_disk() -> None:
-    wanted = ["a/2.jpg", "a/10.jpg", "a/b/1.jpg", "a-1.jpg", "b.jpg", "img1.jpg", "img01.jpg", "img2.jpg", "img10.jpg",
-              f"img{'9' * 5000}.jpg", "图2.jpg", "图10.jpg", "\udcff.jpg"]  # fmt: skip
+    wanted = [
+        "a/2.jpg",
+        "a/10.jpg",
+        "a/b/1.jpg",
+        "a-1.jpg",
+        "b.jpg",
+        "img1.jpg",
+        "img01.jpg",
+        "img2.jpg",
+        "img10.jpg",
+        f"img{'9' * 5000}.jpg",
+        "图2.jpg",
+        "图10.jpg",
+        "\udcff.jpg",
+    ]
     for seed in range(5):
         assert sorted(random.Random(seed).sample(wanted, len(wanted)), key=natural) == sorted(wanted, key=natural)
     order = sorted(wanted, key=natural)

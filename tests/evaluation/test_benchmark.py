@@ -181,8 +181,10 @@ def test_published_results_stand_on_their_pool_alone():
         assert beside["published"] == [] and "no published result" in beside["notes"][-1]
     classes = {"found": [], "language": "en", "images": 50000, "classes": 1000, "templates": ["{}"]}
     assert {row["model"] for row in benchmark._beside(BY_NAME["imagenet"], classes, None)["published"]} == {
-        "CLIP", "SigLIP 2", "FG-CLIP 2",
-    }  # fmt: skip
+        "CLIP",
+        "SigLIP 2",
+        "FG-CLIP 2",
+    }
     assert benchmark._beside(BY_NAME["imagenet"], classes | {"classes": 999}, None)["published"] == []
 
 

@@ -24,7 +24,7 @@ def after_low_rank_updates():
     from cnclip_ft.recipe import TrainRule
     from cnclip_ft.training.lora import add_lora, merged
     from cnclip_ft.training.loss import ContrastiveObjective
-    from cnclip_ft.training.optimizer import build_table
+    from cnclip_ft.training.optimizer import training_table
 
     model = small()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -33,7 +33,7 @@ def after_low_rank_updates():
         TrainRule(tower="text", lora={"rank": 2}),
         TrainRule(tower="temperature"),
     ]
-    for entry in add_lora(model, build_table(model, ContrastiveObjective(), rules)):
+    for entry in add_lora(model, training_table(model, ContrastiveObjective(), rules)):
         if "lora_B" in entry.name:
             torch.nn.init.normal_(entry.parameter, std=0.3)
     with merged(model):

@@ -19,8 +19,13 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from tests.families.texts import many_texts
 
 VISION = {
-    "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 32, "patch_size": 8,
-}  # fmt: skip
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 8,
+}
 TEXT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
 DIM = 24
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

@@ -19,8 +19,12 @@ from tests.families.cards import pieces
 from tests.families.texts import many_texts
 
 SIZES = {
-    "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 100,
-}  # fmt: skip
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 100,
+}
 IMAGE = {"kind": "vit", "hidden": 32, "layers": 2, "heads": 2, "patch": 8, "image_size": 32}
 SAID = ["一只狗在雪地里奔跑", "a red car", "a", "两只猫 and a dog 🐶", "dog " * 200]
 DECODER = SIZES | {"num_key_value_heads": 1, "head_dim": 16}

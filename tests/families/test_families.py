@@ -17,7 +17,7 @@ from PIL import Image
 
 import cnclip_ft
 from cnclip_ft.export.run import export_checkpoint
-from cnclip_ft.models.build import stretched
+from cnclip_ft.models.assembly import stretched
 from cnclip_ft.models.checkpoints import file_tensors, save_checkpoint
 from cnclip_ft.models.families import fast_tokenizer
 from cnclip_ft.models.start import build_start
@@ -303,9 +303,19 @@ def test_texts_longer_than_it_was_trained_on(card, folder, ours, tmp_path):
 def test_77_positions_become_248_as_long_clip_has_them():
     """Of its own rule: of four new positions one is old, the others lie between; the last three go on along the last step."""
     old = torch.randn(77, 4, generator=torch.Generator().manual_seed(0))
-    numbers = {"kind": "clip_text", "vocab_size": 9, "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1,
-               "intermediate_size": 4, "hidden_act": "gelu", "layer_norm_eps": 1e-5, "attention_dropout": 0.0,
-               "max_position_embeddings": 77, "eos_token_id": 2}  # fmt: skip
+    numbers = {
+        "kind": "clip_text",
+        "vocab_size": 9,
+        "hidden_size": 4,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 4,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-5,
+        "attention_dropout": 0.0,
+        "max_position_embeddings": 77,
+        "eos_token_id": 2,
+    }
     tensors = {"text_model.embeddings.position_embedding.weight": old}
     changed, _ = stretched(numbers, tensors, 248)
     new = tensors["text_model.embeddings.position_embedding.weight"]

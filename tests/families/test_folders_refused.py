@@ -103,8 +103,11 @@ def test_another_pooling_of_half_a_dual_encoder(pooling, written):
         tower = model.eval().text_tower
         found = tower(ids, mask)
         rows = {
-            "cls": lambda h, n: h[0], "mean": lambda h, n: h[:n].mean(0), "last": lambda h, n: h[n - 1], "eos": lambda h, n: h[n - 1],
-        }  # fmt: skip
+            "cls": lambda h, n: h[0],
+            "mean": lambda h, n: h[:n].mean(0),
+            "last": lambda h, n: h[n - 1],
+            "eos": lambda h, n: h[n - 1],
+        }
         pooled = torch.stack([rows[pooling](h, n) for h, n in zip(hidden[0], mask.sum(1).tolist(), strict=True)])
         torch.testing.assert_close(found, tower.text_projection(pooled), atol=1e-5, rtol=1e-5)
 

@@ -128,8 +128,18 @@ for name in sys.argv[2:]:
     assert all(found) if len(convolutions) > 1 else found == [False, False]
 print("done")
 """
-ENCODER = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 1, "intermediate_size": 128, "type_vocab_size": 1,
-           "max_position_embeddings": 80, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "layer_norm_eps": 1e-5}  # fmt: skip
+ENCODER = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 1,
+    "intermediate_size": 128,
+    "type_vocab_size": 1,
+    "max_position_embeddings": 80,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "layer_norm_eps": 1e-5,
+}
 
 WRITE = """
 import json, io, numpy as np, open_clip

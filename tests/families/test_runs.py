@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import cnclip_ft
 from cnclip_ft.cli import app
-from cnclip_ft.models.build import file_names
+from cnclip_ft.models.assembly import file_names
 from cnclip_ft.models.checkpoints import file_tensors
 from cnclip_ft.models.families import fast_tokenizer
 from cnclip_ft.recipe import dump_recipe

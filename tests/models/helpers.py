@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cnclip_ft.models.build import file_names
+from cnclip_ft.models.assembly import file_names
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.formats.cn_clip import to_official
 from cnclip_ft.models.start import build_start

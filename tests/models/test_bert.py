@@ -21,8 +21,15 @@ def bert(path, **more):
     from transformers import BertConfig, BertForPreTraining
 
     torch.manual_seed(3)
-    numbers = {"vocab_size": len(WORDS), "hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 96,
-               "max_position_embeddings": 40, "type_vocab_size": 2}  # fmt: skip
+    numbers = {
+        "vocab_size": len(WORDS),
+        "hidden_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 3,
+        "intermediate_size": 96,
+        "max_position_embeddings": 40,
+        "type_vocab_size": 2,
+    }
     model = BertForPreTraining(BertConfig(**numbers | more)).eval()
     model.save_pretrained(path)
     (path / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")

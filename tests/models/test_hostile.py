@@ -124,8 +124,13 @@ def test_files_of_weights_with_damaged_heads(good, tmp_path, kind):
 
 def test_descriptions_with_any_value_anywhere(good, tmp_path):
     draw, expected, refused = random.Random(1), tensors(small()), 0
-    names = [("ours", "cnclip_ft.json"), *(("theirs", name) for name in (
-        "config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json"))]  # fmt: skip
+    names = [
+        ("ours", "cnclip_ft.json"),
+        *(
+            ("theirs", name)
+            for name in ("config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json")
+        ),
+    ]
     for number in range(COUNT * 3):
         kind, name = names[number % len(names)]
         shutil.rmtree(tmp_path / "x", ignore_errors=True)
@@ -161,8 +166,16 @@ def test_pickles_of_anything(tmp_path):
 
             def value(depth=0):
                 pick = draw.randrange(8 if depth < 5 else 4)
-                made = [None, draw.randrange(2**70), "x" * draw.randrange(99), torch.float16, Bomb(tmp_path / "trace"),
-                        torch.zeros(draw.randrange(4), 3), draw.choice(list(_DTYPES.values())), 1.5]  # fmt: skip
+                made = [
+                    None,
+                    draw.randrange(2**70),
+                    "x" * draw.randrange(99),
+                    torch.float16,
+                    Bomb(tmp_path / "trace"),
+                    torch.zeros(draw.randrange(4), 3),
+                    draw.choice(list(_DTYPES.values())),
+                    1.5,
+                ]
                 if pick < 6:
                     return made[pick]
                 return {draw.choice(["a", "state_dict", "model", 5, (1, 2)]): value(depth + 1) for _ in range(3)}

@@ -239,8 +239,11 @@ def test_one_layer_is_compiled_for_all_that_are_alike(device, ready, monkeypatch
     """
     monkeypatch.setitem(compiling.COMPILER, "backend", "eager")
     counters.clear()
-    start = {"image": {"kind": "vit", "hidden": 32, "layers": 4, "heads": 2, "patch": 8, "image_size": 32},
-             "text": {"hidden": 32, "layers": 4, "heads": 2, "dropout": 0.0}, "projection": 16}  # fmt: skip
+    start = {
+        "image": {"kind": "vit", "hidden": 32, "layers": 4, "heads": 2, "patch": 8, "image_size": 32},
+        "text": {"hidden": 32, "layers": 4, "heads": 2, "dropout": 0.0},
+        "projection": 16,
+    }
     found = []
     for wanted in (False, "layers"):
         trainer = ready(stage={"steps": 9}, compile=wanted, precision="fp32", start=start)

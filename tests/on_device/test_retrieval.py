@@ -13,7 +13,7 @@ from cnclip_ft.retrieval.exact import ExactSearch
 from cnclip_ft.retrieval.recall import recall, topk
 from cnclip_ft.search.engine.engine import open_engine
 from cnclip_ft.search.engine.query import Question
-from cnclip_ft.search.index.build import Wishes, build_index
+from cnclip_ft.search.index.renewal import Wishes, build_index
 from data_tools.store import open_store
 from tests.evaluation import tiny
 

@@ -89,8 +89,11 @@ def test_statistics_are_shared_where_they_move_over_several_cards():
 def test_a_stage_with_shared_statistics_trains_the_same_weights(device, ready, monkeypatch):
     """The tower is converted before the optimizer is made; on one device that changes no number and no name. (A card sums in another
     order every time, and where a gradient is next to nothing Adam goes a whole step either way.)"""
-    start = {"image": {"kind": "resnet", "layers": [1, 1, 1, 1], "width": 16, "heads": 2, "image_size": 64},
-             "text": {"hidden": 32, "layers": 2, "heads": 2, "dropout": 0.0}, "projection": 16}  # fmt: skip
+    start = {
+        "image": {"kind": "resnet", "layers": [1, 1, 1, 1], "width": 16, "heads": 2, "image_size": 64},
+        "text": {"hidden": 32, "layers": 2, "heads": 2, "dropout": 0.0},
+        "projection": 16,
+    }
     found = []
     for shared in (False, True):
         monkeypatch.setattr(trainer_module, "shares_statistics", lambda *_, shared=shared: shared)
@@ -111,8 +114,11 @@ def test_a_stage_with_shared_statistics_trains_the_same_weights(device, ready, m
 def test_moments_lie_in_memory_as_the_weights_of_another_device(ready, monkeypatch, device):
     """A state of a device that keeps channels apart goes on where they are together, and the other way round: fused optimizers take no mixture."""
     tower = type(resnet(torch.device("cpu")).image_tower)
-    start = {"image": {"kind": "resnet", "layers": [1, 1, 1, 1], "width": 16, "heads": 2, "image_size": 64},
-             "text": {"hidden": 32, "layers": 2, "heads": 2, "dropout": 0.0}, "projection": 16}  # fmt: skip
+    start = {
+        "image": {"kind": "resnet", "layers": [1, 1, 1, 1], "width": 16, "heads": 2, "image_size": 64},
+        "text": {"hidden": 32, "layers": 2, "heads": 2, "dropout": 0.0},
+        "projection": 16,
+    }
     here, elsewhere = (device.type,), ("meta",)
     for first, second in ((elsewhere, here), (here, elsewhere)):
         losses = {}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cnclip_ft.evaluation.options import Options
-from cnclip_ft.search.index.build import Wishes, build_index
+from cnclip_ft.search.index.renewal import Wishes, build_index
 from data_tools.store import StoreWriter
 from tests.evaluation import tiny
 

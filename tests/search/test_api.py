@@ -23,7 +23,7 @@ from cnclip_ft.search.engine.query import Question
 from cnclip_ft.search.web import decoders
 from cnclip_ft.search.web.api import Limits, make_app
 from cnclip_ft.search.web.batcher import Batcher, Busy
-from cnclip_ft.search.web.guard import content_policy
+from cnclip_ft.search.web.gate import content_policy
 from cnclip_ft.search.web.thumbnails import SIZES
 from tests.evaluation import tiny
 from tests.search.server import LOCAL, problem

@@ -36,13 +36,30 @@ from tests.data_tools.samples import picture
 from tests.evaluation import tiny
 
 RAISED = [
-    struct.error("unpack requires a buffer of 4 bytes"), TypeError("'NoneType' object is not subscriptable"),
-    RuntimeError("Failed to decode frame 0"), MemoryError(), OSError("broken data stream"), ValueError("bad transparency"),
-    SyntaxError("not a TIFF"), ZeroDivisionError("division by zero"), OverflowError("too large"), RecursionError("too deep"),
-    KeyError("MPO"), IndexError("index out of range"), EOFError(), AttributeError("im"), AssertionError(), NotImplementedError(),
-    UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"), StopIteration(), BufferError("full"), Image.DecompressionBombError("bomb"),
-    Image.UnidentifiedImageError("cannot identify image file"), Exception(), ImportError("no module"),
-]  # fmt: skip
+    struct.error("unpack requires a buffer of 4 bytes"),
+    TypeError("'NoneType' object is not subscriptable"),
+    RuntimeError("Failed to decode frame 0"),
+    MemoryError(),
+    OSError("broken data stream"),
+    ValueError("bad transparency"),
+    SyntaxError("not a TIFF"),
+    ZeroDivisionError("division by zero"),
+    OverflowError("too large"),
+    RecursionError("too deep"),
+    KeyError("MPO"),
+    IndexError("index out of range"),
+    EOFError(),
+    AttributeError("im"),
+    AssertionError(),
+    NotImplementedError(),
+    UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"),
+    StopIteration(),
+    BufferError("full"),
+    Image.DecompressionBombError("bomb"),
+    Image.UnidentifiedImageError("cannot identify image file"),
+    Exception(),
+    ImportError("no module"),
+]
 BAD = 36  # pixels a side: pictures of this size cannot be decoded
 GOOD = tiny.png(1, 32)
 

@@ -13,7 +13,7 @@ import torch
 import cnclip_ft
 from cnclip_ft.search.engine.engine import open_engine
 from cnclip_ft.search.engine.query import Question
-from cnclip_ft.search.index import build as building
+from cnclip_ft.search.index import renewal as building
 from cnclip_ft.search.index.folder import Index
 from cnclip_ft.search.index.parts import Parts
 from data_tools.errors import RequestError, UserError

@@ -71,8 +71,15 @@ def test_pages_joined_are_one_long_answer(engine, where, like):
 
 
 def test_questions_of_all_kinds_in_one_group(engine, monkeypatch):
-    asked = [Question("狗", top=5), Question("猫", top=5, where=WOMEN), Question("狗", top=5, skip=4), Question(like=7, top=5),
-             Question("猫", top=5, where=WOMEN, at_least=-1.0), Question("鸟", top=1000, skip=3), Question("", top=5)]  # fmt: skip
+    asked = [
+        Question("狗", top=5),
+        Question("猫", top=5, where=WOMEN),
+        Question("狗", top=5, skip=4),
+        Question(like=7, top=5),
+        Question("猫", top=5, where=WOMEN, at_least=-1.0),
+        Question("鸟", top=1000, skip=3),
+        Question("", top=5),
+    ]
     together = engine.ask(asked)
     alone = [engine.ask([question])[0] for question in asked]
     keys = [

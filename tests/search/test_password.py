@@ -39,11 +39,32 @@ def basic(text: str | bytes) -> dict[str, str]:
     return {"Authorization": "Basic " + base64.b64encode(data).decode()}
 
 
-PLACES = [("GET", "/"), ("GET", "/api/index"), ("GET", "/api/images/1"), ("GET", "/openapi.json"), ("GET", "/favicon.ico"),
-          ("GET", "/nothing"), ("POST", "/api/search"), ("POST", "/api/search/image"), ("DELETE", "/api/search")]  # fmt: skip
-REFUSED = [{}, basic("anyone:"), basic(f"anyone:{SECRET} "), basic("anyone:snow on"), basic(":"), basic(SECRET), basic(b"\xff\xfe:\xff"),
-           basic(""), {"Authorization": "Basic"}, {"Authorization": "Basic %%%"}, {"Authorization": "Bearer " + SECRET.encode().hex()},
-           {"Authorization": "basic " + "A" * 8000}, {"Cookie": "password=x"}]  # fmt: skip
+PLACES = [
+    ("GET", "/"),
+    ("GET", "/api/index"),
+    ("GET", "/api/images/1"),
+    ("GET", "/openapi.json"),
+    ("GET", "/favicon.ico"),
+    ("GET", "/nothing"),
+    ("POST", "/api/search"),
+    ("POST", "/api/search/image"),
+    ("DELETE", "/api/search"),
+]
+REFUSED = [
+    {},
+    basic("anyone:"),
+    basic(f"anyone:{SECRET} "),
+    basic("anyone:snow on"),
+    basic(":"),
+    basic(SECRET),
+    basic(b"\xff\xfe:\xff"),
+    basic(""),
+    {"Authorization": "Basic"},
+    {"Authorization": "Basic %%%"},
+    {"Authorization": "Bearer " + SECRET.encode().hex()},
+    {"Authorization": "basic " + "A" * 8000},
+    {"Cookie": "password=x"},
+]
 
 
 @pytest.mark.parametrize("method, path", PLACES)

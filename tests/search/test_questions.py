@@ -82,8 +82,17 @@ def test_more_like_this_leaves_itself_out(engine, truth):
 
 
 def test_one_bad_question_harms_no_other(engine):
-    bad = [Question(), Question("  "), Question("狗", top=0), Question("狗", top=1001), Question(like=20), Question(like=-1),
-           Question("狗", image_share=2), Question("狗", without="狗", without_weight=1.0), Question("狗", without_weight=9)]  # fmt: skip
+    bad = [
+        Question(),
+        Question("  "),
+        Question("狗", top=0),
+        Question("狗", top=1001),
+        Question(like=20),
+        Question(like=-1),
+        Question("狗", image_share=2),
+        Question("狗", without="狗", without_weight=1.0),
+        Question("狗", without_weight=9),
+    ]
     answers = engine.ask([Question("狗", top=2), *bad, Question("猫", top=3)])
     assert all(isinstance(answer, RequestError) for answer in answers[1:-1])
     assert len(answers[0]) == 2 and len(answers[-1]) == 3

@@ -14,9 +14,9 @@ pytest.importorskip("httpx", reason="not installed: pip install 'cnclip-ft[test]
 
 from fastapi.testclient import TestClient
 
-from cnclip_ft.search.web import guard
+from cnclip_ft.search.web import gate
 from cnclip_ft.search.web.api import Limits, make_app
-from cnclip_ft.search.web.guard import host_name, is_loopback
+from cnclip_ft.search.web.gate import host_name, is_loopback
 from tests.evaluation import tiny
 from tests.search.server import LOCAL, png, problem
 
@@ -104,16 +104,14 @@ def test_a_body_that_never_comes_is_not_waited_for(monkeypatch):
     async def send(message):
         sent.append(message)
 
-    monkeypatch.setattr(guard, "_PATIENCE", 0.05)
+    monkeypatch.setattr(gate, "_PATIENCE", 0.05)
     scope = {
         "type": "http",
         "path": "/api/search",
         "headers": [(b"host", b"localhost"), (b"content-length", b"99999999")],
     }
     asyncio.run(
-        asyncio.wait_for(
-            guard.Guard(nobody, guard.LOOPBACK, False, frozenset(), {}, 1000, 5.0)(scope, silence, send), 10
-        )
+        asyncio.wait_for(gate.Gate(nobody, gate.LOOPBACK, False, frozenset(), {}, 1000, 5.0)(scope, silence, send), 10)
     )
     assert sent[0]["status"] == 413
 
@@ -129,7 +127,7 @@ def test_only_localhost_is_answered_unless_asked_for(engine, client):
         assert client.get("/api/index", headers={"Host": host}).status_code == 421, host
     for host in ("localhost", "LOCALHOST:80", "127.0.0.1:8000", "[::1]:8000"):
         assert client.get("/api/index", headers={"Host": host}).status_code == 200, host
-    with TestClient(make_app(engine, allowed=frozenset((guard.ANY,))), "http://search.example") as open_to_all:
+    with TestClient(make_app(engine, allowed=frozenset((gate.ANY,))), "http://search.example") as open_to_all:
         assert open_to_all.get("/api/index").status_code == 200
     assert [host_name(name) for name in ("a:1", "[::1]", "::1", "")] == ["a", "::1", "", ""]
     assert is_loopback("127.3.2.1") and is_loopback("::1") and not is_loopback("0.0.0.0") and not is_loopback("my.host")
@@ -163,13 +161,13 @@ def test_pages_of_other_sites_may_not_ask(headers, status, engine):
 
 
 def test_a_server_for_others_answers_to_addresses_and_its_own_names(engine):
-    names = guard.names_of("0.0.0.0")
+    names = gate.names_of("0.0.0.0")
     with TestClient(make_app(engine, names=names, addresses=True), "http://10.0.0.8:8000") as client:
         for host in ("10.0.0.8:8000", "[fe80::1]:8000", "localhost", socket.gethostname()):
             assert client.get("/api/index", headers={"Host": host}).status_code == 200, host
         for host in ("rebound.example", "10.0.0.8.example", ""):
             assert "--allow-host" in problem(client.get("/api/index", headers={"Host": host}), 421)["detail"], host
-    assert guard.names_of("127.0.0.1") == guard.LOOPBACK
+    assert gate.names_of("127.0.0.1") == gate.LOOPBACK
 
 
 def test_a_body_that_trickles_is_given_up(engine):
@@ -183,9 +181,19 @@ def test_a_body_that_trickles_is_given_up(engine):
         async def send(message) -> None:
             sent.append(message)
 
-        scope = {"type": "http", "method": "POST", "path": "/api/search", "raw_path": b"/api/search", "query_string": b"",
-                 "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")], "scheme": "http",
-                 "client": None, "server": None, "http_version": "1.1", "root_path": ""}  # fmt: skip
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/api/search",
+            "raw_path": b"/api/search",
+            "query_string": b"",
+            "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
+            "scheme": "http",
+            "client": None,
+            "server": None,
+            "http_version": "1.1",
+            "root_path": "",
+        }
         await asyncio.wait_for(app(scope, receive, send), 10)
         return sent
 

@@ -94,8 +94,11 @@ def test_a_run_learns_every_width_and_commands_keep_as_many_as_are_wanted(stores
 @pytest.mark.parametrize("widths", [[16], [8, 8], [32, 4]])
 def test_widths_that_cannot_be_learnt_are_refused(stores, tmp_path, widths):
     recipe = tiny_recipe(stores, output=str(tmp_path / "run"), align={"objective": {"dimensions": widths}})
-    recipe.model.start = {"image": {"kind": "vit", "hidden": 32, "layers": 1, "heads": 2, "patch": 8, "image_size": 32},
-                          "text": {"hidden": 32, "layers": 1, "heads": 2}, "projection": 16}  # fmt: skip
+    recipe.model.start = {
+        "image": {"kind": "vit", "hidden": 32, "layers": 1, "heads": 2, "patch": 8, "image_size": 32},
+        "text": {"hidden": 32, "layers": 1, "heads": 2},
+        "projection": 16,
+    }
     with pytest.raises(
         RequestError, match=r"stages.align.objective.dimensions is .*stages.align.objective.dimensions=\["
     ):

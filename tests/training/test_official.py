@@ -71,8 +71,17 @@ def test_the_curve_of_losses_is_that_of_the_official_step(stores, tmp_path, micr
     (tmp_path / "start" / "cnclip_ft.json").unlink()
 
     setting = {"learning_rate": 2e-3, "weight_decay": 0.1}
-    stage = {"train": "both", "steps": STEPS, "batch_size": 8, "warmup_steps": 0, "schedule": "constant",
-             "micro_batch_size": micro, "objective": {"positives": "ignore"}, "validate_every": 100, **setting}  # fmt: skip
+    stage = {
+        "train": "both",
+        "steps": STEPS,
+        "batch_size": 8,
+        "warmup_steps": 0,
+        "schedule": "constant",
+        "micro_batch_size": micro,
+        "objective": {"positives": "ignore"},
+        "validate_every": 100,
+        **setting,
+    }
     recipe = tiny_recipe(
         stores, output=str(tmp_path / "run"), model={"start": str(tmp_path / "start")}, stages={"contrast": stage}
     )

@@ -5,7 +5,7 @@ import torch
 
 from cnclip_ft.recipe import Stage, TrainRule
 from cnclip_ft.training.loss import ContrastiveObjective, SigmoidObjective
-from cnclip_ft.training.optimizer import RateCurve, apply_table, build_optimizer, build_table, rules_for
+from cnclip_ft.training.optimizer import RateCurve, apply_table, build_optimizer, rules_for, training_table
 from data_tools.errors import RequestError
 from tests.training.helpers import tiny_model
 
@@ -17,7 +17,7 @@ def stage(**changes) -> Stage:
 
 
 def table(rules, objective=None, new=()):
-    return build_table(MODEL, objective or ContrastiveObjective(), rules_for(stage(train=rules), list(new)))
+    return training_table(MODEL, objective or ContrastiveObjective(), rules_for(stage(train=rules), list(new)))
 
 
 def rates(entries, tower=None):

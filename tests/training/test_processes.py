@@ -200,9 +200,12 @@ def test_two_processes_equal_one(stores, one, micro, shares):
     assert recalls[0] == recalls[1]
 
 
-RESNET = {"start": MODEL["start"] | {
-    "image": {"kind": "resnet", "layers": [1, 1, 1, 1], "width": 8, "heads": 4, "image_size": 64},
-}}  # fmt: skip
+RESNET = {
+    "start": MODEL["start"]
+    | {
+        "image": {"kind": "resnet", "layers": [1, 1, 1, 1], "width": 8, "heads": 4, "image_size": 64},
+    }
+}
 
 
 @pytest.mark.slow

@@ -168,8 +168,16 @@ def test_a_plateau_counts_from_the_start():
 def test_a_stage_begun_without_a_score_of_its_start_goes_on_as_before():
     """States of the version before hold none: the first validation is the best, and what breaks the guard never is."""
     selection = Selection(tiny_stage(), Guard(split="general", max_drop=2, action="stop"), guard_start=50)
-    before = {"best": float("-inf"), "best_step": 0, "best_row": {}, "risen_to": float("-inf"), "without_rise": 0,
-              "ended": None, "guard_broken": False, "sums": {}}  # fmt: skip
+    before = {
+        "best": float("-inf"),
+        "best_step": 0,
+        "best_row": {},
+        "risen_to": float("-inf"),
+        "without_rise": 0,
+        "ended": None,
+        "guard_broken": False,
+        "sums": {},
+    }
     selection.load_state_dict(before)
     assert not selection.beats(90, 47) and selection.beats(5, 48)
     selection.take(3, 5, {"mean_recall": 5}, 48)

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cnclip_ft.features import shared
-from cnclip_ft.features.shared import SharedEncoder
+from cnclip_ft.features import shared_encoder
+from cnclip_ft.features.shared_encoder import SharedEncoder
 from cnclip_ft.models.checkpoints import load
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.training import validation
@@ -67,7 +67,7 @@ def test_it_comes_back_for_pictures_whose_features_are_not_kept(stores, monkeypa
     model, places = tiny_model().eval(), []
     monkeypatch.setattr(DualEncoder, "place_trunk", lambda model, device: places.append(str(device)))
     monkeypatch.setattr(DualEncoder, "device", property(lambda model: NOWHERE))  # the trunk, on the CPU, is elsewhere
-    monkeypatch.setattr(shared, "iterate_images", lambda model, ids, *_, **__: iter([torch.ones(len(ids), 32)]))
+    monkeypatch.setattr(shared_encoder, "iterate_images", lambda model, ids, *_, **__: iter([torch.ones(len(ids), 32)]))
     monkeypatch.setattr(SharedEncoder, "_projected", lambda encoder, kept: kept)
     store = open_store(stores / "valid")
     encoder = SharedEncoder(model, trunk={})
@@ -78,7 +78,7 @@ def test_it_comes_back_for_pictures_whose_features_are_not_kept(stores, monkeypa
     def fails(*_, **__):
         raise ArithmeticError
 
-    monkeypatch.setattr(shared, "iterate_images", fails)
+    monkeypatch.setattr(shared_encoder, "iterate_images", fails)
     with pytest.raises(ArithmeticError):
         encoder.images("another", store.image_ids, store.image)
     assert places == ["meta", "cpu"] * 2

@@ -149,8 +149,10 @@ def test_a_damaged_picture_is_named_where_the_trunk_is_frozen(place, monkeypatch
 def test_a_zero_shot_list_decides_in_a_run(stores, place, capsys):
     listed = {"zero_shot": str(place / "classes"), "classes": str(place / "classes.txt"), "templates": "none"}
     data = {
-        "train": str(stores / "train"), "valid": {"mine": str(stores / "valid"), "animals": listed}, "workers": 0,
-    }  # fmt: skip
+        "train": str(stores / "train"),
+        "valid": {"mine": str(stores / "valid"), "animals": listed},
+        "workers": 0,
+    }
     recipe = tiny_recipe(
         stores,
         output=str(stores / "zero-shot"),

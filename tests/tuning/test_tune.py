@@ -18,7 +18,7 @@ from cnclip_ft.recipe import dump_recipe
 from cnclip_ft.recipe_files import checked_recipe, load_recipe
 from cnclip_ft.retrieval.recall import split_ranks
 from cnclip_ft.training.context import make_context
-from cnclip_ft.training.optimizer import build_table, rules_for
+from cnclip_ft.training.optimizer import rules_for, training_table
 from cnclip_ft.training.stage_plan import plan_stages
 from cnclip_ft.tuning import outcome
 from cnclip_ft.tuning.search import KEPT, Search, seconds_of
@@ -109,7 +109,7 @@ def test_a_trial_of_the_own_values_is_the_recipe(stores, name):
     assert trial.model_dump(exclude=same) == plan.setting.model_dump(exclude=same)
     ours, theirs = (
         {entry.name: (entry.rate, entry.lora) for entry in table}
-        for table in (build_table(model, plan.objective, rules_for(trial, context.new_parts)), plan.table)
+        for table in (training_table(model, plan.objective, rules_for(trial, context.new_parts)), plan.table)
     )
     assert ours == theirs
     assert {"rate", "batch size", "length", "averaged over"} <= {axis.name for axis in space.axes}

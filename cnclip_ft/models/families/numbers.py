@@ -141,6 +141,10 @@ def resized_grid(
     note = Said(
         "image size {old} → {new}: position embeddings resized {before}×{before} → {after}×{after} (bicubic{corners})",
         "图像边长 {old} → {new}：位置编码由 {before}×{before} 缩放为 {after}×{after}（双三次{corners}）",
-        old=old, new=new, before=before, after=after, corners=Said(", corners aligned", "，角点对齐") if aligned else "",
-    )  # fmt: skip
+        old=old,
+        new=new,
+        before=before,
+        after=after,
+        corners=Said(", corners aligned", "，角点对齐") if aligned else "",
+    )
     return grid.flatten(2)[0].T.to(positions.dtype), note

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from cnclip_ft.models.build import Checkpoint, described_in_file
+from cnclip_ft.models.assembly import Checkpoint, described_in_file
 from cnclip_ft.models.formats.clip_file import read_clip_file
 from cnclip_ft.models.formats.cn_clip import is_dropped, is_official, modern, to_ours
 from cnclip_ft.models.formats.files import read_weights

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cnclip_ft.models.build import Checkpoint, count_layers
+from cnclip_ft.models.assembly import Checkpoint, count_layers
 from cnclip_ft.models.description import checked_half
 from cnclip_ft.models.families.clip.bpe import OPEN_CLIP_NAMES, OPENAI_NAMES, VOCABULARY, clip_bpe
 from cnclip_ft.models.families.clip.text import LARGEST, ClipText
@@ -58,9 +58,13 @@ def read_clip_file(file: Path, content: Content) -> Checkpoint:
     if bias is not None:
         scalars["logit_bias"] = bias.reshape(())
     description = {
-        "architecture": None, "image": half.numbers, "text": numbers, "projection": half.projection,
-        "context_length": tokenizer.context_length, "tokenizer": tokenizer.describe(),
-    } | ({"logit_bias": True} if bias is not None else {})  # fmt: skip
+        "architecture": None,
+        "image": half.numbers,
+        "text": numbers,
+        "projection": half.projection,
+        "context_length": tokenizer.context_length,
+        "tokenizer": tokenizer.describe(),
+    } | ({"logit_bias": True} if bias is not None else {})
     left_over = sorted(name for name in rest if name.endswith(_NOT_WEIGHTS)) + content.left_over
     return Checkpoint(
         str(file), description, half.tensors | tensors | scalars, None, left_over, half.notes, tokenizer=tokenizer

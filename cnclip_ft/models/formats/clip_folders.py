@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AltCLIPTextConfig, CLIPTextConfig, MetaClip2TextConfig, PretrainedConfig
 
-from cnclip_ft.models.build import Checkpoint
+from cnclip_ft.models.assembly import Checkpoint
 from cnclip_ft.models.families.altclip.text import AltTextTower
 from cnclip_ft.models.families.clip.text import LARGEST, ClipTextTower, MetaClip2TextTower
 from cnclip_ft.models.families.fast_tokenizer import FastTokenizer, Mask
@@ -72,9 +72,13 @@ def _read(
             "model's; fetch both again"
         )
     description = {
-        "architecture": None, "image": image, "text": text, "projection": tensors["text_projection.weight"].shape[0],
-        "context_length": length, "tokenizer": tokenizer.describe(),
-    }  # fmt: skip
+        "architecture": None,
+        "image": image,
+        "text": text,
+        "projection": tensors["text_projection.weight"].shape[0],
+        "context_length": length,
+        "tokenizer": tokenizer.describe(),
+    }
     left_over += content.left_over
     return Checkpoint(
         str(folder),

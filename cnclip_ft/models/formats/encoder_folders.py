@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModel, PretrainedConfig
 from transformers.utils import logging
 
-from cnclip_ft.models.build import Checkpoint
+from cnclip_ft.models.assembly import Checkpoint
 from cnclip_ft.models.families.encoder import vision
 from cnclip_ft.models.families.encoder.library import of_section
 from cnclip_ft.models.families.encoder.text import EncoderTower, configuration, is_causal
@@ -92,9 +92,13 @@ def read_dual_encoder(folder: Path, config: dict[str, Any], dtype: torch.dtype) 
     if "text_projection.weight" not in tensors:
         raise RequestError(f"{folder}: the checkpoint is incomplete, no 'text_projection.weight' in it")
     description = {
-        "architecture": None, "image": image, "text": tower.describe(), "context_length": tokenizer.context_length,
-        "projection": tensors["text_projection.weight"].shape[0], "tokenizer": tokenizer.describe(),
-    }  # fmt: skip
+        "architecture": None,
+        "image": image,
+        "text": tower.describe(),
+        "context_length": tokenizer.context_length,
+        "projection": tensors["text_projection.weight"].shape[0],
+        "tokenizer": tokenizer.describe(),
+    }
     return Checkpoint(str(folder), description, tensors, None, tokenizer=tokenizer, left_over=left_over)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cnclip_ft.models.build import Checkpoint
+from cnclip_ft.models.assembly import Checkpoint
 from cnclip_ft.models.formats.files import read_json, read_names
 from cnclip_ft.models.formats.open_clip import is_open_clip
 from cnclip_ft.models.formats.openai import is_openai

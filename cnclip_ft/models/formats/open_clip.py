@@ -34,8 +34,17 @@ _ONLY = {
     "attn_pooler_queries": (256,), "attn_pooler_heads": (8,),  # said even where there is no such pooler
     "block_type": ("default",),
 }  # fmt: skip
-_MODEL_NO_EFFECT = ("embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "init_logit_scale", "init_logit_bias", "custom_text",
-                    "multimodal_cfg", "nonscalar_logit_scale")  # fmt: skip
+_MODEL_NO_EFFECT = (
+    "embed_dim",
+    "quick_gelu",
+    "vision_cfg",
+    "text_cfg",
+    "init_logit_scale",
+    "init_logit_bias",
+    "custom_text",
+    "multimodal_cfg",
+    "nonscalar_logit_scale",
+)
 
 
 def weights_of(folder: Path) -> Path:

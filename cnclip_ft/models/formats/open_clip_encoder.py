@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PretrainedConfig, RobertaConfig, XLMRobertaConfig
 
-from cnclip_ft.models.build import count_layers
+from cnclip_ft.models.assembly import count_layers
 from cnclip_ft.models.families.encoder.text import EncoderTower, configuration
 from cnclip_ft.models.formats.cn_clip import modern
 from cnclip_ft.models.formats.files import Tensors, read_json

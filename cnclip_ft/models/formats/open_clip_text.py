@@ -22,8 +22,19 @@ _DEFAULTS: dict[str, Any] = {
     "context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12, "mlp_ratio": 4.0, "pool_type": "argmax",
     "eos_id": 2, "no_causal_mask": False, "proj_bias": False, "proj_type": "linear",
 }  # fmt: skip
-_ELSEWHERE = ("hf_tokenizer_name", "tokenizer_kwargs", "norm_kwargs", "act_kwargs", "output_tokens", "pad_id", "hf_model_pretrained",
-              "hf_model_name", "hf_proj_type", "hf_pooler_type", "final_ln_after_pool")  # fmt: skip
+_ELSEWHERE = (
+    "hf_tokenizer_name",
+    "tokenizer_kwargs",
+    "norm_kwargs",
+    "act_kwargs",
+    "output_tokens",
+    "pad_id",
+    "hf_model_pretrained",
+    "hf_model_name",
+    "hf_proj_type",
+    "hf_pooler_type",
+    "final_ln_after_pool",
+)
 CLEAN = ("lower", "whitespace", "canonicalize")
 
 

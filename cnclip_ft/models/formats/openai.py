@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cnclip_ft.models.build import described_in_file, temperature
+from cnclip_ft.models.assembly import described_in_file, temperature
 from cnclip_ft.models.formats.cn_clip import is_dropped, is_official, to_ours
 from cnclip_ft.models.formats.files import Content, Tensors, read_json, read_weights
 from cnclip_ft.models.formats.open_clip import (
@@ -41,8 +41,10 @@ _OTHER_HALF = (
 
 # Of each kind, the tensor whose rows are the common space.
 _LAST = {
-    "resnet": "visual.attnpool.c_proj.weight", "vit": "visual_projection.weight", "siglip": "vision_model.head.mlp.fc2.weight",
-}  # fmt: skip
+    "resnet": "visual.attnpool.c_proj.weight",
+    "vit": "visual_projection.weight",
+    "siglip": "vision_model.head.mlp.fc2.weight",
+}
 _TYPES = ("clip", "chinese_clip", *IMAGE_HALVES)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import ChineseCLIPTextConfig, ChineseCLIPVisionConfig
 
-from cnclip_ft.models.build import count_layers
+from cnclip_ft.models.assembly import count_layers
 from cnclip_ft.models.families.chinese_clip import resnet, vit
 from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES, VOCABULARY, Architecture, ResNet
 from cnclip_ft.models.families.chinese_clip.roberta import RobertaTower

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, Siglip2VisionConfig, SiglipTextConfig, SiglipVisionConfig
 
-from cnclip_ft.models.build import Checkpoint
+from cnclip_ft.models.assembly import Checkpoint
 from cnclip_ft.models.families.fast_tokenizer import FastTokenizer, Rules
 from cnclip_ft.models.families.numbers import unusual_rule
 from cnclip_ft.models.families.siglip.naflex import NaflexTower, picture_numbers
@@ -77,9 +77,14 @@ def _read(
     tokenizer, notes = _tokenizer(folder, text["max_position_embeddings"], naflex=image["kind"] == "siglip2")
     compare_ids(f"{folder / 'config.json'}: text_config", said_ids, tokenizer)
     description = {
-        "architecture": None, "image": image, "text": text, "projection": tensors[_LAST].shape[0],
-        "context_length": tokenizer.context_length, "logit_bias": True, "tokenizer": tokenizer.describe(),
-    }  # fmt: skip
+        "architecture": None,
+        "image": image,
+        "text": text,
+        "projection": tensors[_LAST].shape[0],
+        "context_length": tokenizer.context_length,
+        "logit_bias": True,
+        "tokenizer": tokenizer.describe(),
+    }
     padded = Said(
         "SigLIP attends to padding and reads the last position: texts are always filled up to {length} tokens, without a mask",
         "SigLIP 会注意到填充并读取最后一个位置：文本总是补齐到 {length} token，不用掩码",

@@ -17,7 +17,18 @@ from data_tools.words import Said, joined
 # Where the weights stand: one of the first may be there. Averaged weights are taken where nothing else is.
 _PLACES = ("state_dict", "model", "model_state_dict", "module", "weights", "params")
 _AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
-_WRAPPERS = ("module", "_orig_mod", "model", "net", "network", "clip", "clip_model", "ema_model", "_forward_module", "_fsdp_wrapped_module")  # fmt: skip
+_WRAPPERS = (
+    "module",
+    "_orig_mod",
+    "model",
+    "net",
+    "network",
+    "clip",
+    "clip_model",
+    "ema_model",
+    "_forward_module",
+    "_fsdp_wrapped_module",
+)
 _INSIDE = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)\.")
 # Names by which a tower is known, whatever stands before them; the first that is found tells.
 _ANCHORS = tuple(

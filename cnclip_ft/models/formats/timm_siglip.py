@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cnclip_ft.models.build import count_layers
+from cnclip_ft.models.assembly import count_layers
 from cnclip_ft.models.description import checked_half
 from cnclip_ft.models.families.siglip.vision import SiglipVision
 from cnclip_ft.models.formats.files import Tensors
@@ -21,8 +21,12 @@ _NAMES = {
     "attn_pool.norm": "head.layernorm", "attn_pool.mlp.fc1": "head.mlp.fc1", "attn_pool.mlp.fc2": "head.mlp.fc2",
 }  # fmt: skip
 _PARTS = {
-    "norm1": "layer_norm1", "norm2": "layer_norm2", "attn.proj": "self_attn.out_proj", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2",
-}  # fmt: skip
+    "norm1": "layer_norm1",
+    "norm2": "layer_norm2",
+    "attn.proj": "self_attn.out_proj",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)\.(weight|bias)$")
 _POOL = "attn_pool.latent"
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import ChineseCLIPTextConfig, ChineseCLIPVisionConfig
 
-from cnclip_ft.models.build import Checkpoint
+from cnclip_ft.models.assembly import Checkpoint
 from cnclip_ft.models.families.chinese_clip.roberta import RobertaTower
 from cnclip_ft.models.families.chinese_clip.vit import ViTTower
 from cnclip_ft.models.families.chinese_clip.wordpiece import CONTEXT_LENGTH

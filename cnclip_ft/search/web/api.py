@@ -21,7 +21,7 @@ from cnclip_ft.search.index.folder import Damaged
 from cnclip_ft.search.web.batcher import Batcher, Busy, threads_for
 from cnclip_ft.search.web.decoder import SIDES
 from cnclip_ft.search.web.decoders import TOO_SLOW, Decoders
-from cnclip_ft.search.web.guard import LOOPBACK, RETRY, Guard, content_policy
+from cnclip_ft.search.web.gate import LOOPBACK, RETRY, Gate, content_policy
 from cnclip_ft.search.web.messages import (
     ALL,
     AT_LEAST_WORDS,
@@ -122,7 +122,7 @@ def make_app(
     if password is not None:
         protect(app, password)
     app.add_middleware(
-        Guard,
+        Gate,
         names=names | allowed,
         addresses=addresses,
         origins=allowed,

@@ -84,8 +84,10 @@ def protect(app: FastAPI, password: str) -> None:
     def described() -> dict[str, object]:
         schema = describe()
         schema.setdefault("components", {}).setdefault("securitySchemes", {})["password"] = {
-            "type": "http", "scheme": "basic", "description": "Any user name.",
-        }  # fmt: skip
+            "type": "http",
+            "scheme": "basic",
+            "description": "Any user name.",
+        }
         schema["security"] = [{"password": []}]
         return schema
 

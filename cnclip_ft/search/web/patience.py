@@ -1,7 +1,7 @@
 """How long the server waits for a connection, and for how many: uvicorn waits for half a request for ever.
 
 Headers have ten seconds, from the opening of the connection or the last answer; a request has two minutes from its
-headers to the last byte of its answer (`Guard` bounds its body, `Decoders` and `Batcher` what it waits for). Where
+headers to the last byte of its answer (`Gate` bounds its body, `Decoders` and `Batcher` what it waits for). Where
 more connections are open than the server may have, the one that has waited longest for a request is closed.
 """
 

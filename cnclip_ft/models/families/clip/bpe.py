@@ -80,8 +80,12 @@ def clip_bpe(
     )
     backend.add_special_tokens([AddedToken(token, special=True) for token in names])
     settings: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end,
-    }  # fmt: skip
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": start,
+        "eos_token": end,
+        "unk_token": end,
+        "pad_token": end,
+    }
     rules = Rules(
         kind="transformers", padding="longest", mask="to_end", pad_id=VOCABULARY - 1, end_id=VOCABULARY - 1, clean=clean
     )

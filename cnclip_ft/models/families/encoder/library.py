@@ -14,8 +14,16 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_
 
 from data_tools.errors import RequestError
 
-_BOUNDS = {"hidden_size": 1 << 16, "num_hidden_layers": 1000, "num_attention_heads": 1 << 14, "intermediate_size": 1 << 18,
-           "vocab_size": 10_000_000, "max_position_embeddings": 10_000_000, "image_size": 1 << 13, "patch_size": 1 << 13}  # fmt: skip
+_BOUNDS = {
+    "hidden_size": 1 << 16,
+    "num_hidden_layers": 1000,
+    "num_attention_heads": 1 << 14,
+    "intermediate_size": 1 << 18,
+    "vocab_size": 10_000_000,
+    "max_position_embeddings": 10_000_000,
+    "image_size": 1 << 13,
+    "patch_size": 1 << 13,
+}
 # Which kernels compute: this machine's matter. Named as owner/name, transformers fetches and imports them: code of a stranger.
 _KERNELS = ("attn_implementation", "experts_implementation")
 # Of a configuration: where it came from, and what is the file's, not the model's.

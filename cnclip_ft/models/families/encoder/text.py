@@ -158,9 +158,15 @@ class EncoderTower(TextTower):
 
     def describe(self) -> dict[str, Any]:
         return {
-            "kind": self.kind, "model_type": self.text_model.config.model_type, "config": library.described(self.text_model.config), "pooling": self.pooling,
-            "end_id": self.end_id, "positions": self.max_length, "head": self.head, "origin": self.origin,
-        }  # fmt: skip
+            "kind": self.kind,
+            "model_type": self.text_model.config.model_type,
+            "config": library.described(self.text_model.config),
+            "pooling": self.pooling,
+            "end_id": self.end_id,
+            "positions": self.max_length,
+            "head": self.head,
+            "origin": self.origin,
+        }
 
     @property
     def projection(self) -> nn.Module:

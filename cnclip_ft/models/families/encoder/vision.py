@@ -98,9 +98,11 @@ class VisionEncoderTower(ImageTower):
 
     def describe(self) -> dict[str, Any]:
         return {
-            "kind": self.kind, "model_type": self.vision_model.config.model_type, "config": library.described(self.vision_model.config),
+            "kind": self.kind,
+            "model_type": self.vision_model.config.model_type,
+            "config": library.described(self.vision_model.config),
             "image_size": self.image_size,
-        } | unusual_rule(self.preprocessing)  # fmt: skip
+        } | unusual_rule(self.preprocessing)
 
     @property
     def projection(self) -> nn.Module:

@@ -9,7 +9,7 @@ from cnclip_ft.features.sources import Source
 
 
 @dataclass(frozen=True)
-class Order:
+class ExportSettings:
     """`info`: the checkpoint's history. `dtype`: a name of the writer's `DTYPES`. `calibration`: pictures and texts that
     settle int8 ranges beforehand; None where a format needs none."""
 

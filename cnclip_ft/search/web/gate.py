@@ -77,7 +77,7 @@ def content_policy(page: str) -> str:
     )
 
 
-class Guard:
+class Gate:
     """ASGI middleware (module docstring).
 
     Args:
@@ -214,7 +214,12 @@ def _too_large(limit: int) -> str:
 
 async def _refuse(send: Send, status: int, code: str, detail: str) -> None:
     body = json.dumps({"code": code, "detail": detail}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()),
-               (b"connection", b"close"), *([RETRY] if status == 503 else []), *_SECURITY]  # fmt: skip
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+        *([RETRY] if status == 503 else []),
+        *_SECURITY,
+    ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
