@@ -282,7 +282,7 @@ class Tower(nn.Module, ABC):
         last = next((m for m in layers[::-1] if isinstance(m, nn.Linear) and m.out_features == self.output_dim), None)
         if last is None:
             raise RequestError(
-                f"dimensions: a tower of kind {self.kind} makes its features without a projection that could be cut; leave dimensions out"
+                f"a tower of kind {self.kind} makes its features without a projection, so they cannot be cut to {output_dim} numbers"
             )
         with torch.no_grad():
             last.weight = nn.Parameter(last.weight[:output_dim].clone(), last.weight.requires_grad)
