@@ -265,6 +265,13 @@ def test_an_address_brings_a_picture_back(page, photos_once, engine):
     page.refresh()
     until(page, "return document.querySelector('.card')")
     assert settled(page) == names and page.find_element("id", "chip").is_displayed()
+    page.find_element("id", "text").send_keys("狗" + Keys.ENTER)
+    page.execute_script("share.value = '0.1'; share.dispatchEvent(new Event('input'))")
+    until(page, "return location.hash.includes('share=0.1')")
+    names = settled(page)
+    page.refresh()
+    until(page, "return document.querySelector('.card')")
+    assert settled(page) == names and page.find_element("id", "share").get_attribute("value") == "0.1"
     page.execute_script("location.hash = '#q=&picture=nowhere'")
     until(page, "return document.getElementById('note').textContent.includes('Choose it again')")
     assert not page.find_element("id", "noteDo").is_displayed()

@@ -1,6 +1,6 @@
 // The search page: one question at a time, its pictures page by page, and an address that brings it back.
 const FIRST = 24, NEXT = 72; // pictures of the first answer, and of every further one
-const TITLE = /^(title|name|product.?(name|title)|item.?name|标题|(商品|产品|宝贝)?(标题|名称|名)|品名)$/i, PRICE = /^(price|.*价格?|.*售价)$/i, LINK = /^https?:\/\//i;
+const TITLE = /^(title|name|product.?(name|title)|item.?name|标题|(商品|产品|宝贝)?(标题|名称|名)|品名)$/i, PRICE = /^((sale|list|unit)?[ _-]?price|(?!.*评价).*价格?)([ _]*[(（].*[)）])?$/i, LINK = /^https?:\/\//i;
 const served = path => new URL(path, location.href).href; // an address that carries a name and a password opens the page; but nothing may be fetched from such a one
 const $ = id => document.getElementById(id);
 const keep = { get: k => { try { return localStorage.getItem(k); } catch { return null; } }, set: (k, v) => { try { localStorage.setItem(k, v); } catch { /* private window */ } } };
@@ -68,6 +68,7 @@ function address() {
   if (where().length) parts.where = JSON.stringify(where());
   if (like) Object.assign(parts, { like: like.number, id: like.id });
   if (picture) parts.picture = picture.id;
+  if (byPicture() && parts.q && $("share").value !== $("share").defaultValue) parts.share = $("share").value;
   return "#" + new URLSearchParams(Object.entries(parts).filter(([, value]) => value !== ""));
 }
 
@@ -264,7 +265,7 @@ function copyPath() {
 }
 
 // ---- hands
-const later = () => { clearTimeout(wait); wait = setTimeout(() => ask(false, false), 250); };
+const later = () => { clearTimeout(wait); wait = setTimeout(() => { history.replaceState(null, "", address()); ask(false, false); }, 250); };
 $("form").onsubmit = event => { event.preventDefault(); note = null; ask(); };
 $("text").oninput = chip; $("not").oninput = chip;
 $("share").oninput = () => { chip(); later(); };
@@ -324,6 +325,7 @@ async function fromAddress() {
     const own = wanted.find(c => String(c).startsWith(select.dataset.column + "="));
     select.value = own ? own.slice(select.dataset.column.length + 1) : "";
   }
+  $("share").value = asked.get("share") || $("share").defaultValue;
   const file = id ? await shelf.get(id) : null;
   setPicture(file, id);
   note = id && !file ? { say: () => t.elsewhere } : null;
