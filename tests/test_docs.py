@@ -183,7 +183,6 @@ WITHOUT_EXAMPLE = {  # tables, and pages for who changes the code
     "architecture.md",
     "benchmarks.md",
     "results.md",
-    "api.md",
 }
 
 

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from cnclip_ft.cli import app
 from tests.evaluation import tiny
-from tests.test_docs import PAGES, ROOT, lines
+from tests.test_docs import PAGES, ROOT, WITHOUT_EXAMPLE, lines
 
 pytestmark = pytest.mark.slow
 ELSEWHERE = {  # what is not run here → why not
@@ -88,6 +88,10 @@ ENGLISH = [
     page for page in PAGES if not page.name.endswith(".zh-CN.md") and page.name != "guide.md"
 ]  # test_examples.py
 RUN = [page for page in ENGLISH if any(not elsewhere(text) for _, text in of_both_languages(page))]
+
+
+def test_every_page_has_an_example_that_is_run():
+    assert [page.name for page in ENGLISH if page not in RUN and page.name not in WITHOUT_EXAMPLE] == []
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,7 @@ class Journal:
     ) -> None:
         self.active, self.folder, self.track = active, folder, track
         self._board: SummaryWriter | None = None
+        self._without_board = False  # TensorBoard is not installed
         self._opened: IO[bytes] | None = None
 
     @property
@@ -72,8 +73,10 @@ class Journal:
             self._file.flush()
             if "step" in values:
                 numbers = dict(_numbers(values, f"{values.get('stage', 'run')}/{kind}"))
-                for name, value in numbers.items():
-                    self.board.add_scalar(name, value, values["step"])
+                board = self.board
+                if board is not None:
+                    for name, value in numbers.items():
+                        board.add_scalar(name, value, values["step"])
                 if self.track is not None and numbers:
                     self.track(numbers)
 
@@ -92,14 +95,21 @@ class Journal:
         """A picture for TensorBoard."""
         if self.active:
             with self._told():
-                self.board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+                board = self.board
+                if board is not None:
+                    board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     @property
-    def board(self) -> SummaryWriter:
-        if self._board is None:
+    def board(self) -> SummaryWriter | None:
+        """None where TensorBoard is missing: a run is worth more than its curves there, which the report has too."""
+        if self._board is None and not self._without_board:
             # Imported late: it takes longer than everything else here, and the tests of other parts do without.
-            from torch.utils.tensorboard import SummaryWriter
-
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                self._without_board = True
+                self.say("TensorBoard is not installed, so nothing is written for it: pip install tensorboard")
+                return None
             self._board = SummaryWriter(str(self.folder / "tensorboard"))
         return self._board
 

@@ -83,13 +83,15 @@ def test_a_step_in_bf16_is_near_the_step_in_float32(device, ready):
 def test_loss_scaling_skips_an_overflow_and_goes_on(device, ready):
     """fp16's scaler: a step whose gradient overflows changes nothing and halves the scale; the next one trains."""
     trainer = ready(precision="fp16" if device.type == "cuda" else "fp32")
-    trainer.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**127, growth_interval=1000)
+    scaler = trainer.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**127, growth_interval=1000)
+    trainer.gradient.backward = lambda loss: scaler.scale(loss).backward()
     batch = next(trainer.batches())
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     trainer.take(dict(batch))
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.state_dict().items())
     assert trainer.scaler.get_scale() == 2.0**126 and trainer.skipped == 0
-    trainer.scaler = torch.amp.GradScaler(device.type, init_scale=1024.0)
+    smaller = trainer.scaler = torch.amp.GradScaler(device.type, init_scale=1024.0)
+    trainer.gradient.backward = lambda loss: smaller.scale(loss).backward()
     trainer.take(dict(batch))
     assert any(not torch.equal(tensor, before[name]) for name, tensor in trainer.model.state_dict().items())
     assert trainer.scaler.get_scale() == 1024.0

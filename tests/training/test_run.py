@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import sys
 
 import pytest
 import torch
@@ -76,6 +77,14 @@ def test_a_run_leaves_what_it_promises(finished):
         (s, n) for s in ("align", "contrast") for n in (3, 6)
     ]
     assert {"text_to_image", "image_to_text"} <= set(validations[0]["scores"]["valid"])
+
+
+def test_a_run_without_tensorboard_is_told_once_and_goes_on(stores, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    short = {"steps": 2, "validate_every": 1}
+    assert train(tiny_recipe(stores, output=str(tmp_path / "run"), align=short, contrast=short))
+    assert capsys.readouterr().out.count("TensorBoard is not installed") == 1
+    assert losses(tmp_path / "run") and not (tmp_path / "run" / "tensorboard").exists()
 
 
 def test_stage_one_leaves_the_image_tower_alone_and_stage_two_does_not(finished):
