@@ -131,6 +131,12 @@ def rows_of(folder: Path, texts: list[str]) -> list[Row | Extra]:
         ours(base, "two", 120, compiled="max-autotune"),
         peer(large, "two", "plain", "transformers", 45),
         peer(base, "one", "plain", "transformers", 30),
+        peer(large, "two", "open_clip", "open_clip style, compiled", 90),
+        ours(base, "one", 40, compiled=False, label="ours, SigLIP", **siglip),
+        official(large, "one", 45),
+        peer(large, "one", "plain", "transformers", 30),
+        peer(base, "one", "open_clip", "open_clip style, compiled", 60),
+        peer(large, "one", "open_clip", "open_clip style, compiled", 60),
     ]
     once = not REHEARSAL  # there all sizes are tiny
     return [row for row in rows if once or isinstance(row, Extra) or row.size == base]

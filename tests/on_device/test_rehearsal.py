@@ -69,7 +69,7 @@ def test_every_row_of_the_table_yields_a_number():
     assert processor_seconds() - before < 60
     assert done.returncode == 0 and "failed" not in said and "not measured" not in said, said + done.stderr[-2000:]
     rates = re.findall(r"^tiny +(?:one|two) +(\S.*?) {2,}8 +(\d+\.\d) ", said, re.M)
-    assert len(rates) == 14 and all(float(rate) > 0 for _, rate in rates), said
+    assert len(rates) == 16 and all(float(rate) > 0 for _, rate in rates), said
     assert {
         "official, fp16",
         "ours, compiled by layers",
