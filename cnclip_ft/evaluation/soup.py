@@ -112,7 +112,7 @@ def average(
     judged: list[Judged] = []
     total = 2 * len(named) if sources else len(named)  # each, all, and all but one in the greedy way
 
-    with Bar(total=total, desc="candidates", unit="", shown=progress) as bar:
+    with Bar(total=total, desc="candidates", unit="model", shown=progress) as bar:
 
         def judge(name: str, members: list[str]) -> float:
             scores = [

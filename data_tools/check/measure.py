@@ -269,12 +269,14 @@ class _Texts:
         ids = list(texts)
         if lengths is None:
             return
-        for start in Bar(range(0, len(ids), _TEXTS_AT_ONCE), desc="captions in tokens", shown=progress, delay=1.0):
-            some = ids[start : start + _TEXTS_AT_ONCE]
-            found = lengths([texts[text_id] for text_id in some])
-            self.tokens.update(found)
-            self.longest += [[length, text_id, texts[text_id]] for text_id, length in zip(some, found, strict=True)]
-            self.longest = sorted(self.longest, key=lambda row: -row[0])[:SHOWN]
+        with Bar(total=len(ids), unit="text", desc="captions in tokens", shown=progress, delay=1.0) as bar:
+            for start in range(0, len(ids), _TEXTS_AT_ONCE):
+                some = ids[start : start + _TEXTS_AT_ONCE]
+                found = lengths([texts[text_id] for text_id in some])
+                self.tokens.update(found)
+                self.longest += [[length, text_id, texts[text_id]] for text_id, length in zip(some, found, strict=True)]
+                self.longest = sorted(self.longest, key=lambda row: -row[0])[:SHOWN]
+                bar.update(len(some))
 
     def cut(self, context_length: int) -> float | None:
         if not self.tokens:

@@ -53,6 +53,8 @@ class RowFile:
         self.form = form or file.suffix.lower()
         if self.form not in SUFFIXES:
             mend = "; open it there and save it as .xlsx or CSV" if self.form in _TO_CONVERT else ""
+            if self.form in (".token", ".txt"):
+                mend = f". Lines of captions beside pictures: cnclip-ft data import folder PICTURES --captions {file}"
             raise RequestError(f"{file}: a table is one of {', '.join(SUFFIXES)}{mend}")
         if not header and self.form not in UNTYPED:
             raise RequestError(f"--no-header is for CSV, TSV and Excel; {file} names the fields itself")

@@ -102,7 +102,8 @@ class TableSource:
             if not (is_picture(cell) and len(cell) < 4096 and "\0" not in cell):
                 continue
             if _exists(self.root, cell) or not any(known_for(name, TEXT_NAMES) for name in names):
-                other = next((n for n in range(1, len(names) + 1) if n != number), 2)
+                others = [n for n in range(1, len(names) + 1) if n != number]
+                other = max(others, key=lambda n: len(names[n - 1]), default=2)  # a caption is longer than a code
                 raise RequestError(
                     f"{self.file}: the first line has to name the columns (a header like image,text), and it holds the picture "
                     f"{cell!r}. Add such a line, or add --no-header --image-column {number} --text-column {other}."

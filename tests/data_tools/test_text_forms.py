@@ -122,6 +122,7 @@ def test_line_ends_and_separators_inside(folder, form: str, end: str) -> None:
     ("name", "data", "says"),
     [
         ("t.csv", b"0.jpg,a\n1.jpg,b\n", "--no-header --image-column 1 --text-column 2"),
+        ("t.csv", b"A1,0.jpg,a red dress\nA2,1.jpg,b\n", "--no-header --image-column 2 --text-column 3"),
         ("t.tsv", b"a\t0.jpg\n", "--image-column 2 --text-column 1"),
         ("t.csv", b'"image,text\n0.jpg,a\n', "line has to name the columns"),
         ("t.csv", b'"image","te"xt"\n0.jpg,a\n', "name the columns"),

@@ -13,6 +13,7 @@ pytest.importorskip("fastapi", reason="not installed: pip install 'cnclip-ft[ser
 pytest.importorskip("httpx", reason="not installed: pip install 'cnclip-ft[test]'")
 
 from fastapi.testclient import TestClient
+from rich.cells import cell_len
 from typer.testing import CliRunner
 
 from cnclip_ft.commands.search import app
@@ -151,7 +152,7 @@ def test_the_command_warns_beyond_this_machine(index, tmp_path, monkeypatch, hos
     result = CliRunner().invoke(app, ["serve", str(index), "--host", host, "--port", "0", "--device", "cpu", *more])
     assert result.exit_code == 0, result.output
     told = result.stderr
-    assert all(len(line) <= 80 for line in told.splitlines())
+    assert result.stdout and all(cell_len(line) <= 80 for line in (*told.splitlines(), *result.stdout.splitlines()))
     assert said in told and ("WARNING" in told) == (said == "WARNING") and (said or "note:" not in told)
     with TestClient(served[0], LOCAL) as client:
         assert client.get("/api/index").status_code == (401 if given else 200)

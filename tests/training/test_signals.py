@@ -82,8 +82,8 @@ def test_a_signal_to_the_whole_group_stops_in_good_order(stores, tmp_path, name)
         os.killpg(process.pid, getattr(signal, name))
     said = process.communicate(timeout=120)[0]
     assert process.returncode == 130, said
-    assert "Traceback" not in said and "Stopped. Continue with: " in said and said.count("Stopping after") == 1
-    assert load_state(tmp_path / "run/state", print)["step"] % 3 or "Continue" in said
+    assert "Traceback" not in said and "Stopped. Continue with:" in said and said.count("Stopping after") == 1
+    assert load_state(tmp_path / "run/state", print)["step"] > 0
 
 
 @pytest.mark.slow
