@@ -29,9 +29,11 @@ from cnclip_ft.commands import (
     train,
     tune,
 )
+from cnclip_ft.commands.sections import section_for
 from data_tools.errors import UserError
 from data_tools.tables import note
 from data_tools.terminal import use_plain_streams
+from data_tools.words import language_of
 
 app = typer.Typer(
     name="cnclip-ft",
@@ -91,6 +93,9 @@ def main() -> None:
         code = left.code
     except UserError as error:
         _say(f"error: {error}")
+        section = section_for(str(error), language_of(None))
+        if section is not None:
+            _say(f"more: {section}")
         code = error.exit_code
     except KeyboardInterrupt:
         _say("interrupted")

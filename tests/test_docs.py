@@ -10,6 +10,7 @@ import pytest
 import typer.main
 
 from cnclip_ft.cli import app
+from cnclip_ft.commands import sections
 from cnclip_ft.recipe_files import shipped_recipes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -224,3 +225,9 @@ def test_the_messages_of_troubleshooting_are_those_of_the_code():
     assert headings == re.findall(r"^### “(.+?)”", chinese, re.MULTILINE)
     for words in headings:
         assert words in said, f"no message says “{words}”"
+    assert tuple(headings) == sections.WORDS  # what errors point at
+    for page, language in (("troubleshooting.md", "en"), ("troubleshooting.zh-CN.md", "zh")):
+        for words in headings:
+            pointed = sections.section_for(f"somewhere: … {words} …", language)
+            assert pointed is not None and pointed.startswith(f"docs/{page}#")
+            assert pointed.partition("#")[2] in anchors(ROOT / "docs" / page), pointed
