@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections import Counter
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,8 +17,9 @@ from cnclip_ft.data.augment import augment
 from cnclip_ft.data.batching import BatchOrder
 from cnclip_ft.data.pairs import fixed_lengths, padded_length
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.recipe import Augmentation
+from cnclip_ft.recipe import Augmentation, Distill
 from cnclip_ft.training import compiling
+from cnclip_ft.training.distilling import DistillStep
 from cnclip_ft.training.large_batch import GradientStep
 from cnclip_ft.training.loss import ContrastiveObjective, SigmoidObjective
 from cnclip_ft.training.optimizer import give_bias
@@ -74,6 +76,25 @@ def test_forward_loss_and_backward_work_on_a_device_that_cannot_be_read(monkeypa
         out.loss.item()
 
 
+@pytest.mark.parametrize("micro", [None, 4])
+def test_a_teacher_and_features_that_may_be_cut_are_not_read_either(monkeypatch, micro):
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    model, batch = tiny_model(dropout=0.0), random_batch(tiny_model(), 12)
+    model, teacher = model.to("meta").train(), tiny_model(dropout=0.0).to("meta").eval()
+    taught = SimpleNamespace(images=None, see=teacher.image_features, scale=torch.ones((), device="meta"))
+    step = DistillStep(
+        model,
+        ContrastiveObjective(tile=5, dimensions=(8, 4)),
+        micro_batch_size=micro,
+        autocast=nullcontext,
+        backward=lambda loss: loss.backward(),
+        taught=taught,
+        setting=Distill(teacher="t", similarities=1.0),
+    )
+    out = step(batch | {"teacher_texts": torch.empty(12, 16, device="meta")})
+    assert out.loss.device.type == "meta" and all(p.grad is not None for p in model.parameters())
+
+
 @pytest.mark.parametrize("name", CARDS)
 def test_no_family_reads_the_device(monkeypatch, tmp_path, name):
     """As above, with the towers and the tokenizer of every family; padding in every batch."""
@@ -102,7 +123,19 @@ def step_on_meta(monkeypatch, model: DualEncoder) -> None:
     assert step(batch).loss.device.type == "meta"
 
 
-@pytest.mark.parametrize("stage", [{}, {"ema": 0.9, "gradient_clip": 1.0, "skip_bad_steps": 1, "micro_batch_size": 4}])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        {},
+        {
+            "ema": 0.9,
+            "gradient_clip": 1.0,
+            "skip_bad_steps": 1,
+            "micro_batch_size": 4,
+            "objective": {"dimensions": [8]},
+        },
+    ],
+)
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_step_reads_nothing_of_the_device(device, ready, stage, number):
     trainer = ready(number, stage={"steps": 6, **stage}, precision="bf16")
