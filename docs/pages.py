@@ -7,6 +7,8 @@ switched above, and what lies outside is no page: such a link becomes its own wo
 from __future__ import annotations
 
 import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 _OUT = re.compile(r"\[([^\]]+)\]\(\.\./[^)]*\)")
@@ -20,3 +22,10 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     """Markdown as it stands in the repository → as the pages take it."""
     markdown = _BROKEN.sub("", _SWITCH.sub("", markdown))
     return _CHINESE.sub(r"](\1.md\2)", _OUT.sub(r"\1", markdown))
+
+
+def on_post_build(config: Any, **_: Any) -> None:
+    """The theme asks for the list of pages beside the pages of every language; it is written once."""
+    site = Path(config["site_dir"])
+    if (site / "zh-CN").is_dir():
+        shutil.copyfile(site / "sitemap.xml", site / "zh-CN" / "sitemap.xml")
