@@ -9,6 +9,7 @@ question, and every question. This has to run before the theme's own script, whi
 (() => {
   const SETUP = 0, QUERY = 2;  // kinds of messages to the worker
   const chinese = document.documentElement.lang.startsWith("zh");
+  const short = word => /^[\w.]{1,3}$/.test(word);
   const send = Worker.prototype.postMessage;
 
   /** The entries of this language. One whose title is a message in quotation marks goes before a page that has words in common with it. */
@@ -20,7 +21,14 @@ question, and every question. This has to run before the theme's own script, whi
   /** The words of a query without signs. Short ones beside others are met whole ("^1"): "on" is not the beginning of "only". */
   function words(query) {
     const found = query.split(/[^\p{L}\p{N}.]+/u).filter(Boolean);
-    return found.map(word => found.length > 1 && /^[\w.]{1,3}$/.test(word) ? word + "^1" : word).join(" ");
+    return found.map(word => found.length > 1 && short(word) ? word + "^1" : word).join(" ");
+  }
+
+  // A page that was found marks the words of the question: not the short ones, which stand everywhere and inside others.
+  const here = new URL(location), marked = here.searchParams.get("h")?.split(" ") ?? [];
+  if (!marked.every(short)) {
+    here.searchParams.set("h", marked.filter(word => !short(word)).join(" "));
+    history.replaceState(history.state, "", here);
   }
 
   Worker.prototype.postMessage = function (message, ...rest) {

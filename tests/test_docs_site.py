@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("selenium", reason="not installed: pip install 'cnclip-ft[test]'")
+
+from selenium.webdriver.common.keys import Keys
+
 from tests import browser as browsers
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,6 +90,17 @@ def test_the_search_finds_the_entry_of_a_message_in_the_language_of_the_page(sit
         assert hits[0][1:] == (entry, f"{folder}/troubleshooting.html"), f"{words}: {hits[:3]}"
         assert {path.startswith("/zh-CN/") for _, _, path in hits} == {language == "zh"}, words
     assert [entry for entry in chromium.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_the_page_that_was_found_marks_the_long_words_of_the_question(site, chromium):
+    chromium.get(f"{site}/index.html")
+    assert chromium.current_url == f"{site}/index.html"
+    ask(chromium, "the run there is finished")
+    chromium.switch_to.active_element.send_keys(Keys.ENTER)
+    browsers.until(chromium, "return document.querySelector('article mark')")
+    assert chromium.current_url.endswith("#the-run-there-is-finished")
+    marks = chromium.execute_script("return [...document.querySelectorAll('article mark')].map(m => m.textContent)")
+    assert {word.lower() for word in marks} == {"there", "finished"}
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
