@@ -1,10 +1,10 @@
 """Photographs search page, report and data check for docs/screens/, with what guide.md makes.
 
     python docs/make_guide.py --folder WORK
-    python docs/make_screenshots.py WORK [--into docs/screens] [--all]
+    python docs/make_screenshots.py WORK [--into docs/screens]
 
-Needs Chromium with its driver and a Chinese font (in .local/share/fonts of HOME). Every page in both languages, on a desktop in
-light and on a phone in dark; with --all the other two as well, to be looked at.
+Needs Chromium with its driver and a Chinese font (in .local/share/fonts of HOME). Every page in both languages, on a desktop and
+on a phone, light and dark.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.browser import browser, theme, until  # noqa: E402
 
 COMMAND = [sys.executable, "-m", "cnclip_ft"]
 SIZES = {"desktop": (1200, 800, 1), "phone": (390, 780, 1.5)}  # pixels of the page, and of the screen for each
-SHOWN = (("desktop", "light"), ("phone", "dark"))
+COLOURS = ("light", "dark")
 QUESTIONS = {"en": "a night sky with stars", "zh": "夜空"}
 LARGEST = 150_000  # bytes
 
@@ -93,14 +93,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--into", type=Path, default=HERE / "screens")
-    parser.add_argument("--all", action="store_true")
     chosen = parser.parse_args()
     folder = chosen.folder.resolve()
     chosen.into.mkdir(parents=True, exist_ok=True)
     run(folder, "search", "index", "runs/shop/contrast/best", "data/train", "--output", "shop.index")  # with columns
     pages = files(folder)
     with server(str(folder / "shop.index")) as address, browser() as driver:
-        for device, colours in product(SIZES, ("light", "dark")) if chosen.all else SHOWN:
+        for device, colours in product(SIZES, COLOURS):
             with theme(driver, colours):
                 for page, language in product(("search", "report", "check"), QUESTIONS):
                     if page == "search":
