@@ -93,7 +93,7 @@ def main() -> None:
         code = left.code
     except UserError as error:
         _say(f"error: {error}")
-        section = section_for(str(error), language_of(None))
+        section = section_for(str(error), language_of(None), sys.argv[1:])
         if section is not None:
             _say(f"more: {section}")
         code = error.exit_code

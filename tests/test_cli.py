@@ -173,7 +173,8 @@ def test_bad_requests(place, arguments, code, expected, monkeypatch, capsys):
 
 def test_a_bad_request_from_the_shell(place):
     said = command("train", "demo", "data.train=none", "data.valid=none", cwd=place, code=2)
-    assert said.startswith("error: data.train: none") and len(said.strip().splitlines()) == 1
+    fault, more = said.strip().splitlines()
+    assert fault.startswith("error: data.train: none") and more == "more: docs/recipe.md#data"
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])

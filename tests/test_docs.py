@@ -13,6 +13,7 @@ import typer.main
 from cnclip_ft.cli import app
 from cnclip_ft.commands import sections
 from cnclip_ft.recipe_files import shipped_recipes
+from cnclip_ft.recipe_keys import keys
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("*.md")])
@@ -233,3 +234,24 @@ def test_the_messages_of_troubleshooting_are_those_of_the_code():
             pointed = sections.section_for(f"somewhere: … {words} …", language)
             assert pointed is not None and pointed.startswith(f"docs/{page}#")
             assert pointed.partition("#")[2] in anchors(ROOT / "docs" / page), pointed
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_every_error_that_advises_points_at_a_section_that_exists(language):
+    """Of every command, for an option; of every key of a recipe."""
+    commands = [(*group.split(), "x") for group in sections.COMMANDS]
+    said = [sections.section_for("it is there: --overwrite", language, given) for given in commands]
+    said += [
+        sections.section_for(f"too many: {key.path.replace('[]', '.0')}=3", language, ["train"])
+        for key in keys()
+        if "." in key.path
+    ]
+    for pointed in said:
+        assert pointed is not None
+        page, _, section = pointed.partition("#")
+        assert section in anchors(ROOT / page), pointed
+        assert page.endswith(".zh-CN.md") == (language == "zh")
+    below = {name for name in ("data", "search", "recipe")}
+    top = {command.name or command.callback.__name__ for command in app.registered_commands} | below
+    assert top <= {group.split()[0] for group in sections.COMMANDS}
+    assert sections.section_for("the disk is full", language, ["train"]) is None
