@@ -164,6 +164,7 @@ def measured(row: Row) -> tuple[int, float, float, Any]:
             Exception,
             SystemExit,
         ) as error:  # its time may be over too: nothing of it may go on beside the next row
+            signal.setitimer(signal.ITIMER_REAL, 0)  # clearing up takes as long as it takes
             if side is not None:
                 side.close()
             # The official process ends when its memory does.
@@ -293,7 +294,8 @@ def limited(seconds: float) -> Iterator[None]:
         raise OutOfTime(f"more than {seconds:.0f} s")
 
     before = signal.signal(signal.SIGALRM, over)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    # Again every second: what is raised while Python clears up (a weak reference's callback) is swallowed.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         yield
     finally:

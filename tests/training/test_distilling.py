@@ -211,6 +211,7 @@ def test_a_model_distilled_into_itself_stays_as_it_is(place, tmp_path, weights, 
         torch.testing.assert_close(parameter, before[key], atol=2e-5, rtol=0, msg=key)  # a fiftieth of the rate
 
 
+@pytest.mark.slow
 def test_two_devices_distil_as_one(place, tmp_path, one_thread):
     """In micro-batches, from a teacher of another width, features that may be cut."""
     stage = {"train": "text", "objective": {"dimensions": [8, 4]}}

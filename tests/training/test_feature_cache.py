@@ -115,6 +115,7 @@ def test_a_later_run_reads_it_and_another_trunk_does_not(stores, tmp_path, monke
         assert not cache(tmp_path, stores, **changes).complete
 
 
+@pytest.mark.slow
 def test_two_devices_share_the_work(stores, tmp_path, monkeypatch):
     alone = cache(tmp_path / "alone", stores)
     alone.build(ALONE, nullcontext)

@@ -54,6 +54,7 @@ def test_another_weight_or_another_store_is_another_run(two, tmp_path):
         train(recipe_of(two, tmp_path / "run", other="valid"), proceed=True)
 
 
+@pytest.mark.slow
 def test_two_devices_train_as_one(two, tmp_path, one_thread):
     files = {}
     for processes in (1, 2):

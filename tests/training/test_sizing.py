@@ -43,6 +43,7 @@ def test_as_many_as_the_steps_need(of_worker, of_step, most, needed, chosen, bou
     assert (f"The loader is the bound: {needed} would be needed, and there are cores for {chosen}" in said) is bound
 
 
+@pytest.mark.slow
 def test_a_loader_that_is_replaced_brings_the_same_batches(tmp_path, monkeypatch):
     stores = write_stores(tmp_path)
     whole = run_module.make_context

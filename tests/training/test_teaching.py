@@ -180,6 +180,7 @@ def test_a_run_learns_what_the_teacher_says_and_goes_on_exactly(place, tmp_path,
     assert records(tmp_path / "whole", "validation")[0]["stage"] == "start"
 
 
+@pytest.mark.slow
 def test_two_devices_teach_as_one(place, tmp_path, one_thread):
     """Also in micro-batches, from a teacher of another width."""
     for name, processes, stage in (("one", 1, None), ("both", 2, None), ("parts", 2, {"micro_batch_size": 3})):

@@ -96,6 +96,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_several_devices_judge_as_one(place, tmp_path, one_thread):
     """Three, of which one has no picture to encode; an error on one reaches all and hangs none."""
     expected = judge_of(place)(tiny_model())
