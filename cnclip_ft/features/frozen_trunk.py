@@ -26,6 +26,7 @@ from cnclip_ft.features.rows import Block, Rows
 from cnclip_ft.models.contract import ImageTower
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.preprocessing import DECODER
+from cnclip_ft.models.sums import sum_of
 from cnclip_ft.recipe import Augmentation
 from data_tools.atomic import whole_file
 from data_tools.bars import Bar
@@ -38,12 +39,7 @@ KEY = 2  # raised when anything else decides the features, the decoding for one:
 
 def trunk_weights(tower: ImageTower) -> hashlib._Hash:
     """sha256 over a trunk's weights, to be told what else decides its features."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tower.state_dict().items()):
-        if not tower.in_projection(name):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest
+    return sum_of((name, tensor) for name, tensor in tower.state_dict().items() if not tower.in_projection(name))
 
 
 def cache_key(

@@ -6,7 +6,7 @@ that the run's own cache would hold. Pictures that are augmented anew in every s
 
 from __future__ import annotations
 
-import hashlib
+import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from cnclip_ft.features.frozen_trunk import FeatureCache
 from cnclip_ft.features.teacher import Teacher, TeacherFeatures, principal_map
 from cnclip_ft.models.checkpoints import load
 from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.models.sums import sum_of
 from cnclip_ft.recipe import Augmentation
 from cnclip_ft.runtime import to_device
 from data_tools.store import PairStore
@@ -55,10 +56,8 @@ class PairTeacher:
             RequestError: naming `key`, the setting: nothing readable is there.
         """
         model, teacher = Teacher.opened(place, key, source, trust_import)
-        digest = hashlib.sha256(teacher.digest.encode())
-        for name, tensor in sorted(model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest = sum_of(model.image_tower.state_dict().items())  # the text tower's is the other's
+        digest.update(json.dumps([teacher.digest, model.image_tower.describe()], sort_keys=True, default=str).encode())
         size = sum(p.numel() * p.element_size() for p in model.parameters())
         return cls(teacher, digest.hexdigest(), tuple(model.image_tower.preprocessing.shape), size)
 

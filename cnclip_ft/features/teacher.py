@@ -23,6 +23,7 @@ from cnclip_ft.features.encode import encode_texts, evaluating
 from cnclip_ft.features.rows import Rows
 from cnclip_ft.models.checkpoints import load
 from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.models.sums import sum_of
 from data_tools.bars import Bar
 from data_tools.errors import RequestError
 
@@ -61,10 +62,7 @@ class Teacher:
 
 
 def _digest(model: DualEncoder) -> str:
-    tower, digest = model.text_tower, hashlib.sha256()
-    for name, tensor in sorted(tower.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    tower, digest = model.text_tower, sum_of(model.text_tower.state_dict().items())
     digest.update(json.dumps([tower.describe(), model.tokenizer.fingerprint()], sort_keys=True, default=str).encode())
     return digest.hexdigest()
 

@@ -36,6 +36,7 @@ from cnclip_ft.models.formats.folders import read_folder_of_transformers
 from cnclip_ft.models.formats.open_clip import is_open_clip
 from cnclip_ft.models.formats.recognise import with_architecture
 from cnclip_ft.models.hub import find
+from cnclip_ft.models.narrowing import narrow
 from cnclip_ft.models.registry import family_of, image_kinds
 from cnclip_ft.runtime import parse_device
 from data_tools.arguments import typed
@@ -237,7 +238,7 @@ def load(
     )
     model = assemble(checkpoint)
     if dimensions is not None:
-        model.narrow(dimensions)
+        narrow(model, dimensions)
     for note in checkpoint.all_notes:
         logging.getLogger("cnclip_ft").warning("%s: %s", checkpoint.source, note)
     model.tokenizer.once_read(partial(warn, rows=model.text_tower.vocab_size, source=checkpoint.source))

@@ -268,28 +268,6 @@ class Tower(nn.Module, ABC):
         """
         raise RequestError(f"a tower of kind {self.kind} gives features of {self.output_dim} numbers, not {output_dim}")
 
-    def narrow(self, output_dim: int) -> None:
-        """Only the first `output_dim` numbers of the features come out: the last linear layer of the projection loses the other rows.
-
-        Raises:
-            RequestError: there are not more, or no layer of a projection makes them.
-        """
-        if not 0 < output_dim <= self.output_dim:
-            raise RequestError(
-                f"dimensions is {output_dim}, and the features have {self.output_dim} numbers: dimensions=N, at most that"
-            )
-        layers = [] if self.projection is None else list(self.projection.modules())
-        last = next((m for m in layers[::-1] if isinstance(m, nn.Linear) and m.out_features == self.output_dim), None)
-        if last is None:
-            raise RequestError(
-                f"a tower of kind {self.kind} makes its features without a projection, so they cannot be cut to {output_dim} numbers"
-            )
-        with torch.no_grad():
-            last.weight = nn.Parameter(last.weight[:output_dim].clone(), last.weight.requires_grad)
-            if last.bias is not None:
-                last.bias = nn.Parameter(last.bias[:output_dim].clone(), last.bias.requires_grad)
-        last.out_features, self.output_dim = output_dim, output_dim
-
     @property
     def projection_name(self) -> str | None:
         """The projection's name within the tower."""
@@ -304,16 +282,6 @@ class Tower(nn.Module, ABC):
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Whether weight decay is for this parameter: not for biases, norms and embeddings."""
         return parameter.ndim >= 2 and "embedding" not in name
-
-
-CONVOLUTIONS_LIKE = ("cuda",)
-"""Kinds of devices whose convolutions want the channels together in memory: tensor cores do (PyTorch's channels-last tutorial); on
-two CPU cores it was 2 %."""
-
-
-def convolutional(trunk: nn.Module) -> bool:
-    """Whether convolutions do the work: more of them than the one that makes patches."""
-    return sum(isinstance(module, nn.Conv2d) for module in trunk.modules()) > 1
 
 
 class ImageTower(Tower):

@@ -58,18 +58,6 @@ class DualEncoder(nn.Module):
     def image_size(self) -> int:
         return self.image_tower.image_size
 
-    def narrow(self, dimensions: int) -> None:
-        """Features of the first `dimensions` numbers alone, for a model that was trained so (Matryoshka, arXiv 2205.13147).
-
-        Raises:
-            RequestError: as `Tower.narrow`.
-        """
-        if dimensions == self.image_tower.output_dim:
-            return
-        self.image_tower.narrow(dimensions)
-        self.text_tower.narrow(dimensions)
-        self.architecture, self.narrowed = None, dimensions  # none of the catalogue's any more
-
     @property
     def device(self) -> torch.device:
         return self.logit_scale.device

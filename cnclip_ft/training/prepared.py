@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cnclip_ft.features.frozen_trunk import FeatureCache
@@ -37,7 +38,10 @@ def prepare(context: Context, plan: StagePlan, model: DualEncoder, stop: StopReq
         Stopped: so asked; what is computed stays.
         UserError: more pictures than are allowed cannot be read.
     """
-    asked = _Asked(stop)
+
+    def asked() -> bool:
+        return stop is not None and stop.asked_here
+
     return Prepared(
         _build_cache(context, plan, model, asked) if plan.cached else None,
         _ask_teacher(context, plan, model, asked) if plan.teaching is not None else None,
@@ -45,15 +49,10 @@ def prepare(context: Context, plan: StagePlan, model: DualEncoder, stop: StopReq
     )
 
 
-class _Asked:
-    def __init__(self, stop: StopRequest | None) -> None:
-        self.stop = stop
-
-    def __call__(self) -> bool:
-        return self.stop is not None and self.stop.asked_here
+Asked = Callable[[], bool]
 
 
-def _build_cache(context: Context, plan: StagePlan, model: DualEncoder, asked: _Asked) -> FeatureCache:
+def _build_cache(context: Context, plan: StagePlan, model: DualEncoder, asked: Asked) -> FeatureCache:
     setting, data = plan.setting, context.recipe.data
     cache = FeatureCache(
         context.cache_folder,
@@ -79,7 +78,7 @@ def _build_cache(context: Context, plan: StagePlan, model: DualEncoder, asked: _
     return cache
 
 
-def _ask_teacher(context: Context, plan: StagePlan, model: DualEncoder, asked: _Asked) -> TeacherFeatures:
+def _ask_teacher(context: Context, plan: StagePlan, model: DualEncoder, asked: Asked) -> TeacherFeatures:
     teaching, dim = plan.teaching, model.image_tower.output_dim
     assert teaching is not None
     features = TeacherFeatures(context.cache_folder, teaching.teacher, teaching.heard_texts(), dim, context.precision)
@@ -93,7 +92,7 @@ def _ask_teacher(context: Context, plan: StagePlan, model: DualEncoder, asked: _
     return features
 
 
-def _ask_beside(context: Context, plan: StagePlan, model: DualEncoder, asked: _Asked) -> TaughtPairs:
+def _ask_beside(context: Context, plan: StagePlan, model: DualEncoder, asked: Asked) -> TaughtPairs:
     distilling, setting, data = plan.distilling, plan.setting, context.recipe.data
     assert distilling is not None
     dim = model.image_tower.output_dim

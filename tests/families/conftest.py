@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 
+from tests.families.cards import CARDS
 from tests.families.encoders import ENCODERS
 from tests.training.helpers import write_stores
 
@@ -13,14 +16,16 @@ def stores(tmp_path_factory):
     return write_stores(tmp_path_factory.mktemp("stores"))
 
 
+def written_once(place, known):
+    """Folder of one of `known` by its name, below `place`; written when it is first asked for."""
+    return functools.cache(lambda name: known[name].write(place / name.replace(" ", "-")))
+
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
-    """Folder of an encoder by its name; written once."""
-    place, made = tmp_path_factory.mktemp("encoders"), {}
+    return written_once(tmp_path_factory.mktemp("encoders"), ENCODERS)
 
-    def folder(name: str):
-        if name not in made:
-            made[name] = ENCODERS[name].write(place / name.replace(" ", "-"))
-        return made[name]
 
-    return folder
+@pytest.fixture(scope="session")
+def written(tmp_path_factory):
+    return written_once(tmp_path_factory.mktemp("families"), CARDS)

@@ -17,25 +17,11 @@ from cnclip_ft.models.families import fast_tokenizer
 from cnclip_ft.models.registry import family_of
 from cnclip_ft.models.start import build_start
 from data_tools.errors import RequestError
-from tests.families.cards import CARDS
 from tests.families.encoders import IMAGE, SAID, start
 from tests.families.test_encoders_refused import edited
 from tests.training.helpers import planned, tiny_recipe
 
 PROCESSOR = "preprocessor_config.json"
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """Folder of a family by its card's name; written once."""
-    place, made = tmp_path_factory.mktemp("families"), {}
-
-    def folder(name: str):
-        if name not in made:
-            made[name] = CARDS[name].write(place / name.replace(" ", "-"))
-        return made[name]
-
-    return folder
 
 
 def lines(report) -> str:

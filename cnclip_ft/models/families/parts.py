@@ -11,6 +11,15 @@ from transformers import PretrainedConfig
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.runtime import to_device
 
+CONVOLUTIONS_LIKE = ("cuda",)
+"""Kinds of devices whose convolutions want the channels together in memory: tensor cores do (PyTorch's channels-last tutorial); on
+two CPU cores it was 2 %."""
+
+
+def convolutional(trunk: nn.Module) -> bool:
+    """Whether convolutions do the work: more of them than the one that makes patches."""
+    return sum(isinstance(module, nn.Conv2d) for module in trunk.modules()) > 1
+
 
 def new_projection(width: int, output_dim: int) -> nn.Linear:
     """A bias-free map to the common dimension with fresh weights that keep the scale."""

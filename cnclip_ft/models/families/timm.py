@@ -14,8 +14,9 @@ from accelerate import init_empty_weights
 from pydantic import Field, model_validator
 from torch import nn
 
-from cnclip_ft.models.contract import CONVOLUTIONS_LIKE, ImageTower, convolutional
+from cnclip_ft.models.contract import ImageTower
 from cnclip_ft.models.families.numbers import unusual_rule, with_picture_rule
+from cnclip_ft.models.families.parts import CONVOLUTIONS_LIKE, convolutional
 from cnclip_ft.models.family import Family
 from cnclip_ft.models.preprocessing import SquarePicture
 from cnclip_ft.models.schema import PictureRule, Pixels

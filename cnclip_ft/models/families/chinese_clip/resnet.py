@@ -17,10 +17,11 @@ import torch.utils.checkpoint
 from pydantic import Field
 from torch import nn
 
-from cnclip_ft.models.contract import CONVOLUTIONS_LIKE, ImageTower
+from cnclip_ft.models.contract import ImageTower
 from cnclip_ft.models.families.chinese_clip.catalog import ResNet
 from cnclip_ft.models.families.fresh import check_new_size, from_recipe
 from cnclip_ft.models.families.numbers import resize_positions, unusual_rule, with_picture_rule
+from cnclip_ft.models.families.parts import CONVOLUTIONS_LIKE
 from cnclip_ft.models.preprocessing import SquarePicture
 from cnclip_ft.models.schema import Layers, PictureRule, Pixels, Width
 from data_tools.errors import RequestError
