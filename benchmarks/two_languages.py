@@ -68,8 +68,9 @@ def write_stores(source: Path, target: Path) -> None:
 class Runs:
     """Runs in folders of one place, with the same towers, stores and cache of the frozen image tower."""
 
-    def __init__(self, output: Path, chinese: Path, english: Path, seed: int, share: float) -> None:
+    def __init__(self, output: Path, chinese: Path, english: Path, seed: int, share: float, precision: str) -> None:
         self.output, self.chinese, self.english, self.seed, self.share = output, chinese, english, seed, share
+        self.precision = precision
         self.stores = output / "stores"
 
     def start(self, text: Path, image: str | Path = "benchmarks.efficientnet_lite0:Tower") -> dict[str, Any]:
@@ -123,6 +124,7 @@ class Runs:
                 "output": str(folder),
                 "feature_cache": str(self.output / "feature_cache"),
                 "seed": self.seed,
+                "precision": self.precision,
                 "best_by": by,
             }
         )  # fmt: skip
@@ -195,6 +197,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/two-languages"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--share", type=float, default=1.0, help="of every stage's length, to see that it works")
+    parser.add_argument("--precision", default="auto", help="bf16 halves the hours where the processor multiplies in it")
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - parts.keys():
         parser.error(f"{', '.join(sorted(unknown))}: there are {', '.join(parts)}")
@@ -204,7 +207,7 @@ def main() -> None:
         if found is None or data is None:
             sys.exit(f"needs {package} on the path and CNCLIP_FT_REAL_DATA (see the head of this file)")
         folders.append(Path(next(iter(found.submodule_search_locations or []))) / folder)
-    runs = Runs(arguments.output, *folders, arguments.seed, arguments.share)
+    runs = Runs(arguments.output, *folders, arguments.seed, arguments.share, arguments.precision)
     write_stores(Path(data), runs.stores)
     for name in arguments.parts or parts:
         print(name, flush=True)
