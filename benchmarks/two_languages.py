@@ -197,7 +197,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/two-languages"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--share", type=float, default=1.0, help="of every stage's length, to see that it works")
-    parser.add_argument("--precision", default="auto", help="bf16 halves the hours where the processor multiplies in it")
+    parser.add_argument(
+        "--precision", default="auto", help="bf16 halves the hours where the processor multiplies in it"
+    )
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - parts.keys():
         parser.error(f"{', '.join(sorted(unknown))}: there are {', '.join(parts)}")

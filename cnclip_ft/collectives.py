@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from data_tools.errors import UserError
 
+Item = TypeVar("Item")
+
 _BUCKET_BYTES = 25 * 2**20
+_LOOK = 0.2  # seconds after which devices that wait for the first one ask again
 
 
 def world_size() -> int:
@@ -201,6 +205,45 @@ def together(device: torch.device) -> Iterator[None]:
         meet(device, error)
     else:
         meet(device)
+
+
+def on_first(do: Callable[[], object], device: torch.device) -> None:
+    """The first device does what may take long, as writing files; the others wait for it until it is done.
+
+    It works in a thread meanwhile, and all ask each other how far it is: no device stands in a collective for as long as the work
+    takes, which nccl would take for a device that has gone.
+
+    Raises:
+        Exception: of the work, on the first device.
+        FailedElsewhere: on the others.
+    """
+    if world_size() == 1:
+        do()
+        return
+    if rank():
+        while not meet(device):
+            pass
+        return
+    with ThreadPoolExecutor(1) as pool:
+        work = pool.submit(do)
+        while not wait([work], timeout=_LOOK).done:
+            meet(device)
+        error = work.exception()
+        if error is not None and not isinstance(error, Exception):
+            raise error
+        meet(device, error, number=1)
+
+
+def in_rounds(own: Sequence[Item], device: torch.device, stop: Callable[[], bool]) -> Iterator[Item]:
+    """This device's pieces of work, one for each round of all devices: none waits longer than another's piece takes.
+
+    Ends with the round in which a device finds that it is to `stop`.
+    """
+    for number in range(meet(device, number=len(own))):
+        if number < len(own):
+            yield own[number]
+        if meet(device, number=int(stop())):
+            return
 
 
 def in_turns(sizes: Sequence[int], own: Iterator[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:

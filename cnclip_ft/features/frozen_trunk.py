@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from cnclip_ft.collectives import sum_numbers
+from cnclip_ft.collectives import in_rounds, sum_numbers, together
 from cnclip_ft.data.augment import augment
 from cnclip_ft.data.mixture import Mixture, check_lines, name_image
 from cnclip_ft.data.pictures import Pictures, data_fault
@@ -124,9 +124,9 @@ class FeatureCache:
                 desc="frozen image features",
                 shown=accelerator.is_main_process,
             )
-            self._fill(missing, autocast, images_at_once, workers, max_damaged, bar, asked_to_stop)
+            with together(accelerator.device):
+                self._fill(missing, autocast, images_at_once, workers, max_damaged, bar, asked_to_stop)
             bar.close()
-            accelerator.wait_for_everyone()
             if sum_numbers(float(asked_to_stop()), accelerator.device):
                 return False
             if accelerator.is_main_process:
@@ -160,7 +160,9 @@ class FeatureCache:
         pictures = Pictures(self.store.image_ids, self.store.image_view, preprocessing, reduced=self.reduced)
         asked = [list(range(block.start, block.stop)) for block in missing]
         damaged: dict[int, str] = {}
-        for block, (whole, told) in zip(missing, pictures.batches(asked, workers=workers), strict=True):
+        decoded = pictures.batches(asked, workers=workers)
+        for block in in_rounds(missing, self.model.device, asked_to_stop):
+            whole, told = next(decoded)
             pixels = torch.zeros(len(told), *preprocessing.shape, dtype=torch.uint8)
             if whole is not None:
                 pixels[[fault is None for fault in told]] = whole
@@ -179,8 +181,6 @@ class FeatureCache:
                 computed = self._compute(autocast, block.view, block.start // BLOCK, pixels, images_at_once)
                 self._rows.write(block, computed, damaged)
             bar.update(len(pixels))
-            if asked_to_stop():
-                break
 
     @torch.inference_mode()
     def _compute(

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
-from cnclip_ft.collectives import sum_numbers
+from cnclip_ft.collectives import in_rounds, sum_numbers, together
 from cnclip_ft.features.encode import encode_texts, evaluating
 from cnclip_ft.features.rows import Rows
 from cnclip_ft.models.checkpoints import load
@@ -114,16 +114,14 @@ class TeacherFeatures:
             accelerator.wait_for_everyone()
             bar = Bar(total=sum(map(len, missing)), unit="text", desc="teacher", shown=accelerator.is_main_process)
             model = load(self.teacher.place, source=self.teacher.source, trust_import=self.teacher.trust_import)
-            with evaluating(model, accelerator.device), autocast():
-                for block in missing:
+            device = accelerator.device
+            with together(device), evaluating(model, device), autocast():
+                for block in in_rounds(missing, device, asked_to_stop):
                     part = encode_texts(model, self.texts[block.start : block.stop])
                     if not self._rows.has(block):  # else another run was here in the meantime
                         self._rows.write(block, part.numpy())
                     bar.update(len(block))
-                    if asked_to_stop():
-                        break
             bar.close()
-            accelerator.wait_for_everyone()
             if sum_numbers(float(asked_to_stop()), accelerator.device):
                 return False
         self._features = self._rows.read()

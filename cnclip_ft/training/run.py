@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from cnclip_ft.collectives import on_first
 from cnclip_ft.evaluation.evaluators import Recall
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import Recipe, Stage, dump_recipe
@@ -170,19 +171,25 @@ class Run:
         context = self.context
         self.described = plan.describe(context, self.model, self.plans)
         said: list[str] = [self.described]
-        if context.main:
-            self.progress.identity = identity(context, self.model, self.plans)
-            if state is None:
-                begin(context.folder, context.recipe)
-            else:
-                said += refuse_other_data(context, self.progress.identity, state)
-                said += [longer(self.plans[state["stage"]], self.shorter, state["step"])] if self.shorter else []
-                (context.folder / "report" / DONE).unlink(missing_ok=True)  # from here on it is not done
-                if state["recipe"] != dump_recipe(context.recipe):
-                    write_recipe(context.folder, context.recipe)
+        # It reads every store whole.
+        on_first(lambda: said.extend(self._open_folder(state)), context.device)
         context.journal.track = start_trackers(context.accelerator, context.recipe)
         for text in said:
             context.journal.say(text)
+
+    def _open_folder(self, state: dict[str, Any] | None) -> list[str]:
+        """Make the folder that of this run; returns what there is to say about one that goes on."""
+        context, said = self.context, []
+        self.progress.identity = identity(context, self.model, self.plans)
+        if state is None:
+            begin(context.folder, context.recipe)
+            return []
+        said += refuse_other_data(context, self.progress.identity, state)
+        said += [longer(self.plans[state["stage"]], self.shorter, state["step"])] if self.shorter else []
+        (context.folder / "report" / DONE).unlink(missing_ok=True)  # from here on it is not done
+        if state["recipe"] != dump_recipe(context.recipe):
+            write_recipe(context.folder, context.recipe)
+        return said
 
     def _train_stages(self, state: dict[str, Any] | None) -> None:
         context, progress = self.context, self.progress

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any
 
-from cnclip_ft.collectives import sum_numbers
+from cnclip_ft.collectives import on_first, sum_numbers
 from cnclip_ft.data.mixture import check_lines
 from cnclip_ft.data.transport import SECONDS
 from cnclip_ft.models.checkpoints import read_info
@@ -76,7 +77,7 @@ class StageRun:
         if start is not None:
             self.selection.begin(start["score"], start["row"])
             give_bias(model, plan.objective)  # so that start and best hold the same tensors
-            self.kept.save("start", model, checkpoint_info(context, plan, 0, progress.token, start))
+            self._keep("start", model, checkpoint_info(context, plan, 0, progress.token, start))
         self.trainer = Trainer(context, plan, model, state, stop)
         self.plan = self.trainer.plan  # without the images that cannot be read
         if state is not None:
@@ -255,11 +256,14 @@ class StageRun:
         with self.trainer.judged() as model:
             try:
                 judgement = self.judge(model)
-                if self.context.main:
-                    self._say_and_keep(model, judgement)
             except Exception as error:  # noqa: BLE001 - raised below, when the state is written
                 failure = error
-        self.unjudged = bool(sum_numbers(float(failure is not None), self.context.device))
+            self.unjudged = bool(sum_numbers(float(failure is not None), self.context.device))
+            if not self.unjudged and judgement is not None:
+                try:
+                    on_first(partial(self._say_and_keep, model, judgement), self.context.device)
+                except Exception as error:  # noqa: BLE001 - as above; all devices meet one
+                    failure, self.unjudged = error, True
         if self.unjudged or judgement is None:
             self._save_what_was_done(all_devices=True)
             raise failure or UserError("the validation failed on another device, which says why")
@@ -294,18 +298,20 @@ class StageRun:
         name = f"{EPOCH}{self.trainer.step // self.plan.order.steps_per_epoch}"
         with self.trainer.judged() as model:
             info = checkpoint_info(self.context, self.plan, self.trainer.step, self.progress.token, {})
-            self.kept.save(name, model, info)
+            self._keep(name, model, info)
+
+    def _keep(self, name: str, model: DualEncoder, info: dict[str, Any]) -> None:
+        on_first(partial(self.kept.save, name, model, info), self.context.device)
 
     def save(self) -> None:
         """Write the state to continue from; training goes on while the file is written."""
         self._settle()
         state = self.trainer.state_dict()
-        if self.context.main:
-            selection = self.selection.state_dict() | {"sums": self.kept.sums}
-            state |= self.progress.state_dict(self.context) | {"selection": selection, "unjudged": self.unjudged}
-            self.states.save(self.plan.number * (MOST_STEPS + 1) + self.trainer.step, state)
+        selection = self.selection.state_dict() | {"sums": self.kept.sums}
+        state |= self.progress.state_dict(self.context) | {"selection": selection, "unjudged": self.unjudged}
+        number = self.plan.number * (MOST_STEPS + 1) + self.trainer.step
+        on_first(partial(self.states.save, number, state), self.context.device)
         self.saved = self.trainer.step
-        self.context.accelerator.wait_for_everyone()
 
     def _save_what_was_done(self, all_devices: bool = False) -> None:
         """Before a fault that comes between two steps ends the run. Other devices must be at the same place."""
@@ -329,8 +335,7 @@ class StageRun:
                 f"{self._gentler()}, and --overwrite or another output=FOLDER."
             )
         if so_far.best_step == 0:
-            if "best" not in kept.sums:
-                kept.start_is_best(self.model)
+            on_first(self._keep_start, self.context.device)
             note = Said(
                 "stage {stage} brought nothing: no validation beat its start ({best:.2f}), which stays",
                 "阶段 {stage} 没有带来提升：没有一次验证超过其起点（{best:.2f}），保留起点",
@@ -351,9 +356,12 @@ class StageRun:
         elif plan.setting.interpolate and not self.interpolated:
             self._interpolate(plan.setting.interpolate)
         context.accelerator.wait_for_everyone()  # all have read what is cleared
-        kept.clear_start()
-        context.accelerator.wait_for_everyone()
+        on_first(kept.clear_start, context.device)
         self.model.load_state_dict(kept.weights("best", self.model))
+
+    def _keep_start(self) -> None:
+        if "best" not in self.kept.sums:
+            self.kept.start_is_best(self.model)
 
     def _gentler(self) -> str:
         """What may keep a stage within the guard's limit, to type."""
@@ -381,7 +389,7 @@ class StageRun:
         if won is not None:
             alpha, judgement = won
             info = checkpoint_info(context, self.plan, self.trainer.step, self.progress.token, verdict(judgement))
-            kept.save("best", model, info | {"interpolated": alpha})
+            self._keep("best", model, info | {"interpolated": alpha})
 
     def outcome(self) -> dict[str, Any]:
         """What was found of the weights the stage ends with: the start of the next one."""
