@@ -241,7 +241,7 @@ class _Build:
         if language is None:
             language = detect_language(item.text) if self.language == "detect" else self.language
         for fault in self.writer.add_text(
-            item.text_id, item.text, item.image_ids, language, item=position, origin=item.origin
+            item.text_id, item.text, item.image_ids, language, item=position, origin=item.origin, beside=item.beside
         ):
             self._fault(located(fault, item.file, item.line))
 

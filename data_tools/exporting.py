@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from data_tools.atomic import sync_file
 from data_tools.bars import Bar
@@ -17,6 +18,7 @@ from data_tools.outputs import EMPTY, refuse_overlap
 from data_tools.scratch import Scratch, real_place
 from data_tools.selection import Selection
 from data_tools.store import Id, PairStore, open_store
+from data_tools.store.beside import beside_json
 from data_tools.store.layouts import Value
 
 _OURS = ("image_id", "captions", "language", "text", "file_name", "image")  # fields that no kept column may be called
@@ -60,6 +62,11 @@ def export_store(
         folder = scratch.folder / "new"
         folder.mkdir()
         done = form.write(store, chosen, folder, shard_size, progress)
+        if store.beside_counts and not form.beside:
+            listed = ", ".join(f"{name} {count:,}" for name, count in store.beside_counts.items() if count)
+            done.notes.append(
+                f"this form has no place for what stands beside texts ({listed}); store and official have"
+            )
         _compare(store, chosen, form, folder, progress)
         for file in folder.rglob("*"):
             if file.is_file():
@@ -86,15 +93,19 @@ def _compare(store: PairStore, chosen: Selection, form: Form, folder: Path, prog
         said = sorted((name, str(value)) for name, value in kept.items() if form.columns and name not in _OURS)
         return _sum(own + json.dumps(said).encode())
 
+    def text(own: bytes, said: str, beside: Mapping[str, Any] | None) -> int:
+        more = beside_json(beside) if form.beside and beside else ""
+        return _sum(own + said.encode() + more.encode())
+
     wanted, known = [0, 0], dict[Id, bytes]()
     for image_id in chosen.pictures(store, not form.alone or bool(chosen.languages)):
         known[image_id] = hashlib.sha256(store.image(image_id)).digest()
         wanted[0] += picture(known[image_id], chosen.columns_of(store, image_id))
-    for pair in store.pairs():
+    for pair, beside in store.pairs_and_beside():
         if pair.image_id in known and chosen.keeps_pair(pair):
-            wanted[1] += _sum(known[pair.image_id] + pair.text.encode())
-    for _, text, _ in store.lone_texts if form.alone and chosen.whole else ():
-        wanted[1] += _sum(text.encode())
+            wanted[1] += text(known[pair.image_id], pair.text, beside)
+    for _, lone, _ in store.lone_texts if form.alone and chosen.whole else ():
+        wanted[1] += text(b"", lone, None)
     there, hashes = [0, 0], dict[Id, bytes]()
     stream = form.read(folder).open()
     for item in Bar(stream.items, desc="reading back", unit="item", shown=progress, delay=1.0):
@@ -105,7 +116,7 @@ def _compare(store: PairStore, chosen: Selection, form: Form, folder: Path, prog
             there[0] += picture(hashes[item.image_id], item.columns or {})
         else:
             for own in [hashes[image_id] for image_id in item.image_ids] or [b""]:
-                there[1] += _sum(own + item.text.encode())
+                there[1] += text(own, item.text, item.beside)
     if wanted != there:
         what = " and ".join(name for name, a, b in zip(("pictures", "texts"), wanted, there, strict=True) if a != b)
         raise UserError(

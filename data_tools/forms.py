@@ -47,13 +47,14 @@ class Form:
 
     Args:
         alone: whether there is a place for pictures without a text and texts without a picture.
-        columns: whether there is one for kept columns.
+        columns: whether there is one for kept columns. beside: for what pairs have beside their texts.
     """
 
     write: Writer
     read: Callable[[Path], Source]
     alone: bool = False
     columns: bool = True
+    beside: bool = False
 
 
 def _with_texts(write: Callable[[Pictures, Path, int], None]) -> Writer:
@@ -256,6 +257,6 @@ FORMS = {
         alone=True,
         columns=False,
     ),
-    "official": Form(_store("official"), StoreSource, alone=True),
-    "store": Form(_store("plain"), StoreSource, alone=True),
+    "official": Form(_store("official"), StoreSource, alone=True, beside=True),
+    "store": Form(_store("plain"), StoreSource, alone=True, beside=True),
 }

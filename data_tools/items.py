@@ -74,7 +74,7 @@ class ImageItem:
 class TextItem:
     """A text of the source and the images it stands on (none: they are unknown).
 
-    `origin` is that of its image where both came together: it stands on that image only, not on another of its id. With
+    `beside` is what each of its pairs has beside the text (`StoreWriter.add_text`). `origin` is that of its image where both came together: it stands on that image only, not on another of its id. With
     `own_number` the id is only a number counted by the source: behind another source the counting goes on.
     """
 
@@ -86,6 +86,7 @@ class TextItem:
     line: int | None = None
     origin: str | None = None
     own_number: bool = False
+    beside: dict[str, Any] | None = None
 
 
 Item = ImageItem | TextItem | DataFault

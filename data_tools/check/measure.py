@@ -72,6 +72,7 @@ class SplitCheck:
     order: str = ""
     skipped: dict[str, int] = field(default_factory=dict)  # kind → number of what the build left out (faults.jsonl)
     kept: dict[str, KeptColumn] = field(default_factory=dict)
+    beside: dict[str, int] = field(default_factory=dict)  # pairs with negatives, a weight, boxes
     # As the store says, where it does.
     stated_checksum: str | None = None
     stated_order: str | None = None
@@ -159,6 +160,7 @@ def measure(
         stated_images=store.image_count,
         skipped=dict(Counter(str(fault["kind"]) for fault in read_faults(store.path)).most_common()),
         kept={name: KeptColumn.of(counts) for name, counts in images.kept.items()},
+        beside=pairs.beside,
         parallel=measure_parallel(read_parallel(store)) if is_parallel(store) else None,
         image_hashes=images.first,
         text_hashes=pairs.first_text,
@@ -181,18 +183,21 @@ class _Pairs:
         self.languages: Counter[str] = Counter()
         self.distinct: dict[Id, str] = {}
         self.first_text: dict[bytes, str] = {}
+        self.beside: dict[str, int] = {}
         self.missing, self.missing_examples = 0, list[list[Id]]()
         self._image_of, self._text_of = array("q"), array("q")  # of every pair: equal content, equal number
         text_numbers: dict[bytes, int] = {}
-        for pair in Bar(
-            store.pairs(),
+        for pair, beside in Bar(
+            store.pairs_and_beside(),
             total=len(store),
             desc=f"{store.name}: pairs",
             unit="pair",
             shown=progress,
             delay=1.0,
         ):
-            self.content.pair(pair.image_id, pair.text_id, pair.text)
+            for kind in beside:
+                self.beside[kind] = self.beside.get(kind, 0) + 1
+            self.content.pair(pair.image_id, pair.text_id, pair.text, beside)
             order.pair(pair.image_id, pair.text_id, pair.text)
             number = numbers.get(pair.image_id)
             if number is None:

@@ -49,6 +49,8 @@ def rows_of(split: SplitCheck, language: str = "en") -> list[tuple[str, str]]:
     named += [(row_name(name, language), value) for name, value in rows]
     for name, column in split.kept.items():
         named.insert(-1, (row_name("kept", language, column=name), kept_in_words(column, language)))
+    for kind, count in split.beside.items():
+        named.insert(-1, (row_name(f"beside_{kind}", language), f"{count:,}"))
     return named
 
 

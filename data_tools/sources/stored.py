@@ -17,7 +17,7 @@ from data_tools.items import ImageItem, Item, Source, Stream, TextItem, content_
 from data_tools.sources.joined import Joined
 from data_tools.store import Id, Pair, PairStore, open_store
 from data_tools.store.layouts import Value
-from data_tools.store.seen import beside
+from data_tools.store.seen import other_image_id
 from data_tools.words import many
 
 _NUMBERS = "image_ids.tsv"
@@ -69,10 +69,11 @@ class StoreSource:
                     if self.columns is not None:
                         columns = {name: columns[name] for name in self.columns if name in columns}
                     yield ImageItem(self.name(image_id), data, self.path, columns=columns or None, ready=True)
-            for pair in store.pairs():
+            for pair, found in store.pairs_and_beside():
                 done[0] += 1
                 if (keep is None or keep(pair.image_id)) and (self.keep_pair is None or self.keep_pair(pair)):
-                    yield TextItem(pair.text_id, pair.text, (self.name(pair.image_id),), pair.language, self.path)
+                    image_ids = (self.name(pair.image_id),)
+                    yield TextItem(pair.text_id, pair.text, image_ids, pair.language, self.path, beside=found or None)
             for text_id, text, language in store.lone_texts if self.lone else ():
                 done[0] += 1
                 yield TextItem(text_id, text, (), language, self.path)
@@ -235,7 +236,9 @@ class _Known:
         if (image_id, item.origin) not in self.origins:
             return item, False
         origin, same = self.origins[image_id, item.origin]
-        return replace(item, origin=origin), self._has(image_id if same else beside(image_id, origin), item.text)
+        return replace(item, origin=origin), self._has(
+            image_id if same else other_image_id(image_id, origin), item.text
+        )
 
     def _has(self, image_id: Id | None, text: str) -> bool:
         key = np.uint64(_key(image_id, text))

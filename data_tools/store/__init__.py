@@ -5,6 +5,7 @@ opening   open_store, is_store, stores_below: which folder is a store, and wheth
 writer    StoreWriter: beside its place, verified, put there in one step
 place     what may be replaced, where a store is built, how it takes its place
 layouts   our records and the official ones          parts, seen, verify    what the writer writes into
+beside    what a pair has beside its text
 environments                                          LMDB
 """
 

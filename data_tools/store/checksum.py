@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from typing import Any
 
+from data_tools.store.beside import beside_json
 from data_tools.store.layouts import Id, id_key, json_pair
 
 _WAITING = 4096
@@ -32,8 +35,9 @@ class Checksum:
         self._images = (self._images + int.from_bytes(digest, "big")) % 2**256
         return digest
 
-    def pair(self, image_id: Id | None, text_id: Id, text: str) -> None:
-        value = f"[{json_pair(image_id, text_id, text)}]".encode("utf-8", "replace")
+    def pair(self, image_id: Id | None, text_id: Id, text: str, beside: Mapping[str, Any] | None = None) -> None:
+        more = f",{beside_json(beside)}" if beside else ""
+        value = f"[{json_pair(image_id, text_id, text)}{more}]".encode("utf-8", "replace")
         self._pairs = (self._pairs + int.from_bytes(hashlib.sha256(value).digest(), "big")) % 2**256
 
     def hexdigest(self) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data_tools.bars import Bar
 from data_tools.store import manifest
-from data_tools.store.layouts import LONE, Id, Layout
+from data_tools.store.layouts import BESIDE, LONE, Id, Layout
 from data_tools.store.manifest import BLOCK, Manifest, data_files
 from data_tools.store.pages import check_runs, damaged, keys_of, walk
 from data_tools.store.reader import PairStore
@@ -66,6 +66,8 @@ def _name(layout: Layout, image: bool, key: bytes) -> str:
             return f"image {layout.image_id(key)!r}" if key != layout.image_count_key else "the count of images"
         if key.startswith(LONE) and len(key) == 12:
             return f"text {int.from_bytes(key[4:], 'big')} without image"
+        if key.startswith(BESIDE) and len(key) == len(BESIDE) + 8:
+            return f"what stands beside pair {int.from_bytes(key[len(BESIDE) :], 'big')}"
         number: Id = int.from_bytes(key, "big") if layout.pair_count_key is None and len(key) == 8 else key.decode()
         return f"pair {number}"
     except (ValueError, LookupError):

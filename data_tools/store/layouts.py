@@ -20,8 +20,8 @@ from data_tools.errors import DataFault
 from data_tools.plain_pickle import PlainUnpickler, ordinary_triple
 from data_tools.store.pages import MEND
 
-FORMAT, VERSION = "cnclip-ft-store", 1
-META, LONE, PROGRESS = b"meta", b"lone", b"progress"
+FORMAT, VERSION, WITH_BESIDE = "cnclip-ft-store", 1, 2  # 2: where a pair has something beside its text
+META, LONE, PROGRESS, BESIDE = b"meta", b"lone", b"progress", b"beside"
 LONGEST_ID = 500  # bytes; LMDB's keys end at 511
 Id = int | str
 Value = str | int | float | bool  # of a column kept with an image

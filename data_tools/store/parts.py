@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -11,9 +12,23 @@ from typing import Any
 
 from data_tools.errors import RequestError
 from data_tools.store import environments
+from data_tools.store.beside import KINDS, Beside, beside_json
 from data_tools.store.checksum import Checksum
 from data_tools.store.environments import GrowingWriter
-from data_tools.store.layouts import COLUMNS, FORMAT, LONE, META, PLAIN, PROGRESS, VERSION, Id, Layout, Value
+from data_tools.store.layouts import (
+    BESIDE,
+    COLUMNS,
+    FORMAT,
+    LONE,
+    META,
+    PLAIN,
+    PROGRESS,
+    VERSION,
+    WITH_BESIDE,
+    Id,
+    Layout,
+    Value,
+)
 from data_tools.store.shard import SHARD
 
 _MOST_SAMPLED = 256  # images a file that are read back at the end
@@ -30,6 +45,7 @@ class Part:
         self.sums = Checksum(state.get("sums", ("0", "0")))
         self.sample: dict[str, str] = state.get("sample", {})  # some of the images: key → hash, for reading back
         self.names: dict[str, None] = dict.fromkeys(state.get("names", ()))  # of kept columns, in order
+        self.beside = Counter[str](state.get("beside", {}))  # pairs that have something beside their text, by kind
         self._every = 1
         self._images: list[tuple[Id, bytes]] = []
         self._entries: list[tuple[bytes, bytes]] = []
@@ -49,6 +65,7 @@ class Part:
         """The work of writing what waits, to be done elsewhere; every item before `position` is in it or before it."""
         images, entries = self._images, self._entries
         state = {"items": position, "count": self.count, "lone": self.lone, "names": list(self.names)}
+        state |= {"beside": dict(self.beside)} if self.beside else {}
         pair_sum = self.sums.sums[1]  # that of images is counted below, this one goes on meanwhile
         self._images, self._entries, self.position = [], [], position
 
@@ -181,13 +198,27 @@ class Parts:
             self._pairs[shard] = Part(self._shard(shard) / "pairs", self.layout)
         return self._pairs[shard]
 
-    def add_pair(self, item: int, shard: int, image_id: Id, text_id: Id, text: str, language: str | None) -> None:
+    def add_pair(
+        self,
+        item: int,
+        shard: int,
+        image_id: Id,
+        text_id: Id,
+        text: str,
+        language: str | None,
+        beside: Beside | None = None,
+    ) -> None:
         part = self._pairs_of(shard)
         if item >= part.position:
             part.put(self.layout.pair_key(part.count), self.layout.write_pair(image_id, text_id, text, language))
+            if beside:
+                value = beside_json(beside).encode()
+                part.put(BESIDE + PLAIN.pair_key(part.count), value)
+                part.beside.update(("pairs", *beside))
+                self._bytes += len(value)
             part.count += 1
             self._items += 1
-            part.sums.pair(image_id, text_id, text)
+            part.sums.pair(image_id, text_id, text, beside)
 
     def add_lone(self, item: int, text_id: Id, text: str, language: str | None) -> None:
         part = self._pairs_of(0)
@@ -236,6 +267,8 @@ class Parts:
                 columns = self._opened(number, self._columns)
                 columns.take(position)()
                 meta |= {"columns": list(columns.names), "described": columns.count}
+            if pairs.beside:
+                meta |= {"version": WITH_BESIDE, "beside": {name: pairs.beside[name] for name in ("pairs", *KINDS)}}
             pairs.put(META, json.dumps(meta, ensure_ascii=False).encode())
             pairs.take(position)()
             self._leave(number)

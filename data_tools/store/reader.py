@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from typing import Any
 from data_tools.bars import Bar
 from data_tools.errors import DataFault, RequestError, UserError
 from data_tools.store import environments
+from data_tools.store.beside import Beside
 from data_tools.store.checksum import Checksum, Order
 from data_tools.store.layouts import OFFICIAL, Id, Value, is_pair
 from data_tools.store.manifest import Manifest, read_manifest
@@ -165,6 +167,47 @@ class PairStore:
             if count != shard.meta["pairs"]:
                 raise damaged(shard.pairs_file, f"{count:,} of {shard.meta['pairs']:,} pairs are there")
 
+    @cached_property
+    def beside_counts(self) -> dict[str, int]:
+        """How many ``pairs`` have something beside their text, and how many ``boxes``, ``negatives``, a ``weight``; empty: none has."""
+        total = Counter[str]()
+        for shard in self._open():
+            total.update(shard.beside_counts)
+        return dict(total)
+
+    def beside(self, index: int) -> Beside:
+        """What pair `index` has beside its text, any of ``boxes``, ``negatives``, ``weight``; empty where it has nothing.
+
+        ``boxes``: lists ``[x, y, width, height]`` in shares of the upright picture, x and y the upper left corner;
+        ``negatives``: texts; ``weight``: a number above 0 (docs/store-format.md).
+
+        Raises:
+            IndexError: no pair of this number.
+            DataFault: the record is damaged.
+        """
+        shards = self._open()
+        if not 0 <= index < self._count:
+            raise IndexError(f"{self.path} has {self._count} pairs, no number {index}")
+        number = bisect_right(self._starts, index) - 1
+        return shards[number].beside(index - self._starts[number])
+
+    def all_beside(self) -> Iterator[tuple[int, Beside]]:
+        """(number of the pair, what it has beside its text) of the pairs that have anything, in order, read in one sweep."""
+        for shard, start in zip(self._open(), list(self._starts), strict=True):
+            for number, found in shard.all_beside():
+                yield start + number, found
+
+    def pairs_and_beside(self) -> Iterator[tuple[Pair, Beside]]:
+        """Every pair with what it has beside its text, in order, read in one sweep."""
+        records = self.all_beside()
+        following = next(records, None)
+        for number, pair in enumerate(self.pairs()):
+            if following is not None and following[0] == number:
+                yield pair, following[1]
+                following = next(records, None)
+            else:
+                yield pair, {}
+
     def missing_image(self, pair: Pair) -> DataFault:
         """For whoever meets a pair whose image is not among `image_ids`."""
         return DataFault(
@@ -262,8 +305,10 @@ class PairStore:
         total = Checksum()
         for image_id in self._bar(self.image_ids, "checksum", "image"):
             total.image(image_id, self.image(image_id))
-        for image_id, text_id, text in self.texts():
-            total.pair(image_id, text_id, text)
+        for pair, found in self.pairs_and_beside():
+            total.pair(pair.image_id, pair.text_id, pair.text, found)
+        for text_id, text, _ in self.lone_texts:
+            total.pair(None, text_id, text)
         return total.hexdigest()
 
     def checksum(self) -> str:

@@ -46,7 +46,7 @@ def text_hash(text: str) -> int:
     return (len(data) & 0xFFFFFFFF) << 32 | zlib.crc32(data)
 
 
-def beside(image_id: Id, origin: str | None) -> str:
+def other_image_id(image_id: Id, origin: str | None) -> str:
     """The id of another image of this name: ``<name>~<12 digits of its origin>``."""
     mark = f"~{origin_hash(origin).hex()[:12]}"
     return str(image_id).encode()[: LONGEST_ID - len(mark)].decode("utf-8", "ignore") + mark
@@ -117,7 +117,7 @@ class Seen:
         known = self.image(image_id)
         if known is None or known.item == item or known.origin == origin_hash(origin):
             return image_id
-        return beside(image_id, origin)
+        return other_image_id(image_id, origin)
 
     def find_image(self, image_id: Id, item: int, origin: str | None) -> tuple[Id, SeenImage] | DataFault:
         """The image that the text of item `item` means by `image_id`, or what is wrong with it.
@@ -133,7 +133,7 @@ class Seen:
             if other is not None and seen is not None:
                 image_id = other
         if seen is not None and origin is not None and seen.origin != origin_hash(origin):
-            image_id = beside(image_id, origin)
+            image_id = other_image_id(image_id, origin)
             seen = self.image(image_id)
             if seen is None:
                 return DataFault(

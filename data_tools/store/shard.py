@@ -13,16 +13,20 @@ from typing import Any
 import lmdb
 
 from data_tools.errors import RequestError
+from data_tools.store.beside import Beside, are_counts, read_beside
 from data_tools.store.environments import Identity, close_readonly, identity, is_open, open_readonly
 from data_tools.store.layouts import (
+    BESIDE,
     COLUMNS,
     FORMAT,
     LAYOUTS,
     LONE,
     META,
     OFFICIAL,
+    PLAIN,
     PROGRESS,
     VERSION,
+    WITH_BESIDE,
     Id,
     Value,
     damaged_value,
@@ -73,11 +77,12 @@ def _read_meta(folder: Path, pairs: lmdb.Transaction, images: lmdb.Transaction) 
             raise damaged(folder / "pairs" / DATA, "num_samples or num_images is no number") from None
     try:
         meta = json.loads(bytes(value))
-        known = (meta.get("format"), meta.get("version")) == (FORMAT, VERSION) and meta.get("layout") in LAYOUTS
+        known = meta.get("format") == FORMAT and meta.get("layout") in LAYOUTS
+        known = known and meta.get("version") in (VERSION, WITH_BESIDE)
         if not known and type(meta["version"]) is int:
             raise RequestError(
                 f"{folder}: store format {meta.get('format')!r} version {meta.get('version')!r} ({meta.get('layout')}) is not "
-                f"known here (known: {FORMAT} {VERSION}). Use a newer cnclip-ft, or build the store again."
+                f"known here (known: {FORMAT} {VERSION} and {WITH_BESIDE}). Use a newer cnclip-ft, or build the store again."
             )
         numbers = [meta[name] for name in ("pairs", "images", "lone_texts")]
         numbers += [meta.get("shard", 0), meta.get("shards", 1)]
@@ -86,6 +91,7 @@ def _read_meta(folder: Path, pairs: lmdb.Transaction, images: lmdb.Transaction) 
         right &= "sums" not in meta or (len(sums) >= 2 and all(_SUM.fullmatch(part) for part in sums))
         if "columns" in meta:
             right &= type(meta["described"]) is int and all(type(name) is str for name in meta["columns"])
+        right &= are_counts(meta["beside"]) if "beside" in meta else meta.get("version") != WITH_BESIDE
         if not known or not right or type(meta.get("build", "")) is not str:
             raise ValueError
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
@@ -112,6 +118,7 @@ class Shard:
             self.meta = _read_meta(folder, self.pairs, self.images)
         self.layout = LAYOUTS[self.meta["layout"]]
         self.files = [self.pairs_file, self.images_file]
+        self.beside_counts: dict[str, int] = self.meta.get("beside", {})
         self.columns: lmdb.Transaction | None = None
         if "columns" in self.meta:
             self.files.append(folder / COLUMNS / DATA)
@@ -136,7 +143,7 @@ class Shard:
             transaction.stat()["entries"] - (transaction.get(PROGRESS) is not None)
             for transaction in (self.images, self.pairs)
         )
-        return images - official, pairs - official - own
+        return images - official, pairs - official - own - self.beside_counts.get("pairs", 0)
 
     def _compare_counts(self) -> None:
         images, texts = self.count_entries()
@@ -198,6 +205,35 @@ class Shard:
     def pair(self, index: int) -> Sequence[Any]:
         """(image_id, text_id, text[, language])."""
         return self.layout.read_pair(self.value(index), index, self.pairs_file)
+
+    def beside(self, index: int) -> Beside:
+        """What pair `index` has beside its text; empty where it has nothing."""
+        if not self.beside_counts:
+            return {}
+        try:
+            found = self.pairs.get(BESIDE + PLAIN.pair_key(index))
+        except lmdb.Error as error:
+            raise damaged(self.pairs_file, f"what stands beside pair {index} cannot be read ({error})") from None
+        return {} if found is None else read_beside(found, index, self.pairs_file)
+
+    def all_beside(self) -> Iterator[tuple[int, Beside]]:
+        """(number of the pair in this shard, what it has beside its text) of those that have anything, ascending."""
+        if not self.beside_counts:
+            return
+        cursor, count = self.pairs.cursor(), 0
+        with self._told(self.pairs_file):
+            if cursor.set_range(BESIDE):
+                for key, value in cursor:
+                    if not (key.startswith(BESIDE) and len(key) == len(BESIDE) + 8):
+                        break
+                    number = int.from_bytes(key[len(BESIDE) :], "big")
+                    if number >= self.meta["pairs"]:
+                        raise damaged(self.pairs_file, f"something stands beside pair {number}, which is not there")
+                    yield number, read_beside(value, number, self.pairs_file)
+                    count += 1
+        wanted = self.beside_counts["pairs"]
+        if count != wanted:
+            raise damaged(self.pairs_file, f"{count:,} of {wanted:,} pairs have something beside their text")
 
     def image(self, image_id: Id) -> bytes | memoryview | None:
         return self.image_of_key(self.layout.image_key(image_id), image_id)

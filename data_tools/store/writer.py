@@ -15,6 +15,7 @@ from typing import Any
 from data_tools.atomic import sync_file
 from data_tools.errors import DataFault, RequestError
 from data_tools.language import LANGUAGES, read_language
+from data_tools.store.beside import checked_beside
 from data_tools.store.environments import write_error
 from data_tools.store.layouts import LAYOUTS, OFFICIAL, Id, Value, is_id, is_text
 from data_tools.store.opening import open_store
@@ -234,16 +235,21 @@ class StoreWriter:
         *,
         item: int | None = None,
         origin: str | None = None,
+        beside: Mapping[str, Any] | None = None,
     ) -> list[DataFault]:
         """Add a text on several images (one pair each) or on none (searched with, never trained on).
 
         With `origin` it stands on the image of that origin only, not on another that has its id.
 
+        Args:
+            beside: what each of its pairs has beside the text: ``negatives``, ``weight``, ``boxes`` (`PairStore.beside`).
+
         Returns:
             One fault for each image that is not there; the pairs with the others are written.
 
         Raises:
-            DataFault: not a text, not an id, an id that another text has, or a language that is none of ours.
+            DataFault: not a text, not an id, an id that another text has, a language that is none of ours, or a `beside`
+                that is none.
         """
         item = self._begin(item)
         check_id(text_id, "text")
@@ -256,6 +262,14 @@ class StoreWriter:
             )
         if language is not None and language not in LANGUAGES:
             language = read_language(language)
+        found = None if beside is None else checked_beside(beside, text, text_id)
+        if found is not None and len(image_ids) != 1 and (not image_ids or "boxes" in found):
+            raise DataFault(
+                f"the text stands on {len(image_ids)} pictures, and has {', '.join(found)} beside it",
+                mend="Boxes belong to a text on one picture, negatives and a weight to one on a picture.",
+                kind="bad-beside",
+                item_id=text_id,
+            )
         digest = text_hash(text)
         known = self._seen.text(text_id)
         if known is not None and known[0] > item:  # an interrupted build met it further on
@@ -279,7 +293,7 @@ class StoreWriter:
             if known is None:
                 self._seen.add_text(text_id, item, digest)
             for image_id, image in places:
-                self._parts.add_pair(item, image.shard, image.number or image_id, text_id, text, language)
+                self._parts.add_pair(item, image.shard, image.number or image_id, text_id, text, language, found)
             if not image_ids and (known is None or known[0] == item):
                 self._parts.add_lone(item, text_id, text, language)
         else:
@@ -287,13 +301,20 @@ class StoreWriter:
         self._item = item + 1
         return faults
 
-    def add_pair(self, image_id: Id, text_id: Id, text: str, language: str | None = None) -> None:
-        """Add one text on one image that was added before.
+    def add_pair(
+        self,
+        image_id: Id,
+        text_id: Id,
+        text: str,
+        language: str | None = None,
+        beside: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Add one text on one image that was added before, with what the pair has beside it (as `add_text`).
 
         Raises:
             DataFault: as `add_text`, or the image is not there.
         """
-        for fault in self.add_text(text_id, text, [image_id], language):
+        for fault in self.add_text(text_id, text, [image_id], language, beside=beside):
             raise fault
 
     def add_lone_text(self, text_id: Id, text: str, language: str | None = None) -> None:

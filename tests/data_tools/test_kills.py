@@ -26,7 +26,7 @@ import os, random, shutil, signal, sys, threading, traceback
 from pathlib import Path
 from tqdm import tqdm
 from data_tools.build import build_split
-from data_tools.store import environments, open_store
+from data_tools.store import StoreWriter, environments, open_store
 
 environments.BATCH_ITEMS, environments._SYNCHRONOUS = 5, False
 os.fsync = lambda _: None
@@ -53,6 +53,12 @@ def stepping(self, *arguments, **named):
     step()
 environments.GrowingWriter.write = stepping
 
+add_text = StoreWriter.add_text
+def adding(self, text_id, text, image_ids, language=None, **named):
+    beside = {"weight": text_id + 0.5, "negatives": [f"not {text_id}"]} if text_id % 3 == 0 else None
+    return add_text(self, text_id, text, image_ids, language, **{**named, "beside": beside})
+StoreWriter.add_text = adding
+
 def child(kill_at, **options):
     pid = os.fork()
     if pid == 0:
@@ -73,7 +79,8 @@ def content(path):
     store = open_store(path)
     ids = store.image_ids
     assert len(ids) == len(set(ids)) == store.image_count, "pictures came twice"
-    found = {i: store.image(i) for i in ids}, sorted(tuple(map(str, (p.image_id, p.text_id, p.text))) for p in store.pairs())
+    found = {i: store.image(i) for i in ids}, sorted(tuple(map(str, (p.image_id, p.text_id, p.text, b))) for p, b in store.pairs_and_beside())
+    assert store.beside_counts["pairs"] == sum(int(row[1]) % 3 == 0 for row in found[1])
     store.close()
     return found
 
