@@ -28,4 +28,8 @@ class Tower(nn.Module):
         self.network = network.to(memory_format=torch.channels_last)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.network.extract_features(pixels.contiguous(memory_format=torch.channels_last)).mean((2, 3))
+        return self.patches(pixels).mean((2, 3))
+
+    def patches(self, pixels: torch.Tensor) -> torch.Tensor:
+        """``[n, 1280, 7, 7]``, the map before pooling: a projection of its mean is the mean of its projections."""
+        return self.network.extract_features(pixels.contiguous(memory_format=torch.channels_last))

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import nn
 
 from cnclip_ft.models.contract import ImageTower, TextTower, Tokenizer
+from cnclip_ft.models.dense import Patches, Tokens
 from cnclip_ft.models.families.chinese_clip.catalog import Architecture
 from cnclip_ft.models.modes import evaluation_mode
 from cnclip_ft.models.preprocessing import PictureSource
@@ -119,6 +120,23 @@ class DualEncoder(nn.Module):
         """uint8 ``[n, *preprocessing.shape]`` on the model's device → unit ``[n, dim]`` fp32 (fp64 of an fp64 model)."""
         return _unit(self.image_tower(self._ready(pixels)))  # the tower's call is what may be compiled
 
+    def patch_features(self, pixels: torch.Tensor, method: str) -> Patches:
+        """uint8 ``[n, *preprocessing.shape]`` → unit features of patches, ``[n, patches, dim]`` as `image_features` has them.
+
+        Raises:
+            RequestError: the image tower has none by this method.
+        """
+        found = self.image_tower.patches(self._ready(pixels), method)
+        return found._replace(features=_unit(found.features))
+
+    def image_tokens(self, pixels: torch.Tensor) -> Tokens:
+        """uint8 ``[n, *preprocessing.shape]`` → tokens of patches for learnt heads, and what `image_trunk` gives.
+
+        Raises:
+            RequestError: the image tower has none.
+        """
+        return self.image_tower.tokens(self._ready(pixels))
+
     def _ready(self, pixels: torch.Tensor) -> torch.Tensor:
         tower = self.image_tower
         if pixels.ndim == 4:  # as bytes, a quarter of what they are once normalised, which keeps the order
@@ -213,4 +231,4 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 def _unit(features: torch.Tensor) -> torch.Tensor:
     """Unit rows, in fp32 at least: half precision has too few bits for small differences of cosines."""
-    return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=1)
+    return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=-1)

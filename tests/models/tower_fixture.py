@@ -28,6 +28,15 @@ class Bytes(Small):
     input = "uint8"
 
 
+class Mapped(Small):
+    def patches(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(pixels.float()))
+
+
+def mapped() -> nn.Module:
+    return Mapped()
+
+
 def plain() -> nn.Module:
     return Small()
 

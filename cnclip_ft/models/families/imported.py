@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import nn
 
 from cnclip_ft.models.contract import ImageTower
+from cnclip_ft.models.dense import OWN, Patches, Tokens
 from cnclip_ft.models.families.parts import new_projection
 from cnclip_ft.models.family import Family
 from cnclip_ft.models.preprocessing import SquarePicture
@@ -54,6 +55,32 @@ class ImportedTower(ImageTower):
                 f"expected [{len(pixels)}, {self.module.output_dim}] (its own output_dim)"
             )
         return features
+
+    @property
+    def patch_methods(self) -> tuple[str, ...]:
+        return (OWN,) if callable(getattr(self.module, "patches", None)) else ()
+
+    def patches(self, pixels: torch.Tensor, method: str) -> Patches:
+        self.check_patches(method)
+        features, grid = self._map(pixels)
+        return Patches(self.project(features), grid)
+
+    def tokens(self, pixels: torch.Tensor) -> Tokens:
+        """Walks the module twice: it is asked for its map and for its feature."""
+        self.check_patches()
+        features, grid = self._map(pixels)
+        return Tokens(features, self.trunk(pixels), grid)
+
+    def _map(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.module.patches(pixels)
+        width = self.module.output_dim
+        if features.ndim != 4 or features.shape[:2] != (len(pixels), width):
+            raise RequestError(
+                f"{self.path}: its patches gave {list(features.shape)} for {len(pixels)} images; expected [{len(pixels)}, {width}, rows, "
+                "columns] (its own output_dim)"
+            )
+        grid = torch.tensor(features.shape[2:], device=features.device).expand(len(pixels), 2)
+        return features.flatten(2).transpose(1, 2), grid
 
     @classmethod
     def described(cls, numbers: dict[str, Any], output_dim: int) -> ImportedTower:

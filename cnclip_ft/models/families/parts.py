@@ -60,3 +60,10 @@ def drop_patches(patches: torch.Tensor, share: float) -> torch.Tensor:
     # Drawn on the CPU generator, so that a replayed step draws the same on every device.
     order = to_device(torch.rand(len(patches), count).argsort(1)[:, :kept], patches.device)
     return patches.gather(1, order[..., None].expand(-1, -1, patches.shape[2]))
+
+
+def square_grid(side: int, patch: int, pixels: torch.Tensor) -> tuple[torch.Tensor, tuple[float, float]]:
+    """`Patches.grid` and `Patches.seen` of squares of `side` pixels; what no whole patch covers is not seen."""
+    count = side // patch
+    grid = torch.full((len(pixels), 2), count, device=pixels.device)
+    return grid, (count * patch / side,) * 2

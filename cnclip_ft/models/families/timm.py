@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from cnclip_ft.models.contract import ImageTower
+from cnclip_ft.models.dense import METHODS, LastBlock, Patches, Tokens, changed
 from cnclip_ft.models.families.numbers import unusual_rule, with_picture_rule
 from cnclip_ft.models.families.parts import CONVOLUTIONS_LIKE, convolutional
 from cnclip_ft.models.family import Family
@@ -113,6 +114,36 @@ class TimmTower(ImageTower):
     def trunk(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.visual.trunk(pixels)
 
+    @property
+    def patch_methods(self) -> tuple[str, ...]:
+        """Of timm's plain ViT; its other kinds of towers have maps and blocks of many builds."""
+        trunk = self.visual.trunk
+        plain = type(trunk).__name__ == "VisionTransformer" and _whole(trunk.blocks[-1])
+        return METHODS if plain and trunk.global_pool in ("token", "avg", "map") else ()
+
+    def patches(self, pixels: torch.Tensor, method: str) -> Patches:
+        self.check_patches(method)
+        trunk = self.visual.trunk
+        hidden = trunk.norm_pre(trunk._pos_embed(trunk.patch_embed(pixels)))
+        for block in trunk.blocks[:-1]:
+            hidden = block(hidden)
+        grid = self._grid(pixels)
+        found = trunk.norm(changed(_parts(trunk.blocks[-1]), hidden, method, grid[:1], prefix=trunk.num_prefix_tokens))
+        # What pooling gives of one patch alone: itself, or of a pooling by attention its value path.
+        each = found.flatten(0, 1)
+        each = trunk.attn_pool(each[:, None]) if trunk.attn_pool is not None else each
+        each = trunk.head(trunk.head_drop(trunk.fc_norm(each)))
+        return Patches(self.project(each).unflatten(0, found.shape[:2]), grid)
+
+    def tokens(self, pixels: torch.Tensor) -> Tokens:
+        self.check_patches()
+        trunk = self.visual.trunk
+        hidden = trunk.forward_features(pixels)
+        return Tokens(hidden[:, trunk.num_prefix_tokens :], trunk.forward_head(hidden), self._grid(pixels))
+
+    def _grid(self, pixels: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(self.visual.trunk.patch_embed.grid_size, device=pixels.device).expand(len(pixels), 2)
+
     def blocks(self) -> list[nn.Module]:
         """As timm groups its layers, the head last."""
         trunk = self.visual.trunk
@@ -126,6 +157,37 @@ class TimmTower(ImageTower):
 
     def set_gradient_checkpointing(self, wanted: bool) -> None:
         self.visual.trunk.set_grad_checkpointing(wanted)
+
+
+def _whole(block: Any) -> bool:
+    """Whether timm's block is pre-norm with one plain attention."""
+    attention = getattr(block, "attn", None)
+    return (
+        type(block).__name__ == "Block"
+        and type(attention).__name__ == "Attention"
+        and getattr(attention, "gate", None) is None
+    )
+
+
+def _parts(block: Any) -> LastBlock:
+    own = block.attn
+
+    def take(number: int, norm: nn.Module | None = None) -> Any:
+        def of(normed: torch.Tensor) -> torch.Tensor:
+            found = own.qkv(normed).chunk(3, 2)[number]
+            return found if norm is None else norm(found.unflatten(2, (own.num_heads, -1))).flatten(2)
+
+        return of
+
+    return LastBlock(
+        block.norm1,
+        take(0, own.q_norm),
+        take(1, own.k_norm),
+        take(2),
+        lambda mixed: block.ls1(own.proj(own.norm(mixed))),
+        lambda hidden: hidden + block.ls2(block.mlp(block.norm2(hidden))),
+        own.num_heads,
+    )
 
 
 class TimmFamily(Family):

@@ -72,6 +72,12 @@ class ReadingVisionLayer(ChineseCLIPVisionLayer):
         return read_rows(self, hidden_states, attention_mask, slice(1))
 
 
+def whole_layer(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """``[n, tokens, width]`` → the same of every token, through a last layer of the image tower."""
+    nobody: Any = None  # the library's type says every call has a mask
+    return ChineseCLIPVisionLayer.forward(layer, hidden, nobody)
+
+
 def skip_unread(layers: nn.ModuleList, *, first_token: bool) -> None:
     """Let transformers' `layers` leave out what nobody reads; `first_token`: the tower reads the first token alone."""
     # The class is changed and not the module: weights, their names and the order of random draws stay.

@@ -9,11 +9,12 @@ from torch import nn
 from transformers import ChineseCLIPVisionConfig, ChineseCLIPVisionModel
 
 from cnclip_ft.models.contract import ImageTower
+from cnclip_ft.models.dense import METHODS, Patches, Tokens, changed, of_transformers
 from cnclip_ft.models.families.chinese_clip.catalog import VisionTransformer
-from cnclip_ft.models.families.chinese_clip.layers import skip_unread
+from cnclip_ft.models.families.chinese_clip.layers import skip_unread, whole_layer
 from cnclip_ft.models.families.fresh import check_new_size, from_recipe, keep_scale_, sine_positions_
 from cnclip_ft.models.families.numbers import SquareNumbers, resize_positions, unusual_rule, with_picture_rule
-from cnclip_ft.models.families.parts import drop_patches, new_projection
+from cnclip_ft.models.families.parts import drop_patches, new_projection, square_grid
 from cnclip_ft.models.families.plain_attention import plain_layers
 from cnclip_ft.models.families.transformers_tower import TransformersTower
 from cnclip_ft.models.preprocessing import SquarePicture
@@ -90,6 +91,35 @@ class ViTTower(TransformersTower, ImageTower):
         patches = drop_patches(tokens[:, 1:], self.patch_dropout)
         hidden = model.pre_layrnorm(torch.cat([tokens[:, :1], patches], dim=1))
         return model.post_layernorm(model.encoder(inputs_embeds=hidden).last_hidden_state[:, 0])
+
+    @property
+    def patch_methods(self) -> tuple[str, ...]:
+        return METHODS
+
+    def patches(self, pixels: torch.Tensor, method: str) -> Patches:
+        self.check_patches(method)
+        hidden, model = self._before_last(pixels), self.vision_model
+        grid, seen = self._grid(pixels)
+        found = changed(of_transformers(model.encoder.layers[-1]), hidden, method, grid[:1], prefix=1)
+        return Patches(self.project(model.post_layernorm(found)), grid, seen)
+
+    def tokens(self, pixels: torch.Tensor) -> Tokens:
+        hidden, model = self._before_last(pixels), self.vision_model
+        hidden = model.post_layernorm(whole_layer(model.encoder.layers[-1], hidden))
+        return Tokens(hidden[:, 1:], hidden[:, 0], *self._grid(pixels))
+
+    def _grid(self, pixels: torch.Tensor) -> tuple[torch.Tensor, tuple[float, float]]:
+        patch = self.vision_model.config.patch_size
+        assert isinstance(patch, int)  # a description holds no other
+        return square_grid(self.preprocessing.size, patch, pixels)
+
+    def _before_last(self, pixels: torch.Tensor) -> torch.Tensor:
+        """``[n, 1 + patches, width]`` that the last layer is given."""
+        model = self.vision_model
+        hidden = model.pre_layrnorm(model.embeddings(pixels))
+        for layer in model.encoder.layers[:-1]:
+            hidden = layer(hidden, None)
+        return hidden
 
     @property
     def model(self) -> Any:

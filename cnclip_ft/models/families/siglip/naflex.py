@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from torch import nn
 from transformers import Siglip2VisionConfig, Siglip2VisionModel
 
+from cnclip_ft.models.dense import Patches, Tokens, changed, of_transformers
 from cnclip_ft.models.families.numbers import PatchNumbers, unusual_rule, with_picture_rule
 from cnclip_ft.models.families.plain_attention import hiding, plain_layers
 from cnclip_ft.models.families.siglip.vision import PooledTower
@@ -88,16 +89,37 @@ class NaflexTower(PooledTower):
 
     def trunk(self, pixels: torch.Tensor) -> torch.Tensor:
         model: Any = self.vision_model
-        patches, grid = PatchedPicture.unpack(pixels)
-        if pixels.device.type == "cpu" and not torch.compiler.is_compiling():
-            # Elsewhere than on the CPU, counting the patches would wait for the device.
-            patches = patches[:, : int(grid.prod(1).max())]
-        tokens, real = self.embed(patches, grid)
+        tokens, real, _ = self._unpacked(pixels)
         if self.training and self.patch_dropout:
             tokens, real = _drop(tokens, real, self.patch_dropout)
         for layer in model.encoder.layers:
             tokens = layer(tokens, real[:, None, None])
         return model.head(model.post_layernorm(tokens), real)
+
+    def _unpacked(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `embed`, and rows and columns of each picture."""
+        patches, grid = PatchedPicture.unpack(pixels)
+        if pixels.device.type == "cpu" and not torch.compiler.is_compiling():
+            # Elsewhere than on the CPU, counting the patches would wait for the device.
+            patches = patches[:, : int(grid.prod(1).max())]
+        return *self.embed(patches, grid), grid
+
+    def patches(self, pixels: torch.Tensor, method: str) -> Patches:
+        self.check_patches(method)
+        model: Any = self.vision_model
+        tokens, real, grid = self._unpacked(pixels)
+        for layer in model.encoder.layers[:-1]:
+            tokens = layer(tokens, real[:, None, None])
+        found = changed(of_transformers(model.encoder.layers[-1]), tokens, method, grid, real=real)
+        return Patches(self._pool_each(model.post_layernorm(found)), grid)
+
+    def tokens(self, pixels: torch.Tensor) -> Tokens:
+        model: Any = self.vision_model
+        tokens, real, grid = self._unpacked(pixels)
+        for layer in model.encoder.layers:
+            tokens = layer(tokens, real[:, None, None])
+        tokens = model.post_layernorm(tokens)
+        return Tokens(tokens, model.head(tokens, real), grid)
 
     def graph(self) -> nn.Module:
         return PlainNaflex(self)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from cnclip_ft.models.contract import ImageTower
+from cnclip_ft.models.dense import METHODS, Patches, Tokens, changed, of_transformers
 from cnclip_ft.models.families.chinese_clip.catalog import VisionTransformer
 from cnclip_ft.models.families.fresh import from_recipe, keep_scale_, sine_positions_
 from cnclip_ft.models.families.numbers import (
@@ -17,7 +19,7 @@ from cnclip_ft.models.families.numbers import (
     unusual_rule,
     with_picture_rule,
 )
-from cnclip_ft.models.families.parts import drop_patches
+from cnclip_ft.models.families.parts import drop_patches, square_grid
 from cnclip_ft.models.families.plain_attention import plain_layers
 from cnclip_ft.models.families.siglip.layers import PoolingHead
 from cnclip_ft.models.families.transformers_tower import TransformersTower
@@ -54,6 +56,21 @@ class PooledTower(TransformersTower, ImageTower):
     @property
     def projection(self) -> None:
         return None
+
+    @property
+    def patch_methods(self) -> tuple[str, ...]:
+        return METHODS
+
+    def _pool_each(self, patches: torch.Tensor) -> torch.Tensor:
+        """``[n, patches, width]`` → the same: each as the pooling gives it that sees it alone, which takes the place of a projection.
+
+        Of one token the pooling is its value path: attention over one is 1.
+        """
+        head = self.vision_model.head
+        own = head.attention
+        _, _, to_value = own.in_proj_weight.chunk(3)
+        pooled = own.out_proj(F.linear(patches, to_value, own.in_proj_bias.chunk(3)[2]))
+        return pooled + head.mlp(head.layernorm(pooled))
 
     def blocks(self) -> list[nn.Module]:
         model = self.vision_model
@@ -125,6 +142,27 @@ class SiglipTower(PooledTower):
         for layer in model.encoder.layers:
             tokens = layer(tokens, None)
         return model.head(model.post_layernorm(tokens))
+
+    def patches(self, pixels: torch.Tensor, method: str) -> Patches:
+        self.check_patches(method)
+        model = self.vision_model
+        hidden = self._layers(pixels, slice(-1))
+        grid, seen = square_grid(self.preprocessing.size, model.config.patch_size, pixels)
+        found = changed(of_transformers(model.encoder.layers[-1]), hidden, method, grid[:1])
+        return Patches(self._pool_each(model.post_layernorm(found)), grid, seen)
+
+    def tokens(self, pixels: torch.Tensor) -> Tokens:
+        model = self.vision_model
+        hidden = model.post_layernorm(self._layers(pixels, slice(None)))
+        return Tokens(
+            hidden, model.head(hidden), *square_grid(self.preprocessing.size, model.config.patch_size, pixels)
+        )
+
+    def _layers(self, pixels: torch.Tensor, some: slice) -> torch.Tensor:
+        hidden = self.vision_model.embeddings(pixels)
+        for layer in self.vision_model.encoder.layers[some]:
+            hidden = layer(hidden, None)
+        return hidden
 
     def graph(self) -> nn.Module:
         return PlainSiglip(self)
