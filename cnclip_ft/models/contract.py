@@ -382,7 +382,7 @@ class ImageTower(Tower):
         if not self.patch_methods:
             raise RequestError(
                 f"an image tower of kind {self.kind} gives no features of single patches, so nothing can be found in a picture with it. "
-                "Take a checkpoint whose image tower is a ViT; a tower by import path needs a method patches (docs/towers.md)"
+                "Take a checkpoint whose image tower is a ViT; a tower by import path needs a method patches (docs/towers.md#your-own-image-tower-by-import-path)"
             )
         if method is not None and method not in self.patch_methods:
             raise RequestError(
