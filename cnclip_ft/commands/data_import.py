@@ -61,6 +61,12 @@ def import_(
     image_id_column: Annotated[str | None, typer.Option(help="Column of image ids; default: the path.")] = None,
     text_id_column: Annotated[str | None, typer.Option(help="Column of text ids; default: numbered.")] = None,
     language_column: Annotated[str | None, typer.Option(help="Column of languages.")] = None,
+    negatives_column: Annotated[
+        str | None, typer.Option(help="Column of texts that are wrong for the picture. [default: negatives]")
+    ] = None,
+    weight_column: Annotated[
+        str | None, typer.Option(help="Column of weights of the captions. [default: weight]")
+    ] = None,
     keep_columns: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Other columns kept with the picture; 'none'. [default: all]")
     ] = None,
@@ -106,7 +112,8 @@ def import_(
             "--update-columns changes what stores say of pictures that are there: it goes with --append only"
         )
     keep = None if keep_columns is None else tuple(comma_list("" if keep_columns == "none" else keep_columns))
-    columns = Columns(image_column, tuple(text_column or ()), image_id_column, text_id_column, language_column, keep)
+    texts, beside_texts = tuple(text_column or ()), (negatives_column, weight_column)
+    columns = Columns(image_column, texts, image_id_column, text_id_column, language_column, keep, *beside_texts)
     found = open_source(
         kind,
         sources,

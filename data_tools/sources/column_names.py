@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_tools.errors import RequestError
+from data_tools.sources.beside_cells import NEGATIVES, WEIGHT, usual
 
 # In order of preference: a path before a link, a title before a description.
 IMAGE_NAMES = (
@@ -40,6 +41,7 @@ class Columns:
 
     Args:
         keep: other columns to be kept with the picture; None: all that hold plain values.
+        negatives, weight: what captions have beside them. A column of the usual name is that unless `keep` names it.
     """
 
     image: str | None = None
@@ -48,6 +50,8 @@ class Columns:
     text_id: str | None = None
     language: str | None = None
     keep: tuple[str, ...] | None = None
+    negatives: str | None = None
+    weight: str | None = None
 
     def resolve(self, names: list[str], file: Path) -> Columns:
         """The columns of a table whose header is `names`.
@@ -66,12 +70,20 @@ class Columns:
         text_id = given(self.text_id, "id", "--text-id-column")
         language = given(self.language, "language", "--language-column")
         language = language or ("language" if "language" in names else None)
-        found = Columns(image, text, image_id, text_id, language)
+        negatives, weight = self.beside(names)
+        given(self.negatives, "negatives", "--negatives-column")
+        given(self.weight, "weight", "--weight-column")
+        found = Columns(image, text, image_id, text_id, language, None, negatives, weight)
         used = found.used()
         others = tuple(dict.fromkeys(name for name in names if name and name not in used and names.count(name) == 1))
         if self.keep is not None:
             others = tuple(str(given(name, "value to keep", "--keep-columns")) for name in self.keep)
-        return Columns(image, text, image_id, text_id, language, others)
+        return replace(found, keep=others)
+
+    def beside(self, names: Sequence[str]) -> tuple[str | None, str | None]:
+        """The columns of negatives and of weights among `names`; None where there is none."""
+        free = [name for name in names if name not in (self.keep or ()) and name not in self.used()]
+        return self.negatives or usual(free, NEGATIVES), self.weight or usual(free, WEIGHT)
 
     def names_picture(self, cell: str) -> bool:
         """Whether a header's cell is the column of pictures."""
@@ -79,13 +91,15 @@ class Columns:
 
     def used(self) -> list[str]:
         """The columns that are read for something."""
-        single = (self.image, self.image_id, self.text_id, self.language)
+        single = (self.image, self.image_id, self.text_id, self.language, self.negatives, self.weight)
         return [name for name in (*single, *self.text) if name]
 
     def in_words(self, encoding: str | None = None) -> str:
         """What is taken from where, for the summary."""
         texts = ", ".join(map(repr, self.text))
         kept = f"; kept with the picture: {', '.join(self.keep)}" if self.keep else ""
+        for what, name in (("negatives", self.negatives), ("weights of pairs", self.weight)):
+            kept = f"; {what} from {name!r}{kept}" if name else kept
         read = f"{encoding}; " if encoding else ""
         return f"{read}picture from {self.image!r}, text from {texts}{kept}"
 

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from data_tools.errors import DataFault, RequestError
-from data_tools.items import ImageItem, Item, Source, Stream, TextItem, content_origin
+from data_tools.items import ImageItem, Item, Source, Stream, TextItem, content_origin, located
 from data_tools.sources.joined import Joined
 from data_tools.store import Id, Pair, PairStore, open_store
+from data_tools.store.beside import beside_problem, checked_beside
 from data_tools.store.layouts import Value
 from data_tools.store.seen import other_image_id
 from data_tools.words import many
@@ -128,12 +129,15 @@ class Appended:
         if open_store(self.old.path).generation != self._generation:
             raise RequestError(f"{self.old.path} was replaced by another process just now: give the command again")
         seen, most = array("Q"), 0
-        changed = self._changed() if self.update_columns else {}
+        changed, renewed = self._changed() if self.update_columns else ({}, {})
         for item in before.items:
             done[0] += 1
             if isinstance(item, TextItem):
                 seen.extend(_key(image_id, item.text) for image_id in item.image_ids or (None,))
                 most = max(most, item.text_id) if isinstance(item.text_id, int) else most
+                if renewed and len(item.image_ids) == 1:
+                    newer = renewed.get(_key(item.image_ids[0], item.text))
+                    item = item if newer is None else replace(item, beside=newer)
             elif isinstance(item, ImageItem) and item.image_id in changed:
                 item = replace(item, columns={**(item.columns or {}), **changed[item.image_id]})
             yield item
@@ -149,6 +153,11 @@ class Appended:
                     item, there = known.text(item)
                     if there:
                         again += 1
+                        if item.beside:
+                            try:
+                                checked_beside(item.beside, item.text, item.text_id)
+                            except DataFault as fault:
+                                yield located(fault, item.file, item.line)
                         continue
                 yield item
         finally:
@@ -158,27 +167,32 @@ class Appended:
             notes.append(
                 f"{many(again, 'text')} {'stands' if again == 1 else 'stand'} there already on the same picture"
             )
+        kept = "the old ones were kept; --update-columns takes the new ones"
+        if known.renewed:
+            count = len(known.renewed)
+            one = f"{many(count, 'text')} that {'is there has' if count == 1 else 'are there have'}"
+            taken = "they took the place of the old ones" if renewed else kept
+            notes.append(f"{one} other negatives or weights or boxes: {taken}")
         if known.changed:
             columns = Counter(name for values in known.changed.values() for name in values)
             told = ", ".join(f"{name} {count:,}" for name, count in columns.most_common())
             notes.append(
                 f"{len(known.changed):,} pictures that are there have new values of columns ({told}): "
-                + (
-                    "they took the place of the old ones"
-                    if changed
-                    else "the old ones were kept; --update-columns takes the new ones"
-                )
+                + ("they took the place of the old ones" if changed else kept)
             )
 
-    def _changed(self) -> dict[Id, dict[str, Value]]:
-        """Name of a picture that is there → what the new source says otherwise of it."""
+    def _changed(self) -> tuple[dict[Id, dict[str, Value]], dict[int, dict[str, Any]]]:
+        """What the new source says otherwise of what is there: name of a picture → columns; key of a pair → beside its text."""
         store = open_store(self.old.path)
         try:
-            known = _Known(store, self.old, self.prepare, np.empty(0, np.uint64))
+            own = (_key(self.old.name(pair.image_id), pair.text) for pair in store.pairs())
+            known = _Known(store, self.old, self.prepare, np.unique(np.fromiter(own, np.uint64)))
             for item in self.new.open().items:
                 if isinstance(item, ImageItem):
                     known.image(item)
-            return known.changed
+                elif isinstance(item, TextItem) and item.beside:
+                    known.text(item)
+            return known.changed, known.renewed
         finally:
             store.close()
 
@@ -204,6 +218,10 @@ class _Known:
         self.changed: dict[
             Id, dict[str, Value]
         ] = {}  # name of a picture → columns that say something else of it than before
+        self.beside = {
+            _key(old.name(pair.image_id), pair.text): found for pair, found in store.pairs_and_beside() if found
+        }
+        self.renewed: dict[int, dict[str, Any]] = {}  # key of a pair → what stands beside it now
         self._told: set[Id] = set()  # names of pictures whose first row was looked at: the others' columns do not count
 
     def image(self, item: ImageItem) -> ImageItem:
@@ -228,22 +246,29 @@ class _Known:
     def text(self, item: TextItem) -> tuple[TextItem, bool]:
         """The item as it refers to its image now, and whether it stands there already."""
         if not item.image_ids:
-            return item, self._has(None, item.text)
+            return item, self._there(None, item)
         if item.origin is None:
-            known = [image_id in self.there and self._has(image_id, item.text) for image_id in item.image_ids]
+            known = [image_id in self.there and self._there(image_id, item) for image_id in item.image_ids]
             return item, all(known)
         image_id = item.image_ids[0]
         if (image_id, item.origin) not in self.origins:
             return item, False
         origin, same = self.origins[image_id, item.origin]
-        return replace(item, origin=origin), self._has(
-            image_id if same else other_image_id(image_id, origin), item.text
-        )
+        return replace(item, origin=origin), self._there(image_id if same else other_image_id(image_id, origin), item)
 
-    def _has(self, image_id: Id | None, text: str) -> bool:
-        key = np.uint64(_key(image_id, text))
-        at = int(np.searchsorted(self.texts, key))
-        return at < len(self.texts) and self.texts[at] == key
+    def _there(self, image_id: Id | None, item: TextItem) -> bool:
+        """Whether the text stands there on this picture; what the new source says otherwise beside it is noted."""
+        key = _key(image_id, item.text)
+        there = self._has(key)
+        if there and item.beside and beside_problem(item.beside, item.text) is None:
+            before = self.beside.get(key, {})
+            if any(before.get(name) != value for name, value in item.beside.items()):
+                self.renewed[key] = {**before, **item.beside}
+        return there
+
+    def _has(self, key: int) -> bool:
+        at = int(np.searchsorted(self.texts, np.uint64(key)))
+        return at < len(self.texts) and int(self.texts[at]) == key
 
 
 def _key(image_id: Id | None, text: str) -> int:

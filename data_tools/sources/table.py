@@ -14,6 +14,7 @@ from data_tools.columns import kept_columns
 from data_tools.errors import DataFault, RequestError
 from data_tools.items import ImageItem, Item, Stream, TextItem, content_origin, fingerprint_of, located
 from data_tools.language import read_language
+from data_tools.sources.beside_cells import beside_of
 from data_tools.sources.column_names import TEXT_NAMES, Columns, known_for
 from data_tools.sources.places import Root, readable
 from data_tools.sources.rows import UNTYPED, RowFile
@@ -149,18 +150,39 @@ class _Rows:
                 self.notes.append(self.source._said(self.columns))
             try:
                 image, captions = self._row(row, self.columns, number)
+                cells = [row.get(name) if name else None for name in self._beside(row, self.columns)]
+                beside = beside_of(cells[0], cells[1], len(captions), self.source._untyped)
             except DataFault as fault:
                 yield located(fault, file, number)
                 continue
             yield image
-            yield from self._texts(row, self.columns, image, captions)
+            yield from self._texts(row, self.columns, image, captions, beside)
         self.notes += self.root.notes()
         if self.blanks:
             self.notes.append(f"{self.blanks:,} blank captions beside others of the same row were passed over")
 
-    def _texts(self, row: dict[str, Any], columns: Columns, image: ImageItem, captions: list[Any]) -> Iterator[Item]:
+    def _beside(self, row: dict[str, Any], columns: Columns) -> tuple[str | None, str | None]:
+        """Columns of negatives and weights; in JSON a row may have fields the first had not."""
+        if self.table.columns is not None:
+            return columns.negatives, columns.weight
+        asked = self.source.columns
+        named = replace(columns, keep=asked.keep, negatives=asked.negatives, weight=asked.weight)
+        return named.beside(list(row))
+
+    def _texts(
+        self,
+        row: dict[str, Any],
+        columns: Columns,
+        image: ImageItem,
+        captions: list[Any],
+        beside: list[dict[str, Any] | None],
+    ) -> Iterator[Item]:
         file, number = self.source.file, image.line
-        given = [text for text in captions if not (text is None or (isinstance(text, str) and not text.strip()))]
+        given = [
+            (text, found)
+            for text, found in zip(captions, beside, strict=True)
+            if not (text is None or (isinstance(text, str) and not text.strip()))
+        ]
         if not given:
             mend = "Write a caption or drop the row."
             yield DataFault(
@@ -172,13 +194,14 @@ class _Rows:
                 item_id=image.image_id,
             )
         self.blanks += len(captions) - len(given) if given else 0
-        for text in given:
+        for text, found in given:
             self.texts += 1
             try:
                 text_id = check_id(row[columns.text_id], columns.text_id) if columns.text_id else self.texts
                 language = read_language(row.get(columns.language) if columns.language else None)
                 own = columns.text_id is None
-                yield TextItem(text_id, check_text(text), (image.image_id,), language, file, number, image.origin, own)
+                text, ids = check_text(text), (image.image_id,)
+                yield TextItem(text_id, text, ids, language, file, number, image.origin, own, found)
             except DataFault as fault:
                 yield located(fault, file, number, image.image_id)
 
@@ -186,7 +209,7 @@ class _Rows:
         untyped = self.source._untyped
         assert columns.image is not None, "resolved"
         for name in columns.used():
-            if name not in row and name not in columns.text[1:]:
+            if name not in row and name not in (*columns.text[1:], columns.negatives, columns.weight):
                 raise DataFault(f"field {name!r} is missing", mend="Every row needs it.", kind="missing-field")
         content, image_id, origin = self._image(row[columns.image], number)
         if columns.image_id is not None:
@@ -210,7 +233,7 @@ class _Rows:
         if (
             self.table.columns is None and self.source.columns.keep is None
         ):  # JSON: a row may have fields the first had not
-            others = [name for name in row if name not in columns.used()]
+            others = [name for name in row if name not in (*columns.used(), *self._beside(row, columns))]
         image.columns = kept_columns(row, others) or None
         return image, captions
 

@@ -15,6 +15,7 @@ from data_tools.annotations import check_id, check_text, parse_json
 from data_tools.columns import kept_columns
 from data_tools.errors import DataFault, RequestError
 from data_tools.items import ImageItem, Item, Stream, TextItem, fingerprint_of, located
+from data_tools.sources.beside_cells import NEGATIVES, WEIGHT, beside_of, usual
 from data_tools.sources.places import readable
 from data_tools.sources.tar_members import LARGEST_MEMBER, Member, TarMembers
 from data_tools.store.layouts import Value
@@ -149,24 +150,32 @@ class WebDatasetSource:
         yield image
         try:
             captions, language = self._captions(sample.parts, encodings)
+            row = self._row(sample.parts)
+            negatives, weight = (row.get(usual(list(row), names)) for names in (NEGATIVES, WEIGHT))
+            beside = beside_of(negatives, weight, len(captions), untyped=False)
         except DataFault as fault:
             yield located(fault, tar, None, image_id)
             return
-        for caption in captions:
+        for caption, found in zip(captions, beside, strict=True):
             try:
-                yield TextItem(next(numbers), check_text(caption), (image_id,), language, tar, None, image.origin, True)
+                number, text = next(numbers), check_text(caption)
+                yield TextItem(number, text, (image_id,), language, tar, None, image.origin, True, found)
             except DataFault as fault:
                 yield located(fault, tar, None, image_id)
 
-    def _others(self, parts: dict[str, bytes]) -> dict[str, Value] | None:
-        """What else the .json says, to be kept with the picture; a .json that cannot be read is a fault of the captions."""
+    def _row(self, parts: dict[str, bytes]) -> dict[Any, Any]:
+        """The .json; one that cannot be read is a fault of the captions."""
         try:
             row = parse_json(parts.get("json", b"{}")[:_LARGEST_TEXT])
         except DataFault:
-            return None
-        if not isinstance(row, dict):
-            return None
-        return kept_columns(row, [name for name in row if name not in (*self.text_fields, "language")]) or None
+            return {}
+        return row if isinstance(row, dict) else {}
+
+    def _others(self, parts: dict[str, bytes]) -> dict[str, Value] | None:
+        """What else the .json says, to be kept with the picture."""
+        row = self._row(parts)
+        used = (*self.text_fields, "language", usual(list(row), NEGATIVES), usual(list(row), WEIGHT))
+        return kept_columns(row, [name for name in row if name not in used]) or None
 
     def _captions(self, parts: dict[str, bytes], encodings: Counter[str]) -> tuple[list[Any], str | None]:
         for ending in (*_TEXTS, "json"):
