@@ -78,6 +78,9 @@ def demo(
     valid: Annotated[int, typer.Option(help="Scenes held out: combinations that training never shows.")] = 400,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
     size: Annotated[int | None, typer.Option(help="Side of the pictures in pixels.")] = None,
+    boxes: Annotated[
+        bool, typer.Option("--boxes", help="Also DIR/phrases/train and valid: phrases for objects with their boxes.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a demonstration set that is there.")] = False,
 ) -> None:
     """Draw a captioned demonstration set: shapes, colours, positions, in Chinese and English.
@@ -87,8 +90,9 @@ def demo(
     from data_tools.scenes.writing import SIZE, draw_demo
     from data_tools.store import open_store
 
-    draw_demo(folder, train=train, valid=valid, seed=seed, size=SIZE if size is None else size, overwrite=overwrite)
-    for split in ("train", "valid"):
+    side = SIZE if size is None else size
+    draw_demo(folder, train=train, valid=valid, seed=seed, size=side, boxes=boxes, overwrite=overwrite)
+    for split in ("train", "valid", *(("phrases/train", "phrases/valid") if boxes else ())):
         store = open_store(folder / split)
         say(f"{store.path}: {store.image_count:,} scenes, {len(store):,} pairs")
 

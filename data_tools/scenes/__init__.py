@@ -1,6 +1,6 @@
 """Drawn scenes with Chinese and English captions: a data set to learn from that needs no download.
 
-    sampling → a `Scene` says what there is → drawing gives its picture, captions its texts → writing gives files and stores
+    sampling → a `Scene` says what there is → drawing gives its picture, captions its texts, phrases what names its objects → writing gives files and stores
 
 Combinations of colour and shape are held out of training: every validation scene shows one that was never seen, made of a
 colour and a shape that were. The same seed gives the same bytes.

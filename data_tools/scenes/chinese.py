@@ -119,6 +119,13 @@ def _noun_phrase(group: Group, told: Told, random: Random, *, colour: bool = Tru
     return f"{number}{measure}{attributes}{noun}"
 
 
+def phrase(group: Group, random: Random) -> str:
+    """``红色的鱼``, ``五个黄色正方形``: what names the things of a group without a sentence around them."""
+    noun, measure = random.choice(NOUNS[group.shape])
+    colour = f"{random.choice(COLOUR_WORDS[group.colour])}色"
+    return f"{colour}的{noun}" if group.count == 1 else f"{NUMBERS[group.count]}{measure}{colour}{noun}"
+
+
 def _with_background(clause: str, background: str, random: Random) -> str:
     places, nouns = BACKGROUND_WORDS[background]
     place, noun = random.choice(places), random.choice(nouns)

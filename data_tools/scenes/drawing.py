@@ -13,20 +13,41 @@ from data_tools.scenes.vocabulary import COLOURS, CORNERS, RGB, SIZES, Group, Sc
 
 SUPERSAMPLING = 3
 Place = tuple[float, float]
+Box = list[float]  # x, y, width, height in shares of the picture
 
 
 def draw(scene: Scene, size: int = 96) -> Image.Image:
     """The picture of a scene, RGB, `size` × `size` pixels; the same pixels every time."""
+    return _drawn(scene, size)[0].reduce(SUPERSAMPLING)
+
+
+def draw_with_boxes(scene: Scene, size: int = 96) -> tuple[Image.Image, list[tuple[Group, Box]]]:
+    """The same picture, and every thing in it: its group, and the smallest box around all of it that lies in the picture."""
+    image, things = _drawn(scene, size)
+    found = []
+    for group, x, y, radius, colour in things:
+        alone = Image.new("RGB", image.size)
+        SHAPE_PAINTERS[group.shape](ImageDraw.Draw(alone), x, y, radius, colour)
+        left, top, right, bottom = (edge / image.width for edge in alone.getbbox() or (0, 0, 0, 0))
+        found.append((group, [round(edge, 5) for edge in (left, top, right - left, bottom - top)]))
+    return image.reduce(SUPERSAMPLING), found
+
+
+def _drawn(scene: Scene, size: int) -> tuple[Image.Image, list[tuple[Group, float, float, float, RGB]]]:
+    """The picture in its large size, and the things in it: group, centre and radius in pixels, colour."""
     random = Random(f"{scene.seed}/picture")
     side = size * SUPERSAMPLING
     image = Image.new("RGB", (side, side))
     canvas = ImageDraw.Draw(image)
     BACKGROUND_PAINTERS[scene.background](canvas, side, random)
+    things = []
     for group, places, radius in _layout(scene, random):
         colour = _shade(COLOURS[group.colour], random)
         for x, y in places:
-            SHAPE_PAINTERS[group.shape](canvas, x * side, y * side, radius * side * random.uniform(0.95, 1.05), colour)
-    return image.reduce(SUPERSAMPLING)
+            thing = group, x * side, y * side, radius * side * random.uniform(0.95, 1.05), colour
+            SHAPE_PAINTERS[group.shape](canvas, *thing[1:])
+            things.append(thing)
+    return image, things
 
 
 def _shade(colour: RGB, random: Random) -> RGB:

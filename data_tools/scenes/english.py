@@ -107,3 +107,10 @@ def _noun_phrase(group: Group, told: Told, random: Random, *, colour: bool = Tru
     else:
         number = random.choice(("some", "several"))
     return " ".join((number, *words))
+
+
+def phrase(group: Group, random: Random) -> str:
+    """``the red fish``, ``five yellow squares``: what names the things of a group without a sentence around them."""
+    colour = random.choice(COLOUR_WORDS.get(group.colour, (group.colour,)))
+    noun = random.choice(NOUNS[group.shape])[group.count > 1]
+    return f"the {colour} {noun}" if group.count == 1 else f"{NUMBERS[group.count]} {colour} {noun}"

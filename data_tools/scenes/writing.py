@@ -9,16 +9,21 @@ import json
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from PIL import Image
+
 from data_tools.atomic import whole_file
 from data_tools.bars import Bar
 from data_tools.errors import RequestError
 from data_tools.outputs import json_with, refuse_foreign_file
 from data_tools.regular import sha256
 from data_tools.scenes.captions import captions
-from data_tools.scenes.drawing import draw
+from data_tools.scenes.drawing import Box, draw, draw_with_boxes
+from data_tools.scenes.phrases import phrases
 from data_tools.scenes.sampling import sample_scenes
-from data_tools.scenes.vocabulary import Scene
+from data_tools.scenes.vocabulary import Group, Scene
 
+PHRASES = "phrases"  # the folder of stores with boxes
+Things = list[tuple[Group, Box]]
 SIZE, MANIFEST = 96, "cnclip-ft-demo.json"
 _SMALLEST, _LARGEST = 16, 1024
 
@@ -30,6 +35,7 @@ def draw_demo(
     valid: int = 400,
     seed: int = 0,
     size: int = SIZE,
+    boxes: bool = False,
     overwrite: bool = False,
     progress: bool = True,
 ) -> None:
@@ -41,6 +47,8 @@ def draw_demo(
 
     Args:
         size: side of the pictures in pixels.
+        boxes: build `<target_dir>/phrases/train` and `…/valid` as well: the same pictures with phrases for their objects
+            (``五个黄色正方形``, ``the red fish``) and the boxes of these.
         overwrite: replace a set that is there: files with the digests that `cnclip-ft-demo.json` names, and stores.
 
     Raises:
@@ -63,26 +71,38 @@ def draw_demo(
     for split in ("train", "valid"):
         _refuse_sources(folder, split, overwrite)
         refuse_place(folder / split, overwrite=overwrite)
+        if boxes:
+            refuse_place(folder / PHRASES / split, overwrite=overwrite)
     for split, count in (("train", train), ("valid", valid)):
         scenes = sample_scenes(count, seed=seed, held_out=split == "valid")
-        write_sources(folder, split, scenes, size=size, progress=progress)
+        drawn = write_sources(folder, split, scenes, size=size, boxes=boxes, progress=progress)
         build_split(folder, split, overwrite=overwrite, progress=progress)
+        if boxes:
+            _build_phrases(folder, split, scenes, drawn)
 
 
-def write_sources(folder: Path, split: str, scenes: list[Scene], *, size: int = SIZE, progress: bool = True) -> None:
+def write_sources(
+    folder: Path, split: str, scenes: list[Scene], *, size: int = SIZE, boxes: bool = False, progress: bool = True
+) -> list[Things]:
     """`{split}_imgs.tsv` and `{split}_texts.jsonl` of `scenes`, each whole or not there.
 
     Image ids count from 1, text ids follow their image: texts 5k−4 … 5k tell of image k.
+
+    Returns:
+        The things in every picture, with `boxes`.
 
     Raises:
         UserError: the folder cannot be written.
     """
     images, texts = _source_files(folder, split)
     with whole_file(images) as image_file, whole_file(texts) as text_file:
+        drawn: list[Things] = []
         text_id, digests = 0, (hashlib.sha256(), hashlib.sha256())
         bar = Bar(scenes, desc=f"drawing {split}", unit="scene", shown=progress)
         for image_id, scene in enumerate(bar, start=1):
-            row = b"%d\t%s\n" % (image_id, base64.b64encode(_encoded(scene, size)))
+            picture, things = draw_with_boxes(scene, size) if boxes else (draw(scene, size), [])
+            drawn.append(things)
+            row = b"%d\t%s\n" % (image_id, base64.b64encode(_encoded(picture)))
             lines = []
             for language, text in captions(scene):
                 text_id += 1
@@ -95,6 +115,26 @@ def write_sources(folder: Path, split: str, scenes: list[Scene], *, size: int = 
                 digest.update(data)
         # Before the files are there: whenever this is killed, they are known again.
         _note_digests(folder, {file.name: d.hexdigest() for file, d in zip((images, texts), digests, strict=True)})
+    return drawn
+
+
+def _build_phrases(folder: Path, split: str, scenes: list[Scene], drawn: list[Things]) -> None:
+    """The store `<folder>/phrases/<split>`: the pictures of `<folder>/<split>` with phrases and boxes, texts numbered from 1."""
+    from data_tools.store import StoreWriter, open_store
+
+    pictures = open_store(folder / split)
+    (folder / PHRASES).mkdir(exist_ok=True)
+    try:
+        with StoreWriter(folder / PHRASES / split) as writer:
+            number = 0
+            for image_id, (scene, things) in enumerate(zip(scenes, drawn, strict=True), start=1):
+                writer.add_image(image_id, pictures.image(image_id))
+                for phrase in phrases(scene, things):
+                    number += 1
+                    writer.add_pair(image_id, number, phrase.text, phrase.language, {"boxes": phrase.boxes})
+            writer.finish().close()
+    finally:
+        pictures.close()
 
 
 def _source_files(folder: Path, split: str) -> tuple[Path, Path]:
@@ -139,8 +179,8 @@ def _refuse_sources(folder: Path, split: str, overwrite: bool) -> None:
             )
 
 
-def _encoded(scene: Scene, size: int) -> bytes:
+def _encoded(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     # No colour subsampling: at this size it would fray the edges.
-    draw(scene, size).save(buffer, "JPEG", quality=92, subsampling=0)
+    picture.save(buffer, "JPEG", quality=92, subsampling=0)
     return buffer.getvalue()

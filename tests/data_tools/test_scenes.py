@@ -16,8 +16,10 @@ from PIL import Image, ImageChops, ImageStat
 
 from data_tools.errors import RequestError, UserError
 from data_tools.scenes import HELD_OUT, Group, Scene, captions, draw, draw_demo, sample_scenes
+from data_tools.scenes.backgrounds import BACKGROUND_PAINTERS
 from data_tools.scenes.captions import PLAN, Told, caption_of, choose_details
-from data_tools.scenes.drawing import _layout
+from data_tools.scenes.drawing import _layout, draw_with_boxes
+from data_tools.scenes.phrases import phrases
 from data_tools.scenes.vocabulary import ARRANGEMENTS, BACKGROUNDS, COLOURS, CORNERS, RELATIONS, SHAPES, SIZES
 from data_tools.store import open_store
 
@@ -242,3 +244,61 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path) -> None:
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(UserError, match="cannot be written"):
         draw_demo(tmp_path / "file" / "demo", train=1, valid=1, progress=False)
+
+
+# ---- boxes of objects ------------------------------------------------------------------------------------------------
+
+
+def test_boxes_lie_around_what_is_drawn(train: list[Scene]) -> None:
+    for scene in train[:60]:
+        picture, things = draw_with_boxes(scene, 64)
+        assert picture.tobytes() == draw(scene, 64).tobytes()
+        assert [group for group, _ in things] == sorted(
+            (group for group in scene.groups for _ in range(group.count)), key=[group for group, _ in things].index
+        )
+        for _, (x, y, width, height) in things:
+            assert 0 <= x < x + width <= 1.00001 and 0 <= y < y + height <= 1.00001
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_box_is_that_of_the_pixels_that_differ_from_the_background(shape: str, monkeypatch) -> None:
+    scene = _scene("top left", Group(shape, "red", "medium", 1))
+    monkeypatch.setitem(BACKGROUND_PAINTERS, "paper", lambda canvas, side, random: None)  # black
+    picture, [(_, (x, y, width, height))] = draw_with_boxes(scene, 96)
+    edges = [edge / 96 for edge in picture.getbbox()]
+    assert max(abs(a - b) for a, b in zip(edges, (x, y, x + width, y + height), strict=True)) <= 1 / 96
+
+
+def test_phrases_name_a_group_with_all_its_boxes(valid: list[Scene]) -> None:
+    scene = _scene("row", Group("square", "yellow", "small", 5))
+    _, things = draw_with_boxes(scene)
+    found = phrases(scene, things)
+    assert [(p.language, len(p.boxes)) for p in found] == [("zh", 5), ("en", 5)]
+    assert found[0].text in {f"五个黄色{noun}" for noun in ("正方形", "方块", "方形")}
+    assert found[1].text == "five yellow squares"
+    centres = [x + width / 2 for x, _, width, _ in found[0].boxes]
+    assert centres == sorted(centres)  # a row, drawn from the left
+    one = _scene("left", Group("fish", "red", "large", 1), Group("house", "purple", "large", 1))
+    texts = [p.text for p in phrases(one, draw_with_boxes(one)[1])]
+    assert texts[0] in ("红色的鱼", "红色的鱼儿") and texts[1] == "the red fish" and texts[2].startswith("紫色的房")
+    fish, house = (p.boxes[0] for p in phrases(one, draw_with_boxes(one)[1])[1::2])
+    assert fish[0] + fish[2] <= house[0] + 0.1
+    for scene in valid[:100]:
+        found = phrases(scene, draw_with_boxes(scene, 32)[1])
+        assert len({p.text for p in found}) == len(found) == 2 * len(scene.groups)
+        assert [len(p.boxes) for p in found[::2]] == [group.count for group in scene.groups]
+
+
+def test_stores_of_phrases_lie_beside_the_set_which_is_the_same(tmp_path) -> None:
+    draw_demo(tmp_path / "with", train=12, valid=5, size=48, boxes=True, progress=False)
+    draw_demo(tmp_path / "without", train=12, valid=5, size=48, progress=False)
+    for split in ("train", "valid"):
+        store, plain = (open_store(tmp_path / name / split) for name in ("with", "without"))
+        assert (store.checksum(), store.order()) == (plain.checksum(), plain.order())
+        told = open_store(tmp_path / "with" / "phrases" / split)
+        assert told.image_ids == store.image_ids and all(told.image(n) == store.image(n) for n in store.image_ids)
+        assert told.beside_counts["boxes"] == len(told) and {pair.language for pair in told.pairs()} == {"zh", "en"}
+    with pytest.raises(RequestError, match="there already"):
+        draw_demo(tmp_path / "with", train=12, valid=5, size=48, boxes=True, progress=False)
+    draw_demo(tmp_path / "with", train=6, valid=5, size=48, boxes=True, overwrite=True, progress=False)
+    assert open_store(tmp_path / "with" / "phrases" / "train").image_count == 6
