@@ -219,7 +219,7 @@ def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
 
 def _multiplies_bf16() -> bool:
     """Whether the processor has instructions for it: without them bf16 is slower than fp32."""
-    known = getattr(torch.cpu, "get_capabilities", dict)()  # releases before have none
+    known: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # releases before have none
     return any(known.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
