@@ -22,6 +22,7 @@ from cnclip_ft.commands import (
     encode,
     evaluate,
     export,
+    ground,
     recipe,
     scripts,
     search,
@@ -74,6 +75,7 @@ for function in (
     calibrate.calibrate,
     compare.compare,
     average.average,
+    ground.ground,
     export.export,
     scripts.scripts,
 ):

@@ -19,6 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cnclip_ft.cli import app
+from data_tools.store import StoreWriter, open_store
 from tests.evaluation import tiny
 from tests.test_docs import PAGES, ROOT, WITHOUT_EXAMPLE, lines
 
@@ -127,6 +128,12 @@ def folder(tmp_path_factory):
     for number, name in enumerate(("runs/mine", "runs/shop", "runs/a", "runs/b", "runs/c")):
         tiny.make_checkpoint(place / name / "contrast" / "best", seed=number)
     shutil.copytree(place / "runs/mine/contrast/best", place / "CHECKPOINT")
+    known = open_store(place / "DATA" / "valid")
+    with StoreWriter(place / "boxes" / "valid") as writer:
+        for pair in list(known.pairs())[:4]:
+            writer.add_image(pair.image_id, known.image(pair.image_id))
+            writer.add_pair(pair.image_id, pair.text_id, pair.text, "zh", beside={"boxes": [[0.2, 0.2, 0.5, 0.5]]})
+        writer.finish()
     run("cnclip-ft calibrate CHECKPOINT DATA/valid --recall 0.9 --json calibration.json --workers 0", place)
     run("cnclip-ft search index CHECKPOINT PHOTOS --output photos.index", place)
     return place

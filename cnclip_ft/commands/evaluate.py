@@ -42,6 +42,14 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FOLDER", help="Write the official scripts' prediction and score files of each split."),
     ] = None,
+    grounding: Annotated[
+        bool,
+        typer.Option(
+            "--grounding", help="Where phrases are, instead of recall: stores whose pairs have boxes, four protocols."
+        ),
+    ] = False,
+    method: Annotated[str | None, typer.Option(help="With --grounding: as of `ground`.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="With --grounding: as of `ground`.")] = None,
     encoding: Encoding,
     memory: Memory = Options.memory,
     origin: Origin,
@@ -53,15 +61,31 @@ def evaluate(
     Example: cnclip-ft evaluate runs/mine/contrast/best data/valid data/test --json scores.json
 
     Example: cnclip-ft evaluate runs/muge/contrast/best datasets/MUGE --official results
+
+    Example: cnclip-ft evaluate runs/mine/contrast/best boxes/valid --grounding
     """
     from cnclip_ft import calls
+    from cnclip_ft.evaluation.grounding import GroundingCard, score_grounding
     from cnclip_ft.evaluation.outputs import refuse_outputs
-    from cnclip_ft.evaluation.scorecard import score_predictions
+    from cnclip_ft.evaluation.scorecard import Scorecard, score_predictions
     from cnclip_ft.features import official_files
+    from cnclip_ft.features.folder import is_feature_folder
     from data_tools.errors import RequestError
     from data_tools.tables import terminal_width
 
     path = Path(checkpoint)
+    if not grounding and (method is not None or threshold is not None):
+        raise RequestError("--method and --threshold say how phrases are looked for: give --grounding too")
+    if grounding:
+        for name, given in (("--official", official), ("--by", by), ("--dataset", dataset)):
+            if given is not None:
+                raise RequestError(
+                    f"{name} is for recall; --grounding says where phrases are: leave one of the two out"
+                )
+        if path.is_file() and path.suffix == ".jsonl" or is_feature_folder(path):
+            raise RequestError(
+                f"{checkpoint} holds no model; --grounding needs a checkpoint, which looks at the pictures"
+            )
     refuse_outputs([checkpoint, *(splits or [])], json_file=json_file, kind="splits", markdown=markdown)
     if path.is_file() and path.suffix == ".jsonl":
         if official:
@@ -71,16 +95,21 @@ def evaluate(
         if json_file:
             official_files.write_json(json_file, score)
         return
-    card = calls.evaluate(
-        checkpoint,
-        *splits or (),
-        **vars(encoding),
-        **vars(origin),
-        memory=memory,
-        dataset=dataset,
-        by=by,
-        official=official,
-    )
+    card: Scorecard | GroundingCard
+    if grounding:
+        options = Options(**vars(encoding), **vars(origin), memory=memory)
+        card = score_grounding(checkpoint, splits or [], options, method, threshold)
+    else:
+        card = calls.evaluate(
+            checkpoint,
+            *splits or (),
+            **vars(encoding),
+            **vars(origin),
+            memory=memory,
+            dataset=dataset,
+            by=by,
+            official=official,
+        )
     say(card.table(width=terminal_width()))
     if official:
         say(f"official result files of {', '.join(card.scores)} in {official}")

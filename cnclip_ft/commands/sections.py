@@ -72,6 +72,7 @@ COMMANDS = {
     "calibrate": ("evaluation", "what-score-means-match", "多少分才算匹配"),
     "compare": ("evaluation", "better-or-chance", "更好还是碰巧"),
     "average": ("evaluation", "one-model-of-several-runs", "多次训练合成一个模型"),
+    "ground": ("grounding", "find-phrases", "查找短语"),
     "export": ("checkpoints", "export", "导出"),
     "search": ("search", "ask", "查询"),
     "search index": ("search", "index", "建索引"),

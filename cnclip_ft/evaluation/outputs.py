@@ -6,14 +6,16 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from cnclip_ft.evaluation.grounding import PROTOCOLS
 from cnclip_ft.evaluation.plots import MAKER
 from cnclip_ft.evaluation.recall_table import benchmark_recall_heads, markdown_table, recall_heads
 from cnclip_ft.features.official_files import is_prediction_file
 from data_tools.outputs import begins, holds, refuse_files
 
 _OFFICIAL = {"success", "score", "scoreJson"}  # keys of the official score file, which evaluate and topk write
-_HEADS = tuple(
-    markdown_table(heads, []).split("\n")[0].encode() for heads in (recall_heads(), benchmark_recall_heads())
+_HEADS = (
+    *(markdown_table(heads, []).split("\n")[0].encode() for heads in (recall_heads(), benchmark_recall_heads())),
+    PROTOCOLS["any_box"].encode(),
 )
 
 

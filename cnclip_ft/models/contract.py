@@ -68,6 +68,9 @@ class Preprocessing(Protocol):
     def fitting(self) -> dict[str, Any]:
         """As JSON, what it takes to bring an upright picture to the pixels that `pack` takes (`search.web.decoder`)."""
 
+    def part(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """What is seen of an upright picture of this size: ``(x, y, width, height)`` in shares of it, x and y the upper left corner."""
+
     def pack(self, pixels: Any) -> torch.Tensor:
         """uint8 numpy ``[h, w, 3]`` of a fitted picture → uint8 `shape`."""
 

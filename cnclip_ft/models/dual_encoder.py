@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -215,6 +216,21 @@ class DualEncoder(nn.Module):
                     part[rows] = self.text_features(input_ids.to(self.device), mask.to(self.device)).float().cpu()
                 parts.append(part)
         return torch.cat(parts)
+
+    def ground(self, picture: PictureSource, phrases: str | Iterable[str], **how: Any) -> list[Any]:
+        """Where phrases are in a picture: a list of `grounding.finder.Grounded`, one a phrase, with heat map, boxes and scores.
+
+        Args:
+            phrases: a sentence, which is split into phrases, or phrases as they stand.
+            how: `method`, `threshold` and `most`, as `grounding.finder.ground` has them.
+
+        Raises:
+            RequestError: no phrase, an unknown method, or an image tower that gives no features of patches.
+            DataFault: the picture cannot be decoded.
+        """
+        # That room lies above this one: it is looked up when it is asked for, as the package does with its own names.
+        (found,) = import_module("cnclip_ft.grounding.finder").ground(self, [picture], phrases, **how)
+        return list(found)
 
 
 def _is_picture(images: Any) -> bool:

@@ -71,6 +71,9 @@ class PatchedPicture:
         )
         return self.pack(fitted.permute(1, 2, 0).contiguous().numpy())
 
+    def part(self, width: int, height: int) -> tuple[float, float, float, float]:
+        return 0.0, 0.0, 1.0, 1.0
+
     def pack(self, pixels: np.ndarray) -> torch.Tensor:
         """uint8 ``[rows · patch, columns · patch, 3]`` → uint8 `shape`."""
         rows, columns = (side // self.patch for side in pixels.shape[:2])

@@ -111,6 +111,12 @@ class SquarePicture:
         """uint8 ``[n, 3, size, size]`` → what the tower takes, on the tensor's device."""
         return normalise(pixels, self.mean, self.std, dtype) if self.input == "normalised" else pixels
 
+    def part(self, width: int, height: int) -> tuple[float, float, float, float]:
+        if self.fit == "squash":
+            return 0.0, 0.0, 1.0, 1.0
+        tall, wide, top, left = middle_of(width, height, self.size, even=self.fit == "crop_even")
+        return left / wide, top / tall, self.size / wide, self.size / tall
+
     def pack(self, pixels: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(pixels).permute(2, 0, 1)
 

@@ -1,0 +1,1 @@
+"""Where in a picture something is: heat maps and boxes for phrases."""
