@@ -10,7 +10,9 @@ import re
 import shutil
 import threading
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 pytest.importorskip("fastapi", reason="not installed: pip install 'cnclip-ft[serve]'")
@@ -18,8 +20,9 @@ pytest.importorskip("httpx", reason="not installed: pip install 'cnclip-ft[test]
 
 from fastapi.testclient import TestClient
 
+from cnclip_ft.grounding.finder import How, decode
 from cnclip_ft.search.engine.engine import open_engine
-from cnclip_ft.search.engine.query import Question
+from cnclip_ft.search.engine.query import Question, vectors
 from cnclip_ft.search.web import decoders
 from cnclip_ft.search.web.api import Limits, make_app
 from cnclip_ft.search.web.batcher import Batcher, Busy
@@ -49,6 +52,34 @@ def test_a_picture_finds_itself(client, engine, photos_once):
         assert [hit["number"] for hit in mixed["results"]] == [hit["number"] for hit in words["results"]]
 
 
+def test_where_a_question_is_met_is_the_model_s_own_map(client, engine, photos_once):
+    question = {"text": "一只狗", "not": "车"}
+    heat = client.post("/api/images/7/heat", json=question).json()
+    picture = decode(engine.model, photos_once / engine.index.key(7))
+    expected = engine.heat(Question("一只狗", without="车"), picture)
+    assert heat["part"] == list(expected.part) and heat["score"] == pytest.approx(expected.score, abs=1e-4)
+    low, high = expected.values.min(), expected.values.max()
+    assert np.allclose(heat["values"], (expected.values - low) / (high - low), atol=0.02)
+    tower, vector = engine.model, vectors(engine.model, [Question("一只狗", without="车")], None)[0]
+    with torch.inference_mode():
+        patches = tower.patch_features(picture.pixels[None], How().method_of(tower)).features[0]
+    assert np.allclose(expected.values.ravel(), (patches @ vector).numpy(), atol=1e-5)
+    assert client.get("/api/index").json()["heat"] is True
+    like = client.post("/api/images/3/heat", json={"like": 7}).json()
+    assert len(like["values"]) == len(heat["values"]) and like["values"] != heat["values"]
+
+
+def test_where_nothing_can_be_met_is_refused_in_words(client, engine, monkeypatch):
+    assert problem(client.post("/api/images/7/heat", json={}), 422)
+    assert "there are 20" in problem(client.post("/api/images/20/heat", json={"text": "狗"}), 404)["detail"]
+    assert "there are 20" in problem(client.post("/api/images/7/heat", json={"like": 20}), 422)["detail"]
+    assert problem(client.post("/api/images/7/heat", json={"text": "x" * 5000}), 422)
+    assert problem(client.post("/api/images/7/heat", json={"text": "狗", "top": 3}), 422)
+    monkeypatch.setattr(type(engine.model.image_tower), "patch_methods", ())
+    assert "a ViT" in problem(client.post("/api/images/7/heat", json={"text": "狗"}), 422)["detail"]
+    assert client.get("/api/index").json()["heat"] is False
+
+
 def test_the_index_and_its_limits_are_told(client):
     about = client.get("/api/index").json()
     assert (
@@ -59,14 +90,17 @@ def test_the_index_and_its_limits_are_told(client):
 def test_the_description_covers_the_api(client):
     description = client.get("/openapi.json").json()
     paths = description["paths"]
-    assert set(paths) == {"/api/index", "/api/search", "/api/search/image", "/api/images/{number}"}
+    assert set(paths) == {
+        "/api/index", "/api/search", "/api/search/image", "/api/images/{number}", "/api/images/{number}/heat"
+    }  # fmt: skip
     routes = {route["operationId"]: route for methods in paths.values() for route in methods.values()}
-    assert set(routes) == {"get_index", "search", "search_image", "get_image"}
+    assert set(routes) == {"get_index", "search", "search_image", "get_image", "get_heat"}
     always, asked = {"401", "403", "405", "421"}, {"400", "408", "413", "422", "503"}
     assert set(routes["get_index"]["responses"]) == {"200", *always}
     assert set(routes["search"]["responses"]) == {"200", *always, *asked}
     assert set(routes["search_image"]["responses"]) == {"200", "415", *always, *asked}
     assert set(routes["get_image"]["responses"]) == {"200", "304", "404", "422", "503", *always}
+    assert set(routes["get_heat"]["responses"]) == {"200", "404", *always, *asked}
     for route in routes.values():
         for status, response in route["responses"].items():
             if status not in ("200", "304"):

@@ -14,6 +14,7 @@ pytest.importorskip("selenium", reason="not installed: pip install 'cnclip-ft[te
 
 from selenium.webdriver.common.keys import Keys
 
+from cnclip_ft.grounding.finder import decode
 from cnclip_ft.search.engine.engine import open_engine
 from cnclip_ft.search.engine.query import Question
 from tests import browser as browsers
@@ -165,6 +166,56 @@ def test_enlarge_and_close(page):
     assert name in page.find_element("id", "largeName").text
     page.switch_to.active_element.send_keys(Keys.ESCAPE)
     until(page, "return !document.getElementById('large').open")
+
+
+LAID = """const c = document.getElementById('heat'), i = document.getElementById('largeImage');
+const a = c.getBoundingClientRect(), b = i.getBoundingClientRect();
+return c.hidden ? null : [a.left - b.left, a.top - b.top, a.width, a.height, b.width, b.height, i.naturalWidth, i.naturalHeight];"""
+
+
+def test_where_the_question_is_met_lies_over_the_picture(page, engine):
+    page.execute_script("localStorage.removeItem('heat')")
+    page.find_element("id", "text").send_keys("狗" + Keys.ENTER)
+    settled(page)
+    page.execute_script("document.querySelector('.zoom').click()")
+    until(page, "return document.getElementById('largeImage').naturalWidth > 0")
+    toggle = page.find_element("id", "heatOn")
+    assert page.execute_script(LAID) is None and toggle.get_attribute("aria-pressed") == "false"
+    toggle.click()
+    until(page, "return !document.getElementById('heat').hidden")
+    left, top, wide, tall, whole_wide, whole_tall, natural_wide, natural_tall = page.execute_script(LAID)
+    scale = min(whole_wide / natural_wide, whole_tall / natural_tall)
+    assert (wide, tall) == pytest.approx((natural_wide * scale, natural_tall * scale), abs=1.5)
+    assert (left, top) == pytest.approx(((whole_wide - wide) / 2, (whole_tall - tall) / 2), abs=1.5)
+    # what is drawn is hottest where the map is
+    bright = page.execute_script(
+        """const c = document.getElementById('heat'), d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+        let best = -1, at = 0;
+        for (let i = 0; i < d.length; i += 4) if (d[i + 1] > best) { best = d[i + 1]; at = i / 4; }
+        return [(at % c.width + .5) / c.width, (Math.floor(at / c.width) + .5) / c.height];"""
+    )
+    (first,) = engine.ask([Question("狗", top=1)])
+    path = engine.index.info["source"]["path"]
+    heat = engine.heat(Question("狗"), decode(engine.model, f"{path}/{first[0].key}"))
+    x, y, width, height = heat.hottest[0]
+    assert x - width / 2 <= bright[0] <= x + 1.5 * width and y - height / 2 <= bright[1] <= y + 1.5 * height
+    assert "brightest first" in page.find_element("id", "said").text
+    page.find_element("id", "after").click()  # it stays on for the next picture, and for the next visit
+    until(page, "return !document.getElementById('heat').hidden")
+    toggle.click()
+    assert page.execute_script(LAID) is None and toggle.get_attribute("aria-pressed") == "false"
+    page.switch_to.active_element.send_keys(Keys.ESCAPE)
+
+
+def test_a_model_without_patches_has_no_toggle(page, engine, monkeypatch):
+    monkeypatch.setattr(type(engine.model.image_tower), "patch_methods", ())
+    page.get(page.current_url.split("#")[0] + "?without")
+    page.find_element("id", "text").send_keys("狗" + Keys.ENTER)
+    settled(page)
+    page.execute_script("document.querySelector('.zoom').click()")
+    until(page, "return document.getElementById('large').open")
+    assert not page.find_element("id", "heatOn").is_displayed()
+    page.switch_to.active_element.send_keys(Keys.ESCAPE)
 
 
 def test_nothing_is_wider_than_the_window(page):

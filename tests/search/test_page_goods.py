@@ -139,8 +139,12 @@ def test_axe_finds_nothing(goods, colours, language):
         settled(goods)
         goods.execute_script("const l = document.getElementById('limit'); l.value = 0.2; draw()")  # weak ones too
         assert browsers.axe_findings(goods) == []
-        goods.execute_script("document.querySelector('.zoom').click()")
+        goods.execute_script("localStorage.removeItem('heat'); document.querySelector('.zoom').click()")
         assert browsers.axe_findings(goods) == []
+        goods.find_element("id", "heatOn").click()
+        until(goods, "return !document.getElementById('heat').hidden")
+        assert browsers.axe_findings(goods) == []
+        goods.find_element("id", "heatOn").click()
         goods.find_element("id", "largeLike").click()
         until(goods, "return !document.getElementById('note').hidden")
         settled(goods)

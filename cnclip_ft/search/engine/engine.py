@@ -12,6 +12,8 @@ import torch
 
 from cnclip_ft.evaluation import provenance
 from cnclip_ft.evaluation.options import Options, open_model
+from cnclip_ft.grounding.finder import Decoded, How, heat_maps
+from cnclip_ft.grounding.heat import Heat
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.retrieval import approximate
 from cnclip_ft.retrieval.approximate import ApproximateSearch
@@ -102,6 +104,27 @@ class Engine:
         for group in _looked_for_together(usable, questions):
             self._look([questions[place] for place, _ in group], group, answers)
         return answers
+
+    @property
+    def has_heat(self) -> bool:
+        """Whether the model can say where in a picture a question is met."""
+        return bool(self.model.image_tower.patch_methods)
+
+    def heat(self, question: Question, picture: Decoded) -> Heat:
+        """Where in a picture the question is met: cosines of its vector with the picture's patches.
+
+        Raises:
+            RequestError: nothing is asked, or the image tower gives no features of patches.
+        """
+        question.check()
+        if question.like is not None and not 0 <= question.like < len(self.index):
+            raise RequestError(f"no picture {question.like}: there are {len(self.index):,}, from 0")
+        method = How().method_of(self.model)
+        (vector,) = vectors(self.model, [question], self._features)
+        if isinstance(vector, RequestError):
+            raise vector
+        ((heat,),) = heat_maps(self.model, [picture], [vector[None]], method)
+        return heat
 
     def _look(self, questions: list[Question], group: list[tuple[int, torch.Tensor]], answers: list[Answer]) -> None:
         """Fill in the answers of questions that are looked for among the same pictures."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
@@ -13,8 +14,10 @@ from fastapi import FastAPI, File, Form, Header, Query, Request, UploadFile
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from cnclip_ft.grounding.finder import Decoded
 from cnclip_ft.search.engine.engine import Engine, Found
 from cnclip_ft.search.engine.query import IMAGE_SHARE, WITHOUT_WEIGHT, Question
 from cnclip_ft.search.index.folder import Damaged
@@ -40,6 +43,8 @@ from cnclip_ft.search.web.messages import (
     Conditions,
     Cosine,
     Facet,
+    Ground,
+    HeatMap,
     Hit,
     Share,
     Skip,
@@ -99,6 +104,7 @@ def make_app(
     sent, shown = (Decoders(limits.decoders, waiting, limits.decode_seconds, limits.pixels) for waiting in (16, 512))
     source = engine.index.info["source"]
     thumbnails = Thumbnails(source["kind"], source["path"], engine.index.item, shown)
+    looking = asyncio.Lock()  # one picture at a time through the image tower: questions come first
     private = not addresses and not allowed and names == LOOPBACK
     page = read_page()
     policy = {"Content-Security-Policy": content_policy(page), "Cache-Control": "no-cache"}
@@ -111,7 +117,7 @@ def make_app(
     # FastAPI's own documentation pages load scripts from the network: only the description itself is served.
     app = FastAPI(
         title="cnclip-ft search",
-        version="1.3",
+        version="1.4",
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
@@ -134,6 +140,7 @@ def make_app(
     app.add_exception_handler(RequestValidationError, _validation_problem)
     app.add_exception_handler(Busy, _busy)
     app.add_exception_handler(Damaged, _damaged)
+    app.add_exception_handler(Gone, _gone)
 
     @app.get("/", include_in_schema=False)
     def start() -> HTMLResponse:
@@ -155,6 +162,7 @@ def make_app(
             max_pixels=limits.pixels,
             max_text=TEXT,
             folder=printable(source["path"]) if private and source["kind"] == "folder" else None,
+            heat=engine.has_heat,
             columns=[printable(name) for name in engine.facets.names],
             facets=[
                 Facet(column=name, choices=[Choice(value=str(value), images=count) for value, count in values])
@@ -240,12 +248,39 @@ def make_app(
                 return Response(status_code=304, headers=headers)
             data = await thumbnails.get(number, size)
         except IndexError:
-            raise HTTPException(404, f"no picture of this number: there are {len(engine.index):,}, from 0") from None
-        except Gone as error:
-            return _problem(404, printable(str(error)), "gone")
+            raise _no_picture(len(engine.index)) from None
         return Response(data, media_type="image/jpeg", headers=headers)
 
+    @app.post("/api/images/{number}/heat", responses=problems(400, 404, 408, 413, 422, 503), tags=["pictures"])
+    async def get_heat(
+        number: Annotated[int, InPath(ge=0, lt=_NUMBER, description="As `results` name it.", examples=[17])],
+        ground: Ground,
+    ) -> HeatMap:
+        """Where in a picture of the index a question is met: why it was found."""
+        question = Question(ground.text, ground.without, None, ground.like, ground.image_share, ground.not_weight, 1)
+        picture = engine.model.image_tower.preprocessing
+        try:
+            data = await thumbnails.fitted(number, picture.fitting)
+        except IndexError:
+            raise _no_picture(len(engine.index)) from None
+        height, width = SIDES.unpack_from(data)
+        sides = SIDES.unpack_from(data, SIDES.size)
+        pixels = np.frombuffer(bytearray(data), np.uint8, offset=2 * SIDES.size).reshape(*sides, 3)
+        decoded = Decoded(picture.pack(pixels), width, height)
+        try:
+            async with looking:
+                found = await run_in_threadpool(engine.heat, question, decoded)
+        except RequestError as error:
+            raise HTTPException(422, printable(str(error))) from None
+        low, high = float(found.values.min()), float(found.values.max())
+        shares = (found.values - low) / (high - low) if high > low else np.zeros_like(found.values)
+        return HeatMap(part=found.part, values=shares.round(3).tolist(), score=round(found.score, 6))
+
     return app
+
+
+def _no_picture(count: int) -> HTTPException:
+    return HTTPException(404, f"no picture of this number: there are {count:,}, from 0")
 
 
 def _as_file(schema: dict[str, object]) -> None:
@@ -284,6 +319,10 @@ async def _busy(_: Request, error: Exception) -> JSONResponse:
     return _problem(
         503, "too many wait; ask again in a moment", headers={name.decode(): value.decode() for name, value in (RETRY,)}
     )
+
+
+async def _gone(_: Request, error: Exception) -> JSONResponse:
+    return _problem(404, printable(str(error)), "gone")
 
 
 async def _damaged(_: Request, error: Exception) -> JSONResponse:

@@ -86,7 +86,10 @@ def _answer(job: dict[str, Any], data: bytes) -> bytes:
 
 def _fit(data: bytes, how: dict[str, Any], pixels: int) -> bytes:
     """As `Preprocessing.fitting` says, by Pillow, the official way: the indexed pictures' stays within 1/255 of it."""
-    picture = open_upright(data, pixel_limit=pixels)
+    return _fitted(open_upright(data, pixel_limit=pixels), how)
+
+
+def _fitted(picture: Image.Image, how: dict[str, Any]) -> bytes:
     filter = Image.Resampling[how["resample"].upper()]
     if "budget" in how:
         patch = how["patch"]
@@ -99,12 +102,22 @@ def _fit(data: bytes, how: dict[str, Any], pixels: int) -> bytes:
     return SIDES.pack(fitted.height, fitted.width) + fitted.tobytes()
 
 
+def _fit_indexed(_: bytes, kind: str, path: str, key: int | str, stamp: str, how: dict[str, Any], pixels: int) -> bytes:
+    """`SIDES` of the upright picture, then as `_fit`."""
+    data = _indexed(kind, path, key, stamp)
+    picture = open_upright(data, pixel_limit=pixels)
+    return SIDES.pack(picture.height, picture.width) + _fitted(picture, how)
+
+
+def _indexed(kind: str, path: str, key: int | str, stamp: str) -> bytes:
+    return _of_folder(path, str(key), stamp) if kind == "folder" else _of_store(path, key, stamp)
+
+
 def _thumbnail(_: bytes, kind: str, path: str, key: int | str, stamp: str, how: dict[str, Any], pixels: int) -> bytes:
-    data = _of_folder(path, str(key), stamp) if kind == "folder" else _of_store(path, key, stamp)
-    return reencode(data, Reencoding(**how), pixel_limit=pixels)
+    return reencode(_indexed(kind, path, key, stamp), Reencoding(**how), pixel_limit=pixels)
 
 
-_JOBS: dict[str, Callable[..., bytes]] = {"fit": _fit, "thumbnail": _thumbnail}
+_JOBS: dict[str, Callable[..., bytes]] = {"fit": _fit, "fit_indexed": _fit_indexed, "thumbnail": _thumbnail}
 
 
 def _gone(problem: str) -> DataFault:

@@ -76,6 +76,31 @@ class Answer(BaseModel):
     milliseconds: float = Field(description="From the request's arrival, waiting included.", examples=[42.5])
 
 
+class Ground(BaseModel):
+    """A question as `Ask` puts it, about one picture."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    text: Text | None = Field(None, description="Words wanted.", examples=["红色的伞"])
+    without: Text | None = Field(None, alias="not", description="Words not wanted.")
+    like: Annotated[int, Field(ge=0)] | None = Field(None, description="Number of a picture of the index.")
+    image_share: Share = Field(IMAGE_SHARE, description=IMAGE_SHARE_WORDS)
+    not_weight: Weight = Field(WITHOUT_WEIGHT, description=NOT_WEIGHT_WORDS)
+
+
+class HeatMap(BaseModel):
+    """Where in a picture a question is met."""
+
+    part: tuple[float, float, float, float] = Field(
+        description="What of the picture the map lies over, `x, y, width, height` in shares of it; beyond it nothing was seen.",
+        examples=[(0.0, 0.0, 1.0, 1.0)],
+    )
+    values: list[list[float]] = Field(
+        description="Rows of patches: 0 for the coldest of the picture to 1 for the hottest.",
+        examples=[[[0.0, 0.2], [1.0, 0.4]]],
+    )
+    score: float = Field(description="Cosine of the hottest patch with the question.", examples=[0.2871])
+
+
 class About(BaseModel):
     name: str = Field(description="Name of the folder or store that was indexed.", examples=["photos"])
     images: int = Field(examples=[100000])
@@ -86,6 +111,7 @@ class About(BaseModel):
     folder: str | None = Field(
         None, description="Where the indexed folder lies; said only where no other machine can ask."
     )
+    heat: bool = Field(description="Whether the model can say where in a picture a question is met.")
     max_upload_bytes: int
     max_pixels: int
     max_text: int

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cnclip_ft.search.index.listing import Key
 from cnclip_ft.search.web.decoder import GONE
@@ -47,17 +48,27 @@ class Thumbnails:
         if place in self._kept:
             self._kept.move_to_end(place)
             return self._kept[place]
-        (key, stamp), how = self._item(number), SIZES[size]
-        job = {"do": "thumbnail", **self._source, "key": key, "stamp": stamp, "how": how.as_dict()}
-        try:
-            data = await self._decoders.run(job)
-        except DataFault as error:
-            # Not a decoder's own words: they may quote what lies there now.
-            own = error.kind in (GONE, TOO_SLOW)
-            raise Gone(error.problem if own else "what lies there is no picture that can be shown") from None
+        data = await self._run("thumbnail", number, SIZES[size].as_dict())
         if place not in self._kept:
             self._kept[place] = data
             self._bytes += len(data)
         while self._bytes > _KEPT and len(self._kept) > 1:
             self._bytes -= len(self._kept.popitem(last=False)[1])
         return data
+
+    async def fitted(self, number: int, how: dict[str, Any]) -> bytes:
+        """`decoder.SIDES` of the upright picture and of what follows: its pixels as `Preprocessing.fitting` says.
+
+        Raises:
+            IndexError, Gone, Busy: as `get`.
+        """
+        return await self._run("fit_indexed", number, how)
+
+    async def _run(self, job: str, number: int, how: dict[str, Any]) -> bytes:
+        key, stamp = self._item(number)
+        try:
+            return await self._decoders.run({"do": job, **self._source, "key": key, "stamp": stamp, "how": how})
+        except DataFault as error:
+            # Not a decoder's own words: they may quote what lies there now.
+            own = error.kind in (GONE, TOO_SLOW)
+            raise Gone(error.problem if own else "what lies there is no picture that can be shown") from None

@@ -253,7 +253,54 @@ async function enlarge(at) {
   $("largeSave").href = source; $("largeSave").download = `${name}.jpg`;
   $("before").disabled = at === 0; $("after").disabled = at + 1 >= answer.results.length && !goesOn();
   $("said").textContent = "";
+  $("heatOn").hidden = !info || !info.heat || Boolean(picture); // a picture of one's own is not kept by the server
   if (!$("large").open) $("large").showModal();
+  heat();
+}
+
+// ---- where in it the question is met
+const HOT = [[13, 8, 135], [126, 3, 168], [204, 71, 120], [248, 149, 64], [240, 249, 33]]; // plasma
+let map = null, mapped = 0;
+
+/** The map of the picture that is enlarged, where it is wanted. */
+async function heat() {
+  const wanted = keep.get("heat") === "on" && !$("heatOn").hidden, hit = answer.results[open], mine = ++mapped;
+  $("heatOn").setAttribute("aria-pressed", wanted);
+  map = null; lay();
+  if (!wanted) return;
+  const text = $("text").value.trim(), not = $("not").value.trim();
+  const body = { text: text || null, not: not || null, like: like && like.number, image_share: +$("share").value };
+  try {
+    const response = await fetch(served(`api/images/${hit.number}/heat`), { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+    const content = await response.json();
+    if (!response.ok) throw content;
+    if (mine !== mapped || !$("large").open) return;
+    map = content; $("said").textContent = t.heatIs(map.score.toFixed(3)); lay();
+  } catch {
+    if (mine === mapped) $("said").textContent = t.heatNot;
+  }
+}
+
+/** Lay the map over its part of the picture, as large as that is shown now. */
+function lay() {
+  const canvas = $("heat"), image = $("largeImage");
+  canvas.hidden = !map || !image.naturalWidth;
+  if (canvas.hidden) return;
+  const rows = map.values.length, columns = map.values[0].length, cells = make("canvas"), [x, y, width, height] = map.part;
+  cells.width = columns; cells.height = rows;
+  const pen = cells.getContext("2d"), data = pen.createImageData(columns, rows);
+  map.values.flat().forEach((value, at) => {
+    const place = value * (HOT.length - 1), low = Math.min(Math.floor(place), HOT.length - 2);
+    data.data.set([0, 1, 2].map(c => HOT[low][c] + (place - low) * (HOT[low + 1][c] - HOT[low][c])), 4 * at);
+    data.data[4 * at + 3] = 255;
+  });
+  pen.putImageData(data, 0, 0);
+  const scale = Math.min(image.clientWidth / image.naturalWidth, image.clientHeight / image.naturalHeight), wide = image.naturalWidth * scale, tall = image.naturalHeight * scale;
+  canvas.style.left = `${image.offsetLeft + (image.clientWidth - wide) / 2 + x * wide}px`; canvas.style.top = `${image.offsetTop + (image.clientHeight - tall) / 2 + y * tall}px`;
+  canvas.style.width = `${width * wide}px`; canvas.style.height = `${height * tall}px`;
+  canvas.width = Math.max(1, Math.round(width * wide)); canvas.height = Math.max(1, Math.round(height * tall));
+  const over = canvas.getContext("2d");
+  over.imageSmoothingEnabled = true; over.imageSmoothingQuality = "high"; over.drawImage(cells, 0, 0, canvas.width, canvas.height);
 }
 
 /** The path on the server where it tells (this machine alone asks it), else what is below the indexed folder. */
@@ -281,6 +328,8 @@ $("before").onclick = () => enlarge(open - 1);
 $("after").onclick = () => enlarge(open + 1);
 $("largeLike").onclick = () => { const hit = answer.results[open]; $("large").close(); moreLike(hit); };
 $("largeCopy").onclick = copyPath;
+$("heatOn").onclick = () => { keep.set("heat", keep.get("heat") === "on" ? "off" : "on"); $("said").textContent = ""; heat(); };
+$("largeImage").onload = lay; addEventListener("resize", lay);
 $("largeOff").onclick = () => $("large").close();
 $("large").onclick = event => { if (event.target === $("large")) $("large").close(); };
 $("large").onclose = () => document.querySelectorAll(".zoom")[open]?.focus({ preventScroll: true });
