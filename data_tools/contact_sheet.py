@@ -27,6 +27,7 @@ _FONT_NAMES = (
 )  # fmt: skip
 _SOFTWARE = "cnclip-ft data show"
 _CELL, _GAP, _LINES, _FONT_SIZE = 224, 12, 3, 16
+_FRAME, _ASIDE = (("black", 3), ("yellow", 2)), 2  # drawn around what is in the box
 _KEPT_LINES = 2  # of other columns, where the store keeps any
 
 
@@ -97,8 +98,12 @@ def draw_sheet(
     seed: int | None = 0,
     font: Path | None = None,
     where: Where = EVERYTHING,
+    boxes: bool = False,
 ) -> int:
     """Draw up to ``columns × rows`` pairs, random ones, or the first with `seed` None. Returns how many.
+
+    Args:
+        boxes: pairs that have boxes alone, each with its boxes drawn.
 
     Raises:
         RequestError: no pairs to draw, or no font for their captions.
@@ -114,6 +119,11 @@ def draw_sheet(
         there = [number for number, pair in enumerate(store.pairs()) if where.holds(store.columns_of(pair.image_id))]
         if not there:
             raise RequestError(f"{store.path}: no picture meets {where}")
+    if boxes:
+        boxed = {number for number, found in store.all_beside() if "boxes" in found}
+        there = [number for number in there if number in boxed]
+        if not there:
+            raise RequestError(f"{store.path}: no pair {f'that meets {where} ' if where else ''}has boxes to draw")
     count = min(columns * rows, len(there))
     chosen = there[:count] if seed is None else sorted(random.Random(seed).sample(there, count))
     pairs = [store[index] for index in chosen]
@@ -125,7 +135,8 @@ def draw_sheet(
     pen = ImageDraw.Draw(sheet)
     for number, pair in enumerate(pairs):
         left, top = _GAP + number % columns * width, _GAP + number // columns * height
-        _draw_picture(sheet, pen, store, pair, left, top)
+        drawn = store.beside(chosen[number]).get("boxes", []) if boxes else []
+        _draw_picture(sheet, pen, store, pair, left, top, drawn)
         lines = [(text, "black") for text in _wrapped(pair.text, letters, _LINES)]
         lines += [(text, "dimgrey") for text in _wrapped(kept[number], letters, _KEPT_LINES)]
         for index, (text, colour) in enumerate(lines):
@@ -143,14 +154,34 @@ def is_sheet(file: Path) -> bool:
 
 
 def _draw_picture(
-    sheet: Image.Image, pen: ImageDraw.ImageDraw, store: PairStore, pair: Pair, left: int, top: int
+    sheet: Image.Image,
+    pen: ImageDraw.ImageDraw,
+    store: PairStore,
+    pair: Pair,
+    left: int,
+    top: int,
+    boxes: Sequence[Sequence[float]],
 ) -> None:
     try:
         picture = thumbnail(store.image(pair.image_id), _CELL)
     except (DataFault, KeyError):
         pen.rectangle((left, top, left + _CELL, top + _CELL), outline="red", width=2)
         return
-    sheet.paste(picture, (left + (_CELL - picture.width) // 2, top + (_CELL - picture.height) // 2))
+    left, top = left + (_CELL - picture.width) // 2, top + (_CELL - picture.height) // 2
+    sheet.paste(picture, (left, top))
+    for x, y, width, height in boxes:
+        across, down = ((left, picture.width), (top, picture.height))
+        corners = [
+            start + min(side - 1, max(0, round(share * side) + aside))
+            for (start, side), share, aside in (
+                (across, x, -_ASIDE),
+                (down, y, -_ASIDE),
+                (across, x + width, _ASIDE),
+                (down, y + height, _ASIDE),
+            )
+        ]
+        for colour, thick in _FRAME:  # a light line inside a dark one is seen on any picture
+            pen.rectangle(corners, outline=colour, width=thick)
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, most: int) -> list[str]:

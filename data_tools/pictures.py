@@ -294,6 +294,19 @@ def read_header(data: bytes, *, pixel_limit: int = PIXEL_LIMIT) -> Header:
     return Header(image.format or "?", image.width, image.height, image.mode)
 
 
+def read_size(data: bytes, *, pixel_limit: int = PIXEL_LIMIT) -> tuple[int, int, int]:
+    """Width and height as the picture is stored, and the orientation that turns it upright (1 to 8, as in EXIF).
+
+    Raises:
+        DataFault: no picture, or above a limit.
+    """
+    image, orientation = _opened(data, pixel_limit)
+    if image.format == "TIFF":  # Pillow turns it by itself while it decodes
+        _decoded(image)
+        return image.width, image.height, 1
+    return image.width, image.height, orientation_of(image) if orientation is None else orientation
+
+
 def decode_check(data: bytes, *, pixel_limit: int = PIXEL_LIMIT) -> Header:
     """As `read_header`, having decoded everything (a JPEG at an eighth of its scale: every bit is read all the same)."""
     image, orientation = _opened(data, pixel_limit)

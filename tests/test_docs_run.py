@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import io
+import json
 import os
 import re
 import runpy
@@ -162,6 +163,19 @@ def write_tables(place: Path, goods: list[dict]) -> None:
         book.active.append(row)
     for name in ("goods.xlsx", "商品.xlsx"):
         book.save(place / name)
+    (place / "val2017").mkdir()
+    shutil.copy(place / "dog.jpg", place / "val2017")
+    instances = {
+        "images": [{"id": 1, "file_name": "dog.jpg"}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [2, 2, 30, 30]}],
+        "categories": [{"id": 1, "name": "dog"}],
+    }
+    (place / "instances_val2017.json").write_text(json.dumps(instances), encoding="utf-8")
+    (place / "zh.tsv").write_text("dog\t狗\n", encoding="utf-8")
+    boxes = [
+        {"image": row["图片"], "phrase": row["标题"], "boxes": [[0, 0, 0.5, 0.5]], "relative": True} for row in goods
+    ]
+    (place / "my-boxes.jsonl").write_text("\n".join(map(json.dumps, boxes)), encoding="utf-8")
     (place / "words.txt").write_text("一只狗\na red car\n", encoding="utf-8")
     (place / "classes.txt").write_text("\n".join(sorted({g["类目"] for g in goods})) + "\n", encoding="utf-8")
 

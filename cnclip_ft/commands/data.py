@@ -106,6 +106,9 @@ def show(
     seed: Annotated[int, typer.Option(help="Which random pairs.")] = 0,
     first: Annotated[bool, typer.Option("--first", help="The first pairs instead of random ones.")] = False,
     where: Where = None,
+    boxes: Annotated[
+        bool, typer.Option("--boxes", help="Pairs that have boxes alone, with their boxes drawn.")
+    ] = False,
     font: Annotated[Path | None, typer.Option(help="A .ttf, .ttc or .otf with the glyphs of the captions.")] = None,
 ) -> None:
     """Draw a contact sheet: pictures with their captions, and in grey what else is kept of them.
@@ -133,6 +136,7 @@ def show(
         seed=None if first else seed,
         font=font,
         where=parse_where(where or ()),
+        boxes=boxes,
     )
     say(f"{output}: {count} pairs")
 

@@ -24,7 +24,7 @@ def import_(
         str,
         typer.Argument(
             metavar="KIND",
-            help="folder, table, imagefolder, webdataset, official, flickr8k-cn, flickr30k-cn, coco-cn, muge or parallel (docs/data.md#sources-of-data-import).",
+            help="folder, table, imagefolder, webdataset, official, flickr8k-cn, flickr30k-cn, coco-cn, muge, boxes or parallel (docs/data.md#sources-of-data-import).",
         ),
     ],
     sources: Annotated[
@@ -81,6 +81,12 @@ def import_(
     check: Annotated[
         bool, typer.Option("--check", help="Then say what is in it and what would hurt, as `data check` does.")
     ] = False,
+    names: Annotated[
+        Path | None, typer.Option(help="boxes: a TSV name<TAB>translation; each phrase in it stands in both languages.")
+    ] = None,
+    box_format: Annotated[
+        str, typer.Option(help="boxes: xywh (corner and sides) or xyxy (two corners), for rows. [default: xywh]")
+    ] = "",
     allow_outside: Annotated[
         bool, typer.Option("--allow-outside", help="Take pictures that names or links find outside of the folder.")
     ] = False,
@@ -91,6 +97,8 @@ def import_(
     Example: cnclip-ft data import folder PHOTOS --output DIR/train
 
     Example: cnclip-ft data import table goods.xlsx --images PHOTOS --split 0.8,0.1,0.1 --check --output DIR
+
+    Example: cnclip-ft data import boxes instances_val2017.json --images val2017 --names zh.tsv --output DIR/phrases
 
     Example: cnclip-ft data import parallel sentences.tsv --output DIR/parallel
 
@@ -117,9 +125,19 @@ def import_(
     found = open_source(
         kind,
         sources,
-        SourceOptions(captions, images, tuple(comma_list(captions_from)), columns, encoding, header, allow_outside),
+        SourceOptions(
+            captions,
+            images,
+            tuple(comma_list(captions_from)),
+            columns,
+            encoding,
+            header,
+            allow_outside,
+            names,
+            box_format,
+        ),
     )
-    read = [Path(place) for place in (*sources, images, captions) if place is not None]
+    read = [Path(place) for place in (*sources, images, captions, names) if place is not None]
     # Where the official files lie, their stores may lie as well; a table's pictures may be anywhere below it.
     beside = kind in ("official", "muge", "flickr30k-cn") or (
         images is not None and Path(sources[0]).is_relative_to(images)
@@ -130,8 +148,8 @@ def import_(
             raise RequestError(
                 f"{kind} has splits of its own ({', '.join(found)}): leave out --split and --split-column"
             )
-        names = _into_splits(found[""], output, how, append, update_columns, building, read, inside=not beside)
-        _look([output / name for name in names], check)
+        made = _into_splits(found[""], output, how, append, update_columns, building, read, inside=not beside)
+        _look([output / name for name in made], check)
         return
     wanted = comma_list(splits) or list(found)
     for name in wanted:

@@ -109,6 +109,10 @@ def _of_split(split: SplitCheck) -> list[Finding]:
         there, stated = getattr(split, what), getattr(split, f"stated_{what}", None)
         if stated is not None and there != stated:
             add(True, "changed", what=what, there=str(there)[:16], stated=str(stated)[:16])
+    if split.boxes is not None and split.boxes.repeated:
+        add(True, "repeated_boxes", count=split.boxes.repeated)
+    if split.boxes is not None and split.boxes.whole:
+        add(False, "whole_boxes", count=split.boxes.whole, share=split.boxes.whole / split.boxes.boxes)
     if split.undecodable:
         add(True, "undecodable", count=split.undecodable)
     if split.missing_images:

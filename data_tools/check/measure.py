@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_tools.bars import Bar
+from data_tools.check.boxes import BoxCheck, BoxCounts
 from data_tools.check.looking import SHOWN, Images
 from data_tools.check.numbers import Spread, same_text
 from data_tools.check.parallel import ParallelCheck, measure_parallel
@@ -78,6 +79,7 @@ class SplitCheck:
     stated_order: str | None = None
     stated_images: int | None = None
     parallel: ParallelCheck | None = None
+    boxes: BoxCheck | None = None
     examples: dict[str, list[Any]] = field(default_factory=dict)
     image_hashes: dict[Digest, Id] = field(default_factory=dict, repr=False)
     text_hashes: dict[Digest, str] = field(default_factory=dict, repr=False)
@@ -91,7 +93,7 @@ class SplitCheck:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _plain(one) for name, one in value.items()}
-    if isinstance(value, ParallelCheck):
+    if isinstance(value, (ParallelCheck, BoxCheck)):
         return value.as_dict()
     return vars(value) if isinstance(value, (Spread, KeptColumn)) else value
 
@@ -161,6 +163,7 @@ def measure(
         skipped=dict(Counter(str(fault["kind"]) for fault in read_faults(store.path)).most_common()),
         kept={name: KeptColumn.of(counts) for name, counts in images.kept.items()},
         beside=pairs.beside,
+        boxes=pairs.boxes.check(SHOWN),
         parallel=measure_parallel(read_parallel(store)) if is_parallel(store) else None,
         image_hashes=images.first,
         text_hashes=pairs.first_text,
@@ -184,6 +187,7 @@ class _Pairs:
         self.distinct: dict[Id, str] = {}
         self.first_text: dict[bytes, str] = {}
         self.beside: dict[str, int] = {}
+        self.boxes = BoxCounts()
         self.missing, self.missing_examples = 0, list[list[Id]]()
         self._image_of, self._text_of = array("q"), array("q")  # of every pair: equal content, equal number
         text_numbers: dict[bytes, int] = {}
@@ -197,6 +201,8 @@ class _Pairs:
         ):
             for kind in beside:
                 self.beside[kind] = self.beside.get(kind, 0) + 1
+            if "boxes" in beside:
+                self.boxes.add(pair.text, beside["boxes"])
             self.content.pair(pair.image_id, pair.text_id, pair.text, beside)
             order.pair(pair.image_id, pair.text_id, pair.text)
             number = numbers.get(pair.image_id)

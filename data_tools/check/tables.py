@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from data_tools.check.boxes import BoxCheck
 from data_tools.check.judge import CheckReport
 from data_tools.check.measure import BATCHES, KeptColumn, SplitCheck
 from data_tools.check.numbers import Spread
@@ -51,6 +52,15 @@ def rows_of(split: SplitCheck, language: str = "en") -> list[tuple[str, str]]:
         named.insert(-1, (row_name("kept", language, column=name), kept_in_words(column, language)))
     for kind, count in split.beside.items():
         named.insert(-1, (row_name(f"beside_{kind}", language), f"{count:,}"))
+    if split.boxes is not None:
+        found = split.boxes
+        rows = [
+            ("boxes", f"{found.boxes:,}"),
+            ("per_phrase", _spread(found.per_pair)),
+            ("areas", _spread(found.areas)),
+            ("phrases", phrases_in_words(found, language)),
+        ]
+        named[-1:-1] = [(row_name(name, language), value) for name, value in rows]
     return named
 
 
@@ -70,6 +80,14 @@ def _parallel_rows(split: SplitCheck, found: ParallelCheck, language: str) -> li
         ("checksum", split.checksum[:16]),
     ]
     return named + [(row_name(name, language), value) for name, value in rows]
+
+
+def phrases_in_words(found: BoxCheck, language: str) -> str:
+    """``dog 106 (140), cat 105 (120)``: pairs and boxes of each, or how many phrases there are."""
+    shown = ", ".join(f"{text} {pairs:,} ({boxes:,})" for text, pairs, boxes in found.most)
+    return (
+        shown if found.phrases <= len(found.most) else f"{piece('values', language, values=found.phrases)}: {shown} …"
+    )
 
 
 def kept_in_words(column: KeptColumn, language: str) -> str:

@@ -28,6 +28,7 @@ KINDS = {
     "flickr30k-cn": "the distributed TSV + JSONL, or the authors' caption folders + photos",
     "coco-cn": "the authors' caption files + photos of MS-COCO 2014",
     "muge": "the distributed TSV + JSONL",
+    "boxes": "phrases with boxes: COCO, YOLO, LabelMe, Flickr30k Entities, JSONL",
     "parallel": "rows in two languages or more, without pictures: TSV, CSV, JSONL or TMX",
 }
 
@@ -43,6 +44,7 @@ _TAKES = {
     "flickr30k-cn": ("images",),
     "coco-cn": ("images", "captions_from"),
     "muge": (),
+    "boxes": ("images", "allow_outside", "names", "box_format"),
     "parallel": ("columns", "encoding"),
 }
 
@@ -83,10 +85,14 @@ def open_source(kind: str, places: str | Sequence[str], options: SourceOptions |
         raise RequestError(
             f"source {kind!r} is one folder, and {len(given)} were named; {', '.join(_SEVERAL)} may be several"
         )
-    return {"": Joined([_open_one(kind, place, options)[""] for place in given])}
+    opened = [_open_one(kind, place, options) for place in given]
+    split = next((place for place, found in zip(given, opened, strict=True) if list(found) != [""]), None)
+    if split is not None:
+        raise RequestError(f"{split} has splits of its own: import it in a line of its own")
+    return {"": Joined([found[""] for found in opened])}
 
 
-_SEVERAL = ("table", "folder", "webdataset")
+_SEVERAL = ("table", "folder", "webdataset", "boxes")
 
 
 def _tables(place: str) -> list[str]:
@@ -120,6 +126,10 @@ def _open_one(kind: str, place: str, options: SourceOptions) -> Mapping[str, Sou
             encoding=options.encoding,
         )
         return {"": table}
+    if kind == "boxes":
+        from data_tools.sources.boxes.recognise import open_boxes
+
+        return open_boxes(path, options)
     if not path.is_dir():
         hint = "; unpack it first" if path.suffix == ".zip" else ""
         raise RequestError(f"{path}: no such folder{hint}")

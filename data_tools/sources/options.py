@@ -20,3 +20,5 @@ class SourceOptions:
     encoding: str = AUTO
     header: bool = True
     allow_outside: bool = False
+    names: Path | None = None
+    box_format: str = ""
