@@ -58,7 +58,7 @@ def rows_of(split: SplitCheck, language: str = "en") -> list[tuple[str, str]]:
             ("boxes", f"{found.boxes:,}"),
             ("per_phrase", _spread(found.per_pair)),
             ("areas", _spread(found.areas)),
-            ("phrases", phrases_in_words(found, language)),
+            ("phrases", phrases_in_words(found)),
         ]
         named[-1:-1] = [(row_name(name, language), value) for name, value in rows]
     return named
@@ -82,12 +82,11 @@ def _parallel_rows(split: SplitCheck, found: ParallelCheck, language: str) -> li
     return named + [(row_name(name, language), value) for name, value in rows]
 
 
-def phrases_in_words(found: BoxCheck, language: str) -> str:
-    """``dog 106 (140), cat 105 (120)``: pairs and boxes of each, or how many phrases there are."""
-    shown = ", ".join(f"{text} {pairs:,} ({boxes:,})" for text, pairs, boxes in found.most)
-    return (
-        shown if found.phrases <= len(found.most) else f"{piece('values', language, values=found.phrases)}: {shown} …"
-    )
+def phrases_in_words(found: BoxCheck) -> str:
+    """``dog 106 (140), cat 105 (120)``: pairs and boxes of each; of many phrases their number and the first three."""
+    few = found.phrases <= len(found.most)
+    shown = ", ".join(f"{text} {pairs:,} ({boxes:,})" for text, pairs, boxes in (found.most if few else found.most[:3]))
+    return shown if few else f"{found.phrases:,}: {shown} …"
 
 
 def kept_in_words(column: KeptColumn, language: str) -> str:

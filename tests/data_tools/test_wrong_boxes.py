@@ -109,7 +109,7 @@ def test_faults_stand_at_their_place_and_the_rest_is_kept(tmp_path) -> None:
             "phrase": "dog",
             "boxes": [[10, 20, 30, 40], [10, 20, 30, 40], [90, 70, 30, 40], [60, 60, -10, -10]],
         },
-        {"image": "a.jpg", "phrase": "cat", "boxes": [[1, 1, 0, 0], [1, 1, 2, 2]]},
+        {"image": "a.jpg", "phrase": "cat", "boxes": [[1, 1, 0, 0], [1, 1, 2, 2], [1, 1, 2, 2], [1, 1, 2, 2]]},
         {"image": "a.jpg", "phrase": "bird", "boxes": [[300, 1, 5, 5]]},
         {"image": "a.jpg", "phrase": "none", "boxes": []},
         {"image": "gone.jpg", "phrase": "dog", "boxes": [[1, 1, 5, 5]]},
@@ -134,7 +134,7 @@ def test_faults_stand_at_their_place_and_the_rest_is_kept(tmp_path) -> None:
     )
     notes = "\n".join(report.notes)
     for said in (
-        "1 box twice with one phrase",
+        "3 boxes twice with one phrase",
         "1 box beyond the edge of the picture: cut",
         "1 box with swapped corners",
         "1 phrase without boxes",

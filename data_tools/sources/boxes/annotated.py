@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 from data_tools.errors import DataFault
 from data_tools.items import fingerprint_of
-from data_tools.words import many
 
 CORNERS, SIDES, CENTRE = "xyxy", "xywh", "cxcywh"  # how the four numbers of a box are meant
 
@@ -72,20 +71,18 @@ class Notes:
 
     def lines(self) -> list[str]:
         counted = [
-            f"{many(count, _UNITS[kind])} {_NOTES[kind]} (the first: {place})"
+            f"{count:,} {_UNITS[kind][count != 1]} {_NOTES[kind]} (the first: {place})"
             for kind, (count, place) in self.counts.items()
         ]
         return [*counted, *self.said]
 
 
 _UNITS = {
-    "swapped": "box",
-    "cut": "box",
-    "twice": "box",
-    "crowd": "crowd",
-    "shape": "shape",
-    "boxless": "phrase",
-    "bare": "picture",
+    **dict.fromkeys(("swapped", "cut", "twice"), ("box", "boxes")),
+    "crowd": ("crowd", "crowds"),
+    "shape": ("shape", "shapes"),
+    "boxless": ("phrase", "phrases"),
+    "bare": ("picture", "pictures"),
 }
 _NOTES = {
     "swapped": "with swapped corners: put right",
