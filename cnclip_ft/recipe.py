@@ -17,6 +17,7 @@ from cnclip_ft.recipe_data import (
     RECALLS,
     Count,
     DataSection,
+    Negatives,
     Place,
     Section,
     Share,
@@ -208,6 +209,8 @@ class Stage(Section):
     """kind teach: the teacher, and the parallel text."""
     distill: Distill | None = None
     """kind pairs: a teacher beside the pairs, and what of it is met."""
+    negatives: Negatives | None = None
+    """kind pairs: texts beside each pair that are not true of its picture (hard negatives); null: none."""
     train: TrainName | Annotated[list[TrainRule], Field(min_length=1, max_length=1000)]
     """Which tower trains, or a table of rules that cover every parameter once."""
     epochs: float | None = Field(None, gt=0, le=1e6)
@@ -297,6 +300,8 @@ class Stage(Section):
             raise ValueError(
                 "distill is for pairs of picture and text, and a teaching stage sees none: {here}.distill=null"
             )
+        if self.kind == "teach" and self.negatives is not None:
+            raise ValueError("negatives stand beside pictures, and a teaching stage sees none: {here}.negatives=null")
         if self.kind == "teach":
             for name in ("objective", "augment", "views", "patch_dropout", "unmasked_steps"):
                 default = type(self).model_fields[name].default

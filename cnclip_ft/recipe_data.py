@@ -15,6 +15,8 @@ from pydantic import (
     model_validator,
 )
 
+from data_tools.negatives import KINDS, Kind
+
 Language = Literal["zh", "en", "mixed"]
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -89,6 +91,24 @@ class ZeroShot(Section):
     def places(self) -> list[str]:
         """Files and folders it names; `templates` may be a word."""
         return [self.zero_shot, self.classes]
+
+
+class Negatives(Section):
+    """Hard negatives: each picture against texts of its own that are not true of it, beside the batch."""
+
+    swap: Annotated[list[Kind], Field(min_length=1, max_length=4)] = list(KINDS)
+    """Attributes of which one is swapped in the pair's own caption, in Chinese and English."""
+    count: int = Field(4, ge=1, le=64)
+    """Most negatives of a pair in a step; each is one more text for the text tower."""
+    weight: float = Field(1.0, gt=0, le=1000)
+    """Weight of their loss beside the objective."""
+
+    @field_validator("swap")
+    @classmethod
+    def _each_once(cls, swap: list[Kind]) -> list[Kind]:
+        if len(set(swap)) < len(swap):
+            raise ValueError(f"an attribute stands there twice: {{here}}=[{', '.join(dict.fromkeys(swap))}]")
+        return swap
 
 
 RECALLS = (

@@ -62,6 +62,14 @@ class Mixture:
     def __len__(self) -> int:
         return sum(map(len, self.stores))
 
+    def __getitem__(self, index: int) -> Pair:
+        """A pair as it lies in its store, by its ids and language there."""
+        for store in self.stores:
+            if index < len(store):
+                return store[index]
+            index -= len(store)
+        raise IndexError(index)
+
     @cached_property
     def _images(self) -> dict[MixedId, MixedId]:
         """Every image of every store → the image it is: itself, or the same picture in an earlier store."""

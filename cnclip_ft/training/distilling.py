@@ -183,6 +183,7 @@ class DistillStep(GradientStep):
 
     def _loss(self, images: torch.Tensor, texts: torch.Tensor, batch: dict[str, Any]) -> LossOutput:
         own = super()._loss(images, texts, batch)
+        texts = texts if texts.ndim == 2 else texts[:, 0]
         met = batch["teacher_images"] if "teacher_images" in batch else torch.cat(self._seen)
         learnt = distillation(
             images, texts, self.model.logit_scale.exp(), met, batch["teacher_texts"], self.taught.scale, self.setting

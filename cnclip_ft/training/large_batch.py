@@ -18,6 +18,7 @@ from torch import nn
 
 from cnclip_ft.data.pairs import padded_length
 from cnclip_ft.runtime import to_device
+from cnclip_ft.training.hard_negatives import against_negatives
 from cnclip_ft.training.loss import LossOutput, Objective
 from cnclip_ft.training.sharding import Whole
 from data_tools.errors import RequestError
@@ -38,6 +39,8 @@ class GradientStep:
         augment: uint8 pixels → uint8 pixels on the device, drawn from torch's own generator and so replayed.
         sharding: how the devices' gradients become one.
         lengths: what texts may be padded to; () is their own longest.
+        negatives: weight of each picture's loss against texts of its own (`training.hard_negatives`), which stand behind the true one:
+            `input_ids` and `attention_mask` are then ``[n, 1 + K, tokens]``, and `negatives` says where there is one.
 
     Raises:
         RequestError: batch normalisation would use the statistics of a chunk.
@@ -54,11 +57,12 @@ class GradientStep:
         augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
         sharding: Whole | None = None,
         lengths: Sequence[int] = (),
+        negatives: float = 0.0,
     ) -> None:
         self.model, self.objective = model, objective
         self.micro_batch_size, self.autocast, self.backward = micro_batch_size, autocast, backward
         self.augment, self.sharding = augment or (lambda pixels: pixels), sharding or Whole()
-        self.lengths = lengths
+        self.lengths, self.negatives = lengths, negatives
         if micro_batch_size is not None:
             refuse_batch_norm(model)
 
@@ -77,17 +81,26 @@ class GradientStep:
 
     def _loss(self, images: torch.Tensor, texts: torch.Tensor, batch: dict[str, Any]) -> LossOutput:
         model = self.model
-        return self.objective(
-            images, texts, model.logit_scale, batch["image_keys"], batch["text_keys"], model.logit_bias
-        )
+        temperature = {"logit_scale": model.logit_scale, "logit_bias": model.logit_bias}
+        own = texts if texts.ndim == 2 else texts[:, 0]
+        out = self.objective(images, own, image_keys=batch["image_keys"], text_keys=batch["text_keys"], **temperature)
+        if texts.ndim == 2:
+            return out
+        present = to_device(batch["negatives"], texts.device)
+        hard = against_negatives(self.objective, images, texts, present, **temperature)
+        return LossOutput(out.loss + self.negatives * hard, out.accuracy)
 
     def _features(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         device = self.model.logit_scale.device
         tensors = {name: to_device(batch[name], device) for name in _TENSORS if name in batch}
         if "pixels" in tensors:
             tensors["pixels"] = self.augment(tensors["pixels"])
+        ids = tensors["input_ids"]
+        if ids.ndim == 3:  # negatives are texts among texts
+            tensors |= {name: tensors[name].flatten(0, 1) for name in ("input_ids", "attention_mask")}
         with self.autocast():
-            return self.model(**tensors)
+            images, texts = self.model(**tensors)
+        return images, texts.unflatten(0, ids.shape[:2]) if ids.ndim == 3 else texts
 
     def _divided(self, batch: dict[str, Any], size: int, micro: int) -> LossOutput:
         chunks = [_chunk(batch, slice(start, start + micro), self.lengths) for start in range(0, size, micro)]

@@ -142,7 +142,8 @@ _measured: weakref.WeakKeyDictionary[DualEncoder, list[tuple[StagePlan, int]]] =
 
 
 def _as_much(one: StagePlan, other: StagePlan) -> bool:
-    return one.table is other.table and one.cached == other.cached and one.checkpointing == other.checkpointing
+    alike = one.cached == other.cached and one.checkpointing == other.checkpointing
+    return one.table is other.table and alike and one.texts_per_pair == other.texts_per_pair
 
 
 def largest_half(share: int, fits: Callable[[int], bool]) -> int:
@@ -227,8 +228,7 @@ def _storages(tensor: torch.Tensor) -> Iterator[torch.UntypedStorage]:
 
 def blank_pairs(plan: StagePlan, model: DualEncoder, count: int, tokens: int) -> dict[str, torch.Tensor]:
     """What the stage sends through `model` for `count` pairs of `tokens` each, with nothing to be seen in it."""
-    languages = 1 if plan.teaching is None else len(plan.teaching.languages)
-    input_ids, attention_mask = model.text_tower.example(count * languages, tokens)
+    input_ids, attention_mask = model.text_tower.example(count * plan.texts_per_pair, tokens)
     text = {"input_ids": input_ids, "attention_mask": attention_mask}
     if plan.teaching is not None:
         return text

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from cnclip_ft.data.batching import BatchOrder, StageSampler
+from cnclip_ft.data.negatives import NegativeTexts
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import Stage
 from cnclip_ft.training.context import Context
@@ -44,6 +45,14 @@ class StagePlan:
     share: int  # pairs of a batch on each device
     teaching: Teaching | None = None  # of a stage that learns from a teacher, rows of text instead of pairs
     distilling: Distilling | None = None  # of a stage that has a teacher beside its pairs
+    negatives: NegativeTexts | None = None  # of a stage that shows texts beside the pairs which are not true
+
+    @property
+    def texts_per_pair(self) -> int:
+        """Texts of a pair that go through the text tower: in all languages of a teaching stage, or with the hard negatives."""
+        if self.teaching is not None:
+            return len(self.teaching.languages)
+        return 1 if self.negatives is None else 1 + self.negatives.setting.count
 
     @property
     def checkpointing(self) -> dict[str, bool]:
@@ -120,7 +129,15 @@ def plan_stage(context: Context, model: DualEncoder, number: int, name: str, set
         share=setting.batch_size // context.world,
         teaching=teaching,
         distilling=plan_distilling(context, name, setting, cached=cached),
+        negatives=_negatives(context, number, name, setting),
     )
+
+
+def _negatives(context: Context, number: int, name: str, setting: Stage) -> NegativeTexts | None:
+    if setting.negatives is None:
+        return None
+    seed, key = context.recipe.seed * 1000 + number, f"stages.{name}.negatives"
+    return NegativeTexts(context.train_store, context.pairs, context.tokenizer, setting.negatives, seed, key)
 
 
 def _refuse_statistics_apart(context: Context, name: str, model: DualEncoder) -> None:

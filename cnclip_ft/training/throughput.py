@@ -104,8 +104,7 @@ def flops_per_pair(plan: StagePlan, model: DualEncoder, tokens: int) -> float | 
         None where the towers can be walked in neither way.
     """
     trained = {e.name for e in plan.table if e.rate and (e.lora is None or e.parameter.ndim < 2)}
-    languages = 1 if plan.teaching is None else len(plan.teaching.languages)
-    ids, mask = model.text_tower.example(2 * languages, tokens)
+    ids, mask = model.text_tower.example(2 * plan.texts_per_pair, tokens)
     inputs = {"input_ids": ids, "attention_mask": mask}
     if (
         not plan.cached and plan.teaching is None

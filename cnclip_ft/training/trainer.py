@@ -138,6 +138,7 @@ class Trainer:
             augment=lambda pixels: augment(pixels, setting.augment, preprocessing=preprocessing),
             sharding=context.sharding,
             lengths=self._lengths(),
+            negatives=0.0 if setting.negatives is None else setting.negatives.weight,
         )
 
     def _set_mode(self, table: list[Entry]) -> None:
@@ -226,6 +227,8 @@ class Trainer:
             batch["teacher"] = prepared.teacher.rows(batch["image_keys"])
         if prepared.taught is not None:
             batch |= prepared.taught.rows(batch["pairs"], batch["image_keys"], epoch)
+        if plan.negatives is not None:
+            batch |= plan.negatives.batch(batch["pairs"].tolist(), self.step, self._lengths())
         buffers = self._statistics()
         out = self.gradient(batch)
         self.settle()

@@ -1,0 +1,124 @@
+"""Texts that are not true of a pair's picture, beside its own text: which ones a step shows, and their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from random import Random
+
+import numpy as np
+import torch
+
+from cnclip_ft.data.mixture import Mixture
+from cnclip_ft.data.pairs import PairTable, padded_length
+from cnclip_ft.models.contract import Tokenizer
+from cnclip_ft.recipe_data import Negatives
+from data_tools.errors import RequestError
+from data_tools.negatives import Kind, draw, mentioned, slots_of
+from data_tools.store import PairStore
+from data_tools.words import Said
+
+_LOOKED_AT = 4096  # captions that say what words there are
+
+
+@dataclass
+class NegativeTexts:
+    """Up to `setting.count` negatives of any pair, drawn anew in every step by a function of (seed, step, pair).
+
+    A negative that the model could not tell from a caption of the picture (its tokens are the same) is left out. What is swapped in
+    is said in other captions of the store: a word that none of them has would give the negative away.
+
+    Args:
+        key: the setting, for messages.
+
+    Raises:
+        RequestError: nothing can be swapped in any of the captions looked at.
+    """
+
+    store: PairStore | Mixture
+    table: PairTable
+    tokenizer: Tokenizer
+    setting: Negatives
+    seed: int
+    key: str
+
+    def __post_init__(self) -> None:
+        step = max(len(self.store) // _LOOKED_AT, 1)
+        texts = [self.store[pair].text for pair in range(0, len(self.store), step)]
+        self.known: set[tuple[Kind, str]] = set().union(*map(mentioned, texts))
+        found = [{slot.kind for slot in slots_of(text, self.setting.swap, self.known)} for text in texts]
+        self.shares = {kind: sum(kind in kinds for kinds in found) / len(texts) for kind in self.setting.swap}
+        self.share = sum(map(bool, found)) / len(texts)
+        if not self.share:
+            raise RequestError(
+                f"{self.key}: in none of {len(texts):,} captions of {self.store.path} was anything found to swap "
+                f"({', '.join(self.setting.swap)}). Give {self.key}=null, or captions that tell such things"
+            )
+
+    def describe(self) -> list[Said]:
+        """Lines of the plan."""
+        shares = ", ".join(f"{kind} {100 * share:.0f}%" for kind, share in self.shares.items())
+        return [
+            Said(
+                "    hard negatives: {weight:g} · cross-entropy against up to {count} swapped texts a pair, {texts} texts a pair go through "
+                "the text tower; {share:.0f}% of the captions have one ({shares})",
+                "    难负例：{weight:g} · 每对至多 {count} 条换词文本的交叉熵，每对有 {texts} 条文本经过文本塔；{share:.0f}% 的文本可换词（{shares}）",
+                weight=self.setting.weight,
+                count=self.setting.count,
+                texts=1 + self.setting.count,
+                share=100 * self.share,
+                shares=shares,
+            )
+        ]
+
+    @cached_property
+    def _of_image(self) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs by the image they show: their numbers, and where those of an image begin."""
+        keys = self.table.image_keys
+        order = np.argsort(keys, kind="stable")
+        return order, np.searchsorted(keys[order], np.arange(keys.max() + 2))
+
+    def _true(self, pair: int) -> set[bytes]:
+        """Tokens of every caption of the pair's picture."""
+        order, starts = self._of_image
+        image = self.table.image_keys[pair]
+        return {_bytes(self.table.token_ids(other)) for other in order[starts[image] : starts[image + 1]].tolist()}
+
+    def texts(self, pair: int, step: int) -> list[str]:
+        """Negatives of a pair in a step (of the stage), different ones."""
+        slots = slots_of(self.store[pair].text, self.setting.swap, self.known)
+        return [text for _, text in draw(slots, self.setting.count, Random(f"{self.seed}/{step}/{pair}"))]
+
+    def batch(self, pairs: Sequence[int], step: int, lengths: Sequence[int] = ()) -> dict[str, torch.Tensor]:
+        """What takes the place of a batch's texts.
+
+        Args:
+            lengths: as `PairTable.batch` has it.
+
+        Returns:
+            `input_ids` and `attention_mask` int64 ``[n, 1 + count, tokens]``, the pair's own text first and again wherever there is no
+            negative; `negatives` bool ``[n, count]``: where there is one.
+        """
+        texts = [self.texts(pair, step) for pair in pairs]
+        encoded = iter(self.tokenizer.encode([text for some in texts for text in some]))
+        ids: list[np.ndarray | list[int]] = []
+        present = np.zeros((len(texts), self.setting.count), dtype=bool)
+        for row, (pair, some) in enumerate(zip(pairs, texts, strict=True)):
+            own, met = self.table.token_ids(pair), self._true(pair)
+            others: list[np.ndarray | list[int]] = []
+            for _ in some:
+                tokens = next(encoded)
+                if _bytes(tokens) not in met:
+                    met.add(_bytes(tokens))
+                    others.append(tokens)
+            present[row, : len(others)] = True
+            ids += [own, *others, *[own] * (self.setting.count - len(others))]
+        free = lengths and self.tokenizer.padding == "longest"
+        padded = self.tokenizer.pad(ids, padded_length(max(map(len, ids)), lengths) if free else None)
+        input_ids, mask = (part.unflatten(0, (len(texts), -1)) for part in padded)
+        return {"input_ids": input_ids, "attention_mask": mask, "negatives": torch.from_numpy(present)}
+
+
+def _bytes(tokens: Sequence[int] | np.ndarray) -> bytes:
+    return np.asarray(tokens, dtype=np.intc).tobytes()

@@ -1,0 +1,81 @@
+"""Sentence → what can be swapped in it, and some of that by chance."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from random import Random
+from types import ModuleType
+
+from data_tools.language import detect_language
+from data_tools.negatives import chinese, english
+from data_tools.negatives.vocabulary import KINDS, Kind, Slot
+
+_END = re.compile(r"[\s。.!！?？]+$")
+
+
+def slots_of(
+    text: str, kinds: Collection[Kind] = KINDS, known: Collection[tuple[Kind, str]] | None = None
+) -> list[Slot]:
+    """What of `text` can be swapped; empty where nothing can.
+
+    Args:
+        kinds: of attributes.
+        known: (kind, key) that may be put in, as `mentioned` names them; None: any. With those of all captions no negative is
+            known by a word that no caption has.
+    """
+    language = detect_language(text)
+    if language is None:
+        return []
+    grammar = english if language == "en" else chinese
+    return [
+        slot
+        for found in grammar.slots(text)
+        if found.kind in kinds and (slot := _usable(found, text, grammar, known)).others
+    ]
+
+
+def mentioned(text: str) -> set[tuple[Kind, str]]:
+    """(kind, key) of what is said in `text`; of positions the axes."""
+    return {(slot.kind, slot.key) for slot in slots_of(text)}
+
+
+def draw(slots: Sequence[Slot], count: int, random: Random) -> list[tuple[Kind, str]]:
+    """At most `count` different sentences, (what was swapped, sentence): from kind to kind, from place to place, in random order."""
+    waiting: dict[Kind, list[tuple[Slot, list[str]]]] = {}
+    for slot in slots:
+        waiting.setdefault(slot.kind, []).append((slot, list(slot.others)))
+    found: dict[str, Kind] = {}
+    kinds = random.sample(list(waiting), len(waiting))
+    for places in waiting.values():
+        random.shuffle(places)
+    while kinds and len(found) < count:
+        kind = kinds.pop(0)
+        slot, others = waiting[kind].pop(0)
+        found.setdefault(slot.put(others.pop(random.randrange(len(others)))), kind)
+        if others:
+            waiting[kind].append((slot, others))
+        if waiting[kind]:
+            kinds.append(kind)
+    return [(kind, text) for text, kind in found.items()]
+
+
+def _usable(slot: Slot, text: str, grammar: ModuleType, known: Collection[tuple[Kind, str]] | None) -> Slot:
+    """Without what may not be put in, and without sentences that say the same."""
+    if slot.kind != "position":
+        return slot if known is None else replace(slot, others=tuple(o for o in slot.others if (slot.kind, o) in known))
+    same = _symmetric(text, grammar) or _parts(slot.put(slot.key), grammar) == _parts(text, grammar)
+    return replace(slot, others=()) if same else slot
+
+
+def _symmetric(text: str, grammar: ModuleType) -> bool:
+    """Whether places say nothing: of two things alike either may be the left one."""
+    phrases = grammar.phrases(text)
+    return len(set(phrases)) < len(phrases) or bool(grammar.ANOTHER.search(text))
+
+
+def _parts(text: str, grammar: ModuleType) -> list[str]:
+    """What is said, whatever the order."""
+    parts = (part.strip() for part in grammar.SEPARATORS.split(_END.sub("", text.lower())))
+    return sorted(part for part in parts if part)
