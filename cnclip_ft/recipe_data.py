@@ -96,8 +96,10 @@ class ZeroShot(Section):
 class Negatives(Section):
     """Hard negatives: each picture against texts of its own that are not true of it, beside the batch."""
 
-    swap: Annotated[list[Kind], Field(min_length=1, max_length=4)] = list(KINDS)
-    """Attributes of which one is swapped in the pair's own caption, in Chinese and English."""
+    swap: Annotated[list[Kind], Field(max_length=4)] = list(KINDS)
+    """Attributes of which one is swapped in the pair's own caption, in Chinese and English; []: none."""
+    kept: bool = True
+    """Take the negatives that the store keeps beside a pair, too (`data mine`, a column `negatives`)."""
     count: int = Field(4, ge=1, le=64)
     """Most negatives of a pair in a step; each is one more text for the text tower."""
     weight: float = Field(1.0, gt=0, le=1000)
@@ -109,6 +111,12 @@ class Negatives(Section):
         if len(set(swap)) < len(swap):
             raise ValueError(f"an attribute stands there twice: {{here}}=[{', '.join(dict.fromkeys(swap))}]")
         return swap
+
+    @model_validator(mode="after")
+    def _come_from_somewhere(self) -> Negatives:
+        if not self.swap and not self.kept:
+            raise ValueError("nothing is swapped and none is taken from the store: {here}.kept=true, or {here}=null")
+        return self
 
 
 RECALLS = (

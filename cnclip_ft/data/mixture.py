@@ -7,6 +7,7 @@ and English ones in another) is one picture: pairs of it are not negatives of ea
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -64,9 +65,23 @@ class Mixture:
 
     def __getitem__(self, index: int) -> Pair:
         """A pair as it lies in its store, by its ids and language there."""
+        store, number = self._place(index)
+        return store[number]
+
+    def beside(self, index: int) -> dict[str, Any]:
+        """What the pair has beside its text, as `PairStore` has it."""
+        store, number = self._place(index)
+        return store.beside(number)
+
+    @property
+    def beside_counts(self) -> dict[str, int]:
+        """As `PairStore` has it, of all stores together."""
+        return dict(sum((Counter(store.beside_counts) for store in self.stores), Counter()))
+
+    def _place(self, index: int) -> tuple[PairStore, int]:
         for store in self.stores:
             if index < len(store):
-                return store[index]
+                return store, index
             index -= len(store)
         raise IndexError(index)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from random import Random
 
 import numpy as np
@@ -26,14 +27,14 @@ _LOOKED_AT = 4096  # captions that say what words there are
 class NegativeTexts:
     """Up to `setting.count` negatives of any pair, drawn anew in every step by a function of (seed, step, pair).
 
-    A negative that the model could not tell from a caption of the picture (its tokens are the same) is left out. What is swapped in
+    Those that the store keeps for the pair and swapped ones take turns. A negative that the model could not tell from a caption of the picture (its tokens are the same) is left out. What is swapped in
     is said in other captions of the store: a word that none of them has would give the negative away.
 
     Args:
         key: the setting, for messages.
 
     Raises:
-        RequestError: nothing can be swapped in any of the captions looked at.
+        RequestError: no pair keeps any, and nothing can be swapped in any of the captions looked at.
     """
 
     store: PairStore | Mixture
@@ -50,27 +51,42 @@ class NegativeTexts:
         found = [{slot.kind for slot in slots_of(text, self.setting.swap, self.known)} for text in texts]
         self.shares = {kind: sum(kind in kinds for kinds in found) / len(texts) for kind in self.setting.swap}
         self.share = sum(map(bool, found)) / len(texts)
-        if not self.share:
+        self.kept = self.store.beside_counts.get("negatives", 0) if self.setting.kept else 0
+        if not self.share and not self.kept:
+            none = f"none of the {len(self.store):,} pairs of {self.store.path} keeps negatives"
+            if self.setting.swap:
+                said = f"in none of {len(texts):,} captions of {self.store.path} was anything found to swap ({', '.join(self.setting.swap)})"
+                none = f"{said}, and no pair keeps negatives" if self.setting.kept else said
             raise RequestError(
-                f"{self.key}: in none of {len(texts):,} captions of {self.store.path} was anything found to swap "
-                f"({', '.join(self.setting.swap)}). Give {self.key}=null, or captions that tell such things"
+                f"{self.key}: {none}. Give {self.key}=null; or make some with `cnclip-ft data mine CHECKPOINT STORE`, or import a table "
+                "with a column negatives"
             )
 
     def describe(self) -> list[Said]:
         """Lines of the plan."""
         shares = ", ".join(f"{kind} {100 * share:.0f}%" for kind, share in self.shares.items())
-        return [
+        lines = [
             Said(
-                "    hard negatives: {weight:g} · cross-entropy against up to {count} swapped texts a pair, {texts} texts a pair go through "
-                "the text tower; {share:.0f}% of the captions have one ({shares})",
-                "    难负例：{weight:g} · 每对至多 {count} 条换词文本的交叉熵，每对有 {texts} 条文本经过文本塔；{share:.0f}% 的文本可换词（{shares}）",
+                "    hard negatives: {weight:g} · loss against up to {count} texts a pair that are not true, {texts} texts a pair go through "
+                "the text tower",
+                "    难负例：{weight:g} · 每对对至多 {count} 条不符文本的损失，每对有 {texts} 条文本经过文本塔",
                 weight=self.setting.weight,
                 count=self.setting.count,
                 texts=1 + self.setting.count,
-                share=100 * self.share,
-                shares=shares,
             )
         ]
+        if self.setting.swap:
+            lines.append(
+                Said(
+                    "    something can be swapped in {share:.0f}% of the captions ({shares})",
+                    "    {share:.0f}% 的文本可换词（{shares}）",
+                    share=100 * self.share,
+                    shares=shares,
+                )
+            )
+        if self.setting.kept:
+            lines.append(Said("    {kept:,} pairs keep negatives", "    {kept:,} 个图文对自带负例", kept=self.kept))
+        return lines
 
     @cached_property
     def _of_image(self) -> tuple[np.ndarray, np.ndarray]:
@@ -87,8 +103,12 @@ class NegativeTexts:
 
     def texts(self, pair: int, step: int) -> list[str]:
         """Negatives of a pair in a step (of the stage), different ones."""
+        random, count = Random(f"{self.seed}/{step}/{pair}"), self.setting.count
+        kept = self.store.beside(pair).get("negatives", []) if self.kept else []
         slots = slots_of(self.store[pair].text, self.setting.swap, self.known)
-        return [text for _, text in draw(slots, self.setting.count, Random(f"{self.seed}/{step}/{pair}"))]
+        swapped = [text for _, text in draw(slots, count, random)]
+        turns = zip_longest(random.sample(kept, min(len(kept), count)), swapped)
+        return list(dict.fromkeys(text for turn in turns for text in turn if text is not None))[:count]
 
     def batch(self, pairs: Sequence[int], step: int, lengths: Sequence[int] = ()) -> dict[str, torch.Tensor]:
         """What takes the place of a batch's texts.

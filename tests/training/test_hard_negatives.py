@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from cnclip_ft.data.mixture import Mixture, Part
 from cnclip_ft.data.negatives import NegativeTexts
 from cnclip_ft.data.pairs import build_table
 from cnclip_ft.models.checkpoints import save_checkpoint
@@ -175,6 +176,33 @@ def test_a_negative_that_a_caption_of_the_picture_says_is_left_out(place, monkey
     assert torch.equal(batch["input_ids"][0, 0], batch["input_ids"][0, 3])  # what stands where there is none
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+def test_negatives_of_the_store_and_swapped_ones_take_turns(place, tmp_path, mixed):
+    old = open_store(place / "train")
+    with StoreWriter(tmp_path / "kept") as writer:
+        for image_id in old.image_ids:
+            writer.add_image(image_id, old.image(image_id))
+        for number, pair in enumerate(old.pairs()):
+            own = {"negatives": ["一只猫", "a dog"]} if number % 2 else None
+            writer.add_pair(pair.image_id, pair.text_id, pair.text, pair.language, beside=own)
+        writer.finish()
+    store, tokenizer = open_store(tmp_path / "kept"), tiny_model().tokenizer
+    if mixed:
+        store = Mixture([Part(old), Part(store)])
+    texts = NegativeTexts(store, build_table(store, tokenizer), tokenizer, Negatives(count=3), 0, "here")
+    assert texts.kept == 20
+    first = 40 if mixed else 0
+    assert not {"一只猫", "a dog"} & set(texts.texts(first, 0))
+    found = texts.texts(first + 1, 0)
+    assert found[0] in ("一只猫", "a dog") and found[2] in ("一只猫", "a dog") and found[0] != found[2]
+    assert found[1] not in ("一只猫", "a dog") and len(found) == 3
+    alone = NegativeTexts(store, texts.table, tokenizer, Negatives(swap=[], count=3), 0, "here")
+    assert sorted(alone.texts(first + 1, 0)) == ["a dog", "一只猫"] and alone.texts(first, 0) == []
+    assert alone.batch([first, first + 1], 0)["negatives"].tolist() == [[False] * 3, [True, True, False]]
+    passed = NegativeTexts(store, texts.table, tokenizer, Negatives(kept=False, count=3), 0, "here")
+    assert passed.kept == 0 and not {"一只猫", "a dog"} & set(passed.texts(first + 1, 0))
+
+
 def test_what_is_swapped_in_is_said_in_other_captions(place):
     texts = texts_of(place, swap=["colour", "object"], count=64)
     said = set().union(*(mentioned(pair.text) for pair in texts.store.pairs()))
@@ -246,10 +274,10 @@ def test_the_plan_and_the_memory_know_them(place, tmp_path):
     context, model, plans = planned(recipe_of(place, tmp_path / "run", negatives={"weight": 0.5}))
     said = describe(context, model, plans)
     assert (
-        "hard negatives: 0.5 · cross-entropy against up to 3 swapped texts a pair, 4 texts a pair go through the"
-        in said
+        "hard negatives: 0.5 · loss against up to 3 texts a pair that are not true, 4 texts a pair go through" in said
     )
-    assert "100% of the captions have one (colour 100%, number" in said
+    assert "something can be swapped in 100% of the captions (colour 100%, number" in said
+    assert "    0 pairs keep negatives" in said
     assert len(blank_pairs(plans[0], model, 2, 9)["input_ids"]) == 8
     plain = planned(recipe_of(place, tmp_path / "run", stage={"negatives": None}))
     assert estimate(context, plans[0], model).activations > estimate(*plain[:1], plain[2][0], plain[1]).activations
@@ -258,13 +286,15 @@ def test_the_plan_and_the_memory_know_them(place, tmp_path):
 def test_captions_without_anything_to_swap_are_refused_in_words(stores, tmp_path):
     with pytest.raises(RequestError, match=r"stages.learn.negatives: in none of 40 captions of .* \(position\)"):
         planned(recipe_of(stores, tmp_path / "run", negatives={"swap": ["position"]}))
+    with pytest.raises(RequestError, match=r"stages.learn.negatives: none of the 40 pairs of .* keeps .* data mine"):
+        planned(recipe_of(stores, tmp_path / "run", negatives={"swap": []}))
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         (["stages.learn.kind=teach", "stages.learn.teach={teacher: t, texts: p}"], "stages.learn.negatives=null"),
-        (["stages.learn.negatives.swap=[]"], "stages.learn.negatives.swap"),
+        (["stages.learn.negatives.swap=[]", "stages.learn.negatives.kept=false"], "stages.learn.negatives.kept=true"),
         (["stages.learn.negatives.swap=[size]"], "stages.learn.negatives.swap"),
         (["stages.learn.negatives.swap=[colour, colour]"], r"stages.learn.negatives.swap=\[colour\]"),
         (["stages.learn.negatives.count=0"], "stages.learn.negatives.count"),
