@@ -108,6 +108,7 @@ def evaluate(
     by: str | None = None,
     official: str | Path | None = None,
     dimensions: int | None = None,
+    swapped: bool = False,
 ) -> Scorecard:
     """Recall both ways over the whole pool of stores, or of a folder of features that `encode` wrote.
 
@@ -117,6 +118,7 @@ def evaluate(
         by: a column the stores keep (a category): every value of it is scored as well, under `by_group`.
         official: a folder for the result files of the official scripts.
         dimensions: keep the first so many numbers of a feature; None: all.
+        swapped: ask too whether pictures are nearer to their captions than to these with one attribute swapped: `twins` by the split's name.
         dataset: published rows to show beside: muge, flickr30k-cn, coco-cn, none; None judges by the path.
 
     Returns:
@@ -132,12 +134,17 @@ def evaluate(
 
     options = Options(batch_size, workers, device, dtype, image_size, memory, dataset, source, trust_import, dimensions)
     if not is_feature_folder(Path(checkpoint)):
-        return scorecard.score_checkpoint(checkpoint, splits, options, by, None if official is None else Path(official))
+        folder = None if official is None else Path(official)
+        return scorecard.score_checkpoint(checkpoint, splits, options, by, folder, swapped)
     if splits:
         raise RequestError(f"{checkpoint} holds features already; name no splits beside it")
     if official is not None:
         raise RequestError(
             f"{checkpoint} holds features: `topk` makes official files of them; --official is for a checkpoint"
+        )
+    if swapped:
+        raise RequestError(
+            f"{checkpoint} holds features, and swapped captions have to be read by a model: evaluate the checkpoint on the store"
         )
     if by:
         raise RequestError(

@@ -304,6 +304,7 @@ def test_every_key_of_the_schema_is_listed():
                 "Augmentation",
                 "Teach",
                 "Distill",
+                "Negatives",
             ):
                 if f"'#/$defs/{part}'" in text:
                     yield from fields(definitions[part], f"{above}{name}.")
@@ -317,6 +318,7 @@ def test_every_key_of_the_schema_is_listed():
         "Guard",
         "Lora",
         "ModelSection",
+        "Negatives",
         "Objective",
         "Stage",
         "Teach",

@@ -50,6 +50,12 @@ def evaluate(
     ] = False,
     method: Annotated[str | None, typer.Option(help="With --grounding: as of `ground`.")] = None,
     threshold: Annotated[float | None, typer.Option(help="With --grounding: as of `ground`.")] = None,
+    swapped: Annotated[
+        bool,
+        typer.Option(
+            "--swapped", help="Are captions told from themselves with a colour, number, place or thing swapped?"
+        ),
+    ] = False,
     encoding: Encoding,
     memory: Memory = Options.memory,
     origin: Origin,
@@ -77,7 +83,12 @@ def evaluate(
     if not grounding and (method is not None or threshold is not None):
         raise RequestError("--method and --threshold say how phrases are looked for: give --grounding too")
     if grounding:
-        for name, given in (("--official", official), ("--by", by), ("--dataset", dataset)):
+        for name, given in (
+            ("--official", official),
+            ("--by", by),
+            ("--dataset", dataset),
+            ("--swapped", swapped or None),
+        ):
             if given is not None:
                 raise RequestError(
                     f"{name} is for recall; --grounding says where phrases are: leave one of the two out"
@@ -88,8 +99,9 @@ def evaluate(
             )
     refuse_outputs([checkpoint, *(splits or [])], json_file=json_file, kind="splits", markdown=markdown)
     if path.is_file() and path.suffix == ".jsonl":
-        if official:
-            raise RequestError(f"{checkpoint} is a prediction file already; --official is for a checkpoint")
+        if official or swapped:
+            flag = "--official" if official else "--swapped"
+            raise RequestError(f"{checkpoint} is a prediction file already; {flag} is for a checkpoint")
         line, score = score_predictions(path, splits or [])
         say(line)
         if json_file:
@@ -109,6 +121,7 @@ def evaluate(
             dataset=dataset,
             by=by,
             official=official,
+            swapped=swapped,
         )
     say(card.table(width=terminal_width()))
     if official:

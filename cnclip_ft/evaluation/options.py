@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,13 @@ class Opened:
             workers=self.workers,
             dtype=self.dtype,
         )
+
+    def text_features(self, texts: Sequence[str]) -> torch.Tensor:
+        """Unit float32 ``[n, dim]`` on the CPU."""
+        from cnclip_ft.features.encode import encode_texts, evaluating
+
+        with evaluating(self.model, dtype=self.dtype):
+            return encode_texts(self.model, texts, batch_size=2 * self.batch_size)
 
 
 def open_model(checkpoint: str | Path, options: Options) -> Opened:

@@ -10,8 +10,9 @@ from typing import Any
 from cnclip_ft.data.official_layout import judged_splits
 from cnclip_ft.evaluation import provenance, published
 from cnclip_ft.evaluation.official_results import refuse_official, write_official
-from cnclip_ft.evaluation.options import Options, open_model
+from cnclip_ft.evaluation.options import Opened, Options, open_model
 from cnclip_ft.evaluation.recall_table import recall_table
+from cnclip_ft.evaluation.twins import TwinScores, find_twins, score_twins, twin_table
 from cnclip_ft.features import official_files
 from cnclip_ft.features.encode import SplitFeatures, SplitTexts
 from cnclip_ft.features.folder import read_info, read_split
@@ -34,9 +35,12 @@ class Scorecard:
     record: dict[str, Any]
     published: list[published.PublishedRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    twins: dict[str, TwinScores] = field(default_factory=dict)
 
     def table(self, *, markdown: bool = False, width: int | None = None) -> str:
         text = recall_table(self.scores, extra=[row.cells() for row in self.published], markdown=markdown, width=width)
+        if self.twins:
+            text += "\n\n" + twin_table(self.twins, markdown=markdown, width=width)
         mark = "* " if markdown else "note: "
         notes = fitted("\n".join(mark + note for note in self.notes), width)
         return f"{text}\n\n{notes}" if notes else text
@@ -51,6 +55,7 @@ def score_checkpoint(
     options: Options,
     by: str | None = None,
     official: Path | None = None,
+    swapped: bool = False,
 ) -> Scorecard:
     """Encode every split and score it both ways.
 
@@ -58,6 +63,7 @@ def score_checkpoint(
         splits: stores, or the folders of data sets, of which valid and test are judged.
         by: a column the stores keep (a category): its values are scored one by one as well.
         official: a folder for the result files of the official scripts (`official_results`).
+        swapped: ask too whether captions are told from themselves with one attribute swapped (`twins`).
 
     Raises:
         RequestError: checkpoint, split or option cannot be used; nothing has been encoded.
@@ -85,8 +91,21 @@ def score_checkpoint(
             "truncated_texts": _truncated(opened.model, source.split),
         }
         size = provenance.size_name(opened.model)
-        _add(card, _unique(card, source.name), features, scores, about, size, source.path, options)
+        name = _unique(card, source.name)
+        _add(card, name, features, scores, about, size, source.path, options)
+        if swapped:
+            _add_twins(card, name, features, opened)
     return card
+
+
+def _add_twins(card: Scorecard, name: str, features: SplitFeatures, opened: Opened) -> None:
+    twins = find_twins(features)
+    if not twins:
+        card.notes.append(f"{name}: no caption has an attribute to swap (colour, number, position, object)")
+        return
+    found = score_twins(features, opened.text_features([twin.swapped for twin in twins]), twins)
+    card.twins[name] = found
+    card.record["splits"][name]["swapped"] = found.as_dict()
 
 
 def score_features(folder: str | Path, options: Options) -> Scorecard:
