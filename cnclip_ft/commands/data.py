@@ -138,7 +138,10 @@ def show(
         where=parse_where(where or ()),
         boxes=boxes,
     )
-    say(f"{output}: {count} pairs")
+    beside = ", ".join(
+        f"{name} {number:,}" for name, number in opened.beside_counts.items() if name != "pairs" and number
+    )
+    say(f"{output}: {count} pairs" + (f"; of {len(opened):,} in the store so many have: {beside}" if beside else ""))
 
 
 def _show_rows(texts: ParallelTexts, count: int, seed: int | None) -> None:

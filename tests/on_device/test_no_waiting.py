@@ -95,6 +95,22 @@ def test_a_teacher_and_features_that_may_be_cut_are_not_read_either(monkeypatch,
     assert out.loss.device.type == "meta" and all(p.grad is not None for p in model.parameters())
 
 
+@pytest.mark.parametrize("objective", [ContrastiveObjective(tile=5, dimensions=(8,)), SigmoidObjective(tile=5)])
+@pytest.mark.parametrize("micro", [None, 4])
+def test_hard_negatives_are_not_read_either(monkeypatch, objective, micro):
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    model, batch = tiny_model(dropout=0.1), random_batch(tiny_model(), 12)
+    give_bias(model, objective)
+    for name in ("input_ids", "attention_mask"):
+        batch[name] = batch[name][:, None].repeat(1, 3, 1)
+    step = GradientStep(
+        model.to("meta").train(), objective, micro_batch_size=micro, autocast=nullcontext, backward=torch.Tensor.backward,
+        negatives=0.5,
+    )  # fmt: skip
+    out = step(batch | {"negatives": torch.ones(12, 2, dtype=torch.bool)})
+    assert out.loss.device.type == "meta" and all(p.grad is not None for p in model.parameters())
+
+
 @pytest.mark.parametrize("name", CARDS)
 def test_no_family_reads_the_device(monkeypatch, tmp_path, name):
     """As above, with the towers and the tokenizer of every family; padding in every batch."""

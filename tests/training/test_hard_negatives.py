@@ -286,7 +286,9 @@ def test_the_plan_and_the_memory_know_them(place, tmp_path):
 def test_captions_without_anything_to_swap_are_refused_in_words(stores, tmp_path):
     with pytest.raises(RequestError, match=r"stages.learn.negatives: in none of 40 captions of .* \(position\)"):
         planned(recipe_of(stores, tmp_path / "run", negatives={"swap": ["position"]}))
-    with pytest.raises(RequestError, match=r"stages.learn.negatives: none of the 40 pairs of .* keeps .* data mine"):
+    with pytest.raises(
+        RequestError, match=r"stages.learn.negatives: none of the 40 pairs of .* keeps negatives.*column negatives"
+    ):
         planned(recipe_of(stores, tmp_path / "run", negatives={"swap": []}))
 
 
