@@ -31,7 +31,9 @@ def build(target: Path, images: int = 30, seed: int = 0, **options) -> Path:
         for number in range(images):
             writer.add_image(number, picture(seed + number, (96, 80), "PNG"))  # some 5 kB: on pages of their own
         for number in range(4 * images):
-            beside = {"boxes": [[0.5, 0.25, 0.5, number / 200]], "weight": 2} if number % 7 == 1 and number > 60 else None
+            beside = (
+                {"boxes": [[0.5, 0.25, 0.5, number / 200]], "weight": 2} if number % 7 == 1 and number > 60 else None
+            )
             writer.add_pair(number % images, number, f"第{number}句 a caption of some length {seed}", "mixed", beside)
         writer.add_lone_text("lone", "搜索", "zh")
         writer.finish().close()
