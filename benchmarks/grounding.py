@@ -30,7 +30,7 @@ from pathlib import Path
 THRESHOLDS = (0.4, 0.5, 0.6, 0.7)
 
 
-def scored(checkpoint: str, store: Path, trust_import: bool) -> float:
+def scored(given: argparse.Namespace, store: Path) -> float:
     """Print a line a method and threshold; gives the default's pointing accuracy over chance."""
     from cnclip_ft.evaluation.grounding import score_grounding
     from cnclip_ft.evaluation.options import Options
@@ -38,11 +38,11 @@ def scored(checkpoint: str, store: Path, trust_import: bool) -> float:
     from cnclip_ft.models.checkpoints import load
     from data_tools.tables import table
 
-    methods = load(checkpoint, trust_import=trust_import).image_tower.patch_methods
-    options, rows, share = Options(trust_import=trust_import), [], 0.0
+    methods = load(given.checkpoint, trust_import=given.trust_import).image_tower.patch_methods
+    options, rows, share = Options(trust_import=given.trust_import, image_size=given.image_size), [], 0.0
     for method in methods:
         for threshold in THRESHOLDS:
-            card = score_grounding(checkpoint, [store], options, method, threshold)
+            card = score_grounding(given.checkpoint, [store], options, method, threshold)
             (groups,) = card.scores.values()
             for group, found in groups.items():
                 if group in ("all", "zh", "en") and (group == "all" or threshold == How().threshold):
@@ -82,7 +82,7 @@ def _default(methods: tuple[str, ...]) -> str:
 
 
 def free(given: argparse.Namespace) -> bool:
-    share = scored(given.checkpoint, given.boxes, given.trust_import)
+    share = scored(given, given.boxes)
     print(f"default method: pointing accuracy {share:.2f} × chance (bound 2)")
     return share >= 2
 
@@ -104,7 +104,7 @@ def real(given: argparse.Namespace) -> bool:
                     number += 1
                     writer.add_pair(row["image"], number, phrase, language, beside={"boxes": row["boxes"]})
             writer.finish()
-        share = scored(given.checkpoint, store, given.trust_import)
+        share = scored(given, store)
     print(f"default method: pointing accuracy {share:.2f} × chance")
     return True
 
@@ -155,6 +155,7 @@ def main() -> None:
         part = parts.add_parser(name)
         part.add_argument("--checkpoint", required=True)
         part.add_argument("--trust-import", action="store_true")
+        part.add_argument("--image-size", type=int, help="another than the checkpoint's: finer maps")
         part.set_defaults(run=run)
         if name == "free":
             part.add_argument("--boxes", type=Path, required=True)

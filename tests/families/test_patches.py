@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -131,6 +132,41 @@ def test_chinese_clip_and_new_towers_at_other_sizes(tmp_path, spec, size):
         model = cnclip_ft.load(tmp_path / "a", image_size=size)
     side = (size or 32) // 8
     check(model, pixels(size or 32, 2), [(side, side)] * 2)
+
+
+@pytest.mark.parametrize("name", ["vit beside xlm-r", "dinov2 beside xlm-r", "siglip beside xlm-r"])
+def test_encoders_of_transformers(written, name):
+    model = cnclip_ft.load(written(name))
+    tower = model.image_tower
+    inner = tower.vision_model
+    (layers,) = [module for module in inner.modules() if isinstance(module, torch.nn.ModuleList)]
+    layer = layers[-1]
+    if name.startswith("siglip"):
+        prefix, parts, after = 0, layer, lambda one: inner.head(inner.post_layernorm(one)[:, None])
+    else:
+        own, dino = layer.attention, name.startswith("dino")
+        inside = SimpleNamespace(q_proj=own.q_proj, k_proj=own.k_proj, v_proj=own.v_proj, out_proj=own.o_proj)
+        prefix, parts = (
+            1,
+            SimpleNamespace(layer_norm1=layer.norm1 if dino else layer.layernorm_before, self_attn=inside),
+        )
+        parts.layer_norm2, parts.mlp = layer.norm2 if dino else layer.layernorm_after, layer.mlp
+        if dino:
+            inside.out_proj = lambda mixed: own.o_proj(mixed) * layer.layer_scale1.lambda1
+            parts.mlp = lambda normed: layer.mlp(normed) * layer.layer_scale2.lambda1
+        after = inner.layernorm if dino else lambda one: inner.pooler(inner.layernorm(one)[:, None])
+    some = pixels(model.image_size)
+    with torch.no_grad():
+        hidden = before_last(lambda: model.image_features(some), layer)
+        for method in METHODS:
+            given = model.patch_features(some, method)
+            for ours, one in zip(given.features, hidden, strict=True):
+                theirs = tower.visual_projection(after(expected(parts, one, method, 4, 4, prefix, 2)))
+                torch.testing.assert_close(ours, F.normalize(theirs, dim=1), atol=1e-5, rtol=0)
+        tokens = model.image_tokens(some)
+        torch.testing.assert_close(tokens.pooled, model.image_trunk(some), atol=1e-5, rtol=0)
+        last = inner(pixel_values=model._ready(some)).last_hidden_state
+        torch.testing.assert_close(tokens.patches, last[:, prefix:])
 
 
 def test_other_tokens_of_the_plain_last_block_are_those_of_the_library(written):

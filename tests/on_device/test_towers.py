@@ -209,3 +209,21 @@ def test_features_of_a_published_size_are_the_cpu_s(device, size):
         found = model.to(device)(*(batch[name].to(device) for name in ("pixels", "input_ids", "attention_mask")))
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours.cpu(), theirs, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip of version 2", "siglip2"])
+def test_patches_of_every_method_are_the_cpu_s(device, name, tmp_path):
+    """Squares, and pictures in their own shape, of which the CPU leaves the padding out; float64."""
+    model = load(CARDS[name].write(tmp_path / "start")).double().eval()
+    pixels = torch.stack([model.image_tower.preprocessing.decode(file) for file in photos(4)])
+    found = {}
+    for place in (torch.device("cpu"), device):
+        model.to(place)
+        with torch.no_grad():
+            given = [model.patch_features(pixels.to(place), method) for method in model.image_tower.patch_methods]
+            tokens = model.image_tokens(pixels.to(place))
+        count = int(tokens.grid.prod(1).min())  # of what every picture has
+        parts = [*(each.features for each in given), tokens.patches, tokens.pooled[:, None]]
+        found[place.type] = [tokens.grid.cpu(), *(part[:, :count].cpu() for part in parts)]
+    for ours, theirs in zip(found[device.type], found["cpu"], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-6)

@@ -11,15 +11,38 @@ from transformers import PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_MAPPING_NAMES
 
 from cnclip_ft.models.contract import ImageTower
+from cnclip_ft.models.dense import METHODS, LastBlock, Patches, Tokens, changed, of_transformers
 from cnclip_ft.models.families.encoder import library
 from cnclip_ft.models.families.numbers import unusual_rule, with_picture_rule
-from cnclip_ft.models.families.parts import new_projection, set_checkpointing
+from cnclip_ft.models.families.parts import new_projection, set_checkpointing, square_grid
 from cnclip_ft.models.preprocessing import SquarePicture
 from cnclip_ft.models.schema import PictureRule, Pixels
 from data_tools.errors import RequestError
 
 KNOWN = ("vit", "deit", "beit", "swin", "dinov2", "dinov2_with_registers", "dinov3_vit", "siglip_vision_model")
 _TYPES = MODEL_FOR_IMAGE_MAPPING_NAMES.keys() - {"timm_backbone", "timm_wrapper"}  # which may fetch what they name
+
+
+PLAIN = ("vit", "deit", "dinov2", "dinov2_with_registers", "siglip_vision_model")
+"""Types whose last block can be changed to give features of patches."""
+
+
+def _parts(layer: Any) -> LastBlock:
+    """Of a layer built as ViT's, DINOv2's or SigLIP's in transformers."""
+    if hasattr(layer, "self_attn"):
+        return of_transformers(layer)
+    own = layer.attention
+    first, second = ("norm1", "norm2") if hasattr(layer, "norm1") else ("layernorm_before", "layernorm_after")
+    scale = [getattr(layer, name, nn.Identity()) for name in ("layer_scale1", "layer_scale2")]
+    return LastBlock(
+        getattr(layer, first),
+        own.q_proj,
+        own.k_proj,
+        own.v_proj,
+        lambda mixed: scale[0](own.o_proj(mixed)),
+        lambda hidden: hidden + scale[1](layer.mlp(getattr(layer, second)(hidden))),
+        own.num_attention_heads,
+    )
 
 
 def configuration(model_type: str, numbers: dict[str, Any]) -> PretrainedConfig:
@@ -119,6 +142,45 @@ class VisionEncoderTower(ImageTower):
         if pooled is None:
             raise ValueError("it has no pooled output")
         return pooled
+
+    @property
+    def patch_methods(self) -> tuple[str, ...]:
+        """Of plain ViTs: a block with rotated or shifted positions is none whose keys and queries say what is alike."""
+        return () if self._last_layer() is None else METHODS
+
+    def patches(self, pixels: torch.Tensor, method: str) -> Patches:
+        self.check_patches(method)
+        model, layer = self.vision_model, self._last_layer()
+        kept: list[torch.Tensor] = []
+        handle = layer.register_forward_pre_hook(lambda _, given: kept.append(given[0]))
+        try:
+            model(pixel_values=pixels)
+        finally:
+            handle.remove()
+        grid, seen = square_grid(self.image_size, model.config.patch_size, pixels)
+        found = changed(_parts(layer), kept[0], method, grid[:1], prefix=kept[0].shape[1] - int(grid[0].prod()))
+        found = (model.post_layernorm if hasattr(model, "post_layernorm") else model.layernorm)(found)
+        # What pooling makes of one patch alone takes the place of the pooled output.
+        pool = getattr(model, "head", None) or getattr(model, "pooler", None)
+        each = found.flatten(0, 1) if pool is None else pool(found.flatten(0, 1)[:, None])
+        return Patches(self.project(each).unflatten(0, found.shape[:2]), grid, seen)
+
+    def tokens(self, pixels: torch.Tensor) -> Tokens:
+        self.check_patches()
+        given = self.vision_model(pixel_values=pixels)
+        grid, seen = square_grid(self.image_size, self.vision_model.config.patch_size, pixels)
+        hidden = given.last_hidden_state
+        return Tokens(hidden[:, hidden.shape[1] - int(grid[0].prod()) :], given.pooler_output, grid, seen)
+
+    def _last_layer(self) -> Any:
+        """None where the model is no ViT whose parts are known."""
+        model: Any = self.vision_model
+        if model.config.model_type not in PLAIN or type(getattr(model.config, "patch_size", None)) is not int:
+            return None
+        layers = next((m for m in model.modules() if isinstance(m, nn.ModuleList)), None)
+        layer: Any = None if layers is None else layers[-1]
+        attention = getattr(layer, "self_attn", None) or getattr(layer, "attention", None)
+        return layer if hasattr(attention, "q_proj") else None  # releases before name the parts otherwise
 
     def blocks(self) -> list[nn.Module]:
         """As of a text encoder: what stands before the layers, the layers, the projection last."""
