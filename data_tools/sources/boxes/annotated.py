@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_tools.errors import DataFault
-from data_tools.items import fingerprint_of
 
 CORNERS, SIDES, CENTRE = "xyxy", "xywh", "cxcywh"  # how the four numbers of a box are meant
 
@@ -19,14 +18,12 @@ class RawBox:
 
     Args:
         called: what the file calls it, where it has no lines (``annotation 17``).
-        drawn: by a tool that lets one begin at any corner: swapped corners are nothing to tell.
     """
 
     numbers: Any
     form: str = SIDES
     line: int | None = None
     called: str | None = None
-    drawn: bool = False
 
 
 @dataclass(slots=True)
@@ -120,8 +117,3 @@ class Form(Protocol):
     def total(self) -> int | None: ...
 
     def pictures(self, notes: Notes) -> Iterator[Annotated | DataFault]: ...
-
-
-def state_of(files: Sequence[Path]) -> list[list[Any]]:
-    """What the files are, for whoever asks whether a build is still the same."""
-    return fingerprint_of(*files)

@@ -64,8 +64,7 @@ class Frame:
             [one / scale for one, scale in zip(_corners(box), (*self.scale, *self.scale), strict=True)]
         )
         if to_x < x or to_y < y:
-            if not box.drawn:
-                count("swapped")
+            count("swapped")
             x, y, to_x, to_y = min(x, to_x), min(y, to_y), max(x, to_x), max(y, to_y)
         if not (to_x > x and to_y > y):
             raise _fault(f"the box {_shown(box)} is empty", _MEND)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_tools.annotations import check_id, check_text
 from data_tools.errors import DataFault, RequestError
-from data_tools.items import ImageItem, Item, Stream, TextItem, located
+from data_tools.items import ImageItem, Item, Stream, TextItem, fingerprint_of, located
 from data_tools.pictures import read_file, read_size
-from data_tools.sources.boxes.annotated import Annotated, Form, Notes, Phrase, place_of, state_of
+from data_tools.sources.boxes.annotated import Annotated, Form, Notes, Phrase, place_of
 from data_tools.sources.boxes.placing import Frame
 from data_tools.sources.places import Root
 from data_tools.store import Id
 from data_tools.store.beside import MOST
 from data_tools.words import many
+
+_LISTED = 100  # files by name in what says of a build whether it is still the same; a folder may have one a picture
 
 
 class BoxesSource:
@@ -95,9 +99,10 @@ class BoxesSource:
                 yield translated, None
 
     def fingerprint(self) -> dict[str, Any]:
-        names = [] if self.names is None else [self.names]
+        state = fingerprint_of(*self.form.files, *([] if self.names is None else [self.names]))
         return {
-            "files": state_of([*self.form.files, *names]),
+            "files": state[:_LISTED],
+            "all": hashlib.sha256(json.dumps(state).encode()).hexdigest(),
             "root": str(self.form.root.resolve()),
             "reading": [type(self.form).__name__, self.outside, getattr(self.form, "asked", None)],
         }
