@@ -292,7 +292,7 @@ class Stage(Section):
             )
         if (self.kind == "teach") != (self.teach is not None):
             raise ValueError(
-                "kind: teach needs its teacher and its texts: {here}.teach={{teacher: CHECKPOINT, texts: DIR/parallel}}"
+                "kind: teach needs its teacher and its texts: {here}.teach={teacher: CHECKPOINT, texts: DIR/parallel}"
                 if self.teach is None
                 else "teach is for kind: teach: {here}.kind=teach, or {here}.teach=null"
             )

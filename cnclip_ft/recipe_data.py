@@ -170,6 +170,11 @@ class DataSection(Section):
     """The store to train on, or several: `[{store: A, weight: 2, language: zh}, {store: B}]`."""
     batches: Literal["mixed", "by_store"] = "mixed"
     """Of several stores: every batch holds pairs of all, or those of one store."""
+    captions: Literal["all", "one", "weighted"] = "all"
+    """What an epoch visits; all: every pair; one: every picture with one of its captions, each as likely; weighted: the same by the
+    `weight` that pairs keep."""
+    caption_languages: dict[Language, Annotated[float, Field(gt=0, le=1000)]] | None = None
+    """With one or weighted: how much likelier captions in a language are, `{zh: 2, en: 1}`; a language not named has 1, null: all have."""
     valid: Place | Annotated[dict[str, ValidSet], Field(min_length=1)]
     """The store to judge on, or several by name: `{name: store, {store: …, language: …} or {zero_shot: …}}`; the first one decides
     what is best."""
@@ -197,10 +202,28 @@ class DataSection(Section):
                 raise ValueError("the list is empty, so there is nothing to train on; name a store: {here}=PLACE")
             return [{"store": each} if isinstance(each, str) else each for each in train]
         if isinstance(train, dict):
-            raise ValueError(
-                "one store is a path, {here}=PLACE; several are a list, {here}=[{{store: A}}, {{store: B}}]"
-            )
+            raise ValueError("one store is a path, {here}=PLACE; several are a list, {here}=[{store: A}, {store: B}]")
         return train
+
+    @field_validator("caption_languages", mode="before")
+    @classmethod
+    def _likely(cls, languages: Any) -> Any:
+        for language, weight in languages.items() if isinstance(languages, dict) else ():
+            if isinstance(weight, (int, float)) and not weight > 0:
+                raise ValueError(
+                    f"a caption in {language} is drawn with a weight above 0: {{here}}={{{language}: 1}} or another such number. "
+                    "To train without that language, export a store of the others (cnclip-ft data export --languages)"
+                )
+        return languages
+
+    @model_validator(mode="after")
+    def _one_is_drawn(self) -> DataSection:
+        if self.caption_languages and self.captions == "all":
+            raise ValueError(
+                "caption_languages says which caption of a picture is drawn, and every pair is visited: {here}.captions=one, or "
+                "{here}.caption_languages=null"
+            )
+        return self
 
     @field_validator("valid")
     @classmethod

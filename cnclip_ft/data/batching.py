@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 from torch.utils.data import Sampler
 
+from cnclip_ft.data.captions import OneCaption
 from cnclip_ft.data.device_decoding import OnDevice
 from cnclip_ft.data.pairs import PairDataset, PairTable
 from cnclip_ft.data.pictures import picture_loader
@@ -31,6 +32,8 @@ class BatchOrder:
 
     Of several stores (`table.spans`) an epoch visits each as its weight says (`data.visits`), in batches of all or, `by_store`, of
     one; it is then as long as all visits together.
+
+    Where the pairs have weights (`table.weights`) an epoch visits pictures, each with one caption, drawn by them (`data.captions`).
 
     Pairs of `without_images` (image keys) are passed over. `name` and `key` (of the recipe) are for messages.
 
@@ -53,27 +56,41 @@ class BatchOrder:
         self.pairs = np.arange(len(table))
         if without_images:
             self.pairs = self.pairs[~np.isin(table.image_keys, list(without_images))]
-        if batch_size > len(self.pairs):
+        spans = [self.pairs[(self.pairs >= span.start) & (self.pairs < span.stop)] for span in table.spans]
+        self.one: list[OneCaption] = []
+        if table.weights is not None:
+            self.one = [
+                OneCaption(mine, table.image_keys[mine], table.weights[mine], seed, part)
+                for part, mine in enumerate(spans or [self.pairs])
+            ]
+        held = [one.units for one in self.one] or spans or [self.pairs]
+        count, what = sum(map(len, held)), "pictures, one caption each" if self.one else "pairs"
+        if batch_size > count:
             raise RequestError(
-                f"the batch size ({batch_size}) is larger than {name} ({len(self.pairs)} pairs). "
-                f"Give {key}.batch_size={len(self.pairs)} or less, or add data."
+                f"the batch size ({batch_size}) is larger than {name} ({count} {what}). "
+                f"Give {key}.batch_size={count} or less, or add data."
             )
         self.table, self.batch_size, self.seed, self.length_window = table, batch_size, seed, length_window
         self.key = key
-        self.steps_per_epoch = len(self.pairs) // batch_size
+        self.steps_per_epoch = count // batch_size
         # Without repetition there is nothing to keep apart, and the permutation can be cut as it is.
-        self._repeats = any(len(np.unique(keys)) < len(keys) for keys in (table.image_keys, table.text_keys))
+        images = () if self.one and len(self.one) == 1 else (table.image_keys,)
+        self._repeats = any(len(np.unique(keys)) < len(keys) for keys in (*images, table.text_keys))
         self.visits: Visits | None = None
         if len(table.spans) > 1 or any(span.weight != 1 for span in table.spans):
-            held = [self.pairs[(self.pairs >= span.start) & (self.pairs < span.stop)] for span in table.spans]
-            self.visits = Visits(table.spans, held, batch_size, seed, by_store=by_store, key=key)
+            self.visits = Visits(table.spans, held, batch_size, seed, by_store=by_store, key=key, one=self.one)
             self.steps_per_epoch, self._repeats = self.visits.steps, self._repeats or self.visits.repeats
 
     def epoch(self, epoch: int) -> np.ndarray:
         """Pair indices int64 ``[steps_per_epoch, batch_size]``; in each row captions run from long to short."""
         random = np.random.default_rng([self.seed, epoch])
         lengths = self.table.lengths
-        orders = [random.permutation(self.pairs)] if self.visits is None else self.visits.epoch(epoch, random)
+        if self.visits is not None:
+            orders = self.visits.epoch(epoch, random)
+        elif self.one:
+            orders = [self.one[0].draw(random.permutation(self.one[0].units), epoch)]
+        else:
+            orders = [random.permutation(self.pairs)]
         batches = np.concatenate([self._cut_apart(order, lengths) for order in orders])
         if self.length_window > 1 or len(orders) > 1:
             batches = batches[random.permutation(self.steps_per_epoch)]
@@ -126,7 +143,7 @@ class BatchOrder:
         return count / self.steps_per_epoch
 
     def expected_repeats(self) -> float:
-        """Mean number of other pairs per pair that would share its image or text in a purely random batch."""
+        """Mean number of other pairs per pair that would share its image or text in a purely random batch of all pairs."""
         n = len(self.table)
         keys = (self.table.image_keys, self.table.text_keys)
         same = sum(float((np.unique(k, return_counts=True)[1] ** 2.0).sum()) - n for k in keys)

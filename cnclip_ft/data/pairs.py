@@ -45,7 +45,8 @@ class PairTable:
     with equal text keys carry the same text id or the same prepared text: they are not negatives of each other.
     An image key is the image's position in `store.image_ids`. `spans` are the stores of a mixture, none of a single store;
     `languages` counts pairs by the language they say, "" for none; `spoken` by that and, where there is none, by their letters. `tokens` holds all token ids behind one another,
-    those of pair i at ``starts[i]:starts[i + 1]``.
+    those of pair i at ``starts[i]:starts[i + 1]``. With `weights`, float64 ``[pairs]``, an epoch draws one caption a picture by
+    them (`data.captions`).
     """
 
     image_keys: np.ndarray
@@ -56,6 +57,7 @@ class PairTable:
     spans: tuple[Span, ...] = ()
     languages: Counter[str] = field(default_factory=Counter)
     spoken: Counter[str] = field(default_factory=Counter)
+    weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.image_keys)
@@ -123,8 +125,12 @@ class TextKeys:
         return roots[keys] if len(keys) else keys
 
 
-def build_table(store: PairStore | Mixture, tokenizer: Tokenizer) -> PairTable:
-    """Read every pair once: number images and texts, tokenise all captions in batches."""
+def build_table(store: PairStore | Mixture, tokenizer: Tokenizer, weights: np.ndarray | None = None) -> PairTable:
+    """Read every pair once: number images and texts, tokenise all captions in batches.
+
+    Args:
+        weights: as `PairTable` has them.
+    """
     image_numbers = {image_id: number for number, image_id in enumerate(store.image_ids)}
     image_keys, text_keys, keys = array("q"), array("q"), TextKeys()
     tokens, starts, cut = array("i"), array("q", [0]), 0
@@ -153,6 +159,7 @@ def build_table(store: PairStore | Mixture, tokenizer: Tokenizer) -> PairTable:
         spans=_spans(store),
         languages=languages,
         spoken=spoken,
+        weights=weights,
     )
 
 

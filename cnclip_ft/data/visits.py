@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cnclip_ft.data.captions import OneCaption
 from cnclip_ft.data.pairs import Span
 from data_tools.errors import RequestError
 
@@ -17,8 +18,10 @@ class Visits:
     to the nearest batch). What is drawn goes on through random permutations of the store's pairs, one behind the other,
     from epoch to epoch: no pair is visited again before all have been.
 
+    Where each visit of a picture draws `one` of its captions, all this is said of pictures.
+
     Args:
-        pairs: of every span, those that may be drawn.
+        pairs: of every span, those that may be drawn; or with `one` the numbers of its pictures.
         key: the stage of the recipe, for messages.
 
     Raises:
@@ -34,13 +37,15 @@ class Visits:
         *,
         by_store: bool,
         key: str,
+        one: Sequence[OneCaption] = (),
     ) -> None:
+        self.one, what = one, "pictures" if one else "pairs"
         self.pairs, self.batch_size, self.seed, self.by_store = list(pairs), batch_size, seed, by_store
         wanted = np.array([span.weight * len(mine) for span, mine in zip(spans, pairs, strict=True)])
         self.steps = int(round(wanted.sum(), 6)) // batch_size
         if self.steps < 1:
             raise RequestError(
-                f"an epoch of data.train visits {wanted.sum():g} pairs, fewer than a batch ({batch_size}): give "
+                f"an epoch of data.train visits {wanted.sum():g} {what}, fewer than a batch ({batch_size}): give "
                 f"{key}.batch_size={max(int(wanted.sum()), 2)} or less, or larger weights, data.train.N.weight=W"
             )
         unit = batch_size if by_store else 1
@@ -48,19 +53,19 @@ class Visits:
         for span, mine, count in zip(spans, pairs, self.counts, strict=True):
             if by_store and len(mine) < batch_size:
                 raise RequestError(
-                    f"data.train: {span.name} has {len(mine)} pairs, fewer than a batch of it alone ({batch_size}): "
+                    f"data.train: {span.name} has {len(mine)} {what}, fewer than a batch of it alone ({batch_size}): "
                     f"data.batches=mixed, or {key}.batch_size={max(len(mine), 2)} or less"
                 )
             if count == 0:
                 raise RequestError(
-                    f"data.train: {span.name} (weight {span.weight:g}, {len(mine)} pairs) is never visited: its share of an epoch is "
-                    f"less than half a {'batch' if by_store else 'pair'}. Give it a larger weight, data.train.N.weight=W, or take it out of the list"
+                    f"data.train: {span.name} (weight {span.weight:g}, {len(mine)} {what}) is never visited: its share of an epoch is "
+                    f"less than half a {'batch' if by_store else what[:-1]}. Give it a larger weight, data.train.N.weight=W, or take it out of the list"
                     + (", or data.batches=mixed." if by_store else ".")
                 )
 
     @property
     def repeats(self) -> bool:
-        """Whether an epoch may hold a pair twice."""
+        """Whether an epoch may hold a pair, or a picture of which one caption is drawn, twice."""
         return any(
             count > len(mine) or self._offset(part, 1)
             for part, (count, mine) in enumerate(zip(self.counts, self.pairs, strict=True))
@@ -82,6 +87,8 @@ class Visits:
         passes = [
             np.random.default_rng([self.seed, each, part + 1]).permutation(pairs) for each in range(first, last + 1)
         ]
+        if self.one:
+            passes = [self.one[part].draw(units, each) for each, units in enumerate(passes, first)]
         return np.concatenate(passes)[begin : begin + count]
 
 

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from cnclip_ft.data.captions import caption_weights
 from cnclip_ft.data.device_decoding import JpegDecoder, choose_decoder
 from cnclip_ft.data.mixture import Mixture, Part
 from cnclip_ft.data.official_layout import split_in, weights_beside
@@ -129,6 +130,10 @@ def make_context(
     if recipe.fp8:
         check_fp8(device, precision, sharding)
     train_store = open_train(recipe.data)
+    pair_weights = None
+    if recipe.data.captions != "all":
+        languages: dict[str, float] = {name: each for name, each in (recipe.data.caption_languages or {}).items()}
+        pair_weights = caption_weights(train_store, kept=recipe.data.captions == "weighted", languages=languages)
     evaluators = {name: open_evaluator(name, valid, open_split) for name, valid in recipe.data.valid_sets().items()}
     guard = recipe.data.guard
     guard_store = open_split(guard.split, "data.guard.split") if guard and guard.split else None
@@ -156,7 +161,7 @@ def make_context(
         train_store=train_store,
         evaluators=evaluators,
         guard_store=guard_store,
-        pairs=build_table(train_store, model.tokenizer),
+        pairs=build_table(train_store, model.tokenizer, pair_weights),
         tokenizer=model.tokenizer,
         start=start,
         workers=workers,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from cnclip_ft.data.mixture import Mixture
@@ -38,7 +39,7 @@ def describe(context: Context, model: DualEncoder, stages: list[StagePlan]) -> S
     lines.append(Said("  weights", "  权重"))
     lines += [joined(["    ", line], "") for line in context.start.lines()]
     lines.append(_line("training", "训练", _training(context)))
-    lines += _mixture(context, stages)
+    lines += _captions(context) + _mixture(context, stages)
     for name, evaluator in context.evaluators.items():
         lines.append(
             _line("validation", "验证", Said("{name}: {what}", "{name}：{what}", name=name, what=evaluator.describe()))
@@ -83,6 +84,29 @@ def _stores(context: Context) -> str:
             )
         return Said("{count} stores, batches mixed", "{count} 个数据仓，批次混合", count=len(store.parts))
     return str(store.path)
+
+
+def _captions(context: Context) -> list[str]:
+    """What an epoch is where it draws one caption a picture."""
+    table, data = context.pairs, context.recipe.data
+    if table.weights is None:
+        return []
+    several = np.unique(table.image_keys, return_counts=True)[1]
+    how: str = Said("each as likely", "机会均等")
+    if data.captions == "weighted":
+        ends = table.weights.min(), table.weights.max()
+        how = Said("by weights of {low:g} to {high:g}", "按 {low:g} 到 {high:g} 的权重", low=ends[0], high=ends[1])
+    elif data.caption_languages:
+        named = ", ".join(f"{language} {weight:g}" for language, weight in data.caption_languages.items())
+        how = Said("by language ({named})", "按语言（{named}）", named=named)
+    return [
+        Said(
+            "    an epoch visits pictures, each with one of its captions ({mean:.1f} on average), drawn anew, {how}",
+            "    每轮逐张访问图片，每张重新抽取一条文本（平均 {mean:.1f} 条），{how}",
+            mean=several.mean(),
+            how=how,
+        )
+    ]
 
 
 def _mixture(context: Context, stages: list[StagePlan]) -> list[str]:
