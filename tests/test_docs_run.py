@@ -51,6 +51,7 @@ SMALL = {
     "train": ["model.start={architecture: tiny}", "stages.contrast.epochs=1", "stages.contrast.batch_size=8",
               "stages.contrast.warmup_steps=0", "data.workers=0"],
     "data curate": ["--near", "0.9999", "--fit", "-1"],
+    "data mine": ["--below", "1"],
     "calibrate CHECKPOINT DATA/valid": ["--precision", "0.1"],
 }  # fmt: skip
 SMALL["plan"] = SMALL["train"]

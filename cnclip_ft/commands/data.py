@@ -12,6 +12,7 @@ from cnclip_ft.commands.data_check import check
 from cnclip_ft.commands.data_curate import curate
 from cnclip_ft.commands.data_export import export
 from cnclip_ft.commands.data_import import import_
+from cnclip_ft.commands.data_mine import mine
 from cnclip_ft.commands.options import Store, Where, spread
 from data_tools.tables import say
 
@@ -66,6 +67,7 @@ def build(
 app.command("import")(import_)
 app.command("export")(export)
 app.command("curate")(curate)
+app.command("mine")(mine)
 app.command("check")(check)
 
 

@@ -60,6 +60,7 @@ COMMANDS = {
     "data": ("data", "what-is-checked-and-what-happens-to-faults", "检查与错误处理"),
     "data check": ("data", "data-check", "data-check"),
     "data curate": ("data", "data-curate", "data-curate"),
+    "data mine": ("data", "data-mine", "data-mine"),
     "data export": ("data", "data-export", "data-export"),
     "train": ("training", "when-something-goes-wrong", "出错时"),
     "plan": ("training", "when-something-goes-wrong", "出错时"),

@@ -61,6 +61,7 @@ def encode_to_folder(
     file_format: str = "npy",
     half: bool = False,
     overwrite: bool = False,
+    renew: bool = False,
     on_error: str = "report",
     say: Callable[[str], None] = print,
 ) -> None:
@@ -71,6 +72,7 @@ def encode_to_folder(
     Args:
         file_format: ``npy``, or ``jsonl`` for the official feature files beside it.
         half: store float16.
+        renew: what `output` holds of another request is replaced; where it holds this one's, nothing is done.
         on_error: a picture that cannot be used is left out and listed in ``faults.jsonl``; ``report`` ends with an
             error once the rest is done, ``skip`` does not; ``fail`` stops at the first.
 
@@ -96,9 +98,18 @@ def encode_to_folder(
     }
     first = processes.index == 0
     writer = FeatureWriter(
-        output, source.split, settings, dim=model.image_tower.output_dim, half=half, overwrite=overwrite, main=first
+        output,
+        source.split,
+        settings,
+        dim=model.image_tower.output_dim,
+        half=half,
+        overwrite=overwrite,
+        renew=renew,
+        main=first,
     )
     processes.wait()  # until the first has prepared the folder
+    if renew and writer.finished:
+        return
     shares = {kind: rows.missing(processes.index, processes.count) for kind, rows in writer.rows.items()}
     processes.wait()  # who looked later would see other blocks missing, and take others
     meters: dict[str, Meter] = {}

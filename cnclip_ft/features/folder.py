@@ -68,6 +68,7 @@ class FeatureWriter:
     Args:
         settings: what the features depend on. Those of other settings are never mixed in.
         dim: values of a feature.
+        renew: what is there of another request is replaced; what is finished of this one is taken (`finished`).
         main: whether this process makes the folder; the others wait until it has.
 
     Attributes:
@@ -87,6 +88,7 @@ class FeatureWriter:
         dim: int,
         half: bool,
         overwrite: bool = False,
+        renew: bool = False,
         main: bool = True,
     ) -> None:
         self.folder, self.split, self.settings, self.dim = Path(folder), split, settings, dim
@@ -99,11 +101,22 @@ class FeatureWriter:
             if count
         }
         self._digest = rows_digest(split)
-        if main:
-            self._prepare(overwrite)
+        if main and not (renew and self.finished):
+            self._prepare(overwrite or (renew and not self._begun))
             for rows in self.rows.values():
                 rows.create(dim)
             self._take_old_parts()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the folder holds whole features of this very request."""
+        file = self.folder / INFO
+        return file.is_file() and parse_json(file.read_bytes()).items() >= self._plan().items()
+
+    @property
+    def _begun(self) -> bool:
+        file = self.parts_folder / "plan.json"
+        return file.is_file() and parse_json(file.read_bytes()) == self._plan()
 
     def _prepare(self, overwrite: bool) -> None:
         plan = self._plan()
@@ -113,7 +126,7 @@ class FeatureWriter:
         if (self.folder / INFO).exists():
             raise RequestError(f"{self.folder} holds finished features; choose another --output or say --overwrite")
         if (self.parts_folder / "plan.json").exists():
-            if parse_json((self.parts_folder / "plan.json").read_bytes()) != plan:
+            if not self._begun:
                 raise RequestError(
                     f"{self.folder} holds the beginning of another request (other weights, data or settings); "
                     "choose another --output or say --overwrite"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from cnclip_ft.features.encode import SplitFeatures
-from cnclip_ft.retrieval.scan import Positives, RankLooker, TopLooker, sweep
+from cnclip_ft.retrieval.scan import Barred, Positives, RankLooker, TopLooker, sweep
 from cnclip_ft.retrieval.tiles import DEFAULT_MEMORY, Side, full_precision, parse_memory, settle_device
 from data_tools.language import LANGUAGES
 
@@ -51,6 +51,36 @@ def topk(
         top = TopLooker(q, g, k, size)
         sweep(q, g, [top], [], size)
     return top.values, top.indices
+
+
+def topk_below(
+    queries: torch.Tensor,
+    gallery: torch.Tensor,
+    k: int,
+    own: torch.Tensor,
+    limit: torch.Tensor,
+    *,
+    memory: str | int = DEFAULT_MEMORY,
+    device: torch.device | str | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `topk`, of the items that are none of the query's own and score below its limit.
+
+    Args:
+        own: int64 ``[m, 2]``, (query, gallery item). limit: float64 ``[q]``, finite.
+
+    Returns:
+        Scores and indices as `topk` gives them, -inf and -1 where no item is left; and int64 ``[q]``: how many items that are
+        none of its own reach the query's limit.
+    """
+    size, where = parse_memory(memory), settle_device(device, queries)
+    with full_precision():
+        q, g = Side(queries, where, size, "query"), Side(gallery, where, size, "gallery")
+        barred = Barred(q, g, Positives.of(q, g, own), limit)
+        top = TopLooker(q, g, k, size, barred)
+        sweep(q, g, [top], [], size)
+        top.indices.masked_fill_(top.values.isinf(), -1)
+        above = barred.above.cpu()
+    return top.values, top.indices, above
 
 
 def ranks(

@@ -2,8 +2,8 @@
 
 A looker is given each tile once: `see` with scores ``[asking, offered]``, `finish` when an asker has met the whole
 pool. `sweep` gives the same tile to lookers of both directions, so that text→image and image→text share the
-arithmetic. Lookers: `RankLooker` (rank of the best positive), `TopLooker` (the k best), `CountLooker` (how many reach
-a score).
+arithmetic. Lookers: `RankLooker` (rank of the best positive), `TopLooker` (the k best, of all or of those that are not
+`Barred`), `CountLooker` (how many reach a score).
 """
 
 from __future__ import annotations
@@ -71,6 +71,14 @@ class Positives:
         order = self.item.argsort(stable=True)
         return Positives(self.item[order], self.row[order], self.score[order])
 
+    def inside(self, part: slice, first: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Row and column of the pairs within a tile: askers of `part`, `width` items from `first`."""
+        limits = torch.tensor([part.start, part.stop], device=self.row.device)
+        begin, end = torch.searchsorted(self.row, limits).tolist()
+        row, item = self.row[begin:end] - part.start, self.item[begin:end] - first
+        here = (item >= 0) & (item < width)
+        return row[here], item[here]
+
 
 class RankLooker:
     """Counts, for every asker, the items that are at least as high as its best positive and none of its own."""
@@ -95,7 +103,7 @@ class RankLooker:
         surely, maybe = scores > self.high[part], scores >= self.low[part]
         self.above[part] += surely.sum(1, dtype=torch.int32)
         maybe.logical_xor_(surely)
-        own, item = self._own(part, first, scores.shape[1])
+        own, item = self.positives.inside(part, first, scores.shape[1])
         maybe[own, item] = False  # a positive never is `surely`: none is above the best of them
         at, column = maybe.nonzero(as_tuple=True)
         if len(at) * 16 > scores.numel() and scores.numel() > 2**16:
@@ -104,14 +112,6 @@ class RankLooker:
         else:
             hits = exact(self.asking, self.offered, at + start, column + first) >= self.best[at + start]
             self.above.index_add_(0, at + start, hits.long())
-
-    def _own(self, part: slice, first: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Row and column within the tile of the positives that lie in it."""
-        limits = torch.tensor([part.start, part.stop], device=self.positives.row.device)
-        begin, end = torch.searchsorted(self.positives.row, limits).tolist()
-        row, item = self.positives.row[begin:end] - part.start, self.positives.item[begin:end] - first
-        here = (item >= 0) & (item < width)
-        return row[here], item[here]
 
     def _float64_hits(self, part: slice, first: int, width: int) -> torch.Tensor:
         """bool ``[asking, offered]``: at least as high as the best positive; in slices, as float64 takes twice the room."""
@@ -153,15 +153,50 @@ class CountLooker:
         pass  # counts need no last step
 
 
+class Barred:
+    """What an asker is not to be given: items of its own, and those that score at least `limit` (finite float64 ``[asking]``).
+
+    The limit is decided in float64. `above` counts, for every asker, the items over its limit that are none of its own.
+    """
+
+    def __init__(self, asking: Side, offered: Side, own: Positives, limit: torch.Tensor) -> None:
+        self.asking, self.offered, self.own, self.limit = asking, offered, own, limit.to(asking.device)
+        bound = error_bound(asking, offered) + 2.0**-22 * self.limit.abs()  # the limits are rounded to float32
+        self.high, self.low = ((self.limit + by).float()[:, None] for by in (bound, -bound))
+        self.above = torch.zeros(len(asking), dtype=torch.int64, device=asking.device)
+
+    def without(self, scores: torch.Tensor, start: int, first: int) -> torch.Tensor:
+        """The tile with -inf in place of what is barred; each is to be shown once."""
+        part = slice(start, start + len(scores))
+        barred, maybe = scores > self.high[part], scores >= self.low[part]
+        maybe.logical_xor_(barred)
+        row, item = self.own.inside(part, first, scores.shape[1])
+        barred[row, item] = maybe[row, item] = False
+        at, column = maybe.nonzero(as_tuple=True)
+        barred[at, column] = exact(self.asking, self.offered, at + start, column + first) >= self.limit[at + start]
+        self.above[part] += barred.sum(1)
+        barred[row, item] = True
+        return scores.masked_fill(barred, -torch.inf)
+
+    def without_exactly(self, scores: torch.Tensor, asking: torch.Tensor) -> torch.Tensor:
+        """The same of some askers, from all their float64 scores."""
+        scores = scores.masked_fill(scores >= self.limit[asking][:, None], -torch.inf)
+        place = torch.full((len(self.asking),), -1, dtype=torch.int64, device=scores.device)
+        place[asking] = torch.arange(len(asking), device=scores.device)
+        row = place[self.own.row]
+        scores[row[row >= 0], self.own.item[row >= 0]] = -torch.inf
+        return scores
+
+
 class TopLooker:
-    """Keeps the k best items of every asker; ties go to the lower index.
+    """Keeps the k best items of every asker; ties go to the lower index. What is `barred` comes last, with a value of -inf.
 
     After the sweep `values` (float32) and `indices` (int64), both ``[asking, min(k, offered)]`` on the CPU, are whole.
     The order is exact; a value is its float32 product where that alone decides the order.
     """
 
-    def __init__(self, asking: Side, offered: Side, k: int, memory: int) -> None:
-        self.asking, self.offered, self.memory = asking, offered, memory
+    def __init__(self, asking: Side, offered: Side, k: int, memory: int, barred: Barred | None = None) -> None:
+        self.asking, self.offered, self.memory, self.barred = asking, offered, memory, barred
         self.k = min(k, len(offered))
         self.keep = min(self.k + _MARGIN, len(offered))
         self.values = torch.empty(len(asking), self.k)
@@ -170,6 +205,8 @@ class TopLooker:
         self.open: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # first asker → scores and items so far
 
     def look(self, scores: torch.Tensor, start: int, first: int) -> None:
+        if self.barred is not None:
+            scores = self.barred.without(scores, start, first)
         values, index = _best_of_tile(scores, self.keep)
         index = index + first
         if start in self.open:
@@ -191,7 +228,8 @@ class TopLooker:
         self.values[start:stop], self.indices[start:stop] = score[:, :k].float().cpu(), order[:, :k].cpu()
         if self.keep == len(self.offered):
             return
-        undecided = asking[lowest + 2 * bound >= score[:, k - 1] - TIE * scale]
+        # Where something barred is kept, so is all that is not.
+        undecided = asking[(lowest + 2 * bound >= score[:, k - 1] - TIE * scale) & lowest.isfinite()]
         if not len(undecided):
             return  # `split` of nothing is one empty part, and a look at the whole gallery in float64
         for rest in undecided.split(max(1, self.memory // (32 * len(self.offered)))):
@@ -202,6 +240,8 @@ class TopLooker:
         """Top-k of some askers from all their float64 scores: for those whose k-th place float32 cannot decide."""
         wide, scale = self.asking.rows(rest), self.scale[rest]
         scores = torch.cat([wide @ part.double().T for _, part in self.offered.tiles(4096)], 1)
+        if self.barred is not None:
+            scores = self.barred.without_exactly(scores, rest)
         scores = (scores / _grid(scale)[:, None]).round_()
         last = scores.topk(self.k, dim=1).values[:, -1:]
         tied = scores == last

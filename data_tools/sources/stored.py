@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from data_tools.errors import DataFault, RequestError
 from data_tools.items import ImageItem, Item, Source, Stream, TextItem, content_origin, located
 from data_tools.sources.joined import Joined
 from data_tools.store import Id, Pair, PairStore, open_store
-from data_tools.store.beside import beside_problem, checked_beside
+from data_tools.store.beside import MOST, beside_problem, checked_beside
 from data_tools.store.layouts import Value
 from data_tools.store.seen import other_image_id
 from data_tools.words import many
@@ -31,6 +31,7 @@ class StoreSource:
         keep: whether a picture (by its id here) is taken; pairs follow their pictures.
         keep_pair: whether a pair is. lone: whether texts without picture are taken.
         columns: the kept columns that are taken; None: all.
+        add_negatives: more negatives of a pair, behind those that stand beside it.
         part: what `keep` and `keep_pair` choose, for whoever asks whether a build is still the same.
     """
 
@@ -44,10 +45,11 @@ class StoreSource:
         keep_pair: Callable[[Pair], bool] | None = None,
         lone: bool = True,
         columns: tuple[str, ...] | None = None,
+        add_negatives: Callable[[Pair], Sequence[str]] | None = None,
         part: Any = None,
     ) -> None:
         self.path, self.keep, self.keep_pair, self.lone, self.part = path, keep, keep_pair, lone, part
-        self.columns = columns
+        self.columns, self.add_negatives = columns, add_negatives
         self._words = _words(path)
 
     def name(self, image_id: Id) -> Id:
@@ -73,6 +75,9 @@ class StoreSource:
             for pair, found in store.pairs_and_beside():
                 done[0] += 1
                 if (keep is None or keep(pair.image_id)) and (self.keep_pair is None or self.keep_pair(pair)):
+                    more = () if self.add_negatives is None else self.add_negatives(pair)
+                    if more:
+                        found = {**found, "negatives": list(dict.fromkeys([*found.get("negatives", ()), *more]))[:MOST]}
                     image_ids = (self.name(pair.image_id),)
                     yield TextItem(pair.text_id, pair.text, image_ids, pair.language, self.path, beside=found or None)
             for text_id, text, language in store.lone_texts if self.lone else ():

@@ -36,6 +36,7 @@ data export official/train --to imagefolder --output exported-pictures
 plan demo model.start={{architecture:\\ tiny}} {DATA} {SHORT}
 train demo model.start={{architecture:\\ tiny}} {DATA} {SHORT} output=runs/a-run-with-a-name-of-some-length save_every=1
 data curate official/train BEST --near 0.9999 --fit -1 --report curate.html --list curate.jsonl --output curated
+data mine BEST official/train --below 1 --output mined
 plan muge_vit-b-16 model.start={{architecture:\\ tiny}} {DATA} stages.contrast.batch_size=16 stages.contrast.warmup_steps=1
 evaluate BEST official/valid --json scores.json --markdown scores.md
 evaluate BEST goods/valid --by 类目

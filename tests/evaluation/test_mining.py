@@ -1,0 +1,342 @@
+"""Mined negatives against brute force; what is left out and why; the command, its store, kills and refusals."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cnclip_ft.evaluation import encoding, mining
+from cnclip_ft.evaluation.mining import Wishes, _Captions, lines, mine, reads_as
+from cnclip_ft.features.encode import SplitFeatures
+from cnclip_ft.retrieval.recall import topk_below
+from data_tools.errors import RequestError
+from data_tools.store import StoreWriter, open_store
+from tests.commands.test_data import call
+from tests.data_tools.samples import picture
+from tests.evaluation import tiny
+
+
+def random_unit(count: int, dim: int, seed: int) -> torch.Tensor:
+    return F.normalize(torch.randn(count, dim, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+@pytest.mark.parametrize("k", [1, 5, 40])
+@pytest.mark.parametrize("tile", [64, 1024])
+def test_topk_below_is_that_of_brute_force(k, tile, monkeypatch):
+    """Whole numbers: many scores are equal, and some equal the limit."""
+    draw = torch.Generator().manual_seed(k)
+    queries, gallery = (torch.randint(-1, 2, (count, 4), generator=draw).float() for count in (150, 90))
+    own = torch.stack([torch.randint(150, (300,), generator=draw), torch.randint(90, (300,), generator=draw)], 1)
+    limit = torch.randint(-1, 4, (150,), generator=draw).double()
+    monkeypatch.setattr("cnclip_ft.retrieval.scan.tile_shape", lambda *_: (tile // 2, tile))
+    values, indices, above = topk_below(queries, gallery, k, own, limit)
+    scores, mine_ = queries.double() @ gallery.double().T, torch.zeros(150, 90, dtype=torch.bool)
+    mine_[own[:, 0], own[:, 1]] = True
+    over = scores >= limit[:, None]
+    assert (over & ~mine_).sum(1).equal(above)
+    for row in range(150):
+        allowed = (~over & ~mine_)[row].nonzero()[:, 0].tolist()
+        best = sorted(allowed, key=lambda item: (-float(scores[row, item]), item))[:k]
+        assert [item for item in indices[row].tolist() if item >= 0] == best
+        assert values[row, : len(best)].tolist() == [float(scores[row, item]) for item in best]
+        assert values[row, len(best) :].isinf().all()
+
+
+def test_topk_below_tells_scores_apart_that_float32_cannot():
+    base = random_unit(1, 32, 0).double()
+    gallery = torch.cat([base * (1 - n * 1e-9) for n in range(40)]).double()
+    gallery = torch.cat([gallery, random_unit(40, 32, 1).double()])[torch.randperm(80)]
+    stored = gallery.float()
+    exact = (base.float().double() @ stored.double().T)[0]
+    limit = exact.sort(descending=True).values[10:11]
+    _, indices, above = topk_below(base.float(), stored, 5, torch.empty(0, 2, dtype=torch.int64), limit)
+    grid = (exact / 1e-12).round()
+    best = sorted((~(exact >= limit)).nonzero()[:, 0].tolist(), key=lambda item: (-float(grid[item]), item))[:5]
+    assert indices[0].tolist() == best and int(above) == int((exact >= limit).sum())
+
+
+def test_what_reads_the_same() -> None:
+    assert reads_as("A red fish, on the table.") == reads_as("a RED fish on table")
+    assert reads_as("红色的圆，在左边。") == reads_as("红色圆 在左边") == reads_as("红色圆在左边")
+    assert reads_as("ＡＢＣ 鞋") == reads_as("abc鞋")
+    assert reads_as("两只黑色的狗") != reads_as("两只白色的狗")
+    assert reads_as("a red dog left of a blue cat") != reads_as("a blue dog left of a red cat")
+    assert reads_as("的") == "的" and reads_as("!?") == "!?"  # nothing would be left of them
+
+
+@pytest.fixture
+def features() -> SplitFeatures:
+    """60 pictures of two captions each, Chinese and English; 7 and 8 are alike; some captions read the same."""
+    image = random_unit(60, 16, 0)
+    texts = [text for n in range(60) for text in (f"第{n}张的图", f"the picture {n}")]
+    texts[2 * 20], texts[2 * 21 + 1] = (
+        "第3张图。",
+        "A picture 4",
+    )  # of pictures 20 and 21: reads as a caption of 3 and of 4
+    owner = torch.arange(120) // 2
+    text = F.normalize(image[owner] + 0.8 * random_unit(120, 16, 1), dim=1)
+    text[100] = -image[50]  # fits not at all
+    return SplitFeatures(
+        list(range(60)), list(range(120)), texts, ["zh", "en"] * 60, torch.stack([owner, torch.arange(120)], 1), image, text
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("by", ["image", "text"])
+@pytest.mark.parametrize("at_once", [7, 1000])
+def test_negatives_are_those_of_brute_force(features, by, at_once, monkeypatch) -> None:
+    monkeypatch.setattr("cnclip_ft.evaluation.mining._AT_ONCE", at_once)
+    groups = np.arange(60)
+    groups[8] = 7
+    found = mine(features, groups, Wishes(5, by, 0.9))
+    keys = [(language, reads_as(text)) for language, text in zip(features.languages, features.texts, strict=True)]
+    firsts = [place for place, key in enumerate(keys) if keys.index(key) == place]
+    owned = {
+        group: {keys[t] for i, t in features.positives.tolist() if groups[i] == group} for group in groups.tolist()
+    }
+    image, text = features.image_features.double(), features.text_features.double()
+    for row, (i, t) in enumerate(features.positives.tolist()):
+        asking = image[i] if by == "image" else text[t]
+        own = float(asking @ text[t])
+        assert float(found.own[row]) == pytest.approx(own, abs=1e-12)
+        others = [
+            c for c in firsts if features.languages[c] == features.languages[t] and keys[c] not in owned[groups[i]]
+        ]
+        scores = {c: float(asking @ text[c]) for c in others}
+        allowed = [c for c in others if own > 0 and scores[c] < 0.9 * own - 1e-12]
+        best = sorted(allowed, key=lambda c: -scores[c])[:5]
+        assert [c for c in found.texts[row].tolist() if c >= 0] == best
+        assert int(found.above[row]) == (len(others) - len(allowed) if own > 0 else 0)
+    negatives = found.negatives(features)
+    assert len(negatives) == (119 if by == "image" else 120)  # the picture of 50 does not know its caption
+    told = "\n".join(lines(found, Wishes(5, by, 0.9)))
+    assert re.search(r"^all +120 +120 ", told, re.M) and "pictures alike, which lend each other no negatives: 2" in told
+
+
+def test_texts_without_a_picture_are_no_candidates(features) -> None:
+    features.texts.append("没有图")
+    features.text_ids.append(999)
+    features.languages.append("zh")
+    features.text_features = torch.cat([features.text_features, features.image_features[:1]])
+    assert 120 not in mine(features, np.arange(60), Wishes(119, below=1)).texts
+
+
+def test_only_some_pictures_ask_and_all_offer(features) -> None:
+    found = mine(features, np.arange(60), Wishes(3), [n == 5 for n in range(60)])
+    assert found.asked.nonzero()[:, 0].tolist() == [10, 11] and len(found.negatives(features)) == 2
+    whole = mine(features, np.arange(60), Wishes(3))
+    assert found.texts[10:12].equal(whole.texts[10:12])
+
+
+def test_a_language_that_is_not_said_is_read_off_the_letters(features) -> None:
+    said = mine(features, np.arange(60), Wishes(3))
+    features.languages = [None] * 120
+    assert mine(features, np.arange(60), Wishes(3)).texts.equal(said.texts)
+    assert _Captions.of(features).languages == ["en", "zh"]
+
+
+@pytest.mark.parametrize(
+    "wrong", [Wishes(0), Wishes(by="both"), Wishes(below=0), Wishes(below=1.5), Wishes(below=float("nan"))]
+)
+def test_wishes_that_cannot_be_met_are_refused(wrong) -> None:
+    with pytest.raises(RequestError, match="--(count|by|below)"):
+        wrong.check()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return tiny.make_checkpoint(tmp_path_factory.mktemp("c") / "best")
+
+
+def write(folder, layout="plain"):
+    """Twenty pictures of two captions; 18 is 0 in other bytes; pair 0 has a negative and a weight, pair 4 a box."""
+    beside = {0: {"negatives": ["给定的"], "weight": 2.0}, 4: {"boxes": [[0.1, 0.1, 0.5, 0.5]]}}
+    with StoreWriter(folder, layout=layout) as writer:
+        for n in range(20):
+            data = picture(0, (64, 48), "PNG") if n == 18 else picture(n, (64, 48))
+            writer.add_image(n + 1, data, columns={"类目": f"c{n % 2}"})
+        for n in range(20):
+            writer.add_pair(n + 1, 2 * n, f"第 {n} 张图", "zh", beside.get(2 * n))
+            writer.add_pair(n + 1, 2 * n + 1, f"picture number {n}", "en")
+        writer.add_lone_text(99, "没有图", "zh")
+        writer.finish()
+    return folder
+
+
+def left_behind(folder):
+    return [name for name in os.listdir(folder) if name.startswith("cnclip-ft.")]
+
+
+@pytest.mark.parametrize("layout", ["plain", "official"])
+def test_the_command_keeps_what_it_finds_and_loses_nothing(tmp_path, checkpoint, layout) -> None:
+    store = write(tmp_path / "s", layout)
+    code, said = call("mine", checkpoint, store, "--output", tmp_path / "mined", "--below", "1", "--count", "3")
+    assert code == 0 and re.search(r"^all +40 +40 ", said, re.M) and "lend each other no negatives: 2" in said
+    assert re.search(r"^\d+: .* \(-?0\.\d{4}\)\n  not: ", said, re.M)
+    old, new = open_store(store), open_store(tmp_path / "mined")
+    assert list(old.pairs()) == list(new.pairs()) and old.lone_texts == new.lone_texts and new.layout == layout
+    assert all(old.image(n) == new.image(n) and old.columns_of(n) == new.columns_of(n) for n in old.image_ids)
+    count = new.beside_counts["negatives"]
+    assert 0 < count <= 40 and new.beside_counts["weight"] == new.beside_counts["boxes"] == 1
+    for number, (pair, beside) in enumerate(new.pairs_and_beside()):
+        kept = old.beside(number)
+        assert {name: beside[name] for name in kept if name != "negatives"} == {
+            k: v for k, v in kept.items() if k != "negatives"
+        }
+        mined = beside.get("negatives", [])[len(kept.get("negatives", [])) :]
+        assert beside.get("negatives", [])[: len(kept.get("negatives", []))] == kept.get("negatives", [])
+        assert len(mined) <= 3 and all(("张图" in text) == ("张图" in pair.text) for text in mined)
+        assert pair.image_id not in (1, 19) or not {
+            "第 0 张图",
+            "第 18 张图",
+            "picture number 0",
+            "picture number 18",
+        } & set(mined)
+    assert not left_behind(tmp_path)
+
+
+def test_pictures_that_meet_a_condition_alone(tmp_path, checkpoint) -> None:
+    store = write(tmp_path / "s")
+    code, said = call(
+        "mine", checkpoint, store, "--output", tmp_path / "m", "--below", "1", "--where", "类目=c1", "--by", "text"
+    )
+    assert code == 0 and re.search(r"^all +40 +20 ", said, re.M)
+    asked = {
+        pair.image_id
+        for pair, beside in open_store(tmp_path / "m").pairs_and_beside()
+        if beside.get("negatives", []) not in ([], ["给定的"])
+    }
+    assert asked and all(image_id % 2 == 0 for image_id in asked)
+
+
+def test_requests_that_cannot_be_met_are_answered(tmp_path, checkpoint) -> None:
+    store, at = write(tmp_path / "s"), ["--output", tmp_path / "m"]
+    with StoreWriter(tmp_path / "bare") as writer:
+        writer.add_image(1, picture(1))
+        writer.add_lone_text(1, "没有图", "zh")
+        writer.finish()
+    with StoreWriter(tmp_path / "parallel") as writer:
+        writer.add_lone_text("1:zh", "一", "zh")
+        writer.add_lone_text("1:en", "one", "en")
+        writer.finish()
+    with StoreWriter(tmp_path / "single") as writer:
+        for n in (1, 2):
+            writer.add_image(n, picture(n))
+            writer.add_pair(n, n, "都一样", "zh")
+        writer.finish()
+    for given, words in (
+        (["mine", checkpoint, tmp_path / "parallel", *at], "holds parallel text, which has no pictures"),
+        (["mine", checkpoint, tmp_path / "bare", *at], "no picture has a caption"),
+        (["mine", checkpoint, tmp_path / "single", *at], "no pair gets a negative"),
+        (["mine", store, checkpoint, *at], "is a store: the checkpoint comes first"),
+        (["mine", checkpoint, tmp_path / "nowhere", *at], "nowhere"),
+        (["mine", tmp_path / "nowhere", store, *at], "nowhere"),
+        (["mine", checkpoint, store, "--output", store], "is read here"),
+        (["mine", checkpoint, store, *at, "--count", "0"], "--count 0"),
+        (["mine", checkpoint, store, *at, "--count", "1001"], "at most the 1,000"),
+        (["mine", checkpoint, store, *at, "--below", "1.5"], "--below 1.5"),
+        (["mine", checkpoint, store, *at, "--by", "both"], "--by 'both'"),
+        (["mine", checkpoint, store, *at, "--where", "颜色=红"], "颜色"),
+        (["mine", checkpoint, store, *at, "--where", "类目=无"], "no picture meets"),
+        (["mine", checkpoint, store, *at, "--memory", "some"], "memory is"),
+    ):
+        code, said = call(*given)
+        assert code == 2 and words in " ".join(said.split()), (given, said)
+        assert "Traceback" not in said and not (tmp_path / "m").exists()
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "letter.txt").write_text("mine")
+    assert call("mine", checkpoint, store, *at)[0] == 2 and (tmp_path / "m" / "letter.txt").read_text() == "mine"
+
+
+def test_a_store_that_is_there_is_replaced_when_that_is_said(tmp_path, checkpoint) -> None:
+    store, output = write(tmp_path / "s"), tmp_path / "m"
+    assert call("mine", checkpoint, store, "--output", output, "--below", "1", "--count", "1")[0] == 0
+    code, said = call("mine", checkpoint, store, "--output", output, "--below", "1")
+    assert code == 2 and "--overwrite" in said
+    assert call("mine", checkpoint, store, "--output", output, "--below", "1", "--count", "5", "--overwrite")[0] == 0
+    assert max(len(beside.get("negatives", [])) for _, beside in open_store(output).all_beside()) > 2
+
+
+# The command, killed at its n-th call of a function: before it, or behind it.
+MINE = """
+import os, signal, sys
+from cnclip_ft.cli import main
+import cnclip_ft.features.folder as folder
+from cnclip_ft.evaluation import mining
+from cnclip_ft.features.rows import Rows
+from data_tools.store import StoreWriter
+
+folder.PART = {"image": 6, "text": 9}
+name, left, behind = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "behind"
+where = {"write": Rows, "mine": mining, "add_text": StoreWriter, "_take_place": StoreWriter}.get(name, folder.FeatureWriter)
+whole = getattr(where, name)
+
+def step(*arguments, **options):
+    global left
+    left -= 1
+    found = whole(*arguments, **options) if left or behind else None
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return found
+
+setattr(where, name, step)
+sys.argv[1:] = sys.argv[4:]
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal")
+@pytest.mark.parametrize(
+    "name, count, where",
+    [
+        ("write", 2, "behind"),  # a block of pictures
+        ("write", 6, "before"),  # one of texts
+        ("finish", 1, "before"),
+        ("finish", 1, "behind"),
+        ("mine", 1, "behind"),
+        ("add_text", 30, "behind"),
+        ("_take_place", 1, "before"),
+        ("_take_place", 1, "behind"),
+    ],
+)
+def test_killed_anywhere_it_is_whole_or_not_there_and_goes_on(tmp_path, checkpoint, name, count, where) -> None:
+    given = [checkpoint, write(tmp_path / "s"), "--below", "1", "--device", "cpu", "--output"]
+    assert call("mine", *given, tmp_path / "whole")[0] == 0
+    before, output = open_store(tmp_path / "whole").checksum(), tmp_path / "m"
+    arguments = [name, str(count), where, "data", "mine", *map(str, [*given, output])]
+    killed = subprocess.run([sys.executable, "-c", MINE, *arguments], capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    there = name == "_take_place" and where == "behind"
+    assert output.exists() == there and left_behind(tmp_path)
+    assert not there or open_store(output).checksum() == before
+    code, said = call("mine", *given, output, *(["--overwrite"] if there else []))
+    assert code == 0 and open_store(output).checksum() == before and left_behind(tmp_path) == [], said
+
+
+def test_what_was_encoded_before_a_stop_is_not_encoded_again(tmp_path, checkpoint, monkeypatch) -> None:
+    store, given = write(tmp_path / "s"), ["--below", "1", "--output", tmp_path / "m"]
+
+    def stopped(*_, **__):
+        raise RequestError("stopped here")
+
+    def mined(of) -> int:
+        encoded = []
+        with monkeypatch.context() as patch:
+            patch.setattr(encoding, "_images", lambda *given: encoded.append(given) or images(*given))
+            assert call("mine", of, store, *given, "--overwrite")[0] == 0
+        return len(encoded)
+
+    images = encoding._images
+    for of, again in ((checkpoint, 0), (tiny.make_checkpoint(tmp_path / "other", seed=1), 1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(mining, "mine", stopped)
+            assert "stopped here" in call("mine", checkpoint, store, *given, "--overwrite")[1] and left_behind(tmp_path)
+        assert mined(of) == again and not left_behind(tmp_path)  # of another checkpoint they are made anew
