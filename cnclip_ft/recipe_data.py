@@ -99,7 +99,7 @@ class Negatives(Section):
     swap: Annotated[list[Kind], Field(max_length=4)] = list(KINDS)
     """Attributes of which one is swapped in the pair's own caption, in Chinese and English; []: none."""
     kept: bool = True
-    """Take the negatives that the store keeps beside a pair, too (a column `negatives` of an imported table)."""
+    """Take the negatives that the store keeps beside a pair, too (`data mine`, or a column `negatives` of an imported table)."""
     count: int = Field(4, ge=1, le=64)
     """Most negatives of a pair in a step; each is one more text for the text tower."""
     weight: float = Field(1.0, gt=0, le=1000)

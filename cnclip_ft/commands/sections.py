@@ -113,7 +113,11 @@ def _section_of(key: str) -> str:
     if first == "stages":
         if len(rest) > 2 and rest[1] == "train":
             return "stages.STAGE.train[].lora" if "lora" in rest[3:-1] else "stages.STAGE.train[]"
-        own = f".{rest[1]}" if len(rest) > 2 and rest[1] in ("teach", "distill", "objective", "augment") else ""
+        own = (
+            f".{rest[1]}"
+            if len(rest) > 2 and rest[1] in ("teach", "distill", "negatives", "objective", "augment")
+            else ""
+        )
         return f"stages.STAGE{own}"
     if first == "data" and len(rest) > 1:
         return {"guard": "data.guard", "train": "data.train[]", "valid": "data.valid.NAME"}.get(rest[0], "data")

@@ -57,7 +57,10 @@ class NegativeTexts:
             if self.setting.swap:
                 said = f"in none of {len(texts):,} captions of {self.store.path} was anything found to swap ({', '.join(self.setting.swap)})"
                 none = f"{said}, and no pair keeps negatives" if self.setting.kept else said
-            raise RequestError(f"{self.key}: {none}. Give {self.key}=null; or import a table with a column negatives")
+            raise RequestError(
+                f"{self.key}: {none}. Give {self.key}=null; or find some, cnclip-ft data mine CHECKPOINT STORE --output NEW, or import a "
+                "table with a column negatives"
+            )
 
     def describe(self) -> list[Said]:
         """Lines of the plan."""
