@@ -227,6 +227,21 @@ def test_yolo_by_data_yaml_has_its_splits(tmp_path) -> None:
         )
     with pytest.raises(RequestError, match="has splits of its own"):
         open_source("boxes", [str(folder), str(folder)])
+    named = "names: [dog, red umbrella]\n"
+    (folder / "data.yaml").write_text(f"train: /nowhere/on/it/images/train\n{named}")  # another machine's
+    close(
+        told(build_store(open_source("boxes", str(folder))["train"], tmp_path / "n", progress=False).store),
+        {"a.jpg": SHARES["a.jpg"]},
+    )
+    for content, why in (
+        (f"train: ../../..\n{named}", "lies outside of .*--images"),
+        (f"train: images/../../..\n{named}", "lies outside of .*--images"),
+        (f"path: ..\ntrain: images/train\n{named}", "its path leads to .*--images"),
+        (f"train: images/nothing\n{named}", "no such folder of pictures"),
+    ):
+        (folder / "data.yaml").write_text(content)
+        with pytest.raises(RequestError, match=why):
+            open_source("boxes", str(folder))
     (folder / "data.yaml").write_text("names: 5\n")
     with pytest.raises(RequestError, match="nothing names their classes"):
         open_source("boxes", str(folder))

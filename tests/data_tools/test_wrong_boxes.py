@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -205,3 +209,39 @@ def test_500_mutated_files_are_each_answered_in_words(tmp_path, form: str) -> No
             assert str(error)
             outcomes["refused"] += 1
     assert outcomes["read"] and sum(outcomes.values()) == 500
+
+
+_ANYTHING: list[Any] = [
+    None, [], {}, "x", "", -1, 0, 1e308, float("nan"), float("inf"), True, [[]], [None], {"a": 1}, "\ud83d", "a\0b", 10**30,
+    [1, 2, 3, 4], [[1, 2], [3, 4]], "x" * 5000, "../../etc/passwd", "/", ".", "..",
+]  # fmt: skip
+
+
+def places_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, one in inner:
+        yield from places_in(one, (*path, key))
+
+
+@pytest.mark.parametrize("form", ["coco", "labelme", "rows", "expressions"])
+def test_500_values_of_other_kinds_are_each_answered_in_words(tmp_path, form: str) -> None:
+    dice, place = random.Random(11), FORMS[form](tmp_path / "data")
+    file = tmp_path / "data" / "b.json" if form == "labelme" else place
+    good = (
+        [json.loads(line) for line in file.read_text().splitlines()] if form == "rows" else json.loads(file.read_text())
+    )
+    everywhere = [path for path in places_in(good) if path]
+    for _ in range(500):
+        content = copy.deepcopy(good)
+        *way, last = dice.choice(everywhere)
+        inner = content
+        for key in way:
+            inner = inner[key]
+        if dice.random() < 0.15:
+            del inner[last]
+        else:
+            inner[last] = dice.choice(_ANYTHING)
+        file.write_text("\n".join(map(json.dumps, content)) if form == "rows" else json.dumps(content))
+        with contextlib.suppress(UserError):
+            answers(place)

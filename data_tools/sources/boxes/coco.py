@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -29,9 +30,10 @@ class Coco:
 
     def pictures(self, notes: Notes) -> Iterator[Annotated | DataFault]:
         file = self.files[0]
+        categories = self._content.get("categories")
         classes = {
             one["id"]: one["name"]
-            for one in self._content.get("categories") or ()
+            for one in (categories if isinstance(categories, list) else ())
             if isinstance(one, dict) and type(one.get("id")) in (int, str) and isinstance(one.get("name"), str)
         }
         if not classes:
@@ -98,9 +100,6 @@ def folder_of(file: Path, names: list[str | None]) -> Path:
     name = next((name for name in names if name), None)
     if name is not None:
         for place in places:
-            try:
-                if (place / name).is_file():
-                    return place
-            except (OSError, ValueError):
-                break
+            if os.path.isfile(place / name):
+                return place
     return file.parent

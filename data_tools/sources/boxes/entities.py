@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,16 +27,16 @@ class Entities:
 
     def __init__(self, folder: Path, images: Path | None, ids: list[str]) -> None:
         self._folder, self._ids, self.total = folder, ids, len(ids)
-        self.root = images or next((folder / name for name in _FOLDERS if (folder / name).is_dir()), folder)
+        self.root = images or next((folder / name for name in _FOLDERS if os.path.isdir(folder / name)), folder)
         places = [(folder / SENTENCES / f"{one}.txt", folder / ANNOTATIONS / f"{one}.xml") for one in ids]
-        self.files = [file for pair in places for file in pair if file.is_file()]
+        self.files = [file for pair in places for file in pair if os.path.isfile(file)]
 
     def pictures(self, notes: Notes) -> Iterator[Annotated | DataFault]:
         for one in self._ids:
             sentences, annotations = self._folder / SENTENCES / f"{one}.txt", self._folder / ANNOTATIONS / f"{one}.xml"
             try:
                 boxes, size = _read_boxes(annotations)
-                if not sentences.is_file():
+                if not os.path.isfile(sentences):
                     raise DataFault(
                         "there is no such file", mend="Take the sentences of the same release.", kind="missing-file"
                     )
@@ -72,7 +73,7 @@ def _read_boxes(file: Path) -> tuple[dict[str, list[RawBox]], tuple[float, float
     Raises:
         DataFault: it is missing, or no such XML.
     """
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise DataFault(
             "there is no such file",
             mend="Take the annotations of the same release.",
@@ -120,8 +121,12 @@ def open_entities(folder: Path, images: Path | None) -> dict[str, Entities]:
         raise RequestError(f"{folder / SENTENCES}: no .txt in it; unpack the sentences of Flickr30k Entities there")
     splits: dict[str, Entities] = {}
     for name, listed in _SPLITS.items():
-        if (folder / listed).is_file():
+        if os.path.isfile(folder / listed):
             with TextFile(folder / listed) as text:
                 ids = [line.strip() for _, line in text.lines() if isinstance(line, str)]
+            if odd := next((one for one in ids if not one.isalnum()), None):
+                raise RequestError(
+                    f"{folder / listed}: {odd!r:.60} is no id of a picture; a line is one, like 1000092795"
+                )
             splits[name] = Entities(folder, images, ids)
     return splits or {"": Entities(folder, images, there)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+import os
 import posixpath
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,7 +63,7 @@ class LabelMe:
         names = [posixpath.normpath(posixpath.join(below, named))] if named else []
         names += [posixpath.join(below, posixpath.basename(named))] if named else []
         names += [posixpath.join(below, file.stem + ending) for ending in ENDINGS]
-        there = next((name for name in names if "\0" not in name and (self.root / name).is_file()), None)
+        there = next((name for name in names if os.path.isfile(self.root / name)), None)
         if there is not None:
             return Annotated(there, file, [], size=size)
         if isinstance(data, str):

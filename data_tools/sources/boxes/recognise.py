@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,8 @@ def open_boxes(place: Path, options: SourceOptions) -> Mapping[str, Source]:
 
 def _forms(place: Path, options: SourceOptions) -> Mapping[str, Form | TableSource]:
     images, form = options.images, options.box_format or SIDES
-    if place.is_dir():
-        if (place / SENTENCES).is_dir() and (place / ANNOTATIONS).is_dir():
+    if os.path.isdir(place):
+        if os.path.isdir(place / SENTENCES) and os.path.isdir(place / ANNOTATIONS):
             return open_entities(place, images)
         described = description_in(place)
         if described is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,6 +21,7 @@ from data_tools.walk import is_picture, walk
 CLASS_FILES = ("classes.txt", "obj.names", "names.txt", "classes.names")
 SPLITS = {"train": "train", "val": "valid", "valid": "valid", "validation": "valid", "test": "test"}
 _LARGEST = 16 * 2**20  # bytes of a description
+_WHOLE = re.compile("[0-9]{1,9}")
 
 
 class Yolo:
@@ -36,28 +39,34 @@ class Yolo:
 
     def _pictures_of(self, place: str) -> list[str]:
         path = self.root / place
-        if path.suffix == ".txt" and path.is_file():
+        if not _inside(self.root, path):
+            raise RequestError(
+                f"{place!r:.200} lies outside of {self.root}; name the folder of all pictures with --images"
+            )
+        if path.suffix == ".txt" and os.path.isfile(path):
             with TextFile(path, AUTO) as text:
                 lines = [line.strip() for _, line in text.lines() if isinstance(line, str)]
             return [line.replace("\\", "/").removeprefix("./") for line in lines if line]
-        if not path.is_dir():
+        if not os.path.isdir(path):
             raise RequestError(f"{path}: no such folder of pictures, and no list of them")
         prefix = f"{place.strip('/')}/" if place.strip("./") else ""
         return [f"{prefix}{found.name}" for found in walk(path).pictures]
 
     def _labels_of(self, name: str) -> Path | None:
         """The file of a picture's lines: in ``labels`` where the picture lies in ``images``, else beside it."""
+        if not PurePosixPath(name).name or name.endswith(".."):
+            return None
         parts = list(PurePosixPath(name).with_suffix(".txt").parts)
         if "images" in parts[:-1]:
             at = len(parts) - 2 - parts[-2::-1].index("images")
             file = self.root.joinpath(*parts[:at], "labels", *parts[at + 1 :])
-            if file.is_file():
+            if os.path.isfile(file):
                 return file
         file = self.root.joinpath(*parts)
-        if file.is_file():
+        if os.path.isfile(file):
             return file
         file = self.root.joinpath("labels", *parts)
-        return file if file.is_file() else None
+        return file if os.path.isfile(file) else None
 
     def pictures(self, notes: Notes) -> Iterator[Annotated | DataFault]:
         for name in self._names:
@@ -110,7 +119,7 @@ def description_in(folder: Path) -> Path | None:
         content = _loaded(file)
         if isinstance(content, dict) and isinstance(content.get("names"), (list, dict)):
             return file
-    return next((folder / name for name in CLASS_FILES if (folder / name).is_file()), None)
+    return next((folder / name for name in CLASS_FILES if os.path.isfile(folder / name)), None)
 
 
 def open_yolo(described: Path, images: Path | None) -> dict[str, Yolo]:
@@ -127,12 +136,16 @@ def open_yolo(described: Path, images: Path | None) -> dict[str, Yolo]:
     content = _loaded(described)
     named = content.get("names") if isinstance(content, dict) else None
     pairs: Any = enumerate(named) if isinstance(named, list) else named.items() if isinstance(named, dict) else ()
-    classes = {int(number): str(name).strip() for number, name in pairs if str(number).isdigit() and str(name).strip()}
+    classes = {
+        int(number): str(name).strip() for number, name in pairs if _WHOLE.fullmatch(str(number)) and str(name).strip()
+    }
     if not classes:
         raise RequestError(f"{described}: names is no list of classes; write names: [person, dog]")
     base = str(content.get("path") or "").strip()
-    if images is None and base and (described.parent / base).is_dir():
+    if images is None and base and os.path.isdir(described.parent / base):
         root = described.parent / base
+        if not _inside(described.parent, root):
+            raise RequestError(f"{described}: its path leads to {root}; name that folder with --images if it is meant")
     splits: dict[str, list[str]] = {}
     for key, name in SPLITS.items():
         places = content.get(key)
@@ -148,13 +161,21 @@ def _below(root: Path, place: str) -> str:
     """A place of a description below `root`: those written for another folder (``../train/images``) are looked for by their last parts."""
     place = place.replace("\\", "/").removeprefix("./")
     parts = [part for part in PurePosixPath(place).parts if part not in ("..", "/")]
-    if not place.startswith(("/", "..")) and (root / place).exists():
+    if not place.startswith(("/", "..")) and os.path.exists(root / place):
         return place
     for start in range(len(parts)):
         tail = "/".join(parts[start:])
-        if (root / tail).exists():
+        if os.path.exists(root / tail):
             return tail
     return place
+
+
+def _inside(root: Path, path: Path) -> bool:
+    try:
+        top = os.path.realpath(root)
+        return os.path.commonpath([os.path.realpath(path), top]) == top
+    except (OSError, ValueError):  # a NUL in the name, or another drive of Windows
+        return False
 
 
 def _loaded(file: Path) -> Any:
@@ -168,4 +189,4 @@ def _loaded(file: Path) -> Any:
 
 def looks_like_labels(folder: Path) -> bool:
     """Whether pictures and text files of numbers lie in it, as YOLO's tools leave them."""
-    return (folder / "labels").is_dir() and any(is_picture(found.name) for found in walk(folder).pictures[:1])
+    return os.path.isdir(folder / "labels") and any(is_picture(found.name) for found in walk(folder).pictures[:1])
