@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from cnclip_ft.new_towers import check_new_towers
 from cnclip_ft.recipe_data import (
     RECALLS,
+    BoxesSplit,
     Count,
     DataSection,
     Negatives,
@@ -26,7 +27,7 @@ from cnclip_ft.recipe_data import (
     score_path,
 )
 
-TrainName = Literal["text", "image", "both"]
+TrainName = Literal["text", "image", "both", "heads"]
 
 
 class ModelSection(Section):
@@ -72,8 +73,8 @@ class Lora(Section):
 class TrainRule(Section):
     """One line of the table that says what trains and how fast."""
 
-    tower: Literal["image", "text", "temperature"]
-    """What the rule is for; temperature covers the bias of a sigmoid objective too."""
+    tower: Literal["image", "text", "temperature", "heads"]
+    """What the rule is for; temperature covers the bias of a sigmoid objective too, heads are those of a `ground` stage."""
     part: str = "all"
     """all, trunk, projection, 'last N', 'first N' (blocks, from the output or the input) or rest."""
     rate: float = Field(1.0, ge=0)
@@ -101,7 +102,7 @@ class TrainRule(Section):
 
     @model_validator(mode="after")
     def _lora_is_for_towers(self) -> TrainRule:
-        if self.lora and (self.tower == "temperature" or self.part == "projection" or self.rate == 0):
+        if self.lora and (self.tower in ("temperature", "heads") or self.part == "projection" or self.rate == 0):
             raise ValueError("lora is for the layers of a tower that trains: {here}.lora=null, or {here}.rate=1")
         if self.lora and self.layer_decay != 1:
             raise ValueError(
@@ -200,25 +201,40 @@ class Distill(Section):
         return self
 
 
+class Ground(Section):
+    """Heads on the image tower's patches learn boxes for phrases, and the towers with them (OWL-ViT)."""
+
+    boxes: Place | None = None
+    """A store whose phrases have boxes; null: `data.train`."""
+    negatives: int = Field(50, ge=0, le=10000)
+    """Random other phrases of the store that every picture of a step is asked as well."""
+    stay: float = Field(10.0, ge=0, le=1000)
+    """Weight of the squared distance between unit features of pictures and phrases and what they were when the stage began: retrieval
+    stays; 0: none."""
+
+
 class Stage(Section):
     """One stage: what trains, for how long, how fast. `batch_size` is global, over all devices."""
 
-    kind: Literal["pairs", "teach"] = "pairs"
-    """What it learns from: pictures with texts, or a teacher (`teach`)."""
+    kind: Literal["pairs", "teach", "ground"] = "pairs"
+    """What it learns from: pictures with texts, a teacher (`teach`), or pictures with boxes (`ground`)."""
     teach: Teach | None = None
     """kind teach: the teacher, and the parallel text."""
     distill: Distill | None = None
     """kind pairs: a teacher beside the pairs, and what of it is met."""
     negatives: Negatives | None = None
     """kind pairs: texts beside each pair that are not true of its picture (hard negatives); null: none."""
+    ground: Ground | None = None
+    """kind ground: the boxes."""
     train: TrainName | Annotated[list[TrainRule], Field(min_length=1, max_length=1000)]
-    """Which tower trains, or a table of rules that cover every parameter once."""
+    """Which tower trains (of a `ground` stage the heads always do; heads: they alone), or a table of rules that cover every parameter
+    once."""
     epochs: float | None = Field(None, gt=0, le=1e6)
     """How long the stage trains, in passes over the data; either this or steps."""
     steps: int | None = Field(None, ge=1, lt=10**7)
     """How long the stage trains, in steps of a global batch; either this or epochs."""
     batch_size: int = Field(ge=2, le=2**24)
-    """Pairs that are compared with each other, over all devices."""
+    """Pairs that are compared with each other, over all devices; of a `ground` stage pictures."""
     micro_batch_size: Count | Literal["auto"] | None = None
     """Pairs computed at once per device where the batch does not fit, with the same gradient; auto: as many as fit."""
     learning_rate: float = Field(gt=0, le=1e3)
@@ -267,6 +283,9 @@ class Stage(Section):
     """plateau: validations in a row without a rise."""
     interpolate: int | None = Field(None, ge=2, le=100)
     """At the end: judge weights between start and best in so many steps, and keep the winner."""
+    best_by: str | None = None
+    """The score that decides in this stage, as the run's `best_by`; null: that one, in a `ground` stage any_box_r1 of the first split with
+    boxes."""
     skip_bad_steps: int = Field(0, ge=0)
     """Steps with a loss or gradient that is no number, left out before the run stops."""
 
@@ -314,11 +333,49 @@ class Stage(Section):
                 raise ValueError(
                     "a teaching stage sees no pictures, so the image tower cannot train: {here}.train=text"
                 )
+        self._agree_on_boxes()
         if isinstance(self.train, list) and all(rule.rate == 0 for rule in self.train):
             raise ValueError(
                 "the table freezes everything, so the stage trains nothing: give a rule a rate above 0, {here}.train.0.rate=1"
             )
         return self
+
+    def _agree_on_boxes(self) -> None:
+        if self.kind != "ground":
+            if self.ground is not None:
+                raise ValueError("ground is for kind: ground: {here}.kind=ground, or {here}.ground=null")
+            if self.train == "heads":
+                raise ValueError(
+                    "heads train in a stage of kind ground alone: {here}.kind=ground, or {here}.train=both"
+                )
+            return
+        self.ground = self.ground or Ground()
+        if self.distill is not None:
+            raise ValueError(
+                "distill is for pairs of picture and text, and this stage learns boxes: {here}.distill=null"
+            )
+        if self.negatives is not None:
+            raise ValueError(
+                "negatives stand beside pairs, and this stage learns boxes; other phrases are its own, {here}.ground.negatives: "
+                "{here}.negatives=null"
+            )
+        for name in ("objective", "views", "patch_dropout", "unmasked_steps"):
+            default = type(self).model_fields[name].default
+            if getattr(self, name) != default:
+                typed = "{}" if isinstance(default, Section) else default
+                raise ValueError(f"{name} is for pairs, and this stage learns boxes: {{here}}.{name}={typed}")
+        if self.augment.changes and self.augment != Augmentation(colour=self.augment.colour):
+            raise ValueError(
+                "crops, mirroring and operations would move things out of their boxes; colour alone may change: "
+                f"{{here}}.augment={{colour: {self.augment.colour:g}}}"
+            )
+
+    @field_validator("best_by")
+    @classmethod
+    def _known_score(cls, best_by: str | None) -> str | None:
+        if best_by is not None:
+            score_path(best_by)
+        return best_by
 
 
 # Names the run folder has, those of a stage's folder, and those Windows keeps for devices.
@@ -378,19 +435,38 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _best_by_names_a_split(self) -> Recipe:
-        split, score = score_path(self.best_by)
+        self._check_score(self.best_by, "best_by")
+        for name, stage in self.stages.items():
+            if stage.kind == "ground" and self.data.boxes_split is None:
+                raise ValueError(
+                    f"stage {name} learns boxes, and data.valid has no split to judge them by: data.valid={{pairs: DIR/valid, boxes: "
+                    "{boxes: DIR/valid_boxes}}"
+                )
+            if stage.best_by is not None:
+                self._check_score(stage.best_by, f"stages.{name}.best_by")
+        return self
+
+    def _check_score(self, best_by: str, key: str) -> None:
+        split, score = score_path(best_by)
         sets = self.data.valid_sets()
         if split is not None and split not in sets:
             raise ValueError(
-                f"best_by names the split '{split}'; data.valid has {', '.join(sets)}: best_by='{next(iter(sets))}: {score}'"
+                f"{key} names the split '{split}'; data.valid has {', '.join(sets)}: {key}='{next(iter(sets))}: {score}'"
             )
         judged = sets[split] if split is not None else next(iter(sets.values()))
-        known = judged.scores if isinstance(judged, ZeroShot) else RECALLS
-        if score not in known and (isinstance(judged, ZeroShot) or not is_recall(score)):
+        plain = isinstance(judged, (ZeroShot, BoxesSplit))
+        known = judged.scores if isinstance(judged, (ZeroShot, BoxesSplit)) else RECALLS
+        if score not in known and (plain or not is_recall(score)):
             raise ValueError(
-                f"best_by is '{self.best_by}', but scores there are {', '.join(known)}: best_by='{split or next(iter(sets))}: {known[0]}'"
+                f"{key} is '{best_by}', but scores there are {', '.join(known)}: {key}='{split or next(iter(sets))}: {known[0]}'"
             )
-        return self
+
+    def decides(self, stage: str) -> str:
+        """The score that decides in this stage."""
+        setting = self.stages[stage]
+        if setting.best_by is None and setting.kind == "ground":
+            return f"{self.data.boxes_split}: {BoxesSplit.scores[0]}"
+        return setting.best_by or self.best_by
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -119,6 +119,21 @@ class Negatives(Section):
         return self
 
 
+class BoxesSplit(Section):
+    """Judged along: does the model, once it has learnt boxes, find what phrases name?"""
+
+    boxes: Place
+    """A store whose phrases have boxes."""
+
+    scores: ClassVar[tuple[str, ...]] = (
+        *(f"{way}_r{k}" for way in ("any_box", "merged_box") for k in (1, 5, 10)),
+        "pointing",
+    )
+
+    def places(self) -> list[str]:
+        return [self.boxes]
+
+
 RECALLS = (
     "mean_recall",
     *(f"{way}.{n}" for way in ("text_to_image", "image_to_text") for n in ("r1", "r5", "r10", "mean_recall")),
@@ -132,12 +147,17 @@ def _kind(content: Any) -> str:
     """The tag of a validation set; these words do not stand in messages."""
     if isinstance(content, ValidStore) or isinstance(content, dict) and content.keys() & {"store", "language"}:
         return "none"
+    if isinstance(content, BoxesSplit) or isinstance(content, dict) and "boxes" in content:
+        return "bool"
     return "nullable" if isinstance(content, (dict, ZeroShot)) else "str"
 
 
 # One validation set: a store is a path or says its language, what else can be judged a section that begins with its name.
 ValidSet = Annotated[
-    Annotated[Place, Tag("str")] | Annotated[ValidStore, Tag("none")] | Annotated[ZeroShot, Tag("nullable")],
+    Annotated[Place, Tag("str")]
+    | Annotated[ValidStore, Tag("none")]
+    | Annotated[ZeroShot, Tag("nullable")]
+    | Annotated[BoxesSplit, Tag("bool")],
     Discriminator(_kind),
 ]
 
@@ -176,8 +196,8 @@ class DataSection(Section):
     caption_languages: dict[Language, Annotated[float, Field(gt=0, le=1000)]] | None = None
     """With one or weighted: how much likelier captions in a language are, `{zh: 2, en: 1}`; a language not named has 1, null: all have."""
     valid: Place | Annotated[dict[str, ValidSet], Field(min_length=1)]
-    """The store to judge on, or several by name: `{name: store, {store: …, language: …} or {zero_shot: …}}`; the first one decides
-    what is best."""
+    """The store to judge on, or several by name: `{name: store, {store: …, language: …}, {zero_shot: …} or {boxes: …}}`; the first one
+    decides what is best."""
     guard: Guard | None = None
     """A split on which the model must not get worse."""
     context_length: int | None = Field(None, ge=3, le=512)
@@ -228,7 +248,7 @@ class DataSection(Section):
     @field_validator("valid")
     @classmethod
     def _named(cls, valid: str | dict[str, Any]) -> str | dict[str, Any]:
-        if isinstance(valid, dict) and isinstance(next(iter(valid.values())), ZeroShot):
+        if isinstance(valid, dict) and isinstance(next(iter(valid.values())), (ZeroShot, BoxesSplit)):
             raise ValueError(
                 "the first validation split is a store: rows and tables show recall on it; name another later"
             )
@@ -243,9 +263,14 @@ class DataSection(Section):
     def train_places(self) -> list[str]:
         return [each.store for each in self.train_stores()]
 
-    def valid_sets(self) -> dict[str, ValidStore | ZeroShot]:
+    def valid_sets(self) -> dict[str, ValidStore | ZeroShot | BoxesSplit]:
         named = self.valid if isinstance(self.valid, dict) else {"valid": self.valid}
         return {name: ValidStore(store=each) if isinstance(each, str) else each for name, each in named.items()}
+
+    @property
+    def boxes_split(self) -> str | None:
+        """The name of the first split with boxes."""
+        return next((name for name, each in self.valid_sets().items() if isinstance(each, BoxesSplit)), None)
 
     def valid_places(self) -> list[str]:
         """All that validation reads."""
@@ -262,11 +287,11 @@ def score_path(best_by: str) -> tuple[str | None, str]:
     """``"split: text_to_image.r1"`` → (split or None for the first, name of the score)."""
     split, colon, score = best_by.rpartition(":")
     score = score.strip()
-    if not is_recall(score) and score not in ZeroShot.scores:
+    if not is_recall(score) and score not in (*ZeroShot.scores, *BoxesSplit.scores):
         raise ValueError(
             f"'{best_by}' is not a score: best_by=mean_recall, or best_by=text_to_image.r1 (or .r5, .r10, .mean_recall, or image_to_text), "
             "best_by=en.text_to_image.r1 for a language by itself (or zh), best_by=languages.mean_recall for the mean of both, "
             "best_by='SPLIT: mean_recall' when another than the first validation split decides; of a zero_shot list "
-            f"best_by='SPLIT: {'|'.join(ZeroShot.scores)}'"
+            f"best_by='SPLIT: {'|'.join(ZeroShot.scores)}', and of boxes best_by='SPLIT: {'|'.join(BoxesSplit.scores)}'"
         )
     return (split.strip() if colon else None), score

@@ -292,6 +292,7 @@ def test_every_key_of_the_schema_is_listed():
                 ("TrainStore", "[]"),
                 ("ValidStore", ".NAME"),
                 ("ZeroShot", ".NAME"),
+                ("BoxesSplit", ".NAME"),
             ):
                 if f"'#/$defs/{part}'" in text:
                     yield from fields(definitions[part], f"{above}{name}{way}.")
@@ -303,6 +304,7 @@ def test_every_key_of_the_schema_is_listed():
                 "Objective",
                 "Augmentation",
                 "Teach",
+                "Ground",
                 "Distill",
                 "Negatives",
             ):
@@ -313,8 +315,10 @@ def test_every_key_of_the_schema_is_listed():
     definitions = schema["$defs"]
     assert definitions.keys() == {
         "Augmentation",
+        "BoxesSplit",
         "DataSection",
         "Distill",
+        "Ground",
         "Guard",
         "Lora",
         "ModelSection",

@@ -1,4 +1,4 @@
-"""What is judged during training, by name: recall over a whole pool, accuracy on a list of classes.
+"""What is judged during training, by name: recall over a whole pool, accuracy on a list of classes, boxes found.
 
 Another one takes a section in `recipe_data.py` (its settings, and in `scores` the names `best_by` may give), one class here,
 and its line in `EVALUATORS`. All devices call `Evaluator.judge` together, and the encoder they are given shares the work:
@@ -11,16 +11,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import torch
 
+from cnclip_ft.evaluation.boxes_found import BoxesFound
+from cnclip_ft.evaluation.evaluator import Evaluator
 from cnclip_ft.evaluation.zero_shot import (
     average_prompts,
     labelled_images,
@@ -32,50 +33,13 @@ from cnclip_ft.evaluation.zero_shot import (
 from cnclip_ft.features.encode import SplitFeatures, SplitTexts, read_texts
 from cnclip_ft.features.shared_encoder import SharedEncoder
 from cnclip_ft.features.sources import open_source
-from cnclip_ft.recipe_data import ValidStore, ZeroShot
+from cnclip_ft.recipe_data import BoxesSplit, ValidStore, ZeroShot
 from cnclip_ft.retrieval.recall import RetrievalScores, recall
 from data_tools.errors import DataFault, RequestError, UserError
 from data_tools.store import PairStore
 from data_tools.words import Said, joined
 
 KS = (1, 5, 10)
-
-
-class Scores(Protocol):
-    """What one evaluator found, in percent."""
-
-    def value(self, name: str) -> float | None:
-        """The score of this name; None where the data have no ground truth for it."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of it, for journal and checkpoints."""
-
-
-class Evaluator(ABC):
-    """One entry of `data.valid`, opened and checked before anything is trained."""
-
-    tabled: ClassVar[tuple[str, ...]] = ()
-    """Scores that get a column of their own in tables: those of the first entry stand there anyway."""
-
-    @abstractmethod
-    def judge(self, name: str, encoder: SharedEncoder) -> tuple[Scores, SplitFeatures | None]:
-        """Scores, and features where example queries can be made of them. Collective; `name` tells the entries apart."""
-
-    @abstractmethod
-    def say(self, scores: Any) -> list[str]:
-        """Scores of `judge` as words of the line of a validation, the most telling first."""
-
-    @abstractmethod
-    def chance(self) -> dict[str, float | None]:
-        """What a model that guesses would score."""
-
-    @abstractmethod
-    def checksum(self) -> str:
-        """Tells what it judges by from other content: --continue compares it."""
-
-    @abstractmethod
-    def describe(self) -> str:
-        """Its line in the plan."""
 
 
 class Recall(Evaluator):
@@ -254,11 +218,13 @@ class ZeroShotAccuracy(Evaluator):
         )
 
 
-EVALUATORS: dict[type, Callable[[str, Any], Evaluator]] = {ZeroShot: ZeroShotAccuracy}
+EVALUATORS: dict[type, Callable[[str, Any], Evaluator]] = {ZeroShot: ZeroShotAccuracy, BoxesSplit: BoxesFound}
 """By the section of the recipe that asks for it; a store is for `Recall`."""
 
 
-def open_evaluator(name: str, valid: ValidStore | ZeroShot, open_split: Callable[[str, str], PairStore]) -> Evaluator:
+def open_evaluator(
+    name: str, valid: ValidStore | ZeroShot | BoxesSplit, open_split: Callable[[str, str], PairStore]
+) -> Evaluator:
     """An entry of `data.valid`; `open_split` opens a store, given its place and the setting that names it."""
     if isinstance(valid, ValidStore):
         return Recall(open_split(valid.store, "data.valid"), valid.language)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from cnclip_ft.evaluation import provenance
 from cnclip_ft.evaluation.options import Opened, Options, open_model
 from cnclip_ft.evaluation.recall_table import markdown_table, number
 from cnclip_ft.features.encode import encode_texts, evaluating
-from cnclip_ft.grounding.finder import MOST_PROPOSED, How, decode, find
+from cnclip_ft.grounding.finder import LEARNT, MOST_PROPOSED, How, decode, find
 from cnclip_ft.grounding.heat import Box
 from cnclip_ft.grounding.metrics import KS, GroundingScores, Judged, judge, scores
 from data_tools import tables
@@ -24,9 +24,10 @@ from data_tools.store import Id, PairStore, open_store
 SMALL = 1 / 16  # of the picture's area: a phrase all of whose boxes together are smaller is called small
 PROTOCOLS = {
     "any_box": "any-box recall at IoU 0.5: one of the k best boxes meets any of the phrase's boxes",
-    "merged_box": "merged-box recall at IoU 0.5: one of the k best boxes meets the one box around all of the phrase's",
+    "merged_box": "merged-box recall at IoU 0.5: one of the k best boxes meets the one box around all of the phrase's; of learnt boxes the first "
+    "is what encloses those with at least half of the best probability",
     "accuracy": "RefCOCO accuracy at IoU 0.5: the best box meets the phrase's only box; phrases with several are left out",
-    "pointing": "pointing game: the hottest place lies in one of the phrase's boxes",
+    "pointing": "pointing game: the hottest place, or the middle of the best learnt box, lies in one of the phrase's boxes",
 }
 
 
@@ -142,6 +143,8 @@ def score_grounding(
     known = [phrases_with_boxes(store) for store in stores]
     opened = open_model(checkpoint, options)
     chosen = how.method_of(opened.model)
+    if chosen == LEARNT and threshold is None:
+        how = replace(how, threshold=0.0)  # every box counts, in its order
     record = {
         "format": provenance.FORMAT,
         **opened.described(),
@@ -203,4 +206,4 @@ def _judged(
             given = [features[[places[text] for text in own]] for own in asked]
             for own, found in zip(phrases, find(model, pictures, asked, given, how), strict=True):
                 for phrase, one in zip(own, found, strict=True):
-                    yield phrase, judge(one.boxes, one.heat.hottest, phrase.boxes, one.heat.part)
+                    yield phrase, judge(one.boxes, one.hottest, phrase.boxes, one.heat.part, one.merged)

@@ -64,7 +64,8 @@ def write(model: DualEncoder, target: Path, order: ExportSettings) -> None:
     info = order.info
     tensors, description = file_tensors(model), describe_model(model)
     for said in (tensors, description):
-        said.pop("logit_bias", None)  # the official training refuses a tensor it does not know
+        for own in [name for name in said if name == "logit_bias" or name.partition(".")[0] == "heads"]:
+            said.pop(own)  # the official training refuses a tensor it does not know
     state = {f"module.{name}": tensor for name, tensor in to_official(tensors).items()}
     content = {
         "epoch": int(info.get("epoch") or 0), "step": int(info.get("step") or 0), "name": str(info["exported_from"]),

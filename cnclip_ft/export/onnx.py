@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cnclip_ft.export import web_layout
+from cnclip_ft.export import ground_graph, web_layout
 from cnclip_ft.export.graph import BETWEEN, INPUTS, OUTPUT, ImageEncoder, TextEncoder
 from cnclip_ft.export.graph_files import OPSET, extract, open_at, read_graph, save_graph
 from cnclip_ft.export.onnx_encoder import OnnxEncoder
@@ -36,7 +36,7 @@ ONNX = FolderKind(
     "folder of ONNX files",
     folder_with(DESCRIPTION, "format", "opset", "image", "text"),
     re.compile(
-        rf"(image|text)\.onnx(\.data|_data)?|{re.escape(DESCRIPTION)}|example\.py|{TOKENIZER_FILES}|{web_layout.FILES}"
+        rf"(image|text|ground)\.onnx(\.data|_data)?|{re.escape(DESCRIPTION)}|example\.py|{TOKENIZER_FILES}|{web_layout.FILES}"
     ),
 )
 
@@ -51,7 +51,7 @@ def check(model: DualEncoder) -> None:
 
 
 def write(model: DualEncoder, target: Path, order: ExportSettings) -> None:
-    """``image.onnx``, ``text.onnx``, tokenizer files, ``description.json``, ``example.py``; where other libraries know the class
+    """``image.onnx``, ``text.onnx``, ``ground.onnx`` of a model that has learnt boxes, tokenizer files, ``description.json``, ``example.py``; where other libraries know the class
     of the model, their layout of it beside (`web_layout`)."""
     target.mkdir()
     with tempfile.TemporaryDirectory(dir=target) as name:
@@ -64,6 +64,8 @@ def write(model: DualEncoder, target: Path, order: ExportSettings) -> None:
                 whole[side] = Path(name, "int8", f"{side}.onnx")
             save_graph(extract(read_graph(whole[side]), [INPUTS[side]], [OUTPUT]), target / f"{side}.onnx")
         web_layout.write(model, whole, target, order.dtype)
+    if model.heads is not None:
+        ground_graph.write(model, target, _of_boxes(order))
     model.tokenizer.save(target)
     text = json.dumps(describe(model, order), indent=2, ensure_ascii=False) + "\n"
     (target / DESCRIPTION).write_text(text, encoding="utf-8")
@@ -72,6 +74,11 @@ def write(model: DualEncoder, target: Path, order: ExportSettings) -> None:
     for file in target.rglob("*"):
         if file.is_file():
             sync_file(file)
+
+
+def _of_boxes(order: ExportSettings) -> str:
+    """The number format of learnt boxes: those of an int8 export stay in float32, as 8 bits move boxes."""
+    return "float32" if order.dtype == "int8" else order.dtype
 
 
 def example_fits(model: DualEncoder, folder: Path) -> bool:
@@ -134,7 +141,9 @@ def describe(model: DualEncoder, order: ExportSettings) -> dict:
                            "tokenizer.json does it all; pad to the longest of the batch, the mask is made inside the graph",
         } | ({"tokenizer": tokenizer} if tokenizer else {}),
         "output": "float32 [batch, dimension] of unit length: a product of two is their cosine",
-    } | ({"logit_bias": model.logit_bias.item()} if model.logit_bias is not None else {})  # fmt: skip
+    } | (
+        {"logit_bias": model.logit_bias.item()} if model.logit_bias is not None else {}
+    ) | ({"ground": ground_graph.describe(model, _of_boxes(order))} if model.heads is not None else {})  # fmt: skip
 
 
 def open_encoder(target: Path) -> OnnxEncoder:

@@ -47,7 +47,8 @@ def write(model: DualEncoder, target: Path, order: ExportSettings) -> None:
     """Weights, configuration and tokenizer; how it came to be stands in the configuration, where open_clip passes it over."""
     target.mkdir()
     description = describe_model(model)
-    save_tensors(open_clip_tensors(file_tensors(model), description), target / WEIGHTS[0])
+    towers = {name: tensor for name, tensor in file_tensors(model).items() if not name.startswith("heads.")}
+    save_tensors(open_clip_tensors(towers, description), target / WEIGHTS[0])
     content: dict[str, Any] = {
         "model_cfg": model_config(description),
         "preprocess_cfg": picture_config(model.image_tower.preprocessing),

@@ -159,7 +159,8 @@ def evaluating(
         yield
 
 
-def _named(fault: Fault) -> DataFault:
+def named(fault: Fault) -> DataFault:
+    """The exception, with the picture named and what to do."""
     # A file says where it is; a store's picture is looked for among all of them.
     advice = "" if fault["file"] or fault["kind"] == MISSING else " (`cnclip-ft data check` lists all)"
     problem, mend = f"image {fault['id']!r}: {fault['problem']}", f"{fault['mend'].rstrip('.')}{advice}."
@@ -209,7 +210,7 @@ def iterate_images(
     ):
         for place, fault in enumerate(faults, first):
             if fault is not None:
-                error = _named(fault)
+                error = named(fault)
                 if on_fault is None:
                     raise error
                 on_fault(place, error)

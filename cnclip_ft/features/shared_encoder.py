@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from cnclip_ft.collectives import in_turns, rank, world_size
+from cnclip_ft.data.pictures import Pictures, in_batches
 from cnclip_ft.features.encode import (
     Meter,
     SplitFeatures,
@@ -23,11 +24,13 @@ from cnclip_ft.features.encode import (
     encode_batch,
     evaluating,
     iterate_images,
+    named,
     sound,
     text_batches,
 )
 from cnclip_ft.features.frozen_trunk import trunk_weights
 from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.runtime import to_device
 
 
 class SharedEncoder:
@@ -72,6 +75,37 @@ class SharedEncoder:
                 return computed
             self.trunk[name] = computed
         return self._projected(self.trunk[name])
+
+    def looked(
+        self,
+        ids: Sequence[Any],
+        read: Callable[[Any], Any],
+        counts: Sequence[int],
+        look: Callable[[range, torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """What is seen in pictures: float32 rows on the CPU, those of all pictures in order.
+
+        Args:
+            counts: rows of each picture.
+            look: positions of pictures among `ids`, their uint8 pixels on the model's device → float32 ``[rows, width]`` on the CPU.
+
+        Raises:
+            DataFault: a picture cannot be decoded.
+        """
+        parts = in_batches(len(ids), self.batch_size)
+        mine = parts[rank() :: world_size()]
+        pictures = Pictures(ids, read, self.model.image_tower.preprocessing)
+        with self.model.trunk_at_hand(), self._walking(len(ids), "images") as meter:
+
+            def own() -> Iterator[torch.Tensor]:
+                walk = pictures.batches(mine, workers=self.workers, pin=self.model.device.type == "cuda")
+                for places, (pixels, faults) in zip(mine, walk, strict=True):
+                    for fault in filter(None, faults):
+                        raise named(fault)
+                    assert pixels is not None
+                    yield look(places, to_device(pixels, self.model.device))
+
+            return self._joined([sum(counts[place] for place in part) for part in parts], own(), meter)
 
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Unit float32 ``[len(texts), dim]`` on the CPU; texts that read the same are encoded once."""

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from cnclip_ft.grounding.heat import Heat, Region, heats
+from cnclip_ft.grounding.heat import Box, Heat, Region, heats
+from cnclip_ft.grounding.learnt import detect, in_picture, merged
 from cnclip_ft.grounding.phrases import phrases_of, unique
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.modes import evaluation_mode
@@ -19,6 +20,7 @@ from data_tools.errors import RequestError
 from data_tools.pictures import PIXEL_LIMIT
 
 DEFAULT_METHOD = "sclip"
+LEARNT = "learnt"  # boxes of the heads that a stage of kind `ground` trains
 THRESHOLD = 0.5
 MOST_BOXES = 10
 MOST_PROPOSED = 100  # boxes of a phrase that an upper bound is taken over
@@ -36,11 +38,23 @@ class Grounded:
     phrase: str
     heat: Heat
     boxes: list[Region]
+    learnt: bool = False
 
     @property
     def score(self) -> float:
-        """The cosine of the hottest patch: it compares pictures and phrases of one model, and is no probability."""
+        """The cosine of the hottest patch: it compares pictures and phrases of one model, and is no probability. Of learnt boxes the
+        probability of the best one."""
         return self.heat.score
+
+    @property
+    def hottest(self) -> list[Box]:
+        """Where the phrase is pointed at: the hottest patches, or the best learnt box."""
+        return [self.boxes[0].box] if self.learnt else self.heat.hottest
+
+    @property
+    def merged(self) -> list[Region] | None:
+        """Of learnt boxes, candidates for the one box around all things of the phrase."""
+        return merged(self.boxes) if self.learnt else None
 
 
 @dataclass(frozen=True)
@@ -48,8 +62,10 @@ class How:
     """How phrases are looked for.
 
     Args:
-        method: one of the image tower's `patch_methods`; None: `DEFAULT_METHOD`, or the tower's own where it has that alone.
-        threshold: share of the way from a map's coldest place to its hottest, above which regions are found.
+        method: `LEARNT`, or one of the image tower's `patch_methods`; None: learnt boxes where the model has heads, else `DEFAULT_METHOD`,
+            or the tower's own where it has that alone.
+        threshold: share of the way from a map's coldest place to its hottest, above which regions are found; of learnt boxes, share of
+            the best one's probability from which on others stay.
         most: boxes a phrase.
     """
 
@@ -65,6 +81,13 @@ class How:
         if not 0 <= self.threshold <= 1:
             raise RequestError(f"the threshold is {self.threshold:g}; it is a share, from 0 to 1")
         tower = model.image_tower
+        if self.method == LEARNT and model.heads is None:
+            raise RequestError(
+                "method learnt: this model has not learnt boxes; train it in a stage of kind ground (docs/training.md#learning-boxes), or give "
+                "another --method"
+            )
+        if self.method == LEARNT or (self.method is None and model.heads is not None):
+            return LEARNT
         tower.check_patches(self.method)
         if self.method is not None:
             return self.method
@@ -163,6 +186,8 @@ def find(
     Raises:
         RequestError: as `How.method_of`.
     """
+    if how.method_of(model) == LEARNT:
+        return _learnt(model, pictures, asked, texts, how)
     found = heat_maps(model, pictures, texts, how.method_of(model))
     return [
         [
@@ -171,6 +196,37 @@ def find(
         ]
         for phrases, maps in zip(asked, found, strict=True)
     ]
+
+
+def _learnt(
+    model: DualEncoder,
+    pictures: Sequence[Decoded],
+    asked: Sequence[Sequence[str]],
+    texts: Sequence[torch.Tensor],
+    how: How,
+) -> list[list[Grounded]]:
+    """Boxes of the model's heads; a patch is as hot as its own region is probable."""
+    found = []
+    with evaluation_mode(model), torch.inference_mode():
+        pixels = torch.stack([picture.pixels for picture in pictures]).to(model.device)
+        tokens = model.image_tokens(pixels)
+        assert model.heads is not None
+        regions = model.heads(tokens)
+        for number, (picture, phrases, own) in enumerate(zip(pictures, asked, texts, strict=True)):
+            one = type(regions)(*(part[number : number + 1] for part in regions))
+            own = own.to(one.features)
+            rows, columns = tokens.grid[number].tolist()
+            x, y, width, height = part = model.image_tower.preprocessing.part(picture.width, picture.height)
+            hot = torch.sigmoid(one.scores(own))[0, : rows * columns].T.float().cpu().numpy()
+            seen = (x, y, width * tokens.seen[1], height * tokens.seen[0])
+            maps = [Heat(values.reshape(rows, columns), seen) for values in hot]
+            entries = []
+            for phrase, heat, best in zip(phrases, maps, detect(one, own)[0], strict=True):
+                boxes = in_picture(best, part)
+                kept = [region for region in boxes if region.score >= how.threshold * boxes[0].score]
+                entries.append(Grounded(phrase, heat, kept[: how.most], learnt=True))
+            found.append(entries)
+    return found
 
 
 def heat_maps(

@@ -40,10 +40,17 @@ class Judged:
     centre: float
 
 
-def judge(found: Sequence[Region], hottest: Sequence[Box], boxes: Sequence[Box], seen: Box = WHOLE) -> Judged:
+def judge(
+    found: Sequence[Region],
+    hottest: Sequence[Box],
+    boxes: Sequence[Box],
+    seen: Box = WHOLE,
+    merged_found: Sequence[Region] | None = None,
+) -> Judged:
     """
     Args:
         found: boxes with scores.
+        merged_found: candidates for the one box around all; None: `found`.
         hottest: the hottest place (`Heat.hottest`); several where they are equal.
         boxes: the phrase's own, at least one.
         seen: the part of the picture that the heat map lies over.
@@ -57,7 +64,7 @@ def judge(found: Sequence[Region], hottest: Sequence[Box], boxes: Sequence[Box],
         pointing = covered(hottest, boxes)
     return Judged(
         _rank(found, own),
-        _rank(found, merged),
+        _rank_in_order(merged_found, merged) if merged_found is not None else _rank(found, merged),
         len(own) == 1,
         pointing,
         covered([seen], boxes),
@@ -121,6 +128,11 @@ def _rank(found: Sequence[Region], own: np.ndarray) -> int | None:
     points = np.array([region.score for region in found])
     best = points[hits].max()
     return 1 + int((~hits & (points >= best)).sum())
+
+
+def _rank_in_order(found: Sequence[Region], own: np.ndarray) -> int | None:
+    """As `_rank`, of boxes whose order is theirs by rule, not by score."""
+    return next((1 + n for n, region in enumerate(found) if bool((iou(region.box, own) >= NEAR).any())), None)
 
 
 def iou(box: Box, others: np.ndarray) -> np.ndarray:

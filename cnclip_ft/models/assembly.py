@@ -19,6 +19,7 @@ from cnclip_ft.models.description import checked_description
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.families.chinese_clip.catalog import Architecture
 from cnclip_ft.models.formats.files import Tensors
+from cnclip_ft.models.heads import GroundingHeads
 from cnclip_ft.models.registry import image_kinds, text_kind, tokenizer_kind
 from cnclip_ft.models.schema import TextPart
 from data_tools.errors import RequestError
@@ -90,6 +91,7 @@ def describe_model(model: DualEncoder) -> dict[str, Any]:
             "context_length": model.context_length,
         }
         | ({"logit_bias": True} if model.logit_bias is not None else {})
+        | ({"heads": model.heads.describe()} if model.heads is not None else {})
         | ({"tokenizer": tokenizer} if tokenizer else {})
     )
 
@@ -165,6 +167,9 @@ def assemble(checkpoint: Checkpoint) -> DualEncoder:
     model = DualEncoder(image, text, tokenizer, Architecture.from_dict(known) if known else None)
     if description.get("logit_bias"):
         model.logit_bias = nn.Parameter(torch.zeros(()))
+    if described := description.get("heads"):
+        with torch.device("meta"):
+            model.heads = GroundingHeads(**described)
     fill(model, checkpoint.tensors, source)
     return model.eval()
 
@@ -246,7 +251,7 @@ def with_scalars(tensors: Tensors) -> Tensors:
 
 def _give(module: nn.Module, state: Tensors) -> None:
     if isinstance(module, DualEncoder):
-        for side in ("image_tower", "text_tower"):
+        for side in ("image_tower", "text_tower", *(["heads"] if module.heads is not None else [])):
             part = {
                 name.removeprefix(f"{side}."): tensor for name, tensor in state.items() if name.startswith(f"{side}.")
             }

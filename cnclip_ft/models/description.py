@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from cnclip_ft.models.families.chinese_clip.catalog import Architecture
+from cnclip_ft.models.heads import HeadsPart
 from cnclip_ft.models.registry import UNNAMED, image_kinds, text_kinds, tokenizer_kinds
 from cnclip_ft.models.schema import Part, TextPart, Width, checked
 from data_tools.errors import RequestError
@@ -19,6 +20,7 @@ class Description(Part):
     projection: Width
     context_length: Annotated[int, Field(ge=3, le=1 << 16)]
     logit_bias: Literal[True] | None = None  # a tensor of that name is among the weights
+    heads: HeadsPart | None = None  # that give boxes for phrases
     tokenizer: dict[str, Any] | None = None  # None is the kind of descriptions that are older than the word
 
 
@@ -61,6 +63,12 @@ def checked_description(found: Any, where: str) -> dict[str, Any]:
         described["tokenizer"] = checked(known[name].schema, tokenizer, f"{place}.tokenizer", mend).model_dump()
     if described["logit_bias"] is None:
         del described["logit_bias"]
+    if described["heads"] is None:
+        del described["heads"]
+    elif described["heads"]["dim"] != described["projection"]:
+        raise RequestError(
+            f"{place}.heads.dim is {described['heads']['dim']}, expected: {described['projection']}, as features are wide. {mend}"
+        )
     return described | {"image": {key: value for key, value in described["image"].items() if value is not None}}
 
 

@@ -19,8 +19,10 @@ from torch import nn
 from cnclip_ft.models.contract import ImageTower, TextTower, Tokenizer
 from cnclip_ft.models.dense import Patches, Tokens
 from cnclip_ft.models.families.chinese_clip.catalog import Architecture
+from cnclip_ft.models.heads import GroundingHeads, Regions
 from cnclip_ft.models.modes import evaluation_mode
 from cnclip_ft.models.preprocessing import PictureSource
+from data_tools.errors import RequestError
 
 T = TypeVar("T")
 LOGIT_SCALE_START = math.log(1 / 0.07)
@@ -49,6 +51,9 @@ class DualEncoder(nn.Module):
         # A number added to every cosine times temperature; there only where a sigmoid loss has learnt one (SigLIP).
         self.logit_bias: nn.Parameter | None
         self.register_parameter("logit_bias", None)
+        # What gives boxes for phrases; there only where a stage has learnt it.
+        self.heads: GroundingHeads | None
+        self.register_module("heads", None)
         self.tokenizer, self.architecture = tokenizer, architecture
         self.narrowed: int | None = None  # numbers of a feature, where more were trained
 
@@ -138,6 +143,18 @@ class DualEncoder(nn.Module):
         """
         return self.image_tower.tokens(self._ready(pixels))
 
+    def regions(self, pixels: torch.Tensor) -> Regions:
+        """uint8 ``[n, *preprocessing.shape]`` → regions with boxes, and what a phrase is compared with (`models.heads`).
+
+        Raises:
+            RequestError: the model has not learnt boxes.
+        """
+        if self.heads is None:
+            raise RequestError(
+                "this model has not learnt boxes: train it in a stage of kind ground (docs/training.md#learning-boxes)"
+            )
+        return self.heads(self.image_tokens(pixels))
+
     def _ready(self, pixels: torch.Tensor) -> torch.Tensor:
         tower = self.image_tower
         if pixels.ndim == 4:  # as bytes, a quarter of what they are once normalised, which keeps the order
@@ -154,10 +171,15 @@ class DualEncoder(nn.Module):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         trunk: torch.Tensor | None = None,
+        region_pixels: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Unit features of whatever is given; `trunk` (``[n, width]``) stands for pixels already walked once."""
+        """Unit features of whatever is given; `trunk` (``[n, width]``) stands for pixels already walked once, and of `region_pixels` all
+        numbers of their regions come, ``[n, patches, dim + 6]``."""
         images = texts = None
-        if trunk is not None:
+        if region_pixels is not None:
+            boxes, features, shift, factor, _ = self.regions(region_pixels)
+            images = torch.cat([boxes, features, shift[..., None], factor[..., None]], dim=2)
+        elif trunk is not None:
             images = _unit(self.image_tower.project(trunk.to(self.dtype)))
         elif pixels is not None:
             images = self.image_features(pixels)

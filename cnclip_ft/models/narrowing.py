@@ -31,6 +31,7 @@ def narrow(model: DualEncoder, dimensions: int) -> None:
                 last.bias = nn.Parameter(last.bias[:dimensions].clone(), last.bias.requires_grad)
         last.out_features, tower.output_dim = dimensions, dimensions
     model.architecture, model.narrowed = None, dimensions  # none of the catalogue's any more
+    model.heads = None  # they compare whole features
 
 
 def _last_layer(tower: Tower, dimensions: int) -> nn.Linear:

@@ -17,7 +17,8 @@ from cnclip_ft.data.device_decoding import JpegDecoder, choose_decoder
 from cnclip_ft.data.mixture import Mixture, Part
 from cnclip_ft.data.official_layout import split_in, weights_beside
 from cnclip_ft.data.pairs import PairTable, build_table
-from cnclip_ft.evaluation.evaluators import Evaluator, Recall, open_evaluator
+from cnclip_ft.evaluation.evaluator import Evaluator
+from cnclip_ft.evaluation.evaluators import Recall, open_evaluator
 from cnclip_ft.models.contract import Tokenizer
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.start import LoadReport, build_start

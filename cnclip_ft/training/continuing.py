@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from cnclip_ft.models.assembly import describe_model
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import Recipe, Stage
-from cnclip_ft.recipe_data import ZeroShot
+from cnclip_ft.recipe_data import BoxesSplit, ZeroShot
 from cnclip_ft.training.context import Context
 from cnclip_ft.training.stage_plan import StagePlan
 from cnclip_ft.training.teaching import Teaching
@@ -27,7 +27,7 @@ _FREE = re.compile(
 )
 # Where the data and the start lie may change; what they hold is compared.
 _PLACES = re.compile(
-    r"data\.train(\.\d+\.store)?$|data\.(valid|guard\.split)(\.|$)|model\.start(\.|$)|stages\.[^.]+\.(teach\.(teacher|texts)|distill\.teacher)$"
+    r"data\.train(\.\d+\.store)?$|data\.(valid|guard\.split)(\.|$)|model\.start(\.|$)|stages\.[^.]+\.(teach\.(teacher|texts)|distill\.teacher|ground\.boxes)$"
 )
 
 
@@ -42,6 +42,7 @@ def identity(context: Context, model: DualEncoder, plans: Sequence[StagePlan]) -
         "valid": {name: evaluator.checksum() for name, evaluator in context.evaluators.items()},
         "guard": context.guard_store.checksum() if context.guard_store is not None else None,
         "teaching": {plan.name: _taught(plan.teaching) for plan in plans if plan.teaching is not None},
+        "grounding": {plan.name: plan.grounding.digest for plan in plans if plan.grounding is not None},
         "distilling": {plan.name: plan.distilling.teacher.digest for plan in plans if plan.distilling is not None},
         "model": described,
         "devices": context.world,
@@ -88,6 +89,8 @@ def refuse_other_data(context: Context, now: dict[str, Any], state: dict[str, An
         setting = f"data.valid.{name}" if isinstance(data.valid, dict) else "data.valid"
         if isinstance(valid, ZeroShot):
             setting, place = f"{setting}.zero_shot", valid.zero_shot
+        elif isinstance(valid, BoxesSplit):
+            setting, place = f"{setting}.boxes", valid.boxes
         else:
             place = valid.store
         _refuse(context.folder, setting, place, began["valid"][name], now["valid"][name])
@@ -96,6 +99,10 @@ def refuse_other_data(context: Context, now: dict[str, Any], state: dict[str, An
         for key, checksum in found.items():
             place = getattr(teach, key)
             _refuse(context.folder, f"stages.{name}.teach.{key}", place, began["teaching"][name][key], checksum)
+    for name, found in now["grounding"].items():
+        ground = context.recipe.stages[name].ground
+        place = (None if ground is None else ground.boxes) or places
+        _refuse(context.folder, f"stages.{name}.ground.boxes", place, began["grounding"][name], found)
     for name, found in now["distilling"].items():
         distill = context.recipe.stages[name].distill
         place = "" if distill is None else distill.teacher

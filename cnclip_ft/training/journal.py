@@ -8,7 +8,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -150,9 +150,12 @@ class Meter:
         self.started = time.perf_counter()
         self.losses: list[float] = []
         self.accuracies: list[float] = []
+        self.parts: dict[str, list[float]] = {}
 
-    def add(self, loss: float, accuracy: float, pairs: int) -> None:
+    def add(self, loss: float, accuracy: float, pairs: int, parts: Mapping[str, float] | None = None) -> None:
         self.losses.append(loss)
+        for name, part in (parts or {}).items():
+            self.parts.setdefault(name, []).append(part)
         self.accuracies.append(accuracy)
         self.steps, self.pairs = self.steps + 1, self.pairs + pairs
 
@@ -169,6 +172,7 @@ class Meter:
             "data_wait": self.waited / passed,
             "seconds_per_step": passed / self.steps,
         }
+        summary |= {name: statistics.fmean(parts) for name, parts in self.parts.items()}
         if self.device.type == "cuda":
             summary["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         return summary

@@ -63,6 +63,7 @@ class GradientStep:
         self.micro_batch_size, self.autocast, self.backward = micro_batch_size, autocast, backward
         self.augment, self.sharding = augment or (lambda pixels: pixels), sharding or Whole()
         self.lengths, self.negatives = lengths, negatives
+        self.parts: dict[str, torch.Tensor] = {}  # of the last loss, where it has parts worth telling
         if micro_batch_size is not None:
             refuse_batch_norm(model)
 

@@ -103,8 +103,25 @@ class Memory:
         )
 
 
+@contextmanager
+def heads_at_hand(plan: StagePlan, model: DualEncoder) -> Iterator[None]:
+    """Inside, a model that has yet to be given heads for the stage has some."""
+    before = model.heads
+    if plan.grounding is not None and before is None:
+        model.heads = plan.grounding.heads
+    try:
+        yield
+    finally:
+        model.heads = before
+
+
 def estimate(context: Context, plan: StagePlan, model: DualEncoder) -> Memory:
     """The stage's memory per device; the state of an average (EMA) counts as optimizer."""
+    with heads_at_hand(plan, model):
+        return _estimate(context, plan, model)
+
+
+def _estimate(context: Context, plan: StagePlan, model: DualEncoder) -> Memory:
     setting = plan.setting
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     if trunk_waits(context, plan) and context.device.type != "cpu":
@@ -114,6 +131,8 @@ def estimate(context: Context, plan: StagePlan, model: DualEncoder) -> Memory:
         weights, trained = (size // context.world for size in (weights, trained))
     if plan.distilling is not None:
         weights += plan.distilling.teacher.bytes  # whole on every device
+    if plan.grounding is not None and plan.grounding.stay:
+        weights *= 2  # the model as it was
     optimizer = (3 if setting.ema else 2) * trained
     known = _measured.setdefault(model, [])  # plan, its warnings and the check before a run ask the same
     per_pair = next((size for other, size in known if _as_much(other, plan)), None)
@@ -232,6 +251,8 @@ def blank_pairs(plan: StagePlan, model: DualEncoder, count: int, tokens: int) ->
     text = {"input_ids": input_ids, "attention_mask": attention_mask}
     if plan.teaching is not None:
         return text
+    if plan.grounding is not None:
+        return {"region_pixels": model.image_tower.example(count), **text}
     if not plan.cached:
         return {"pixels": model.image_tower.example(count), **text}
     place = next(model.trunk_parameters(), model.logit_scale).device

@@ -14,6 +14,7 @@ from torch import nn
 
 from cnclip_ft.models.contract import Tower
 from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.models.heads import GroundingHeads
 from cnclip_ft.recipe import Lora, Stage, TrainRule
 from cnclip_ft.training.loss import Objective, SigmoidObjective
 from data_tools.errors import RequestError
@@ -42,6 +43,8 @@ def rules_for(stage: Stage, new_parts: list[str]) -> list[TrainRule]:
     if isinstance(stage.train, list):
         return stage.train
     rules = [TrainRule(tower="temperature")]
+    if stage.kind == "ground":
+        rules.append(TrainRule(tower="heads"))
     for tower in ("image", "text"):
         if stage.train in (tower, "both"):
             rules.append(TrainRule(tower=tower))
@@ -52,8 +55,13 @@ def rules_for(stage: Stage, new_parts: list[str]) -> list[TrainRule]:
     return rules
 
 
-def training_table(model: DualEncoder, objective: Objective, rules: list[TrainRule]) -> list[Entry]:
+def training_table(
+    model: DualEncoder, objective: Objective, rules: list[TrainRule], heads: GroundingHeads | None = None
+) -> list[Entry]:
     """Cover every parameter with exactly one rule; the temperature's is for the bias too, where the objective has one.
+
+    Args:
+        heads: of a stage that learns boxes, which the model may have yet to be given; elsewhere they stay as they are.
 
     Raises:
         RequestError: a parameter that no rule or that two rules cover, or a rule that covers nothing.
@@ -79,6 +87,9 @@ def training_table(model: DualEncoder, objective: Objective, rules: list[TrainRu
         bias = nn.Parameter(torch.tensor(objective.initial_logit_bias))
     if bias is not None:
         entries.append(Entry("logit_bias", bias, "temperature", rate if objective.biased else 0.0, False))
+    for name, parameter in heads.named_parameters() if heads is not None else ():
+        rule = _one_rule(f"heads.{name}", "heads", False, 0, 0, rules, used)
+        entries.append(Entry(f"heads.{name}", parameter, "heads", rule.rate, parameter.ndim >= 2))
     for number, rule in enumerate(rules):
         if number not in used and rule.part != "rest":
             raise RequestError(

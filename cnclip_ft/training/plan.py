@@ -222,7 +222,7 @@ def attention_kernel(device: torch.device, precision: str) -> Said:
 def _stage(context: Context, model: DualEncoder, stage: StagePlan) -> list[str]:
     setting = stage.setting
     lines: list[str] = [Said("  stage {name}", "  阶段 {name}", name=stage.name)]
-    for tower in ("image", "text", "temperature"):
+    for tower in ("image", "text", "temperature", *(["heads"] if stage.grounding is not None else [])):
         entries = [entry for entry in stage.table if entry.tower == tower]
         trained = sum(map(trained_size, entries))
         every = sum(entry.parameter.numel() for entry in entries)
@@ -264,7 +264,10 @@ def _stage(context: Context, model: DualEncoder, stage: StagePlan) -> list[str]:
             schedule=setting.schedule,
         )
     )
-    if stage.teaching is None:
+    if stage.grounding is not None:
+        lines += stage.grounding.describe()
+        lines.append(Said("    best by {score}", "    最佳依据 {score}", score=stage.decides))
+    elif stage.teaching is None:
         lines += _learning(model, stage)
         if stage.distilling is not None and setting.distill is not None:
             lines += stage.distilling.describe(model.image_tower.output_dim, setting.distill)
@@ -317,7 +320,7 @@ def _learning(model: DualEncoder, stage: StagePlan) -> list[str]:
     return lines
 
 
-_TOWERS = {"image": "图像塔", "text": "文本塔", "temperature": "温度"}
+_TOWERS = {"image": "图像塔", "text": "文本塔", "temperature": "温度", "heads": "检测头"}
 
 
 def _steps(stage: StagePlan) -> Said:

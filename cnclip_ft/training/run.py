@@ -27,6 +27,7 @@ from cnclip_ft.training.context import Context, make_context
 from cnclip_ft.training.continuing import identity, refuse_other_data, refuse_other_recipe
 from cnclip_ft.training.examples import Example, find_examples
 from cnclip_ft.training.fit import refuse_too_large
+from cnclip_ft.training.grounding import give_heads
 from cnclip_ft.training.languages import language_notes
 from cnclip_ft.training.progress import Progress, verdict
 from cnclip_ft.training.report import write_report
@@ -203,6 +204,9 @@ class Run:
             context.journal.write("continue", f"Continuing stage {name} at step {step}", step=step, stage=name)
         for each in self.plans[first:]:
             self.judge.trunk_is_frozen = each.image_frozen
+            if start is not None and self.judge.best_by != each.decides:
+                start = self._judged_anew(each)
+            self.judge.best_by = each.decides
             stage = StageRun(
                 context,
                 each,
@@ -224,6 +228,23 @@ class Run:
                 context.journal.say(f"The run ends with stage {each.name}: {stage.selection.so_far.ended}.")
                 break
         self._report(each.name)
+
+    def _judged_anew(self, plan: StagePlan) -> dict[str, Any]:
+        """What is found of the weights a stage begins with, where another score decides in it than in the one before."""
+        give_heads(self.context, plan.number, plan.grounding, self.model)
+        self.judge.best_by = plan.decides
+        judgement = self.judge(self.model)
+        self.context.journal.write(
+            "validation",
+            f"{plan.name} begins with {judgement.score:.2f} ({plan.decides}) | mean recall {judgement.mean_recall:.2f}{judgement.details()}",
+            stage=plan.name,
+            step=0,
+            mean_recall=judgement.mean_recall,
+            score=judgement.score,
+            scores=judgement.as_dict(),
+            languages=judgement.languages,
+        )
+        return verdict(judgement)
 
     def _judge_start(self) -> dict[str, Any]:
         """Score the model before its first step: what it must not sink below."""

@@ -15,6 +15,7 @@ from cnclip_ft.models.checkpoints import read_info
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.training.context import Context
 from cnclip_ft.training.examples import draw_panel, find_examples
+from cnclip_ft.training.grounding import give_heads
 from cnclip_ft.training.interpolation import interpolate
 from cnclip_ft.training.journal import Meter, duration
 from cnclip_ft.training.kept import Kept
@@ -77,6 +78,7 @@ class StageRun:
         if start is not None:
             self.selection.begin(start["score"], start["row"])
             give_bias(model, plan.objective)  # so that start and best hold the same tensors
+            give_heads(context, plan.number, plan.grounding, model)
             self._keep("start", model, checkpoint_info(context, plan, 0, progress.token, start))
         self.trainer = Trainer(context, plan, model, state, stop)
         self.plan = self.trainer.plan  # without the images that cannot be read
@@ -204,7 +206,7 @@ class StageRun:
         meter.waited += self.trainer.waited_for_decoding()
         for done in self.trainer.settled:
             if done.usable:
-                meter.add(done.loss, done.accuracy, plan.setting.batch_size)
+                meter.add(done.loss, done.accuracy, plan.setting.batch_size, done.parts)
             if meter.steps and (done.step % every == 0 or done.step == plan.total):
                 seconds_left = self._log(done)
                 if not self.foretold and done.step < plan.total:
@@ -223,9 +225,12 @@ class StageRun:
         if self.throughput is not None:
             told["mfu"] = self.throughput.share(summary["pairs_per_second"])
             memory = f" | {100 * told['mfu']:.0f}% of peak{memory}"
+        parts = ", ".join(f"{name} {summary[name]:.3f}" for name in done.parts)
+        loss = f"loss {summary['loss']:.4f}{f' ({parts})' if parts else ''}"
+        right = f"{'found' if plan.grounding is not None else 'in-batch'} {100 * summary['accuracy']:.1f}%"
         self.context.journal.write(
             "train",
-            f"{plan.name} {done.step}/{plan.total} | loss {summary['loss']:.4f} | in-batch {100 * summary['accuracy']:.1f}% | "
+            f"{plan.name} {done.step}/{plan.total} | {loss} | {right} | "
             f"scale {scale:.1f} | {bias}rate {rate:.2e} | {summary['pairs_per_second']:.0f} pairs/s | "
             f"data wait {100 * summary['data_wait']:.0f}%{memory} | {duration(left)} left",
             stage=plan.name,
@@ -273,7 +278,9 @@ class StageRun:
 
     def _say_and_keep(self, model: DualEncoder, judgement: Judgement) -> None:
         context, plan, step, selection = self.context, self.plan, self.trainer.step, self.selection
-        compared = selection.compared(judgement.score, judgement.guard, self.progress.start_score)
+        # The run's first score is of another kind where the stage has one of its own.
+        run_start = self.progress.start_score if plan.decides == context.recipe.best_by else None
+        compared = selection.compared(judgement.score, judgement.guard, run_start)
         context.journal.write(
             "validation",
             f"{plan.name} {step}/{plan.total} | mean recall {judgement.mean_recall:.2f}"
@@ -384,7 +391,7 @@ class StageRun:
             selection=self.selection,
             journal=journal,
             stage=self.plan.name,
-            by=context.recipe.best_by,
+            by=self.plan.decides,
         )
         if won is not None:
             alpha, judgement = won

@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 
 from cnclip_ft.data.batching import BatchOrder, StageSampler
 from cnclip_ft.data.negatives import NegativeTexts
+from cnclip_ft.data.pairs import PairTable
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import Stage
 from cnclip_ft.training.context import Context
 from cnclip_ft.training.distilling import Distilling, plan_distilling
+from cnclip_ft.training.grounding import BoxObjective, Grounding, plan_grounding
 from cnclip_ft.training.large_batch import batch_norm_refusal, batch_norms
 from cnclip_ft.training.lora import check_lora
 from cnclip_ft.training.loss import ContrastiveObjective, Objective, SigmoidObjective
@@ -46,12 +48,17 @@ class StagePlan:
     teaching: Teaching | None = None  # of a stage that learns from a teacher, rows of text instead of pairs
     distilling: Distilling | None = None  # of a stage that has a teacher beside its pairs
     negatives: NegativeTexts | None = None  # of a stage that shows texts beside the pairs which are not true
+    grounding: Grounding | None = None  # of a stage that learns boxes, pictures with boxes instead of pairs
+    decides: str = "mean_recall"  # the score by which its best is chosen
 
     @property
     def texts_per_pair(self) -> int:
-        """Texts of a pair that go through the text tower: in all languages of a teaching stage, or with the hard negatives."""
+        """Texts of a pair that go through the text tower: in all languages of a teaching stage, with the hard negatives, or about as many
+        phrases as a picture with boxes has, without those that all pictures of a step are asked."""
         if self.teaching is not None:
             return len(self.teaching.languages)
+        if self.grounding is not None:
+            return -(-len(self.grounding.table.said) // len(self.grounding.table))
         return 1 if self.negatives is None else 1 + self.negatives.setting.count
 
     @property
@@ -62,7 +69,15 @@ class StagePlan:
 
     def without_images(self, context: Context, keys: set[int]) -> StagePlan:
         """The stage without the pairs of images that cannot be read. As many steps, epochs may be shorter."""
-        return replace(self, order=_order(context, self.number, self.name, self.setting, without_images=keys))
+        order = _order(context, self.number, self.name, self.setting, grounding=self.grounding, without_images=keys)
+        return replace(self, order=order)
+
+    @property
+    def apart(self) -> PairTable | None:
+        """What it learns from instead of the run's pairs."""
+        if self.teaching is not None:
+            return self.teaching.table
+        return None if self.grounding is None else self.grounding.table
 
 
 def plan_stage(context: Context, model: DualEncoder, number: int, name: str, setting: Stage) -> StagePlan:
@@ -73,7 +88,12 @@ def plan_stage(context: Context, model: DualEncoder, number: int, name: str, set
     """
     teaching = None if setting.teach is None else plan_teaching(context, name, setting.teach)
     objective = make_objective(name, setting, biased=model.logit_bias is not None)
-    table = training_table(model, objective, rules_for(setting, context.new_parts))
+    grounding = plan_grounding(context, model, name, setting)
+    table = training_table(
+        model, objective, rules_for(setting, context.new_parts), None if grounding is None else grounding.heads
+    )
+    if grounding is not None:
+        table = [replace(entry, rate=0.0) if entry.tower == "temperature" else entry for entry in table]
     if teaching is not None:
         table = _text_alone(name, table)
         _refuse_other_space(name, setting, teaching, model)
@@ -85,7 +105,7 @@ def plan_stage(context: Context, model: DualEncoder, number: int, name: str, set
         lora=any(e.lora for e in table),
         micro_batch_size=setting.micro_batch_size,
     )
-    order = _order(context, number, name, setting, teaching)
+    order = _order(context, number, name, setting, teaching, grounding)
     StageSampler(order, 0, 0, context.rank, context.world)  # the batch can be shared
     total = _total(setting, order)
     if total > MOST_STEPS:
@@ -112,7 +132,7 @@ def plan_stage(context: Context, model: DualEncoder, number: int, name: str, set
     if not image_frozen and setting.batch_norm == "train":
         _refuse_statistics_apart(context, name, model)
     kept = setting.feature_cache and (setting.views > 1 or not setting.augment.changes)
-    cached = teaching is None and image_frozen and kept
+    cached = teaching is None and grounding is None and image_frozen and kept
     return StagePlan(
         number=number,
         name=name,
@@ -130,6 +150,8 @@ def plan_stage(context: Context, model: DualEncoder, number: int, name: str, set
         teaching=teaching,
         distilling=plan_distilling(context, name, setting, cached=cached),
         negatives=_negatives(context, number, name, setting),
+        grounding=grounding,
+        decides=context.recipe.decides(name),
     )
 
 
@@ -233,6 +255,8 @@ def make_objective(name: str, setting: Stage, *, biased: bool) -> Objective:
     Raises:
         RequestError: label smoothing, and the model's own loss has none.
     """
+    if setting.ground is not None:
+        return BoxObjective()
     if setting.teach is not None:
         return TeachObjective(meet=setting.teach.meet, between=setting.teach.between)
     wanted = setting.objective
@@ -254,11 +278,16 @@ def _order(
     name: str,
     setting: Stage,
     teaching: Teaching | None = None,
+    grounding: Grounding | None = None,
     without_images: Iterable[int] = (),
 ) -> BatchOrder:
-    of = f"the training split {context.train_store.path}" if teaching is None else str(teaching.texts.store.path)
+    table, of = context.pairs, f"the training split {context.train_store.path}"
+    if teaching is not None:
+        table, of = teaching.table, str(teaching.texts.store.path)
+    elif grounding is not None:
+        table, of = grounding.table, f"the pictures with boxes of {grounding.store.path}"
     return BatchOrder(
-        context.pairs if teaching is None else teaching.table,
+        table,
         setting.batch_size,
         seed=context.recipe.seed * 1000 + number,
         length_window=context.recipe.data.length_window,

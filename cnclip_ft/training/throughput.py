@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.training.compiling import uncompiled
 from cnclip_ft.training.context import Context
-from cnclip_ft.training.memory import tokens_per_text
+from cnclip_ft.training.memory import heads_at_hand, tokens_per_text
 from cnclip_ft.training.stage_plan import StagePlan
 from data_tools.words import Said
 
@@ -109,7 +109,7 @@ def flops_per_pair(plan: StagePlan, model: DualEncoder, tokens: int) -> float | 
     if (
         not plan.cached and plan.teaching is None
     ):  # else of the image tower the projection is left, which is next to nothing
-        inputs["pixels"] = model.image_tower.example(2)
+        inputs["pixels" if plan.grounding is None else "region_pixels"] = model.image_tower.example(2)
     for place in ("meta", model.device):
         try:
             return counted(model, trained, {name: tensor.to(place) for name, tensor in inputs.items()}) / 2
@@ -156,7 +156,8 @@ class Throughput:
         known = card(context.device, context.precision)
         if known is None:
             return None
-        flops = flops_per_pair(plan, model, tokens_per_text(context))
+        with heads_at_hand(plan, model):
+            flops = flops_per_pair(plan, model, tokens_per_text(context))
         return None if flops is None else Throughput(known, flops, context.world)
 
     def share(self, pairs_per_second: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from cnclip_ft.training.context import Context
 from cnclip_ft.training.distilling import DistillStep
 from cnclip_ft.training.fit import micro_batch_size, out_of_memory
 from cnclip_ft.training.fp8 import EightBits
+from cnclip_ft.training.grounding import GroundStep, as_it_was, give_heads, heads_of_state
 from cnclip_ft.training.large_batch import GradientStep
 from cnclip_ft.training.lora import add_lora, merged, remove_lora
 from cnclip_ft.training.loss import LossOutput
@@ -37,6 +38,8 @@ from cnclip_ft.training.stage_plan import MOST_STEPS, StagePlan, trunk_trains
 from cnclip_ft.training.stop import StopRequest
 from cnclip_ft.training.teaching import TeachStep
 from data_tools.errors import UserError
+
+_PART = "part "  # before the names of a loss's parts, where they stand among other numbers
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Outcome:
     usable: float  # 0: its loss or gradient is no number, and it was left out
     logit_scale: float
     logit_bias: float | None = None
+    parts: dict[str, float] = field(default_factory=dict)  # of the loss
 
 
 class Trainer:
@@ -91,6 +95,11 @@ class Trainer:
             give_bias(whole, plan.objective)
         elif "logit_bias" in state["model"]:
             whole.logit_bias = nn.Parameter(state["model"]["logit_bias"].to(context.device))
+        if state is not None and whole.heads is None:
+            whole.heads = heads_of_state(state["model"])
+        give_heads(context, plan.number, plan.grounding, whole)
+        whole.to(context.device)
+        self.before = as_it_was(plan.grounding, whole, state)
         table = _bound(add_lora(whole, list(plan.table)), whole)
         whole.to(context.device)
         if state is not None:
@@ -127,6 +136,8 @@ class Trainer:
         context, plan, setting, scaler = self.context, self.plan, self.plan.setting, self.scaler
         preprocessing = self.whole.image_tower.preprocessing
         kind: Callable[..., GradientStep] = GradientStep if plan.teaching is None else TeachStep
+        if plan.grounding is not None:
+            kind = partial(GroundStep, before=self.before, stay=plan.grounding.stay)
         if self.prepared.taught is not None and setting.distill is not None:
             kind = partial(DistillStep, taught=self.prepared.taught, setting=setting.distill)
         return kind(
@@ -172,8 +183,8 @@ class Trainer:
         preprocessing = None if cached else self.model.image_tower.preprocessing
         decoder = None if cached else context.decoder
         dataset = PairDataset(
-            context.train_store,
-            context.pairs if self.plan.teaching is None else self.plan.teaching.table,
+            context.train_store if self.plan.grounding is None else self.plan.grounding.store,
+            context.pairs if self.plan.apart is None else self.plan.apart,
             preprocessing,
             context.recipe.data.reduced_jpegs,
             as_file=None if decoder is None else for_device,
@@ -229,6 +240,10 @@ class Trainer:
             batch |= prepared.taught.rows(batch["pairs"], batch["image_keys"], epoch)
         if plan.negatives is not None:
             batch |= plan.negatives.batch(batch["pairs"].tolist(), self.step, self._lengths())
+        if plan.grounding is not None:
+            drawn = plan.grounding.drawn(plan.order.seed, self.step)
+            texts = plan.grounding.table.texts(drawn.numpy(), context.tokenizer, self._lengths())
+            batch |= {"drawn": drawn, "drawn_ids": texts[0], "drawn_mask": texts[1]}
         buffers = self._statistics()
         out = self.gradient(batch)
         self.settle()
@@ -248,6 +263,7 @@ class Trainer:
         self.model.clamp_logit_scale_()
         numbers = {"loss": out.loss, "accuracy": out.accuracy, "norm": norm, "usable": usable}
         numbers |= {name: p for name, p in self.model.named_parameters(recurse=False)}  # temperature and bias
+        numbers |= {_PART + name: value for name, value in self.gradient.parts.items()}
         rate = max(group["lr"] for group in self.optimizer.param_groups)
         self._under_way = self.step, rate, Reading({name: value.reshape(()) for name, value in numbers.items()})
         return out
@@ -270,7 +286,8 @@ class Trainer:
             return
         (step, rate, reading), self._under_way = self._under_way, None
         numbers = reading()
-        self.settled.append(Outcome(step=step + 1, rate=rate, **numbers))
+        parts = {name.removeprefix(_PART): numbers.pop(name) for name in list(numbers) if name.startswith(_PART)}
+        self.settled.append(Outcome(step=step + 1, rate=rate, parts=parts, **numbers))
         if not numbers["usable"]:
             what = "gradient" if math.isfinite(numbers["loss"]) else "loss"
             self._leave_out(step + 1, what, numbers["norm" if what == "gradient" else "loss"])
@@ -351,6 +368,8 @@ class Trainer:
                 "average": self.average.state_dict() if self.average is not None else None,
             }
         )
+        if self.before is not None:
+            tensors["before"] = self.before.state_dict()
         return tensors | {"stage": self.plan.number, "step": self.step, "skipped": self.skipped}
 
     def _restore(self, state: dict[str, Any]) -> None:

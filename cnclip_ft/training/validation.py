@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 
 from cnclip_ft.collectives import statistics_of_first, together, world_size
-from cnclip_ft.evaluation.evaluators import KS, Evaluator, Scores, flat_row
+from cnclip_ft.evaluation.evaluator import Evaluator, Scores
+from cnclip_ft.evaluation.evaluators import KS, flat_row
 from cnclip_ft.features.encode import SplitFeatures
 from cnclip_ft.features.shared_encoder import SharedEncoder, trunk_digest
 from cnclip_ft.models.dual_encoder import DualEncoder
@@ -192,7 +193,12 @@ def _head(key: str) -> Said:
     return joined([name, Said.exactly(score, _SCORES.get(score, score))], " ")
 
 
-_SCORES = {"accuracy": "准确率"}
+_SCORES = {
+    "accuracy": "准确率",
+    "any_box_r1": "任一框 R@1",
+    "merged_box_r1": "合并框 R@1",
+    "pointing": "指点",
+}
 
 
 def cell(value: float | None) -> str:

@@ -79,7 +79,7 @@ class ImportedTower(ImageTower):
                 f"{self.path}: its patches gave {list(features.shape)} for {len(pixels)} images; expected [{len(pixels)}, {width}, rows, "
                 "columns] (its own output_dim)"
             )
-        grid = torch.tensor(features.shape[2:], device=features.device).expand(len(pixels), 2)
+        grid = torch.tensor(features.shape[2:], device=features.device).expand(pixels.shape[0], 2)
         return features.flatten(2).transpose(1, 2), grid
 
     @classmethod

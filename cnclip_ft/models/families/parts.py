@@ -65,5 +65,6 @@ def drop_patches(patches: torch.Tensor, share: float) -> torch.Tensor:
 def square_grid(side: int, patch: int, pixels: torch.Tensor) -> tuple[torch.Tensor, tuple[float, float]]:
     """`Patches.grid` and `Patches.seen` of squares of `side` pixels; what no whole patch covers is not seen."""
     count = side // patch
-    grid = torch.full((len(pixels), 2), count, device=pixels.device)
+    # Not `len`: a graph that is written down would be of that many pictures alone.
+    grid = torch.full((pixels.shape[0], 2), count, device=pixels.device)
     return grid, (count * patch / side,) * 2

@@ -142,7 +142,7 @@ class TimmTower(ImageTower):
         return Tokens(hidden[:, trunk.num_prefix_tokens :], trunk.forward_head(hidden), self._grid(pixels))
 
     def _grid(self, pixels: torch.Tensor) -> torch.Tensor:
-        return torch.tensor(self.visual.trunk.patch_embed.grid_size, device=pixels.device).expand(len(pixels), 2)
+        return torch.tensor(self.visual.trunk.patch_embed.grid_size, device=pixels.device).expand(pixels.shape[0], 2)
 
     def blocks(self) -> list[nn.Module]:
         """As timm groups its layers, the head last."""
