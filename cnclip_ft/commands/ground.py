@@ -31,11 +31,17 @@ def ground(
         ),
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="maskclip, sclip or naclip. [default: the one that measures best]")
+        str | None,
+        typer.Option(
+            help="learnt, sclip, maskclip or naclip. [default: learnt where the checkpoint has learnt boxes, else sclip]"
+        ),
     ] = None,
     threshold: Annotated[
         float | None,
-        typer.Option(help="How hot a place must be to lie in a box: a share between the coldest and the hottest."),
+        typer.Option(
+            help="How hot a place must be to lie in a box: a share between the coldest and the hottest; of learnt boxes, of the best one's "
+            "probability."
+        ),
     ] = None,
     most: Annotated[int, typer.Option(min=1, max=1000, help="Boxes a phrase.")] = 10,
     picture: Annotated[
@@ -50,7 +56,8 @@ def ground(
 ) -> None:
     """Where phrases are in pictures: a heat map and boxes with scores for each, without any training.
 
-    Works with every checkpoint whose image tower is a ViT, and with towers by import path that give patches.
+    Works with every checkpoint whose image tower is a ViT, and with towers by import path that give patches. Where a checkpoint has
+    learnt boxes, they are what is shown.
 
     Example: cnclip-ft ground runs/mine/contrast/best photo.jpg "红色的伞" "a red umbrella" --picture out.png --json out.json
 
@@ -126,9 +133,8 @@ def ground(
         say(table(heads, rows[:200], text=(0, 1), width=terminal_width()))
         if len(rows) > 200:
             say(f"… and {len(rows) - 200:,} more" + ("" if json_file else " (all of them with --json FILE)"))
-        say(
-            f"method {chosen}; scores are cosines of the hottest patch: compare them between pictures and phrases of one model"
-        )
+        what_scores_are = "probabilities" if chosen == finder.LEARNT else "cosines of the hottest patch"
+        say(f"method {chosen}; scores are {what_scores_are}: compare them between pictures and phrases of one model")
     if picture and drawn:
         for note in drawing.draw(drawn, picture, font=font, pictures=len(entries)):
             say(note)
