@@ -47,6 +47,20 @@ def ground(
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw boxes, heat maps and a legend (.png).")
     ] = None,
+    write_boxes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Of a store: write its pictures with the phrases of their captions and the learnt boxes of at least --threshold (0.5) as a "
+            "store to learn from.",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--continue", help="With --write-boxes: go on where it was interrupted.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="With --write-boxes: replace the store there.")
+    ] = False,
     json_file: Json = None,
     font: Annotated[Path | None, typer.Option(metavar="FILE", help="Font for the legend.")] = None,
     image_size: ImageSize = Options.image_size,
@@ -60,6 +74,8 @@ def ground(
     learnt boxes, they are what is shown.
 
     Example: cnclip-ft ground runs/mine/contrast/best photo.jpg "红色的伞" "a red umbrella" --picture out.png --json out.json
+
+    Example: cnclip-ft ground runs/mine/boxes/best DIR/train --write-boxes DIR/found --threshold 0.6
 
     Example: cnclip-ft ground ViT-B-16 street.jpg --phrases "red bus, 行人" --threshold 0.7
     """
@@ -77,6 +93,9 @@ def ground(
 
     options = Options(image_size=image_size, device=device, dtype=dtype, **vars(origin))
     options.check()
+    if write_boxes is not None:
+        _write_boxes(checkpoint, what, write_boxes, options, threshold, overwrite=overwrite, proceed=resume)
+        return
     files, asked = told_apart(what, phrases or [])
     asked = finder.checked_phrases(asked)
     how = finder.How(method, finder.THRESHOLD if threshold is None else threshold, most)
@@ -156,3 +175,38 @@ def ground(
             f"{len(faults):,} of {len(files):,} pictures cannot be used: {'; '.join(faults[:3])}"
             + (". The rest is complete" if entries else "")
         )
+
+
+def _write_boxes(
+    checkpoint: str,
+    what: list[str],
+    output: Path,
+    options: Options,
+    threshold: float | None,
+    *,
+    overwrite: bool,
+    proceed: bool,
+) -> None:
+    from cnclip_ft.evaluation import box_writing
+    from data_tools.errors import RequestError
+
+    if len(what) != 1:
+        raise RequestError(
+            f"--write-boxes takes one store, whose captions say what is looked for, and {len(what)} arguments are given: "
+            "cnclip-ft ground CHECKPOINT STORE --write-boxes DIR"
+        )
+    done = box_writing.write_boxes(
+        open_model(checkpoint, options),
+        what[0],
+        output,
+        threshold=box_writing.THRESHOLD if threshold is None else threshold,
+        overwrite=overwrite,
+        proceed=proceed,
+    )
+    thrown = done.asked - done.kept
+    say(
+        f"{output}: {done.boxes:,} boxes of {done.kept:,} phrases in {done.pictures:,} pictures. Of {done.asked:,} phrases "
+        f"{100 * done.kept / done.asked:.1f}% are kept, {100 * thrown / done.asked:.1f}% ({thrown:,}) thrown away"
+    )
+    if done.damaged:
+        say(f"{done.damaged:,} pictures cannot be read and are left out")
