@@ -1,0 +1,142 @@
+"""Learnt boxes on drawn scenes, on the CPU: how well a model finds the objects of held-out combinations of colour and shape, and what retrieval loses.
+
+    python benchmarks/learnt_boxes.py CHECKPOINT --output FOLDER                  # learnt: from the quickstart's model, all labels
+    python benchmarks/learnt_boxes.py CHECKPOINT --output FOLDER --part selftrained
+
+`learnt` trains one stage of kind `ground` on the phrases of the drawn scenes. `selftrained` trains it on half of the scenes, lets it write boxes for the phrases
+of the other half, trains another stage on both, and compares with `learnt`, which has to be there. CHECKPOINT is ``demo/run/contrast/best`` of
+``run_scripts/quickstart.sh``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from cnclip_ft.evaluation.box_writing import write_boxes
+from cnclip_ft.evaluation.options import Options, open_model
+from cnclip_ft.models.checkpoints import read_info
+from cnclip_ft.recipe import Recipe
+from cnclip_ft.training.run import train
+from data_tools.scenes import draw_demo
+from data_tools.store import PairStore, StoreWriter, open_store
+
+RULES = [
+    {"tower": "image"},
+    {"tower": "text", "rate": 0.05},
+    {"tower": "heads", "rate": 2},
+    {"tower": "temperature", "rate": 0},
+]
+
+
+def recipe(given: argparse.Namespace, start: Path, boxes: Path, output: Path, steps: int) -> Recipe:
+    data = given.output / "data"
+    return Recipe.model_validate(
+        {
+            "model": {"start": str(start), "image_size": given.image_size},
+            "data": {
+                "train": str(data / "train"),
+                "valid": {"pairs": str(data / "valid"), "boxes": {"boxes": str(data / "phrases" / "valid")}},
+            },
+            "stages": {
+                "boxes": {
+                    "kind": "ground", "ground": {"boxes": str(boxes), "stay": given.stay}, "train": RULES, "steps": steps,
+                    "batch_size": given.batch_size, "learning_rate": given.rate, "warmup_steps": min(50, steps // 2), "ema": 0.98,
+                    "validate_every": max(steps // 6, 1),
+                }
+            },
+            "output": str(output), "precision": "fp32",
+        }
+    )  # fmt: skip
+
+
+def half(store: PairStore, first: bool, target: Path) -> Path:
+    """The first or second half of the pictures, with their phrases and boxes; of the second the phrases alone."""
+    ids = store.image_ids[: len(store.image_ids) // 2] if first else store.image_ids[len(store.image_ids) // 2 :]
+    with StoreWriter(target) as writer:
+        for image_id in ids:
+            writer.add_image(image_id, store.image(image_id))
+        kept = set(ids)
+        for pair, beside in store.pairs_and_beside():
+            if pair.image_id in kept:
+                writer.add_pair(pair.image_id, pair.text_id, pair.text, pair.language, beside if first else None)
+        writer.finish()
+    return target
+
+
+def joined(one: PairStore, other: PairStore, target: Path) -> Path:
+    with StoreWriter(target) as writer:
+        for store in (one, other):
+            for image_id in store.image_ids:
+                writer.add_image(image_id, store.image(image_id))
+        for number, store in enumerate((one, other)):
+            for pair, beside in store.pairs_and_beside():
+                writer.add_pair(pair.image_id, f"{number}/{pair.text_id}", pair.text, pair.language, beside)
+        writer.finish()
+    return target
+
+
+def trained(given: argparse.Namespace, start: Path, boxes: Path, name: str, steps: int) -> dict[str, float]:
+    """Scores of the best weights, in percent, what of mean recall was there before, and seconds, validations among them."""
+    output, began = given.output / name, time.perf_counter()
+    train(recipe(given, start, boxes, output, steps), overwrite=True)
+    seconds = time.perf_counter() - began
+    scores = read_info(output / "boxes" / "best")["scores"]
+    before = json.loads((output / "report" / "recall.json").read_text(encoding="utf-8"))["start"]["mean_recall"]
+    return {
+        **scores["boxes"],
+        "mean_recall": scores["pairs"]["mean_recall"],
+        "mean_recall_before": before,
+        "seconds": round(seconds),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--part", choices=("learnt", "selftrained"), default="learnt")
+    parser.add_argument("--scenes", type=int, default=6000)
+    parser.add_argument("--valid", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--image-size", type=int, default=96)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--stay", type=float, default=30.0)
+    parser.add_argument("--threshold", type=float, default=0.3)
+    given = parser.parse_args()
+    data = given.output / "data"
+    if not (data / "phrases" / "valid").is_dir():
+        draw_demo(data, train=given.scenes, valid=given.valid, boxes=True, overwrite=True)
+    phrases = data / "phrases" / "train"
+    if given.part == "learnt":
+        found = trained(given, given.checkpoint, phrases, "learnt", given.steps)
+        (given.output / "learnt.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        print(json.dumps(found, indent=2))
+        return
+    whole = json.loads((given.output / "learnt.json").read_text(encoding="utf-8"))
+    store = open_store(phrases)
+    labelled = half(store, True, given.output / "labelled")
+    plain = half(store, False, given.output / "plain")
+    found = {"all labels": whole, "half": trained(given, given.checkpoint, labelled, "half", given.steps)}
+    teacher = given.output / "half" / "boxes" / "best"
+    written = write_boxes(
+        open_model(teacher, Options(device="cpu")),
+        plain,
+        given.output / "found",
+        threshold=given.threshold,
+        overwrite=True,
+    )
+    both = joined(open_store(labelled), open_store(given.output / "found"), given.output / "both")
+    found["self-trained"] = trained(given, given.checkpoint, both, "both", given.steps)
+    found["kept"] = {"share of phrases": 100 * written.kept / written.asked, "boxes": written.boxes}
+    for score in ("any_box_r1", "merged_box_r1", "pointing"):
+        found["self-trained"][f"{score} of all labels"] = 100 * found["self-trained"][score] / max(whole[score], 1e-9)
+    (given.output / "selftrained.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
