@@ -40,6 +40,10 @@ data mine BEST official/train --below 1 --output mined
 plan muge_vit-b-16 model.start={{architecture:\\ tiny}} {DATA} stages.contrast.batch_size=16 stages.contrast.warmup_steps=1
 evaluate BEST official/valid --json scores.json --markdown scores.md
 evaluate BEST goods/valid --by 类目
+evaluate BEST official/valid --swapped --json swapped.json
+data demo scenes --train 12 --valid 6 --boxes
+ground BEST photos/cat/0.png 红色的伞 "a red umbrella" --picture where.png --json where.json
+evaluate BEST scenes/phrases/valid --grounding --json grounding.json
 benchmark BEST --data sets --json benchmark.json --markdown benchmark.md
 search index BEST goods/train --output goods.index
 search query goods.index cat --where 类目=猫
