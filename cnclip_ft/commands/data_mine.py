@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -62,7 +63,8 @@ def mine(
     wishes.check()
     if is_store(Path(checkpoint)) and not is_store(store):
         raise RequestError(
-            f"{checkpoint} is a store: the checkpoint comes first, cnclip-ft data mine {store} {checkpoint} --output {output}"
+            f"{checkpoint} is a store: the checkpoint comes first, "
+            f"{shlex.join(['cnclip-ft', 'data', 'mine', str(store), str(checkpoint), '--output', str(output)])}"
         )
     refuse_overlap(output, [store, checkpoint])
     refuse_place(output, overwrite=overwrite)

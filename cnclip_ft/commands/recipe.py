@@ -65,20 +65,21 @@ def new(
     Example: cnclip-ft recipe new mine.yaml --from two-stages_vit-b-16_roberta
     """
     import os
+    import shlex
 
     from cnclip_ft.recipe_files import find_recipe, load_recipe
     from data_tools.atomic import whole_file
     from data_tools.errors import RequestError
 
     if file.suffix not in (".yaml", ".yml"):
-        raise RequestError(f"{file}: a recipe ends in .yaml: cnclip-ft recipe new {file}.yaml")
+        raise RequestError(f"{file}: a recipe ends in .yaml: cnclip-ft recipe new {shlex.quote(f'{file}.yaml')}")
     if os.path.lexists(file):
         raise RequestError(f"{file} is there already; choose another name")
     load_recipe(begin)  # a file that is none would only be refused later
     text = find_recipe(begin).read_text(encoding="utf-8-sig")
     with whole_file(file, "w") as written:
         written.write(text)
-    say(f"{file}: begun as {begin}. Edit it, see what it would do with: cnclip-ft plan {file}")
+    say(f"{file}: begun as {begin}. Edit it, see what it would do with: cnclip-ft plan {shlex.quote(str(file))}")
 
 
 @app.command()

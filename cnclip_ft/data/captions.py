@@ -38,17 +38,19 @@ def caption_weights(store: PairStore | Mixture, *, kept: bool, languages: Mappin
             weights[start + number] = beside.get("weight", 1.0)
         start += len(each)
     if languages:
-        met = set()
+        factors, met = np.ones(len(store)), set()
         for number, pair in enumerate(store.pairs()):
             language = pair.language or detect_language(pair.text) or ""
             met.add(language)
-            weights[number] *= languages.get(language, 1.0)
+            factors[number] = languages.get(language, 1.0)
         for language in languages:
             if language not in met:
                 raise RequestError(
                     f"data.caption_languages: {language} is named, and no caption of {store.path} is in that language (there are "
                     f"{', '.join(sorted(met - {''})) or 'none'}): data.caption_languages={{}}"
                 )
+        with np.errstate(over="ignore"):
+            weights = np.clip(weights * factors, np.finfo(float).tiny, np.finfo(float).max)  # numbers above 0 they stay
     return weights
 
 
@@ -69,11 +71,14 @@ class OneCaption:
         self._pairs = pairs[order]
         _, self._firsts, counts = np.unique(images[order], return_index=True, return_counts=True)
         self.units = np.arange(len(counts))
-        # Ends of the captions' shares, those of picture n between n and n + 1.
-        ends = weights[order].cumsum()
-        before = ends[self._firsts] - weights[order][self._firsts]
+        # Ends of the captions' shares, those of picture n between n and n + 1. Sums run over all pictures: of weights as they are,
+        # the large ones of one picture would swallow the small ones of the next.
+        unit, shares = np.repeat(self.units, counts), weights[order]
+        if len(counts):
+            shares = shares / np.maximum.reduceat(shares, self._firsts)[unit]
+        ends = shares.cumsum()
+        before = ends[self._firsts] - shares[self._firsts]
         lasts = self._firsts + counts - 1
-        unit = np.repeat(self.units, counts)
         self._ends = unit + (ends - before[unit]) / (ends[lasts] - before)[unit]
         self._ends[lasts] = self.units + 1
         self._begin = np.random.default_rng([seed, _STREAM, part]).random(len(counts))

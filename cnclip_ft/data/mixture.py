@@ -7,6 +7,7 @@ and English ones in another) is one picture: pairs of it are not negatives of ea
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -146,4 +147,4 @@ def stores_of(store: PairStore | Mixture) -> list[PairStore]:
 
 def check_lines(store: PairStore | Mixture) -> str:
     """The commands that look for what is wrong, to type."""
-    return " and ".join(f"`cnclip-ft data check {each.path}`" for each in stores_of(store))
+    return " and ".join(f"`cnclip-ft data check {shlex.quote(str(each.path))}`" for each in stores_of(store))

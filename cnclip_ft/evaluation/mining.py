@@ -270,14 +270,15 @@ def lines(found: Mined, wishes: Wishes) -> list[str]:
     said = [
         table(_HEADS, rows, width=terminal_width()),
         f"for every pair the nearest captions of other pictures, at most {wishes.count}, as {asker} asks. Left out are those that score "
-        f"{wishes.below:.0%} of what the own caption scores, or more; those that read like a caption of the picture; those of another language",
+        f"{100 * wishes.below:g}% of what the own caption scores, or more; those that read like a caption of the picture; those of another language",
         f"pictures alike, which lend each other no negatives: {found.alike:,}",
     ]
     without = int((found.asked & (counts == 0)).sum())
     if without == int(found.asked.sum()):
+        larger = ", or a larger share: --below 1" if wishes.below < 1 else ""
         raise RequestError(
             "no pair gets a negative: every caption of another picture scores as high as the own one, reads the same, or there is none. "
-            "Take a checkpoint that was trained on such data, or a larger share: --below 1"
+            f"Take a checkpoint that was trained on such data{larger}"
         )
     if without:
         said.append(f"without any: {without:,} pairs")

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cnclip_ft.data.official_layout import judged_splits
 from cnclip_ft.evaluation import provenance, published
 from cnclip_ft.evaluation.official_results import refuse_official, write_official
 from cnclip_ft.evaluation.options import Opened, Options, open_model
 from cnclip_ft.evaluation.recall_table import recall_table
-from cnclip_ft.evaluation.twins import TwinScores, find_twins, score_twins, twin_table
+from cnclip_ft.evaluation.twins import Twin, TwinScores, find_twins, score_twins, twin_table
 from cnclip_ft.features import official_files
 from cnclip_ft.features.encode import SplitFeatures, SplitTexts
 from cnclip_ft.features.folder import read_info, read_split
@@ -101,11 +103,23 @@ def score_checkpoint(
 def _add_twins(card: Scorecard, name: str, features: SplitFeatures, opened: Opened) -> None:
     twins = find_twins(features)
     if not twins:
-        card.notes.append(f"{name}: no caption has an attribute to swap (colour, number, position, object)")
+        card.notes.append(
+            f"{name}: no caption has an attribute to swap (colour, number, position, object) for one that another caption has"
+        )
         return
-    found = score_twins(features, opened.text_features([twin.swapped for twin in twins]), twins)
+    found = score_twins(features, _features_of(twins, features, opened), twins)
     card.twins[name] = found
     card.record["splits"][name]["swapped"] = found.as_dict()
+
+
+def _features_of(twins: Sequence[Twin], features: SplitFeatures, opened: Opened) -> torch.Tensor:
+    """Those of the sentences. One that the model reads as the caption itself, as it cuts both before they differ, has the caption's:
+    encoded in another batch it would differ by rounding, and be right by chance."""
+    encode, sentences = opened.model.tokenizer.encode, [twin.swapped for twin in twins]
+    found, own = opened.text_features(sentences), [twin.text for twin in twins]
+    pairs = zip(encode(sentences), encode([features.texts[text] for text in own]), strict=True)
+    alike = torch.tensor([one == other for one, other in pairs])
+    return torch.where(alike[:, None], features.text_features[own], found)
 
 
 def score_features(folder: str | Path, options: Options) -> Scorecard:

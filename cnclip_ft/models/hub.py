@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,10 @@ def _of_its_run(path: Path) -> str:
     if run is None:
         return ""
     found = sorted(str(file.parent) for file in run.glob("*/*/cnclip_ft.json"))
-    return f". The run {run} has {', '.join(found) or 'no checkpoint yet'}; `cnclip-ft train {run}/recipe.yaml --continue` goes on"
+    go_on = shlex.quote(f"{run}/recipe.yaml")
+    return (
+        f". The run {run} has {', '.join(found) or 'no checkpoint yet'}; `cnclip-ft train {go_on} --continue` goes on"
+    )
 
 
 def _is_repository(name: str) -> bool:

@@ -94,7 +94,13 @@ SEPARATORS = re.compile(r"[,，;；.]|\band\b|\bwith\b")
 ANOTHER = re.compile(r"\b(?:another|other|others|each other|opposite|next to each)\b", re.IGNORECASE)
 
 
+# Without case a pattern takes these for i and s: what it finds with them is no word that is known.
+_LOOKALIKES = re.compile("[ıİſ]")
+
+
 def slots(text: str) -> Iterator[Slot]:
+    if _LOOKALIKES.search(text):
+        return
     yield from _colours(text)
     yield from _numbers(text)
     yield from _positions(text)

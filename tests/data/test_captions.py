@@ -50,6 +50,18 @@ def test_an_epoch_is_as_long_as_there_are_pictures_and_shows_each_once():
         assert np.array_equal(drawn, weighted(images, np.ones(500)).epoch(epoch))  # a pure function
 
 
+@pytest.mark.parametrize("weight", [1e-320, 1e17, 1e308])
+def test_weights_of_one_picture_do_not_reach_the_next(weight):
+    """Counts of clicks, or of anything else, may be of any size."""
+    images, weights = np.array([0, 0, 1, 1]), np.array([weight, weight, 1, 3])
+    one = OneCaption(np.arange(4), images, weights, seed=1)
+    drawn = np.stack([one.draw(one.units, visit) for visit in range(400)])  # [400, 2]
+    assert np.array_equal(images[drawn], np.tile([0, 1], (400, 1)))
+    assert (drawn == 1).mean(0)[0] == pytest.approx(0.5, abs=0.01) and (drawn == 3).mean(0)[1] == pytest.approx(
+        0.75, abs=0.01
+    )
+
+
 @pytest.mark.parametrize("weights", [(1, 1, 1, 1, 1), (8, 1, 1, 0.5, 2), (1000, 1, 1, 1, 1), (1e-9, 1, 3, 5, 7)])
 def test_captions_are_drawn_as_often_as_their_weights_say(weights):
     """Within 1 % over epochs, of every picture by itself; and no picture waits long for a caption that is likely."""

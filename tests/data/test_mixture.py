@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cnclip_ft.data.batching import BatchOrder, StageSampler
-from cnclip_ft.data.mixture import Mixture, Part, name_image
+from cnclip_ft.data.mixture import Mixture, Part, check_lines, name_image
 from cnclip_ft.data.pairs import PairDataset, Span, build_table
 from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
 from cnclip_ft.models.preprocessing import SquarePicture
@@ -144,3 +144,15 @@ def test_uncompressed_pictures_of_one_frame_are_two(tmp_path):
 
     red, dark, again = store("red", 255), store("dark", 9), store("again", 255)
     assert len(Mixture([red, dark]).image_ids) == 2 and len(Mixture([red, again]).image_ids) == 1
+
+
+def test_commands_to_type_hold_a_path_with_spaces_together(tmp_path):
+    stores = []
+    for name in ("a", "我的 b"):
+        with StoreWriter(tmp_path / name) as writer:
+            writer.add_image(1, encoded(picture(40, 30), "PNG"))
+            writer.add_pair(1, 1, "猫", "zh")
+            writer.finish()
+        stores.append(open_store(tmp_path / name))
+    said = check_lines(Mixture([Part(store) for store in stores]))
+    assert said == f"`cnclip-ft data check {tmp_path}/a` and `cnclip-ft data check '{tmp_path}/我的 b'`"

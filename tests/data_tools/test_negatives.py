@@ -156,3 +156,12 @@ def test_drawing_goes_from_kind_to_kind_and_repeats_nothing():
     everything = [text for _, text in draw(slots, 10**6, Random(0))]
     assert len(everything) == len(set(everything)) == every
     assert draw([], 3, Random(0)) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["ſix dogs in the park", "a ſilver car", "a whıte car", "a cat in the İNSİDE of a house", "on the rıght side"],
+)
+def test_letters_that_only_look_like_i_and_s_are_passed_over(text):
+    """Old prints and Turkish keyboards: patterns without case find the word, and no table has it."""
+    assert slots_of(text) == []

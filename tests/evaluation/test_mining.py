@@ -236,6 +236,7 @@ def test_requests_that_cannot_be_met_are_answered(tmp_path, checkpoint) -> None:
         (["mine", checkpoint, tmp_path / "bare", *at], "no picture has a caption"),
         (["mine", checkpoint, tmp_path / "single", *at], "no pair gets a negative"),
         (["mine", store, checkpoint, *at], "is a store: the checkpoint comes first"),
+        (["mine", store, tmp_path / "a b", *at], f"cnclip-ft data mine '{tmp_path}/a b' {store} --output"),
         (["mine", checkpoint, tmp_path / "nowhere", *at], "nowhere"),
         (["mine", tmp_path / "nowhere", store, *at], "nowhere"),
         (["mine", checkpoint, store, "--output", store], "is read here"),
