@@ -87,15 +87,28 @@ def ground(
     from cnclip_ft.features import official_files
     from cnclip_ft.features.encode import evaluating
     from cnclip_ft.grounding import drawing, finder
-    from data_tools.errors import DataFault, UserError
+    from data_tools.errors import DataFault, RequestError, UserError
     from data_tools.outputs import holds, refuse_files
     from data_tools.tables import table, terminal_width
 
     options = Options(image_size=image_size, device=device, dtype=dtype, **vars(origin))
     options.check()
     if write_boxes is not None:
+        looked = {
+            "--phrases": phrases, "--method": method not in (None, finder.LEARNT), "--most": most != finder.MOST_BOXES,
+            "--picture": picture, "--json": json_file, "--font": font,
+        }  # fmt: skip
+        other = [name for name, given in looked.items() if given]
+        if other:
+            raise RequestError(
+                f"{', '.join(other)}: not with --write-boxes, which writes all learnt boxes of the phrases of a store's captions. "
+                "Leave out the one or the other"
+            )
         _write_boxes(checkpoint, what, write_boxes, options, threshold, overwrite=overwrite, proceed=resume)
         return
+    for name, given in (("--continue", resume), ("--overwrite", overwrite)):
+        if given:
+            raise RequestError(f"{name} is for --write-boxes DIR: give both, or leave {name} out")
     files, asked = told_apart(what, phrases or [])
     asked = finder.checked_phrases(asked)
     how = finder.How(method, finder.THRESHOLD if threshold is None else threshold, most)

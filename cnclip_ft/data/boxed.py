@@ -10,7 +10,7 @@ import torch
 
 from cnclip_ft.data.pairs import PairTable, padded_length
 from cnclip_ft.models.contract import Preprocessing, Tokenizer
-from data_tools.errors import RequestError
+from data_tools.errors import DataFault, RequestError
 from data_tools.pictures import read_size
 from data_tools.store import PairStore
 
@@ -165,6 +165,16 @@ def part_of(preprocessing: Preprocessing, store: PairStore, image_id: int | str)
     return preprocessing.part(*((height, width) if turned >= 5 else (width, height)))
 
 
+def _part_or_whole(
+    preprocessing: Preprocessing, store: PairStore, image_id: int | str
+) -> tuple[float, float, float, float]:
+    """As `part_of`; of a picture that cannot be read the whole: it is told of and replaced when it is to be decoded."""
+    try:
+        return part_of(preprocessing, store, image_id)
+    except DataFault:
+        return 0.0, 0.0, 1.0, 1.0
+
+
 def _seen(picture: BoxedPicture, part: tuple[float, float, float, float]) -> BoxedPicture | None:
     """A picture's boxes as a tower sees them, in shares of `part`: cut at its edge, and gone where less than half of one is seen."""
     if part == (0.0, 0.0, 1.0, 1.0):
@@ -187,7 +197,7 @@ def build_box_table(store: PairStore, tokenizer: Tokenizer, preprocessing: Prepr
     seen = {
         image_id: own
         for image_id, picture in found.pictures.items()
-        if (own := _seen(picture, part_of(preprocessing, store, image_id))) is not None
+        if (own := _seen(picture, _part_or_whole(preprocessing, store, image_id))) is not None
     }
     if not seen:
         raise RequestError(

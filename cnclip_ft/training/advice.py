@@ -46,7 +46,7 @@ def warnings(context: Context, model: DualEncoder, stages: list[StagePlan]) -> l
                     advised=advised,
                 )
             )
-        if setting.batch_size < 16:
+        if setting.batch_size < 16 and stage.grounding is None:  # pictures with boxes are not compared with each other
             found.append(
                 Said(
                     "{name}: batch {batch} leaves few negatives; give stages.{name}.batch_size=16 or more "

@@ -121,9 +121,13 @@ def _one_rule(
     matches = matches or rest
     if len(matches) != 1:
         said = "no rule covers" if not matches else f"{len(matches)} rules cover"
+        advice = (
+            "Add {tower: heads}: they are what learns boxes."
+            if tower == "heads"
+            else "Add {tower: " + tower + ", part: rest, rate: 0} to freeze what is left."
+        )
         raise RequestError(
-            f"{said} {full} in the train table; every parameter needs exactly one. "
-            + ("Add {tower: " + tower + ", part: rest, rate: 0} to freeze what is left." if not matches else "")
+            f"{said} {full} in the train table; every parameter needs exactly one. " + ("" if matches else advice)
         )
     used.add(matches[0])
     return rules[matches[0]]

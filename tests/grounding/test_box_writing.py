@@ -126,3 +126,9 @@ def test_the_command_says_what_is_kept(place, tmp_path):
     assert ground(place / "store", *wanted, "--overwrite").exit_code == 0
     two = ground(place / "store", place / "store", *wanted)
     assert "takes one store" in str(two.exception)
+    more = ("--json", tmp_path / "out.json", "--most", "3", "--method", "sclip")
+    told = ground(place / "store", *wanted, "--overwrite", *more)
+    assert str(told.exception).startswith("--method, --most, --json: not with --write-boxes")
+    assert ground(place / "store", *wanted, "--overwrite", "--method", "learnt").exit_code == 0
+    for option in ("--continue", "--overwrite"):
+        assert f"{option} is for --write-boxes" in str(ground(__file__, "a dog", option).exception)

@@ -13,12 +13,14 @@ from cnclip_ft.data.boxed import build_box_table, read_boxed
 from cnclip_ft.grounding.matching import Targets, losses, match
 from cnclip_ft.models.checkpoints import load, read_info
 from cnclip_ft.models.heads import new_heads
+from cnclip_ft.models.preprocessing import SquarePicture
 from cnclip_ft.recipe import dump_recipe
+from cnclip_ft.training.advice import warnings
 from cnclip_ft.training.grounding import BoxObjective, GroundStep
 from cnclip_ft.training.plan import describe
 from cnclip_ft.training.run import train
 from data_tools.errors import RequestError
-from data_tools.store import open_store
+from data_tools.store import StoreWriter, open_store
 from tests.training.boxes import boxes_recipe, write_boxes
 from tests.training.helpers import losses as run_losses
 from tests.training.helpers import planned, prepared, records, stopped_after, tiny_model
@@ -219,7 +221,7 @@ def test_the_plan_says_what_is_learnt(place, tmp_path):
         ({"batch_size": 25}, r"larger than the pictures with boxes of .*boxes \(24 pairs\)"),
         (
             {"train": [{"tower": "image"}, {"tower": "text"}, {"tower": "temperature"}]},
-            "no rule covers heads.norm.weight",
+            r"no rule covers heads.norm.weight .* Add {tower: heads}: they are what learns boxes",
         ),
     ],
 )
@@ -228,6 +230,27 @@ def test_what_cannot_learn_boxes_is_refused_in_words(place, tmp_path, changes, s
         changes = {"ground": {"boxes": str(place / changes["ground"]["boxes"])}}
     with pytest.raises(RequestError, match=said):
         planned(boxes_recipe(place, tmp_path / "run", stage=changes))
+
+
+def test_small_batches_of_pictures_are_no_lack_of_negatives(place, tmp_path):
+    said = warnings(*planned(boxes_recipe(place, tmp_path / "run", stage={"batch_size": 8, "train": "heads"})))
+    assert not [each for each in said if "negatives" in each] and [each for each in said if "only 6 steps" in each]
+
+
+def test_a_damaged_picture_is_no_reason_to_stop_where_a_tower_sees_the_middle(place, tmp_path):
+    """What reads it says so and takes another: the plan only asks how large it is."""
+    source, model = open_store(place / "boxes"), tiny_model()
+    with StoreWriter(tmp_path / "damaged") as writer:
+        for image_id in source.image_ids:
+            writer.add_image(image_id, b"no picture" if image_id == 3 else source.image(image_id))
+        for number, (pair, beside) in enumerate(source.pairs_and_beside()):
+            writer.add_pair(pair.image_id, number, pair.text, pair.language, beside=beside or None)
+        writer.finish()
+    table = build_box_table(
+        open_store(tmp_path / "damaged"), model.tokenizer, SquarePicture(32, fit="crop"), "stages.boxes.ground.boxes"
+    )
+    whole = build_box_table(source, model.tokenizer, SquarePicture(32, fit="crop"), "stages.boxes.ground.boxes")
+    assert len(table) == len(whole) == 24
 
 
 def test_a_tower_without_patches_and_a_split_without_boxes_are_refused(place, tmp_path):
