@@ -72,6 +72,7 @@ def test_a_row_of_several_captions_has_one_weight_or_a_list(shop) -> None:
         {"image": "0.jpg", "text": ["a", " ", "b"], "weight": [1, 2, 3], "negatives": [["x"], None, ["y", "z"]]},
         {"image": "1.jpg", "text": ["c", "d"], "weight": "0.5", "negatives": ["x", "x", ""]},
         {"image": "2.jpg", "text": "e", "probability": 0.25, "negatives": "one|text"},
+        {"image": "2.jpg", "text": ["f", "g"], "weight": [None], "negatives": [None]},  # lists of nothing say nothing
     ]
     (shop / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert told(imported(shop / "t.jsonl").store) == {
@@ -80,6 +81,8 @@ def test_a_row_of_several_captions_has_one_weight_or_a_list(shop) -> None:
         "c": {"negatives": ["x"], "weight": 0.5},
         "d": {"negatives": ["x"], "weight": 0.5},
         "e": {"negatives": ["one|text"], "weight": 0.25},
+        "f": {},
+        "g": {},
     }
 
 
