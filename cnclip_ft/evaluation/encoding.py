@@ -42,7 +42,7 @@ class Processes:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from accelerate import PartialState
 
-            self.state = PartialState(cpu=device == "cpu")
+            self.state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available())
         self.index = self.state.process_index if self.state else 0
         self.count = self.state.num_processes if self.state else 1
         self.device = str(self.state.device) if self.state else device

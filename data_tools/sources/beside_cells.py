@@ -38,7 +38,11 @@ def beside_of(negatives: Any, weight: Any, captions: int, untyped: bool) -> list
 
 
 def _blank(cell: Any) -> bool:
-    return cell is None or (isinstance(cell, str) and not cell.strip()) or (isinstance(cell, list) and all(one is None for one in cell))
+    return (
+        cell is None
+        or (isinstance(cell, str) and not cell.strip())
+        or (isinstance(cell, list) and all(one is None for one in cell))
+    )
 
 
 def _negatives(cell: Any, captions: int, untyped: bool) -> list[list[str]]:

@@ -22,6 +22,7 @@ from data_tools.store import StoreWriter, open_store
 from tests.commands.test_data import call
 from tests.data_tools.samples import picture
 from tests.evaluation import tiny
+from tests.training.test_processes import launch
 
 
 def random_unit(count: int, dim: int, seed: int) -> torch.Tensor:
@@ -263,6 +264,20 @@ def test_a_store_that_is_there_is_replaced_when_that_is_said(tmp_path, checkpoin
     assert code == 2 and "--overwrite" in said
     assert call("mine", checkpoint, store, "--output", output, "--below", "1", "--count", "5", "--overwrite")[0] == 0
     assert max(len(beside.get("negatives", [])) for _, beside in open_store(output).all_beside()) > 2
+
+
+@pytest.mark.slow
+def test_processes_of_a_launcher_mine_one_store(tmp_path, checkpoint) -> None:
+    """No device is named: where there is no card they are processes of a CPU."""
+    store = write(tmp_path / "s")
+    wishes = ["--below", "1", "--count", "3"]
+    assert call("mine", checkpoint, store, "--output", tmp_path / "one", *wishes)[0] == 0
+    launch(
+        "import sys; from cnclip_ft.cli import main; sys.argv[0] = 'cnclip-ft'; main()",
+        tmp_path, 2, "data", "mine", str(checkpoint), str(store), "--output", str(tmp_path / "two"), *wishes,
+    )  # fmt: skip
+    one, two = (dict(open_store(tmp_path / name).all_beside()) for name in ("one", "two"))
+    assert one == two and one
 
 
 # The command, killed at its n-th call of a function: before it, or behind it.
