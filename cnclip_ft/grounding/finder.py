@@ -80,7 +80,8 @@ class How:
         """
         if not 0 <= self.threshold <= 1:
             raise RequestError(f"the threshold is {self.threshold:g}; it is a share, from 0 to 1")
-        tower = model.image_tower
+        if self.most < 1:
+            raise RequestError(f"the most boxes of a phrase are {self.most}; at least 1")
         if self.method == LEARNT and model.heads is None:
             raise RequestError(
                 "method learnt: this model has not learnt boxes; train it in a stage of kind ground (docs/training.md#learning-boxes), or give "
@@ -88,10 +89,21 @@ class How:
             )
         if self.method == LEARNT or (self.method is None and model.heads is not None):
             return LEARNT
-        tower.check_patches(self.method)
-        if self.method is not None:
-            return self.method
-        return DEFAULT_METHOD if DEFAULT_METHOD in tower.patch_methods else tower.patch_methods[0]
+        if self.method is None:
+            return default_method(model)
+        model.image_tower.check_patches(self.method)
+        return self.method
+
+
+def default_method(model: DualEncoder) -> str:
+    """The method for maps of cosines, of a model with learnt boxes too: `DEFAULT_METHOD`, or the tower's own.
+
+    Raises:
+        RequestError: the tower has no features of patches.
+    """
+    tower = model.image_tower
+    tower.check_patches(None)
+    return DEFAULT_METHOD if DEFAULT_METHOD in tower.patch_methods else tower.patch_methods[0]
 
 
 def checked_phrases(phrases: str | Iterable[str]) -> list[str]:

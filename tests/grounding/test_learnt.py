@@ -92,6 +92,9 @@ def test_a_model_with_heads_is_asked_for_its_boxes(learnt):
         assert found.score == pytest.approx(float(right.scores[0]), abs=1e-6)
         np.testing.assert_allclose([r.score for r in found.boxes], right.scores[:10], atol=1e-6)
     ((few,),) = finder.ground(learnt, [picture], ["狗"], threshold=1)
+    for most in (0, -1):
+        with pytest.raises(RequestError, match=f"the most boxes of a phrase are {most}; at least 1"):
+            finder.ground(learnt, [picture], ["狗"], most=most)
     assert len(few.boxes) == 1
     ((plain,),) = finder.ground(learnt, [picture], ["狗"], method="maskclip")
     assert not plain.learnt

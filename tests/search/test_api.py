@@ -21,6 +21,7 @@ pytest.importorskip("httpx", reason="not installed: pip install 'cnclip-ft[test]
 from fastapi.testclient import TestClient
 
 from cnclip_ft.grounding.finder import How, decode
+from cnclip_ft.models.heads import new_heads
 from cnclip_ft.search.engine.engine import open_engine
 from cnclip_ft.search.engine.query import Question, vectors
 from cnclip_ft.search.web import decoders
@@ -67,6 +68,13 @@ def test_where_a_question_is_met_is_the_model_s_own_map(client, engine, photos_o
     assert client.get("/api/index").json()["heat"] is True
     like = client.post("/api/images/3/heat", json={"like": 7}).json()
     assert len(like["values"]) == len(heat["values"]) and like["values"] != heat["values"]
+
+
+def test_a_model_with_learnt_boxes_shows_the_same_map(client, engine, monkeypatch):
+    """A question is any vector, of texts and pictures; learnt heads know phrases."""
+    before = client.post("/api/images/7/heat", json={"text": "一只狗"}).json()
+    monkeypatch.setattr(engine.model, "heads", new_heads(engine.model.image_tower))
+    assert client.post("/api/images/7/heat", json={"text": "一只狗"}).json() == before
 
 
 def test_where_nothing_can_be_met_is_refused_in_words(client, engine, monkeypatch):

@@ -12,7 +12,7 @@ import torch
 
 from cnclip_ft.evaluation import provenance
 from cnclip_ft.evaluation.options import Options, open_model
-from cnclip_ft.grounding.finder import Decoded, How, heat_maps
+from cnclip_ft.grounding.finder import Decoded, default_method, heat_maps
 from cnclip_ft.grounding.heat import Heat
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.retrieval import approximate
@@ -119,7 +119,7 @@ class Engine:
         question.check()
         if question.like is not None and not 0 <= question.like < len(self.index):
             raise RequestError(f"no picture {question.like}: there are {len(self.index):,}, from 0")
-        method = How().method_of(self.model)
+        method = default_method(self.model)  # a question is any vector, and learnt heads know phrases
         (vector,) = vectors(self.model, [question], self._features)
         if isinstance(vector, RequestError):
             raise vector
