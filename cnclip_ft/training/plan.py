@@ -93,11 +93,19 @@ def _captions(context: Context) -> list[str]:
         return []
     several = np.unique(table.image_keys, return_counts=True)[1]
     how: str = Said("each as likely", "机会均等")
-    if data.captions == "weighted":
-        ends = table.weights.min(), table.weights.max()
-        how = Said("by weights of {low:g} to {high:g}", "按 {low:g} 到 {high:g} 的权重", low=ends[0], high=ends[1])
-    elif data.caption_languages:
-        named = ", ".join(f"{language} {weight:g}" for language, weight in data.caption_languages.items())
+    named = ", ".join(f"{language} {weight:g}" for language, weight in (data.caption_languages or {}).items())
+    low, high = table.weights.min(), table.weights.max()
+    if data.captions == "weighted" and named:
+        how = Said(
+            "by weights times those of languages ({named}), {low:g} to {high:g}",
+            "按权重乘以语言的倍数（{named}），为 {low:g} 到 {high:g}",
+            named=named,
+            low=low,
+            high=high,
+        )
+    elif data.captions == "weighted":
+        how = Said("by weights of {low:g} to {high:g}", "按 {low:g} 到 {high:g} 的权重", low=low, high=high)
+    elif named:
         how = Said("by language ({named})", "按语言（{named}）", named=named)
     return [
         Said(

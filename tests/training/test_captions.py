@@ -84,6 +84,8 @@ def test_the_plan_says_what_an_epoch_is(weights, tmp_path):
     assert "drawn anew, each as likely" in said
     spoken = recipe_of(weights, tmp_path / "run", "one", data={"caption_languages": {"zh": 2}})
     assert "by language (zh 2)" in describe(*planned(spoken))
+    both = describe(*planned(recipe_of(weights, tmp_path / "run", data={"caption_languages": {"zh": 2}})))
+    assert "drawn anew, by weights times those of languages (zh 2), 1 to 4\n" in both
     assert "one of its captions" not in describe(*planned(recipe_of(weights, tmp_path / "run", "all")))
 
 
