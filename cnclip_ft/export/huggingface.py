@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from cnclip_ft.export.others import quiet
 from cnclip_ft.export.settings import ExportSettings
 from cnclip_ft.models.assembly import describe_model, read_tokenizer
 from cnclip_ft.models.checkpoints import load, read_info, save_checkpoint
@@ -65,7 +66,8 @@ def read_features(target: Path, pixels: torch.Tensor, texts: list[str]) -> tuple
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model = AutoModel.from_pretrained(target, dtype=torch.float32).eval()
+        with quiet():  # it reports our heads, of which it knows nothing; its numbers are compared here
+            model = AutoModel.from_pretrained(target, dtype=torch.float32).eval()
     finally:
         if shown:
             logging.enable_progress_bar()
