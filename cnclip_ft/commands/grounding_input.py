@@ -58,6 +58,8 @@ def _exactly(one: str) -> list[str]:
         if isinstance(error, UnicodeDecodeError):
             raise RequestError(f"--phrases {one} is not UTF-8; save it as UTF-8, a phrase a line") from None
         text = None
+    if text is None and one.strip().lower().endswith(".txt"):
+        raise RequestError(f"--phrases {one}: there is no such file; phrases stand in one as UTF-8, a phrase a line")
     return listed(one) if text is None else unique(text.splitlines())
 
 

@@ -95,6 +95,7 @@ def test_two_hundred_phrases_and_a_line_of_a_picture(checkpoint, here):
         (["红色的伞"], "no picture among '红色的伞'"),
         (["phto.jpg", "红色的伞"], "phto.jpg: there is no such picture; if it is meant as words: --phrases"),
         (["photo.jpg", "dog"], r"dog is a folder here.*dog/\*.jpg.*--phrases 'dog'"),
+        (["photo.jpg", "--phrases", "没有.txt"], "--phrases 没有.txt: there is no such file"),
         (["photo.jpg", "伞", "--threshold", "2"], "the threshold is 2; it is a share"),
         (["photo.jpg", "伞", "--method", "x"], "method 'x': an image tower of kind vit knows maskclip, sclip, naclip"),
         (["photo.jpg", "伞", "--picture", "a.jpg"], "a.jpg: the picture is written as PNG"),
