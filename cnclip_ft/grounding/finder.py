@@ -112,7 +112,10 @@ def checked_phrases(phrases: str | Iterable[str]) -> list[str]:
     Raises:
         RequestError: there is none, or too many.
     """
-    found = phrases_of(phrases) if isinstance(phrases, str) else unique(phrases)
+    listed = [] if isinstance(phrases, str) else list(phrases)
+    if wrong := [phrase for phrase in listed if not isinstance(phrase, str)]:
+        raise RequestError(f"phrases are text, {wrong[0]!r} is {type(wrong[0]).__name__}")
+    found = phrases_of(phrases) if isinstance(phrases, str) else unique(listed)
     if not found:
         raise RequestError('no phrase to look for: say what is to be found, like "红色的伞" or "a red umbrella"')
     if len(found) > MOST_PHRASES:

@@ -31,7 +31,9 @@ def warnings(context: Context, model: DualEncoder, stages: list[StagePlan]) -> l
     found: list[str] = []
     for stage in stages:
         setting, name = stage.setting, stage.name
+        # The published rates are of contrastive training; pictures with boxes are not compared with each other.
         pretrained_image = not stage.image_frozen and not any(part == "image_tower" for part in context.new_parts)
+        pretrained_image &= stage.grounding is None
         advised = suggested_rate(setting.batch_size)
         if pretrained_image and setting.learning_rate > 2 * advised:
             found.append(
@@ -46,7 +48,7 @@ def warnings(context: Context, model: DualEncoder, stages: list[StagePlan]) -> l
                     advised=advised,
                 )
             )
-        if setting.batch_size < 16 and stage.grounding is None:  # pictures with boxes are not compared with each other
+        if setting.batch_size < 16 and stage.grounding is None:
             found.append(
                 Said(
                     "{name}: batch {batch} leaves few negatives; give stages.{name}.batch_size=16 or more "

@@ -42,9 +42,13 @@ class Selection:
         self.so_far = Scores(best=score, best_row=row, risen_to=score)
 
     def beats(self, score: float, guard: float | None = None) -> bool:
-        """Whether this is better than the best so far, and within the guard's limit."""
-        teach = self.setting.teach
-        return ((teach is not None and teach.keep == "last") or score > self.so_far.best) and self.within(guard)
+        """Whether this is better than the best so far, and within the guard's limit.
+
+        Where boxes are learnt, trained weights win over the stage's start at an equal score: before the first hit all score 0.
+        """
+        teach, best = self.setting.teach, self.so_far.best
+        better = score > best or (self.setting.kind == "ground" and score == best and not self.so_far.best_step)
+        return ((teach is not None and teach.keep == "last") or better) and self.within(guard)
 
     def within(self, guard: float | None) -> bool:
         """Whether weights with this score on the guard split may be kept."""

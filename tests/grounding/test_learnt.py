@@ -95,6 +95,8 @@ def test_a_model_with_heads_is_asked_for_its_boxes(learnt):
     for most in (0, -1):
         with pytest.raises(RequestError, match=f"the most boxes of a phrase are {most}; at least 1"):
             finder.ground(learnt, [picture], ["狗"], most=most)
+    with pytest.raises(RequestError, match="phrases are text, 1 is int"):
+        finder.ground(learnt, [picture], [1])
     assert len(few.boxes) == 1
     ((plain,),) = finder.ground(learnt, [picture], ["狗"], method="maskclip")
     assert not plain.learnt

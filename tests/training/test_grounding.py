@@ -11,7 +11,7 @@ import torch
 
 from cnclip_ft.data.boxed import build_box_table, read_boxed
 from cnclip_ft.grounding.matching import Targets, losses, match
-from cnclip_ft.models.checkpoints import load, read_info
+from cnclip_ft.models.checkpoints import load, read_info, save_checkpoint
 from cnclip_ft.models.heads import new_heads
 from cnclip_ft.models.preprocessing import SquarePicture
 from cnclip_ft.recipe import dump_recipe
@@ -235,6 +235,12 @@ def test_what_cannot_learn_boxes_is_refused_in_words(place, tmp_path, changes, s
 def test_small_batches_of_pictures_are_no_lack_of_negatives(place, tmp_path):
     said = warnings(*planned(boxes_recipe(place, tmp_path / "run", stage={"batch_size": 8, "train": "heads"})))
     assert not [each for each in said if "negatives" in each] and [each for each in said if "only 6 steps" in each]
+
+
+def test_rates_of_learning_boxes_are_not_those_of_contrast(place, tmp_path):
+    save_checkpoint(tiny_model(), tmp_path / "start", info={})
+    recipe = boxes_recipe(place, tmp_path / "run", model={"start": str(tmp_path / "start")})
+    assert not [said for said in warnings(*planned(recipe)) if "rate" in said]
 
 
 def test_a_damaged_picture_is_no_reason_to_stop_where_a_tower_sees_the_middle(place, tmp_path):

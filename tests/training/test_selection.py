@@ -165,6 +165,19 @@ def test_a_plateau_counts_from_the_start():
     assert said_in(again.so_far.ended, "zh") == "plateau"
 
 
+def test_boxes_learnt_beat_a_start_that_has_learnt_none():
+    """Before the first hit all weights score 0: those that were trained stay, not the heads as they were drawn."""
+    boxes = Stage(kind="ground", ground={"boxes": "boxes"}, train="heads", steps=6, batch_size=8, learning_rate=1e-3)
+    for setting, kept in ((boxes, 3), (tiny_stage(), 0)):
+        selection = Selection(setting)
+        selection.begin(0.0, {})
+        selection.take(3, 0.0, {})
+        selection.take(6, 0.0, {})
+        assert selection.so_far.best_step == kept
+        selection.take(9, -1.0, {})
+        assert selection.so_far.best_step == kept
+
+
 def test_a_stage_begun_without_a_score_of_its_start_goes_on_as_before():
     """States of the version before hold none: the first validation is the best, and what breaks the guard never is."""
     selection = Selection(tiny_stage(), Guard(split="general", max_drop=2, action="stop"), guard_start=50)
