@@ -33,6 +33,7 @@ ELSEWHERE = {  # what is not run here → why not
     r"^cnclip-ft tune ": "hours; tests/tuning",
     r"DATAPATH|_feat\.jsonl|^cnclip-ft evaluate predictions": "files of the official scripts: tests/evaluation",
     r"two-stages_vit|load_from_name|benchmark ViT-B-16": "published weights: tests/training, tests/test_clip.py",
+    r"--write-boxes": "a model that has learnt boxes: tests/grounding/test_box_writing.py",
     r"--to open_clip": "its text tower is none of ours: tests/export",
     r"runs/mine/recipe\.yaml --continue": "a finished run, which has nothing to continue; training.md continues one",
     r"^cnclip-ft data demo DIR$": "DIR is full here; index.md draws the same",

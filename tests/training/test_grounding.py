@@ -162,9 +162,9 @@ def test_a_run_learns_boxes_and_goes_on_exactly(place, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_two_devices_learn_boxes_as_one(place, tmp_path, one_thread):
-    """Also in micro-batches."""
-    for name, processes, stage in (("one", 1, None), ("both", 2, None), ("parts", 2, {"micro_batch_size": 3})):
-        recipe = boxes_recipe(place, tmp_path / name, stage=stage)
+    """Also in micro-batches. At a rate at which rounding does not grow from step to step: at 1e-3 the second loss is 31."""
+    for name, processes, parts in (("one", 1, {}), ("both", 2, {}), ("parts", 2, {"micro_batch_size": 3})):
+        recipe = boxes_recipe(place, tmp_path / name, stage={"learning_rate": 3e-5} | parts)
         (tmp_path / f"{name}.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
         launch(TRAIN, tmp_path, processes, str(tmp_path / f"{name}.yaml"), "new", "never", "")
     one, judged = run_losses(tmp_path / "one"), records(tmp_path / "one", "validation")[-1]["scores"]
