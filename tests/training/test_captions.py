@@ -47,6 +47,7 @@ def recipe_of(folder, output, captions="weighted", **changes):
     return tiny_recipe(folder, output=str(output), data=data, **changes)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(weights, tmp_path):
     assert train(recipe_of(weights, tmp_path / "whole"))
     recipe = recipe_of(weights, tmp_path / "stopped")

@@ -34,7 +34,7 @@ def recipe_of(two, folder, *, weight=2.0, other="other", cached=True, batches="m
     )
 
 
-@pytest.mark.parametrize("batches", ["mixed", "by_store"])
+@pytest.mark.parametrize("batches", ["mixed", pytest.param("by_store", marks=pytest.mark.slow)])
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(two, tmp_path, batches):
     assert train(recipe_of(two, tmp_path / "whole", batches=batches))
     recipe = recipe_of(two, tmp_path / "stopped", batches=batches)

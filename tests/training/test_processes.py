@@ -174,7 +174,7 @@ def one(stores) -> Path:
 @pytest.mark.parametrize(
     "micro,shares",
     [
-        pytest.param(None, False, id="whole"),
+        pytest.param(None, False, id="whole", marks=pytest.mark.slow),
         pytest.param(2, True, id="fsdp2, accumulated", marks=pytest.mark.slow),
         pytest.param(2, False, id="whole, accumulated", marks=pytest.mark.slow),
         pytest.param(None, True, id="fsdp2", marks=pytest.mark.slow),
