@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from cnclip_ft.data.auto_augment import auto_augment, crop_boxes, fill_of, resized_crops
 from cnclip_ft.data.rand_augment import grey_of, rand_augment
 from cnclip_ft.models.contract import Preprocessing
-from cnclip_ft.recipe import Augmentation
+from cnclip_ft.recipe_stage import Augmentation
 from cnclip_ft.runtime import to_device
 
 

@@ -27,7 +27,7 @@ from cnclip_ft.models.contract import ImageTower
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.preprocessing import DECODER
 from cnclip_ft.models.sums import sum_of
-from cnclip_ft.recipe import Augmentation
+from cnclip_ft.recipe_stage import Augmentation
 from data_tools.atomic import whole_file
 from data_tools.bars import Bar
 from data_tools.errors import UserError

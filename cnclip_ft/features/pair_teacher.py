@@ -24,7 +24,7 @@ from cnclip_ft.features.teacher import Teacher, TeacherFeatures, principal_map
 from cnclip_ft.models.checkpoints import load
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.sums import sum_of
-from cnclip_ft.recipe import Augmentation
+from cnclip_ft.recipe_stage import Augmentation
 from cnclip_ft.runtime import to_device
 from data_tools.store import PairStore
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cnclip_ft.models.dense import Patches, Tokens
+from cnclip_ft.models.dense import HasPatches
 from cnclip_ft.models.schema import Part, TextPart
 from data_tools.errors import RequestError
 
@@ -288,7 +288,7 @@ class Tower(nn.Module, ABC):
         return parameter.ndim >= 2 and "embedding" not in name
 
 
-class ImageTower(Tower):
+class ImageTower(HasPatches, Tower):
     """Pixels in, features out: a trunk, which a feature cache can stand for, and a projection."""
 
     preprocessing: Preprocessing
@@ -370,47 +370,6 @@ class ImageTower(Tower):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.project(self.trunk(pixels))
-
-    @property
-    def patch_methods(self) -> tuple[str, ...]:
-        """What `patches` can be asked for (`models.dense`); () where the tower has no features of single patches."""
-        return ()
-
-    def check_patches(self, method: str | None = None) -> None:
-        """Ask whether there are `patches` by this method, or by any, before anything is read.
-
-        Raises:
-            RequestError: there are none.
-        """
-        if not self.patch_methods:
-            raise RequestError(
-                f"an image tower of kind {self.kind} gives no features of single patches, so nothing can be found in a picture with it. "
-                "Take a checkpoint whose image tower is a ViT; a tower by import path needs a method patches (docs/towers.md#your-own-image-tower-by-import-path)"
-            )
-        if method is not None and method not in self.patch_methods:
-            raise RequestError(
-                f"method {method!r}: an image tower of kind {self.kind} knows {', '.join(self.patch_methods)}"
-            )
-
-    def patches(self, pixels: torch.Tensor, method: str) -> Patches:
-        """What `Preprocessing.normalise` gives, ``[n, …]`` → features of patches, ``[n, patches, output_dim]``.
-
-        Raises:
-            RequestError: as `check_patches`.
-        """
-        self.check_patches(method)
-        raise NotImplementedError(f"{type(self).__name__}.patches")
-
-    def tokens(self, pixels: torch.Tensor) -> Tokens:
-        """What `Preprocessing.normalise` gives → tokens of patches before any projection, and `trunk`, in one walk, with gradient.
-
-        No patch is dropped, whatever `patch_dropout` says.
-
-        Raises:
-            RequestError: as `check_patches`.
-        """
-        self.check_patches()
-        raise NotImplementedError(f"{type(self).__name__}.tokens")
 
     def example(self, count: int) -> torch.Tensor:
         """`count` blank pictures as `Preprocessing.decode` gives them: uint8 ``[count, *shape]`` on the tower's device."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
+
+from data_tools.errors import RequestError
 
 METHODS = ("maskclip", "sclip", "naclip")
 """Ways to change the last block of a ViT, so that a patch's feature tells of the patch and not of the picture:
@@ -48,6 +50,53 @@ class Tokens(NamedTuple):
     pooled: torch.Tensor
     grid: torch.Tensor
     seen: tuple[float, float] = (1.0, 1.0)
+
+
+class HasPatches:
+    """The part of an image tower's contract that not every tower keeps: one that names `patch_methods` has both methods."""
+
+    kind: ClassVar[str]
+
+    @property
+    def patch_methods(self) -> tuple[str, ...]:
+        """What `patches` can be asked for (`METHODS`, `OWN`); () where the tower has no features of single patches."""
+        return ()
+
+    def check_patches(self, method: str | None = None) -> None:
+        """Ask whether there are `patches` by this method, or by any, before anything is read.
+
+        Raises:
+            RequestError: there are none.
+        """
+        if not self.patch_methods:
+            raise RequestError(
+                f"an image tower of kind {self.kind} gives no features of single patches, so nothing can be found in a picture with it. "
+                "Take a checkpoint whose image tower is a ViT; a tower by import path needs a method patches (docs/towers.md#your-own-image-tower-by-import-path)"
+            )
+        if method is not None and method not in self.patch_methods:
+            raise RequestError(
+                f"method {method!r}: an image tower of kind {self.kind} knows {', '.join(self.patch_methods)}"
+            )
+
+    def patches(self, pixels: torch.Tensor, method: str) -> Patches:
+        """What `Preprocessing.normalise` gives, ``[n, …]`` → features of patches, ``[n, patches, output_dim]``.
+
+        Raises:
+            RequestError: as `check_patches`.
+        """
+        self.check_patches(method)
+        raise NotImplementedError(f"{type(self).__name__}.patches")
+
+    def tokens(self, pixels: torch.Tensor) -> Tokens:
+        """What `Preprocessing.normalise` gives → tokens of patches before any projection, and `trunk`, in one walk, with gradient.
+
+        No patch is dropped, whatever `patch_dropout` says.
+
+        Raises:
+            RequestError: as `check_patches`.
+        """
+        self.check_patches()
+        raise NotImplementedError(f"{type(self).__name__}.tokens")
 
 
 Map = Callable[[torch.Tensor], torch.Tensor]

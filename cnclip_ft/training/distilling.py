@@ -20,7 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from cnclip_ft.collectives import gather_rows, gather_rows_detached, sum_over_ranks, world_size
 from cnclip_ft.features.pair_teacher import PairTeacher, TaughtPairs
-from cnclip_ft.recipe import Distill, Stage
+from cnclip_ft.recipe import Stage
+from cnclip_ft.recipe_stage import Distill
 from cnclip_ft.training.context import Context
 from cnclip_ft.training.large_batch import GradientStep
 from cnclip_ft.training.loss import LossOutput, choose_tile

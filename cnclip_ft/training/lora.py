@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.recipe import Lora
+from cnclip_ft.recipe_stage import Lora
 from cnclip_ft.training.optimizer import Entry
 from data_tools.errors import RequestError
 

@@ -15,7 +15,8 @@ from torch import nn
 from cnclip_ft.models.contract import Tower
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.heads import GroundingHeads
-from cnclip_ft.recipe import Lora, Stage, TrainRule
+from cnclip_ft.recipe import Stage
+from cnclip_ft.recipe_stage import Lora, TrainRule
 from cnclip_ft.training.loss import Objective, SigmoidObjective
 from data_tools.errors import RequestError
 

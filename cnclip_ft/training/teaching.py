@@ -14,7 +14,7 @@ import torch
 from cnclip_ft.collectives import sum_over_ranks, world_size
 from cnclip_ft.data.parallel import ParallelTable, build_parallel_table
 from cnclip_ft.features.teacher import Teacher
-from cnclip_ft.recipe import Teach
+from cnclip_ft.recipe_stage import Teach
 from cnclip_ft.runtime import to_device
 from cnclip_ft.training.context import Context
 from cnclip_ft.training.large_batch import GradientStep

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from cnclip_ft.recipe import Stage, TrainRule
+from cnclip_ft.recipe import Stage
+from cnclip_ft.recipe_stage import TrainRule
 from cnclip_ft.training.loss import ContrastiveObjective
 from cnclip_ft.training.optimizer import rules_for
 from cnclip_ft.training.stage_plan import StagePlan, trunk_trains

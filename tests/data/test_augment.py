@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cnclip_ft.data.augment import augment
 from cnclip_ft.data.auto_augment import OPERATIONS as POLICY_OPERATIONS
 from cnclip_ft.data.rand_augment import OPERATIONS, rand_augment
-from cnclip_ft.recipe import Augmentation
+from cnclip_ft.recipe_stage import Augmentation
 
 
 def pictures(n: int = 6, size: int = 32) -> torch.Tensor:

@@ -24,7 +24,7 @@ from cnclip_ft.data.auto_augment import (
     resized_crops,
 )
 from cnclip_ft.models.preprocessing import SquarePicture
-from cnclip_ft.recipe import Augmentation
+from cnclip_ft.recipe_stage import Augmentation
 from tests.official import requires_official, run_official
 
 TIMM = {

@@ -12,7 +12,7 @@ from cnclip_ft.features.frozen_trunk import cache_key
 from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
 from cnclip_ft.models.preprocessing import SquarePicture
 from cnclip_ft.models.start import build_start
-from cnclip_ft.recipe import Augmentation
+from cnclip_ft.recipe_stage import Augmentation
 from cnclip_ft.runtime import from_workers
 from data_tools.errors import UserError
 from data_tools.store import StoreWriter, open_store

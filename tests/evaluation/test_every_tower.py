@@ -21,7 +21,7 @@ IMPORTED = VIT | {"image": "tests.models.tower_fixture:plain"}
 def after_low_rank_updates():
     """A model as a stage with LoRA leaves it: updates trained (here: drawn), then merged."""
     pytest.importorskip("peft")
-    from cnclip_ft.recipe import TrainRule
+    from cnclip_ft.recipe_stage import TrainRule
     from cnclip_ft.training.lora import add_lora, merged
     from cnclip_ft.training.loss import ContrastiveObjective
     from cnclip_ft.training.optimizer import training_table

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import cnclip_ft
 from cnclip_ft.models.checkpoints import save_checkpoint
-from cnclip_ft.models.families.encoder.library import UNREAD
+from cnclip_ft.models.families.encoder.transformers_model import UNREAD
 from cnclip_ft.models.start import build_start
 from data_tools.errors import RequestError
 from tests.families.cards import CARDS

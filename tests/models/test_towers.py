@@ -11,7 +11,7 @@ from cnclip_ft.data.augment import augment
 from cnclip_ft.models.checkpoints import load, save_checkpoint
 from cnclip_ft.models.preprocessing import OPENAI_MEAN, OPENAI_STD, normalise
 from cnclip_ft.models.start import build_start
-from cnclip_ft.recipe import Augmentation
+from cnclip_ft.recipe_stage import Augmentation
 from data_tools.errors import RequestError
 from tests.models.helpers import RESNET, TEXT, VIT, features, pixels, small, tensors
 

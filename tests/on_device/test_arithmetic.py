@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from cnclip_ft.data.augment import augment
-from cnclip_ft.recipe import Augmentation
+from cnclip_ft.recipe_stage import Augmentation
 from cnclip_ft.training.loss import ContrastiveObjective, SigmoidObjective
 from tests.training.helpers import random_batch, tiny_model
 from tests.training.test_loss import brute_info_nce, features

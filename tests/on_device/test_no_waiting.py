@@ -17,7 +17,7 @@ from cnclip_ft.data.augment import augment
 from cnclip_ft.data.batching import BatchOrder
 from cnclip_ft.data.pairs import fixed_lengths, padded_length
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.recipe import Augmentation, Distill
+from cnclip_ft.recipe_stage import Augmentation, Distill
 from cnclip_ft.training import compiling
 from cnclip_ft.training.distilling import DistillStep
 from cnclip_ft.training.large_batch import GradientStep

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from cnclip_ft.features import pair_teacher
 from cnclip_ft.features.pair_teacher import PairTeacher, TaughtPairs
 from cnclip_ft.models.checkpoints import load, save_checkpoint
-from cnclip_ft.recipe import Augmentation, Distill, Recipe, dump_recipe
+from cnclip_ft.recipe import Recipe, dump_recipe
 from cnclip_ft.recipe_files import load_recipe
+from cnclip_ft.recipe_stage import Augmentation, Distill
 from cnclip_ft.training.distilling import DistillStep, distillation
 from cnclip_ft.training.loss import ContrastiveObjective
 from cnclip_ft.training.plan import describe

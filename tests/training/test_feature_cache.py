@@ -16,7 +16,7 @@ from cnclip_ft.features import frozen_trunk as feature_cache
 from cnclip_ft.features import rows as feature_rows
 from cnclip_ft.features.frozen_trunk import FeatureCache
 from cnclip_ft.features.rows import Rows
-from cnclip_ft.recipe import Augmentation
+from cnclip_ft.recipe_stage import Augmentation
 from data_tools.errors import UserError
 from data_tools.store import open_store
 from tests.training.helpers import tiny_model

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cnclip_ft.data.official_layout import split_in, weights_beside
-from cnclip_ft.recipe import Augmentation
 from cnclip_ft.recipe_files import load_recipe
+from cnclip_ft.recipe_stage import Augmentation
 from cnclip_ft.training.context import open_split
 from data_tools.errors import RequestError
 from tests.data_tools.samples import write_official

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cnclip_ft.recipe import Stage, TrainRule
+from cnclip_ft.recipe import Stage
+from cnclip_ft.recipe_stage import TrainRule
 from cnclip_ft.training.loss import ContrastiveObjective, SigmoidObjective
 from cnclip_ft.training.optimizer import RateCurve, apply_table, build_optimizer, rules_for, training_table
 from data_tools.errors import RequestError

@@ -12,8 +12,8 @@ from transformers.utils import logging
 
 from cnclip_ft.models.assembly import Checkpoint
 from cnclip_ft.models.families.encoder import vision
-from cnclip_ft.models.families.encoder.library import of_section
 from cnclip_ft.models.families.encoder.text import EncoderTower, configuration, is_causal
+from cnclip_ft.models.families.encoder.transformers_model import of_section
 from cnclip_ft.models.families.fast_tokenizer import FastTokenizer
 from cnclip_ft.models.formats.bert import TextHalf
 from cnclip_ft.models.formats.cn_clip import is_dropped, modern

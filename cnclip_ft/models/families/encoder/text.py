@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from cnclip_ft.models.contract import TextTower, Tokenizer
-from cnclip_ft.models.families.encoder import library
+from cnclip_ft.models.families.encoder import transformers_model
 from cnclip_ft.models.families.fast_tokenizer import FastTokenizer
 from cnclip_ft.models.families.parts import new_projection, set_checkpointing
 from cnclip_ft.models.known import TEXT_ENCODERS
@@ -45,7 +45,7 @@ def configuration(model_type: str, numbers: dict[str, Any]) -> PretrainedConfig:
         ValueError: the type is no text encoder of transformers, or the numbers are not of it.
     """
     what = f"transformers has {', '.join(TEXT_ENCODERS)} and others like them"
-    config = library.configuration(model_type, numbers, _TYPES, what, "text model")
+    config = transformers_model.configuration(model_type, numbers, _TYPES, what, "text model")
     if config.is_encoder_decoder or None in (getattr(config, key, None) for key in ("hidden_size", "vocab_size")):
         raise ValueError(f"a model of type {model_type} is no encoder of texts by itself; {what}")
     return config
@@ -114,8 +114,8 @@ class EncoderTower(TextTower):
         super().__init__()
         check_pooling(pooling, config)
         config.use_cache = False
-        model = library.laid_out(config)
-        library.leave_mask_unread(model)
+        model = transformers_model.laid_out(config)
+        transformers_model.leave_mask_unread(model)
         if pooling == "pooler" and not hasattr(model, "pooler"):
             raise RequestError(
                 f"pooling pooler: a {config.model_type} of transformers has none: model.start.pooling=mean or model.start.pooling=cls"
@@ -160,7 +160,7 @@ class EncoderTower(TextTower):
         return {
             "kind": self.kind,
             "model_type": self.text_model.config.model_type,
-            "config": library.described(self.text_model.config),
+            "config": transformers_model.described(self.text_model.config),
             "pooling": self.pooling,
             "end_id": self.end_id,
             "positions": self.max_length,
@@ -202,7 +202,7 @@ class EncoderTower(TextTower):
     def blocks(self) -> list[nn.Module]:
         """Embeddings first, then layers, the projection last; what follows the layers goes with the last one."""
         return [
-            *library.stem_and_layers(self.text_model, self.text_model.config.num_hidden_layers),
+            *transformers_model.stem_and_layers(self.text_model, self.text_model.config.num_hidden_layers),
             self.text_projection,
         ]
 

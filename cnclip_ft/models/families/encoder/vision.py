@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_MAPPING_NAMES
 
 from cnclip_ft.models.contract import ImageTower
 from cnclip_ft.models.dense import METHODS, LastBlock, Patches, Tokens, changed, of_transformers
-from cnclip_ft.models.families.encoder import library
+from cnclip_ft.models.families.encoder import transformers_model
 from cnclip_ft.models.families.numbers import unusual_rule, with_picture_rule
 from cnclip_ft.models.families.parts import new_projection, set_checkpointing, square_grid
 from cnclip_ft.models.preprocessing import SquarePicture
@@ -51,7 +51,7 @@ def configuration(model_type: str, numbers: dict[str, Any]) -> PretrainedConfig:
     Raises:
         ValueError: the type is no image encoder of transformers, or the numbers are not of it.
     """
-    config = library.configuration(
+    config = transformers_model.configuration(
         model_type, numbers, _TYPES, f"read here: clip_vision_model, {', '.join(KNOWN)} and others like them", "model"
     )
     if type(getattr(config, "hidden_size", None)) is not int:
@@ -86,7 +86,7 @@ class VisionEncoderTower(ImageTower):
 
     def __init__(self, config: PretrainedConfig, output_dim: int, image_size: int) -> None:
         super().__init__()
-        self.vision_model = library.laid_out(config)
+        self.vision_model = transformers_model.laid_out(config)
         for name, parameter in self.vision_model.named_parameters():
             if name.endswith("mask_token"):  # of its own training; nothing here has a gradient for it
                 parameter.requires_grad_(False)
@@ -123,7 +123,7 @@ class VisionEncoderTower(ImageTower):
         return {
             "kind": self.kind,
             "model_type": self.vision_model.config.model_type,
-            "config": library.described(self.vision_model.config),
+            "config": transformers_model.described(self.vision_model.config),
             "image_size": self.image_size,
         } | unusual_rule(self.preprocessing)
 
@@ -185,7 +185,7 @@ class VisionEncoderTower(ImageTower):
     def blocks(self) -> list[nn.Module]:
         """As of a text encoder: what stands before the layers, the layers, the projection last."""
         return [
-            *library.stem_and_layers(self.vision_model, self.vision_model.config.num_hidden_layers),
+            *transformers_model.stem_and_layers(self.vision_model, self.vision_model.config.num_hidden_layers),
             self.visual_projection,
         ]
 
