@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cnclip_ft.export.graph_files import OPSET, read_graph, save_graph
+from cnclip_ft.export.graph_files import read_graph, save_graph
 from cnclip_ft.export.onnx_encoder import open_session
-from cnclip_ft.export.others import quiet, reason
+from cnclip_ft.export.others import exported
 from cnclip_ft.export.parity import require
 from cnclip_ft.grounding.boxes import corners
 from cnclip_ft.models.dual_encoder import DualEncoder
@@ -49,23 +49,9 @@ def write(model: DualEncoder, folder: Path, dtype: str) -> None:
     phrases = F.normalize(torch.randn(3, dim, generator=generator), dim=1)
     shapes = ({0: torch.export.Dim("batch")}, {0: torch.export.Dim("phrases")})
     place = folder / FILE
-    with quiet(), torch.no_grad():
-        try:
-            program = torch.onnx.export(
-                finder,
-                (pixels, phrases),
-                input_names=list(INPUTS),
-                output_names=list(OUTPUTS),
-                dynamo=True,
-                verbose=False,
-                opset_version=OPSET,
-                dynamic_shapes=shapes,
-            )
-        except Exception as error:  # noqa: BLE001 - a tower by import path may fail in any way
-            raise UserError(f"torch cannot export the boxes to ONNX: {reason(error)}") from None
-        assert program is not None  # it is where dynamo exports
-        save_graph(program.model, place)
-        read_graph(place)  # it is whole
+    save_graph(exported(finder, (pixels, phrases), INPUTS, OUTPUTS, shapes, "the boxes"), place)
+    read_graph(place)  # it is whole
+    with torch.no_grad():
         apart = [
             (torch.from_numpy(found) - expected).abs().max()
             for some, few in ((pixels, phrases), (pixels[:1], phrases[:1]))

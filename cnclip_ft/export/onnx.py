@@ -18,14 +18,14 @@ from cnclip_ft.export import ground_graph, web_layout
 from cnclip_ft.export.graph import BETWEEN, INPUTS, OUTPUT, ImageEncoder, TextEncoder
 from cnclip_ft.export.graph_files import OPSET, extract, open_at, read_graph, save_graph
 from cnclip_ft.export.onnx_encoder import OnnxEncoder
-from cnclip_ft.export.others import quiet, reason
+from cnclip_ft.export.others import exported
 from cnclip_ft.export.quantise import quantise
 from cnclip_ft.export.settings import ExportSettings
 from cnclip_ft.models.checkpoints import TOKENIZER_FILES
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.preprocessing import SquarePicture
 from data_tools.atomic import sync_file
-from data_tools.errors import RequestError, UserError
+from data_tools.errors import RequestError
 from data_tools.outputs import FolderKind, folder_with
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.float32}  # int8 is made from float32
@@ -104,23 +104,9 @@ def write_graph(encoder: nn.Module, side: str, model: DualEncoder, path: Path) -
         example = torch.ones(2, min(7, longest), dtype=torch.int64)
         shapes = ({0: batch, 1: tokens},)
     size = sum(tensor.nbytes for tensor in encoder.state_dict().values())
-    with quiet(), torch.no_grad():
-        try:
-            program = torch.onnx.export(
-                encoder,
-                (example,),
-                input_names=[INPUTS[side]],
-                output_names=[OUTPUT, *BETWEEN[side]],
-                dynamo=True,
-                verbose=False,
-                opset_version=OPSET,
-                dynamic_shapes=shapes,
-            )
-        except Exception as error:  # noqa: BLE001 - a tower by import path may fail in any way
-            raise UserError(f"torch cannot export the {side} tower to ONNX: {reason(error)}") from None
-        assert program is not None  # it is where dynamo exports
-        open_at(program.model, BETWEEN[side][1])
-        save_graph(program.model, path, size)
+    made = exported(encoder, (example,), [INPUTS[side]], [OUTPUT, *BETWEEN[side]], shapes, f"the {side} tower")
+    open_at(made, BETWEEN[side][1])
+    save_graph(made, path, size)
 
 
 def describe(model: DualEncoder, order: ExportSettings) -> dict:

@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from cnclip_ft.grounding.boxes import iou
 from cnclip_ft.grounding.heat import WHOLE, Box, Region
 
 KS = (1, 5, 10)
@@ -122,8 +124,7 @@ def _percent(values: Sequence[float]) -> float:
 
 
 def _rank(found: Sequence[Region], own: np.ndarray) -> int | None:
-    hits = np.array([bool((iou(region.box, own) >= NEAR).any()) for region in found], bool)
-    if not hits.any():
+    if not found or not (hits := _hits(found, own)).any():
         return None
     points = np.array([region.score for region in found])
     best = points[hits].max()
@@ -132,16 +133,20 @@ def _rank(found: Sequence[Region], own: np.ndarray) -> int | None:
 
 def _rank_in_order(found: Sequence[Region], own: np.ndarray) -> int | None:
     """As `_rank`, of boxes whose order is theirs by rule, not by score."""
-    return next((1 + n for n, region in enumerate(found) if bool((iou(region.box, own) >= NEAR).any())), None)
+    if not found or not (hits := _hits(found, own)).any():
+        return None
+    return 1 + int(hits.argmax())
 
 
-def iou(box: Box, others: np.ndarray) -> np.ndarray:
-    """Intersection over union of a box with each of ``[n, 4]``."""
-    one = np.asarray(box, np.float64)
-    low = np.maximum(one[:2], others[:, :2])
-    high = np.minimum(one[:2] + one[2:], others[:, :2] + others[:, 2:])
-    shared = np.clip(high - low, 0, None).prod(1)
-    return shared / (one[2:].prod() + others[:, 2:].prod(1) - shared)
+def _hits(found: Sequence[Region], own: np.ndarray) -> np.ndarray:
+    """Which of the boxes found lie on one of `own`, bool ``[found]``."""
+    stored = (
+        torch.tensor([region.box for region in found], dtype=torch.float64),
+        torch.as_tensor(own, dtype=torch.float64),
+    )
+    mine, right = (torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1) for boxes in stored)
+    hits: np.ndarray = (iou(mine[:, None], right) >= NEAR).any(1).numpy()
+    return hits
 
 
 def enclosing(boxes: np.ndarray) -> np.ndarray:

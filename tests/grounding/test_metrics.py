@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cnclip_ft.grounding.boxes import iou
 from cnclip_ft.grounding.heat import Heat, Region
-from cnclip_ft.grounding.metrics import covered, enclosing, inside, iou, judge, scores
+from cnclip_ft.grounding.metrics import covered, enclosing, inside, judge, scores
 
 LEFT, RIGHT, BOTH = (0.0, 0.0, 0.25, 0.5), (0.75, 0.0, 0.25, 0.5), (0.0, 0.0, 1.0, 0.5)
 SPOT = [(0.1, 0.1, 0.05, 0.05)]
@@ -100,7 +102,9 @@ def test_areas_against_counted_cells(some, others):
     assert covered(*shares) == pytest.approx((one & two).sum() / one.sum())
     first, second = cells(some[:1]), cells(others[:1])
     expected = (first & second).sum() / (first | second).sum()
-    assert iou(shares[0][0], np.array(shares[1][:1])) == pytest.approx([expected])
+    sides = torch.tensor([shares[0][0], shares[1][0]], dtype=torch.float64)
+    one_box, other_box = torch.cat([sides[:, :2], sides[:, :2] + sides[:, 2:]], dim=1)
+    assert float(iou(one_box, other_box)) == pytest.approx(expected)
     x, y, width, height = enclosing(np.array(shares[0]))[0] * 16
     rows, columns = np.nonzero(one)
     assert (x, y, x + width, y + height) == pytest.approx(

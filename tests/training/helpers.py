@@ -64,6 +64,25 @@ def tiny_recipe(folder: Path, **changes) -> Recipe:
     return Recipe.model_validate(content)
 
 
+def one_stage(place: Path, folder: Path, stage: dict[str, Any], **changes) -> Recipe:
+    """Six steps of both towers on `place`/train, judged twice by `place`/valid; `stage` says what else the stage does."""
+    steps = {
+        "steps": 6,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "warmup_steps": 1,
+        "validate_every": 3,
+        "train": "both",
+    }
+    data = {"train": str(place / "train"), "valid": str(place / "valid"), "workers": 0}
+    return Recipe.model_validate(
+        {
+            "data": data, "output": str(folder), "feature_cache": str(folder / "cache"), "log_every": 1,
+            "stages": {"learn": steps | stage}, **changes,
+        }
+    )  # fmt: skip
+
+
 def planned(recipe: Recipe) -> tuple[Context, DualEncoder, list[StagePlan]]:
     """A run before its first step; nothing is written."""
     context, model = make_context(recipe, write=False)

@@ -22,7 +22,7 @@ from cnclip_ft.training.plan import describe
 from cnclip_ft.training.run import train
 from data_tools.errors import RequestError
 from data_tools.store import open_store
-from tests.training.helpers import losses, planned, prepared, random_batch, stopped_after, tiny_model
+from tests.training.helpers import losses, one_stage, planned, prepared, random_batch, stopped_after, tiny_model
 from tests.training.test_processes import MODEL, TRAIN, launch
 from tests.training.test_teaching import ALONE
 
@@ -42,22 +42,12 @@ def place(stores):
 
 
 def recipe_of(place: Path, folder: Path, *, teacher="teacher", distill=None, stage=None, **changes) -> Recipe:
-    steps = {
-        "steps": 6,
-        "batch_size": 8,
-        "learning_rate": 1e-3,
-        "warmup_steps": 1,
-        "validate_every": 3,
-        "train": "both",
-    }
-    data = {"train": str(place / "train"), "valid": str(place / "valid"), "workers": 0}
-    return Recipe.model_validate(
-        {
-            "model": MODEL, "data": data, "output": str(folder), "feature_cache": str(folder / "cache"), "log_every": 1,
-            "stages": {"learn": {"distill": {"teacher": str(place / teacher), **(distill or {})}, **steps, **(stage or {})}},
-            **changes,
-        }
-    )  # fmt: skip
+    return one_stage(
+        place,
+        folder,
+        {"distill": {"teacher": str(place / teacher), **(distill or {})}} | (stage or {}),
+        **({"model": MODEL} | changes),
+    )
 
 
 def taught_by(

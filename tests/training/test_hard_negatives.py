@@ -28,7 +28,7 @@ from data_tools.errors import RequestError
 from data_tools.negatives import mentioned
 from data_tools.scenes import captions, sample_scenes
 from data_tools.store import StoreWriter, open_store
-from tests.training.helpers import losses, planned, prepared, random_batch, stopped_after, tiny_model
+from tests.training.helpers import losses, one_stage, planned, prepared, random_batch, stopped_after, tiny_model
 from tests.training.test_processes import MODEL, TRAIN, launch
 
 
@@ -50,21 +50,9 @@ def place(stores, tmp_path_factory):
 
 
 def recipe_of(place: Path, folder: Path, *, negatives=None, stage=None, **changes) -> Recipe:
-    steps = {
-        "steps": 6,
-        "batch_size": 8,
-        "learning_rate": 1e-3,
-        "warmup_steps": 1,
-        "validate_every": 3,
-        "train": "both",
-    }
-    data = {"train": str(place / "train"), "valid": str(place / "valid"), "workers": 0}
-    return Recipe.model_validate(
-        {
-            "model": MODEL, "data": data, "output": str(folder), "feature_cache": str(folder / "cache"), "log_every": 1,
-            "stages": {"learn": {"negatives": {"count": 3, **(negatives or {})}, **steps, **(stage or {})}}, **changes,
-        }
-    )  # fmt: skip
+    return one_stage(
+        place, folder, {"negatives": {"count": 3, **(negatives or {})}} | (stage or {}), **({"model": MODEL} | changes)
+    )
 
 
 def texts_of(place: Path, seed: int = 0, **setting) -> NegativeTexts:
