@@ -14,7 +14,7 @@ def test_a_stage_learns_boxes(device, stores, tmp_path, elsewhere):
     write_boxes(stores / "boxes", pictures=24, seed=0)
     write_boxes(stores / "held", pictures=12, seed=1)
     recipe = boxes_recipe(
-        stores, tmp_path / "run", stage={"steps": 30, "validate_every": 30, "learning_rate": 3e-3}, precision="fp32"
+        stores, tmp_path / "run", stage={"steps": 30, "validate_every": 30, "learning_rate": 3e-4}, precision="fp32"
     )
     first = {}
     for kind in ("cpu", "cuda"):
@@ -25,5 +25,5 @@ def test_a_stage_learns_boxes(device, stores, tmp_path, elsewhere):
     assert first["cuda"] == pytest.approx(first["cpu"], rel=1e-3)
     assert train(recipe)
     found = losses(tmp_path / "run")
-    assert found["boxes", 30] < 0.8 * found["boxes", 1]
+    assert found["boxes", 30] < 0.5 * found["boxes", 1]
     assert load(tmp_path / "run" / "boxes" / "best").heads is not None
