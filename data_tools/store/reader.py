@@ -8,7 +8,6 @@ import os
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from data_tools.errors import DataFault, RequestError, UserError
 from data_tools.store import environments
 from data_tools.store.beside import Beside
 from data_tools.store.checksum import Checksum, Order
+from data_tools.store.contract import Pair, PairSource
 from data_tools.store.layouts import OFFICIAL, Id, Value, is_pair
 from data_tools.store.manifest import Manifest, read_manifest
 from data_tools.store.pages import damaged
@@ -37,17 +37,7 @@ class ReplacedStore(UserError):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """One text on one image; a text on two images makes two pairs."""
-
-    image_id: Id
-    text_id: Id
-    text: str
-    language: str | None = None  # "zh" | "en" | "mixed", where known
-
-
-class PairStore:
+class PairStore(PairSource):
     """Read access to one split; opened on first use in each process, so it may be sent to workers or held across a fork.
 
     What was opened once stays what is read: another process that finds another store at `path` refuses it.
@@ -197,35 +187,6 @@ class PairStore:
             for number, found in shard.all_beside():
                 yield start + number, found
 
-    def pairs_and_beside(self) -> Iterator[tuple[Pair, Beside]]:
-        """Every pair with what it has beside its text, in order, read in one sweep."""
-        records = self.all_beside()
-        following = next(records, None)
-        for number, pair in enumerate(self.pairs()):
-            if following is not None and following[0] == number:
-                yield pair, following[1]
-                following = next(records, None)
-            else:
-                yield pair, {}
-
-    def missing_image(self, pair: Pair) -> DataFault:
-        """For whoever meets a pair whose image is not among `image_ids`."""
-        return DataFault(
-            f"text {pair.text_id!r} names image {pair.image_id!r}, which the store does not hold",
-            mend="Build the store again from complete source files.",
-            kind="missing-image",
-            file=self.path,
-            item_id=pair.text_id,
-        )
-
-    def image(self, image_id: Id) -> bytes:
-        """The encoded image file.
-
-        Raises:
-            KeyError: no image of this id.
-        """
-        return bytes(self.image_view(image_id))
-
     def image_view(self, image_id: Id) -> bytes | memoryview:
         """The encoded image file as it lies in the store, not copied where the layout allows: not to be kept after `close`.
 
@@ -343,13 +304,6 @@ class PairStore:
         Equal `checksum` and `order` mean: image and pair of any number are the same.
         """
         return self._order
-
-    def texts(self) -> Iterator[tuple[Id | None, Id, str]]:
-        """(image_id, text_id, text) of every pair, then of texts without an image (image_id None)."""
-        for pair in self.pairs():
-            yield pair.image_id, pair.text_id, pair.text
-        for text_id, text, _ in self.lone_texts:
-            yield None, text_id, text
 
     def _bar(self, items: Any, what: str, unit: str, total: int | None = None) -> Any:
         return Bar(items, desc=f"{self.name}: {what}", unit=unit, total=total, delay=2.0)
