@@ -23,6 +23,7 @@ from cnclip_ft.features.frozen_trunk import FeatureCache
 from cnclip_ft.features.teacher import Teacher, TeacherFeatures, principal_map
 from cnclip_ft.models.checkpoints import load
 from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.models.preprocessing import at_size
 from cnclip_ft.models.sums import sum_of
 from cnclip_ft.recipe_stage import Augmentation
 from cnclip_ft.runtime import to_device
@@ -188,9 +189,5 @@ class TaughtPairs:
     @torch.no_grad()
     def see(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 ``[n, 3, s, s]`` as the student sees them → unit float32 ``[n, dim]``."""
-        size = self.teacher.shape[-2:]
-        if pixels.shape[-2:] != size:
-            resized = F.interpolate(pixels.float(), size=size, mode="bicubic", antialias=True, align_corners=False)
-            pixels = resized.round_().clamp_(0, 255).to(torch.uint8)
         with self.autocast():
-            return self._mapped(self.model.image_features(pixels))
+            return self._mapped(self.model.image_features(at_size(pixels, self.teacher.shape[-2:])))

@@ -19,7 +19,7 @@ from cnclip_ft.models.description import checked_description
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.families.chinese_clip.catalog import Architecture
 from cnclip_ft.models.formats.files import Tensors
-from cnclip_ft.models.heads import GroundingHeads
+from cnclip_ft.models.heads import GroundingHeads, completed
 from cnclip_ft.models.registry import image_kinds, text_kind, tokenizer_kind
 from cnclip_ft.models.schema import TextPart
 from data_tools.errors import RequestError
@@ -170,7 +170,7 @@ def assemble(checkpoint: Checkpoint) -> DualEncoder:
     if described := description.get("heads"):
         with torch.device("meta"):
             model.heads = GroundingHeads(**described)
-    fill(model, checkpoint.tensors, source)
+    fill(model, completed(checkpoint.tensors), source)
     return model.eval()
 
 

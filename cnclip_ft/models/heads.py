@@ -1,7 +1,10 @@
 """Boxes and scores off an image tower's patches: heads beside the towers of a dual encoder (OWL-ViT, arXiv 2205.06230).
 
-A region is a patch's token times the pooled token, normalised. It has a box, and for a phrase the score
-``(cosine + shift) · (ELU(scale) + 1)``, with shift and scale of its own; the sigmoid of it is the probability.
+A region is a patch's token x with the pooled token g, normalised: ``x · (a + b · g)`` number by number, a and b learnt. It has a box, and for
+a phrase the score ``(cosine + shift) · (ELU(scale) + 1)``, with shift and scale of its own; the sigmoid of it is the probability.
+
+The paper's region is x · g, a = 0 and b = 1. Here heads begin with a = 1 and b = 0: the signs of g turn those of x from picture to picture, and
+boxes are learnt much slower (docs/grounding.md).
 """
 
 from __future__ import annotations
@@ -59,6 +62,7 @@ class GroundingHeads(nn.Module):
     def __init__(self, width: int, dim: int) -> None:
         super().__init__()
         self.width, self.dim = width, dim
+        self.own, self.times = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
         self.norm = nn.LayerNorm(width)
         self.box = nn.Sequential(
             nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 4)
@@ -83,13 +87,21 @@ class GroundingHeads(nn.Module):
 
     def forward(self, tokens: Tokens) -> Regions:
         places, real = patch_places(tokens.grid, tokens.patches.shape[1], tokens.seen)
-        merged = self.norm(tokens.patches * tokens.pooled[:, None])
+        merged = self.norm(tokens.patches * (self.own + self.times * tokens.pooled)[:, None])
         inner = 1e-4  # sigmoids do not reach the edge
         boxes = _whole(self.box(merged))
         boxes = torch.sigmoid(boxes + torch.logit(places.to(boxes.dtype), eps=inner))
         features = F.normalize(_whole(self.feature(merged)), dim=-1)
         factor = F.elu(_whole(self.scale(merged))) + 1
         return Regions(boxes, features, _whole(self.shift(merged))[..., 0], factor[..., 0], real)
+
+
+def completed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A model's tensors, with what its heads did not say when a region was the product alone."""
+    norm = tensors.get("heads.norm.weight")
+    if norm is None or "heads.own" in tensors:
+        return tensors
+    return {**tensors, "heads.own": torch.zeros_like(norm), "heads.times": torch.ones_like(norm)}
 
 
 def _whole(numbers: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import PIL
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from cnclip_ft.runtime import to_device
@@ -301,3 +302,11 @@ def normalise(
     scale = to_device(torch.tensor([1 / (255 * s) for s in std]), pixels.device).view(1, 3, 1, 1)
     shift = to_device(torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]), pixels.device).view(1, 3, 1, 1)
     return torch.addcmul(shift, pixels.to(torch.float32), scale).to(dtype)
+
+
+def at_size(pixels: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """uint8 squares ``[n, 3, s, s]`` as a tower for pictures of another `size` (height, width) takes them; as they are where that is theirs."""
+    if tuple(pixels.shape[-2:]) == tuple(size):
+        return pixels
+    resized = F.interpolate(pixels.float(), size=list(size), mode="bicubic", antialias=True, align_corners=False)
+    return resized.round_().clamp_(0, 255).to(torch.uint8)

@@ -139,15 +139,7 @@ def make_context(
     guard = recipe.data.guard
     guard_store = open_split(guard.split, "data.guard.split") if guard and guard.split else None
     _refuse_unsaid_languages(recipe, evaluators, guard_store)
-    model, start = build_start(
-        weights_beside(recipe.model.start, recipe.data.train_places()),
-        context_length=recipe.data.context_length,
-        image_size=recipe.model.image_size,
-        max_patches=recipe.model.max_patches,
-        source=recipe.model.source,
-        seed=recipe.seed,
-        trust_import=trust_import,
-    )
+    model, start = start_of(recipe, image_size=recipe.model.image_size, trust_import=trust_import)
     decoder, decoder_reason = choose_decoder(recipe.data.decode, device, model.image_tower.preprocessing)
     workers, most_workers = _workers(recipe, accelerator.num_processes)
     context = Context(
@@ -174,6 +166,19 @@ def make_context(
     )
     model.to(device)
     return context, model
+
+
+def start_of(recipe: Recipe, *, image_size: int | None, trust_import: bool) -> tuple[DualEncoder, LoadReport]:
+    """The model a recipe starts from, for pictures of `image_size` (None: its own); raises as `build_start`."""
+    return build_start(
+        weights_beside(recipe.model.start, recipe.data.train_places()),
+        context_length=recipe.data.context_length,
+        image_size=image_size,
+        max_patches=recipe.model.max_patches,
+        source=recipe.model.source,
+        seed=recipe.seed,
+        trust_import=trust_import,
+    )
 
 
 def _refuse_unsaid_languages(recipe: Recipe, evaluators: dict[str, Evaluator], guard_store: PairStore | None) -> None:

@@ -23,9 +23,10 @@ from cnclip_ft.grounding.matching import Targets, hungarian, losses, match
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.heads import GroundingHeads, Regions, new_heads
 from cnclip_ft.models.modes import evaluation_mode
+from cnclip_ft.models.preprocessing import at_size
 from cnclip_ft.recipe import Stage
 from cnclip_ft.runtime import to_device
-from cnclip_ft.training.context import Context, open_split
+from cnclip_ft.training.context import Context, open_split, start_of
 from cnclip_ft.training.large_batch import GradientStep
 from cnclip_ft.training.loss import LossOutput, Objective
 from cnclip_ft.training.run_state import seed_step
@@ -144,19 +145,28 @@ def heads_of_state(state: dict[str, torch.Tensor]) -> GroundingHeads | None:
     return None if found is None else GroundingHeads(found.shape[1], found.shape[0])
 
 
-def as_it_was(grounding: Grounding | None, model: DualEncoder, state: dict[str, Any] | None) -> DualEncoder | None:
-    """The model as the stage began with it, frozen, for `stay`; None where nothing has to.
+def as_it_was(
+    context: Context, number: int, grounding: Grounding | None, model: DualEncoder, state: dict[str, Any] | None
+) -> DualEncoder | None:
+    """The model as the stage of this number began with it, frozen, for `stay`; None where nothing has to.
+
+    Where the run gives the start larger pictures than its own, its first stage keeps to what the start says of them at its own size:
+    read larger than it has learnt to, it knows less.
 
     Args:
         state: of a run that goes on, which holds it.
     """
     if grounding is None or not grounding.stay:
         return None
-    before = copy.deepcopy(model)
+    if number == 0 and context.recipe.model.image_size is not None and not context.start.new:
+        with torch.random.fork_rng():  # it seeds what it draws
+            before = start_of(context.recipe, image_size=None, trust_import=context.trust_import)[0]
+    else:
+        before = copy.deepcopy(model)
     before.heads = None
     if state is not None:
         before.load_state_dict(state["before"])
-    return before.eval().requires_grad_(False)
+    return before.to(model.device, model.dtype).eval().requires_grad_(False)
 
 
 class GroundStep(GradientStep):
@@ -216,7 +226,8 @@ class GroundStep(GradientStep):
             with self.autocast():
                 images = F.normalize(_whole(self.model.image_tower.project(tokens.pooled)), dim=1)
                 with torch.no_grad():
-                    were = self.before.image_features(pixels)
+                    seen = self.before.image_tower.preprocessing.shape[-2:]
+                    were = self.before.image_features(at_size(pixels, seen) if pixels.ndim == 4 else pixels)
                     said_before = self.before.text_features(ids, mask)
             each.append(self.stay * _moved(images, were, phrases, said_before, own_place))
         self.backward(torch.stack([part.sum() for part in each]).sum() / size)

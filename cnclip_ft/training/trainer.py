@@ -99,7 +99,7 @@ class Trainer:
             whole.heads = heads_of_state(state["model"])
         give_heads(context, plan.number, plan.grounding, whole)
         whole.to(context.device)
-        self.before = as_it_was(plan.grounding, whole, state)
+        self.before = as_it_was(context, plan.number, plan.grounding, whole, state)
         table = _bound(add_lora(whole, list(plan.table)), whole)
         whole.to(context.device)
         if state is not None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from cnclip_ft.grounding.boxes import area, centred, corners, giou, iou, stored
 from cnclip_ft.grounding.matching import ALPHA, GAMMA, Targets, costs, focal, losses, match
+from cnclip_ft.models.checkpoints import load, save_checkpoint
 from cnclip_ft.models.dense import Tokens
-from cnclip_ft.models.heads import PRIOR, GroundingHeads, patch_places
+from cnclip_ft.models.heads import PRIOR, GroundingHeads, new_heads, patch_places
+from tests.training.helpers import tiny_model
 
 
 def random_boxes(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -149,6 +154,31 @@ def test_heads_begin_with_the_patches_own_boxes_and_the_prior():
     torch.testing.assert_close(each[1], regions.scores(words)[1].flip(-1))
 
 
+def test_heads_from_before_are_read_as_the_product(tmp_path):
+    """Regions were patch times pooled alone, and checkpoints say nothing of how they are mixed."""
+    model = tiny_model(dropout=0.0)
+    torch.manual_seed(0)
+    model.heads = new_heads(model.image_tower)
+    torch.nn.init.normal_(model.heads.box[-1].weight)
+    save_checkpoint(model, tmp_path / "new", info={})
+    tensors = load_file(tmp_path / "new" / "model.safetensors")
+    old = {name: tensor for name, tensor in tensors.items() if name not in ("heads.own", "heads.times")}
+    assert len(old) == len(tensors) - 2
+    shutil.copytree(tmp_path / "new", tmp_path / "old")
+    save_file(old, tmp_path / "old" / "model.safetensors")
+    info = json.loads((tmp_path / "old" / "cnclip_ft.json").read_text(encoding="utf-8"))
+    info.pop("weights_sha256", None)
+    (tmp_path / "old" / "cnclip_ft.json").write_text(json.dumps(info), encoding="utf-8")
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        found = load(tmp_path / "old").regions(pixels)
+        assert not torch.equal(found.boxes, load(tmp_path / "new").regions(pixels).boxes)
+        model.eval()
+        model.heads.own.zero_()
+        model.heads.times.fill_(1)
+        torch.testing.assert_close(found.boxes, model.regions(pixels).boxes)
+
+
 def test_a_score_is_what_is_written_down():
     heads = GroundingHeads(8, 6).double()
     for parameter in heads.parameters():
@@ -157,7 +187,8 @@ def test_a_score_is_what_is_written_down():
     words = torch.nn.functional.normalize(torch.randn(3, 6, dtype=torch.float64), dim=1)
     regions = heads(Tokens(tokens, pooled, torch.tensor([[1, 2]])))
     for region in range(2):
-        merged = torch.nn.functional.layer_norm(tokens[0, region] * pooled[0], (8,), heads.norm.weight, heads.norm.bias)
+        mixed = tokens[0, region] * (heads.own + heads.times * pooled[0])
+        merged = torch.nn.functional.layer_norm(mixed, (8,), heads.norm.weight, heads.norm.bias)
         feature = merged @ heads.feature.weight.T + heads.feature.bias
         scale = float(merged @ heads.scale.weight[0] + heads.scale.bias)
         factor = (scale if scale > 0 else math.expm1(scale)) + 1

@@ -13,7 +13,7 @@ from cnclip_ft.data.boxed import build_box_table, read_boxed
 from cnclip_ft.grounding.matching import Targets, losses, match
 from cnclip_ft.models.checkpoints import load, read_info, save_checkpoint
 from cnclip_ft.models.heads import new_heads
-from cnclip_ft.models.preprocessing import SquarePicture
+from cnclip_ft.models.preprocessing import SquarePicture, at_size
 from cnclip_ft.recipe import dump_recipe
 from cnclip_ft.training.advice import warnings
 from cnclip_ft.training.grounding import BoxObjective, GroundStep
@@ -191,6 +191,30 @@ def test_a_stage_on_pairs_comes_first_and_one_goes_on_from_heads(place, tmp_path
     assert "are the start's" in describe(context, model, plans) and not plans[0].grounding.new
 
 
+def test_larger_pictures_keep_to_what_the_start_says_of_its_own(place, tmp_path):
+    """Read at twice its size a model knows less: not that is what shall stay."""
+    start = tmp_path / "start"
+    save_checkpoint(tiny_model(dropout=0.0), start, info={})
+    changes = {"model": {"start": str(start), "image_size": 48}}
+    trainer = prepared(boxes_recipe(place, tmp_path / "run", **changes), 0)
+    assert trainer.model.image_size == 48 and trainer.before.image_size == 32
+    own = load(start)
+    pixels = torch.randint(0, 256, (3, 3, 48, 48), dtype=torch.uint8)
+    smaller = torch.nn.functional.interpolate(pixels.float(), size=(32, 32), mode="bicubic", antialias=True)
+    expected = own.image_features(smaller.round().clamp(0, 255).to(torch.uint8))
+    torch.testing.assert_close(trainer.before.image_features(at_size(pixels, (32, 32))), expected)
+    assert at_size(pixels, (48, 48)) is pixels
+
+    assert train(boxes_recipe(place, tmp_path / "whole", **changes))
+    assert not train(boxes_recipe(place, tmp_path / "stopped", **changes), **stopped_after(("boxes", 4)))
+    assert train(boxes_recipe(place, tmp_path / "stopped", **changes), proceed=True)
+    assert run_losses(tmp_path / "stopped") == run_losses(tmp_path / "whole")
+    # The distance to what it was does not begin at nothing, as it does where the size is the start's.
+    assert records(tmp_path / "whole")[0]["stay"] > 1e-3
+    assert train(boxes_recipe(place, tmp_path / "same", model={"start": str(start)}))
+    assert records(tmp_path / "same")[0]["stay"] < 1e-6
+
+
 def test_what_is_frozen_stays(place, tmp_path):
     trainer = prepared(boxes_recipe(place, tmp_path / "run", stage={"train": "heads"}), 0)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
@@ -221,7 +245,7 @@ def test_the_plan_says_what_is_learnt(place, tmp_path):
         ({"batch_size": 25}, r"larger than the pictures with boxes of .*boxes \(24 pairs\)"),
         (
             {"train": [{"tower": "image"}, {"tower": "text"}, {"tower": "temperature"}]},
-            r"no rule covers heads.norm.weight .* Add {tower: heads}: they are what learns boxes",
+            r"no rule covers heads.own .* Add {tower: heads}: they are what learns boxes",
         ),
     ],
 )
