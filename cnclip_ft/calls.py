@@ -174,7 +174,7 @@ def search(
     The model of the index stays open for the next question.
 
     Args:
-        index: a folder that `search index` wrote.
+        index: a folder that `search index` wrote, or `milvus:PATH.db` and `milvus:http://HOST:19530` (docs/search.md).
         without: words for what is not wanted; `not_weight` says how strongly it pushes away, 0 to 2.
         top: how many, 1 to 1,000.
         image_share: the picture's part beside words, 0 to 1.
@@ -189,15 +189,17 @@ def search(
     Raises:
         RequestError: nothing asked, a number out of its range, or no index.
     """
+    from cnclip_ft.search.engine.engine import open_gallery
     from cnclip_ft.search.engine.query import Question, given_picture
-    from cnclip_ft.search.index.folder import Index
+    from cnclip_ft.search.index.milvus import milvus_place
     from data_tools.columns import parse_where
 
-    pixels = None if image is None else given_picture(Index(index), image)
+    pixels = None if image is None else given_picture(open_gallery(index).info["identity"], image)
     question = Question(text, without, pixels, None, image_share, not_weight, top, parse_where(where))
     question.check()  # before the model is opened
     stamp = (Path(index) / "index.json").stat().st_mtime_ns if (Path(index) / "index.json").is_file() else 0
-    (answer,) = _engine(os.path.abspath(index), checkpoint, device, exact, trust_import, stamp).ask([question])
+    place = os.path.abspath(index) if milvus_place(index) is None else str(index)
+    (answer,) = _engine(place, checkpoint, device, exact, trust_import, stamp).ask([question])
     if isinstance(answer, RequestError):
         raise answer
     return answer

@@ -76,14 +76,15 @@ class Condition:
         if value is None:
             return False
         if self.sign == "=":
-            return str(value) == self.value or _number(value) == _number(self.value) is not None
-        own, limit = _number(value), _number(self.value)
+            return str(value) == self.value or number_of(value) == number_of(self.value) is not None
+        own, limit = number_of(value), number_of(self.value)
         if own is None or limit is None:
             return False
         return {"<": own < limit, "<=": own <= limit, ">": own > limit, ">=": own >= limit}[self.sign]
 
 
-def _number(value: Value) -> float | None:
+def number_of(value: Value) -> float | None:
+    """What conditions compare: thousands separators and a sign of ¥ or $ are passed over; None: no number."""
     try:
         number = float(str(value).replace(",", "").lstrip("¥￥$"))
     except ValueError:
@@ -152,7 +153,7 @@ def parse_where(given: Sequence[str]) -> Where:
     conditions = []
     for text in given:
         found = _CONDITION.fullmatch(text.strip())
-        if found is None or (found["sign"] != "=" and _number(found["value"]) is None):
+        if found is None or (found["sign"] != "=" and number_of(found["value"]) is None):
             raise RequestError(
                 f"--where {text!r} is no condition; write it like 类目=女装 or '价格<100', and '\"a=b\"=c' for a column a=b"
             )

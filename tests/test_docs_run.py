@@ -30,6 +30,7 @@ ELSEWHERE = {  # what is not run here → why not
     r"^(torchrun|accelerate) ": "several processes: tests/training",
     r"^CNCLIP_FT_KILLS=": "an attack loop of an hour",
     r"^curl |^cnclip-ft search serve|--serve( |$)": "a server, which answers until it is stopped: tests/search",
+    r"milvus:http|^export CNCLIP_FT_MILVUS": "a Milvus server: tests/search/test_milvus.py",
     r"^cnclip-ft tune ": "hours; tests/tuning",
     r"DATAPATH|_feat\.jsonl|^cnclip-ft evaluate predictions": "files of the official scripts: tests/evaluation",
     r"two-stages_vit|load_from_name|benchmark ViT-B-16": "published weights: tests/training, tests/test_clip.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +15,6 @@ from data_tools.tables import note, say
 
 if TYPE_CHECKING:
     from cnclip_ft.search.engine.engine import Found
-    from cnclip_ft.search.index.folder import Index
 
 app = typer.Typer(
     help="Index pictures, search them with words and pictures, serve a search page.",
@@ -22,7 +22,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-IndexFolder = Annotated[Path, typer.Argument(metavar="INDEX", help="A folder written by `search index`.")]
+IndexPlace = Annotated[
+    str, typer.Argument(metavar="INDEX", help="A folder written by `search index`, or milvus:PATH.db|http://HOST:PORT.")
+]
 Threshold = Annotated[
     str | None, typer.Option(metavar="FILE|NUMBER", help="Cosine of a match: a number, or `calibrate --json`'s file.")
 ]
@@ -52,10 +54,21 @@ def index(
     *,
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a published name.")],
     what: Annotated[str, typer.Argument(metavar="FOLDER|SPLIT", help="A folder of pictures, or a store.")],
-    output: Annotated[Path, typer.Option(metavar="INDEX", help="Folder for the index.")],
+    output: Annotated[Path | None, typer.Option(metavar="INDEX", help="Folder for the index.")] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="milvus:PLACE",
+            help="Instead of a folder: milvus:PATH.db, or milvus:http://HOST:19530, each with #COLLECTION or without; "
+            "needs cnclip-ft[milvus]. A server's token: environment variable CNCLIP_FT_MILVUS_TOKEN.",
+        ),
+    ] = None,
     approximate: Annotated[
         str | None,
-        typer.Option(help="hnsw, ivf, or none; needs cnclip-ft[faiss]. [default: as it was; ivf beyond 10 million]"),
+        typer.Option(
+            help="hnsw, ivf, or none; in a folder this needs cnclip-ft[faiss]. [default: as it was; beyond 10 million ivf, "
+            "in Milvus hnsw]"
+        ),
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Store float16: half the disk, slower exact search.")] = False,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Encode everything anew, e.g. by another model.")] = False,
@@ -80,6 +93,7 @@ def index(
     from data_tools.errors import RequestError
 
     options = Options(batch_size, workers, device, dtype, **vars(origin), dimensions=dimensions)
+    place = _place(output, to)
     if not serve_it and (host, port) != (_HOST, _PORT):
         raise RequestError("--host and --port say where the page is shown: give --serve too")
     if serve_it:
@@ -87,17 +101,31 @@ def index(
 
         require_serve()
         listen(host, port).close()  # before the pictures: a port in use is said at once
-    build_index(checkpoint, what, output, options, Wishes(half, rebuild, moved, approximate), say)
+    build_index(checkpoint, what, place, options, Wishes(half, rebuild, moved, approximate), say)
     if serve_it:
-        here = {"index": output, "host": host, "port": port, "device": device, "trust_import": origin.trust_import}
+        here = {"index": str(place), "host": host, "port": port, "device": device, "trust_import": origin.trust_import}
         serve(**defaults(serve) | here)
+
+
+def _place(output: Path | None, to: str | None) -> Path | str:
+    from cnclip_ft.search.index.milvus import milvus_place
+    from data_tools.errors import RequestError
+
+    if (output is None) == (to is None):
+        raise RequestError("say where the index goes: --output FOLDER, or --to milvus:PLACE")
+    if output is not None:
+        return output
+    assert to is not None
+    if milvus_place(to) is None:
+        raise RequestError(f"--to {to}: expected milvus:PATH.db or milvus:http://HOST:19530; a folder is --output")
+    return to
 
 
 @app.command()
 @spread
 def query(
     *,
-    index: IndexFolder,
+    index: IndexPlace,
     text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="What is looked for.")] = None,
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture of what is looked for.")] = None,
     without: Annotated[str | None, typer.Option("--not", metavar="TEXT", help="What is not wanted.")] = None,
@@ -116,27 +144,26 @@ def query(
     import json
 
     from cnclip_ft.evaluation.thresholds import read_threshold
-    from cnclip_ft.search.engine.engine import open_engine
+    from cnclip_ft.search.engine.engine import open_engine, open_gallery
     from cnclip_ft.search.engine.query import Question, given_picture
-    from cnclip_ft.search.index.facets import Facets
-    from cnclip_ft.search.index.folder import Index
     from data_tools.columns import parse_where
     from data_tools.errors import RequestError
 
-    opened = Index(index)
-    limit = read_threshold(threshold, opened.info["identity"]["checksum"])
-    given = None if image is None else given_picture(opened, image)
+    gallery = open_gallery(index)
+    identity = gallery.info["identity"]
+    limit = read_threshold(threshold, identity["checksum"])
+    given = None if image is None else given_picture(identity, image)
     question = Question(text, without, given, None, image_share, not_weight, top, parse_where(where or ()), limit)
     question.check()  # before the model is opened
     if question.where:
-        Facets(opened).select(question.where)
-    engine = open_engine(index, **vars(opening), say=note)
+        gallery.check(question.where)
+    engine = open_engine(gallery, **vars(opening), say=note)
     (answer,) = engine.ask([question])
     if isinstance(answer, RequestError):
         raise answer
     if as_json:
         for rank, found in enumerate(answer, 1):
-            typer.echo(json.dumps(_line(engine.index, rank, found), ensure_ascii=False))
+            typer.echo(json.dumps(_line(gallery.info["source"], rank, found), ensure_ascii=False))
         return
     if not answer:
         note("no picture meets the conditions" if limit is None else f"nothing reaches the threshold {limit:.4f}")
@@ -144,10 +171,10 @@ def query(
     say(_table(answer))
 
 
-def _line(index: Index, rank: int, found: Found) -> dict[str, object]:
+def _line(source: Mapping[str, str], rank: int, found: Found) -> dict[str, object]:
     line: dict[str, object] = {"rank": rank, "score": round(found.score, 6), "number": found.number, "id": found.key}
-    if index.info["source"]["kind"] == "folder":
-        line["path"] = str(Path(index.info["source"]["path"]) / str(found.key))
+    if source["kind"] == "folder":
+        line["path"] = str(Path(source["path"]) / str(found.key))
     return line | ({"columns": found.columns} if found.columns else {})
 
 
@@ -172,7 +199,7 @@ def _table(answer: list[Found]) -> str:
 @spread
 def serve(
     *,
-    index: IndexFolder,
+    index: IndexPlace,
     host: Host = _HOST,
     port: Port = _PORT,
     threshold: Threshold = None,
@@ -195,8 +222,7 @@ def serve(
     """
     from cnclip_ft.evaluation.thresholds import read_threshold
     from cnclip_ft.retrieval.tiles import parse_memory
-    from cnclip_ft.search.engine.engine import open_engine
-    from cnclip_ft.search.index.folder import Index
+    from cnclip_ft.search.engine.engine import open_engine, open_gallery
     from cnclip_ft.search.web import serve as web
 
     web.require_serve()
@@ -204,14 +230,15 @@ def serve(
     from cnclip_ft.search.web.gate import is_loopback, names_of
     from cnclip_ft.search.web.password import read_password
 
-    limit = read_threshold(threshold, Index(index).info["identity"]["checksum"])
+    gallery = open_gallery(index)
+    limit = read_threshold(threshold, gallery.info["identity"]["checksum"])
     password = None if password_file is None else read_password(password_file)
     limits = Limits(
         parse_memory(max_upload), max_pixels, decode_seconds=max_decode_seconds, body_seconds=max_request_seconds
     )
     listener = web.listen(host, port)  # before the model: a port in use is said at once
     web.share_cores(opening.device)
-    engine = open_engine(index, **vars(opening), say=note)
+    engine = open_engine(gallery, **vars(opening), say=note)
     prepared = engine.prepare()
     if prepared:
         say(f"prepared: {prepared}")
@@ -226,7 +253,7 @@ def serve(
         password=password,
     )
     place = f"[{host}]" if ":" in host else host
-    say(f"{len(engine.index):,} pictures at http://{place}:{listener.getsockname()[1]}/  (Ctrl-C stops)")
+    say(f"{len(gallery):,} pictures at http://{place}:{listener.getsockname()[1]}/  (Ctrl-C stops)")
     if not local and password is None:
         note(
             f"WARNING: {host} can be reached from other machines. Anyone who reaches this server can search and see "

@@ -45,7 +45,7 @@ def test_an_answer_is_the_engines(client, engine):
 
 def test_a_picture_finds_itself(client, engine, photos_once):
     for number in (0, 7):
-        data = (photos_once / engine.index.key(number)).read_bytes()
+        data = (photos_once / engine.gallery.index.key(number)).read_bytes()
         answer = client.post("/api/search/image", files={"image": ("a.png", data)}, data={"top": "3"}).json()
         assert answer["results"][0]["number"] == number and answer["results"][0]["score"] == pytest.approx(1, abs=1e-3)
         mixed = client.post("/api/search/image", files={"image": data}, data={"text": "狗", "image_share": "0"}).json()
@@ -56,7 +56,7 @@ def test_a_picture_finds_itself(client, engine, photos_once):
 def test_where_a_question_is_met_is_the_model_s_own_map(client, engine, photos_once):
     question = {"text": "一只狗", "not": "车"}
     heat = client.post("/api/images/7/heat", json=question).json()
-    picture = decode(engine.model, photos_once / engine.index.key(7))
+    picture = decode(engine.model, photos_once / engine.gallery.index.key(7))
     expected = engine.heat(Question("一只狗", without="车"), picture)
     assert heat["part"] == list(expected.part) and heat["score"] == pytest.approx(expected.score, abs=1e-4)
     low, high = expected.values.min(), expected.values.max()
@@ -167,13 +167,13 @@ def test_pictures_that_are_gone_or_changed(make, checkpoint, photos, tmp_path):
     engine = open_engine(tmp_path / "i", device="cpu")
     secret = tmp_path / "secret.txt"
     secret.write_text("top secret")
-    (photos / engine.index.key(0)).unlink()
-    (photos / engine.index.key(1)).write_text("no picture any more")
-    (photos / engine.index.key(2)).unlink()
-    (photos / engine.index.key(2)).symlink_to(secret)
-    (photos / engine.index.key(5)).unlink()
-    os.mkfifo(photos / engine.index.key(5))
-    (photos / engine.index.key(6)).write_bytes(tiny.png(99))
+    (photos / engine.gallery.index.key(0)).unlink()
+    (photos / engine.gallery.index.key(1)).write_text("no picture any more")
+    (photos / engine.gallery.index.key(2)).unlink()
+    (photos / engine.gallery.index.key(2)).symlink_to(secret)
+    (photos / engine.gallery.index.key(5)).unlink()
+    os.mkfifo(photos / engine.gallery.index.key(5))
+    (photos / engine.gallery.index.key(6)).write_bytes(tiny.png(99))
     with TestClient(make_app(engine), LOCAL) as client:
         for number in (0, 1, 2, 5, 6):
             content = problem(client.get(f"/api/images/{number}"), 404)

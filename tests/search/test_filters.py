@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -57,13 +56,7 @@ def goods_engine(kept_index):
 def test_columns_whose_names_hold_signs_are_asked_for_and_offered():
     rows = [{"价格<元>": n, "a=b": "cd"[n % 2]} for n in range(10)]
 
-    class Rows(list):
-        info: ClassVar[dict] = {"columns": True}
-
-        def columns(self):
-            return self
-
-    facets = Facets(Rows(rows))
+    facets = Facets(rows, len(rows))
     assert "a=b" in facets.offered()
     assert facets.select(parse_where(['"价格<元>"<3', '"a=b"=d'])).tolist() == [1]
 
@@ -109,12 +102,12 @@ def test_chosen_rows_are_searched_exactly() -> None:
 
 
 def test_what_is_offered_for_choosing(goods_engine, index) -> None:
-    facets = goods_engine.facets
+    facets = goods_engine.gallery.facets
     assert facets.names == ["类目", "价格", "链接", "caption"] and facets.offered()["类目"][0][1] >= 8
     assert dict(facets.offered()["类目"]) == {
         kind: sum(n % 3 == k and n % 7 != 6 for n in range(30)) for k, kind in enumerate(KINDS)
     }
-    assert Facets(Index(index)).names == []
+    assert Facets.of(Index(index)).names == []
 
 
 def test_new_values_reach_the_index_without_encoding(make, checkpoint, kept, kept_index, tmp_path) -> None:

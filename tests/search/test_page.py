@@ -85,7 +85,7 @@ def test_the_keyboard_is_enough(page, engine):
     assert names.index(page.execute_script(focused)) > 2
     page.switch_to.active_element.send_keys(Keys.ARROW_UP + Keys.ENTER)
     until(page, "return !document.getElementById('chip').hidden")
-    number = next(n for n in range(20) if engine.index.key(n) == names[1])
+    number = next(n for n in range(20) if engine.gallery.index.key(n) == names[1])
     (expected,) = engine.ask([Question(like=number, top=24)])
     assert settled(page) == keys_of(expected) and names[1] not in shown(page)
     page.back()
@@ -94,7 +94,7 @@ def test_the_keyboard_is_enough(page, engine):
 
 
 def test_a_picture_of_ones_own(page, engine, photos_once, tmp_path):
-    key = engine.index.key(6)
+    key = engine.gallery.index.key(6)
     page.find_element("id", "file").send_keys(str(photos_once / key))
     assert settled(page)[0] == key
     assert not page.find_element("id", "shareRow").is_displayed()
@@ -195,7 +195,7 @@ def test_where_the_question_is_met_lies_over_the_picture(page, engine):
         return [(at % c.width + .5) / c.width, (Math.floor(at / c.width) + .5) / c.height];"""
     )
     (first,) = engine.ask([Question("狗", top=1)])
-    path = engine.index.info["source"]["path"]
+    path = engine.gallery.index.info["source"]["path"]
     heat = engine.heat(Question("狗"), decode(engine.model, f"{path}/{first[0].key}"))
     x, y, width, height = heat.hottest[0]
     assert x - width / 2 <= bright[0] <= x + 1.5 * width and y - height / 2 <= bright[1] <= y + 1.5 * height
@@ -229,7 +229,7 @@ def test_nothing_is_wider_than_the_window(page):
 def test_words_of_a_name_are_never_markup(page, engine, monkeypatch):
     markup = "<img src=x onerror='window.hacked=1'>"
     monkeypatch.setattr(
-        engine.index, "described", lambda number: (markup, {markup: markup, "链接": "javascript:hacked=1"})
+        engine.gallery.index, "described", lambda number: (markup, {markup: markup, "链接": "javascript:hacked=1"})
     )
     page.find_element("id", "text").send_keys("猫" + Keys.ENTER)
     assert settled(page)[0].startswith("<img")
@@ -240,8 +240,8 @@ def test_words_of_a_name_are_never_markup(page, engine, monkeypatch):
 
 
 def test_a_missing_picture_has_a_place(page, engine, monkeypatch):
-    monkeypatch.setattr(engine.index, "described", lambda number: (f"gone-{number}.png", {}))
-    monkeypatch.setattr(engine.index, "item", lambda number: (f"gone-{number}.png", f"gone{number}"))
+    monkeypatch.setattr(engine.gallery.index, "described", lambda number: (f"gone-{number}.png", {}))
+    monkeypatch.setattr(engine.gallery.index, "item", lambda number: (f"gone-{number}.png", f"gone{number}"))
     page.get(page.current_url.split("#")[0] + "?fresh")
     page.find_element("id", "text").send_keys("鸟" + Keys.ENTER)
     settled(page)
@@ -271,14 +271,14 @@ def test_the_path_that_is_copied(page, engine):
     page.execute_script("document.querySelector('.zoom').click()")
     page.execute_script("Object.defineProperty(navigator, 'clipboard', {value: undefined})")  # as http gives it
     page.find_element("id", "largeCopy").click()
-    path = f"{engine.index.info['source']['path']}/{name}"
+    path = f"{engine.gallery.index.info['source']['path']}/{name}"
     until(page, f"return document.getElementById('said').textContent === {'Copied: ' + path!r}")
     page.switch_to.active_element.send_keys(Keys.ESCAPE)
 
 
 def test_the_end_of_a_name_is_seen(page, engine, monkeypatch):
     long = "2024/一个很长的文件夹名字/another folder with a long name/" + "x" * 60 + "/IMG_0042.jpg"
-    monkeypatch.setattr(engine.index, "described", lambda number: (long, {}))
+    monkeypatch.setattr(engine.gallery.index, "described", lambda number: (long, {}))
     page.find_element("id", "text").send_keys("猫" + Keys.ENTER)
     settled(page)
     inside = """const box = document.querySelector('.name'), text = box.querySelector('bdi').firstChild, r = document.createRange();
@@ -291,12 +291,14 @@ def test_the_end_of_a_name_is_seen(page, engine, monkeypatch):
 def test_words_are_kept_or_set_aside_visibly(page, photos_once, engine):
     page.find_element("id", "text").send_keys("狗" + Keys.ENTER)
     settled(page)
-    page.find_element("id", "file").send_keys(str(photos_once / engine.index.key(6)))
+    page.find_element("id", "file").send_keys(str(photos_once / engine.gallery.index.key(6)))
     until(page, "return document.getElementById('note').textContent.includes('together with the words “狗”')")
     settled(page)
     page.find_element("id", "noteDo").click()
     until(page, "return document.getElementById('note').hidden")
-    assert settled(page)[0] == engine.index.key(6) and page.find_element("id", "text").get_property("value") == ""
+    assert (
+        settled(page)[0] == engine.gallery.index.key(6) and page.find_element("id", "text").get_property("value") == ""
+    )
     page.find_element("id", "text").send_keys("猫" + Keys.ENTER)
     settled(page)
     page.execute_script("document.querySelector('.card').click()")
@@ -307,7 +309,7 @@ def test_words_are_kept_or_set_aside_visibly(page, photos_once, engine):
 
 
 def test_an_address_brings_a_picture_back(page, photos_once, engine):
-    page.find_element("id", "file").send_keys(str(photos_once / engine.index.key(6)))
+    page.find_element("id", "file").send_keys(str(photos_once / engine.gallery.index.key(6)))
     until(page, "return document.querySelector('.card')")
     names = settled(page)
     until(page, "return location.hash.includes('picture=')")

@@ -11,8 +11,8 @@ pytest.importorskip("httpx", reason="not installed: pip install 'cnclip-ft[test]
 from fastapi.testclient import TestClient
 
 from cnclip_ft.retrieval import exact
-from cnclip_ft.search.engine import engine as engines
 from cnclip_ft.search.engine.engine import open_engine
+from cnclip_ft.search.engine.local import LocalGallery
 from cnclip_ft.search.engine.query import DEEPEST, Question
 from cnclip_ft.search.web.api import make_app
 from data_tools.columns import parse_where
@@ -88,15 +88,15 @@ def test_questions_of_all_kinds_in_one_group(engine, monkeypatch):
     assert keys[0] == keys[1]
     assert [getattr(a, "matches", None) for a in together] == [130, 86, 130, 129, 86, 130, None]
     widths: list[int] = []
-    real = engine.search.search
-    monkeypatch.setattr(engine.search, "search", lambda q, k: widths.append((len(q), k)) or real(q, k))
+    real = engine.gallery.finder.search
+    monkeypatch.setattr(engine.gallery.finder, "search", lambda q, k: widths.append((len(q), k)) or real(q, k))
     engine.ask([Question("狗"), Question("猫", top=1000, skip=100), Question("鸟")])
     assert widths == [(2, 20), (1, 1100)]  # the deep one by itself
 
 
 def test_an_approximate_index_does_not_count(shop, monkeypatch):
     engine = open_engine(shop, device="cpu")
-    monkeypatch.setattr(engines.Engine, "exact", False)
+    monkeypatch.setattr(LocalGallery, "exact", False)
     counted, least, chosen = engine.ask(
         [Question("狗"), Question("狗", at_least=-1.0), Question("狗", where=WOMEN, at_least=-1.0)]
     )
@@ -124,4 +124,4 @@ def test_the_folder_is_told_on_this_machine_alone(index):
     for more, told in (({}, True), ({"addresses": True}, False), ({"allowed": frozenset(["proxy.example"])}, False)):
         with TestClient(make_app(opened, **more), LOCAL) as client:
             folder = client.get("/api/index").json()["folder"]
-            assert folder == (opened.index.info["source"]["path"] if told else None)
+            assert folder == (opened.gallery.index.info["source"]["path"] if told else None)

@@ -74,10 +74,10 @@ def test_words_pictures_and_what_is_not_wanted(engine, truth):
 
 def test_more_like_this_leaves_itself_out(engine, truth):
     _, best = truth
-    own = torch.from_numpy(engine.index.features[4])
+    own = torch.from_numpy(engine.gallery.index.features[4])
     (found,) = engine.ask([Question(like=4, top=6)])
     keys, scores = best(own, 7)
-    assert keys[0] == engine.index.key(4) and [hit.key for hit in found] == keys[1:]
+    assert keys[0] == engine.gallery.index.key(4) and [hit.key for hit in found] == keys[1:]
     assert all(hit.number != 4 for hit in found) and scores[1] == pytest.approx(found[0].score, abs=1e-5)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,14 +14,14 @@ from cnclip_ft.evaluation.options import Options, open_model
 from cnclip_ft.grounding.finder import Decoded, default_method, heat_maps
 from cnclip_ft.grounding.heat import Heat
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.retrieval import approximate
-from cnclip_ft.retrieval.approximate import ApproximateSearch
-from cnclip_ft.retrieval.exact import ExactSearch
+from cnclip_ft.search.engine.gallery import Gallery
+from cnclip_ft.search.engine.local import LocalGallery
 from cnclip_ft.search.engine.query import MOST, Question, vectors
 from cnclip_ft.search.engine.quick_text import quicken
-from cnclip_ft.search.index.facets import Facets
+from cnclip_ft.search.engine.remote import MilvusGallery
 from cnclip_ft.search.index.folder import Damaged, Index
 from cnclip_ft.search.index.listing import Key
+from cnclip_ft.search.index.milvus import Away, milvus_place
 from data_tools.errors import RequestError
 from data_tools.store.layouts import Value
 
@@ -51,50 +50,40 @@ Answer = Results | RequestError
 class Engine:
     """Answers questions about an index; several threads may ask."""
 
-    def __init__(self, index: Index, model: DualEncoder, search: ExactSearch | ApproximateSearch) -> None:
-        self.index, self.model, self.search = index, model, search
-        self._features = torch.from_numpy(index.features)
-
-    @cached_property
-    def facets(self) -> Facets:
-        """What is kept of the pictures; reading it takes a second for 200,000 of them."""
-        return Facets(self.index)
-
-    @cached_property
-    def _exact(self) -> ExactSearch:
-        if isinstance(self.search, ExactSearch):
-            return self.search
-        return ExactSearch(self._features, self.index.info["largest_norm"], self.model.device)
+    def __init__(self, gallery: Gallery, model: DualEncoder) -> None:
+        self.gallery, self.model = gallery, model
 
     def prepare(self) -> str:
         """Spend seconds and memory so that every question is quicker: what a server does. Gives what was done, in words."""
         alike = quicken(self.model)
-        copied = isinstance(self.search, ExactSearch) and self.search.keep_copy()
         done = [] if alike is None else [f"text tower with half-precision weights (features alike to {1 - alike:.0e})"]
-        done += ["half-precision copy of the features"] if copied else []
+        done += self.gallery.prepare()
         self.ask([Question(text="暖")])
-        done += [f"filters: {', '.join(self.facets.names)}"] if self.facets.names else []
+        done += [f"filters: {', '.join(self.gallery.names)}"] if self.gallery.names else []
         return ", ".join(done)
 
     @property
     def exact(self) -> bool:
-        return isinstance(self.search, ExactSearch)
+        return self.gallery.exact
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
         """An answer a question, in order; a question that cannot be answered gets its error and harms no other."""
         answers: list[Answer] = [Results() for _ in questions]
         asked: list[int] = []
+        likes: dict[int, torch.Tensor] = {}
         for place, question in enumerate(questions):
             try:
                 question.check()
-                if question.like is not None and not 0 <= question.like < len(self.index):
-                    raise RequestError(f"no picture {question.like}: there are {len(self.index):,}, from 0")
+                if question.skip + question.top > self.gallery.deepest:
+                    raise RequestError(f"this index gives the best {self.gallery.deepest:,} of a question, and no more")
+                if question.like is not None and question.like not in likes:
+                    likes[question.like] = self._vector(question.like)
                 if question.where:
-                    self.facets.select(question.where)
+                    self.gallery.check(question.where)
                 asked.append(place)
             except RequestError as error:
                 answers[place] = error
-        made = vectors(self.model, [questions[place] for place in asked], self._features)
+        made = vectors(self.model, [questions[place] for place in asked], likes)
         usable = [
             (place, vector) for place, vector in zip(asked, made, strict=True) if isinstance(vector, torch.Tensor)
         ]
@@ -104,6 +93,12 @@ class Engine:
         for group in _looked_for_together(usable, questions):
             self._look([questions[place] for place, _ in group], group, answers)
         return answers
+
+    def _vector(self, number: int) -> torch.Tensor:
+        try:
+            return self.gallery.vector(number)
+        except IndexError:
+            raise RequestError(f"no picture {number}: there are {len(self.gallery):,}, from 0") from None
 
     @property
     def has_heat(self) -> bool:
@@ -117,10 +112,9 @@ class Engine:
             RequestError: nothing is asked, or the image tower gives no features of patches.
         """
         question.check()
-        if question.like is not None and not 0 <= question.like < len(self.index):
-            raise RequestError(f"no picture {question.like}: there are {len(self.index):,}, from 0")
+        likes = {} if question.like is None else {question.like: self._vector(question.like)}
         method = default_method(self.model)  # a question is any vector, and learnt heads know phrases
-        (vector,) = vectors(self.model, [question], self._features)
+        (vector,) = vectors(self.model, [question], likes)
         if isinstance(vector, RequestError):
             raise vector
         ((heat,),) = heat_maps(self.model, [picture], [vector[None]], method)
@@ -129,43 +123,20 @@ class Engine:
     def _look(self, questions: list[Question], group: list[tuple[int, torch.Tensor]], answers: list[Answer]) -> None:
         """Fill in the answers of questions that are looked for among the same pictures."""
         where, vectors_of = questions[0].where, torch.stack([vector for _, vector in group])
-        rows = torch.from_numpy(self.facets.select(where)) if where else None
         # One more than asked: a picture that asks for its like is taken out again.
         k = max(question.skip + question.top + (question.like is not None) for question in questions)
-        if rows is None:
-            scores, numbers = self.search.search(vectors_of, k)
-        else:
-            scores, numbers = self._exact.search_among(rows, vectors_of, k)
-        matches = self._count(questions, vectors_of, rows)
-        for (place, _), question, *found in zip(
-            group, questions, scores.tolist(), numbers.tolist(), matches, strict=True
-        ):
-            try:
-                answers[place] = self._found(question, *found)
-            except Damaged as error:
+        try:
+            scores, numbers = self.gallery.search(vectors_of, k, where)
+            matches = self.gallery.counts(questions, vectors_of)
+        except Away as error:
+            for place, _ in group:
                 answers[place] = error
-
-    def _count(
-        self, questions: list[Question], vectors_of: torch.Tensor, rows: torch.Tensor | None
-    ) -> list[int | None]:
-        """How many pictures a question has: those that meet `where` and reach `at_least`, without the one it asks with."""
-        everything = len(self.index) if rows is None else len(rows)
-        found: list[int | None] = [everything] * len(questions)
-        limited = [place for place, question in enumerate(questions) if question.at_least is not None]
-        if limited and rows is None and not self.exact:
-            for place in limited:  # an approximate index is there so that nobody looks at all features
-                found[place] = None
-        elif limited:
-            least = torch.tensor([questions[place].at_least for place in limited], dtype=torch.float64)
-            for place, count in zip(limited, self._exact.count(vectors_of[limited], least, rows).tolist(), strict=True):
-                found[place] = count
-        for place, question in enumerate(questions):
-            count = found[place]
-            if question.like is None or count is None or (rows is not None and question.like not in rows):
-                continue
-            own = float(self._features[question.like].double() @ vectors_of[place].double())
-            found[place] = count - (question.at_least is None or own >= question.at_least)
-        return found
+            return
+        for row, (place, _) in enumerate(group):
+            try:
+                answers[place] = self._found(questions[row], scores[row], numbers[row], matches[row])
+            except (Damaged, Away) as error:
+                answers[place] = error
 
     def _found(self, question: Question, scores: list[float], numbers: list[int], matches: int | None) -> Results:
         found = [(number, score) for number, score in zip(numbers, scores, strict=True) if number >= 0]
@@ -176,8 +147,11 @@ class Engine:
         else:
             found = found[:matches]  # the count is exact, and so is the order
         found = found[question.skip : question.skip + question.top]
-        described = [(number, score, *self.index.described(number)) for number, score in found]
-        return Results([Found(number, key, score, kept) for number, score, key, kept in described], matches)
+        described = self.gallery.described([number for number, _ in found])
+        return Results(
+            [Found(number, key, score, kept) for (number, score), (key, kept) in zip(found, described, strict=True)],
+            matches,
+        )
 
 
 def _looked_for_together(
@@ -193,8 +167,18 @@ def _looked_for_together(
     return [list(some) for _, some in itertools.groupby(sorted(usable, key=lambda item: order[group(item)]), group)]
 
 
+def open_gallery(place: str | Path) -> Gallery:
+    """The pictures of an index: a folder, or `milvus:PATH.db` and `milvus:http://HOST:19530`.
+
+    Raises:
+        RequestError: there is no index, it is unfinished or damaged. Away: the server cannot be reached.
+    """
+    remote = milvus_place(place)
+    return LocalGallery(Index(place)) if remote is None else MilvusGallery(remote)
+
+
 def open_engine(
-    folder: str | Path,
+    index: str | Path | Gallery,
     *,
     checkpoint: str | Path | None = None,
     device: str | None = None,
@@ -206,16 +190,17 @@ def open_engine(
     """Open an index with the model it was made by.
 
     Args:
+        index: its place, or its pictures opened.
         checkpoint: where the model lies now, when it was moved. exact: leave an approximate index aside.
         trust_import: as for `load`.
 
     Raises:
         RequestError: no index, the model is gone, or it is another one.
     """
-    index = Index(folder)
-    made, identity = index.info["checkpoint"], index.info["identity"]
+    gallery = open_gallery(index) if isinstance(index, (str, Path)) else index
+    made, identity = gallery.info["checkpoint"], gallery.info["identity"]
     if not isinstance(made.get("path"), str) or not {"image_size", "checksum"} <= identity.keys():
-        raise Damaged(folder, "index.json does not say by which model it was made")
+        raise Damaged(gallery.place, "it does not say by which model it was made")
     options = Options(
         device=device,
         image_size=identity["image_size"],
@@ -229,23 +214,18 @@ def open_engine(
         if checkpoint is not None or Path(made["path"]).exists():
             raise
         raise RequestError(
-            f"the model of {folder} cannot be opened ({error}). Say where it lies now with --checkpoint"
+            f"the model of {gallery.place} cannot be opened ({error}). Say where it lies now with --checkpoint"
         ) from None
     model = opened.model
     described = provenance.describe_checkpoint(model, checkpoint or made["path"])
     checksum = provenance.weights_sum(described)
     if checksum != identity["checksum"]:
         raise RequestError(
-            f"{folder} was made by another model than {checkpoint or made['path']} is now; give the right one with "
+            f"{gallery.place} was made by another model than {checkpoint or made['path']} is now; give the right one with "
             "--checkpoint, or bring the index up to date: cnclip-ft search index … --rebuild"
         )
     model.eval().requires_grad_(False)
-    features = torch.from_numpy(index.features)
-    search: ExactSearch | ApproximateSearch = ExactSearch(features, index.info["largest_norm"], opened.device)
-    file = index.approximate_file
-    if file is not None and not exact:
-        if approximate.has_faiss():
-            search = approximate.read(file, index.features, index.info["approximate"])
-        else:
-            say(f"note: searching exactly; {approximate.MISSING}")
-    return Engine(index, model, search)
+    noted = gallery.ready(opened.device, exact)
+    if noted:
+        say(noted)
+    return Engine(gallery, model)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,6 @@ import torch.nn.functional as F
 from cnclip_ft.features.encode import encode_texts
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.patches import recorded
-from cnclip_ft.search.index.folder import Index
 from cnclip_ft.search.index.pictures import uploaded_pixels
 from data_tools.columns import EVERYTHING, Where
 from data_tools.errors import DataFault, RequestError
@@ -68,28 +68,28 @@ class Question:
             raise RequestError(f"the weight of what is not wanted is {self.without_weight}; it lies between 0 and 2")
 
 
-def given_picture(index: Index, image: str | Path) -> torch.Tensor:
-    """`pixels` of a question from a file, as the index's model sees pictures.
+def given_picture(identity: Mapping[str, Any], image: str | Path) -> torch.Tensor:
+    """`pixels` of a question from a file, as the model of an index of this identity sees pictures.
 
     Raises:
         RequestError: no such file, or no picture.
     """
     try:
-        return uploaded_pixels(read_file(Path(image)), recorded(index.info["identity"]["image_transform"]))
+        return uploaded_pixels(read_file(Path(image)), recorded(identity["image_transform"]))
     except DataFault as error:
         raise RequestError(error.problem if error.kind == MISSING else f"{image}: {error.problem}") from None
 
 
 def vectors(
-    model: DualEncoder, questions: Sequence[Question], features: torch.Tensor
+    model: DualEncoder, questions: Sequence[Question], likes: Mapping[int, torch.Tensor]
 ) -> list[torch.Tensor | RequestError]:
     """A unit float32 ``[dim]`` a question; all words go through the tower together, and so do all pictures.
 
     The vector is ``(1 − share)·words + share·picture``, made unit, minus ``weight·without``, made unit.
 
     Args:
-        model: in evaluation mode (to put it there costs milliseconds a question). features: ``[n, dim]`` of the
-            index, for `like`.
+        model: in evaluation mode (to put it there costs milliseconds a question). likes: float32 ``[dim]`` of
+            the pictures that questions name as `like`.
 
     Returns:
         In a question's place the error where its parts cancel each other out.
@@ -101,14 +101,14 @@ def vectors(
     with torch.inference_mode():
         known = dict(zip(words, encode_texts(model, words, batch_size=together), strict=True)) if words else {}
         seen = iter(model.image_features(torch.stack(pictures).to(model.device)).float().cpu() if pictures else ())
-    return [_combine(q, known, next(seen) if q.pixels is not None else None, features) for q in questions]
+    return [_combine(q, known, next(seen) if q.pixels is not None else None, likes) for q in questions]
 
 
 def _combine(
-    question: Question, known: dict[str, torch.Tensor], picture: torch.Tensor | None, features: torch.Tensor
+    question: Question, known: dict[str, torch.Tensor], picture: torch.Tensor | None, likes: Mapping[int, torch.Tensor]
 ) -> torch.Tensor | RequestError:
     if question.like is not None:
-        picture = features[question.like].float()
+        picture = likes[question.like]
     text = known.get(question.text) if question.text else None
     wanted = picture if text is None else text
     if text is not None and picture is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -16,19 +16,27 @@ _OFFERED = 60  # values of a column up to which it is offered for choosing
 
 
 class Facets:
-    """Read once from the index; 4 bytes a picture and column, and every value once."""
+    """Read once; 4 bytes a picture and column, and every value once.
 
-    def __init__(self, index: Index) -> None:
+    Args:
+        columns: what is kept of each of `count` pictures, in order.
+    """
+
+    def __init__(self, columns: Iterable[Mapping[str, Value]], count: int) -> None:
         self._values: dict[str, dict[Value, int]] = {}
         codes: dict[str, array[int]] = {}
-        for number, row in enumerate(index.columns() if index.info.get("columns") else ()):
+        for number, row in enumerate(columns):
             for name, value in row.items():
                 if name not in codes:
-                    codes[name], self._values[name] = array("i", [-1]) * len(index), {}
+                    codes[name], self._values[name] = array("i", [-1]) * count, {}
                 codes[name][number] = self._values[name].setdefault(value, len(self._values[name]))
         self._codes = {name: np.frombuffer(found, np.int32) for name, found in codes.items()}
         # A server is asked with few conditions again and again.
         self.select: Callable[[Where], np.ndarray] = lru_cache(64)(self._select)
+
+    @classmethod
+    def of(cls, index: Index) -> Facets:
+        return cls(index.columns() if index.info.get("columns") else (), len(index))
 
     @property
     def names(self) -> list[str]:

@@ -16,7 +16,10 @@ from cnclip_ft.features.encode import Meter, evaluating
 from cnclip_ft.models.preprocessing import DECODER
 from cnclip_ft.retrieval import approximate as approximate_search
 from cnclip_ft.search.index.folder import INDEX, Index, IndexWriter, is_index
+from cnclip_ft.search.index.identity import check_same
 from cnclip_ft.search.index.listing import Key, Listing, list_source
+from cnclip_ft.search.index.milvus import Milvus, milvus_place
+from cnclip_ft.search.index.milvus_renewal import Sink, renew_collection
 from cnclip_ft.search.index.parts import Parts
 from cnclip_ft.search.index.pictures import UNREAD, encode_pictures
 from data_tools.errors import RequestError, UserError
@@ -42,8 +45,6 @@ class Wishes:
         kinds = ("none", *approximate_search.KINDS)
         if self.approximate is not None and self.approximate not in kinds:
             raise RequestError(f"--approximate is {self.approximate!r}; use one of {', '.join(kinds)}")
-        if self.approximate in approximate_search.KINDS:
-            approximate_search.require_faiss()
 
 
 def build_index(
@@ -54,7 +55,7 @@ def build_index(
     wishes: Wishes,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Make or bring up to date the index `output` of a folder or a store.
+    """Make or bring up to date the index `output`, a folder or `milvus:…`, of a folder of pictures or a store.
 
     Raises:
         RequestError: the request cannot be used, or `output` is of another checkpoint or source.
@@ -62,11 +63,19 @@ def build_index(
     """
     options.check()
     wishes.check()
+    place = milvus_place(output)
+    if place is not None and wishes.half:
+        raise RequestError("--half is for an index in a folder; Milvus keeps its vectors itself")
     output = Path(output)
-    if output.exists() and not output.is_dir():
-        raise RequestError(f"{output} is a file; --output is a folder")
-    refuse_overlap(output, [what, checkpoint])
-    INDEX.refuse_other(output)
+    if place is None:
+        if wishes.approximate in approximate_search.KINDS:
+            approximate_search.require_faiss()
+        if output.exists() and not output.is_dir():
+            raise RequestError(f"{output} is a file; --output is a folder")
+        refuse_overlap(output, [what, checkpoint])
+        INDEX.refuse_other(output)
+    else:
+        Milvus(place).close()  # before the model: a server that is away is said at once
     listing = list_source(what)
     opened = replace(open_model(checkpoint, options), checkpoint=_whole_path(checkpoint))
     model, described = opened.model, opened.described()
@@ -79,9 +88,28 @@ def build_index(
         "image_transform": settings["image_transform"],
         **({} if model.narrowed is None else {"dimensions": model.narrowed}),
     }
+    about = {
+        "checkpoint": made_by,
+        "identity": identity,
+        "settings": settings,
+        "source": {"kind": listing.kind, "name": listing.name, "path": str(listing.path)},
+    }
+    if place is not None:
+        with evaluating(model, dtype=opened.dtype):
+            renew_collection(
+                place,
+                listing,
+                {**about, "dim": model.image_tower.output_dim, "versions": provenance.versions()},
+                rebuild=wishes.rebuild,
+                moved=wishes.moved,
+                approximate=wishes.approximate,
+                encode=lambda keys, sink: _encode(opened, keys, listing, sink, say),
+                say=say,
+            )
+        return
     old = Index(output) if is_index(output) and not wishes.rebuild else None
     if old is not None:
-        _check_same(old, identity, listing, wishes)
+        check_same(old.info, old.folder, identity, listing, wishes.moved)
     try:
         output.mkdir(parents=True, exist_ok=True)
         lock = FileLock(output / "lock", "writing this index")
@@ -99,13 +127,8 @@ def build_index(
         if unseen:
             say(f"{unseen:,} pictures of the index lie where nobody could look now; they are kept")
         with evaluating(model, dtype=opened.dtype):
-            _encode(opened, state, say)
-        about = {
-            "checkpoint": made_by,
-            "identity": identity,
-            "settings": settings,
-            "source": {"kind": listing.kind, "name": listing.name, "path": str(listing.path)},
-        }
+            if state.wanted:
+                _encode(opened, state.wanted, listing, parts, say)
         _finish(output, state, about, wishes, model.image_tower.output_dim, say)
         parts.remove()
     finally:
@@ -115,30 +138,6 @@ def build_index(
 def _whole_path(checkpoint: str | Path) -> str:
     """Absolute, so that the index finds its model from anywhere; a published name as it is."""
     return str(Path(checkpoint).resolve()) if Path(checkpoint).exists() else str(checkpoint)
-
-
-def _check_same(old: Index, identity: dict[str, Any], listing: Listing, wishes: Wishes) -> None:
-    # Older indexes say how pictures were prepared among their settings.
-    before = {"image_transform": old.info.get("settings", {}).get("image_transform")} | old.info.get("identity", {})
-    path = old.info["source"]["path"]
-    if before.get("checksum") != identity["checksum"]:
-        made = old.info["checkpoint"].get("path")
-        raise RequestError(
-            f"{old.folder} was made by another checkpoint ({made}, checksum {str(before.get('checksum'))[:12]}…, this one "
-            f"has {identity['checksum'][:12]}…), and features of two models cannot be compared. Encode all "
-            f"{len(listing.stamps):,} pictures anew with --rebuild, or choose another --output"
-        )
-    now = {"dimensions": None} | identity
-    changed = [f"{key} {before.get(key)} → {value}" for key, value in now.items() if before.get(key) != value]
-    if changed:
-        raise RequestError(
-            f"{old.folder} was made with other settings ({', '.join(changed)}); give the same ones, or --rebuild"
-        )
-    if path != str(listing.path) and not wishes.moved:
-        raise RequestError(
-            f"{old.folder} is the index of {path}, not of {listing.path}. Choose another --output; if the pictures were "
-            "moved, say --moved (what has kept path, size and time is not encoded again); or say --rebuild"
-        )
 
 
 class _State:
@@ -194,14 +193,12 @@ class _State:
         return self.parts.rows(part, index) if part >= 0 or self.old is None else self.old.features[index]
 
 
-def _encode(opened: Opened, state: _State, say: Callable[[str], None]) -> None:
-    if not state.wanted:
-        return
-    meter = Meter(len(state.wanted), "pictures")
+def _encode(opened: Opened, wanted: list[Key], listing: Listing, sink: Sink, say: Callable[[str], None]) -> None:
+    meter = Meter(len(wanted), "pictures")
     batches = encode_pictures(
         opened.model,
-        state.wanted,
-        state.listing.read,
+        wanted,
+        listing.read,
         batch_size=opened.batch_size,
         workers=opened.workers,
         meter=meter,
@@ -210,12 +207,12 @@ def _encode(opened: Opened, state: _State, say: Callable[[str], None]) -> None:
         for keys, faults, features in batches:
             # An empty stamp is never equal: a picture that could not be read is tried again the next time.
             rows = [
-                (key, "" if fault and fault.startswith(UNREAD) else state.listing.stamps[key], fault)
+                (key, "" if fault and fault.startswith(UNREAD) else listing.stamps[key], fault)
                 for key, fault in zip(keys, faults, strict=True)
             ]
-            state.parts.add(rows, features)
+            sink.add(rows, features)
     finally:
-        state.parts.flush()
+        sink.flush()
         meter.close()
     say(meter.line("pictures"))
 

@@ -21,6 +21,7 @@ from cnclip_ft.grounding.finder import Decoded
 from cnclip_ft.search.engine.engine import Engine, Found
 from cnclip_ft.search.engine.query import IMAGE_SHARE, WITHOUT_WEIGHT, Question
 from cnclip_ft.search.index.folder import Damaged
+from cnclip_ft.search.index.milvus import Away
 from cnclip_ft.search.web.batcher import Batcher, Busy, threads_for
 from cnclip_ft.search.web.decoder import SIDES
 from cnclip_ft.search.web.decoders import TOO_SLOW, Decoders
@@ -102,8 +103,8 @@ def make_app(
     limits = limits or Limits()
     batcher = Batcher(engine.ask, threads_for(engine.model.device.type))
     sent, shown = (Decoders(limits.decoders, waiting, limits.decode_seconds, limits.pixels) for waiting in (16, 512))
-    source = engine.index.info["source"]
-    thumbnails = Thumbnails(source["kind"], source["path"], engine.index.item, shown)
+    source = engine.gallery.info["source"]
+    thumbnails = Thumbnails(source["kind"], source["path"], engine.gallery.item, shown)
     looking = asyncio.Lock()  # one picture at a time through the image tower: questions come first
     private = not addresses and not allowed and names == LOOPBACK
     page = read_page()
@@ -140,6 +141,7 @@ def make_app(
     app.add_exception_handler(RequestValidationError, _validation_problem)
     app.add_exception_handler(Busy, _busy)
     app.add_exception_handler(Damaged, _damaged)
+    app.add_exception_handler(Away, _away)
     app.add_exception_handler(Gone, _gone)
 
     @app.get("/", include_in_schema=False)
@@ -155,7 +157,7 @@ def make_app(
         """What is searched, and the limits."""
         return About(
             name=printable(source["name"]),
-            images=len(engine.index),
+            images=len(engine.gallery),
             exact=engine.exact,
             threshold=threshold,
             max_upload_bytes=limits.upload_bytes,
@@ -163,10 +165,10 @@ def make_app(
             max_text=TEXT,
             folder=printable(source["path"]) if private and source["kind"] == "folder" else None,
             heat=engine.has_heat,
-            columns=[printable(name) for name in engine.facets.names],
+            columns=[printable(name) for name in engine.gallery.names],
             facets=[
                 Facet(column=name, choices=[Choice(value=str(value), images=count) for value, count in values])
-                for name, values in engine.facets.offered().items()
+                for name, values in engine.gallery.offered().items()
             ],
         )
 
@@ -218,7 +220,7 @@ def make_app(
 
     async def _answer(question: Question, began: float) -> Answer:
         answer = await batcher.ask(question)
-        if isinstance(answer, Damaged):
+        if isinstance(answer, (Damaged, Away)):
             raise answer
         if isinstance(answer, RequestError):
             raise HTTPException(422, str(answer))
@@ -242,13 +244,13 @@ def make_app(
     ) -> Response:
         """A picture of the index, made small; 404 where it is not there any more."""
         try:
-            tag = f'"{engine.index.item(number)[1]}-{size}"'
+            tag = f'"{engine.gallery.item(number)[1]}-{size}"'
             headers = {"ETag": tag, "Cache-Control": "private, max-age=600"}
             if if_none_match == tag:
                 return Response(status_code=304, headers=headers)
             data = await thumbnails.get(number, size)
         except IndexError:
-            raise _no_picture(len(engine.index)) from None
+            raise _no_picture(len(engine.gallery)) from None
         return Response(data, media_type="image/jpeg", headers=headers)
 
     @app.post("/api/images/{number}/heat", responses=problems(400, 404, 408, 413, 422, 503), tags=["pictures"])
@@ -262,7 +264,7 @@ def make_app(
         try:
             data = await thumbnails.fitted(number, picture.fitting)
         except IndexError:
-            raise _no_picture(len(engine.index)) from None
+            raise _no_picture(len(engine.gallery)) from None
         height, width = SIDES.unpack_from(data)
         sides = SIDES.unpack_from(data, SIDES.size)
         pixels = np.frombuffer(bytearray(data), np.uint8, offset=2 * SIDES.size).reshape(*sides, 3)
@@ -327,6 +329,10 @@ async def _gone(_: Request, error: Exception) -> JSONResponse:
 
 async def _damaged(_: Request, error: Exception) -> JSONResponse:
     return _problem(503, printable(str(error)), "index-damaged")
+
+
+async def _away(_: Request, error: Exception) -> JSONResponse:
+    return _problem(503, printable(str(error)), "index-away")
 
 
 async def _validation_problem(_: Request, error: Exception) -> JSONResponse:
