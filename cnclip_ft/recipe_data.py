@@ -211,6 +211,11 @@ class DataSection(Section):
     """Decode large JPEGs at a smaller scale in training, never below what the tower needs: faster. Evaluation decodes whole."""
     length_window: int = Field(1, ge=1, le=10**6)
     """Batches that are sorted together by caption length: less padding; 1 keeps the order fully random."""
+    order: Literal["global", "by_shard"] = "global"
+    """How an epoch is shuffled; global: all pairs; by_shard: runs of pairs that lie behind one another, and those of some runs among
+    themselves, as disks and object stores want to be read."""
+    order_window: int = Field(65536, ge=16, le=2**40)
+    """With by_shard: pairs that are shuffled among themselves, of sixteen runs; more is more random."""
     max_damaged_images: int = Field(10, ge=0)
     """Pictures that cannot be decoded and are replaced by another pair; one more stops the run."""
 

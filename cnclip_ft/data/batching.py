@@ -4,7 +4,6 @@ known for every step in advance, so that a run can be continued at any step with
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
@@ -14,26 +13,36 @@ from torch.utils.data import Sampler
 
 from cnclip_ft.data.captions import OneCaption
 from cnclip_ft.data.device_decoding import OnDevice
-from cnclip_ft.data.pairs import PairDataset, PairTable
+from cnclip_ft.data.pairs import PairDataset, PairTable, Span
 from cnclip_ft.data.pictures import picture_loader
 from cnclip_ft.data.transport import Batches, Collate, SharedBlocks
-from cnclip_ft.data.visits import Visits
+from cnclip_ft.data.visits import Members, Part, Visits
 from cnclip_ft.models.contract import Tokenizer
 from data_tools.errors import RequestError
 
+_BLOCK = 2**15  # pairs that are kept apart together, at least
+_FEWEST = 8  # batches of a block: to be apart takes somewhere else to be
+_ROUNDS = 24  # of moving pairs that cannot stay
+_OFFERS = 8  # places a pair may move to in a round
+_LOOKED_AT = 2**16  # pairs of which the plan counts what is left
+_KEY = np.int64(2**40)  # above any number of an image or a text
+
 
 class BatchOrder:
-    """Global batches of every epoch as a pure function of (seed, epoch).
+    """Global batches of every epoch as a pure function of (seed, epoch, step); what is held does not grow with the epoch.
 
-    An epoch visits a random permutation; a pair whose image or text already stands in the batch waits for the next
-    one. The last incomplete batch of an epoch is left out (another one each epoch), since a smaller batch would have
-    fewer negatives. With `length_window` w > 1, w batches at a time are sorted by caption length before they are cut:
-    batches then hold captions of like length, less is padded, and batches are drawn in random order again.
+    An epoch visits a random permutation, in blocks of some batches. Inside a block a pair whose image or text already stands in its
+    batch changes places with one of another batch; what cannot be apart is repeated rather than lost. The last incomplete batch of an
+    epoch is left out (another one each epoch), since a smaller batch would have fewer negatives. With `length_window` w > 1, w batches
+    at a time are sorted by caption length before they are cut: batches then hold captions of like length, less is padded, and the
+    batches of a block are drawn in random order again.
 
     Of several stores (`table.spans`) an epoch visits each as its weight says (`data.visits`), in batches of all or, `by_store`, of
     one; it is then as long as all visits together.
 
     Where the pairs have weights (`table.weights`) an epoch visits pictures, each with one caption, drawn by them (`data.captions`).
+
+    With `order_window` pairs are read in runs of neighbours, and shuffled among so many of them (`permutation.InRuns`).
 
     Pairs of `without_images` (image keys) are passed over. `name` and `key` (of the recipe) are for messages.
 
@@ -52,19 +61,20 @@ class BatchOrder:
         without_images: AbstractSet[int] = frozenset(),
         key: str = "stages.STAGE",
         by_store: bool = False,
+        order_window: int | None = None,
     ) -> None:
-        self.pairs = np.arange(len(table))
+        without = np.empty(0, dtype=np.int64)
         if without_images:
-            self.pairs = self.pairs[~np.isin(table.image_keys, list(without_images))]
-        spans = [self.pairs[(self.pairs >= span.start) & (self.pairs < span.stop)] for span in table.spans]
-        self.one: list[OneCaption] = []
-        if table.weights is not None:
-            self.one = [
-                OneCaption(mine, table.image_keys[mine], table.weights[mine], seed, part)
-                for part, mine in enumerate(spans or [self.pairs])
-            ]
-        held = [one.units for one in self.one] or spans or [self.pairs]
-        count, what = sum(map(len, held)), "pictures, one caption each" if self.one else "pairs"
+            without = np.flatnonzero(np.isin(table.image_keys, list(without_images)))
+        spans = table.spans or (Span(name, 0, len(table)),)
+        parts = []
+        for number, span in enumerate(spans):
+            members, one = Members(span.start, span.stop, without), None
+            if table.weights is not None:
+                mine = members(np.arange(len(members)))
+                one = OneCaption(mine, table.image_keys[mine], table.weights[mine], seed, number)
+            parts.append(Part(span.name, span.weight, members, one))
+        count, what = sum(map(len, parts)), "pairs" if table.weights is None else "pictures, one caption each"
         if batch_size > count:
             raise RequestError(
                 f"the batch size ({batch_size}) is larger than {name} ({count} {what}). "
@@ -72,86 +82,172 @@ class BatchOrder:
             )
         self.table, self.batch_size, self.seed, self.length_window = table, batch_size, seed, length_window
         self.key = key
-        self.steps_per_epoch = count // batch_size
-        # Without repetition there is nothing to keep apart, and the permutation can be cut as it is.
-        images = () if self.one and len(self.one) == 1 else (table.image_keys,)
-        self._repeats = any(len(np.unique(keys)) < len(keys) for keys in (*images, table.text_keys))
-        self.visits: Visits | None = None
-        if len(table.spans) > 1 or any(span.weight != 1 for span in table.spans):
-            self.visits = Visits(table.spans, held, batch_size, seed, by_store=by_store, key=key, one=self.one)
-            self.steps_per_epoch, self._repeats = self.visits.steps, self._repeats or self.visits.repeats
+        self.visits = Visits(parts, batch_size, seed, by_store=by_store, key=key, window=order_window)
+        self.steps_per_epoch = self.visits.steps
+        sizes = (
+            [count // batch_size for count in self.visits.counts] if self.visits.by_store else [self.steps_per_epoch]
+        )
+        self._streams = [
+            _Stream(self, number if self.visits.by_store else None, size) for number, size in enumerate(sizes)
+        ]
+        self._turns: tuple[int, np.ndarray, np.ndarray] = (-1, np.empty(0), np.empty(0))
+
+    def step(self, step: int) -> np.ndarray:
+        """The global batch of a step (of the stage): pair indices int64 ``[batch_size]``, captions from long to short."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if len(self._streams) == 1:
+            return self._streams[0].batch(epoch, place)
+        stream, number = self._turn(epoch)
+        return self._streams[int(stream[place])].batch(epoch, int(number[place]))
 
     def epoch(self, epoch: int) -> np.ndarray:
-        """Pair indices int64 ``[steps_per_epoch, batch_size]``; in each row captions run from long to short."""
-        random = np.random.default_rng([self.seed, epoch])
-        lengths = self.table.lengths
-        if self.visits is not None:
-            orders = self.visits.epoch(epoch, random)
-        elif self.one:
-            orders = [self.one[0].draw(random.permutation(self.one[0].units), epoch)]
-        else:
-            orders = [random.permutation(self.pairs)]
-        batches = np.concatenate([self._cut_apart(order, lengths) for order in orders])
-        if self.length_window > 1 or len(orders) > 1:
-            batches = batches[random.permutation(self.steps_per_epoch)]
-        # Sorted inside the batch: shares of it (per device, per micro-batch) pad to their own longest only.
-        return np.take_along_axis(batches, np.argsort(-lengths[batches], axis=1, kind="stable"), axis=1)
+        """All batches of an epoch, int64 ``[steps_per_epoch, batch_size]``."""
+        first = epoch * self.steps_per_epoch
+        return np.stack([self.step(step) for step in range(first, first + self.steps_per_epoch)])
 
-    def _cut_apart(self, order: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Pairs in the order drawn → batches ``[steps, batch_size]``; what does not fill a last one is left out."""
-        steps, window = len(order) // self.batch_size, self.length_window * self.batch_size
-        if self.length_window > 1:
-            order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in _cut(order, window)])
-        batches = self._apart(order, steps) if self._repeats else order
-        return batches[: steps * self.batch_size].reshape(steps, self.batch_size)
-
-    def _apart(self, order: np.ndarray, steps: int) -> np.ndarray:
-        """Cut into `steps` batches without repeated keys, moving a pair to a later batch where its key is taken."""
-        images, texts = self.table.image_keys[order].tolist(), self.table.text_keys[order].tolist()
-        coming = iter(range(len(order)))
-        waiting: deque[int] = deque()
-        placed: list[int] = []
-        for _ in range(steps):
-            seen_images: set[int] = set()
-            seen_texts: set[int] = set()
-            size, again = 0, len(waiting)
-            while size < self.batch_size:
-                if again > 0:
-                    again -= 1
-                    position = waiting.popleft()
-                else:
-                    position = next(coming, -1)
-                    if position < 0:
-                        break
-                if images[position] in seen_images or texts[position] in seen_texts:
-                    waiting.append(position)
-                    continue
-                seen_images.add(images[position])
-                seen_texts.add(texts[position])
-                placed.append(position)
-                size += 1
-            for _ in range(self.batch_size - size):  # nothing apart is left: repeat rather than lose pairs
-                placed.append(waiting.popleft())
-        return order[placed]
+    def _turn(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of every step of an epoch whose batches are of one store each: the store, and how many of its batches came before."""
+        if self._turns[0] != epoch:
+            sizes = [stream.steps for stream in self._streams]
+            turns = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+            np.random.default_rng([self.seed, epoch]).shuffle(turns)
+            number = np.empty_like(turns)
+            number[np.argsort(turns, kind="stable")] = np.concatenate([np.arange(size) for size in sizes])
+            self._turns = epoch, turns, number
+        return self._turns[1], self._turns[2]
 
     def repeats_per_batch(self) -> float:
-        """Mean count of pairs in a batch that share image or text with an earlier one, over the first epoch."""
-        count = 0
-        for batch in self.epoch(0):
-            images, texts = self.table.image_keys[batch], self.table.text_keys[batch]
-            count += max(2 * len(batch) - len(np.unique(images)) - len(np.unique(texts)), 0)
-        return count / self.steps_per_epoch
+        """Mean count of pairs in a batch that share image or text with an earlier one, over the first steps."""
+        steps = min(self.steps_per_epoch, max(_LOOKED_AT // self.batch_size, 1))
+        batches = np.stack([self.step(step) for step in range(steps)])
+        return sum(repeats(keys[batches]) for keys in self._keys) / steps
+
+    @property
+    def _keys(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.table.image_keys, self.table.text_keys
 
     def expected_repeats(self) -> float:
         """Mean number of other pairs per pair that would share its image or text in a purely random batch of all pairs."""
         n = len(self.table)
-        keys = (self.table.image_keys, self.table.text_keys)
-        same = sum(float((np.unique(k, return_counts=True)[1] ** 2.0).sum()) - n for k in keys)
+        same = sum(float((np.unique(k, return_counts=True)[1] ** 2.0).sum()) - n for k in self._keys)
         return same / n * (self.batch_size - 1) / max(n - 1, 1)
 
 
-def _cut(order: np.ndarray, size: int) -> list[np.ndarray]:
-    return np.split(order, range(size, len(order), size))
+class _Stream:
+    """Batches that come one behind the other, in blocks: all of an epoch, or those of a store alone. The last block is held."""
+
+    def __init__(self, order: BatchOrder, number: int | None, steps: int) -> None:
+        self.order, self.number, self.steps = order, number, steps
+        window = order.length_window
+        each = max(_BLOCK // order.batch_size, _FEWEST)
+        self._each = max(each // window, 1) * window  # batches of a block: whole windows
+        # The last block has its rest, but is not so small that nothing can be moved in it.
+        self._blocks = max(round(steps / self._each), 1)
+        self._held: tuple[int, int, np.ndarray] = (-1, -1, np.empty(0))
+
+    def batch(self, epoch: int, number: int) -> np.ndarray:
+        block = min(number // self._each, self._blocks - 1)
+        if self._held[:2] != (epoch, block):
+            self._held = epoch, block, self._block(epoch, block)
+        batch: np.ndarray = self._held[2][number - block * self._each]
+        return batch
+
+    def _block(self, epoch: int, block: int) -> np.ndarray:
+        order, size = self.order, self.order.batch_size
+        first = block * self._each
+        last = self.steps if block == self._blocks - 1 else first + self._each
+        places = np.arange(first * size, last * size)
+        if self.number is None:
+            pairs = order.visits.mixed(epoch, places)
+        else:
+            pairs = order.visits.of_part(self.number, epoch, places)
+        random = np.random.default_rng([order.seed, 0 if self.number is None else self.number, epoch, block])
+        if order.length_window > 1:
+            lengths, window = lengths_of(pairs, order.table), order.length_window * size
+            cuts = range(0, len(pairs), window)
+            pairs = np.concatenate([pairs[at + np.argsort(lengths[at : at + window], kind="stable")] for at in cuts])
+        pairs = _apart(pairs, size, [keys[pairs] for keys in order._keys], random, near=order.length_window > 1)
+        batches = pairs.reshape(-1, size)
+        if order.length_window > 1:
+            batches = random.permutation(batches)
+        return by_length(batches, order.table)
+
+
+def lengths_of(pairs: np.ndarray, table: PairTable) -> np.ndarray:
+    """Tokens of these pairs, int32: what sorts them."""
+    return (table.starts[pairs + 1] - table.starts[pairs]).astype(np.int32)
+
+
+def by_length(batches: np.ndarray, table: PairTable) -> np.ndarray:
+    """Each batch with its captions from long to short: shares of it (per device, per micro-batch) pad to their own longest only."""
+    lengths = lengths_of(batches, table)
+    return np.take_along_axis(batches, np.argsort(-lengths, axis=1, kind="stable"), axis=1)
+
+
+def _in_batches(keys: np.ndarray) -> np.ndarray:
+    """Keys ``[batches, size]`` → numbers ``[batches · size]`` that are equal where the key and the batch are."""
+    return (keys + np.arange(len(keys), dtype=np.int64)[:, None] * _KEY).ravel()
+
+
+def _ordered(numbers: np.ndarray, size: int) -> np.ndarray:
+    """Such numbers from small to large: only inside their batches are they not."""
+    return np.sort(numbers.reshape(-1, size), axis=1).ravel()
+
+
+def _repeated(numbers: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+    """Places of numbers that stand there before."""
+    twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    if not len(twice):
+        return twice
+    places = np.flatnonzero(_among(numbers, twice))
+    found = np.argsort(numbers[places], kind="stable")
+    again = numbers[places][found][1:] == numbers[places][found][:-1]
+    return np.sort(places[found][1:][again])
+
+
+def _among(numbers: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+    """Whether each of the numbers is one of `ordered`."""
+    at = np.minimum(np.searchsorted(ordered, numbers), len(ordered) - 1)
+    found: np.ndarray = ordered[at] == numbers
+    return found
+
+
+def repeats(keys: np.ndarray) -> int:
+    """How many keys of batches ``[batches, size]`` stand in their batch before."""
+    numbers = _in_batches(keys)
+    return len(_repeated(numbers, _ordered(numbers, keys.shape[1])))
+
+
+def _apart(
+    pairs: np.ndarray, size: int, keys: list[np.ndarray], random: np.random.Generator, *, near: bool
+) -> np.ndarray:
+    """Pairs, cut into batches of `size`, with those that repeat a key of their batch changed for pairs of other batches.
+
+    In rounds: each of them is offered some random places (`near`: close by at first), and changes with the first whose pair repeats
+    nothing in its batch, nor it in the other's. Two changes of one round may meet: the next round sees to that.
+    """
+    count, since, best = len(pairs), 0, (len(pairs) + 1, pairs)
+    place = np.arange(count)
+    for turn in range(_ROUNDS):
+        numbers = [_in_batches(key[place].reshape(-1, size)) for key in keys]
+        ordered = [_ordered(number, size) for number in numbers]
+        wrong = np.union1d(*map(_repeated, numbers, ordered))
+        if len(wrong) < best[0]:
+            best, since = (len(wrong), place.copy()), turn
+        if not len(wrong) or turn - since > _ROUNDS // 4:
+            break
+        reach = min(count, 2 * size << turn) if near else count
+        offers = (wrong[:, None] + random.integers(-reach, reach + 1, (len(wrong), _OFFERS))) % count
+        here, there = wrong[:, None] // size, offers // size
+        fits = (here != there) & ~_among(offers, wrong)
+        for key, held in zip(keys, ordered, strict=True):
+            own, theirs = key[place[wrong]][:, None], key[place[offers]]
+            fits &= ~_among(own + there * _KEY, held) & ~_among(theirs + here * _KEY, held)
+        able = np.flatnonzero(fits.any(1))
+        taken, firsts = np.unique(offers[able, fits[able].argmax(1)], return_index=True)
+        moved = wrong[able[firsts]]
+        place[moved], place[taken] = place[taken], place[moved]
+    return pairs[best[1]]
 
 
 _AHEAD = 4  # batches a worker decodes before they are asked for
@@ -172,13 +268,9 @@ class StageSampler(Sampler[list[int]]):
         return self.stop - self.start
 
     def __iter__(self) -> Iterator[list[int]]:
-        steps, epoch, batches = self.order.steps_per_epoch, -1, np.empty(0)
         for step in range(self.start, self.stop):
-            if step // steps != epoch:
-                epoch = step // steps
-                batches = self.order.epoch(epoch)
             # Every W-th pair of the batch: each device gets captions of every length.
-            yield batches[step % steps][self.rank :: self.world].tolist()
+            yield self.order.step(step)[self.rank :: self.world].tolist()
 
 
 def make_loader(

@@ -65,6 +65,7 @@ class Context:
     decoder_reason: Said
     cache_folder: Path
     trust_import: bool
+    earlier_order: bool = False  # the pairs come as an earlier version drew them, with which the run began
 
     @property
     def rank(self) -> int:
@@ -104,7 +105,12 @@ class Context:
 
 
 def make_context(
-    recipe: Recipe, *, write: bool = True, trust_import: bool = False, goes_on: bool = False
+    recipe: Recipe,
+    *,
+    write: bool = True,
+    trust_import: bool = False,
+    goes_on: bool = False,
+    earlier_order: bool = False,
 ) -> tuple[Context, DualEncoder]:
     """Open what the recipe names, and build its model on this process's device.
 
@@ -112,6 +118,7 @@ def make_context(
         write: whether the journal is written.
         trust_import: as for `load`.
         goes_on: the run in the folder is continued, so nothing there is cleared.
+        earlier_order: as `Context` has it.
 
     Raises:
         RequestError: something named is not there, or a setting that cannot work.
@@ -163,6 +170,7 @@ def make_context(
         decoder_reason=decoder_reason,
         cache_folder=Path(recipe.feature_cache) if recipe.feature_cache else folder.parent / "feature_cache",
         trust_import=trust_import,
+        earlier_order=earlier_order,
     )
     model.to(device)
     return context, model

@@ -20,6 +20,8 @@ from cnclip_ft.training.stage_plan import StagePlan
 from cnclip_ft.training.teaching import Teaching
 from data_tools.errors import RequestError
 
+_VISITS = 1  # how pairs are put in order (`data.batching`); 0: as earlier versions did (`data.earlier_order`)
+
 # These do not change what is computed; a batch in other pieces only by rounding.
 _FREE = re.compile(
     r"output|log_every|feature_cache|save_every|report_to|compile|model\.source|data\.(workers|decode|max_damaged_images)|"
@@ -48,7 +50,22 @@ def identity(context: Context, model: DualEncoder, plans: Sequence[StagePlan]) -
         "devices": context.world,
         "device": context.device.type,
         "precision": context.precision,
+        "visits": 0 if context.earlier_order else _VISITS,
     }
+
+
+def earlier_order(state: dict[str, Any]) -> bool:
+    """Whether the run of a state began with the order of an earlier version.
+
+    Raises:
+        RequestError: a newer version began it, with an order that is not known here.
+    """
+    began = (state.get("identity") or {}).get("visits", 0)
+    if began > _VISITS:
+        raise RequestError(
+            "--continue: a newer version began this run, and its order of pairs is not known here; use that one"
+        )
+    return not began
 
 
 def _taught(teaching: Teaching) -> dict[str, str]:

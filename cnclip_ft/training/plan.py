@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from cnclip_ft.data.mixture import Mixture
+from cnclip_ft.data.permutation import RUNS, run_length
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.training.advice import warnings
 from cnclip_ft.training.context import Context
@@ -39,7 +40,7 @@ def describe(context: Context, model: DualEncoder, stages: list[StagePlan]) -> S
     lines.append(Said("  weights", "  权重"))
     lines += [joined(["    ", line], "") for line in context.start.lines()]
     lines.append(_line("training", "训练", _training(context)))
-    lines += _captions(context) + _mixture(context, stages)
+    lines += _captions(context) + _order(context) + _mixture(context, stages)
     for name, evaluator in context.evaluators.items():
         lines.append(
             _line("validation", "验证", Said("{name}: {what}", "{name}：{what}", name=name, what=evaluator.describe()))
@@ -117,10 +118,34 @@ def _captions(context: Context) -> list[str]:
     ]
 
 
+def _order(context: Context) -> list[str]:
+    """How an epoch is shuffled, where that is not altogether."""
+    data = context.recipe.data
+    if context.earlier_order:
+        return [
+            Said(
+                "    pairs come in the order that an earlier version drew, as they did when this run began",
+                "    图文对按早先版本抽取的顺序出现，与本次运行开始时相同",
+            )
+        ]
+    if data.order == "global":
+        return []
+    return [
+        Said(
+            "    an epoch is read in runs of {run:,} pairs that lie behind one another; {window:,} pairs, of {runs} runs, are shuffled among "
+            "themselves",
+            "    每轮按存放顺序成段读取，每段 {run:,} 个图文对；每 {window:,} 个图文对（来自 {runs} 段）一起打乱",
+            run=run_length(len(context.pairs), data.order_window),
+            window=min(data.order_window, len(context.pairs)),
+            runs=RUNS,
+        )
+    ]
+
+
 def _mixture(context: Context, stages: list[StagePlan]) -> list[str]:
     """A line for every store of a mixture, what of an epoch is its, and the languages of the texts."""
     spans, visits = context.pairs.spans, stages[0].order.visits
-    shares = [len(span) for span in spans] if visits is None else visits.counts.tolist()
+    shares = visits.counts if visits.weighted and stages[0].apart is None else [len(span) for span in spans]
     lines: list[str] = [
         Said(
             "    {name}: {pairs:,} pairs, weight {weight:g}, {share:.1f}% of an epoch",

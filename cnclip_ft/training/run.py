@@ -24,7 +24,7 @@ from cnclip_ft.runtime import loader_fault
 from cnclip_ft.training import plan
 from cnclip_ft.training.advice import refuse_warnings
 from cnclip_ft.training.context import Context, make_context
-from cnclip_ft.training.continuing import identity, refuse_other_data, refuse_other_recipe
+from cnclip_ft.training.continuing import earlier_order, identity, refuse_other_data, refuse_other_recipe
 from cnclip_ft.training.examples import Example, find_examples
 from cnclip_ft.training.fit import refuse_too_large
 from cnclip_ft.training.grounding import give_heads
@@ -95,7 +95,9 @@ def train(
         else:
             refuse_taken(folder, recipe, overwrite=overwrite)
         devices.wait_for_everyone()  # all have looked before the first one writes
-        context, model = make_context(recipe, trust_import=trust_import, goes_on=proceed)
+        context, model = make_context(
+            recipe, trust_import=trust_import, goes_on=proceed, earlier_order=state is not None and earlier_order(state)
+        )
         plans = plan_stages(context, model)
         if strict:
             refuse_warnings(context, model, plans)

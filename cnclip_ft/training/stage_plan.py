@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from cnclip_ft.data.batching import BatchOrder, StageSampler
+from cnclip_ft.data.earlier_order import EarlierOrder
 from cnclip_ft.data.negatives import NegativeTexts
 from cnclip_ft.data.pairs import PairTable
 from cnclip_ft.models.dual_encoder import DualEncoder
@@ -286,13 +287,15 @@ def _order(
         table, of = teaching.table, str(teaching.texts.store.path)
     elif grounding is not None:
         table, of = grounding.table, f"the pictures with boxes of {grounding.store.path}"
-    return BatchOrder(
+    data = context.recipe.data
+    return (EarlierOrder if context.earlier_order else BatchOrder)(
         table,
         setting.batch_size,
         seed=context.recipe.seed * 1000 + number,
-        length_window=context.recipe.data.length_window,
+        length_window=data.length_window,
         name=of,
         without_images=set(without_images),
         key=f"stages.{name}",
-        by_store=context.recipe.data.batches == "by_store",
+        by_store=data.batches == "by_store",
+        order_window=data.order_window if data.order == "by_shard" else None,
     )

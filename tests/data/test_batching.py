@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from cnclip_ft.data.batching import BatchOrder, StageSampler
+from cnclip_ft.data.batching import BatchOrder, StageSampler, repeats
 from cnclip_ft.data.pairs import PairTable
 from data_tools.errors import RequestError
 
@@ -51,6 +53,45 @@ def test_length_window_groups_lengths_and_keeps_all_pairs():
         assert (np.diff(lengths[batches], axis=1) <= 0).all()
         spread[window] = lengths[batches].max(1).sum()
     assert spread[10] < 0.75 * spread[1]
+
+
+@pytest.mark.parametrize("window", [None, 64])
+def test_any_step_by_itself_is_the_row_of_its_epoch(window):
+    images = np.repeat(np.arange(20_000), 5)
+    table = make_table(images, texts=np.random.default_rng(0).integers(0, 50_000, len(images)))
+    order = BatchOrder(table, 64, seed=5, order_window=window)
+    whole = order.epoch(3)
+    assert len(np.unique(whole)) == whole.size == 1562 * 64
+    for step in (1561, 0, 700):
+        fresh = BatchOrder(table, 64, seed=5, order_window=window)
+        assert np.array_equal(fresh.step(3 * 1562 + step), whole[step])
+    if window is None:
+        assert repeats(images[whole]) == repeats(table.text_keys[whole]) == 0
+
+
+def test_pairs_that_follow_each_other_come_in_runs():
+    order = BatchOrder(make_table(range(100_000)), 100, seed=0, order_window=1600)
+    rows = order.epoch(0)
+    assert len(np.unique(rows)) == 100_000
+    near = [len(np.unique(rows[step : step + 16] // 100)) for step in range(0, 900, 16)]
+    assert max(near) <= 17  # a window's batches read sixteen runs, and what fills the last one up
+    both = BatchOrder(make_table(range(2000)), 100, seed=0, order_window=100_000).epoch(0)
+    assert len(np.unique(both // 100)) == 20  # a window of all is as good as none
+
+
+def test_what_is_held_does_not_grow_with_the_epoch():
+    tracemalloc.start()
+    peaks = []
+    for count in (200_000, 2_000_000):
+        order = BatchOrder(make_table(np.arange(count) // 5, lengths=np.full(count, 1)), 256, seed=0)
+        order.step(0)
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        for step in range(0, order.steps_per_epoch, 256):
+            order.step(step)
+        peaks.append(tracemalloc.get_traced_memory()[1] - before)
+    tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0] < 20e6
 
 
 def test_devices_share_a_global_batch_and_a_later_start_continues_it():

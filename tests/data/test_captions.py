@@ -15,7 +15,6 @@ from data_tools.errors import RequestError
 from data_tools.store import StoreWriter, open_store
 from tests.data.test_batching import make_table
 from tests.data.test_images import encoded, picture
-from tests.data.test_mixture import mixed
 
 
 def weighted(images, weights, batch=10, **options) -> BatchOrder:
@@ -29,15 +28,6 @@ def weighted(images, weights, batch=10, **options) -> BatchOrder:
 def sha(order: BatchOrder) -> str:
     found = np.concatenate([order.epoch(epoch) for epoch in range(3)])
     return hashlib.sha256(found.astype("<i8").tobytes()).hexdigest()[:16]
-
-
-def test_without_the_key_every_order_is_that_of_before():
-    images = np.arange(300) // 5
-    lengths = np.arange(300) % 17 + 3
-    assert sha(BatchOrder(make_table(images, lengths=lengths), 20, seed=7, length_window=3)) == "6059f7d33eb1df93"
-    assert sha(BatchOrder(make_table(range(103)), 10, seed=1, without_images={3})) == "42e2c0c0f7a02827"
-    assert sha(mixed((100, 300, 77), (2, 1, 0.5))) == "c198734af020f338"
-    assert sha(mixed((100, 300, 77), (2, 1, 0.5), by_store=True)) == "774bc250bdeb7858"
 
 
 def test_an_epoch_is_as_long_as_there_are_pictures_and_shows_each_once():
