@@ -8,6 +8,9 @@ the picture is asked. The Hungarian method finds for every box of the picture it
 and the loss of a picture is, over its number of boxes, each part with weight 1::
 
     Σ focal(score, is the region matched with a box of this phrase) + Σ |b − b'|₁ + Σ (1 − GIoU)
+
+Beside the paper's, every patch whose middle lies in a box learns that box (`inside`), the smallest of several: the mean over these patches of
+|b − b'|₁ + (1 − GIoU), as one-stage detectors do (FCOS, arXiv 1904.01355). Of a box one region alone is matched; so all that see a thing learn where it ends.
 """
 
 from __future__ import annotations
@@ -108,6 +111,21 @@ def losses(scores: torch.Tensor, boxes: torch.Tensor, targets: Targets, matched:
     overlap = (1 - giou(corners(mine), corners(targets.boxes))) * own
     count = targets.counts.clamp(min=1).to(scores.dtype)
     return Parts(each.sum((1, 2)) / count, distance.sum(1) / count, overlap.sum(1) / count)
+
+
+def inside(boxes: torch.Tensor, places: torch.Tensor, real: torch.Tensor, targets: Targets) -> torch.Tensor:
+    """What regions whose patch lies on a thing miss of its box, on the mean of these, ``[n]``; 0 where no patch's middle lies in a box.
+
+    Args:
+        boxes, places, real: as `models.heads.Regions` has them.
+    """
+    edges, middle = corners(targets.boxes)[:, None], places[:, :, None, :2]
+    there = ((middle > edges[..., :2]) & (middle < edges[..., 2:])).all(-1) & targets.real[:, None] & real[..., None]
+    areas = targets.boxes[:, None, :, 2:].prod(-1).expand(there.shape).masked_fill(~there, torch.inf)
+    own = targets.boxes.gather(1, areas.argmin(2)[..., None].expand(-1, -1, 4))
+    missed = (boxes - own).abs().sum(-1) + 1 - giou(corners(boxes), corners(own))
+    some = there.any(2)
+    return torch.where(some, missed, 0).sum(1) / some.sum(1).clamp(min=1)
 
 
 def hungarian() -> Callable[[Any], tuple[Any, Any]]:

@@ -177,8 +177,8 @@ class DualEncoder(nn.Module):
         numbers of their regions come, ``[n, patches, dim + 6]``."""
         images = texts = None
         if region_pixels is not None:
-            boxes, features, shift, factor, _ = self.regions(region_pixels)
-            images = torch.cat([boxes, features, shift[..., None], factor[..., None]], dim=2)
+            found = self.regions(region_pixels)
+            images = torch.cat([found.boxes, found.features, found.shift[..., None], found.factor[..., None]], dim=2)
         elif trunk is not None:
             images = _unit(self.image_tower.project(trunk.to(self.dtype)))
         elif pixels is not None:

@@ -4,7 +4,8 @@ A region is a patch's token x with the pooled token g, normalised: ``x · (a + b
 a phrase the score ``(cosine + shift) · (ELU(scale) + 1)``, with shift and scale of its own; the sigmoid of it is the probability.
 
 The paper's region is x · g, a = 0 and b = 1. Here heads begin with a = 1 and b = 0: the signs of g turn those of x from picture to picture, and
-boxes are learnt much slower (docs/grounding.md).
+boxes are learnt much slower. To a region is added what the patches around it say (`beside`), so that an edge that lies in the next patch is at hand
+(docs/grounding.md has the figures).
 """
 
 from __future__ import annotations
@@ -38,12 +39,14 @@ class Regions(NamedTuple):
 
     Attributes:
         boxes: ``[n, p, 4]``: (cx, cy, w, h) as shares of what the tower sees.
+        places: the same of the patches themselves.
         features: unit ``[n, p, dim]``, compared with a phrase's.
         shift, factor: ``[n, p]``.
         real: bool ``[n, p]``, false for what fills up pictures of fewer patches.
     """
 
     boxes: torch.Tensor
+    places: torch.Tensor
     features: torch.Tensor
     shift: torch.Tensor
     factor: torch.Tensor
@@ -64,6 +67,7 @@ class GroundingHeads(nn.Module):
         self.width, self.dim = width, dim
         self.own, self.times = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
         self.norm = nn.LayerNorm(width)
+        self.around, self.beside = nn.Parameter(torch.empty(9, width)), nn.Linear(width, width)
         self.box = nn.Sequential(
             nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 4)
         )
@@ -79,6 +83,7 @@ class GroundingHeads(nn.Module):
             assert isinstance(layer, nn.Linear)
             layer.weight.mul_(0.1)
             layer.bias.zero_()
+        nn.init.uniform_(self.around, -1 / 3, 1 / 3)  # as a convolution of nine numbers begins
         self.shift.bias.fill_(math.log(PRIOR / (1 - PRIOR)) / _SHARPNESS)
         self.scale.bias.fill_(_SHARPNESS - 1)
 
@@ -88,12 +93,14 @@ class GroundingHeads(nn.Module):
     def forward(self, tokens: Tokens) -> Regions:
         places, real = patch_places(tokens.grid, tokens.patches.shape[1], tokens.seen)
         merged = self.norm(tokens.patches * (self.own + self.times * tokens.pooled)[:, None])
+        merged = merged + self.beside(F.gelu(around(merged, tokens.grid, self.around)))
         inner = 1e-4  # sigmoids do not reach the edge
         boxes = _whole(self.box(merged))
-        boxes = torch.sigmoid(boxes + torch.logit(places.to(boxes.dtype), eps=inner))
+        places = places.to(boxes.dtype)
+        boxes = torch.sigmoid(boxes + torch.logit(places, eps=inner))
         features = F.normalize(_whole(self.feature(merged)), dim=-1)
         factor = F.elu(_whole(self.scale(merged))) + 1
-        return Regions(boxes, features, _whole(self.shift(merged))[..., 0], factor[..., 0], real)
+        return Regions(boxes, places, features, _whole(self.shift(merged))[..., 0], factor[..., 0], real)
 
 
 def completed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -101,12 +108,41 @@ def completed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     norm = tensors.get("heads.norm.weight")
     if norm is None or "heads.own" in tensors:
         return tensors
-    return {**tensors, "heads.own": torch.zeros_like(norm), "heads.times": torch.ones_like(norm)}
+    width = norm.shape[0]
+    return {
+        **tensors,
+        "heads.own": torch.zeros_like(norm),
+        "heads.times": torch.ones_like(norm),
+        "heads.around": norm.new_zeros(9, width),
+        "heads.beside.weight": norm.new_zeros(width, width),
+        "heads.beside.bias": torch.zeros_like(norm),
+    }
 
 
 def _whole(numbers: torch.Tensor) -> torch.Tensor:
     """In fp32 at least, as features are."""
     return numbers if numbers.dtype == torch.float64 else numbers.float()
+
+
+def around(tokens: torch.Tensor, grid: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+    """The sum of a patch and its eight neighbours, each times its row of `kernel`, ``[n, count, width]``: a depthwise convolution of 3 × 3
+    for pictures of any rows and columns.
+
+    Args:
+        kernel: ``[9, width]``, row by row.
+    """
+    count = tokens.shape[1]
+    number = torch.arange(count, device=grid.device)
+    rows, columns = grid[:, :1], grid[:, 1:]
+    row, column = number // columns, number % columns
+    total = torch.zeros_like(tokens)
+    for place, weight in enumerate(kernel):
+        there, beside = row + place // 3 - 1, column + place % 3 - 1
+        inside = (there >= 0) & (there < rows) & (beside >= 0) & (beside < columns)
+        found = (there * columns + beside).clamp(0, count - 1)
+        neighbour = tokens.gather(1, found[..., None].expand_as(tokens))
+        total = total + neighbour * (inside[..., None] * weight)
+    return total
 
 
 def patch_places(

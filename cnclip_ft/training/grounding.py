@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from cnclip_ft.collectives import sum_over_ranks, world_size
 from cnclip_ft.data.boxed import BoxTable, build_box_table
 from cnclip_ft.grounding.boxes import corners, iou
-from cnclip_ft.grounding.matching import Targets, hungarian, losses, match
+from cnclip_ft.grounding.matching import Targets, hungarian, inside, losses, match
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.heads import GroundingHeads, Regions, new_heads
 from cnclip_ft.models.modes import evaluation_mode
@@ -184,7 +184,7 @@ class GroundStep(GradientStep):
     def __call__(self, batch: dict[str, Any]) -> LossOutput:
         size = len(batch["image_keys"])
         micro = min(self.micro_batch_size or size, size)
-        names = ("focal", "distance", "overlap", *(["stay"] if self.before is not None else []))
+        names = ("focal", "distance", "overlap", "inside", *(["stay"] if self.before is not None else []))
         sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=self.model.logit_scale.device)
         exchange = self.sharding.mean_gradients(self.model.parameters())
         for start in range(0, size - micro, micro):
@@ -221,7 +221,7 @@ class GroundStep(GradientStep):
         scores, targets = found
         matched = match(scores, regions.boxes, targets)
         parts = losses(scores, regions.boxes, targets, matched)
-        each = list(parts)
+        each = [*parts, inside(regions.boxes, regions.places, regions.real, targets)]
         if self.before is not None:
             with self.autocast():
                 images = F.normalize(_whole(self.model.image_tower.project(tokens.pooled)), dim=1)

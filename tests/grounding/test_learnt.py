@@ -30,6 +30,7 @@ def regions_of(boxes: list[list[float]], chances: list[float]) -> Regions:
     count = len(boxes)
     return Regions(
         torch.tensor([boxes]),
+        torch.tensor([boxes]),
         torch.ones(1, count, 1),
         torch.logit(torch.tensor([chances])) - 1,
         torch.ones(1, count),

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cnclip_ft.grounding.boxes import area, centred, corners, giou, iou, stored
-from cnclip_ft.grounding.matching import ALPHA, GAMMA, Targets, costs, focal, losses, match
+from cnclip_ft.grounding.matching import ALPHA, GAMMA, Targets, costs, focal, inside, losses, match
 from cnclip_ft.models.checkpoints import load, save_checkpoint
 from cnclip_ft.models.dense import Tokens
-from cnclip_ft.models.heads import PRIOR, GroundingHeads, new_heads, patch_places
+from cnclip_ft.models.heads import PRIOR, GroundingHeads, around, new_heads, patch_places
 from tests.training.helpers import tiny_model
 
 
@@ -127,6 +127,54 @@ def test_the_loss_is_what_is_written_down():
     assert not unasked.any()
 
 
+def test_patches_on_a_thing_learn_its_box():
+    """The smallest box their middle lies in, each by itself, against numbers one by one."""
+    grid = torch.tensor([[4, 4], [2, 3], [4, 4]])
+    places, real = patch_places(grid, 16)
+    places = places.double()
+    targets = Targets(
+        torch.tensor(
+            [
+                [[0.5, 0.5, 0.8, 0.8], [0.4, 0.4, 0.3, 0.3], [0.9, 0.9, 0.1, 0.1]],
+                [[0.6, 0.3, 0.7, 0.5], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]],
+                [[0.52, 0.52, 0.02, 0.02], [0.5, 0.5, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]],
+            ],
+            dtype=torch.float64,
+        ),
+        torch.tensor([3, 1, 1]),
+        torch.ones(3, 3, 1, dtype=torch.bool),
+        torch.ones(3, 1, dtype=torch.bool),
+    )
+    boxes = random_boxes(3, 16).requires_grad_()
+    found = inside(boxes, places, real, targets)
+    for picture, (rows, columns) in enumerate(grid.tolist()):
+        missed = []
+        for region in range(rows * columns):
+            x, y = (region % columns + 0.5) / columns, (region // columns + 0.5) / rows
+            held = []
+            for box in targets.boxes[picture, : targets.counts[picture]]:
+                (x1, y1, x2, y2), area_of = corners(box).tolist(), float(box[2] * box[3])
+                if x1 < x < x2 and y1 < y < y2:
+                    held.append((area_of, box))
+            if held:
+                own, mine = min(held, key=lambda each: each[0])[1], boxes[picture, region].detach()
+                overlap = plain_iou(corners(mine).tolist(), corners(own).tolist())[1]
+                missed.append(float((mine - own).abs().sum()) + 1 - overlap)
+        assert float(found[picture].detach()) == pytest.approx(sum(missed) / max(len(missed), 1), abs=1e-12)
+    assert not found[2] and torch.isfinite(torch.autograd.grad(found.sum(), boxes)[0]).all()
+
+
+@pytest.mark.parametrize("grid", [[[3, 4], [3, 4]], [[2, 5], [4, 1]]])
+def test_the_patches_around_are_a_convolution_over_the_grid(grid):
+    torch.manual_seed(0)
+    tokens, kernel = torch.randn(2, 14, 6, dtype=torch.float64), torch.randn(9, 6, dtype=torch.float64)
+    found = around(tokens, torch.tensor(grid), kernel)
+    for picture, (rows, columns) in enumerate(grid):
+        canvas = tokens[picture, : rows * columns].T.reshape(1, 6, rows, columns)
+        expected = torch.nn.functional.conv2d(canvas, kernel.T.reshape(6, 1, 3, 3), padding=1, groups=6)
+        torch.testing.assert_close(found[picture, : rows * columns], expected[0].flatten(1).T)
+
+
 def test_focal_weighs_what_is_missed():
     scores = torch.linspace(-6, 6, 25, dtype=torch.float64)
     for wanted in (True, False):
@@ -162,8 +210,9 @@ def test_heads_from_before_are_read_as_the_product(tmp_path):
     torch.nn.init.normal_(model.heads.box[-1].weight)
     save_checkpoint(model, tmp_path / "new", info={})
     tensors = load_file(tmp_path / "new" / "model.safetensors")
-    old = {name: tensor for name, tensor in tensors.items() if name not in ("heads.own", "heads.times")}
-    assert len(old) == len(tensors) - 2
+    new = [f"heads.{name}" for name in ("own", "times", "around", "beside.weight", "beside.bias")]
+    old = {name: tensor for name, tensor in tensors.items() if name not in new}
+    assert len(old) == len(tensors) - 5
     shutil.copytree(tmp_path / "new", tmp_path / "old")
     save_file(old, tmp_path / "old" / "model.safetensors")
     info = json.loads((tmp_path / "old" / "cnclip_ft.json").read_text(encoding="utf-8"))
@@ -176,6 +225,8 @@ def test_heads_from_before_are_read_as_the_product(tmp_path):
         model.eval()
         model.heads.own.zero_()
         model.heads.times.fill_(1)
+        model.heads.around.zero_()
+        model.heads.beside.bias.zero_()
         torch.testing.assert_close(found.boxes, model.regions(pixels).boxes)
 
 
@@ -186,9 +237,12 @@ def test_a_score_is_what_is_written_down():
     tokens, pooled = torch.randn(1, 2, 8, dtype=torch.float64), torch.randn(1, 8, dtype=torch.float64)
     words = torch.nn.functional.normalize(torch.randn(3, 6, dtype=torch.float64), dim=1)
     regions = heads(Tokens(tokens, pooled, torch.tensor([[1, 2]])))
+    mixed = [tokens[0, region] * (heads.own + heads.times * pooled[0]) for region in range(2)]
+    normed = [torch.nn.functional.layer_norm(each, (8,), heads.norm.weight, heads.norm.bias) for each in mixed]
     for region in range(2):
-        mixed = tokens[0, region] * (heads.own + heads.times * pooled[0])
-        merged = torch.nn.functional.layer_norm(mixed, (8,), heads.norm.weight, heads.norm.bias)
+        # the fifth of nine is the patch itself, the fourth the one to its left, the sixth the one to its right
+        beside = normed[region] * heads.around[4] + normed[1 - region] * heads.around[3 if region else 5]
+        merged = normed[region] + heads.beside(torch.nn.functional.gelu(beside))
         feature = merged @ heads.feature.weight.T + heads.feature.bias
         scale = float(merged @ heads.scale.weight[0] + heads.scale.bias)
         factor = (scale if scale > 0 else math.expm1(scale)) + 1

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cnclip_ft.data.boxed import build_box_table, read_boxed
-from cnclip_ft.grounding.matching import Targets, losses, match
+from cnclip_ft.grounding.matching import Targets, inside, losses, match
 from cnclip_ft.models.checkpoints import load, read_info, save_checkpoint
 from cnclip_ft.models.heads import new_heads
 from cnclip_ft.models.preprocessing import SquarePicture, at_size
@@ -114,6 +114,7 @@ def test_the_loss_is_the_mean_of_the_pictures_each_by_itself(place, drawn):
         says[0, :, : len(picture.phrases)] = torch.from_numpy(picture.says)
         targets = Targets(centred, torch.tensor([len(boxes)]), says, torch.ones(1, len(asked), dtype=torch.bool))
         expected += float(losses(scores, regions.boxes, targets, match(scores, regions.boxes, targets)).total.detach())
+        expected += float(inside(regions.boxes, regions.places, regions.real, targets).sum().detach())
     assert float(out.loss) == pytest.approx(expected / 5, rel=1e-5)
 
 
@@ -144,7 +145,9 @@ def test_a_run_learns_boxes_and_goes_on_exactly(place, tmp_path, capsys):
     found = run_losses(tmp_path / "whole")
     assert found["boxes", 60] < 0.6 * found["boxes", 1]
     line = records(tmp_path / "whole")[-1]
-    assert line["focal"] + line["distance"] + line["overlap"] + line["stay"] == pytest.approx(line["loss"], abs=1e-5)
+    assert sum(line[part] for part in ("focal", "distance", "overlap", "inside", "stay")) == pytest.approx(
+        line["loss"], abs=1e-5
+    )
     judged = [r for r in records(tmp_path / "whole", "validation") if r["stage"] == "boxes"]
     assert [r["step"] for r in judged] == [0, 30, 60]  # a stage begins judged
     assert judged[-1]["score"] == judged[-1]["scores"]["held"]["any_box_r1"] > judged[0]["score"]
