@@ -86,11 +86,10 @@ def trained(given: argparse.Namespace, start: Path, boxes: Path, name: str, step
     output, file = given.output / name, given.output / f"{name}.yaml"
     file.write_text(dump_recipe(recipe(given, start, boxes, output, steps)), encoding="utf-8")
     devices = ["--standalone", "--nproc_per_node", str(given.processes)]
-    threads = str(max((os.cpu_count() or 1) // given.processes, 1))
     began = time.perf_counter()
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *devices, "-m", "cnclip_ft", "train", str(file), "--overwrite"],
-        env=os.environ | {"OMP_NUM_THREADS": threads},
+        env=os.environ | {"OMP_NUM_THREADS": str(given.threads)},
         check=True,
     )
     seconds = time.perf_counter() - began
@@ -116,6 +115,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--rate", type=float, default=8e-4)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of a process; batches are small")
     parser.add_argument("--stay", type=float, default=30.0)
     parser.add_argument("--threshold", type=float, default=0.3)
     given = parser.parse_args()

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from cnclip_ft.models.assembly import describe_model
 from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.models.heads import completed
 from cnclip_ft.recipe import Recipe, Stage
 from cnclip_ft.recipe_data import BoxesSplit, ZeroShot
 from cnclip_ft.training.context import Context
@@ -88,6 +89,11 @@ def refuse_other_data(context: Context, now: dict[str, Any], state: dict[str, An
     Raises:
         RequestError: naming the setting, and the ways out.
     """
+    if "heads.norm.weight" in state["model"] and completed(state["model"]) is not state["model"]:
+        raise RequestError(
+            "--continue: an earlier version began this run, whose heads for boxes had fewer numbers. Its checkpoints are read: begin a run from "
+            f"one, model.start={context.folder}/STAGE/last output=ANOTHER FOLDER"
+        )
     began = state.get("identity")
     if began is None:
         return []

@@ -16,6 +16,7 @@ from cnclip_ft.models.heads import new_heads
 from cnclip_ft.models.preprocessing import SquarePicture, at_size
 from cnclip_ft.recipe import dump_recipe
 from cnclip_ft.training.advice import warnings
+from cnclip_ft.training.continuing import identity, refuse_other_data
 from cnclip_ft.training.grounding import BoxObjective, GroundStep
 from cnclip_ft.training.plan import describe
 from cnclip_ft.training.run import train
@@ -216,6 +217,14 @@ def test_larger_pictures_keep_to_what_the_start_says_of_its_own(place, tmp_path)
     assert records(tmp_path / "whole")[0]["stay"] > 1e-3
     assert train(boxes_recipe(place, tmp_path / "same", model={"start": str(start)}))
     assert records(tmp_path / "same")[0]["stay"] < 1e-6
+
+
+def test_a_state_with_heads_of_before_is_refused_in_words(place, tmp_path):
+    context, model, plans = planned(boxes_recipe(place, tmp_path / "run"))
+    now, held = identity(context, model, plans), {"heads.norm.weight": torch.ones(32)}
+    with pytest.raises(RequestError, match=r"begin a run from one, model.start=.*/run/STAGE/last"):
+        refuse_other_data(context, now, {"model": held, "identity": now})
+    assert refuse_other_data(context, now, {"model": held | {"heads.own": torch.ones(32)}, "identity": now}) == []
 
 
 def test_what_is_frozen_stays(place, tmp_path):
