@@ -3,7 +3,7 @@
     python benchmarks/learnt_boxes.py CHECKPOINT --output FOLDER                  # learnt: from the quickstart's model, all labels
     python benchmarks/learnt_boxes.py CHECKPOINT --output FOLDER --part selftrained
 
-`learnt` trains one stage of kind `ground` on the phrases of the drawn scenes. `selftrained` trains it on half of the scenes, lets it write boxes for the phrases
+`learnt` trains the recipe `demo_boxes`: one stage of kind `ground`, on the phrases of the drawn scenes. `selftrained` trains it on half of the scenes, lets it write boxes for the phrases
 of the other half, trains another stage on both, and compares with `learnt`, which has to be there. CHECKPOINT is ``demo/run/contrast/best`` of
 ``run_scripts/quickstart.sh``.
 """
@@ -17,42 +17,35 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from cnclip_ft.evaluation.box_writing import write_boxes
 from cnclip_ft.evaluation.options import Options, open_model
 from cnclip_ft.models.checkpoints import read_info
 from cnclip_ft.recipe import Recipe, dump_recipe
+from cnclip_ft.recipe_files import load_recipe
 from data_tools.scenes import draw_demo
 from data_tools.store import PairStore, StoreWriter, open_store
 
-# The text tower already tells the phrases apart, and without its gradient a step takes two thirds of the time.
-RULES = [
-    {"tower": "image"},
-    {"tower": "text", "rate": 0},
-    {"tower": "heads", "rate": 2},
-    {"tower": "temperature", "rate": 0},
-]
 
-
-def recipe(given: argparse.Namespace, start: Path, boxes: Path, output: Path, steps: int) -> Recipe:
-    data = given.output / "data"
-    return Recipe.model_validate(
-        {
-            "model": {"start": str(start), "image_size": given.image_size},
-            "data": {
-                "train": str(data / "train"),
-                "valid": {"pairs": str(data / "valid"), "boxes": {"boxes": str(data / "phrases" / "valid")}},
-            },
-            "stages": {
-                "boxes": {
-                    "kind": "ground", "ground": {"boxes": str(boxes), "stay": given.stay, "negatives": 16}, "train": RULES, "steps": steps,
-                    "batch_size": given.batch_size, "learning_rate": given.rate, "warmup_steps": min(100, steps // 2), "ema": 0.98,
-                    "validate_every": max(steps // 6, 1),
-                }
-            },
-            "output": str(output), "precision": "fp32",
-        }
-    )  # fmt: skip
+def recipe(given: argparse.Namespace, boxes: Path, output: Path) -> Recipe:
+    """The shipped one with the settings that were given."""
+    data, stage = given.output / "data", "stages.boxes"
+    settings: dict[str, Any] = {
+        "model.start": given.checkpoint,
+        "model.image_size": given.image_size,
+        "data.train": data / "train",
+        "data.valid.pairs": data / "valid",
+        "data.valid.boxes.boxes": data / "phrases" / "valid",
+        f"{stage}.ground.boxes": boxes,
+        f"{stage}.ground.stay": given.stay,
+        f"{stage}.steps": given.steps,
+        f"{stage}.validate_every": max(given.steps // 6, 1),
+        f"{stage}.batch_size": given.batch_size,
+        f"{stage}.learning_rate": given.rate,
+        "output": output,
+    }
+    return load_recipe("demo_boxes", [f"{key}={value}" for key, value in settings.items()])
 
 
 def half(store: PairStore, first: bool, target: Path) -> Path:
@@ -81,10 +74,10 @@ def joined(one: PairStore, other: PairStore, target: Path) -> Path:
     return target
 
 
-def trained(given: argparse.Namespace, start: Path, boxes: Path, name: str, steps: int) -> dict[str, float]:
+def trained(given: argparse.Namespace, boxes: Path, name: str) -> dict[str, float]:
     """Scores of the best weights, in percent, what of mean recall was there before, and seconds, start and validations among them."""
     output, file = given.output / name, given.output / f"{name}.yaml"
-    file.write_text(dump_recipe(recipe(given, start, boxes, output, steps)), encoding="utf-8")
+    file.write_text(dump_recipe(recipe(given, boxes, output)), encoding="utf-8")
     devices = ["--standalone", "--nproc_per_node", str(given.processes)]
     began = time.perf_counter()
     subprocess.run(
@@ -124,7 +117,7 @@ def main() -> None:
         draw_demo(data, train=given.scenes, valid=given.valid, boxes=True, overwrite=True)
     phrases = data / "phrases" / "train"
     if given.part == "learnt":
-        found = trained(given, given.checkpoint, phrases, "learnt", given.steps)
+        found = trained(given, phrases, "learnt")
         (given.output / "learnt.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         print(json.dumps(found, indent=2))
         return
@@ -132,7 +125,7 @@ def main() -> None:
     store = open_store(phrases)
     labelled = half(store, True, given.output / "labelled")
     plain = half(store, False, given.output / "plain")
-    found = {"all labels": whole, "half": trained(given, given.checkpoint, labelled, "half", given.steps)}
+    found = {"all labels": whole, "half": trained(given, labelled, "half")}
     teacher = given.output / "half" / "boxes" / "best"
     written = write_boxes(
         open_model(teacher, Options(device="cpu")),
@@ -142,7 +135,7 @@ def main() -> None:
         overwrite=True,
     )
     both = joined(open_store(labelled), open_store(given.output / "found"), given.output / "both")
-    found["self-trained"] = trained(given, given.checkpoint, both, "both", given.steps)
+    found["self-trained"] = trained(given, both, "both")
     found["kept"] = {"share of phrases": 100 * written.kept / written.asked, "boxes": written.boxes}
     for score in ("any_box_r1", "merged_box_r1", "pointing"):
         found["self-trained"][f"{score} of all labels"] = 100 * found["self-trained"][score] / max(whole[score], 1e-9)
