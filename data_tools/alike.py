@@ -17,7 +17,7 @@ from PIL import Image
 from data_tools.bars import Bar
 from data_tools.errors import DataFault
 from data_tools.pictures import open_upright
-from data_tools.store import PairStore
+from data_tools.store import PairSource
 
 SIDE = 8
 # Mean difference of two copies in parts of their own mean contrast. Measured: 0.02 to 0.09 for the same picture at half
@@ -37,7 +37,7 @@ def small_copy(data: bytes) -> np.ndarray:
     return np.asarray(open_upright(data, at_least=8 * SIDE).resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
-def copies_of(store: PairStore, workers: int = 2, progress: bool = True) -> tuple[np.ndarray, np.ndarray]:
+def copies_of(store: PairSource, workers: int = 2, progress: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """(``[images, 8, 8, 3]`` uint8, ``[images]`` uint64 hashes of the bytes) in the order of `image_ids`."""
 
     def look(data: bytes) -> tuple[np.ndarray | int, int]:

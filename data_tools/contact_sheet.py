@@ -17,7 +17,7 @@ from data_tools.columns import EVERYTHING, Where, shown
 from data_tools.errors import DataFault, RequestError
 from data_tools.outputs import begins, holds
 from data_tools.pictures import thumbnail
-from data_tools.store import Pair, PairStore
+from data_tools.store import Pair, PairSource
 
 HAN = re.compile("[\u3000-\u30ff\u3400-\u9fff\uf900-\uffef]")
 # Names of fonts with Chinese glyphs, as systems and distributions ship them.
@@ -90,7 +90,7 @@ def _font_files(folders: list[Path]) -> list[Path]:
 
 
 def draw_sheet(
-    store: PairStore,
+    store: PairSource,
     output: Path,
     *,
     columns: int = 6,
@@ -156,7 +156,7 @@ def is_sheet(file: Path) -> bool:
 def _draw_picture(
     sheet: Image.Image,
     pen: ImageDraw.ImageDraw,
-    store: PairStore,
+    store: PairSource,
     pair: Pair,
     left: int,
     top: int,

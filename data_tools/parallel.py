@@ -13,7 +13,7 @@ from functools import cached_property
 
 from data_tools.errors import DataFault, RequestError
 from data_tools.language import read_language
-from data_tools.store import Id, PairStore
+from data_tools.store import Id, PairSource
 
 # Two-letter codes of ISO 639-1.
 CODES = frozenset(
@@ -43,7 +43,7 @@ def text_id(row: int, language: str) -> str:
 class ParallelTexts:
     """Rows in stored order, each language → text."""
 
-    store: PairStore
+    store: PairSource
     rows: list[dict[str, str]]
 
     @cached_property
@@ -60,13 +60,13 @@ def _row_of(item_id: Id) -> tuple[str, str] | None:
     return (found[1], found[2]) if found and found[2] in CODES else None
 
 
-def is_parallel(store: PairStore) -> bool:
+def is_parallel(store: PairSource) -> bool:
     """Whether the store holds parallel text: texts alone, each under an id of a row and a language."""
     texts = store.lone_texts if not len(store) and not store.image_count else []
     return bool(texts) and all(_row_of(item_id) for item_id, _, _ in texts)
 
 
-def read_parallel(store: PairStore) -> ParallelTexts:
+def read_parallel(store: PairSource) -> ParallelTexts:
     """The rows of a store of parallel text.
 
     Raises:

@@ -12,7 +12,7 @@ from data_tools.bars import Bar
 from data_tools.columns import EVERYTHING, Where
 from data_tools.errors import DataFault
 from data_tools.pictures import read_header
-from data_tools.store import Id, Pair, PairStore
+from data_tools.store import Id, Pair, PairSource
 from data_tools.store.layouts import Value
 
 ENDING_OF = {
@@ -40,13 +40,13 @@ class Selection:
     def whole(self) -> bool:
         return not self.where and not self.languages
 
-    def keeps(self, store: PairStore, image_id: Id) -> bool:
+    def keeps(self, store: PairSource, image_id: Id) -> bool:
         return not self.where or self.where.holds(store.columns_of(image_id))
 
     def keeps_pair(self, pair: Pair) -> bool:
         return not self.languages or pair.language in self.languages
 
-    def pictures(self, store: PairStore, with_text: bool) -> list[Id]:
+    def pictures(self, store: PairSource, with_text: bool) -> list[Id]:
         """The chosen pictures in stored order; `with_text`: those alone that a chosen text stands on."""
         found = [image_id for image_id in store.image_ids if self.keeps(store, image_id)]
         if not with_text:
@@ -54,11 +54,11 @@ class Selection:
         told = {pair.image_id for pair in store.pairs() if self.keeps_pair(pair)}
         return [image_id for image_id in found if image_id in told]
 
-    def names(self, store: PairStore) -> list[str]:
+    def names(self, store: PairSource) -> list[str]:
         """Of the columns that go along."""
         return store.columns if self.columns is None else list(self.columns)
 
-    def columns_of(self, store: PairStore, image_id: Id) -> dict[str, Value]:
+    def columns_of(self, store: PairSource, image_id: Id) -> dict[str, Value]:
         found = store.columns_of(image_id)
         return found if self.columns is None else {name: found[name] for name in self.columns if name in found}
 
@@ -92,7 +92,7 @@ class Picture:
 class Pictures:
     """The chosen pictures that have a text, in stored order, with their texts."""
 
-    def __init__(self, store: PairStore, chosen: Selection, progress: bool) -> None:
+    def __init__(self, store: PairSource, chosen: Selection, progress: bool) -> None:
         self.store, self.chosen, self.progress = store, chosen, progress
         found = chosen.pictures(store, False)
         numbers = {image_id: number for number, image_id in enumerate(found)}

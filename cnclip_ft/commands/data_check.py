@@ -10,17 +10,17 @@ import typer
 from cnclip_ft.commands.building import Threads
 
 if TYPE_CHECKING:
-    from data_tools.store import PairStore
+    from data_tools.store import PairSource
 
 Stores = Annotated[list[Path], typer.Argument(metavar="STORE…", help="<dir>/<split>, or a folder of splits.")]
 
 
-def _open_splits(places: list[Path]) -> dict[str, PairStore]:
+def _open_splits(places: list[Path]) -> dict[str, PairSource]:
     """Stores by a name each; a folder of splits gives all of them."""
     from data_tools.errors import RequestError
     from data_tools.store import is_store, open_store, stores_below
 
-    stores: dict[str, PairStore] = {}
+    stores: dict[str, PairSource] = {}
     for place in places:
         for path in [place] if is_store(place) else stores_below(place) or [place]:
             store = open_store(path, sample=False)  # all of it is compared

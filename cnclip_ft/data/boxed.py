@@ -12,7 +12,7 @@ from cnclip_ft.data.pairs import PairTable, padded_length
 from cnclip_ft.models.contract import Preprocessing, Tokenizer
 from data_tools.errors import DataFault, RequestError
 from data_tools.pictures import read_size
-from data_tools.store import PairStore
+from data_tools.store import PairSource
 
 _SEEN = 0.5  # share of a box that has to be seen to be learnt
 _SAME = 5  # digits by which two boxes are one: a pixel of the largest picture is more
@@ -121,7 +121,7 @@ class Boxed:
     passed_over: int
 
 
-def read_boxed(store: PairStore, key: str, prepare: Callable[[list[str]], list[str]] = list) -> Boxed:
+def read_boxed(store: PairSource, key: str, prepare: Callable[[list[str]], list[str]] = list) -> Boxed:
     """All that a store says with boxes.
 
     Args:
@@ -157,7 +157,7 @@ def read_boxed(store: PairStore, key: str, prepare: Callable[[list[str]], list[s
     return Boxed([first[number] for number in range(len(numbers))], pictures, passed_over)
 
 
-def part_of(preprocessing: Preprocessing, store: PairStore, image_id: int | str) -> tuple[float, float, float, float]:
+def part_of(preprocessing: Preprocessing, store: PairSource, image_id: int | str) -> tuple[float, float, float, float]:
     """What of a store's picture a tower sees, (x, y, w, h) in shares of it; its size is read only where that matters."""
     if preprocessing.part(1, 2) == preprocessing.part(2, 1):
         return preprocessing.part(1, 1)
@@ -166,7 +166,7 @@ def part_of(preprocessing: Preprocessing, store: PairStore, image_id: int | str)
 
 
 def _part_or_whole(
-    preprocessing: Preprocessing, store: PairStore, image_id: int | str
+    preprocessing: Preprocessing, store: PairSource, image_id: int | str
 ) -> tuple[float, float, float, float]:
     """As `part_of`; of a picture that cannot be read the whole: it is told of and replaced when it is to be decoded."""
     try:
@@ -190,7 +190,7 @@ def _seen(picture: BoxedPicture, part: tuple[float, float, float, float]) -> Box
     return BoxedPicture(picture.phrases[named], boxes, says[:, named]) if len(boxes) else None
 
 
-def build_box_table(store: PairStore, tokenizer: Tokenizer, preprocessing: Preprocessing, key: str) -> BoxTable:
+def build_box_table(store: PairSource, tokenizer: Tokenizer, preprocessing: Preprocessing, key: str) -> BoxTable:
     """The pictures of a store that have boxes, as a tower sees them, their phrases tokenised; raises as `read_boxed`."""
     found = read_boxed(store, key, lambda texts: tokenizer.prepared(texts)[0])
     positions = {image_id: number for number, image_id in enumerate(store.image_ids)}

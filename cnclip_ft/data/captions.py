@@ -9,7 +9,7 @@ import numpy as np
 from cnclip_ft.data.mixture import Mixture, stores_of
 from data_tools.errors import RequestError
 from data_tools.language import detect_language
-from data_tools.store import PairStore
+from data_tools.store import PairSource
 
 _GOLDEN = (5**0.5 - 1) / 2
 _STREAM = (
@@ -17,7 +17,7 @@ _STREAM = (
 )  # tells these draws from those of epochs and of the stores of a mixture, which are seeded by smaller numbers
 
 
-def caption_weights(store: PairStore | Mixture, *, kept: bool, languages: Mapping[str, float]) -> np.ndarray:
+def caption_weights(store: PairSource | Mixture, *, kept: bool, languages: Mapping[str, float]) -> np.ndarray:
     """float64 ``[pairs]`` in stored order: how likely a caption is among those of its picture, up to a factor.
 
     Args:

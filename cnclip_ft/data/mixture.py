@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from data_tools.errors import DataFault
-from data_tools.store import Pair, PairStore
+from data_tools.store import Pair, PairSource
 
 _ENDS = (
     4096  # bytes compared at both ends of compressed pictures of one size and id: whole ones would be read twice over
@@ -35,13 +35,13 @@ class MixedId(NamedTuple):
 class Part:
     """One store of a mixture: visited `weight` times an epoch; `language` is that of texts that do not say theirs."""
 
-    store: PairStore
+    store: PairSource
     weight: float = 1.0
     language: str | None = None
 
 
 class Mixture:
-    """What training asks of a `PairStore`, over several; pairs of one store lie behind those of the one before.
+    """What training asks of a `PairSource`, over several; pairs of one store lie behind those of the one before.
 
     It may be sent to other processes, as its stores may.
     """
@@ -53,7 +53,7 @@ class Mixture:
         return {"parts": self.parts}
 
     @property
-    def stores(self) -> list[PairStore]:
+    def stores(self) -> list[PairSource]:
         return [part.store for part in self.parts]
 
     @property
@@ -70,16 +70,16 @@ class Mixture:
         return store[number]
 
     def beside(self, index: int) -> dict[str, Any]:
-        """What the pair has beside its text, as `PairStore` has it."""
+        """What the pair has beside its text, as `PairSource` has it."""
         store, number = self._place(index)
         return store.beside(number)
 
     @property
     def beside_counts(self) -> dict[str, int]:
-        """As `PairStore` has it, of all stores together."""
+        """As `PairSource` has it, of all stores together."""
         return dict(sum((Counter(store.beside_counts) for store in self.stores), Counter()))
 
-    def _place(self, index: int) -> tuple[PairStore, int]:
+    def _place(self, index: int) -> tuple[PairSource, int]:
         for store in self.stores:
             if index < len(store):
                 return store, index
@@ -123,7 +123,7 @@ class Mixture:
                 yield replace(pair, **ids, language=pair.language or part.language)
 
     def missing_image(self, pair: Pair) -> DataFault:
-        """As `PairStore` has it; never asked here, `pairs` names the store itself."""
+        """As `PairSource` has it; never asked here, `pairs` names the store itself."""
         return self.parts[0].store.missing_image(pair)
 
     def image_view(self, image_id: MixedId) -> bytes | memoryview:
@@ -134,17 +134,17 @@ class Mixture:
         return hashlib.sha256("\n".join(store.checksum() for store in self.stores).encode()).hexdigest()
 
 
-def name_image(store: PairStore | Mixture, image_id: Any) -> str:
+def name_image(store: PairSource | Mixture, image_id: Any) -> str:
     """Store and image for a message."""
     if isinstance(store, Mixture):
         return name_image(store.stores[image_id.store], image_id.id)
     return f"{store.path}: image {image_id!r}"
 
 
-def stores_of(store: PairStore | Mixture) -> list[PairStore]:
+def stores_of(store: PairSource | Mixture) -> list[PairSource]:
     return store.stores if isinstance(store, Mixture) else [store]
 
 
-def check_lines(store: PairStore | Mixture) -> str:
+def check_lines(store: PairSource | Mixture) -> str:
     """The commands that look for what is wrong, to type."""
     return " and ".join(f"`cnclip-ft data check {shlex.quote(str(each.path))}`" for each in stores_of(store))

@@ -17,7 +17,7 @@ from cnclip_ft.models.contract import Tokenizer
 from cnclip_ft.recipe_data import Negatives
 from data_tools.errors import RequestError
 from data_tools.negatives import Kind, draw, mentioned, slots_of
-from data_tools.store import PairStore
+from data_tools.store import PairSource
 from data_tools.words import Said
 
 _LOOKED_AT = 4096  # captions that say what words there are
@@ -37,7 +37,7 @@ class NegativeTexts:
         RequestError: no pair keeps any, and nothing can be swapped in any of the captions looked at.
     """
 
-    store: PairStore | Mixture
+    store: PairSource | Mixture
     table: PairTable
     tokenizer: Tokenizer
     setting: Negatives

@@ -19,7 +19,7 @@ from data_tools.errors import DataFault
 from data_tools.language import detect_language
 
 if TYPE_CHECKING:
-    from data_tools.store import PairStore
+    from data_tools.store import PairSource
 
 _TEXTS_AT_ONCE = 8192
 
@@ -125,7 +125,7 @@ class TextKeys:
         return roots[keys] if len(keys) else keys
 
 
-def build_table(store: PairStore | Mixture, tokenizer: Tokenizer, weights: np.ndarray | None = None) -> PairTable:
+def build_table(store: PairSource | Mixture, tokenizer: Tokenizer, weights: np.ndarray | None = None) -> PairTable:
     """Read every pair once: number images and texts, tokenise all captions in batches.
 
     Args:
@@ -163,7 +163,7 @@ def build_table(store: PairStore | Mixture, tokenizer: Tokenizer, weights: np.nd
     )
 
 
-def _spans(store: PairStore | Mixture) -> tuple[Span, ...]:
+def _spans(store: PairSource | Mixture) -> tuple[Span, ...]:
     spans, start = [], 0
     for part in store.parts if isinstance(store, Mixture) else ():
         spans.append(Span(str(part.store.path), start, start + len(part.store), part.weight))
@@ -194,7 +194,7 @@ class PairDataset(Dataset):
 
     def __init__(
         self,
-        store: PairStore | Mixture,
+        store: PairSource | Mixture,
         table: PairTable,
         preprocessing: Preprocessing | None,
         reduced: bool = True,

@@ -22,7 +22,7 @@ from data_tools.bars import Bar
 from data_tools.errors import DataFault, RequestError
 from data_tools.language import detect_language
 from data_tools.outputs import refuse_overlap
-from data_tools.store import Id, PairStore, StoreWriter, open_store
+from data_tools.store import Id, PairSource, StoreWriter, open_store
 
 THRESHOLD = 0.5  # probability
 
@@ -108,7 +108,7 @@ def write_boxes(
     return BoxesWritten(len(written.image_ids), total, len(written), boxes, damaged)
 
 
-def _phrases(store: PairStore) -> dict[Id, list[str]]:
+def _phrases(store: PairSource) -> dict[Id, list[str]]:
     """Of every picture the phrases of its captions, each once."""
     found: dict[Id, dict[str, None]] = {image_id: {} for image_id in store.image_ids}
     for pair in store.pairs():
@@ -118,7 +118,7 @@ def _phrases(store: PairStore) -> dict[Id, list[str]]:
 
 
 def _found(
-    opened: Opened, store: PairStore, asked: dict[Id, list[str]], ids: list[Id], done: int
+    opened: Opened, store: PairSource, asked: dict[Id, list[str]], ids: list[Id], done: int
 ) -> Iterator[tuple[int, list[Grounded] | None]]:
     """From picture `done` on what is found in each; None for one that cannot be read."""
     model, size = opened.model, max(1, opened.batch_size // 8)

@@ -11,7 +11,7 @@ from typing import Any
 from cnclip_ft.evaluation.zero_shot import Class
 from data_tools.columns import refuse_unknown
 from data_tools.errors import RequestError
-from data_tools.store import PairStore
+from data_tools.store import PairSource
 
 FEW = 5  # pictures of a class below which its accuracy says little
 MOST = 5_000  # classes
@@ -27,7 +27,7 @@ class ColumnClasses:
     notes: list[str]
 
 
-def column_classes(store: PairStore, ids: Sequence[Any], column: str, least: int = 1) -> ColumnClasses:
+def column_classes(store: PairSource, ids: Sequence[Any], column: str, least: int = 1) -> ColumnClasses:
     """The values of `column` as classes, by their own words.
 
     Values that differ in width, letter case or blanks are one class, named as most pictures have it.

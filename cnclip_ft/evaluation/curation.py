@@ -22,7 +22,7 @@ from data_tools.alike import Groups, same_picture
 from data_tools.bars import Bar
 from data_tools.errors import DataFault, RequestError
 from data_tools.pictures import Reencoding, read_header, reencode
-from data_tools.store import Id, PairStore
+from data_tools.store import Id, PairSource
 from data_tools.words import Said
 
 _COPIES = 200  # pictures that are encoded a second time, smaller and compressed, to see how alike a copy is
@@ -155,7 +155,7 @@ class Curation:
 
 
 def curate(
-    store: PairStore, features: SplitFeatures, opened: Opened, wishes: Wishes, say: Callable[[str], None] = print
+    store: PairSource, features: SplitFeatures, opened: Opened, wishes: Wishes, say: Callable[[str], None] = print
 ) -> Curation:
     """Look at all pictures and pairs of `store`.
 
@@ -179,7 +179,7 @@ def curate(
     return found
 
 
-def _near_limit(store: PairStore, features: SplitFeatures, opened: Opened, wishes: Wishes) -> tuple[float, str]:
+def _near_limit(store: PairSource, features: SplitFeatures, opened: Opened, wishes: Wishes) -> tuple[float, str]:
     if wishes.near is not None:
         return wishes.near, Said(
             "pictures with a cosine of {near:.4f} and more are alike (given)",
@@ -227,7 +227,7 @@ def _near_limit(store: PairStore, features: SplitFeatures, opened: Opened, wishe
 
 
 def _strangers(
-    store: PairStore, features: SplitFeatures, limit: float, opened: Opened, generator: torch.Generator
+    store: PairSource, features: SplitFeatures, limit: float, opened: Opened, generator: torch.Generator
 ) -> tuple[int, float | None]:
     """(how many strangers are allowed, the cosine of the first one too many; None: `limit` lets no more through).
 
@@ -278,7 +278,7 @@ def _fit_limit(features: SplitFeatures, opened: Opened, wishes: Wishes) -> tuple
 
 
 def _like(
-    store: PairStore, features: SplitFeatures, near: float, opened: Opened, say: Callable[[str], None]
+    store: PairSource, features: SplitFeatures, near: float, opened: Opened, say: Callable[[str], None]
 ) -> list[Group]:
     images = features.image_features
     count, alike = len(images), Groups(len(images))
@@ -302,7 +302,7 @@ def _like(
     return [group for rows in members.values() if len(rows) > 1 for group in _groups(store, features, rows, near)]
 
 
-def _groups(store: PairStore, features: SplitFeatures, rows: list[int], near: float) -> list[Group]:
+def _groups(store: PairSource, features: SplitFeatures, rows: list[int], near: float) -> list[Group]:
     """A chain of like pictures as groups around the largest ones: what goes is itself like the one that stays."""
 
     def pixels(row: int) -> int:

@@ -9,7 +9,7 @@ from cnclip_ft.evaluation.curation import Curation, Misfit
 from data_tools.atomic import whole_file
 from data_tools.check.page import figures
 from data_tools.page_style import END, beginning, beginnings
-from data_tools.store import Id, PairStore
+from data_tools.store import Id, PairSource
 from data_tools.words import Said, said_in
 
 _TITLE = Said("data curate", "数据清理")
@@ -36,7 +36,7 @@ _WORDS = {
 }  # fmt: skip
 
 
-def write_page(found: Curation, store: PairStore, file: Path, language: str) -> None:
+def write_page(found: Curation, store: PairSource, file: Path, language: str) -> None:
     """Raises:
     UserError: the file cannot be written.
     """
@@ -54,7 +54,7 @@ def write_page(found: Curation, store: PairStore, file: Path, language: str) -> 
     parts += [f"<li>{html.escape(said_in(line, language))}</li>" for line in found.lines()]
     parts.append(f"</ul><h2>{say('like', count=len(found.dropped_images))}</h2><p>{say('like_how')}</p>")
     for group in sorted(found.groups, key=lambda group: -len(group.others))[:_SHOWN]:
-        row: list[tuple[PairStore, Id, str]] = [
+        row: list[tuple[PairSource, Id, str]] = [
             (store, group.stays, said_in(Said(*_WORDS["stays"], image_id=group.stays), language))
         ]
         row += [(store, image_id, f"{score:.3f} {image_id}") for image_id, score in group.others[:11]]

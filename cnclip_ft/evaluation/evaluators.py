@@ -36,7 +36,7 @@ from cnclip_ft.features.sources import open_source
 from cnclip_ft.recipe_data import BoxesSplit, ValidStore, ZeroShot
 from cnclip_ft.retrieval.recall import RetrievalScores, recall
 from data_tools.errors import DataFault, RequestError, UserError
-from data_tools.store import PairStore
+from data_tools.store import PairSource
 from data_tools.words import Said, joined
 
 KS = (1, 5, 10)
@@ -49,7 +49,7 @@ class Recall(Evaluator):
         language: of texts that do not say theirs.
     """
 
-    def __init__(self, store: PairStore, language: str | None = None) -> None:
+    def __init__(self, store: PairSource, language: str | None = None) -> None:
         if len(store) == 0:
             raise RequestError(f"data.valid: {store.path} has no pairs, so there is nothing to judge by")
         self.store, self.language = store, language
@@ -223,7 +223,7 @@ EVALUATORS: dict[type, Callable[[str, Any], Evaluator]] = {ZeroShot: ZeroShotAcc
 
 
 def open_evaluator(
-    name: str, valid: ValidStore | ZeroShot | BoxesSplit, open_split: Callable[[str, str], PairStore]
+    name: str, valid: ValidStore | ZeroShot | BoxesSplit, open_split: Callable[[str, str], PairSource]
 ) -> Evaluator:
     """An entry of `data.valid`; `open_split` opens a store, given its place and the setting that names it."""
     if isinstance(valid, ValidStore):

@@ -19,7 +19,7 @@ from data_tools import tables
 from data_tools.bars import Bar
 from data_tools.errors import DataFault, RequestError
 from data_tools.language import detect_language
-from data_tools.store import Id, PairStore, open_store
+from data_tools.store import Id, PairSource, open_store
 
 SMALL = 1 / 16  # of the picture's area: a phrase all of whose boxes together are smaller is called small
 PROTOCOLS = {
@@ -100,7 +100,7 @@ _TABLES = (
 )
 
 
-def phrases_with_boxes(store: PairStore) -> tuple[dict[Id, list[Phrase]], int]:
+def phrases_with_boxes(store: PairSource) -> tuple[dict[Id, list[Phrase]], int]:
     """By picture, in the store's order; and how many pairs have no boxes.
 
     Raises:
@@ -181,7 +181,7 @@ def _names(name: str) -> Iterator[str]:
 
 
 def _judged(
-    opened: Opened, store: PairStore, by_picture: dict[Id, list[Phrase]], how: How
+    opened: Opened, store: PairSource, by_picture: dict[Id, list[Phrase]], how: How
 ) -> Iterator[tuple[Phrase, Judged]]:
     model = opened.model
     ids, size = list(by_picture), max(1, opened.batch_size // 8)  # maps of a batch are held

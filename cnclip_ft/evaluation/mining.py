@@ -31,7 +31,7 @@ from data_tools.columns import Where
 from data_tools.errors import RequestError
 from data_tools.language import detect_language
 from data_tools.parallel import is_parallel
-from data_tools.store import PairStore
+from data_tools.store import PairSource
 from data_tools.store.beside import MOST
 from data_tools.tables import table, terminal_width
 
@@ -298,7 +298,7 @@ def examples(found: Mined, features: SplitFeatures, most: int = 3) -> list[str]:
     return said
 
 
-def refuse_store(store: PairStore) -> None:
+def refuse_store(store: PairSource) -> None:
     """Raises:
     RequestError: it has no picture with a caption.
     """
@@ -314,7 +314,7 @@ def refuse_store(store: PairStore) -> None:
         )
 
 
-def asked_pictures(store: PairStore, where: Where) -> list[bool] | None:
+def asked_pictures(store: PairSource, where: Where) -> list[bool] | None:
     """Of every picture, whether its pairs get negatives; None: all.
 
     Raises:

@@ -20,7 +20,7 @@ from data_tools.pictures import MISSING
 if TYPE_CHECKING:
     from cnclip_ft.models.contract import Tokenizer
     from cnclip_ft.models.dual_encoder import DualEncoder
-    from data_tools.store import PairStore
+    from data_tools.store import PairSource
 
 OnFault = Callable[[int, DataFault], None]  # position among the ids, and what is wrong with the image
 _TEXTS_AT_ONCE = 65536  # tokenised and sorted by length together
@@ -63,7 +63,7 @@ class SplitFeatures(SplitTexts):
         )
 
 
-def read_texts(store: PairStore) -> SplitTexts:
+def read_texts(store: PairSource) -> SplitTexts:
     """Walk a store's pairs once.
 
     Raises:
@@ -102,7 +102,7 @@ def read_texts(store: PairStore) -> SplitTexts:
     return out
 
 
-def encode_split(model: DualEncoder, store: PairStore, **options: Any) -> SplitFeatures:
+def encode_split(model: DualEncoder, store: PairSource, **options: Any) -> SplitFeatures:
     """`encode_source` of a store.
 
     Raises:

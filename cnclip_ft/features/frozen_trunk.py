@@ -31,7 +31,7 @@ from cnclip_ft.recipe_stage import Augmentation
 from data_tools.atomic import whole_file
 from data_tools.bars import Bar
 from data_tools.errors import UserError
-from data_tools.store import PairStore
+from data_tools.store import PairSource
 
 BLOCK = 256  # images computed between two marks
 KEY = 2  # raised when anything else decides the features, the decoding for one: caches made before are not found
@@ -44,7 +44,7 @@ def trunk_weights(tower: ImageTower) -> hashlib._Hash:
 
 def cache_key(
     model: DualEncoder,
-    store: PairStore | Mixture,
+    store: PairSource | Mixture,
     views: int,
     setting: Augmentation,
     precision: str,
@@ -76,7 +76,7 @@ class FeatureCache:
         self,
         folder: Path,
         model: DualEncoder,
-        store: PairStore | Mixture,
+        store: PairSource | Mixture,
         *,
         views: int,
         augment: Augmentation,

@@ -27,7 +27,7 @@ from cnclip_ft.models.preprocessing import at_size
 from cnclip_ft.models.sums import sum_of
 from cnclip_ft.recipe_stage import Augmentation
 from cnclip_ft.runtime import to_device
-from data_tools.store import PairStore
+from data_tools.store import PairSource
 
 _LOOKED_AT = 4096  # pictures, and texts, whose directions decide the map between two widths
 
@@ -67,7 +67,7 @@ class PairTeacher:
         return load(teacher.place, source=teacher.source, trust_import=teacher.trust_import).requires_grad_(False)
 
 
-def distinct_texts(store: PairStore | Mixture) -> tuple[list[str], np.ndarray]:
+def distinct_texts(store: PairSource | Mixture) -> tuple[list[str], np.ndarray]:
     """Every text once, in the order first met, and int64 ``[pairs]``: which of them a pair has."""
     numbers: dict[str, int] = {}
     of_pairs = np.fromiter(
@@ -93,7 +93,7 @@ class TaughtPairs:
         self,
         folder: Path,
         teacher: PairTeacher,
-        store: PairStore | Mixture,
+        store: PairSource | Mixture,
         dim: int,
         *,
         views: int,

@@ -15,7 +15,7 @@ from cnclip_ft.features.encode import SplitTexts, read_texts
 from data_tools.annotations import check_id, check_text, parse_json
 from data_tools.errors import DataFault, RequestError
 from data_tools.items import located
-from data_tools.store import PairStore, is_store, open_store, stores_below
+from data_tools.store import PairSource, is_store, open_store, stores_below
 from data_tools.text_files import TextFile
 from data_tools.walk import walk
 
@@ -104,7 +104,7 @@ def store_source(path: str | Path) -> Source:
     return Source(store.name, Path(path), "store", split, store.image, checksum)
 
 
-def _official_texts(store: PairStore) -> Path | None:
+def _official_texts(store: PairSource) -> Path | None:
     """``<set>/<split>_texts.jsonl`` of ``<set>/lmdb/<split>`` as the official script writes it: pairs alone, so that texts whose
     picture is not told (MUGE's test split) are in the file only."""
     place = store.path.resolve()

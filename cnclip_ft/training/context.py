@@ -31,7 +31,7 @@ from cnclip_ft.training.run_folder import check_place
 from cnclip_ft.training.sharding import Whole, refuse_other_engines, settle_sharding
 from cnclip_ft.training.trackers import tracker_names
 from data_tools.errors import RequestError
-from data_tools.store import PairStore, open_store
+from data_tools.store import PairSource, open_store
 from data_tools.words import Said
 
 Value = TypeVar("Value")
@@ -53,9 +53,9 @@ class Context:
     precision_reason: str
     sharding: Whole
     journal: Journal
-    train_store: PairStore | Mixture
+    train_store: PairSource | Mixture
     evaluators: dict[str, Evaluator]
-    guard_store: PairStore | None
+    guard_store: PairSource | None
     pairs: PairTable
     tokenizer: Tokenizer
     start: LoadReport
@@ -81,7 +81,7 @@ class Context:
         return self.accelerator.is_main_process
 
     @property
-    def valid_stores(self) -> dict[str, PairStore]:
+    def valid_stores(self) -> dict[str, PairSource]:
         """Those of `evaluators` that are stores of pairs, the first one among them."""
         return {name: each.store for name, each in self.evaluators.items() if isinstance(each, Recall)}
 
@@ -189,7 +189,7 @@ def start_of(recipe: Recipe, *, image_size: int | None, trust_import: bool) -> t
     )
 
 
-def _refuse_unsaid_languages(recipe: Recipe, evaluators: dict[str, Evaluator], guard_store: PairStore | None) -> None:
+def _refuse_unsaid_languages(recipe: Recipe, evaluators: dict[str, Evaluator], guard_store: PairSource | None) -> None:
     """Refuse a language by itself that no text says it is in."""
     split, score = score_path(recipe.best_by)
     judged, first = evaluators[split] if split else None, next(iter(evaluators.values()))
@@ -211,7 +211,7 @@ def _workers(recipe: Recipe, processes: int) -> tuple[int, int]:
     return (min(8, cores // processes), max(own, 1)) if torch.cuda.is_available() else (min(2, own), min(2, own))
 
 
-def open_train(data: DataSection) -> PairStore | Mixture:
+def open_train(data: DataSection) -> PairSource | Mixture:
     """The store that is trained on, or several as one.
 
     Raises:
@@ -233,7 +233,7 @@ def open_train(data: DataSection) -> PairStore | Mixture:
     return Mixture(parts)
 
 
-def open_split(path: str, key: str) -> PairStore:
+def open_split(path: str, key: str) -> PairSource:
     """Open a store of the recipe, or that of its split in a data set's folder; an empty one is refused."""
     try:
         store = open_store(split_in(path, "train" if key.startswith("data.train") else "valid"))

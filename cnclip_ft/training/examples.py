@@ -12,7 +12,7 @@ from cnclip_ft.retrieval.recall import topk
 from data_tools import pictures
 from data_tools.contact_sheet import find_font
 from data_tools.errors import DataFault, RequestError
-from data_tools.store import PairStore
+from data_tools.store import PairSource
 from data_tools.store.layouts import Value
 
 QUERIES, SHOWN, SIDE = 8, 5, 112
@@ -39,7 +39,7 @@ class Example:
 
 
 def find_examples(
-    features: SplitFeatures | None, store: PairStore, queries: int = QUERIES, shown: int = SHOWN
+    features: SplitFeatures | None, store: PairSource, queries: int = QUERIES, shown: int = SHOWN
 ) -> list[Example]:
     """`queries` texts spread evenly over the split (the same ones every time) with their `shown` best pictures; none without features."""
     if features is None:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from cnclip_ft.collectives import sum_over_ranks, world_size
 from cnclip_ft.data.boxed import BoxTable, build_box_table
+from cnclip_ft.data.mixture import Mixture
 from cnclip_ft.grounding.boxes import corners, iou
 from cnclip_ft.grounding.matching import Targets, hungarian, inside, losses, match
 from cnclip_ft.models.dual_encoder import DualEncoder
@@ -32,7 +33,7 @@ from cnclip_ft.training.loss import LossOutput, Objective
 from cnclip_ft.training.run_state import seed_step
 from cnclip_ft.training.sharding import Sharded
 from data_tools.errors import RequestError
-from data_tools.store import PairStore
+from data_tools.store import PairSource
 from data_tools.words import Said
 
 NEW_HEADS = 10**7 + 1  # the step whose seed new heads are drawn with: beyond that of any other
@@ -44,7 +45,7 @@ _HIT = 0.5  # overlap from which on a box is found
 class Grounding:
     """What a stage learns boxes from; `heads` are the model's or as new ones will be: their names and shapes count, not their numbers."""
 
-    store: PairStore
+    store: PairSource
     table: BoxTable
     negatives: int
     stay: float
@@ -113,13 +114,13 @@ def plan_grounding(context: Context, model: DualEncoder, name: str, setting: Sta
     if setting.ground is None:
         return None
     key, place = f"stages.{name}.ground.boxes", setting.ground.boxes
-    if place is None and not isinstance(context.train_store, PairStore):
+    if place is None and isinstance(context.train_store, Mixture):
         raise RequestError(f"{key}: data.train names several stores; name the one whose boxes are learnt, {key}=DIR")
     if isinstance(context.sharding, Sharded):
         raise RequestError(f"stages.{name}: boxes are learnt with whole weights, not with FSDP2; launch without it")
     hungarian()
     store = open_split(place, key) if place is not None else context.train_store
-    assert isinstance(store, PairStore)
+    assert not isinstance(store, Mixture)
     try:
         with torch.random.fork_rng(), evaluation_mode(model):
             heads = model.heads or new_heads(model.image_tower)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -13,7 +13,7 @@ from data_tools.check.numbers import short_hash
 from data_tools.check.words import fault_in_words
 from data_tools.errors import DataFault
 from data_tools.pictures import PIXEL_LIMIT, Header, decode_check, read_header
-from data_tools.store import Id, PairStore
+from data_tools.store import Id, PairSource
 from data_tools.store.checksum import Checksum, Order, image_digest
 from data_tools.store.layouts import Value, damaged_value
 
@@ -23,7 +23,7 @@ SHOWN = 12  # examples kept of each kind
 class Images:
     """One pass over the pictures: headers, content hashes, and whether they decode."""
 
-    def __init__(self, store: PairStore, decode: bool, workers: int, progress: bool) -> None:
+    def __init__(self, store: PairSource, decode: bool, workers: int, progress: bool) -> None:
         self.ids, self.bytes, self.undecodable = store.image_ids, 0, 0
         self.numbers = {image_id: number for number, image_id in enumerate(self.ids)}
         self.formats: Counter[str] = Counter()
@@ -93,7 +93,7 @@ class _Look:
 
 
 def _looked_at(
-    store: PairStore, ids: list[Id], look: _Look, workers: int
+    store: PairSource, ids: Sequence[Id], look: _Look, workers: int
 ) -> Iterator[tuple[Id, int, bytes, bytes, Header | DataFault]]:
     if workers <= 0:
         for image_id in ids:
@@ -109,7 +109,7 @@ def _looked_at(
             yield future.result()
 
 
-def _read(store: PairStore, image_id: Id) -> bytes | DataFault:
+def _read(store: PairSource, image_id: Id) -> bytes | DataFault:
     try:
         return store.image(image_id)
     except DataFault as fault:

@@ -14,10 +14,9 @@ from data_tools.check.boxes import BoxCheck, BoxCounts
 from data_tools.check.looking import SHOWN, Images
 from data_tools.check.numbers import Spread, same_text
 from data_tools.check.parallel import ParallelCheck, measure_parallel
-from data_tools.faults import read_faults
 from data_tools.language import detect_language
 from data_tools.parallel import is_parallel, read_parallel
-from data_tools.store import Id, PairStore
+from data_tools.store import Id, PairSource, PairStore
 from data_tools.store.checksum import Checksum, Order
 from data_tools.store.damage import refuse_damage
 from data_tools.store.layouts import Value
@@ -99,7 +98,7 @@ def _plain(value: Any) -> Any:
 
 
 def measure(
-    store: PairStore,
+    store: PairSource,
     *,
     lengths: Lengths | None = None,
     context_length: int = 52,
@@ -114,7 +113,8 @@ def measure(
         decode: decode every picture; False reads the headers only.
         workers: threads for pictures.
     """
-    refuse_damage(store, progress)
+    if isinstance(store, PairStore):
+        refuse_damage(store, progress)
     images = Images(store, decode, workers, progress)
     pairs = _Pairs(store, images.numbers, images.groups, progress, images.order)
     content, order = Checksum(images.content.sums), images.order
@@ -127,7 +127,7 @@ def measure(
         "missing_images": pairs.missing_examples,
         "longest": texts.longest,
         "without_text": pairs.without_text(images.ids),
-        "skipped": [fault for fault, _ in zip(read_faults(store.path), range(SHOWN), strict=False)],
+        "skipped": [fault for fault, _ in zip(store.left_out(), range(SHOWN), strict=False)],
     }
     return SplitCheck(
         name=store.name,
@@ -158,9 +158,9 @@ def measure(
         examples=examples,
         order=order.hexdigest(),
         stated_checksum=store.stated_checksum,
-        stated_order=store.manifest.order if store.manifest else None,
+        stated_order=store.stated_order,
         stated_images=store.image_count,
-        skipped=dict(Counter(str(fault["kind"]) for fault in read_faults(store.path)).most_common()),
+        skipped=dict(Counter(str(fault["kind"]) for fault in store.left_out()).most_common()),
         kept={name: KeptColumn.of(counts) for name, counts in images.kept.items()},
         beside=pairs.beside,
         boxes=pairs.boxes.check(SHOWN),
@@ -175,7 +175,7 @@ class _Pairs:
 
     def __init__(
         self,
-        store: PairStore,
+        store: PairSource,
         numbers: dict[Id, int],
         image_groups: array[int],
         progress: bool,
@@ -238,7 +238,7 @@ class _Pairs:
         texts = list(self.first_text.values())
         return [[texts[text], count] for text, count in pictures.most_common(SHOWN) if count > 1]
 
-    def without_text(self, ids: list[Id]) -> list[Id]:
+    def without_text(self, ids: Sequence[Id]) -> list[Id]:
         found = (image_id for image_id in ids if image_id not in self.per_image)
         return [image_id for _, image_id in zip(range(SHOWN), found, strict=False)]
 

@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Iterable
 
 from data_tools.errors import DataFault
-from data_tools.store import PairStore
+from data_tools.store import PairSource
 
 MOST = 2_000_000  # pictures looked at: their lengths alone take about half a minute
 
 
-def shared_pictures(train: Iterable[PairStore], valid: PairStore) -> int | None:
+def shared_pictures(train: Iterable[PairSource], valid: PairSource) -> int | None:
     """How many pictures of `valid` are in `train` too; None where there are too many to look."""
     stores = list(train)
     if sum(store.image_count for store in stores) > MOST:
@@ -27,7 +27,7 @@ def shared_pictures(train: Iterable[PairStore], valid: PairStore) -> int | None:
     return len(found)
 
 
-def _pictures(store: PairStore) -> Iterable[bytes | memoryview]:
+def _pictures(store: PairSource) -> Iterable[bytes | memoryview]:
     for image_id in store.image_ids:
         try:
             yield store.image_view(image_id)

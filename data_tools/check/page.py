@@ -18,7 +18,7 @@ from data_tools.errors import DataFault
 from data_tools.page_style import END, beginning, beginnings
 from data_tools.parallel import read_parallel
 from data_tools.pictures import Reencoding, reencode
-from data_tools.store import Id, PairStore
+from data_tools.store import Id, PairSource
 from data_tools.words import Said, said_in
 
 _TITLE = Said("data check", "数据检查")
@@ -28,7 +28,7 @@ _RANDOM = 24
 
 
 def write_page(
-    report: CheckReport, stores: dict[str, PairStore], file: Path, seed: int = 0, language: str = "en"
+    report: CheckReport, stores: dict[str, PairSource], file: Path, seed: int = 0, language: str = "en"
 ) -> None:
     """Write the report with thumbnails of what was found and of a random sample.
 
@@ -55,7 +55,7 @@ def write_page(
         page.write("\n".join([*parts, END]))
 
 
-def _split(split: SplitCheck, store: PairStore, seed: int, language: str) -> list[str]:
+def _split(split: SplitCheck, store: PairSource, seed: int, language: str) -> list[str]:
     parts = [f"<h2>{html.escape(split.name)}</h2><div class=split><div><table tabindex=0>"]
     parts += [
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
@@ -130,12 +130,12 @@ def _rows(rows: list[dict[str, str]]) -> str:
     return "<table tabindex=0>" + "".join(lines) + "</table>"
 
 
-def figures(shown: list[tuple[PairStore, Id, str]]) -> str:
+def figures(shown: list[tuple[PairSource, Id, str]]) -> str:
     """Thumbnails of (store, image id, words below) in rows, as HTML; below the words what is kept of the picture."""
     return "<div class='row'>" + "".join(_figure(*figure) for figure in shown) + "</div>"
 
 
-def _figure(store: PairStore, image_id: Any, caption: str) -> str:
+def _figure(store: PairSource, image_id: Any, caption: str) -> str:
     kept = shown_in_page(store.columns_of(image_id))
     try:
         data = base64.b64encode(reencode(store.image(image_id), _THUMBNAIL)).decode("ascii")

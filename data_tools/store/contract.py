@@ -167,6 +167,20 @@ class PairSource(Protocol):
         ...
 
     @property
+    def stated_checksum(self) -> str | None:
+        """The checksum it was finished with, not looked at again; None where none is kept."""
+        ...
+
+    @property
+    def stated_order(self) -> str | None:
+        """The same of its order."""
+        ...
+
+    def left_out(self) -> Iterator[dict[str, Any]]:
+        """What of its source gave no picture or no pair, as `DataFault.as_dict` has it."""
+        ...
+
+    @property
     def generation(self) -> str:
         """32 hex digits that tell this build of it from any other; quick to find, equal for a copy elsewhere."""
         ...

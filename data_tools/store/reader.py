@@ -14,6 +14,7 @@ from typing import Any
 
 from data_tools.bars import Bar
 from data_tools.errors import DataFault, RequestError, UserError
+from data_tools.faults import read_faults
 from data_tools.store import environments
 from data_tools.store.beside import Beside
 from data_tools.store.checksum import Checksum, Order
@@ -258,6 +259,15 @@ class PairStore(PairSource):
                 return None
             total.add(shard.meta["sums"])
         return total.hexdigest()
+
+    @property
+    def stated_order(self) -> str | None:
+        """As the manifest has it; None where there is none."""
+        return self.manifest.order if self.manifest else None
+
+    def left_out(self) -> Iterator[dict[str, Any]]:
+        """As its build listed it."""
+        return read_faults(self.path)
 
     @cached_property
     def _checksum(self) -> str:

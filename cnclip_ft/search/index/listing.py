@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from data_tools.bars import Bar
 from data_tools.errors import DataFault, RequestError
 from data_tools.pictures import read_file
-from data_tools.store import PairStore, is_store, open_store
+from data_tools.store import PairSource, is_store, open_store
 from data_tools.store.layouts import Value
 from data_tools.walk import walk
 
@@ -112,7 +112,7 @@ def _list_store(path: Path) -> Listing:
     return Listing("store", path.resolve().name, path.resolve(), stamps, read, columns=_columns(read.store))
 
 
-def _columns(store: PairStore) -> Callable[[Key], dict[str, Value]] | None:
+def _columns(store: PairSource) -> Callable[[Key], dict[str, Value]] | None:
     """What a store keeps of a picture, and as `caption` its first text: a shop's title became the text, and is no column."""
     if not store.columns:
         return None
