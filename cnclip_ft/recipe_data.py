@@ -187,7 +187,8 @@ class DataSection(Section):
         Annotated[Place, Tag("str")]
         | Annotated[list[TrainStore], Field(min_length=1, max_length=1000), Tag("nullable")]
     ) = Field(discriminator=Discriminator(lambda content: "nullable" if isinstance(content, list) else "str"))
-    """The store to train on, or several: `[{store: A, weight: 2, language: zh}, {store: B}]`."""
+    """The store to train on, or shards (`tars/{00000..00099}.tar`, a folder of tars or Parquet files), or several:
+    `[{store: A, weight: 2, language: zh}, {store: B}]`."""
     batches: Literal["mixed", "by_store"] = "mixed"
     """Of several stores: every batch holds pairs of all, or those of one store."""
     captions: Literal["all", "one", "weighted"] = "all"

@@ -11,12 +11,14 @@ from data_tools.items import Source
 from data_tools.pictures import PIXEL_LIMIT
 from data_tools.preparation import Preparation
 from data_tools.sources.stored import Appended, StoreSource
-from data_tools.store import PairStore, open_store
+from data_tools.store import PairSource, PairStore, open_store
 from data_tools.words import many
 
 
-def kept_form(store: PairStore) -> dict[str, Any]:
-    """Layout and shards of a store, for what is built in its place."""
+def kept_form(store: PairSource) -> dict[str, Any]:
+    """Layout and shards of a store, for what is built of it; what is none gives a store of our layout in one piece."""
+    if not isinstance(store, PairStore):
+        return {}
     size = None if store.shards == 1 else -(-store.image_count // store.shards)
     return {"layout": store.layout, "shard_size": size}
 

@@ -17,7 +17,8 @@ from data_tools.items import ImageItem
 from data_tools.outputs import EMPTY, refuse_overlap
 from data_tools.scratch import Scratch, real_place
 from data_tools.selection import Selection
-from data_tools.store import Id, PairStore, open_store
+from data_tools.shards import open_pairs
+from data_tools.store import Id, PairSource
 from data_tools.store.beside import beside_json
 from data_tools.store.layouts import Value
 
@@ -46,7 +47,7 @@ def export_store(
     if to not in FORMS:
         raise RequestError(f"--to {to!r}: one of {', '.join(FORMS)}")
     refuse_overlap(output, [path])
-    store = open_store(path)
+    store = open_pairs(path)
     chosen.where.check(store.columns, path)
     refuse_unknown(chosen.columns or (), store.columns, path)
     form = FORMS[to]
@@ -82,7 +83,7 @@ def export_store(
         scratch.remove()
 
 
-def _compare(store: PairStore, chosen: Selection, form: Form, folder: Path, progress: bool) -> None:
+def _compare(store: PairSource, chosen: Selection, form: Form, folder: Path, progress: bool) -> None:
     """Read the export back and compare what it holds with what was to be in it, in any order, by sums of hashes.
 
     Raises:

@@ -19,10 +19,11 @@ from data_tools.build import build_store
 from data_tools.errors import RequestError
 from data_tools.items import Source
 from data_tools.selection import ENDING_OF, Picture, Pictures, Selection
+from data_tools.shards import open_pairs
 from data_tools.sources import SourceOptions, open_source
 from data_tools.sources.column_names import Columns
 from data_tools.sources.stored import StoreSource
-from data_tools.store import Id, PairStore
+from data_tools.store import Id, PairSource
 from data_tools.walk import ending_of
 
 _A_FILE = 5000  # pictures in a tar or Parquet file
@@ -38,7 +39,7 @@ class Exported:
     notes: list[str] = field(default_factory=list)
 
 
-Writer = Callable[[PairStore, Selection, Path, "int | None", bool], Exported]
+Writer = Callable[[PairSource, Selection, Path, "int | None", bool], Exported]
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Form:
 def _with_texts(write: Callable[[Pictures, Path, int], None]) -> Writer:
     """The writer of a form that has a place for pictures with texts only."""
 
-    def writer(store: PairStore, chosen: Selection, folder: Path, size: int | None, progress: bool) -> Exported:
+    def writer(store: PairSource, chosen: Selection, folder: Path, size: int | None, progress: bool) -> Exported:
         pictures = Pictures(store, chosen, progress)
         if not pictures.ids:
             by = f" by {chosen.where}" if chosen.where else ""
@@ -172,7 +173,7 @@ def _parquet(pictures: Pictures, folder: Path, size: int) -> None:
     writer.close()
 
 
-def _chosen(store: PairStore, chosen: Selection) -> list[Id]:
+def _chosen(store: PairSource, chosen: Selection) -> list[Id]:
     """The pictures of a form that has a place for pictures and texts alone.
 
     Raises:
@@ -187,7 +188,7 @@ def _chosen(store: PairStore, chosen: Selection) -> list[Id]:
     return ids
 
 
-def _official_files(store: PairStore, chosen: Selection, folder: Path, size: int | None, progress: bool) -> Exported:
+def _official_files(store: PairSource, chosen: Selection, folder: Path, size: int | None, progress: bool) -> Exported:
     """``<name>_imgs.tsv`` and ``<name>_texts.jsonl``, as the official scripts read them; words for ids are numbered."""
     name, ids = store.name, _chosen(store, chosen)
     done = Exported(len(ids), 0)
@@ -223,13 +224,14 @@ def _official_files(store: PairStore, chosen: Selection, folder: Path, size: int
 
 
 def _store(layout: str) -> Writer:
-    def writer(store: PairStore, chosen: Selection, folder: Path, size: int | None, progress: bool) -> Exported:
+    def writer(store: PairSource, chosen: Selection, folder: Path, size: int | None, progress: bool) -> Exported:
         source = StoreSource(
             store.path,
             keep=set(_chosen(store, chosen)).__contains__,
             keep_pair=chosen.keeps_pair,
             lone=chosen.whole,
             columns=chosen.columns,
+            open_place=open_pairs,
         )
         report = build_store(source, folder, layout=layout, shard_size=size, progress=progress)
         report.store.close()  # Windows renames no open file

@@ -29,7 +29,8 @@ class ImageItem:
     `origin` tells the image from others: its file where a source may name it several times (a table with a row per
     caption), else its content (filled in where it is read). With `own_name` the id is only a name of the file: another
     image of that name goes in as ``<name>~<12 digits of its origin>``; else an id given twice is a fault. `columns` are
-    kept with it. `ready`: its bytes come out of a store and go in as they are.
+    kept with it. `ready`: its bytes come out of a store and go in as they are. `place`: the byte of `file` at which they begin,
+    where they lie there as they are.
     """
 
     image_id: Id
@@ -40,6 +41,7 @@ class ImageItem:
     own_name: bool = False
     columns: dict[str, Value] | None = None
     ready: bool = False
+    place: int | None = None
 
     def __post_init__(self) -> None:
         if self.origin is None and not isinstance(self.content, Path):
@@ -106,13 +108,17 @@ def located(fault: DataFault, file: Path | str | None, line: int | None = None, 
 
 @dataclass
 class Stream:
-    """Items with what a progress bar needs: `tell` counts up to `total` in `unit`; `notes`: what was passed over."""
+    """Items with what a progress bar needs: `tell` counts up to `total` in `unit`; `notes`: what was passed over.
+
+    `counted`: how many numbers texts were given so far, where some of them went to texts that were refused.
+    """
 
     items: Iterator[Item]
     total: int | None = None
     unit: str = "item"
     tell: Callable[[], int] = field(default=lambda: 0)
     notes: list[str] = field(default_factory=list)
+    counted: Callable[[], int] = field(default=lambda: 0)
 
 
 class Source(Protocol):

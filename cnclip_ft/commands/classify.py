@@ -70,7 +70,7 @@ def classify(
     from cnclip_ft.models.registry import family_of
     from data_tools.columns import parse_where
     from data_tools.errors import RequestError
-    from data_tools.store import open_store
+    from data_tools.shards import open_pairs
 
     options = Options(**vars(encoding), **vars(origin))
     options.check()
@@ -97,7 +97,7 @@ def classify(
     if not by:
         ids, labels = labelled_images(Path(images), source, known)
     if by or chosen:
-        store = open_store(images)
+        store = open_pairs(images)
         chosen.check(store.columns, images)
         places = [place for place, image_id in enumerate(ids) if chosen.holds(store.columns_of(image_id))]
         if not places:

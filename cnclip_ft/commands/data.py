@@ -12,6 +12,7 @@ from cnclip_ft.commands.data_check import check
 from cnclip_ft.commands.data_curate import curate
 from cnclip_ft.commands.data_export import export
 from cnclip_ft.commands.data_import import import_
+from cnclip_ft.commands.data_index import index
 from cnclip_ft.commands.data_mine import mine
 from cnclip_ft.commands.options import Store, Where, spread
 from data_tools.tables import say
@@ -69,6 +70,7 @@ app.command("export")(export)
 app.command("curate")(curate)
 app.command("mine")(mine)
 app.command("check")(check)
+app.command("index")(index)
 
 
 @app.command()
@@ -123,9 +125,9 @@ def show(
     from data_tools.contact_sheet import draw_sheet, is_sheet
     from data_tools.outputs import refuse_files
     from data_tools.parallel import is_parallel, read_parallel
-    from data_tools.store import open_store
+    from data_tools.shards import open_pairs
 
-    opened = open_store(store)
+    opened = open_pairs(store)
     if is_parallel(opened):
         _show_rows(read_parallel(opened), rows, None if first else seed)
         return

@@ -18,13 +18,14 @@ Stores = Annotated[list[Path], typer.Argument(metavar="STORE…", help="<dir>/<s
 def _open_splits(places: list[Path]) -> dict[str, PairSource]:
     """Stores by a name each; a folder of splits gives all of them."""
     from data_tools.errors import RequestError
-    from data_tools.store import is_store, open_store, stores_below
+    from data_tools.shards import is_pairs, open_pairs
+    from data_tools.store import stores_below
 
     stores: dict[str, PairSource] = {}
     for place in places:
-        for path in [place] if is_store(place) else stores_below(place) or [place]:
-            store = open_store(path, sample=False)  # all of it is compared
-            name = path.name if path.name not in stores else str(path)
+        for path in [place] if is_pairs(place) else stores_below(place) or [place]:
+            store = open_pairs(path, sample=False)  # all of it is compared
+            name = store.name if store.name not in stores else str(path)
             if name in stores:
                 raise RequestError(f"{path} is named twice")
             store.name = name

@@ -57,8 +57,9 @@ def curate(
     from data_tools.atomic import whole_file
     from data_tools.build import build_store
     from data_tools.outputs import begins, lines_with, refuse_files, refuse_overlap
+    from data_tools.shards import open_pairs
     from data_tools.sources.stored import StoreSource
-    from data_tools.store import open_store, refuse_place
+    from data_tools.store import refuse_place
     from data_tools.words import language_of
 
     options = Options(**vars(towers), **vars(origin))
@@ -75,7 +76,7 @@ def curate(
         refuse_overlap(output, read)
         refuse_place(output, overwrite=False)
     curation.Wishes(near, None, most).check()
-    source, opened_store = store_source(store), open_store(store)
+    source, opened_store = store_source(store), open_pairs(store)
     opened = open_model(checkpoint, options)
     made = opened.described()["checkpoint"]
     limit = read_threshold(fit, weights_sum(made), "--fit")
@@ -103,6 +104,7 @@ def curate(
         store,
         keep=lambda image_id: image_id in stays or (image_id not in told and image_id not in images),
         keep_pair=lambda pair: (pair.image_id, pair.text_id) not in pairs,
+        open_place=open_pairs,
     )
     report_of = build_store(part, output, **kept_form(opened_store))
     say("\n".join(report_of.lines()))

@@ -53,22 +53,23 @@ def mine(
     from data_tools.errors import RequestError
     from data_tools.outputs import refuse_overlap
     from data_tools.scratch import Scratch, real_place, scratch_folder
+    from data_tools.shards import is_pairs, open_pairs
     from data_tools.sources.stored import StoreSource
-    from data_tools.store import is_store, open_store, refuse_place
+    from data_tools.store import is_store, refuse_place
 
     options = Options(**vars(towers), **vars(origin), memory=memory)
     options.check()
     parse_memory(memory)
     wishes, conditions = mining.Wishes(count, by, below), parse_where(where or ())
     wishes.check()
-    if is_store(Path(checkpoint)) and not is_store(store):
+    if is_store(Path(checkpoint)) and not is_pairs(store):
         raise RequestError(
             f"{checkpoint} is a store: the checkpoint comes first, "
             f"{shlex.join(['cnclip-ft', 'data', 'mine', str(store), str(checkpoint), '--output', str(output)])}"
         )
     refuse_overlap(output, [store, checkpoint])
     refuse_place(output, overwrite=overwrite)
-    opened = open_store(store)
+    opened = open_pairs(store)
     mining.refuse_store(opened)
     asking = mining.asked_pictures(opened, conditions)
     processes, place = Processes(options.device), real_place(output)
@@ -86,7 +87,11 @@ def mine(
             say(line)
         negatives = found.negatives(split)
         report = build_store(
-            StoreSource(store, add_negatives=lambda pair: negatives.get((pair.image_id, pair.text_id), ())),
+            StoreSource(
+                store,
+                add_negatives=lambda pair: negatives.get((pair.image_id, pair.text_id), ()),
+                open_place=open_pairs,
+            ),
             output,
             **kept_form(opened),
             overwrite=overwrite,

@@ -15,7 +15,7 @@ from cnclip_ft.evaluation.options import Options
 Checkpoint = Annotated[
     str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder or file, or a published name.")
 ]
-Store = Annotated[Path, typer.Argument(metavar="STORE", help="<dir>/<split>.")]
+Store = Annotated[Path, typer.Argument(metavar="STORE", help="<dir>/<split>, or shards: a pattern or a folder.")]
 PageLanguage = Annotated[str | None, typer.Option("--language", help="Of the page: zh or en. [default: the system's]")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images at once; texts go in batches twice as large.")]
 Workers = Annotated[

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
-from data_tools.store import is_store
+from data_tools.shards import is_pairs
 
 WEIGHTS = "pretrained_weights"
 
 
 def split_in(place: str, split: str) -> Path:
-    """The store of a split, where `place` is the folder of a data set with its stores in ``lmdb/`` or in itself; else `place`."""
+    """The store (or shards) of a split, where `place` is the folder of a data set with its stores in ``lmdb/`` or in itself; else `place`."""
     folder = Path(place)
     for inside in (folder / "lmdb" / split, folder / split):
-        if is_store(inside) and not is_store(folder):
+        if is_pairs(inside) and not is_pairs(folder):
             return inside
     return folder
 

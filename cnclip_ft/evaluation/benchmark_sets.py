@@ -18,7 +18,8 @@ from data_tools.errors import DataFault, RequestError
 from data_tools.items import ImageItem, located
 from data_tools.language import main_language
 from data_tools.regular import sha256
-from data_tools.store import Id, is_store
+from data_tools.shards import is_pairs
+from data_tools.store import Id
 from data_tools.text_files import TextFile, read_lines
 
 LANGUAGES = ("zh", "en")
@@ -195,7 +196,7 @@ def _first(folders: Sequence[Path], name: str) -> Path | None:
 
 def _pairs(folder: Path, split: str) -> Source | None:
     for place in (folder / split, folder / "lmdb" / split):
-        if is_store(place):
+        if is_pairs(place):
             return store_source(place)
     images, texts = folder / f"{split}_imgs.tsv", folder / f"{split}_texts.jsonl"
     return _official(images, texts, split) if images.is_file() and texts.is_file() else None

@@ -22,6 +22,7 @@ from data_tools.bars import Bar
 from data_tools.errors import DataFault, RequestError
 from data_tools.language import detect_language
 from data_tools.outputs import refuse_overlap
+from data_tools.shards import open_pairs
 from data_tools.store import Id, PairSource, StoreWriter, open_store
 
 THRESHOLD = 0.5  # probability
@@ -62,7 +63,7 @@ def write_boxes(
         raise RequestError(f"--threshold is {threshold:g}; of --write-boxes it is a probability, above 0 and below 1")
     model = opened.model
     How(LEARNT).method_of(model)  # refuses
-    store = open_store(source)
+    store = open_pairs(source)
     refuse_overlap(Path(output), [source])
     asked = _phrases(store)
     request = {

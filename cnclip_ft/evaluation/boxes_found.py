@@ -16,7 +16,7 @@ from cnclip_ft.grounding.learnt import detect, in_picture, merged
 from cnclip_ft.grounding.metrics import covered, judge
 from cnclip_ft.recipe_data import BoxesSplit
 from data_tools.errors import RequestError
-from data_tools.store import open_store
+from data_tools.shards import open_pairs
 from data_tools.words import Said
 
 NAMES = BoxesSplit.scores
@@ -52,7 +52,7 @@ class BoxesFound(Evaluator):
     def __init__(self, name: str, setting: BoxesSplit) -> None:
         key = f"data.valid.{name}.boxes"
         try:
-            self.store = open_store(setting.boxes)
+            self.store = open_pairs(setting.boxes)
         except RequestError as error:
             raise RequestError(f"{key}: {error}") from None
         found = read_boxed(self.store, key)

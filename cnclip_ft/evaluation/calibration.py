@@ -19,7 +19,7 @@ from cnclip_ft.features.encode import SplitFeatures, encode_images, encode_texts
 from cnclip_ft.features.folder import read_info, read_split
 from cnclip_ft.features.sources import FolderReader, store_source
 from data_tools.errors import DataFault, RequestError
-from data_tools.store import is_store
+from data_tools.shards import is_pairs
 
 
 @dataclass
@@ -101,7 +101,7 @@ def pair_scores(opened: Opened, pairs: Sequence[LabelledPair], images: Path) -> 
         DataFault: an image of the pairs is not in `images`, a folder or a store.
     """
     read: Callable[[Any], Any] = FolderReader(images)
-    if is_store(images):
+    if is_pairs(images):
         source = store_source(images)
         read, there = source.read, {str(image_id): image_id for image_id in source.split.image_ids}
     else:

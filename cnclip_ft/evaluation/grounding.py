@@ -19,7 +19,8 @@ from data_tools import tables
 from data_tools.bars import Bar
 from data_tools.errors import DataFault, RequestError
 from data_tools.language import detect_language
-from data_tools.store import Id, PairSource, open_store
+from data_tools.shards import open_pairs
+from data_tools.store import Id, PairSource
 
 SMALL = 1 / 16  # of the picture's area: a phrase all of whose boxes together are smaller is called small
 PROTOCOLS = {
@@ -139,7 +140,7 @@ def score_grounding(
     if not splits:
         raise RequestError("name at least one split (a store whose pairs have boxes) to evaluate on")
     how = How(method, most=MOST_PROPOSED) if threshold is None else How(method, threshold, MOST_PROPOSED)
-    stores = [open_store(split) for split in splits]
+    stores = [open_pairs(split) for split in splits]
     known = [phrases_with_boxes(store) for store in stores]
     opened = open_model(checkpoint, options)
     chosen = how.method_of(opened.model)

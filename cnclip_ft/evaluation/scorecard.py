@@ -25,7 +25,7 @@ from cnclip_ft.runtime import parse_device
 from data_tools.columns import refuse_unknown
 from data_tools.errors import RequestError
 from data_tools.language import main_language
-from data_tools.store import open_store
+from data_tools.shards import open_pairs
 from data_tools.tables import fitted
 
 
@@ -195,7 +195,7 @@ def _groups(source: Source, column: str) -> list[str]:
     Raises:
         RequestError: the store keeps no such column, or too many values in it.
     """
-    store = open_store(source.path)
+    store = open_pairs(source.path)
     refuse_unknown([column], store.columns, source.path)
     labels = ["–"] * len(source.split.texts)
     for image, text in reversed(source.split.positives.tolist()):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from cnclip_ft.features.sources import Source
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.formats.files import save_tensors
 from data_tools.atomic import whole_path
+from data_tools.cache import cache_folder
 from data_tools.errors import DataFault, RequestError, UserError
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -131,12 +131,6 @@ def _lines(path: Path) -> list[tuple[int, str]]:
         raise RequestError(f"{path} is not UTF-8; save it as UTF-8") from None
     numbered = ((number, line.strip("\r\n ")) for number, line in enumerate(text.split("\n"), 1))
     return [(number, line) for number, line in numbered if line and not line.startswith("#")]
-
-
-def cache_folder() -> Path:
-    """Where averaged prompts are kept: ``$CNCLIP_FT_CACHE``, else below the user's cache folder."""
-    named = os.environ.get("CNCLIP_FT_CACHE")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "cnclip-ft"
 
 
 def class_features(

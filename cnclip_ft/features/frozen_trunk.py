@@ -32,6 +32,7 @@ from data_tools.atomic import whole_file
 from data_tools.bars import Bar
 from data_tools.errors import UserError
 from data_tools.store import PairSource
+from data_tools.store.checksum import written
 
 BLOCK = 256  # images computed between two marks
 KEY = 2  # raised when anything else decides the features, the decoding for one: caches made before are not found
@@ -60,8 +61,10 @@ def cache_key(
     # Equal weights compute other features with other heads or another activation.
     transform = [tower.describe(), *picture, f"{resize}-reduced" if reduced else resize, DECODER, precision]
     # A row's place is that of its image; `checksum` does not tell in which order images lie.
-    rows = hashlib.sha256(json.dumps(store.image_ids).encode()).hexdigest()
-    digest.update(json.dumps([KEY, transform, drawn, store.checksum(), rows]).encode())
+    rows = hashlib.sha256()
+    for piece in written(store.image_ids, json.dumps):
+        rows.update(piece)
+    digest.update(json.dumps([KEY, transform, drawn, store.checksum(), rows.hexdigest()]).encode())
     return digest.hexdigest()[:24]
 
 

@@ -15,7 +15,8 @@ from cnclip_ft.features.encode import SplitTexts, read_texts
 from data_tools.annotations import check_id, check_text, parse_json
 from data_tools.errors import DataFault, RequestError
 from data_tools.items import located
-from data_tools.store import PairSource, is_store, open_store, stores_below
+from data_tools.shards import ShardSource, is_pairs, open_pairs
+from data_tools.store import PairSource, is_store, stores_below
 from data_tools.text_files import TextFile
 from data_tools.walk import walk
 
@@ -69,11 +70,13 @@ def open_source(path: str | Path) -> Source:
                 hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest(),
                 found.lines(),
             )
-        if stores_below(path):
+        if is_pairs(path) or stores_below(path):
             return store_source(path)  # which names the splits to choose from
         raise RequestError(
             f"{path} is neither a store (see `cnclip-ft data build`) nor a folder with images: {found.nothing()}"
         )
+    if is_pairs(path):
+        return store_source(path)
     if path.is_file():
         split = SplitTexts([], *_read_text_file(path), torch.empty(0, 2, dtype=torch.int64))
         return Source(
@@ -83,13 +86,13 @@ def open_source(path: str | Path) -> Source:
 
 
 def store_source(path: str | Path) -> Source:
-    """A store and nothing else; with the texts that an official one has no place for, where their file lies beside it.
+    """A store, or shards, and nothing else; with the texts that an official one has no place for, where their file lies beside it.
 
     Raises:
         RequestError: it is not a store.
         DataFault: a line of that file is broken.
     """
-    store = open_store(path)
+    store = open_pairs(path)
     split, checksum = read_texts(store), store.checksum()
     file = _official_texts(store)
     if file is not None:
@@ -101,7 +104,8 @@ def store_source(path: str | Path) -> Source:
                 split.languages.append(language)
         lone = repr(list(zip(split.text_ids[before:], split.texts[before:], strict=True)))
         checksum = hashlib.sha256((checksum + lone).encode()).hexdigest() if len(split.texts) > before else checksum
-    return Source(store.name, Path(path), "store", split, store.image, checksum)
+    notes = store.notes if isinstance(store, ShardSource) else []
+    return Source(store.name, Path(path), "store", split, store.image, checksum, notes)
 
 
 def _official_texts(store: PairSource) -> Path | None:

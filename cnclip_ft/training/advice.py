@@ -100,7 +100,6 @@ def _longer(stage: StagePlan) -> str:
 def _leak(context: Context) -> str | None:
     """Images of the validation split that are in the training split too, by id and by content."""
     for trained in stores_of(context.train_store):
-        train = set(trained.image_ids)
         for name, store in context.valid_stores.items():
             if store.path.resolve() == trained.path.resolve():
                 return Said(
@@ -108,7 +107,7 @@ def _leak(context: Context) -> str | None:
                     "{name} 就是训练划分本身：召回率会比实际好看得多",
                     name=name,
                 )
-            shared = [image_id for image_id in store.image_ids if image_id in train]
+            shared = [image_id for image_id in store.image_ids if image_id in trained]
             same = [i for i in shared[:500] if store.image(i) == trained.image(i)]
             if same:
                 return Said(

@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 
 from cnclip_ft.data.captions import caption_weights
 from cnclip_ft.data.device_decoding import JpegDecoder, choose_decoder
-from cnclip_ft.data.mixture import Mixture, Part
+from cnclip_ft.data.mixture import Mixture, Part, stores_of
 from cnclip_ft.data.official_layout import split_in, weights_beside
 from cnclip_ft.data.pairs import PairTable, build_table
 from cnclip_ft.evaluation.evaluator import Evaluator
@@ -31,7 +31,8 @@ from cnclip_ft.training.run_folder import check_place
 from cnclip_ft.training.sharding import Whole, refuse_other_engines, settle_sharding
 from cnclip_ft.training.trackers import tracker_names
 from data_tools.errors import RequestError
-from data_tools.store import PairSource, open_store
+from data_tools.shards import ShardSource, open_pairs
+from data_tools.store import PairSource
 from data_tools.words import Said
 
 Value = TypeVar("Value")
@@ -146,6 +147,7 @@ def make_context(
     guard = recipe.data.guard
     guard_store = open_split(guard.split, "data.guard.split") if guard and guard.split else None
     _refuse_unsaid_languages(recipe, evaluators, guard_store)
+    _refuse_faulty_shards(recipe, train_store)
     model, start = start_of(recipe, image_size=recipe.model.image_size, trust_import=trust_import)
     decoder, decoder_reason = choose_decoder(recipe.data.decode, device, model.image_tower.preprocessing)
     workers, most_workers = _workers(recipe, accelerator.num_processes)
@@ -201,6 +203,24 @@ def _refuse_unsaid_languages(recipe: Recipe, evaluators: dict[str, Evaluator], g
         watched.refuse_without(guard.language, "data.guard.language")
 
 
+def _refuse_faulty_shards(recipe: Recipe, train_store: PairSource | Mixture) -> None:
+    """Samples that give no pair are counted as damaged pictures are: above the limit they are no accident."""
+    found = [store for store in stores_of(train_store) if isinstance(store, ShardSource)]
+    faults = sum(sum(store.faults.values()) for store in found)
+    if faults > recipe.data.max_damaged_images:
+        told = "; ".join(f"{store.path}: {store.faults_in_words()}" for store in found if store.faults)
+        raise RequestError(
+            f"data.train: {told} That is more than data.max_damaged_images allows ({recipe.data.max_damaged_images}). Mend the shards, "
+            f"or train without these: data.max_damaged_images={2 * faults}"
+        )
+
+
+def shard_notes(context: Context) -> list[str]:
+    """What is to be known of shards that are trained on or judged on as they lie."""
+    stores = [*stores_of(context.train_store), *context.valid_stores.values()]
+    return list(dict.fromkeys(note for store in stores if isinstance(store, ShardSource) for note in store.notes))
+
+
 def _workers(recipe: Recipe, processes: int) -> tuple[int, int]:
     """Processes to begin with, and the most there may be (`sizing`)."""
     if recipe.data.workers != "auto":
@@ -219,7 +239,7 @@ def open_train(data: DataSection) -> PairSource | Mixture:
     """
     if isinstance(data.train, str):
         return open_split(data.train, "data.train")
-    parts, places = [], set()
+    parts, places, shards = [], set(), dict[Path, str]()
     for number, each in enumerate(data.train):
         store = open_split(each.store, f"data.train.{number}.store")
         place = store.path.resolve()
@@ -229,6 +249,12 @@ def open_train(data: DataSection) -> PairSource | Mixture:
                 "another weight, data.train.N.weight=2"
             )
         places.add(place)
+        for file in store.files if isinstance(store, ShardSource) else ():
+            before = shards.setdefault(file.resolve(), each.store)
+            if before != each.store:
+                raise RequestError(
+                    f"data.train.{number}.store: {file} belongs to {before} before as well; name every shard once"
+                )
         parts.append(Part(store, each.weight, each.language))
     return Mixture(parts)
 
@@ -236,7 +262,7 @@ def open_train(data: DataSection) -> PairSource | Mixture:
 def open_split(path: str, key: str) -> PairSource:
     """Open a store of the recipe, or that of its split in a data set's folder; an empty one is refused."""
     try:
-        store = open_store(split_in(path, "train" if key.startswith("data.train") else "valid"))
+        store = open_pairs(split_in(path, "train" if key.startswith("data.train") else "valid"))
     except RequestError as error:
         raise RequestError(f"{key}: {error} If it lies elsewhere: {key}=PLACE.") from None
     if len(store) == 0:

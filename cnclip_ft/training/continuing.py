@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from cnclip_ft.training.context import Context
 from cnclip_ft.training.stage_plan import StagePlan
 from cnclip_ft.training.teaching import Teaching
 from data_tools.errors import RequestError
+from data_tools.store.checksum import written
 
 _VISITS = 1  # how pairs are put in order (`data.batching`); 0: as earlier versions did (`data.earlier_order`)
 
@@ -38,10 +40,10 @@ def identity(context: Context, model: DualEncoder, plans: Sequence[StagePlan]) -
     """What the state says of data and model: contents by checksum, the training split's order and tokens too."""
     described = {key: value for key, value in describe_model(model).items() if key != "architecture"}
     described |= {"vocabulary": context.tokenizer.fingerprint(), "new": context.new_parts}
-    pairs, images = context.pairs, repr(context.train_store.image_ids).encode()
+    pairs, images = context.pairs, written(context.train_store.image_ids, repr)
     return {
         "train": context.train_store.checksum(),
-        "order": _sha(pairs.image_keys, pairs.text_keys, pairs.tokens, pairs.starts, images),
+        "order": _sha(pairs.image_keys, pairs.text_keys, pairs.tokens, pairs.starts, more=images),
         "valid": {name: evaluator.checksum() for name, evaluator in context.evaluators.items()},
         "guard": context.guard_store.checksum() if context.guard_store is not None else None,
         "teaching": {plan.name: _taught(plan.teaching) for plan in plans if plan.teaching is not None},
@@ -74,9 +76,9 @@ def _taught(teaching: Teaching) -> dict[str, str]:
     return {"teacher": teaching.teacher.digest, "texts": f"{store.checksum()}-{store.order()}"}
 
 
-def _sha(*parts: Any) -> str:
+def _sha(*parts: Any, more: Iterable[bytes] = ()) -> str:
     sha = hashlib.sha256()
-    for part in parts:
+    for part in chain(parts, more):
         sha.update(part)
     return sha.hexdigest()
 

@@ -9,7 +9,7 @@ from cnclip_ft.data.mixture import Mixture
 from cnclip_ft.data.permutation import RUNS, run_length
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.training.advice import warnings
-from cnclip_ft.training.context import Context
+from cnclip_ft.training.context import Context, shard_notes
 from cnclip_ft.training.lora import trained_size
 from cnclip_ft.training.memory import estimate
 from cnclip_ft.training.stage_plan import StagePlan
@@ -68,6 +68,7 @@ def describe(context: Context, model: DualEncoder, stages: list[StagePlan]) -> S
         lines.append(_line("best by", "最佳依据", context.recipe.best_by))
     for stage in stages:
         lines += _stage(context, model, stage)
+    lines += [_line("shards", "分片", note) for note in shard_notes(context)]
     lines += [_line("WARNING", "警告", warning) for warning in warnings(context, model, stages)]
     return joined(lines)
 

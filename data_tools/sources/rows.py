@@ -69,7 +69,7 @@ class RowFile:
         self.notes: list[str] = []
         self.read_as: str | None = None
         if self.form == ".parquet":
-            self._parquet = _open_parquet(file)
+            self._parquet = open_parquet(file)
             self.columns = list(self._parquet.schema_arrow.names)
             self.plain = [field.name for field in self._parquet.schema_arrow if _is_plain(field.type)]
             self.total, self.unit = self._parquet.metadata.num_rows, "row"
@@ -180,7 +180,7 @@ class RowFile:
                 yield number, dict(zip(names, cells, strict=True))
 
     def _parquet_rows(self, wanted: list[str] | None) -> Iterator[Row]:
-        number, bad = 0, _parquet_errors()
+        number, bad = 0, parquet_errors()
         self.tell = lambda: number
         for group in range(self._parquet.num_row_groups):
             end = number + self._parquet.metadata.row_group(group).num_rows
@@ -253,14 +253,14 @@ def _no_object(row: Any, what: str) -> DataFault:
     )
 
 
-def _parquet_errors() -> tuple[type[Exception], ...]:
+def parquet_errors() -> tuple[type[Exception], ...]:
     """What pyarrow raises for damaged pages and for values that have no Python form."""
     import pyarrow
 
     return OSError, ValueError, OverflowError, TypeError, KeyError, MemoryError, pyarrow.ArrowException
 
 
-def _open_parquet(file: Path) -> Any:
+def open_parquet(file: Path) -> Any:
     try:
         import pyarrow
         import pyarrow.parquet

@@ -15,7 +15,7 @@ import numpy as np
 from data_tools.errors import DataFault, RequestError
 from data_tools.items import ImageItem, Item, Source, Stream, TextItem, content_origin, located
 from data_tools.sources.joined import Joined
-from data_tools.store import Id, Pair, PairStore, open_store
+from data_tools.store import Id, Pair, PairSource, PairStore, open_store
 from data_tools.store.beside import MOST, beside_problem, checked_beside
 from data_tools.store.layouts import Value
 from data_tools.store.seen import other_image_id
@@ -32,6 +32,7 @@ class StoreSource:
         keep_pair: whether a pair is. lone: whether texts without picture are taken.
         columns: the kept columns that are taken; None: all.
         add_negatives: more negatives of a pair, behind those that stand beside it.
+        open_place: opens what is at `path`: a store, or what else keeps pairs as one does.
         part: what `keep` and `keep_pair` choose, for whoever asks whether a build is still the same.
     """
 
@@ -47,7 +48,9 @@ class StoreSource:
         columns: tuple[str, ...] | None = None,
         add_negatives: Callable[[Pair], Sequence[str]] | None = None,
         part: Any = None,
+        open_place: Callable[[Path], PairSource] = open_store,
     ) -> None:
+        self.open_place = open_place
         self.path, self.keep, self.keep_pair, self.lone, self.part = path, keep, keep_pair, lone, part
         self.columns, self.add_negatives = columns, add_negatives
         self._words = _words(path)
@@ -57,12 +60,12 @@ class StoreSource:
         return self._words.get(image_id, image_id)
 
     def open(self) -> Stream:
-        store = open_store(self.path)
+        store = self.open_place(self.path)
         done = [0]
         total = store.image_count + len(store) + len(store.lone_texts)
         return Stream(self._items(store, done), total, "item", lambda: done[0])
 
-    def _items(self, store: PairStore, done: list[int]) -> Iterator[Item]:
+    def _items(self, store: PairSource, done: list[int]) -> Iterator[Item]:
         keep = self.keep
         try:
             for image_id in store.image_ids:
@@ -87,7 +90,7 @@ class StoreSource:
             store.close()  # it may be replaced by what is made of it
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"store": [str(self.path.resolve()), open_store(self.path).generation], "part": self.part}
+        return {"store": [str(self.path.resolve()), self.open_place(self.path).generation], "part": self.part}
 
     def expected(self) -> dict[str, int]:
         return {}

@@ -37,10 +37,14 @@ _ERRORS = (
 
 @dataclass(slots=True)
 class Member:
-    """A file of the tar: its name as bytes read as UTF-8 (others as half characters) and its content or what is wrong."""
+    """A file of the tar: its name as bytes read as UTF-8 (others as half characters) and its content or what is wrong.
+
+    `place` is the byte of the unpacked tar at which the content begins.
+    """
 
     name: str
     content: bytes | DataFault
+    place: int = -1
 
 
 class TarMembers:
@@ -58,7 +62,7 @@ class TarMembers:
         return self.size if self._raw is None or self._raw.closed else self._raw.tell()
 
     def __iter__(self) -> Iterator[Member | DataFault]:
-        with self.file.open("rb") as self._raw:
+        with self.file.open("rb", buffering=_PIECE) as self._raw:
             try:
                 content = _uncompressed(self._raw)
                 yield from self._members(_Sparing(content))
@@ -123,7 +127,7 @@ class TarMembers:
             )
         else:
             try:
-                yield Member(entry.name, _read(archive, entry))
+                yield Member(entry.name, _read(archive, entry), entry.offset_data)
             except _ERRORS as error:
                 yield Member(
                     entry.name, _bad(f"{entry.name!r} cannot be read ({_said(error)})", "Write the tar again.")
@@ -177,8 +181,10 @@ class _Sparing:
 
 
 def _read(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
-    handle, pieces, left = archive.extractfile(entry), list[bytes](), entry.size
-    while handle is not None and left > 0:
+    handle: Any = archive.fileobj
+    handle.seek(entry.offset_data)
+    pieces, left = list[bytes](), entry.size
+    while left > 0:
         piece = handle.read(min(left, _LARGEST_HEADER))
         if not piece:
             raise tarfile.ReadError("unexpected end of data")

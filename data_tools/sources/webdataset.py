@@ -16,6 +16,7 @@ from data_tools.columns import kept_columns
 from data_tools.errors import DataFault, RequestError
 from data_tools.items import ImageItem, Item, Stream, TextItem, fingerprint_of, located
 from data_tools.sources.beside_cells import NEGATIVES, WEIGHT, beside_of, usual
+from data_tools.sources.patterns import expand
 from data_tools.sources.places import readable
 from data_tools.sources.tar_members import LARGEST_MEMBER, Member, TarMembers
 from data_tools.store.layouts import Value
@@ -34,6 +35,7 @@ _OF_LIBRARIES = re.compile(r"__[^/]*__($|/)")
 class _Sample:
     key: str
     parts: dict[str, bytes] = field(default_factory=dict)
+    places: dict[str, int] = field(default_factory=dict)
     fault: DataFault | None = None
     size: int = 0
 
@@ -47,7 +49,7 @@ class _Sample:
                 content = _bad(f"the sample has more than {LARGEST_MEMBER >> 20} MiB", "Shrink it.")
                 self.parts.clear()
         if isinstance(content, bytes):
-            self.parts[ending] = content
+            self.parts[ending], self.places[ending] = content, member.place
         else:
             self.fault = self.fault or content
 
@@ -78,7 +80,7 @@ class WebDatasetSource:
         elif place.is_file():  # its name may hold marks of patterns
             found = [place]
         elif "{" in self.pattern:
-            found = [Path(name) for name in _expand(self.pattern)]
+            found = [Path(name) for name in expand(self.pattern)]
         else:
             found = [Path(name) for name in sorted(glob.glob(self.pattern))]
         missing = [str(file) for file in found if not file.is_file()]
@@ -88,12 +90,19 @@ class WebDatasetSource:
 
     def open(self) -> Stream:
         tars = [TarMembers(file) for file in self.tars()]
-        done, notes = [0], list[str]()
+        done, notes, given = [0], list[str](), [0]
         total = sum(tar.size for tar in tars)
-        return Stream(self._items(tars, done, notes), total=total, unit="B", tell=lambda: done[0], notes=notes)
+        return Stream(
+            self._items(tars, done, notes, given),
+            total=total,
+            unit="B",
+            tell=lambda: done[0],
+            notes=notes,
+            counted=lambda: given[0],
+        )
 
-    def _items(self, tars: list[TarMembers], done: list[int], notes: list[str]) -> Iterator[Item]:
-        numbers, passed, encodings = iter(range(1, 2**62)), [0], Counter[str]()
+    def _items(self, tars: list[TarMembers], done: list[int], notes: list[str], given: list[int]) -> Iterator[Item]:
+        numbers, passed, encodings = _counting(given), [0], Counter[str]()
         for tar in tars:
             before = done[0]
             for sample in self._samples(tar, passed):
@@ -139,19 +148,22 @@ class WebDatasetSource:
                     mend=f"A sample has one of .{', .'.join(_IMAGES)}.",
                     kind="missing-image",
                 )
-            if len({sample.parts[ending] for ending in images}) > 1:
+            if len(images) > 1 and len({sample.parts[ending] for ending in images}) > 1:
                 raise _bad(
                     f"the sample has {len(images)} images (.{', .'.join(images)})", "Give each a name of its own."
                 )
         except DataFault as fault:
             yield located(fault, tar, None, readable(sample.key)[:500])
             return
-        image = ImageItem(image_id, sample.parts[images[0]], tar, own_name=True, columns=self._others(sample.parts))
+        row = _row(sample.parts)
+        others = self._others(row) if isinstance(row, dict) else None
+        image = ImageItem(image_id, sample.parts[images[0]], tar, own_name=True, columns=others)
+        image.place = sample.places[images[0]]
         yield image
         try:
-            captions, language = self._captions(sample.parts, encodings)
-            row = self._row(sample.parts)
-            negatives, weight = (row.get(usual(list(row), names)) for names in (NEGATIVES, WEIGHT))
+            captions, language = self._captions(sample.parts, row, encodings)
+            cells = row if isinstance(row, dict) else {}
+            negatives, weight = (cells.get(usual(list(cells), names)) for names in (NEGATIVES, WEIGHT))
             beside = beside_of(negatives, weight, len(captions), untyped=False)
         except DataFault as fault:
             yield located(fault, tar, None, image_id)
@@ -163,21 +175,12 @@ class WebDatasetSource:
             except DataFault as fault:
                 yield located(fault, tar, None, image_id)
 
-    def _row(self, parts: dict[str, bytes]) -> dict[Any, Any]:
-        """The .json; one that cannot be read is a fault of the captions."""
-        try:
-            row = parse_json(parts.get("json", b"{}")[:_LARGEST_TEXT])
-        except DataFault:
-            return {}
-        return row if isinstance(row, dict) else {}
-
-    def _others(self, parts: dict[str, bytes]) -> dict[str, Value] | None:
+    def _others(self, row: dict[Any, Any]) -> dict[str, Value] | None:
         """What else the .json says, to be kept with the picture."""
-        row = self._row(parts)
         used = (*self.text_fields, "language", usual(list(row), NEGATIVES), usual(list(row), WEIGHT))
         return kept_columns(row, [name for name in row if name not in used]) or None
 
-    def _captions(self, parts: dict[str, bytes], encodings: Counter[str]) -> tuple[list[Any], str | None]:
+    def _captions(self, parts: dict[str, bytes], row: Any, encodings: Counter[str]) -> tuple[list[Any], str | None]:
         for ending in (*_TEXTS, "json"):
             if len(parts.get(ending, b"")) > _LARGEST_TEXT:
                 raise _bad(f"the .{ending} has more than {_LARGEST_TEXT >> 20} MiB", "It holds a caption; shorten it.")
@@ -187,7 +190,8 @@ class WebDatasetSource:
                 encodings[read_as] += 1
                 return [text.strip()], None
         if "json" in parts:
-            row = parse_json(parts["json"])
+            if isinstance(row, DataFault):
+                raise row
             name = next((name for name in self.text_fields if isinstance(row, dict) and name in row), None)
             if name is not None:
                 found = row[name] if isinstance(row[name], list) else [row[name]]
@@ -216,14 +220,18 @@ def _bad(problem: str, mend: str) -> DataFault:
     return DataFault(problem, mend=mend, kind="bad-member")
 
 
-def _expand(pattern: str) -> Iterator[str]:
+def _counting(given: list[int]) -> Iterator[int]:
+    """1, 2, …; `given` says how many were taken."""
+    while True:
+        given[0] += 1
+        yield given[0]
+
+
+def _row(parts: dict[str, bytes]) -> Any:
+    """What the .json holds, nothing where there is none; a fault, where it cannot be read, is one of the captions."""
+    if len(parts.get("json", b"{}")) > _LARGEST_TEXT:
+        return {}
     try:
-        import braceexpand
-    except ImportError:
-        raise RequestError(
-            "patterns with braces need webdataset: pip install 'cnclip-ft[webdataset]', or write data-*.tar"
-        ) from None
-    try:
-        return braceexpand.braceexpand(pattern)
-    except ValueError as error:
-        raise RequestError(f"{pattern}: {error}") from None
+        return parse_json(parts.get("json", b"{}"))
+    except DataFault as fault:
+        return fault

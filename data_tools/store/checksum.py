@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from data_tools.store.beside import beside_json
@@ -49,6 +49,15 @@ def image_digest(image_id: Id, data: bytes) -> bytes:
     sha = hashlib.sha256(id_key(image_id) + b"\0")
     sha.update(data)
     return sha.digest()
+
+
+def written(ids: Sequence[Any], write: Callable[[Any], str]) -> Iterator[bytes]:
+    """``[a, b, …]`` in pieces, as `write` (`repr`, `json.dumps`) would give of the whole list, which need not be one."""
+    yield b"["
+    for start in range(0, len(ids), _WAITING):
+        some = ", ".join(map(write, ids[start : start + _WAITING]))
+        yield (f", {some}" if start else some).encode()
+    yield b"]"
 
 
 class Order:

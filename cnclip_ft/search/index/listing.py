@@ -15,7 +15,8 @@ from pathlib import Path, PurePosixPath
 from data_tools.bars import Bar
 from data_tools.errors import DataFault, RequestError
 from data_tools.pictures import read_file
-from data_tools.store import PairSource, is_store, open_store
+from data_tools.shards import is_pairs, open_pairs
+from data_tools.store import PairSource, is_store
 from data_tools.store.layouts import Value
 from data_tools.walk import walk
 
@@ -76,14 +77,14 @@ class StoreBytes:
     """Image id → bytes; `KeyError` where the store has it no more."""
 
     def __init__(self, path: Path) -> None:
-        self.store = open_store(path)
+        self.store = open_pairs(path)
 
     def __call__(self, key: Key) -> bytes:
         return self.store.image(key)
 
 
 def list_source(path: str | Path) -> Listing:
-    """The pictures of a folder (with its sub-folders) or of a store.
+    """The pictures of a folder (with its sub-folders), of a store or of shards.
 
     Raises:
         RequestError: neither, or no picture in it.
@@ -91,10 +92,14 @@ def list_source(path: str | Path) -> Listing:
     path = Path(path)
     if path.is_dir() and is_store(path):
         return _list_store(path)
+    if not path.is_dir() and is_pairs(path):
+        return _list_store(path)
     if not path.is_dir():
         raise RequestError(f"{path}: no such folder or store; name a folder of pictures or a split (e.g. DATA/valid)")
     with Bar(desc="looking", unit=" pictures", delay=2.0) as bar:
         found = walk(path, each=bar.update)
+    if not found.pictures and is_pairs(path):
+        return _list_store(path)
     if not found.pictures:
         raise RequestError(f"{found.nothing()}; and it is no store")
     stamps: dict[Key, str] = {name: f"{size}-{changed}" for name, size, changed in found.pictures}

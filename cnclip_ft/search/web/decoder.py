@@ -150,9 +150,9 @@ def _check(found: os.stat_result, stamp: str) -> int:
 
 @lru_cache(1)
 def _store(path: str) -> Any:
-    from data_tools.store import open_store
+    from data_tools.shards import open_pairs
 
-    return open_store(path)
+    return open_pairs(path)
 
 
 def _of_store(path: str, key: int | str, stamp: str) -> bytes:
