@@ -110,91 +110,35 @@ def in_order(count: int, ids_of: Callable[[int], _Ids], block: int = _BLOCK) -> 
             yield keys[order], numbers[order]
 
 
+_SUM = np.dtype("V32")
+
+
 def join(parts: int, read: ReadPart, picture: ReadPicture, names: Sequence[str], folder: Path, shown: str) -> None:
     """Write the index of `parts` shards into `folder`, its description last.
 
     Args:
         read: the part of a shard. picture: bytes of a picture, asked for where another has its id.
         names: of the shards as they are kept. shown: what the progress bar says.
+
+    Raises:
+        DataFault: two pictures have one id even with the digits that tell them apart.
     """
-    starts = np.zeros(parts + 1, np.int64)
-    about = []
-    columns, content, order = Columns(folder), Checksum(), Order()
-    raw = Columns(folder)  # of the pictures as they come; gone at the end
-    for name, kind in (("raw_places", PLACE), ("raw_sums", np.dtype("V32")), ("raw_digests", np.dtype("V32"))):
-        raw.add(name, np.empty(0, kind))
-    for number in range(parts):
-        part = read(number)
-        arrays = part.arrays
-        starts[number + 1] = starts[number] + len(arrays["offsets"])
-        places = np.empty(len(arrays["offsets"]), PLACE)
-        places["shard"], places["offset"], places["length"] = number, arrays["offsets"], arrays["lengths"]
-        raw.add("raw_places", places)
-        raw.add("raw_sums", _rows(arrays["sums"]))
-        raw.add("raw_digests", _rows(arrays["digests"]))
-        about.append(part.about)
-    raw.close()
-    total = int(starts[-1])
-    places, sums, digests = (
-        mapped(folder / name, kind, total, "r+")
-        for name, kind in (("raw_places", PLACE), ("raw_sums", np.dtype("V32")), ("raw_digests", np.dtype("V32")))
-    )
-    others = _other_names(parts, read, starts, digests)
-    for shard, own in others.items():
-        for at, image_id in own.items():
-            place = places[starts[shard] + at]
-            data = picture(shard, int(place["offset"]), int(place["length"]))
-            sums[starts[shard] + at] = np.void(image_digest(image_id, data))
-
-    def ids_of(shard: int) -> _Ids:
-        return _Ids.of(_final(read(shard).arrays["ids"], others.get(shard, {})), int(starts[shard]))
-
-    position = mapped(folder / "raw_position", np.dtype(np.int64), total, "w+")
-    again = mapped(folder / "raw_again", np.dtype(bool), total, "w+")  # whether it came before
-    count, ids = 0, Behind(columns, "ids")
-    columns.add("places", places[:0])
-    columns.add("digests", digests[:0])
-    with Bar(total=total, desc=f"{shown}: ids", unit="image", delay=2.0) as bar:
-        for keys, numbers in in_order(parts, ids_of):
-            first = np.ones(len(keys), bool)
-            first[1:] = keys[1:] != keys[:-1]
-            placed = np.cumsum(first) - 1
-            differ = digests[numbers] != digests[numbers[first]][placed]
-            if differ.any():
-                wrong = keys[differ][0].decode()
-                raise DataFault(
-                    f"picture {wrong!r} stands for two pictures",
-                    mend="Give every picture a name of its own.",
-                    kind="duplicate-image-id",
-                    item_id=wrong,
-                )
-            position[numbers], again[numbers] = placed + count, ~first
-            kept, own = numbers[first], keys[first].tolist()
-            count += len(own)
-            lengths = np.fromiter(map(len, own), np.int64, len(own))
-            ids.add(np.frombuffer(b"".join(own), np.uint8), np.concatenate([[0], np.cumsum(lengths)]))
-            columns.add("places", places[kept])
-            columns.add("digests", digests[kept])
-            for digest in sums[kept].tolist():
-                content.add_image(digest)
-            for image_id in own:
-                order.image(image_id.decode())
-            bar.update(len(keys))
+    content, order, columns = Checksum(), Order(), Columns(folder)
+    images = _Images(parts, read, folder)
+    others = images.rename(picture)
+    images.sort(others, columns, content, order, shown)
+    pairs = _Pairs(columns, images, content, order)
     with Bar(total=parts, desc=f"{shown}: pairs", unit="shard", delay=2.0) as bar:
-        pairs = _Pairs(columns, position, again, content, order)
-        if any(one["columns"] for one in about):
-            pairs.column_at = mapped(folder / "column_at", np.dtype(np.int64), count, "w+")
-            pairs.column_at[:] = -1
         for shard in range(parts):
-            pairs.take(read(shard), int(starts[shard]), others.get(shard, {}))
+            pairs.take(read(shard), int(images.starts[shard]), others.get(shard, {}))
             bar.update()
-    written = columns.close()
-    if len(pairs.column_at):
-        written["column_at"] = [pairs.column_at.dtype.str, count]
+    arrays = columns.close() | pairs.close()
+    images.close()
+    about = images.about
     meta = {
         "format": FORMAT,
         "version": VERSION,
-        "images": count,
+        "images": images.count,
         "pairs": pairs.count,
         "sums": content.sums,
         "checksum": content.hexdigest(),
@@ -207,28 +151,122 @@ def join(parts: int, read: ReadPart, picture: ReadPicture, names: Sequence[str],
         "columns": list(dict.fromkeys(name for one in about for name in one["columns"])),
         "beside": dict(sum((Counter(one["beside"]) for one in about), Counter())),
         "faults": dict(sum((Counter(one["faulty"]) for one in about), Counter())),
-        "arrays": written,
+        "arrays": arrays,
     }
-    with (folder / "faults.jsonl").open("w", encoding="utf-8", newline="\n", errors="backslashreplace") as file:
-        file.writelines(f"{json.dumps(fault, ensure_ascii=False)}\n" for one in about for fault in one["faults"])
-    del places, sums, digests, position, again, pairs
-    for file_name in ("raw_places", "raw_sums", "raw_digests", "raw_position", "raw_again"):
-        (folder / file_name).unlink(missing_ok=True)
     (folder / META).write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
+
+
+class _Images:
+    """Pictures of all parts, first as they come (files that are gone at the end), then sorted by id, each once.
+
+    Attributes:
+        starts: of each part among all. position: of every picture as it comes, among the sorted ones. again: whether it came before.
+        count: of the sorted ones. about: what each part says of itself, without its faults: they are listed in a file.
+    """
+
+    def __init__(self, parts: int, read: ReadPart, folder: Path) -> None:
+        self.parts, self.read, self.folder, self.count = parts, read, folder, 0
+        self.starts = np.zeros(parts + 1, np.int64)
+        self.about: list[dict[str, Any]] = []
+        raw = Columns(folder)
+        kinds = {"raw_places": PLACE, "raw_sums": _SUM, "raw_digests": _SUM}
+        for name, kind in kinds.items():
+            raw.add(name, np.empty(0, kind))
+        with (folder / "faults.jsonl").open("w", encoding="utf-8", newline="\n", errors="backslashreplace") as file:
+            for shard in range(parts):
+                part = read(shard)
+                arrays = part.arrays
+                self.starts[shard + 1] = self.starts[shard] + len(arrays["offsets"])
+                places = np.empty(len(arrays["offsets"]), PLACE)
+                places["shard"], places["offset"], places["length"] = shard, arrays["offsets"], arrays["lengths"]
+                raw.add("raw_places", places)
+                raw.add("raw_sums", _rows(arrays["sums"]))
+                raw.add("raw_digests", _rows(arrays["digests"]))
+                file.writelines(f"{json.dumps(fault, ensure_ascii=False)}\n" for fault in part.about["faults"])
+                self.about.append({name: value for name, value in part.about.items() if name != "faults"})
+        raw.close()
+        total = int(self.starts[-1])
+        self._places, self._sums, self._digests = (
+            mapped(folder / name, kind, total, "r+") for name, kind in kinds.items()
+        )
+        self.position = mapped(folder / "raw_position", np.dtype(np.int64), total, "w+")
+        self.again = mapped(folder / "raw_again", np.dtype(bool), total, "w+")
+
+    def rename(self, picture: ReadPicture) -> dict[int, dict[int, str]]:
+        """shard → number of a picture in its part → the id it gets because another picture has its own."""
+        others: dict[int, dict[int, str]] = {}
+        for keys, numbers in in_order(self.parts, lambda shard: self._ids(shard, {})):
+            for at in (np.flatnonzero(keys[1:] == keys[:-1]) + 1).tolist():
+                first = int(np.searchsorted(keys, keys[at]))
+                digest = self._digests[numbers[at]].tobytes()
+                if digest != self._digests[numbers[first]].tobytes():
+                    shard = int(np.searchsorted(self.starts, numbers[at], "right")) - 1
+                    own = other_image_id(keys[at].decode(), digest.hex())
+                    others.setdefault(shard, {})[int(numbers[at] - self.starts[shard])] = own
+        for shard, renamed in others.items():
+            for number, own in renamed.items():
+                place = self._places[self.starts[shard] + number]
+                data = picture(shard, int(place["offset"]), int(place["length"]))
+                self._sums[self.starts[shard] + number] = np.void(image_digest(own, data))
+        return others
+
+    def _ids(self, shard: int, others: dict[int, str]) -> _Ids:
+        return _Ids.of(_final(self.read(shard).arrays["ids"], others), int(self.starts[shard]))
+
+    def sort(
+        self, others: dict[int, dict[int, str]], columns: Columns, content: Checksum, order: Order, shown: str
+    ) -> None:
+        """Write ids, places and digests in the order of the ids."""
+        ids = Behind(columns, "ids")
+        columns.add("places", self._places[:0])
+        columns.add("digests", self._digests[:0])
+        with Bar(total=len(self.position), desc=f"{shown}: ids", unit="image", delay=2.0) as bar:
+            for keys, numbers in in_order(self.parts, lambda shard: self._ids(shard, others.get(shard, {}))):
+                first = np.ones(len(keys), bool)
+                first[1:] = keys[1:] != keys[:-1]
+                placed, kept, own = np.cumsum(first) - 1, numbers[first], keys[first].tolist()
+                self._refuse_two(keys, self._digests[numbers] != self._digests[kept][placed])
+                self.position[numbers], self.again[numbers] = placed + self.count, ~first
+                self.count += len(own)
+                lengths = np.fromiter(map(len, own), np.int64, len(own))
+                ids.add(np.frombuffer(b"".join(own), np.uint8), np.concatenate([[0], np.cumsum(lengths)]))
+                columns.add("places", self._places[kept])
+                columns.add("digests", self._digests[kept])
+                for digest in self._sums[kept].tolist():
+                    content.add_image(digest)
+                for image_id in own:
+                    order.image(image_id.decode())
+                bar.update(len(keys))
+
+    def _refuse_two(self, keys: np.ndarray, differ: np.ndarray) -> None:
+        if differ.any():
+            wrong = keys[differ][0].decode()
+            raise DataFault(
+                f"picture {wrong!r} stands for two pictures",
+                mend="Give every picture a name of its own.",
+                kind="duplicate-image-id",
+                item_id=wrong,
+            )
+
+    def close(self) -> None:
+        """Remove what is needed no more."""
+        del self._places, self._sums, self._digests, self.position, self.again
+        for name in ("raw_places", "raw_sums", "raw_digests", "raw_position", "raw_again"):
+            (self.folder / name).unlink(missing_ok=True)
 
 
 class _Pairs:
     """Pairs of one part after another, their pictures by position, their texts numbered on."""
 
-    def __init__(
-        self, columns: Columns, position: np.ndarray, again: np.ndarray, content: Checksum, order: Order
-    ) -> None:
-        self.again = again
-        self.columns, self.position, self.content, self.order = columns, position, content, order
+    def __init__(self, columns: Columns, images: _Images, content: Checksum, order: Order) -> None:
+        self.columns, self.images, self.content, self.order = columns, images, content, order
         self.count = self.numbers = 0
         self.texts, self.beside, self.kept = (Behind(columns, name) for name in ("texts", "beside", "columns"))
-        self.column_at = np.empty(0, np.int64)  # position of a picture → which of the kept columns are its own
         self.described = 0
+        described = images.count if any(one["columns"] for one in images.about) else 0
+        # position of a picture → which of the kept columns are its own
+        self.column_at = mapped(images.folder / "column_at", np.dtype(np.int64), described, "w+")
+        self.column_at[:] = -1
         for name in ("pair_images", "pair_texts", "beside_pairs"):
             columns.add(name, np.empty(0, np.int64))
         columns.add("languages", np.empty(0, np.uint8))
@@ -236,7 +274,7 @@ class _Pairs:
     def take(self, part: Part, first: int, others: dict[int, str]) -> None:
         """`first`: number of the part's first picture among all as they come."""
         arrays, columns = part.arrays, self.columns
-        columns.add("pair_images", self.position[first + arrays["pair_images"]])
+        columns.add("pair_images", self.images.position[first + arrays["pair_images"]])
         columns.add("pair_texts", arrays["pair_texts"] + self.numbers)
         columns.add("languages", arrays["languages"])
         columns.add("beside_pairs", arrays["beside_pairs"] + self.count)
@@ -244,9 +282,9 @@ class _Pairs:
         self.beside.add(arrays["beside"], arrays["beside_starts"])
         self.kept.add(arrays["columns"], arrays["columns_starts"])
         described = first + arrays["column_images"]
-        new = np.flatnonzero(~self.again[described])  # of a picture that came before what was said then stays
+        new = np.flatnonzero(~self.images.again[described])  # of a picture that came before what was said then stays
         if len(new):
-            self.column_at[self.position[described[new]]] = self.described + new
+            self.column_at[self.images.position[described[new]]] = self.described + new
         self.described += len(described)
         self._sum_up(arrays, _final(arrays["ids"], others).tolist())
         self.count += len(arrays["pair_images"])
@@ -266,20 +304,11 @@ class _Pairs:
             self.content.pair(names[image], number, text, found.get(at))
             self.order.pair(names[image], number, text)
 
-
-def _other_names(parts: int, read: ReadPart, starts: np.ndarray, digests: np.ndarray) -> dict[int, dict[int, str]]:
-    """shard → number of a picture in its part → the id it gets because another picture has its own."""
-    others: dict[int, dict[int, str]] = {}
-    for keys, numbers in in_order(parts, lambda shard: _Ids.of(read(shard).arrays["ids"], int(starts[shard]))):
-        again = np.flatnonzero(keys[1:] == keys[:-1]) + 1
-        for at in again.tolist():
-            first = int(np.searchsorted(keys, keys[at]))
-            digest = digests[numbers[at]].tobytes()
-            if digest != digests[numbers[first]].tobytes():
-                shard = int(np.searchsorted(starts, numbers[at], "right")) - 1
-                own = other_image_id(keys[at].decode(), digest.hex())
-                others.setdefault(shard, {})[int(numbers[at] - starts[shard])] = own
-    return others
+    def close(self) -> dict[str, list[Any]]:
+        """name → [type, numbers in it] of what was written here itself."""
+        count, kind = len(self.column_at), self.column_at.dtype.str
+        del self.column_at
+        return {"column_at": [kind, count]} if count else {}
 
 
 def _final(keys: np.ndarray, others: dict[int, str]) -> np.ndarray:
