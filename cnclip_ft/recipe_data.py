@@ -212,6 +212,8 @@ class DataSection(Section):
     """Decode large JPEGs at a smaller scale in training, never below what the tower needs: faster. Evaluation decodes whole."""
     length_window: int = Field(1, ge=1, le=10**6)
     """Batches that are sorted together by caption length: less padding; 1 keeps the order fully random."""
+    table_cache: Place | None = None
+    """Folder of tables of pairs (50,000 and more): tokens and keys, made once and mapped by every process; null: where cached features lie."""
     order: Literal["global", "by_shard"] = "global"
     """How an epoch is shuffled; global: all pairs; by_shard: runs of pairs that lie behind one another, and those of some runs among
     themselves, as disks and object stores want to be read."""

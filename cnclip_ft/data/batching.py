@@ -20,6 +20,7 @@ from cnclip_ft.data.visits import Members, Part, Visits
 from cnclip_ft.models.contract import Tokenizer
 from data_tools.errors import RequestError
 
+VISITS = 1  # what states say of this order; 0, or nothing, is that of `data.earlier_order`
 _BLOCK = 2**15  # pairs that are kept apart together, at least
 _FEWEST = 8  # batches of a block: to be apart takes somewhere else to be
 _ROUNDS = 24  # of moving pairs that cannot stay

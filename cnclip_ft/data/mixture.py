@@ -115,12 +115,27 @@ class Mixture:
         """Pairs of all stores in order, their ids as `MixedId`, their language said where the recipe says it."""
         for number, part in enumerate(self.parts):
             for pair in part.store.pairs():
-                image = self._images.get(MixedId(number, pair.image_id))
-                if image is None:
-                    raise part.store.missing_image(pair)
-                # The fields of a pair are those of its store: here they hold more than a store's ids.
-                ids: dict[str, Any] = {"image_id": image, "text_id": MixedId(number, pair.text_id)}
-                yield replace(pair, **ids, language=pair.language or part.language)
+                yield self._resolved(number, part, pair)
+
+    def resolved(self, index: int) -> Pair:
+        """A pair as `pairs` gives it.
+
+        Raises:
+            DataFault: it names an image that is not there.
+        """
+        for number, part in enumerate(self.parts):
+            if index < len(part.store):
+                return self._resolved(number, part, part.store[index])
+            index -= len(part.store)
+        raise IndexError(index)
+
+    def _resolved(self, number: int, part: Part, pair: Pair) -> Pair:
+        image = self._images.get(MixedId(number, pair.image_id))
+        if image is None:
+            raise part.store.missing_image(pair)
+        # The fields of a pair are those of its store: here they hold more than a store's ids.
+        ids: dict[str, Any] = {"image_id": image, "text_id": MixedId(number, pair.text_id)}
+        return replace(pair, **ids, language=pair.language or part.language)
 
     def missing_image(self, pair: Pair) -> DataFault:
         """As `PairSource` has it; never asked here, `pairs` names the store itself."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,15 +13,15 @@ import torch
 from torch.utils.data import Dataset
 
 from cnclip_ft.data.mixture import Mixture, check_lines, name_image
+from cnclip_ft.data.pair_tables import ImageIds, Making, TableFolder, starts_of
 from cnclip_ft.data.pictures import Pictures, data_fault
 from cnclip_ft.models.contract import Preprocessing, Tokenizer
 from data_tools.errors import DataFault
-from data_tools.language import detect_language
 
 if TYPE_CHECKING:
     from data_tools.store import PairSource
 
-_TEXTS_AT_ONCE = 8192
+KEPT_FROM = 50_000  # pairs: the table of fewer is made in seconds, and no files are left
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Span:
 
 @dataclass
 class PairTable:
-    """All pairs of a store without their pictures, about 60 bytes a pair.
+    """All pairs of a store without their pictures, about 60 bytes a pair; of many pairs the arrays are mapped from the disk.
 
     `image_keys` and `text_keys` are int64 ``[pairs]``. Pairs with equal image keys show the same image, pairs
     with equal text keys carry the same text id or the same prepared text: they are not negatives of each other.
     An image key is the image's position in `store.image_ids`. `spans` are the stores of a mixture, none of a single store;
     `languages` counts pairs by the language they say, "" for none; `spoken` by that and, where there is none, by their letters. `tokens` holds all token ids behind one another,
     those of pair i at ``starts[i]:starts[i + 1]``. With `weights`, float64 ``[pairs]``, an epoch draws one caption a picture by
-    them (`data.captions`).
+    them (`data.captions`). `ids` are those of the store's images by their keys, where they are kept with the table.
     """
 
     image_keys: np.ndarray
@@ -58,6 +58,7 @@ class PairTable:
     languages: Counter[str] = field(default_factory=Counter)
     spoken: Counter[str] = field(default_factory=Counter)
     weights: np.ndarray | None = None
+    ids: ImageIds | None = None
 
     def __len__(self) -> int:
         return len(self.image_keys)
@@ -67,7 +68,8 @@ class PairTable:
         return np.diff(self.starts)
 
     def token_ids(self, pair: int) -> np.ndarray:
-        return self.tokens[self.starts[pair] : self.starts[pair + 1]]
+        found: np.ndarray = self.tokens[self.starts[pair] : self.starts[pair + 1]].astype(np.intc)
+        return found
 
     def batch(self, pairs: np.ndarray, tokenizer: Tokenizer, lengths: Sequence[int] = ()) -> dict[str, torch.Tensor]:
         """Texts of `pairs`, padded as the tokenizer does (where that is to the longest, to one of `lengths`), keys, and the numbers of
@@ -95,71 +97,48 @@ def padded_length(longest: int, lengths: Sequence[int]) -> int:
     return next(length for length in lengths if length >= longest) if lengths else longest
 
 
-class TextKeys:
-    """Union of two equalities: the same text id, or the same prepared text (union-find over first sightings)."""
-
-    def __init__(self) -> None:
-        self.by_id: dict[int | str, int] = {}
-        self.by_text: dict[str, int] = {}
-        self.parent = array("q")
-
-    def _root(self, key: int) -> int:
-        while self.parent[key] != key:
-            self.parent[key] = self.parent[self.parent[key]]
-            key = self.parent[key]
-        return key
-
-    def key(self, text_id: int | str, text: str) -> int:
-        by_id, by_text = self.by_id.get(text_id), self.by_text.get(text)
-        found = by_id if by_id is not None else by_text
-        if found is None:
-            found = len(self.parent)
-            self.parent.append(found)
-        elif by_id is not None and by_text is not None:
-            self.parent[self._root(by_text)] = self._root(by_id)
-        self.by_id[text_id] = self.by_text[text] = found
-        return found
-
-    def resolve(self, keys: np.ndarray) -> np.ndarray:
-        roots = np.array([self._root(key) for key in range(len(self.parent))], dtype=np.int64)
-        return roots[keys] if len(keys) else keys
-
-
-def build_table(store: PairSource | Mixture, tokenizer: Tokenizer, weights: np.ndarray | None = None) -> PairTable:
-    """Read every pair once: number images and texts, tokenise all captions in batches.
+def build_table(
+    store: PairSource | Mixture,
+    tokenizer: Tokenizer,
+    weights: np.ndarray | None = None,
+    *,
+    place: Path | None = None,
+    device: torch.device | None = None,
+    say: Callable[[str], Any] = lambda text: None,
+) -> PairTable:
+    """Number images and texts, tokenise all captions: once for many runs where that is kept, by all devices together.
 
     Args:
         weights: as `PairTable` has them.
+        place: where tables of `KEPT_FROM` pairs and more are kept (`data.pair_tables`); None: it is made in memory.
+        device: this process's, for what all devices tell each other.
+        say: told when a table is made, and why.
+
+    Raises:
+        UserError: nothing can be written at `place`.
+        DataFault: a pair is damaged, or names an image that is not there.
     """
-    image_numbers = {image_id: number for number, image_id in enumerate(store.image_ids)}
-    image_keys, text_keys, keys = array("q"), array("q"), TextKeys()
-    tokens, starts, cut = array("i"), array("q", [0]), 0
-    languages: Counter[str] = Counter()
-    spoken: Counter[str] = Counter()
-    for pairs in _in_batches(store.pairs(), _TEXTS_AT_ONCE):
-        texts, all_ids = tokenizer.prepared([pair.text for pair in pairs])
-        for pair, text in zip(pairs, texts, strict=True):
-            if pair.image_id not in image_numbers:
-                raise store.missing_image(pair)
-            image_keys.append(image_numbers[pair.image_id])
-            text_keys.append(keys.key(pair.text_id, text))
-            languages[pair.language or ""] += 1
-            spoken[pair.language or detect_language(pair.text) or ""] += 1
-        for ids in all_ids:
-            # As long as allowed means cut, or exactly fitting; the report of `data check` tells the two apart.
-            cut += len(ids) == tokenizer.context_length
-            tokens.extend(ids)
-            starts.append(len(tokens))
+    making, ids = Making(store, tokenizer), None
+    if place is None or len(store) < KEPT_FROM:
+        held = [making.block(number) for number in range(making.blocks)]
+        about, starts = making.about(lambda: iter(held)), np.concatenate(list(starts_of(held)))
+        arrays = {
+            "tokens": np.concatenate([block["tokens"] for block in held]),
+            "starts": starts,
+            "image_keys": np.concatenate([block["images"] for block in held]),
+            "text_keys": making.keys(lambda: iter(held)),
+        }
+    else:
+        kept = TableFolder(place, making, device or torch.device("cpu"))
+        about, arrays, ids = kept.ready(say), kept.arrays(), ImageIds(kept.folder)
     return PairTable(
-        image_keys=np.frombuffer(image_keys, dtype=np.int64),
-        text_keys=keys.resolve(np.frombuffer(text_keys, dtype=np.int64)),
-        tokens=np.frombuffer(tokens, dtype=np.intc),
-        starts=np.frombuffer(starts, dtype=np.int64),
-        cut=cut,
+        **arrays,
+        cut=about["cut"],
         spans=_spans(store),
-        languages=languages,
-        spoken=spoken,
+        languages=Counter(about["languages"]),
+        spoken=Counter(about["spoken"]),
         weights=weights,
+        ids=ids,
     )
 
 
@@ -169,17 +148,6 @@ def _spans(store: PairSource | Mixture) -> tuple[Span, ...]:
         spans.append(Span(str(part.store.path), start, start + len(part.store), part.weight))
         start += len(part.store)
     return tuple(spans)
-
-
-def _in_batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    batch: list[Any] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 class PairDataset(Dataset):
@@ -204,7 +172,9 @@ class PairDataset(Dataset):
         self.pictures = (
             None
             if preprocessing is None
-            else Pictures(store.image_ids, store.image_view, preprocessing, reduced=reduced)
+            else Pictures(
+                store.image_ids if table.ids is None else table.ids, store.image_view, preprocessing, reduced=reduced
+            )
         )
 
     def __len__(self) -> int:

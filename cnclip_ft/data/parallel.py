@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cnclip_ft.data.pairs import PairTable, TextKeys, padded_length
+from cnclip_ft.data.pairs import PairTable, padded_length
+from cnclip_ft.data.same_texts import firsts, hash_of, text_keys
 from cnclip_ft.models.contract import Tokenizer
 from data_tools.parallel import ParallelTexts
 
@@ -37,17 +38,19 @@ class ParallelTable(PairTable):
 
 def build_parallel_table(texts: ParallelTexts, languages: Sequence[str], tokenizer: Tokenizer) -> ParallelTable:
     """Tokenise the rows, each of which has all `languages`."""
-    rows, keys = np.arange(len(texts), dtype=np.int64), TextKeys()
+    count, rows = len(texts), np.arange(len(texts), dtype=np.int64)
     said = [tokenizer.prepared([row[language] for row in texts.rows]) for language in languages]
-    found = [keys.key(number, text) for prepared, _ in said for number, text in enumerate(prepared)]
-    text_keys = keys.resolve(np.array(found, dtype=np.int64))[: len(texts)]
+    prepared = [text for texts_of_one, _ in said for text in texts_of_one]
+    hashes = np.fromiter(map(hash_of, prepared), np.uint64, len(prepared))
+    others = np.arange(count, len(prepared))  # texts of a row are one, whatever their language
+    keys = text_keys(len(prepared), (others, others % max(count, 1)), firsts(hashes, prepared.__getitem__))[:count]
     parts = []
     for _, ids in said:
         starts = np.cumsum([0, *map(len, ids)], dtype=np.int64)
         cut = sum(len(each) == tokenizer.context_length for each in ids)
         tokens = np.fromiter((token for each in ids for token in each), dtype=np.intc, count=int(starts[-1]))
-        parts.append(PairTable(rows, text_keys, tokens, starts, cut))
+        parts.append(PairTable(rows, keys, tokens, starts, cut))
     longest = np.max([part.lengths for part in parts], axis=0)
     starts = np.concatenate([[0], np.cumsum(longest)]).astype(np.int64)
     nothing = np.empty(0, dtype=np.intc)
-    return ParallelTable(rows, text_keys, nothing, starts, sum(part.cut for part in parts), parts=tuple(parts))
+    return ParallelTable(rows, keys, nothing, starts, sum(part.cut for part in parts), parts=tuple(parts))

@@ -20,11 +20,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from data_tools.arrays import write_array
 from data_tools.atomic import sync_folder, whole_file, whole_path
 from data_tools.errors import RequestError, UserError
 from data_tools.lock import FileLock
@@ -198,14 +199,6 @@ class Rows:
         files = self.folder.glob(f"{self.name}damaged-*.jsonl")
         entries = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
         return dict(sorted(((e, None) if isinstance(e, int) else e for e in entries), key=lambda entry: entry[0]))
-
-
-def write_array(file: IO[bytes], blocks: Iterable[np.ndarray], shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """An array ``.npy`` of blocks one behind the other, which are never all in memory."""
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)
-    for block in blocks:
-        file.write(np.ascontiguousarray(block, dtype).data)
 
 
 def _new_array(path: Path, shape: tuple[int, ...], dtype: np.dtype, advice: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import torch
 
 from cnclip_ft.data.mixture import stores_of
@@ -107,8 +109,8 @@ def _leak(context: Context) -> str | None:
                     "{name} 就是训练划分本身：召回率会比实际好看得多",
                     name=name,
                 )
-            shared = [image_id for image_id in store.image_ids if image_id in trained]
-            same = [i for i in shared[:500] if store.image(i) == trained.image(i)]
+            shared = islice((image_id for image_id in store.image_ids if image_id in trained), 500)
+            same = [i for i in shared if store.image(i) == trained.image(i)]
             if same:
                 return Said(
                     "{name} shares images with the training split (e.g. id {image_id!r}): recall will look better than it is",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ from cnclip_ft.training.trackers import tracker_names
 from data_tools.errors import RequestError
 from data_tools.shards import ShardSource, open_pairs
 from data_tools.store import PairSource
-from data_tools.words import Said
+from data_tools.words import Said, language_of, said_in
 
 Value = TypeVar("Value")
 
@@ -150,6 +151,7 @@ def make_context(
     _refuse_faulty_shards(recipe, train_store)
     model, start = start_of(recipe, image_size=recipe.model.image_size, trust_import=trust_import)
     decoder, decoder_reason = choose_decoder(recipe.data.decode, device, model.image_tower.preprocessing)
+    cache_folder = Path(recipe.feature_cache) if recipe.feature_cache else folder.parent / "feature_cache"
     workers, most_workers = _workers(recipe, accelerator.num_processes)
     context = Context(
         recipe=recipe,
@@ -163,14 +165,21 @@ def make_context(
         train_store=train_store,
         evaluators=evaluators,
         guard_store=guard_store,
-        pairs=build_table(train_store, model.tokenizer, pair_weights),
+        pairs=build_table(
+            train_store,
+            model.tokenizer,
+            pair_weights,
+            place=Path(recipe.data.table_cache) if recipe.data.table_cache else cache_folder,
+            device=device,
+            say=_say,
+        ),
         tokenizer=model.tokenizer,
         start=start,
         workers=workers,
         most_workers=most_workers,
         decoder=decoder,
         decoder_reason=decoder_reason,
-        cache_folder=Path(recipe.feature_cache) if recipe.feature_cache else folder.parent / "feature_cache",
+        cache_folder=cache_folder,
         trust_import=trust_import,
         earlier_order=earlier_order,
     )
@@ -189,6 +198,11 @@ def start_of(recipe: Recipe, *, image_size: int | None, trust_import: bool) -> t
         seed=recipe.seed,
         trust_import=trust_import,
     )
+
+
+def _say(text: str) -> None:
+    """Before there is a journal: what takes long, on the terminal alone."""
+    print(said_in(text, language_of(None)), file=sys.stderr)
 
 
 def _refuse_unsaid_languages(recipe: Recipe, evaluators: dict[str, Evaluator], guard_store: PairSource | None) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from pydantic import ValidationError
 
+from cnclip_ft.data.batching import VISITS
 from cnclip_ft.models.assembly import describe_model
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.heads import completed
@@ -23,11 +25,11 @@ from cnclip_ft.training.teaching import Teaching
 from data_tools.errors import RequestError
 from data_tools.store.checksum import written
 
-_VISITS = 1  # how pairs are put in order (`data.batching`); 0: as earlier versions did (`data.earlier_order`)
+_AT_ONCE = 2**22
 
 # These do not change what is computed; a batch in other pieces only by rounding.
 _FREE = re.compile(
-    r"output|log_every|feature_cache|save_every|report_to|compile|model\.source|data\.(workers|decode|max_damaged_images)|"
+    r"output|log_every|feature_cache|save_every|report_to|compile|model\.source|data\.(workers|decode|max_damaged_images|table_cache)|"
     r"stages\.[^.]+\.(micro_batch_size|gradient_checkpointing|skip_bad_steps|keep_every)"
 )
 # Where the data and the start lie may change; what they hold is compared.
@@ -40,10 +42,14 @@ def identity(context: Context, model: DualEncoder, plans: Sequence[StagePlan]) -
     """What the state says of data and model: contents by checksum, the training split's order and tokens too."""
     described = {key: value for key, value in describe_model(model).items() if key != "architecture"}
     described |= {"vocabulary": context.tokenizer.fingerprint(), "new": context.new_parts}
-    pairs, images = context.pairs, written(context.train_store.image_ids, repr)
+    pairs = context.pairs
+    keys, images = (
+        [pairs.image_keys, pairs.text_keys],
+        context.train_store.image_ids if pairs.ids is None else pairs.ids,
+    )
     return {
         "train": context.train_store.checksum(),
-        "order": _sha(pairs.image_keys, pairs.text_keys, pairs.tokens, pairs.starts, more=images),
+        "order": _sha(*keys, more=chain[Any](_as_integers(pairs.tokens), [pairs.starts], written(images, repr))),
         "valid": {name: evaluator.checksum() for name, evaluator in context.evaluators.items()},
         "guard": context.guard_store.checksum() if context.guard_store is not None else None,
         "teaching": {plan.name: _taught(plan.teaching) for plan in plans if plan.teaching is not None},
@@ -53,7 +59,6 @@ def identity(context: Context, model: DualEncoder, plans: Sequence[StagePlan]) -
         "devices": context.world,
         "device": context.device.type,
         "precision": context.precision,
-        "visits": 0 if context.earlier_order else _VISITS,
     }
 
 
@@ -63,12 +68,17 @@ def earlier_order(state: dict[str, Any]) -> bool:
     Raises:
         RequestError: a newer version began it, with an order that is not known here.
     """
-    began = (state.get("identity") or {}).get("visits", 0)
-    if began > _VISITS:
+    began = state.get("visits", 0)
+    if began > VISITS:
         raise RequestError(
             "--continue: a newer version began this run, and its order of pairs is not known here; use that one"
         )
     return not began
+
+
+def _as_integers(tokens: np.ndarray) -> Iterator[np.ndarray]:
+    """As states have always summed them, whatever type holds them here."""
+    return (tokens[at : at + _AT_ONCE].astype(np.intc) for at in range(0, len(tokens), _AT_ONCE))
 
 
 def _taught(teaching: Teaching) -> dict[str, str]:
@@ -76,7 +86,7 @@ def _taught(teaching: Teaching) -> dict[str, str]:
     return {"teacher": teaching.teacher.digest, "texts": f"{store.checksum()}-{store.order()}"}
 
 
-def _sha(*parts: Any, more: Iterable[bytes] = ()) -> str:
+def _sha(*parts: Any, more: Iterable[Any] = ()) -> str:
     sha = hashlib.sha256()
     for part in chain(parts, more):
         sha.update(part)

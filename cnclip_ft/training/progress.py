@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import cnclip_ft
+from cnclip_ft.data.batching import VISITS
 from cnclip_ft.models.hub import repositories
 from cnclip_ft.recipe import dump_recipe
 from cnclip_ft.training.context import Context
@@ -38,6 +39,7 @@ class Progress:
     def state_dict(self, context: Context) -> dict[str, Any]:
         return {
             "format": FORMAT, "run": self.token, "recipe": dump_recipe(context.recipe), "identity": self.identity,
+            "visits": 0 if context.earlier_order else VISITS,
             "start_score": self.start_score, "guard_start": self.guard_start, "languages_start": self.languages_start,
             "rows": [[name, row] for name, row in self.rows], "notes": [[str(note), said_in(note, "zh")] for note in self.notes], "damaged": self.damaged,
         }  # fmt: skip

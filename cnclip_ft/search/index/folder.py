@@ -26,8 +26,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
-from cnclip_ft.features.rows import write_array
 from cnclip_ft.search.index.listing import Key
+from data_tools.arrays import write_array
 from data_tools.atomic import LEFTOVER, leftovers, whole_file
 from data_tools.errors import RequestError, UserError
 from data_tools.outputs import FolderKind, folder_with

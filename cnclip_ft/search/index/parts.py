@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from cnclip_ft.features.rows import write_array
 from cnclip_ft.search.index.folder import PART_FILES, PARTS
 from cnclip_ft.search.index.listing import Key
+from data_tools.arrays import write_array
 from data_tools.atomic import whole_file
 
 _ROWS, _SECONDS = 8192, 20.0  # a part is written when either is reached: what a power cut can cost

@@ -1,0 +1,221 @@
+"""Tables on the disk: those made in memory, taken up, found hurt, shared; what cannot be is said."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import cnclip_ft.data.pair_tables as pair_tables
+import cnclip_ft.data.pairs as pairs_module
+from cnclip_ft.data.mixture import Mixture, Part
+from cnclip_ft.data.pair_tables import Making, Positions
+from cnclip_ft.data.pairs import PairDataset, build_table
+from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
+from cnclip_ft.models.preprocessing import SquarePicture
+from data_tools.errors import DataFault, UserError
+from data_tools.store import StoreWriter, open_store
+from tests.data.test_images import encoded, picture
+
+ROOT = Path(__file__).resolve().parents[2]
+ARRAYS = ("tokens", "starts", "image_keys", "text_keys")
+
+
+def write(folder, count=100, *, words=False, shift=0, **options):
+    """Pictures of two captions, of which some stand twice."""
+    with StoreWriter(folder, **options) as writer:
+        for number in range(count // 2):
+            writer.add_image(f"图 {number}" if words else number, encoded(picture(9, 3 + number % 5), "PNG"))
+        for number in range(count):
+            said = number - (number % 11 == 1)  # some texts stand on two pictures
+            text = f"第 {(said + shift) % 91 // 7 * 7} 只“狗”" if said % 7 == 0 else f"只有一次 {said}"
+            image = number % (count // 2)
+            writer.add_pair(f"图 {image}" if words else image, said, text, "zh" if said % 3 else None)
+        writer.finish()
+    return open_store(folder)
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """Tables of any size are kept, in blocks of 40 pairs."""
+    monkeypatch.setattr(pairs_module, "KEPT_FROM", 0)
+    monkeypatch.setattr(pair_tables, "BLOCK", 40)
+    monkeypatch.setattr(Making.__init__, "__defaults__", (40,))
+
+
+def same(one, other) -> bool:
+    told = (one.cut, one.languages, one.spoken, one.spans) == (other.cut, other.languages, other.spoken, other.spans)
+    return told and all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ARRAYS)
+
+
+def made(store, place, **options):
+    said: list[str] = []
+    return build_table(store, TextTokenizer(context_length=12), place=place, say=said.append, **options), said
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_a_table_on_the_disk_is_the_one_in_memory(tmp_path, kept, words):
+    store = write(tmp_path / "s", words=words)
+    memory, _ = made(store, None)
+    table, said = made(store, tmp_path / "cache")
+    assert same(table, memory) and table.tokens.dtype == np.uint16 and isinstance(table.tokens, np.memmap)
+    assert len(said) == 1 and said[0].startswith(f"{store.path}: its table of 100 pairs is made")
+    again, said = made(store, tmp_path / "cache")
+    assert same(again, memory) and said == []
+    assert [again.ids[place] for place in range(50)] == store.image_ids and len(again.ids) == 50
+    assert again.ids[40:99] == store.image_ids[40:]
+    assert pickle.loads(pickle.dumps(again.ids))[49] == store.image_ids[49]
+    one, other = (PairDataset(store, each, SquarePicture(24))[7]["pixels"] for each in (memory, again))
+    assert torch.equal(one, other)
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert {file.suffix for file in folder.iterdir()} <= {".npy", ".json", ".jsonl"}  # nothing of the making is left
+
+
+def test_a_mixture_has_one(tmp_path, kept):
+    mixture = Mixture([Part(write(tmp_path / "a")), Part(write(tmp_path / "b", 60, shift=3), 2.0, "en")])
+    memory, _ = made(mixture, None)
+    table, _ = made(mixture, tmp_path / "cache")
+    assert same(table, memory) and list(table.ids) == mixture.image_ids
+    relabelled = Mixture([Part(part.store, part.weight, "zh") for part in mixture.parts])
+    assert made(relabelled, tmp_path / "cache")[1] and len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_a_making_that_was_interrupted_goes_on(tmp_path, kept, monkeypatch):
+    store, seen = write(tmp_path / "s"), []
+    block = Making.block
+
+    def failing(self, number):
+        seen.append(number)
+        if number == 1 and seen.count(1) == 1:
+            raise KeyboardInterrupt
+        return block(self, number)
+
+    monkeypatch.setattr(Making, "block", failing)
+    with pytest.raises(KeyboardInterrupt):
+        made(store, tmp_path / "cache")
+    table, said = made(store, tmp_path / "cache")
+    assert seen == [0, 1, 1, 2] and len(said) == 1
+    assert same(table, made(store, None)[0])
+
+
+@pytest.mark.parametrize("how", ["flip", "cut", "gone"])
+def test_a_hurt_table_is_made_anew(tmp_path, kept, how):
+    store = write(tmp_path / "s")
+    memory, _ = made(store, None)
+    made(store, tmp_path / "cache")
+    (folder,) = (tmp_path / "cache").iterdir()
+    for name in ("tokens.npy", "ids.npy", "table.json"):
+        content = bytearray((folder / name).read_bytes())
+        if how == "gone":
+            (folder / name).unlink()
+        else:
+            content[len(content) // 2] ^= 0x80
+            (folder / name).write_bytes(content[: len(content) // 2] if how == "cut" else content)
+        table, said = made(store, tmp_path / "cache")
+        words = "is made, once" if (how, name) == ("gone", "table.json") else f"{name} is damaged"
+        assert len(said) == 1 and words in said[0]
+        assert same(table, memory)
+
+
+def test_another_store_or_tokenizer_has_another(tmp_path, kept):
+    made(write(tmp_path / "s"), tmp_path / "cache")
+    store = write(tmp_path / "s", shift=1, overwrite=True)
+    table, said = made(store, tmp_path / "cache")
+    assert said and same(table, made(store, None)[0])
+    build_table(store, TextTokenizer(context_length=13), place=tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+def test_where_nothing_can_be_written(tmp_path, kept):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file.*data.table_cache=FOLDER"):
+        made(write(tmp_path / "s"), tmp_path / "file")
+
+
+def test_few_pairs_leave_no_files(tmp_path):
+    made(write(tmp_path / "s"), tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_pair_without_its_picture_is_named(tmp_path, monkeypatch):
+    store = write(tmp_path / "s")
+    monkeypatch.setattr(type(store), "image_ids", [*range(10)])
+    with pytest.raises(DataFault, match="names image 10, which the store does not hold"):
+        made(store, None)
+
+
+def test_positions_of_ids_whose_hashes_are_equal(monkeypatch):
+    monkeypatch.setattr(pair_tables, "hash_of", lambda text: len(text) % 3)
+    ids = [*range(40), *map(str, range(40)), "x"]
+    assert Positions(ids).of([*ids, 41, "40"]) == [*range(81), -1, -1]
+
+
+MAKE = """
+import sys
+from pathlib import Path
+import cnclip_ft.data.pair_tables as pair_tables, cnclip_ft.data.pairs as pairs
+from cnclip_ft.collectives import rank
+from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
+from data_tools.store import open_store
+import torch.distributed as dist, os
+if "RANK" in os.environ:
+    dist.init_process_group("gloo")
+pairs.KEPT_FROM, pair_tables.BLOCK = 0, 40
+pair_tables.Making.__init__.__defaults__ = (40,)
+block = pair_tables.Making.block
+def told(self, number):
+    print(f"{rank()} {number}\\n", end="", flush=True)
+    return block(self, number)
+pair_tables.Making.block = told
+table = pairs.build_table(open_store(Path(sys.argv[1])), TextTokenizer(context_length=12), place=Path(sys.argv[2]))
+print(f"done {len(table)}\\n", end="", flush=True)
+"""
+
+
+def test_two_processes_share_the_work(tmp_path, kept):
+    store, script = write(tmp_path / "s"), tmp_path / "make.py"
+    script.write_text(MAKE, encoding="utf-8")
+    env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    out = subprocess.run(
+        [*command, str(tmp_path / "s"), str(tmp_path / "cache")], env=env, capture_output=True, text=True, timeout=200
+    )
+    assert out.stdout.count("done 100") == 2, out.stderr[-3000:]
+    lines = [line.split() for line in out.stdout.splitlines() if not line.startswith("done")]
+    assert {(int(rank), int(number)) for rank, number in lines} == {(number % 2, number) for number in range(3)}
+    table, said = made(store, tmp_path / "cache")
+    assert said == [] and same(table, made(store, None)[0])
+
+
+@pytest.mark.slow
+def test_thirty_kills(tmp_path, kept):
+    """At any moment; CNCLIP_FT_KILLS=N tries more."""
+    store, script, chance = write(tmp_path / "s", 400), tmp_path / "make.py", random.Random(0)
+    script.write_text(MAKE, encoding="utf-8")
+    command = [sys.executable, str(script), str(tmp_path / "s"), str(tmp_path / "cache")]
+    env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+    expected = made(store, None)[0]
+    for _ in range(int(os.environ.get("CNCLIP_FT_KILLS", "30"))):
+        process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        process.stdout.readline()  # a block has begun, or all had been done
+        time.sleep(chance.random() * 0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        for told in (tmp_path / "cache").glob("*/table.json"):
+            table, said = made(store, tmp_path / "cache")
+            assert said == [] and same(table, expected)
+            told.unlink()
+    assert same(made(store, tmp_path / "cache")[0], expected)
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert not list(folder.glob(".*"))  # nothing half-written is left
