@@ -234,6 +234,15 @@ def on_first(do: Callable[[], object], device: torch.device) -> None:
         meet(device, error, number=1)
 
 
+def of_first(value: Item) -> Item:
+    """What the first device has, on all; anything that can be pickled."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
 def in_rounds(own: Sequence[Item], device: torch.device, stop: Callable[[], bool]) -> Iterator[Item]:
     """This device's pieces of work, one for each round of all devices: none waits longer than another's piece takes.
 

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.build import BuildReport, build_store
+from data_tools.errors import RequestError
 from data_tools.faults import FILE_NAME
 from data_tools.items import Source
 from data_tools.pictures import PIXEL_LIMIT
 from data_tools.preparation import Preparation
 from data_tools.sources.stored import Appended, StoreSource
 from data_tools.store import PairSource, PairStore, open_store
+from data_tools.store.joined import JoinedStores
 from data_tools.words import many
 
 
@@ -33,6 +35,8 @@ def append_to(source: Source, target: Path, *, update_columns: bool = False, **o
         update_columns: of a picture that is there, take the values of columns that `source` has.
     """
     store = open_store(target)
+    if isinstance(store, JoinedStores):
+        raise RequestError(f"{target} is a description over stores: append to one of them, and join them again")
     before = len(store)
     if options["layout"] == "plain" and options["shard_size"] is None:
         options |= kept_form(store)

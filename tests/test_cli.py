@@ -102,7 +102,7 @@ def test_the_shell_completes():
     asked = {"_CNCLIP_FT_COMPLETE": "complete_bash", "COMP_WORDS": "cnclip-ft train de", "COMP_CWORD": "2"}
     environment = os.environ | asked | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-m", "cnclip_ft"], env=environment, capture_output=True, text=True)
-    assert done.stdout.split() == ["demo"], done
+    assert done.stdout.split() == ["demo", "demo_boxes"], done
 
 
 @pytest.mark.slow

@@ -37,12 +37,13 @@ def benchmark(
     """Flickr30K(-CN), COCO(-CN), Flickr8k(-CN), MUGE, XM3600, XTD10 and zero-shot ImageNet, as far as DIR holds them.
 
     Recall both ways and accuracy with 95 % bootstrap intervals, published results beside them where the pool is theirs.
-    What is missing is listed. With --json a stopped run goes on: sets done with the same weights are not done again.
+    What is missing is listed. Under torchrun all processes share the encoding. With --json a stopped run goes on: sets done with the same weights are not done again.
 
     Example: cnclip-ft benchmark runs/mine/contrast/best --data DIR --json benchmark.json --markdown benchmark.md
 
     Example: cnclip-ft benchmark ViT-B-16 --data DIR --only flickr30k-cn --only coco-cn --language zh
     """
+    from cnclip_ft.collectives import rank
     from cnclip_ft.evaluation.benchmark import KIND, benchmark_tables, run_benchmark
     from cnclip_ft.evaluation.benchmark_sets import chosen_sets
     from cnclip_ft.evaluation.outputs import refuse_outputs
@@ -53,6 +54,8 @@ def benchmark(
     refuse_outputs([checkpoint, data], json_file=json_file, kind=KIND, markdown=markdown)
     options = Options(**vars(encoding), **vars(origin), memory=memory)
     report = run_benchmark(checkpoint, data, wanted, options, language=language, json_file=json_file, say=say)
+    if rank():
+        return
     print(benchmark_tables(report, width=terminal_width()), flush=True)
     if markdown:
         write_text(markdown, benchmark_tables(report, markdown=True).split("\n"))

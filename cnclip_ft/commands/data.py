@@ -74,6 +74,24 @@ app.command("index")(index)
 
 
 @app.command()
+def join(
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE…", help="All parts of one source, or whole stores.")],
+    output: Annotated[
+        Path, typer.Option(metavar="LIST", help="The description: a .yaml that commands take for a store.")
+    ],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a description that is there.")] = False,
+) -> None:
+    """Write a description over stores that are one data set; nothing is copied.
+
+    Example: cnclip-ft data join DIR/part-1 DIR/part-2 --output DIR/train.yaml
+    """
+    from data_tools.joining import join as join_stores
+
+    _, lines = join_stores(stores, output, overwrite=overwrite)
+    say("\n".join(lines))
+
+
+@app.command()
 def demo(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="Gets the source files and the stores train and valid.")

@@ -42,6 +42,12 @@ def import_(
     ] = "",
     split_column: Annotated[str, typer.Option(metavar="NAME", help="Column that says each picture's split.")] = "",
     seed: Annotated[int, typer.Option(help="Of --split: the same seed deals the same pictures alike.")] = 0,
+    part: Annotated[
+        str,
+        typer.Option(
+            metavar="K/N", help="Build the K-th of N parts alone, a job of an array; `data join` is for all of them."
+        ),
+    ] = "",
     append: Annotated[bool, typer.Option("--append", help="Add to the stores that are there.")] = False,
     update_columns: Annotated[
         bool,
@@ -100,6 +106,8 @@ def import_(
 
     Example: cnclip-ft data import boxes instances_val2017.json --images val2017 --names zh.tsv --output DIR/phrases
 
+    Example: cnclip-ft data import webdataset 'shards/*.tar' --part 3/64 --output DIR/part-3
+
     Example: cnclip-ft data import parallel sentences.tsv --output DIR/parallel
 
     Example: cnclip-ft data import table next-month.csv --images PHOTOS --split 0.8,0.1,0.1 --append --output DIR
@@ -107,12 +115,19 @@ def import_(
     from data_tools.errors import RequestError
     from data_tools.sources import SourceOptions, open_source
     from data_tools.sources.column_names import Columns
+    from data_tools.sources.part import PartOf, Share
 
     if kind == "parallel" and (append or split or split_column or building.layout == "official"):
         raise RequestError(
             "parallel text goes into one store of our layout, from all files in one line: leave out --append, --split, --split-column "
             "and --layout official"
         )
+    if part and (append or split or split_column or kind == "parallel" or building.layout == "official"):
+        raise RequestError(
+            "--part builds one part of a source into one store of our layout: leave out --append, --split, --split-column and "
+            "--layout official; parallel text is one store"
+        )
+    share = Share.parse(part) if part else None
     if append and building.overwrite:
         raise RequestError("--append adds to the stores that are there, --overwrite replaces them: give one of the two")
     if update_columns and not append:
@@ -161,7 +176,8 @@ def import_(
         wanted = [name for name, file in files.items() if file is None or file.is_file()] or wanted
     for name in wanted:
         found[name].open()
-    built = {output / name if name else output: found[name] for name in wanted}
+    dealt = {name: found[name] if share is None else PartOf(found[name], share) for name in wanted}
+    built = {output / name if name else output: source for name, source in dealt.items()}
     _into_stores(built, append, update_columns, building, read, not beside)
     _look(list(built), check)
 

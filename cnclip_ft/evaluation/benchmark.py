@@ -5,20 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cnclip_ft.collectives import of_first, on_first, together
 from cnclip_ft.evaluation import provenance, published
 from cnclip_ft.evaluation.benchmark_sets import BenchmarkSet, Held, find_sets
 from cnclip_ft.evaluation.comparison import HitTable, Interval, hit_table, intervals
+from cnclip_ft.evaluation.encoding import Processes
 from cnclip_ft.evaluation.options import Opened, Options, open_model
 from cnclip_ft.evaluation.recall_table import KS, benchmark_recall_heads, markdown_table, number
 from cnclip_ft.evaluation.zero_shot import class_features, class_ranks, read_templates
-from cnclip_ft.features.encode import Meter, SplitTexts, encode_images, encode_source, evaluating
+from cnclip_ft.features.encode import SplitTexts, evaluating
 from cnclip_ft.features.official_files import write_json
+from cnclip_ft.features.shared_encoder import SharedEncoder
 from cnclip_ft.features.sources import Source
 from cnclip_ft.models.registry import family_of
 from cnclip_ft.retrieval.recall import split_ranks
@@ -43,7 +46,7 @@ def run_benchmark(
     json_file: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Score `checkpoint` on what `data` holds of the sets.
+    """Score `checkpoint` on what `data` holds of the sets; processes of a launcher encode in shares, the first one reports.
 
     Args:
         language: zh or en alone.
@@ -51,7 +54,7 @@ def run_benchmark(
             holds of the same weights and settings and other sets stays in it.
 
     Returns:
-        The report: ``checkpoint``, ``settings``, ``missing`` and ``benchmark``, an entry a set and language.
+        The report: ``checkpoint``, ``settings``, ``missing`` and ``benchmark``, an entry a set and language; none on other processes.
 
     Raises:
         RequestError: nothing to score, or an option that cannot be used; nothing has been encoded.
@@ -59,7 +62,14 @@ def run_benchmark(
     """
     options.check()
     held, missing = find_sets(data, wanted, language)
-    opened = open_model(checkpoint, options)
+    processes = Processes(options.device)
+    opened = open_model(checkpoint, replace(options, device=processes.device))
+    encoder = SharedEncoder(
+        opened.model,
+        workers=opened.workers,
+        autocast=lambda: evaluating(opened.model, dtype=opened.dtype),
+        batch_size=opened.batch_size,
+    )
     described = opened.described()
     report: dict[str, Any] = {
         "format": provenance.FORMAT,
@@ -71,17 +81,23 @@ def run_benchmark(
         "versions": provenance.versions(),
         KIND: [],
     }
-    done = _done(json_file, report) if json_file is not None else {}
+    # The first process says what is done: another may see the file a moment later.
+    done = of_first(_done(json_file, report) if json_file is not None and processes.index == 0 else {})
     size = provenance.size_name(opened.model)
     for one in held:
         keys = {name: _key(one, name, opened) for name in one.languages}
         before = {name: done[key] for name, key in keys.items() if key in done}
-        if before:
+        if before and processes.index == 0:
             say(
                 f"{one.about.name} ({', '.join(before)}): taken from {json_file}, which holds it of the same weights and data"
             )
         todo = [name for name in one.languages if name not in before]
-        new = (_classified if one.about.classes else _retrieved)(one, todo, opened, options) if todo else {}
+        new: dict[str, Entry] = {}
+        if todo:
+            with together(opened.model.device):
+                new = (_classified if one.about.classes else _retrieved)(one, todo, opened, options, encoder)
+        if processes.index:
+            continue
         for name in one.languages:
             entry = before.get(name) or {"key": keys[name], **new[name]}
             report[KIND].append(entry | _beside(one.about, entry, size))
@@ -115,29 +131,28 @@ def _key(held: Held, language: str, opened: Opened) -> str:
     return hashlib.sha256(asked.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _retrieved(held: Held, languages: Sequence[str], opened: Opened, options: Options) -> dict[str, Entry]:
-    """Every language by itself: its texts among all pictures, which are encoded once."""
+def _retrieved(
+    held: Held, languages: Sequence[str], opened: Opened, options: Options, encoder: SharedEncoder
+) -> dict[str, Entry]:
+    """Every language by itself: its texts among all pictures, which are encoded once, by all processes; the first one scores."""
     split = held.source.split
     places = sorted({place for one in languages for place in held.texts[one]})
-    features = encode_source(
-        opened.model,
-        _with_texts(split, places),
-        held.source.read,
-        batch_size=opened.batch_size,
-        workers=opened.workers,
-        dtype=opened.dtype,
-    )
+    features = encoder.split(held.about.name, _with_texts(split, places), held.source.read)
     at = {place: number for number, place in enumerate(places)}
-    entries = {}
-    for language in languages:
-        own = features.with_texts(torch.tensor([at[place] for place in held.texts[language]], dtype=torch.int64))
-        found = split_ranks(own, memory=options.memory, device=opened.device)
-        scores = intervals(hit_table(own, found), draws=DRAWS, confidence=CONFIDENCE)
-        entries[language] = _entry(held, language, scores) | {
-            "images": len(own.image_ids),
-            "texts": len(own.text_ids),
-            "queries": {"text→image": len(found.text_ranks), "image→text": len(found.image_ranks)},
-        }
+    entries: dict[str, Entry] = {}
+
+    def score() -> None:
+        for language in languages:
+            own = features.with_texts(torch.tensor([at[place] for place in held.texts[language]], dtype=torch.int64))
+            found = split_ranks(own, memory=options.memory, device=opened.device)
+            scores = intervals(hit_table(own, found), draws=DRAWS, confidence=CONFIDENCE)
+            entries[language] = _entry(held, language, scores) | {
+                "images": len(own.image_ids),
+                "texts": len(own.text_ids),
+                "queries": {"text→image": len(found.text_ranks), "image→text": len(found.image_ranks)},
+            }
+
+    on_first(score, opened.model.device)
     return entries
 
 
@@ -154,37 +169,38 @@ def _with_texts(split: SplitTexts, places: Sequence[int]) -> SplitTexts:
     )
 
 
-def _classified(held: Held, languages: Sequence[str], opened: Opened, options: Options) -> dict[str, Entry]:
-    """Top-1 and top-5 with the words of every language; the pictures are encoded once."""
+def _classified(
+    held: Held, languages: Sequence[str], opened: Opened, options: Options, encoder: SharedEncoder
+) -> dict[str, Entry]:
+    """Top-1 and top-5 with the words of every language; the pictures are encoded once, by all processes."""
     source: Source = held.source
     kept = [place for place, label in enumerate(held.labels[languages[0]]) if label is not None]  # those in a folder
-    entries = {}
-    with evaluating(opened.model, dtype=opened.dtype):
-        meter = Meter(len(kept), "images")
-        ids = [source.split.image_ids[place] for place in kept]
-        pixels = encode_images(
-            opened.model, ids, source.read, batch_size=opened.batch_size, workers=opened.workers, meter=meter
-        )
-        meter.close()
-        for language in languages:
-            classes, sentences = held.classes[language], _sentences(held, language, opened)
-            words = class_features(opened.model, classes, sentences, batch_size=2 * opened.batch_size)
-            truth = torch.tensor([held.labels[language][place] for place in kept], dtype=torch.int64)
-            parts = zip(pixels.split(4096), truth.split(4096), strict=True)
-            rank = torch.cat([class_ranks((part @ words.T).double(), own) for part, own in parts])
-            ks = (1, 5) if len(classes) > 5 else (1,)  # of five classes, the five best say nothing
-            hits = torch.stack([(rank <= k).double() for k in ks], 1)
-            scores = intervals(
-                HitTable(hits, torch.ones_like(hits), [f"top-{k}" for k in ks]),
-                None,
-                draws=DRAWS,
-                confidence=CONFIDENCE,
-            )
-            entries[language] = _entry(held, language, scores) | {
-                "images": len(kept),
-                "classes": len(classes),
-                "templates": sentences,
-            }
+    pixels = encoder.images(held.about.name, [source.split.image_ids[place] for place in kept], source.read)
+    entries: dict[str, Entry] = {}
+
+    def score() -> None:
+        with evaluating(opened.model, dtype=opened.dtype):
+            for language in languages:
+                classes, sentences = held.classes[language], _sentences(held, language, opened)
+                words = class_features(opened.model, classes, sentences, batch_size=2 * opened.batch_size)
+                truth = torch.tensor([held.labels[language][place] for place in kept], dtype=torch.int64)
+                parts = zip(pixels.split(4096), truth.split(4096), strict=True)
+                rank = torch.cat([class_ranks((part @ words.T).double(), own) for part, own in parts])
+                ks = (1, 5) if len(classes) > 5 else (1,)  # of five classes, the five best say nothing
+                hits = torch.stack([(rank <= k).double() for k in ks], 1)
+                scores = intervals(
+                    HitTable(hits, torch.ones_like(hits), [f"top-{k}" for k in ks]),
+                    None,
+                    draws=DRAWS,
+                    confidence=CONFIDENCE,
+                )
+                entries[language] = _entry(held, language, scores) | {
+                    "images": len(kept),
+                    "classes": len(classes),
+                    "templates": sentences,
+                }
+
+    on_first(score, opened.model.device)
     return entries
 
 

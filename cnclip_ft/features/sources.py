@@ -55,9 +55,9 @@ def open_source(path: str | Path) -> Source:
         DataFault: a line of the text file is broken.
     """
     path = Path(path)
+    if is_store(path):
+        return store_source(path)
     if path.is_dir():
-        if is_store(path):
-            return store_source(path)
         found = walk(path)
         if found.pictures:
             listing = "\n".join(f"{name}\t{size}\t{changed}" for name, size, changed in found.pictures)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data_tools.bars import Bar
 from data_tools.store import manifest
+from data_tools.store.joined import JoinedStores
 from data_tools.store.layouts import BESIDE, LONE, Id, Layout
 from data_tools.store.manifest import BLOCK, Manifest, data_files
 from data_tools.store.pages import check_runs, damaged, keys_of, walk
@@ -21,6 +22,10 @@ def refuse_damage(store: PairStore, progress: bool = True) -> None:
     Raises:
         DataFault: the first damaged file, with the pictures or pairs that are hurt.
     """
+    if isinstance(store, JoinedStores):
+        for each in store.stores:
+            refuse_damage(each, progress)
+        return
     found = store.manifest
     if found is None:
         for shard in store._open():

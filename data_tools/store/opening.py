@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_tools.errors import DataFault, RequestError
 from data_tools.scratch import OLD, scratch_folder
+from data_tools.store.joined import JoinedStores, is_joined, read_description
 from data_tools.store.manifest import MEANT, compare_samples, compare_sizes, data_files
 from data_tools.store.pages import MEND
 from data_tools.store.reader import PairStore
@@ -17,17 +18,19 @@ _PARTS = ("pairs", "imgs")
 
 
 def is_store(path: Path) -> bool:
-    """By its files: a folder of pictures may have sub-folders called ``imgs`` or ``pairs``."""
-    return any((shard / part / "data.mdb").is_file() for shard in shard_folders(path) for part in _PARTS)
+    """By its files: a folder of pictures may have sub-folders called ``imgs`` or ``pairs``. So is a description over stores."""
+    return is_joined(path) or any(
+        (shard / part / "data.mdb").is_file() for shard in shard_folders(path) for part in _PARTS
+    )
 
 
 def stores_below(folder: Path) -> list[Path]:
-    """The splits in a folder of splits."""
-    return sorted(filter(is_store, folder.iterdir())) if folder.is_dir() else []
+    """The splits in a folder of splits; not descriptions over them."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and is_store(path)) if folder.is_dir() else []
 
 
 def open_store(path: str | Path, *, sample: bool = True) -> PairStore:
-    """Open ``<dir>/<split>``, our layout or the official one, in one piece or in shards.
+    """Open ``<dir>/<split>``, our layout or the official one, in one piece or in shards; or several by their description.
 
     Args:
         sample: compare some of every file with the manifest; `refuse_damage` compares all of it.
@@ -37,6 +40,8 @@ def open_store(path: str | Path, *, sample: bool = True) -> PairStore:
         DataFault: it is damaged, copied in part, or put together from several stores.
     """
     path = Path(path)
+    if is_joined(path):
+        return _open_joined(path, sample)
     place = path if path.exists() else _replaced(path)
     if not place.exists():
         raise RequestError(
@@ -53,6 +58,26 @@ def open_store(path: str | Path, *, sample: bool = True) -> PairStore:
     store.name = path.name
     _refuse_mixture(store, sample)
     return store
+
+
+def _open_joined(path: Path, sample: bool) -> JoinedStores:
+    said, stores = read_description(path), list[PairStore]()
+    for number, member in enumerate(said.stores, 1):
+        place = path.parent / member.path
+        store = open_store(place, sample=sample)
+        if isinstance(store, JoinedStores):
+            raise RequestError(
+                f"{path}: store {number}, {place}, is a description itself; join the stores that it names"
+            )
+        if store.generation != member.generation:
+            raise DataFault(
+                f"store {number} of {len(said.stores)}, {place}, is another one than was joined",
+                mend="Bring it back, or join the stores again: cnclip-ft data join.",
+                kind="damaged-store",
+                file=path,
+            )
+        stores.append(store)
+    return JoinedStores(path, stores, said.shared)
 
 
 def _refuse_mixture(store: PairStore, sample: bool) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -232,7 +232,7 @@ class PairStore(PairSource):
         return any(image_id in shard for shard in self._open())
 
     @cached_property
-    def image_ids(self) -> list[Id]:
+    def image_ids(self) -> Sequence[Id]:
         """Every image in stored order (numbers first, ascending), also those no text speaks of."""
         return [image_id for shard in self._open() for image_id in shard.image_ids()]
 
@@ -250,15 +250,21 @@ class PairStore(PairSource):
         """
         return read_manifest(self.path)
 
-    @cached_property
-    def stated_checksum(self) -> str | None:
-        """The checksum the store was finished with, not looked at again; None where the official code wrote it."""
+    @property
+    def sums(self) -> tuple[str, str] | None:
+        """What `checksum` is made of, so that sums of several stores can be added; None where the official code wrote it."""
         total = Checksum()
         for shard in self._open():
             if "sums" not in shard.meta:
                 return None
             total.add(shard.meta["sums"])
-        return total.hexdigest()
+        return total.sums
+
+    @cached_property
+    def stated_checksum(self) -> str | None:
+        """The checksum the store was finished with, not looked at again; None where the official code wrote it."""
+        sums = self.sums
+        return None if sums is None else Checksum(sums).hexdigest()
 
     @property
     def stated_order(self) -> str | None:

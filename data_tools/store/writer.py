@@ -36,6 +36,7 @@ class StoreWriter:
         resume: go on with an interrupted build of the same request; its first `done` items need not come again.
         overwrite: replace the store that is there; the commands ask for it (`--overwrite`). Anything but a store is
             never replaced.
+        part: which part of what it is, for its `meta` record (docs/store-format.md).
 
     Raises:
         RequestError: the place is taken, another process builds here, or the interrupted build was of something else.
@@ -51,10 +52,11 @@ class StoreWriter:
         request: dict[str, Any] | None = None,
         resume: bool = False,
         overwrite: bool = True,
+        part: Mapping[str, Any] | None = None,
     ) -> None:
         if shard_size is not None and shard_size < 1:
             raise RequestError(f"shard size {shard_size}: a shard holds at least one image")
-        self.target = Path(target)
+        self.target, self._part = Path(target), part
         self._layout, self._shard_size = LAYOUTS[layout], shard_size
         self._numbering: bool | None = None  # official layout: whether images have words for ids, and are numbered
         request = json.loads(json.dumps(request))  # as it will be read back
@@ -343,7 +345,7 @@ class StoreWriter:
         """
         self._parts.wait()
         self._seen.flush()
-        self._parts.finish(self._item, self._work.about)
+        self._parts.finish(self._item, self._work.about | ({"part": dict(self._part)} if self._part else {}))
         done = False
         try:
             for file in extra:  # copied: should this be interrupted, it is needed again

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -282,7 +286,7 @@ def test_pictures_that_are_not_there_are_said(data, tmp_path):
 
 def test_a_stopped_run_goes_on(data, tmp_path, checkpoint, report, monkeypatch):
     file, calls = tmp_path / "b.json", []
-    encode = benchmark.encode_source
+    encode = benchmark.SharedEncoder.split
 
     def count(*args, **kwargs):
         if len(calls) == 2:
@@ -291,7 +295,7 @@ def test_a_stopped_run_goes_on(data, tmp_path, checkpoint, report, monkeypatch):
         return encode(*args, **kwargs)
 
     wanted = chosen_sets(["flickr30k-cn", "coco", "xm3600"], None)
-    monkeypatch.setattr(benchmark, "encode_source", count)
+    monkeypatch.setattr(benchmark.SharedEncoder, "split", count)
     with pytest.raises(KeyboardInterrupt):
         run_benchmark(checkpoint, data, wanted, OPTIONS, json_file=file)
     assert [one["dataset"] for one in json.loads(file.read_text(encoding="utf-8"))[KIND]] == ["flickr30k-cn", "coco"]
@@ -299,7 +303,7 @@ def test_a_stopped_run_goes_on(data, tmp_path, checkpoint, report, monkeypatch):
     with pytest.raises(RequestError):
         refuse_outputs([], json_file=file, kind="splits")
     calls, said = [], []
-    monkeypatch.setattr(benchmark, "encode_source", lambda *a, **k: calls.append(1) or encode(*a, **k))
+    monkeypatch.setattr(benchmark.SharedEncoder, "split", lambda *a, **k: calls.append(1) or encode(*a, **k))
     again = run_benchmark(checkpoint, data, wanted, OPTIONS, json_file=file, say=said.append)
     assert len(calls) == 1 and [line.split(" ")[0] for line in said] == ["flickr30k-cn", "coco"]
     assert again[KIND] == [one for one in report[KIND] if one["dataset"] in ("flickr30k-cn", "coco", "xm3600")]
@@ -317,3 +321,49 @@ def test_a_run_of_other_sets_keeps_what_the_file_holds(data, tmp_path, checkpoin
     run_benchmark(checkpoint, data, chosen_sets(["coco-cn"], None), OPTIONS, json_file=file)
     kept = json.loads(file.read_text(encoding="utf-8"))[KIND]
     assert {one["dataset"] for one in kept} == {"coco-cn", "xtd10"}
+
+
+@pytest.mark.slow
+def test_two_processes_report_what_one_does(data, tmp_path, checkpoint, report):
+    """Also where a report is gone on with, and where a picture is broken: said by both, and no waiting."""
+    file, markdown = tmp_path / "b.json", tmp_path / "b.md"
+    words = [
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "cnclip_ft",
+        "benchmark",
+        str(checkpoint),
+        "--data",
+        str(data),
+    ]
+    words += [
+        "--json",
+        str(file),
+        "--markdown",
+        str(markdown),
+        "--device",
+        "cpu",
+        "--batch-size",
+        "8",
+        "--workers",
+        "0",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
+
+    def launch(*more):
+        return subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", *words, *more],
+            env=environment, capture_output=True, text=True, encoding="utf-8", timeout=300,
+        )  # fmt: skip
+
+    done = launch("--only", "coco", "--only", "xm3600")
+    assert done.returncode == 0, done.stderr
+    done = launch()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("taken from") == 2 and "coco-cn" in markdown.read_text(encoding="utf-8")
+    assert json.loads(file.read_text(encoding="utf-8"))[KIND] == report[KIND]
+    (data / "coco" / "val2014" / "COCO_val2014_000000000002.jpg").write_bytes(b"no picture")
+    done = launch("--only", "xtd10")
+    assert done.returncode and "COCO_val2014_000000000002.jpg" in done.stderr

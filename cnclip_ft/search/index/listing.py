@@ -90,9 +90,7 @@ def list_source(path: str | Path) -> Listing:
         RequestError: neither, or no picture in it.
     """
     path = Path(path)
-    if path.is_dir() and is_store(path):
-        return _list_store(path)
-    if not path.is_dir() and is_pairs(path):
+    if is_store(path) or (not path.is_dir() and is_pairs(path)):
         return _list_store(path)
     if not path.is_dir():
         raise RequestError(f"{path}: no such folder or store; name a folder of pictures or a split (e.g. DATA/valid)")
