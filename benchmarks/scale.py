@@ -44,9 +44,9 @@ def draw(folder: Path, pairs: int) -> None:
 
 
 def private_mib() -> float:
-    """Memory of this process that no other shares, MiB (Linux)."""
+    """Memory that this process has written and no other shares, MiB (Linux); pages of mapped files are not."""
     lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Dirty", "Private_Clean"))) / 1024
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Dirty", "Swap:"))) / 1024
 
 
 def measure(what: str, store: Path, cache: Path) -> dict[str, float]:
