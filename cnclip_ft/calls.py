@@ -14,7 +14,9 @@ from data_tools.errors import RequestError
 
 if TYPE_CHECKING:
     from cnclip_ft.evaluation.scorecard import Scorecard
-    from cnclip_ft.recipe import Recipe
+    from cnclip_ft.recipe import ModelSection, Recipe
+    from cnclip_ft.recipe_data import DataSection
+    from cnclip_ft.recipe_rules import Facts
     from cnclip_ft.search.engine.engine import Engine, Found
 
 
@@ -45,9 +47,12 @@ def train(
         RequestError: a setting, a place or a combination that cannot work; nothing was written.
         UserError: the work failed; the message says what is saved and how to go on.
     """
+    from cnclip_ft.recipe_files import begun_with_rules
     from cnclip_ft.training.run import train as execute
     from cnclip_ft.training.run_folder import run_of
 
+    if proceed and isinstance(recipe, (str, Path)):  # with what was chosen when the run began
+        recipe = begun_with_rules(recipe, list(overrides)) or recipe
     settings = read_recipe(recipe, overrides, trust_import)
     moved = None
     if proceed and isinstance(recipe, (str, Path)) and not any(each.startswith("output=") for each in overrides):
@@ -81,8 +86,8 @@ def read_recipe(
     if not isinstance(recipe, (str, Path)):
         if overrides:
             raise RequestError("overrides are for a recipe's file or name; change the content itself")
-        return recipe if isinstance(recipe, Recipe) else checked_recipe(dict(recipe))
-    found, file = load_recipe(recipe, list(overrides)), find_recipe(recipe)
+        return recipe if isinstance(recipe, Recipe) else checked_recipe(dict(recipe), _look)
+    found, file = load_recipe(recipe, list(overrides), _look), find_recipe(recipe)
     came_along = any((file.parent / mark).exists() for mark in ("cnclip_ft.json", "config.json", "journal.jsonl"))
     if came_along and not trust_import and found.model.code is not None:
         raise RequestError(
@@ -90,6 +95,12 @@ def read_recipe(
             f"{found.model.code}. Nothing was imported. If the folder is your own, or you know that code: --trust-import"
         )
     return found
+
+
+def _look(model: ModelSection, data: DataSection) -> Facts:
+    from cnclip_ft.training.choosing import look  # late: most recipes have no rules, and it opens stores
+
+    return look(model, data)
 
 
 @typed

@@ -6,11 +6,12 @@ each other are refused here, with both names and the way out, before anything is
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from cnclip_ft.new_towers import check_new_towers
 from cnclip_ft.recipe_data import (
@@ -234,6 +235,9 @@ _NOT_STAGES = {"report", "state", "tensorboard", "cnclip-ft", "best", "last", "s
 class Recipe(Section):
     """A whole run. Relative paths are taken from the folder the command is started in."""
 
+    rules: Literal["own-data"] | None = None
+    """What stages `align` and `contrast` leave open follows from data, device and start; null: nothing does. A run's `recipe.yaml` says what
+    was chosen, and null here."""
     model: ModelSection
     """Where every weight comes from."""
     data: DataSection
@@ -262,6 +266,18 @@ class Recipe(Section):
     Chinese and English, each by itself), 'split: mean_recall', 'birds: accuracy', …"""
     report_to: list[str] = []
     """Further trackers that accelerate knows: wandb, mlflow, comet_ml, …"""
+    _chosen: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """What `rules` chose and why, a line each; of a recipe that was read from a run, or has none: nothing."""
+        return self._chosen
+
+    def with_reasons(self, lines: Iterable[str]) -> Recipe:
+        """The same recipe, that says so of itself."""
+        recipe = self.model_copy()
+        recipe._chosen = tuple(lines)
+        return recipe
 
     @field_validator("stages")
     @classmethod

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from cnclip_ft.new_towers import fault_lines, short
-from cnclip_ft.recipe import Recipe
+from cnclip_ft.recipe import ModelSection, Recipe
+from cnclip_ft.recipe_data import DataSection
 from cnclip_ft.recipe_keys import concrete, is_known, is_plain, keys_at, meant
+from cnclip_ft.recipe_rules import EXAMPLE, NAME, Facts, choose, facts_line, filled
 from cnclip_ft.yaml_file import parse_yaml, read_yaml
 from data_tools.errors import RequestError
 
 SHIPPED = Path(__file__).with_name("recipes")
+Look = Callable[[ModelSection, DataSection], Facts]  # at what the rules of a recipe choose by
 
 
 def shipped_recipes() -> list[str]:
@@ -43,38 +46,84 @@ def find_recipe(name: str | Path) -> Path:
     )
 
 
-def load_recipe(name: str | Path, overrides: list[str] | None = None) -> Recipe:
+def load_recipe(name: str | Path, overrides: list[str] | None = None, look: Look | None = None) -> Recipe:
     """Read, override and validate a recipe.
+
+    Args:
+        look: called where the recipe has `rules`, which choose by what it finds.
 
     Raises:
         RequestError: naming the file, the key, what was found and what is expected.
     """
     path = find_recipe(name)
-    content = read_yaml(path)
-    if not isinstance(content, dict):
-        raise RequestError(f"{path}: a recipe is a mapping with model, data and stages; found {type(content).__name__}")
-    stages = list(content["stages"]) if isinstance(content.get("stages"), dict) else []
-    for override in overrides or []:
-        _override(content, override)
-        where = override.partition("=")[0].split(".")
-        if where[0] == "stages" and len(where) == 2 and isinstance(content["stages"][where[1]], dict):  # a whole stage
-            stages.append(where[1])
+    content, stages = _read(path, overrides or [])
     try:
-        return checked_recipe(content)
+        return checked_recipe(content, look)
     except RequestError as error:
         lines = "\n".join(f"  {line}" for line in _misplaced(overrides or [], stages))
         said = f"this recipe cannot be run:\n{lines}" if lines else str(error)
         raise RequestError(f"{path}: {said}") from None
 
 
-def checked_recipe(content: dict[str, Any]) -> Recipe:
-    """A recipe from its content.
+def _read(path: Path, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The content of a recipe with settings put over it, and the names of its stages."""
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise RequestError(f"{path}: a recipe is a mapping with model, data and stages; found {type(content).__name__}")
+    stages = list(content["stages"]) if isinstance(content.get("stages"), dict) else []
+    for override in overrides:
+        _override(content, override)
+        where = override.partition("=")[0].split(".")
+        if where[0] == "stages" and len(where) == 2 and isinstance(content["stages"][where[1]], dict):  # a whole stage
+            stages.append(where[1])
+    return content, stages
+
+
+def begun_with_rules(name: str | Path, overrides: list[str]) -> Path | None:
+    """Of a recipe with rules that was begun in its output folder: the recipe there, which says what was chosen; else None."""
+    content, _ = _read(find_recipe(name), overrides)
+    if content.get("rules") != NAME:
+        return None
+    begun = Path(str(content.get("output") or Recipe.model_fields["output"].default)) / "recipe.yaml"
+    return begun if begun.is_file() else None
+
+
+def example(_model: ModelSection, _data: DataSection) -> Facts:
+    """Stands for data, where a recipe is only looked at."""
+    return EXAMPLE
+
+
+def _chosen(content: Mapping[str, Any], look: Look | None) -> tuple[dict[str, Any], list[str]]:
+    """The content with what its rules choose, and what they say."""
+    if look is None:
+        raise RequestError(
+            f"rules={NAME}: settings follow from the data, and nothing looked at it; give them, or rules=null"
+        )
+    stages = content.get("stages")
+    try:
+        facts = look(ModelSection.model_validate(content.get("model")), DataSection.model_validate(content.get("data")))
+    except ValidationError:  # said with all that is wrong, where the whole is checked
+        facts = EXAMPLE
+    if not isinstance(stages, Mapping):
+        return {**content, "rules": None}, []
+    chosen = choose(facts, stages)
+    return {**content, "rules": None, "stages": filled(stages, chosen)}, [
+        facts_line(facts),
+        *(choice.line() for choice in chosen),
+    ]
+
+
+def checked_recipe(content: dict[str, Any], look: Look | None = None) -> Recipe:
+    """A recipe from its content; `look` as for `load_recipe`.
 
     Raises:
         RequestError: naming every key that is wrong.
     """
+    reasons: list[str] = []
+    if content.get("rules") == NAME:
+        content, reasons = _chosen(content, look)
     try:
-        return Recipe.model_validate(content)
+        return Recipe.model_validate(content).with_reasons(reasons)
     except ValidationError as error:
         stages = list(content["stages"]) if isinstance(content.get("stages"), dict) else []
         lines = fault_lines(error, known=lambda where, _: _known(where, stages))

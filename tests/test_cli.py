@@ -235,11 +235,11 @@ def test_both_readmes_have_the_same_commands():
 
 
 def test_every_shipped_recipe_is_valid():
-    from cnclip_ft.recipe_files import load_recipe, shipped_recipes
+    from cnclip_ft.recipe_files import example, load_recipe, shipped_recipes
 
     assert {"demo", "flickr30k-cn_vit-b-16", "coco-cn_vit-b-16", "muge_vit-b-16"} <= set(shipped_recipes())
     for name in shipped_recipes():
-        load_recipe(name)
+        load_recipe(name, look=example)
 
 
 @pytest.mark.parametrize(

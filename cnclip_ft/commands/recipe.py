@@ -43,10 +43,14 @@ def show(
 
     Example: cnclip-ft recipe show demo --all
     """
+    from cnclip_ft.calls import read_recipe
     from cnclip_ft.recipe import dump_recipe
-    from cnclip_ft.recipe_files import find_recipe, load_recipe
+    from cnclip_ft.recipe_files import example, find_recipe, load_recipe
 
-    read = load_recipe(recipe, overrides)
+    if every or not overrides:  # of rules: as they would choose for the 10,000 pairs of 2,000 pictures of an example
+        read = load_recipe(recipe, overrides, example)
+    else:
+        read = read_recipe(recipe, overrides)
     if every or overrides:
         typer.echo(dump_recipe(read), nl=False)
     else:
@@ -67,7 +71,7 @@ def new(
     import os
     import shlex
 
-    from cnclip_ft.recipe_files import find_recipe, load_recipe
+    from cnclip_ft.recipe_files import example, find_recipe, load_recipe
     from data_tools.atomic import whole_file
     from data_tools.errors import RequestError
 
@@ -75,7 +79,7 @@ def new(
         raise RequestError(f"{file}: a recipe ends in .yaml: cnclip-ft recipe new {shlex.quote(f'{file}.yaml')}")
     if os.path.lexists(file):
         raise RequestError(f"{file} is there already; choose another name")
-    load_recipe(begin)  # a file that is none would only be refused later
+    load_recipe(begin, look=example)  # a file that is none would only be refused later
     text = find_recipe(begin).read_text(encoding="utf-8-sig")
     with whole_file(file, "w") as written:
         written.write(text)

@@ -4,28 +4,14 @@ from __future__ import annotations
 
 from itertools import islice
 
-import torch
-
 from cnclip_ft.data.mixture import stores_of
 from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.recipe_rules import joining_rate, suggested_rate
 from cnclip_ft.training.context import Context
 from cnclip_ft.training.memory import estimate
 from cnclip_ft.training.stage_plan import StagePlan
 from data_tools.errors import RequestError
 from data_tools.words import Said
-
-# Peak rates the paper and its repository pair with a global batch for fine-tuning all weights (arXiv 2211.01335,
-# appendix; the smallest pair is the maintainers' advice after 2e-5 at batch 96 ended below zero-shot).
-PUBLISHED_RATES = ((96, 2e-6), (1024, 5e-5), (4096, 3e-5), (7680, 5e-5), (12800, 5e-5), (20480, 2e-5))
-
-
-def suggested_rate(batch_size: int) -> float:
-    """Highest published rate for a batch of this size, interpolated in the logarithm of both below 1,024."""
-    smallest, first = PUBLISHED_RATES[0], PUBLISHED_RATES[1]
-    if batch_size >= first[0]:
-        return max(rate for batch, rate in PUBLISHED_RATES if batch <= batch_size and batch >= first[0])
-    share = torch.log(torch.tensor(batch_size / smallest[0])) / torch.log(torch.tensor(first[0] / smallest[0]))
-    return smallest[1] * (first[1] / smallest[1]) ** max(share.item(), 0.0)
 
 
 def warnings(context: Context, model: DualEncoder, stages: list[StagePlan]) -> list[str]:
@@ -37,7 +23,11 @@ def warnings(context: Context, model: DualEncoder, stages: list[StagePlan]) -> l
         pretrained_image = not stage.image_frozen and not any(part == "image_tower" for part in context.new_parts)
         pretrained_image &= stage.grounding is None
         advised = suggested_rate(setting.batch_size)
-        if pretrained_image and setting.learning_rate > 2 * advised:
+        if context.new_parts:  # towers that had not met know less of each other to lose
+            advised = max(advised, joining_rate(setting.batch_size))
+        # The image tower's own: a new text tower may be far faster.
+        factor = max((e.rate for e in stage.table if e.tower == "image" and not e.projection), default=1.0)
+        if pretrained_image and setting.learning_rate * factor > 2 * advised:
             found.append(
                 Said(
                     "{name}: rate {rate:g} is high for a global batch of {batch} and may destroy what the model knows; published "
@@ -45,9 +35,9 @@ def warnings(context: Context, model: DualEncoder, stages: list[StagePlan]) -> l
                     "{name}：总批量为 {batch} 时学习率 {rate:g} 偏高，可能毁掉模型已学到的；按已发表的批量与学习率，"
                     "建议约 stages.{name}.learning_rate={advised:.1e}",
                     name=name,
-                    rate=setting.learning_rate,
+                    rate=setting.learning_rate * factor,
                     batch=setting.batch_size,
-                    advised=advised,
+                    advised=advised / factor,
                 )
             )
         if setting.batch_size < 16 and stage.grounding is None:

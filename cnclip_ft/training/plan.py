@@ -66,6 +66,9 @@ def describe(context: Context, model: DualEncoder, stages: list[StagePlan]) -> S
         lines.append(_line("guard", "防遗忘", said))
     if context.recipe.best_by != "mean_recall":
         lines.append(_line("best by", "最佳依据", context.recipe.best_by))
+    if context.recipe.chosen:
+        lines.append(Said("  chosen", "  自动选择"))
+        lines += [joined(["    ", line], "") for line in context.recipe.chosen]
     for stage in stages:
         lines += _stage(context, model, stage)
     lines += [_line("shards", "分片", note) for note in shard_notes(context)]

@@ -1,0 +1,87 @@
+"""What the rules of a recipe look at (`recipe_rules`): pairs and pictures, the device and its memory, where the weights come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from cnclip_ft.data.mixture import Mixture
+from cnclip_ft.recipe import ModelSection
+from cnclip_ft.recipe_data import DataSection, ValidStore
+from cnclip_ft.recipe_rules import FEWEST, NAME, Facts, Start
+from cnclip_ft.training.context import open_split, open_train
+from data_tools.errors import RequestError
+
+_SPLIT = (
+    "Pictures to judge by must not be trained on; the import deals them out: "
+    "cnclip-ft data import table TABLE --images PHOTOS --split 0.9,0.1 --output DIR makes DIR/train and DIR/valid"
+)
+
+
+def look(model: ModelSection, data: DataSection) -> Facts:
+    """The facts, the same on all devices.
+
+    Raises:
+        RequestError: a store is missing, empty or too small; how to make one to judge by.
+    """
+    store = open_train(data)
+    parts = [(part.store, part.weight) for part in store.parts] if isinstance(store, Mixture) else [(store, 1.0)]
+    for each in data.valid_sets().values():
+        if isinstance(each, ValidStore):
+            _check_valid(each.store)
+    # Of several stores a picture may lie in two; of one the ids need not be read.
+    images = len(set(store.image_ids)) if isinstance(store, Mixture) else store.image_count
+    visited = sum(weight * (len(part) if data.captions == "all" else part.image_count) for part, weight in parts)
+    if len(store) < FEWEST:
+        raise RequestError(
+            f"data.train: {' + '.join(data.train_places())} has {len(store)} pairs; {NAME} needs {FEWEST} or more, and a few hundred to learn "
+            "anything of use"
+        )
+    start, width = start_of(model.start)
+    devices = PartialState(cpu=not torch.accelerator.is_available())
+    kind = devices.device.type
+    memory = torch.cuda.get_device_properties(devices.device).total_memory / 2**30 if kind == "cuda" else None
+    facts = [Facts(max(round(visited), FEWEST), images, kind, memory, devices.num_processes, start, width)]
+    if devices.num_processes > 1:
+        broadcast_object_list(facts)
+    if facts[0].pairs < devices.num_processes:
+        raise RequestError(
+            f"data.train: {facts[0].pairs} pairs for {devices.num_processes} processes; start fewer of them"
+        )
+    return facts[0]
+
+
+def _check_valid(place: str) -> None:
+    try:
+        open_split(place, "data.valid")
+    except RequestError as error:
+        raise error if Path(place).exists() else RequestError(f"{error} {_SPLIT}") from None
+
+
+def start_of(start: str | dict[str, Any]) -> tuple[Start, int]:
+    """What the towers are to each other, and how wide the wider one is that is made new."""
+    if isinstance(start, str):
+        return "whole", 768
+    if "architecture" in start:
+        return "new", 768
+    image, text = start.get("image"), start.get("text")
+    if isinstance(image, str) and image == text:  # both halves of one model
+        return "whole", 768
+    new = [tower for tower in (image, text) if isinstance(tower, dict) and "path" not in tower]
+    width = max((_width(tower) for tower in new), default=768)
+    if not new:
+        return "towers", width
+    if len(new) == 2:
+        return "new", width
+    return ("new image" if new[0] is image else "new text"), width
+
+
+def _width(tower: dict[str, Any]) -> int:
+    for key in ("hidden", "width"):
+        if isinstance(tower.get(key), int):
+            return max(int(tower[key]), 1)
+    return 768

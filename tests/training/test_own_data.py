@@ -1,0 +1,115 @@
+"""`own-data`: chosen by the data, trained, continued and tuned with what was chosen; bad input in words."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from rich.cells import cell_len
+from typer.testing import CliRunner
+
+import cnclip_ft
+import cnclip_ft.cli
+from cnclip_ft.calls import read_recipe
+from cnclip_ft.training.choosing import start_of
+from data_tools.errors import RequestError
+from tests.training.helpers import write_store
+
+TINY = ["model.start={architecture: tiny}", "data.workers=0"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(cnclip_ft.cli.app, [str(each) for each in arguments], prog_name="cnclip-ft")
+
+
+def places(folder, *more):
+    return [f"data.train={folder / 'train'}", f"data.valid={folder / 'valid'}", *TINY, *more]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own")
+    write_store(folder / "train", images=40, captions=3, seed=0)
+    write_store(folder / "valid", images=12, captions=2, seed=1)
+    return folder
+
+
+def test_the_plan_says_what_is_chosen_and_why(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    given = places(data, f"output={tmp_path / 'run'}", "stages.contrast.steps=60")
+    said = run("plan", "own-data", *given)
+    assert said.exit_code == 0, said.output
+    text = " ".join(said.output.split())
+    assert "own-data: 120 pairs, 40 pictures; 1 × cpu; both towers new" in text
+    assert "align: batch_size 16, micro_batch_size auto: at most a quarter of the 120 pairs" in text
+    assert "contrast: steps" not in text and "contrast: warmup_steps 6: a tenth of 60 steps" in text
+    assert all(cell_len(line) <= 80 for line in said.output.splitlines())
+    shown = run("recipe", "show", "own-data", *given)
+    assert yaml.safe_load(shown.output)["stages"]["align"]["batch_size"] == 16
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_with_what_it_chose_though_the_rules_would_now_choose_otherwise(data, tmp_path, monkeypatch):
+    short = ["stages.align.steps=3", "stages.contrast.steps=4", f"output={tmp_path / 'run'}"]
+    assert cnclip_ft.train("own-data", places(data, *short)) == tmp_path / "run" / "contrast" / "best"
+    kept = yaml.safe_load((tmp_path / "run/recipe.yaml").read_text(encoding="utf-8"))
+    assert kept["rules"] is None and kept["stages"]["contrast"]["batch_size"] == 16
+    assert "both towers new" in (tmp_path / "run/report/index.html").read_text(encoding="utf-8")
+    monkeypatch.setattr("cnclip_ft.recipe_rules.batch_of_device", lambda facts: 8)
+    assert read_recipe("own-data", places(data)).stages["align"].batch_size == 8
+    more = places(data, f"output={tmp_path / 'run'}", "stages.contrast.steps=6")
+    assert cnclip_ft.train("own-data", more, proceed=True)
+    again = yaml.safe_load((tmp_path / "run/recipe.yaml").read_text(encoding="utf-8"))["stages"]["contrast"]
+    assert (again["batch_size"], again["steps"]) == (16, 6)
+
+
+def test_a_recipe_of_ones_own_begins_as_it(data, tmp_path):
+    file = tmp_path / "mine.yaml"
+    assert run("recipe", "new", file, "--from", "own-data").exit_code == 0
+    assert read_recipe(file, places(data)).stages == read_recipe("own-data", places(data)).stages
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["data.valid=nowhere"], "data.valid: nowhere.*Pictures to judge by must not be trained on.*--split 0.9,0.1"),
+        (["data.train=nowhere"], "data.train: nowhere.*data.train=PLACE"),
+        (["data.train=null"], "data.train"),
+        (["stages.align.learning_rat=1"], "learning_rat.*stages.align.learning_rate"),
+    ],
+)
+def test_bad_input_in_words(given, said, data):
+    with pytest.raises(RequestError, match=f"(?s){said}"):
+        read_recipe("own-data", places(data, *given))
+
+
+def test_too_few_pairs(data, tmp_path):
+    write_store(tmp_path / "few", images=7, captions=1, seed=0)
+    with pytest.raises(RequestError, match="has 7 pairs; own-data needs 8"):
+        read_recipe("own-data", places(data, f"data.train={tmp_path / 'few'}"))
+    write_store(tmp_path / "eight", images=8, captions=1, seed=0)
+    assert read_recipe("own-data", places(data, f"data.train={tmp_path / 'eight'}")).stages["align"].batch_size == 4
+
+
+def test_visits_are_counted_not_pairs(data):
+    def said(*given):
+        return read_recipe("own-data", places(data, *given)).chosen[0]
+
+    assert "40 pairs, 40 pictures" in said("data.captions=one")
+    twice = f"data.train=[{{store: {data / 'train'}, weight: 2}}, {{store: {data / 'valid'}}}]"
+    assert "264 pairs, 52 pictures" in said(twice)
+
+
+@pytest.mark.parametrize(
+    ("start", "found"),
+    [
+        ("ViT-B-16", ("whole", 768)),
+        ({"architecture": "tiny"}, ("new", 768)),
+        ({"image": "a", "text": "a"}, ("whole", 768)),
+        ({"image": {"path": "a", "activation": "gelu"}, "text": "b"}, ("towers", 768)),
+        ({"image": "a", "text": {"hidden": 256, "layers": 2, "heads": 4}}, ("new text", 256)),
+        ({"image": {"kind": "resnet", "width": 32}, "text": "b"}, ("new image", 32)),
+        ({"image": {"kind": "vit", "hidden": 128}, "text": {"hidden": 192}}, ("new", 192)),
+    ],
+)
+def test_what_the_towers_are_to_each_other(start, found):
+    assert start_of(start) == found
