@@ -13,6 +13,7 @@ something on a quiet machine only.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -74,6 +75,18 @@ for line in sys.stdin:
     save_file({"features": torch.cat(rows).contiguous()}, folder / "official.safetensors")
     print("SECONDS", seconds, flush=True)
 """
+
+
+def processor() -> str:
+    """The processor, and the kernels that torch and its BLAS choose on it: what a ratio may hang on."""
+    import platform
+
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    blas = "MKL" if torch.backends.mkl.is_available() else "no MKL"
+    return f"{name}, torch {torch.__version__} ({torch.backends.cpu.get_cpu_capability()}, {blas})"
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -149,6 +162,7 @@ def small(threads: int, repeats: int) -> None:
             same = (folder / f"ours{suffix}.jsonl").read_bytes() == (folder / f"official{suffix}.jsonl").read_bytes()
             print(f"scores equal; prediction files {'identical' if same else 'differ'}: ours{suffix}.jsonl")
     theirs, tensors, jsonl = (statistics.median(column) for column in zip(*runs, strict=True))
+    print(processor())
     print(f"1,000 images × 5,000 texts, dim 512, {threads} thread(s), median of {repeats}")
     print(f"official, JSONL → top-10 → score, both ways   {theirs:8.3f} s")
     print(
