@@ -14,6 +14,7 @@ from data_tools.shards import open_pairs
 from tests.data_tools.samples import picture
 from tests.data_tools.shard_samples import imported, rows, samples, write_parquet, write_tar
 from tests.training.helpers import losses, one_stage, planned, records, stopped_after
+from tests.training.test_processes import run as run_processes
 
 STAGE = {"validate_every": 6}
 
@@ -113,3 +114,13 @@ def test_damaged_members_are_passed_over_and_limited(places, tmp_path) -> None:
     damaged = records(tmp_path / "run", "damaged")
     assert damaged and "0.tar" in json.dumps(damaged[0]) or "'x'" in json.dumps(damaged[0])
     assert len(open_pairs(tmp_path / "p" / "train")) == 8
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_index_and_have_the_losses_of_the_store(places, tmp_path) -> None:
+    for kind in ("tars", "store"):
+        shutil.copytree(places / kind, tmp_path / kind, ignore=shutil.ignore_patterns("cnclip-ft.*"))
+    tars, store = (run_processes(tmp_path / kind, "two", 2) for kind in ("tars", "store"))
+    assert losses(tars) == losses(store) and len(losses(tars)) == 12
+    one = losses(run_processes(tmp_path / "tars", "one", 1))
+    assert one == pytest.approx(losses(tars), abs=1e-4)
