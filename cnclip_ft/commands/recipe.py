@@ -47,10 +47,8 @@ def show(
     from cnclip_ft.recipe import dump_recipe
     from cnclip_ft.recipe_files import example, find_recipe, load_recipe
 
-    if every or not overrides:  # of rules: as they would choose for the 10,000 pairs of 2,000 pictures of an example
-        read = load_recipe(recipe, overrides, example)
-    else:
-        read = read_recipe(recipe, overrides)
+    # Rules choose by the data that is named; where none is, as for the 10,000 pairs of 2,000 pictures of an example.
+    read = read_recipe(recipe, overrides) if overrides else load_recipe(recipe, look=example)
     if every or overrides:
         typer.echo(dump_recipe(read), nl=False)
     else:
