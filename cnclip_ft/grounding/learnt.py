@@ -38,11 +38,12 @@ def detect(regions: Regions, phrases: torch.Tensor, most: int = MOST, same: floa
         same: boxes that lie on a better one by more than this IoU are left out.
     """
     scores = torch.sigmoid(regions.scores(phrases.to(regions.features.dtype)))
+    scores = scores.masked_fill(~regions.real[..., None], -1.0)  # behind the least probable region
     best, place = scores.transpose(1, 2).topk(min(most, scores.shape[1]), dim=2)
     boxes = corners(regions.boxes).clamp(0, 1)
     picture = torch.arange(len(boxes), device=boxes.device)[:, None, None]
     chosen, best = boxes[picture, place].float().cpu(), best.float().cpu()
-    kept = _apart(chosen, same)
+    kept = _apart(chosen, same) & regions.real[picture, place].cpu()
     return [
         [Detections(boxes[keep], own[keep]) for boxes, own, keep in zip(*one, strict=True)]
         for one in zip(chosen, best, kept, strict=True)

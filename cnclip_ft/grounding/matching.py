@@ -87,19 +87,24 @@ def costs(scores: torch.Tensor, boxes: torch.Tensor, targets: Targets) -> torch.
 
 
 @torch.no_grad()
-def match(scores: torch.Tensor, boxes: torch.Tensor, targets: Targets) -> torch.Tensor:
-    """The region of every box, int64 ``[n, b]``; −1 for padding, and for boxes beyond the number of regions. Waits for the device."""
+def match(scores: torch.Tensor, boxes: torch.Tensor, real: torch.Tensor, targets: Targets) -> torch.Tensor:
+    """The region of every box, int64 ``[n, b]``; −1 for padding, and for boxes beyond the number of regions. Waits for the device.
+
+    Args:
+        real: bool ``[n, p]``: what fills up pictures of fewer patches is no region.
+    """
     assign = hungarian()
     table = costs(scores, boxes, targets).nan_to_num(nan=1e4, posinf=1e4, neginf=-1e4).double().cpu().numpy()
     found = torch.full(targets.boxes.shape[:2], -1, dtype=torch.int64)
+    known = real.cpu().numpy()
     for picture, count in enumerate(targets.counts.tolist()):
-        regions, own = assign(table[picture, :, :count])
-        found[picture, torch.from_numpy(own)] = torch.from_numpy(regions)
+        regions, own = assign(table[picture, known[picture], :count])
+        found[picture, torch.from_numpy(own)] = torch.from_numpy(known[picture].nonzero()[0][regions])
     return found.to(scores.device)
 
 
 def losses(scores: torch.Tensor, boxes: torch.Tensor, targets: Targets, matched: torch.Tensor) -> Parts:
-    """The loss of every picture (module docstring); arguments as for `match`, `matched` is its answer."""
+    """The loss of every picture (module docstring); arguments as for `match`, whose answer `matched` is."""
     own = matched >= 0
     place = matched.clamp(min=0)
     wanted = torch.zeros_like(scores)

@@ -220,7 +220,7 @@ class GroundStep(GradientStep):
         with torch.autocast(device.type, enabled=False):
             found = _asked(regions, phrases, others, own_place, foreign, pictures)
         scores, targets = found
-        matched = match(scores, regions.boxes, targets)
+        matched = match(scores, regions.boxes, regions.real, targets)
         parts = losses(scores, regions.boxes, targets, matched)
         each = [*parts, inside(regions.boxes, regions.places, regions.real, targets)]
         if self.before is not None:

@@ -49,7 +49,10 @@ def test_the_best_regions_come_first_and_each_thing_once():
     ((every,),) = detect(regions, torch.ones(1, 1), same=1.0)
     assert len(every.scores) == 4
     hidden = regions._replace(real=torch.tensor([[True, False, True, True]]))
-    assert float(detect(hidden, torch.ones(1, 1))[0][0].scores[0]) == pytest.approx(0.7)
+    assert detect(hidden, torch.ones(1, 1))[0][0].scores.tolist() == pytest.approx([0.7, 0.1])
+    faint = hidden._replace(shift=torch.full((1, 4), -90.0))  # less probable than what fills up a picture
+    assert len(detect(faint, torch.ones(1, 1), most=1)[0][0].scores) == 1
+    assert len(detect(faint, torch.ones(1, 1), same=1.0)[0][0].scores) == 3
 
 
 def test_boxes_lie_in_the_upright_picture():

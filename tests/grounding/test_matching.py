@@ -86,7 +86,8 @@ def plain_cost(scores, boxes, targets, picture: int, region: int, box: int) -> f
 @pytest.mark.parametrize("seed", range(5))
 def test_the_matching_is_the_cheapest_of_all(seed):
     scores, boxes, targets = some_targets(seed)
-    found, table = match(scores, boxes, targets), costs(scores, boxes, targets)
+    every = torch.ones(3, 6, dtype=torch.bool)
+    found, table = match(scores, boxes, every, targets), costs(scores, boxes, targets)
     for picture, count in enumerate(targets.counts.tolist()):
         cost = [[plain_cost(scores, boxes, targets, picture, r, b) for b in range(count)] for r in range(6)]
         torch.testing.assert_close(table[picture, :, :count], torch.tensor(cost, dtype=torch.float64))
@@ -96,15 +97,34 @@ def test_the_matching_is_the_cheapest_of_all(seed):
 
 def test_more_boxes_than_regions_leave_some_without():
     scores, boxes, targets = some_targets(regions=2)
-    found = match(scores, boxes, targets)
+    found = match(scores, boxes, torch.ones(3, 2, dtype=torch.bool), targets)
     assert sorted(found[0].tolist())[0] == -1 and len({*found[0].tolist()} - {-1}) == 2
     assert torch.isfinite(losses(scores, boxes, targets, found).total).all()
+
+
+def test_what_fills_up_a_picture_is_matched_with_nothing():
+    """Also where it would be the cheapest, and where a picture has more boxes than regions."""
+    scores, boxes, targets = some_targets()
+    real = torch.tensor([[True, False] * 3, [False, True] * 3, [False, False, True, False, False, False]])
+    scores[~real], boxes[0, 1] = -30.0, targets.boxes[0, 0]
+    found = match(scores, boxes, real, targets)
+    for picture in range(3):
+        kept = real[picture].nonzero()[:, 0]
+        alone = [part[picture : picture + 1] for part in (targets.boxes, targets.counts, targets.says, targets.asked)]
+        own = match(
+            scores[picture : picture + 1, kept],
+            boxes[picture : picture + 1, kept],
+            real[picture, kept][None],
+            Targets(*alone),
+        )[0]
+        assert found[picture].tolist() == torch.where(own >= 0, kept[own.clamp(min=0)], -1).tolist()
+    assert sorted(found[2].tolist()) == [-1, -1, 2]
 
 
 def test_the_loss_is_what_is_written_down():
     scores, boxes, targets = some_targets()
     scores.requires_grad_(), boxes.requires_grad_()
-    matched = match(scores, boxes, targets)
+    matched = match(scores, boxes, torch.ones(3, 6, dtype=torch.bool), targets)
     parts = losses(scores, boxes, targets, matched)
     for picture, count in enumerate(targets.counts.tolist()):
         wanted = {(int(matched[picture, b]), k) for b in range(count) for k in range(4) if targets.says[picture, b, k]}

@@ -114,7 +114,8 @@ def test_the_loss_is_the_mean_of_the_pictures_each_by_itself(place, drawn):
         says = torch.zeros(1, len(boxes), len(asked), dtype=torch.bool)
         says[0, :, : len(picture.phrases)] = torch.from_numpy(picture.says)
         targets = Targets(centred, torch.tensor([len(boxes)]), says, torch.ones(1, len(asked), dtype=torch.bool))
-        expected += float(losses(scores, regions.boxes, targets, match(scores, regions.boxes, targets)).total.detach())
+        matched = match(scores, regions.boxes, regions.real, targets)
+        expected += float(losses(scores, regions.boxes, targets, matched).total.detach())
         expected += float(inside(regions.boxes, regions.places, regions.real, targets).sum().detach())
     assert float(out.loss) == pytest.approx(expected / 5, rel=1e-5)
 
