@@ -304,7 +304,7 @@ class _Stage:
 
     def _averaging(self) -> Choice:
         if self.name == ALIGN or self.steps < 20:
-            return Choice(self.name, {}, Said("", ""))
+            return Choice(self.name, {}, Said("too short to average over", "太短，没有可平均的"))
         share = 20 if self._kind == "new" else 5
         decay = round(max(min(1 - share / self.steps, 0.999), 0.5), 3)
         return self._choice(

@@ -33,6 +33,12 @@ data show imported --output sheet.png
 data import table goods.csv --images photos --split 0.5,0.5 --output goods
 data import table goods.csv --images photos --split 0.5,0.5 --append --output goods
 data export official/train --to imagefolder --output exported-pictures
+data export official/train --to webdataset --output tars
+data index tars
+data import table goods.csv --images photos --part 1/2 --output part-1
+data import table goods.csv --images photos --part 2/2 --output part-2
+data join part-1 part-2 --output joined.yaml
+data check joined.yaml
 plan demo model.start={{architecture:\\ tiny}} {DATA} {SHORT}
 train demo model.start={{architecture:\\ tiny}} {DATA} {SHORT} output=runs/a-run-with-a-name-of-some-length save_every=1
 data curate official/train BEST --near 0.9999 --fit -1 --report curate.html --list curate.jsonl --output curated
@@ -52,7 +58,7 @@ encode BEST classes.txt --output words --half
 topk features features --output top.jsonl -k 3 --device cpu
 classify BEST photos --classes classes.txt --json classified.json --output labels
 classify BEST goods/train --by 类目 --json sorted.json
-calibrate BEST official/valid --precision 0.9 --json calibrated.json --picture curve.png
+calibrate BEST official/valid --precision 0.05 --json calibrated.json --picture curve.png
 tune demo model.start={{architecture:\\ tiny}} {DATA} {SHORT} --trials 1 --output searched
 compare BEST LAST --split official/valid --json compared.json
 average BEST LAST --judge official/valid --output averaged
