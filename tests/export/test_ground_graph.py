@@ -76,6 +76,14 @@ def test_the_graph_gives_the_models_boxes(checkpoint, tmp_path):
             np.testing.assert_allclose(boxes[picture, order[0]], found[picture][phrase].boxes[0], atol=1e-4)
 
 
+def test_a_tower_by_import_path_leaves_for_any_number_of_pictures(tmp_path):
+    """The graph is tried with one picture and with two."""
+    model = small(SPEC | {"image": "tests.models.tower_fixture:mapped"})
+    model.heads = new_heads(model.image_tower)
+    ground_graph.write(model.eval(), tmp_path, "float32")
+    assert (tmp_path / ground_graph.FILE).is_file()
+
+
 def test_a_graph_that_differs_is_not_kept(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(ground_graph, "_run", lambda place, pixels, phrases: [np.zeros((1, 1, 4)), np.zeros((1, 1, 1))])
     with pytest.raises(UserError, match="differ from the source"):

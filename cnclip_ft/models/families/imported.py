@@ -74,7 +74,7 @@ class ImportedTower(ImageTower):
     def _map(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         features = self.module.patches(pixels)
         width = self.module.output_dim
-        if features.ndim != 4 or features.shape[:2] != (len(pixels), width):
+        if features.ndim != 4 or features.shape[1] != width or features.shape[0] != pixels.shape[0]:
             raise RequestError(
                 f"{self.path}: its patches gave {list(features.shape)} for {len(pixels)} images; expected [{len(pixels)}, {width}, rows, "
                 "columns] (its own output_dim)"
