@@ -66,23 +66,24 @@ class Mixture:
 
     def __getitem__(self, index: int) -> Pair:
         """A pair as it lies in its store, by its ids and language there."""
-        store, number = self._place(index)
-        return store[number]
+        number, within = self._place(index)
+        return self.stores[number][within]
 
     def beside(self, index: int) -> dict[str, Any]:
         """What the pair has beside its text, as `PairSource` has it."""
-        store, number = self._place(index)
-        return store.beside(number)
+        number, within = self._place(index)
+        return self.stores[number].beside(within)
 
     @property
     def beside_counts(self) -> dict[str, int]:
         """As `PairSource` has it, of all stores together."""
         return dict(sum((Counter(store.beside_counts) for store in self.stores), Counter()))
 
-    def _place(self, index: int) -> tuple[PairSource, int]:
-        for store in self.stores:
+    def _place(self, index: int) -> tuple[int, int]:
+        """The number of its store, and its number there."""
+        for number, store in enumerate(self.stores):
             if index < len(store):
-                return store, index
+                return number, index
             index -= len(store)
         raise IndexError(index)
 
@@ -123,11 +124,9 @@ class Mixture:
         Raises:
             DataFault: it names an image that is not there.
         """
-        for number, part in enumerate(self.parts):
-            if index < len(part.store):
-                return self._resolved(number, part, part.store[index])
-            index -= len(part.store)
-        raise IndexError(index)
+        number, within = self._place(index)
+        part = self.parts[number]
+        return self._resolved(number, part, part.store[within])
 
     def _resolved(self, number: int, part: Part, pair: Pair) -> Pair:
         image = self._images.get(MixedId(number, pair.image_id))

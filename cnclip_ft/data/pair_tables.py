@@ -31,7 +31,7 @@ from cnclip_ft.collectives import in_rounds, meet, on_first, rank, together, wor
 from cnclip_ft.data.mixture import MixedId, Mixture
 from cnclip_ft.data.same_texts import firsts, hash_of, text_keys
 from cnclip_ft.models.contract import Tokenizer
-from data_tools.arrays import write_array
+from data_tools.arrays import ReadWhenAsked, write_array
 from data_tools.atomic import leftovers, whole_file
 from data_tools.bars import Bar
 from data_tools.language import detect_language
@@ -45,7 +45,7 @@ _ARRAYS = ("tokens", "starts", "image_keys", "text_keys")
 _CHUNK = 2**24
 
 
-class ImageIds(Sequence[Any]):
+class ImageIds(ReadWhenAsked[Any]):
     """Ids of images by their position, as they lie on the disk: each is read when it is asked for."""
 
     def __init__(self, folder: Path) -> None:
@@ -71,13 +71,9 @@ class ImageIds(Sequence[Any]):
     def __len__(self) -> int:
         return len(self._numbers) - (self._lines is not None)
 
-    def __getitem__(self, position: Any) -> Any:
-        if isinstance(position, slice):
-            return [self[each] for each in range(*position.indices(len(self)))]
+    def at(self, position: int) -> Any:
         if self._lines is None:
             return int(self._numbers[position])
-        if not 0 <= position < len(self):
-            raise IndexError(position)
         found = json.loads(self._lines[int(self._numbers[position]) : int(self._numbers[position + 1])])
         return MixedId(*found) if isinstance(found, list) else found
 

@@ -15,7 +15,7 @@ from cnclip_ft.features.encode import SplitTexts, read_texts
 from data_tools.annotations import check_id, check_text, parse_json
 from data_tools.errors import DataFault, RequestError
 from data_tools.items import located
-from data_tools.shards import ShardSource, is_pairs, open_pairs
+from data_tools.shards import is_pairs, open_pairs
 from data_tools.store import PairSource, is_store, stores_below
 from data_tools.text_files import TextFile
 from data_tools.walk import walk
@@ -104,8 +104,7 @@ def store_source(path: str | Path) -> Source:
                 split.languages.append(language)
         lone = repr(list(zip(split.text_ids[before:], split.texts[before:], strict=True)))
         checksum = hashlib.sha256((checksum + lone).encode()).hexdigest() if len(split.texts) > before else checksum
-    notes = store.notes if isinstance(store, ShardSource) else []
-    return Source(store.name, Path(path), "store", split, store.image, checksum, notes)
+    return Source(store.name, Path(path), "store", split, store.image, checksum, store.notes)
 
 
 def _official_texts(store: PairSource) -> Path | None:

@@ -41,7 +41,7 @@ def look(model: ModelSection, data: DataSection) -> Facts:
             f"data.train: {' + '.join(data.train_places())} has {len(store)} pairs; {NAME} needs {FEWEST} or more, and a few hundred to learn "
             "anything of use"
         )
-    start, width = start_of(model.start)
+    start, width = kind_of_start(model.start)
     devices = PartialState(cpu=not torch.accelerator.is_available())
     kind = devices.device.type
     memory = torch.cuda.get_device_properties(devices.device).total_memory / 2**30 if kind == "cuda" else None
@@ -62,7 +62,7 @@ def _check_valid(place: str) -> None:
         raise error if Path(place).exists() else RequestError(f"{error} {_SPLIT}") from None
 
 
-def start_of(start: str | dict[str, Any]) -> tuple[Start, int]:
+def kind_of_start(start: str | dict[str, Any]) -> tuple[Start, int]:
     """What the towers are to each other, and how wide the wider one is that is made new."""
     if isinstance(start, str):
         return "whole", 768

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from cnclip_ft.training.trackers import tracker_names
 from data_tools.errors import RequestError
 from data_tools.shards import ShardSource, open_pairs
 from data_tools.store import PairSource
+from data_tools.tables import note
 from data_tools.words import Said, language_of, said_in
 
 Value = TypeVar("Value")
@@ -202,7 +202,7 @@ def start_of(recipe: Recipe, *, image_size: int | None, trust_import: bool) -> t
 
 def _say(text: str) -> None:
     """Before there is a journal: what takes long, on the terminal alone."""
-    print(said_in(text, language_of(None)), file=sys.stderr)
+    note(said_in(text, language_of(None)))
 
 
 def _refuse_unsaid_languages(recipe: Recipe, evaluators: dict[str, Evaluator], guard_store: PairSource | None) -> None:
@@ -219,7 +219,7 @@ def _refuse_unsaid_languages(recipe: Recipe, evaluators: dict[str, Evaluator], g
 
 def _refuse_faulty_shards(recipe: Recipe, train_store: PairSource | Mixture) -> None:
     """Samples that give no pair are counted as damaged pictures are: above the limit they are no accident."""
-    found = [store for store in stores_of(train_store) if isinstance(store, ShardSource)]
+    found = stores_of(train_store)
     faults = sum(sum(store.faults.values()) for store in found)
     if faults > recipe.data.max_damaged_images:
         told = "; ".join(f"{store.path}: {store.faults_in_words()}" for store in found if store.faults)
@@ -232,7 +232,7 @@ def _refuse_faulty_shards(recipe: Recipe, train_store: PairSource | Mixture) -> 
 def shard_notes(context: Context) -> list[str]:
     """What is to be known of shards that are trained on or judged on as they lie."""
     stores = [*stores_of(context.train_store), *context.valid_stores.values()]
-    return list(dict.fromkeys(note for store in stores if isinstance(store, ShardSource) for note in store.notes))
+    return list(dict.fromkeys(told for store in stores for told in store.notes))
 
 
 def _workers(recipe: Recipe, processes: int) -> tuple[int, int]:

@@ -29,7 +29,7 @@ from cnclip_ft.recipe import Stage
 from cnclip_ft.runtime import to_device
 from cnclip_ft.training.context import Context, open_split, start_of
 from cnclip_ft.training.large_batch import GradientStep
-from cnclip_ft.training.loss import LossOutput, Objective
+from cnclip_ft.training.loss import Aim, LossOutput
 from cnclip_ft.training.run_state import seed_step
 from cnclip_ft.training.sharding import Sharded
 from data_tools.errors import RequestError
@@ -95,14 +95,11 @@ class Grounding:
         ]
 
 
-class BoxObjective(Objective):
-    """Stands in the plan for what `GroundStep` makes small; pairs are none of it."""
+class Boxes(Aim):
+    """Boxes are learnt, by `GroundStep`; pairs are none of it."""
 
     kind: ClassVar[str] = "ground"
     biased: ClassVar[bool] = False
-
-    def _tiled(self, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        raise NotImplementedError("boxes are learnt by GroundStep")
 
 
 def plan_grounding(context: Context, model: DualEncoder, name: str, setting: Stage) -> Grounding | None:

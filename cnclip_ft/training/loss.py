@@ -248,23 +248,32 @@ def _prepare(
 
 
 @dataclass(frozen=True)
-class Objective(ABC):
-    """A loss over all pairs of a global batch, without parameters of its own.
+class Aim:
+    """What a stage makes small, as far as its plan and its checkpoints tell of it.
 
     Args:
-        positives: what becomes of other pairs with the same image or text (module docstring).
-        tile: rows per tile; None chooses from the batch.
         dimensions: the loss is the mean over features cut to each of these widths, and whole ones (Matryoshka, arXiv 2205.13147).
     """
 
-    positives: Positives = "exclude"
-    tile: int | None = field(default=None, kw_only=True)
     dimensions: tuple[int, ...] = field(default=(), kw_only=True)
 
     kind: ClassVar[str]
     """Its word in a recipe."""
     biased: ClassVar[bool]
     """Whether the model's bias takes part, and trains."""
+
+
+@dataclass(frozen=True)
+class Objective(Aim, ABC):
+    """A loss over all pairs of a global batch, without parameters of its own.
+
+    Args:
+        positives: what becomes of other pairs with the same image or text (module docstring).
+        tile: rows per tile; None chooses from the batch.
+    """
+
+    positives: Positives = "exclude"
+    tile: int | None = field(default=None, kw_only=True)
 
     def __call__(
         self,

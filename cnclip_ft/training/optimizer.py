@@ -17,7 +17,7 @@ from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.heads import GroundingHeads
 from cnclip_ft.recipe import Stage
 from cnclip_ft.recipe_stage import Lora, TrainRule
-from cnclip_ft.training.loss import Objective, SigmoidObjective
+from cnclip_ft.training.loss import Aim, SigmoidObjective
 from data_tools.errors import RequestError
 
 
@@ -57,7 +57,7 @@ def rules_for(stage: Stage, new_parts: list[str]) -> list[TrainRule]:
 
 
 def training_table(
-    model: DualEncoder, objective: Objective, rules: list[TrainRule], heads: GroundingHeads | None = None
+    model: DualEncoder, objective: Aim, rules: list[TrainRule], heads: GroundingHeads | None = None
 ) -> list[Entry]:
     """Cover every parameter with exactly one rule; the temperature's is for the bias too, where the objective has one.
 
@@ -142,7 +142,7 @@ def _covers(part: str, projection: bool, place: int, top: int) -> bool:
     return not projection and (place >= top - int(count) if word == "last" else place < int(count))
 
 
-def give_bias(model: DualEncoder, objective: Objective) -> None:
+def give_bias(model: DualEncoder, objective: Aim) -> None:
     """Before a sigmoid loss first trains `model`: its bias, and the temperature that goes with it."""
     if isinstance(objective, SigmoidObjective) and model.logit_bias is None:
         scale = model.logit_scale.data.fill_(objective.initial_logit_scale)

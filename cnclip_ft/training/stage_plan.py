@@ -13,10 +13,10 @@ from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import Stage
 from cnclip_ft.training.context import Context
 from cnclip_ft.training.distilling import Distilling, plan_distilling
-from cnclip_ft.training.grounding import BoxObjective, Grounding, plan_grounding
+from cnclip_ft.training.grounding import Boxes, Grounding, plan_grounding
 from cnclip_ft.training.large_batch import batch_norm_refusal, batch_norms
 from cnclip_ft.training.lora import check_lora
-from cnclip_ft.training.loss import ContrastiveObjective, Objective, SigmoidObjective
+from cnclip_ft.training.loss import Aim, ContrastiveObjective, SigmoidObjective
 from cnclip_ft.training.optimizer import Entry, RateCurve, rules_for, training_table
 from cnclip_ft.training.sharding import refuse_with_sharding
 from cnclip_ft.training.teaching import Teaching, TeachObjective, plan_teaching
@@ -36,7 +36,7 @@ class StagePlan:
     number: int
     name: str
     setting: Stage
-    objective: Objective
+    objective: Aim
     table: tuple[Entry, ...]
     order: BatchOrder
     total: int
@@ -250,14 +250,14 @@ def trunk_trains(table: Iterable[Entry], tower: str) -> bool:
     return any(e.rate for e in table if e.tower == tower and not e.projection)
 
 
-def make_objective(name: str, setting: Stage, *, biased: bool) -> Objective:
+def make_objective(name: str, setting: Stage, *, biased: bool) -> Aim:
     """The loss of a stage; `biased`: the model brings a bias, as one trained with a sigmoid does.
 
     Raises:
         RequestError: label smoothing, and the model's own loss has none.
     """
     if setting.ground is not None:
-        return BoxObjective()
+        return Boxes()
     if setting.teach is not None:
         return TeachObjective(meet=setting.teach.meet, between=setting.teach.between)
     wanted = setting.objective

@@ -7,10 +7,11 @@ import os
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
+from data_tools.arrays import ReadWhenAsked
 from data_tools.errors import UserError
 from data_tools.shards.files import ShardFiles
 from data_tools.shards.index import generation, read_meta
@@ -43,7 +44,7 @@ class _Values:
         return [content[one - ends[0] : end - ends[0]] for one, end in zip(ends, ends[1:], strict=False)]
 
 
-class Ids(Sequence[str]):
+class Ids(ReadWhenAsked[str]):
     """Ids of pictures in order, none of them held in memory."""
 
     def __init__(self, values: _Values) -> None:
@@ -52,16 +53,8 @@ class Ids(Sequence[str]):
     def __len__(self) -> int:
         return len(self._values)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[at] for at in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        return self._values[index % len(self)].decode()
+    def at(self, position: int) -> str:
+        return self._values[position].decode()
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), _AT_ONCE):
@@ -261,7 +254,6 @@ class ShardSource(PairSource):
 
     @property
     def faults(self) -> dict[str, int]:
-        """Kind → number of samples and members that give no picture or no pair."""
         self._opened()
         return dict(self._meta["faults"])
 
@@ -272,7 +264,6 @@ class ShardSource(PairSource):
             yield from map(json.loads, file)
 
     def faults_in_words(self) -> str:
-        """How many of what, and the first of them; "" where there is none."""
         first = next(self.left_out(), None)
         if first is None:
             return ""
@@ -282,7 +273,6 @@ class ShardSource(PairSource):
 
     @property
     def notes(self) -> list[str]:
-        """What is to be known before training from them."""
         self._opened()
         found = [f"{self.path}: {told}"] if (told := self.faults_in_words()) else []
         group = self._meta["group_bytes"]

@@ -181,6 +181,20 @@ class PairSource(Protocol):
         ...
 
     @property
+    def faults(self) -> dict[str, int]:
+        """Kind → how many give no picture or no pair, of a source that is read as it lies; of a store the import has told."""
+        return {}
+
+    def faults_in_words(self) -> str:
+        """How many of what, and the first of them; "" where there is none."""
+        return ""
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be known before training from it."""
+        return []
+
+    @property
     def generation(self) -> str:
         """32 hex digits that tell this build of it from any other; quick to find, equal for a copy elsewhere."""
         ...

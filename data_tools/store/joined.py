@@ -23,12 +23,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Any, Literal, overload
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from data_tools.arrays import ReadWhenAsked
 from data_tools.bars import Bar
 from data_tools.errors import RequestError
 from data_tools.store.beside import Beside
@@ -91,7 +92,7 @@ def read_description(path: str | Path) -> Description:
         ) from None
 
 
-class JoinedIds(Sequence[Id]):
+class JoinedIds(ReadWhenAsked[Id]):
     """The ids of the pictures of all stores in order, each once; of each its store and its number there, 6 bytes."""
 
     def __init__(self, ids: Sequence[Sequence[Id]]) -> None:
@@ -109,14 +110,8 @@ class JoinedIds(Sequence[Id]):
     def __len__(self) -> int:
         return len(self._stores)
 
-    @overload
-    def __getitem__(self, index: int) -> Id: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Id]: ...
-    def __getitem__(self, index: int | slice) -> Id | list[Id]:
-        if isinstance(index, slice):
-            return [self[at] for at in range(*index.indices(len(self)))]
-        return self._ids[self._stores[index]][int(self._places[index])]
+    def at(self, position: int) -> Id:
+        return self._ids[self._stores[position]][int(self._places[position])]
 
     def __iter__(self) -> Iterator[Id]:
         for start in range(0, len(self), _AT_ONCE):

@@ -160,22 +160,12 @@ class PairStore(PairSource):
 
     @cached_property
     def beside_counts(self) -> dict[str, int]:
-        """How many ``pairs`` have something beside their text, and how many ``boxes``, ``negatives``, a ``weight``; empty: none has."""
         total = Counter[str]()
         for shard in self._open():
             total.update(shard.beside_counts)
         return dict(total)
 
     def beside(self, index: int) -> Beside:
-        """What pair `index` has beside its text, any of ``boxes``, ``negatives``, ``weight``; empty where it has nothing.
-
-        ``boxes``: lists ``[x, y, width, height]`` in shares of the upright picture, x and y the upper left corner;
-        ``negatives``: texts; ``weight``: a number above 0 (docs/store-format.md).
-
-        Raises:
-            IndexError: no pair of this number.
-            DataFault: the record is damaged.
-        """
         shards = self._open()
         if not 0 <= index < self._count:
             raise IndexError(f"{self.path} has {self._count} pairs, no number {index}")

@@ -19,24 +19,12 @@ from cnclip_ft.search.index.parts import Parts
 from data_tools.errors import RequestError, UserError
 from data_tools.store import StoreWriter
 from tests.evaluation import tiny
+from tests.search.encoded import counted
 
 
 def features(folder) -> dict:
     index = Index(folder)
     return {index.key(number): np.array(index.features[number]) for number in range(len(index))}
-
-
-def counted(monkeypatch) -> list:
-    """Keys that are encoded from here on."""
-    seen: list = []
-    real = building.encode_pictures
-
-    def spying(model, keys, *arguments, **options):
-        seen.extend(keys)
-        return real(model, keys, *arguments, **options)
-
-    monkeypatch.setattr(building, "encode_pictures", spying)
-    return seen
 
 
 def test_features_are_those_of_the_model(index, checkpoint, photos_once):

@@ -30,6 +30,7 @@ from data_tools.columns import parse_where
 from data_tools.errors import RequestError
 from data_tools.store import StoreWriter
 from tests.evaluation import tiny
+from tests.search.encoded import counted
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,18 +48,6 @@ def held(place: str) -> dict:
 def equal(a: dict, b: dict) -> bool:
     same = a.keys() == b.keys() and all(a[key][:2] == b[key][:2] for key in a)
     return same and all(np.allclose(a[key][2], b[key][2], atol=1e-5) for key in a)
-
-
-def counted(monkeypatch) -> list:
-    seen: list = []
-    real = renewal.encode_pictures
-
-    def spying(model, keys, *arguments, **options):
-        seen.extend(keys)
-        return real(model, keys, *arguments, **options)
-
-    monkeypatch.setattr(renewal, "encode_pictures", spying)
-    return seen
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from cnclip_ft.models.preprocessing import SquarePicture, at_size
 from cnclip_ft.recipe import dump_recipe
 from cnclip_ft.training.advice import warnings
 from cnclip_ft.training.continuing import identity, refuse_other_data
-from cnclip_ft.training.grounding import BoxObjective, GroundStep
+from cnclip_ft.training.grounding import Boxes, GroundStep
 from cnclip_ft.training.plan import describe
 from cnclip_ft.training.run import train
 from data_tools.errors import RequestError
@@ -82,9 +82,7 @@ def batch_of(table, model, size: int, drawn: int = 3) -> dict:
 
 
 def step_of(model, micro=None) -> GroundStep:
-    return GroundStep(
-        model, BoxObjective(), micro_batch_size=micro, autocast=nullcontext, backward=torch.Tensor.backward
-    )
+    return GroundStep(model, Boxes(), micro_batch_size=micro, autocast=nullcontext, backward=torch.Tensor.backward)
 
 
 def with_heads(seed: int = 0):

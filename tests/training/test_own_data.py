@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import cnclip_ft
 import cnclip_ft.cli
 from cnclip_ft.calls import read_recipe
-from cnclip_ft.training.choosing import start_of
+from cnclip_ft.training.choosing import kind_of_start
 from data_tools.errors import RequestError
 from tests.training.helpers import write_store
 
@@ -112,4 +112,4 @@ def test_visits_are_counted_not_pairs(data):
     ],
 )
 def test_what_the_towers_are_to_each_other(start, found):
-    assert start_of(start) == found
+    assert kind_of_start(start) == found
