@@ -1,7 +1,7 @@
 """Where phrases are, without training: how often it is right, and what it costs.
 
     cnclip-ft data demo demo/data --train 6000 --boxes        # what run_scripts/quickstart.sh draws, with boxes
-    python benchmarks/grounding.py free --checkpoint demo/run/contrast/best --boxes demo/data/phrases/valid
+    python benchmarks/grounding.py free --checkpoint demo/run/contrast/best --boxes demo/data/phrases/valid --image-size 96
     cnclip-ft data import boxes $CNCLIP_FT_REAL_DATA/boxes/boxes.jsonl --images $CNCLIP_FT_REAL_DATA/boxes --output photos
     python benchmarks/grounding.py free --checkpoint runs/flickr8k-cn/contrast/best --trust-import --boxes photos --bound 0
     python benchmarks/grounding.py time [--size ViT-B-16] [--repeats 15]
