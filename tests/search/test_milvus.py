@@ -96,6 +96,58 @@ def test_only_what_changed_is_encoded(make, checkpoint, photos, tmp_path, monkey
     assert "nothing has changed" in make(checkpoint, photos, place) and seen == []
 
 
+def test_what_nobody_can_look_at_is_kept(make, checkpoint, photos, tmp_path):
+    """As in a folder's index: a drive that is away has not lost its pictures."""
+    place = f"milvus:{tmp_path}/i.db"
+    (photos / "dogs").rename(tmp_path / "drive")
+    (photos / "dogs").symlink_to(tmp_path / "drive")
+    make(checkpoint, photos, place)
+    before = held(place)
+    (tmp_path / "drive").rename(tmp_path / "away")
+    said = make(checkpoint, photos, place)
+    assert "20 as they were, 0 changed, 0 gone" in said and "10 pictures of the index lie where nobody" in said
+    assert equal(before, held(place))
+    (photos / "dogs").unlink()  # now they are gone indeed
+    assert "10 gone" in make(checkpoint, photos, place) and len(held(place)) == 10
+
+
+@pytest.mark.parametrize("how", ["gone", "hurt", "killed"])
+def test_the_number_of_a_picture_that_is_gone_is_never_given_again(
+    make, checkpoint, photos, tmp_path, how, monkeypatch
+):
+    """A page that was served asks by number."""
+
+    def numbers() -> dict:
+        gallery = open_gallery(place)
+        rows = [row for some in gallery._collection.walk(["id", "number"], 100) for row in some]
+        gallery._collection.server.close()
+        return {row["id"]: row["number"] for row in rows}
+
+    place = f"milvus:{tmp_path}/i.db"
+    make(checkpoint, photos, place)
+    last = max(numbers(), key=numbers().get)
+    (photos / last).write_bytes(b"hurt") if how == "hurt" else (photos / last).unlink()
+    if how == "killed":
+        monkeypatch.setattr(Collection, "forget_damaged", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            make(checkpoint, photos, place)
+        monkeypatch.undo()
+        assert len(numbers()) == 19
+    else:
+        make(checkpoint, photos, place)
+    (photos / "new.png").write_bytes(tiny.png(77))
+    make(checkpoint, photos, place)
+    after = numbers()
+    assert last not in after and after["new.png"] == 20
+
+
+def test_names_that_are_let_go_of_meanwhile_are_asked_for_again(goods, monkeypatch):
+    monkeypatch.setattr("cnclip_ft.search.engine.remote._KNOWN", 5)
+    gallery = open_gallery(goods[1])
+    for numbers in ([*range(6)], [0, 7], [1, *range(20, 40)]):
+        assert [key for key, _ in gallery.described(numbers)] == numbers
+
+
 CONDITIONS = [
     ["类目=女装"], ["类目=女装", "类目=鞋"], ["价格<100"], ["价格>=1,050"], ["价格=7"], ["价格<=1e2", "类目=鞋"], ["新=True"], ["n=14"],
     ["n>3", "n<9.5"], ["句=a\"b\\c"], ["价格=￥12"], ["类目=没有"], ["caption=东西 3"],

@@ -22,6 +22,7 @@ from data_tools.store.layouts import Value
 _FRESH = 10.0  # seconds a number of pictures is taken for the true one
 _KNOWN = 50_000  # pictures whose names are kept: those that were found are asked for by number next
 _FIELDS = ("id", "stamp", "columns")
+Named = tuple[Key, str, dict[str, Value]]  # key, stamp, columns
 _MORE = 16  # beyond k, so that equal scores at the end come in the order of numbers
 
 
@@ -41,7 +42,7 @@ class MilvusGallery:
         self._kind: str | None = built["kind"]
         self._effort: int = built["effort"]
         self._counted, self._count = -np.inf, 0
-        self._known: dict[int, tuple[Key, str, dict[str, Value]]] = {}
+        self._known: dict[int, Named] = {}
         self._lost = False
 
     @property
@@ -75,32 +76,37 @@ class MilvusGallery:
         return self._count
 
     def item(self, number: int) -> tuple[Key, str]:
-        self._learn([number])
-        if number not in self._known:
+        found = self._named([number])
+        if number not in found:
             raise IndexError(number)
-        return self._known[number][:2]
+        return found[number][:2]
 
     def described(self, numbers: Sequence[int]) -> list[tuple[Key, dict[str, Value]]]:
-        self._learn(numbers)
+        named = self._named(numbers)
         # One that was taken out since it was found has no name any more.
-        found = [self._known.get(number, ("", "", {})) for number in numbers]
+        found = [named.get(number, ("", "", {})) for number in numbers]
         return [(key, columns) for key, _, columns in found]
 
-    def _learn(self, numbers: Sequence[int]) -> None:
-        missing = [number for number in numbers if number not in self._known]
+    def _named(self, numbers: Sequence[int]) -> dict[int, Named]:
+        """Pictures by number, without those that are not there; what is known may be let go of meanwhile."""
+        known = self._known
+        found = {number: known[number] for number in numbers if number in known}
+        missing = [number for number in numbers if number not in found]
         for start in range(0, len(missing), 1000):
-            self._keep(self._rows(missing[start : start + 1000], _FIELDS))
+            found |= self._keep(self._rows(missing[start : start + 1000], _FIELDS))
+        return found
 
     def _rows(self, numbers: Sequence[int], fields: Sequence[str]) -> list[dict[str, Any]]:
         options = {"filter": f"number in {list(numbers)}", "output_fields": ["number", *fields]}
         with self._noticing():
             return self._asked.server.ask("query", self._collection.name, **options)
 
-    def _keep(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    def _keep(self, rows: Iterable[Mapping[str, Any]]) -> dict[int, Named]:
+        found: dict[int, Named] = {row["number"]: (key_of(row["id"]), row["stamp"], row["columns"]) for row in rows}
         if len(self._known) > _KNOWN:
             self._known = {}
-        for row in rows:
-            self._known[row["number"]] = key_of(row["id"]), row["stamp"], row["columns"]
+        self._known.update(found)
+        return found
 
     def vector(self, number: int) -> torch.Tensor:
         rows = self._rows([number], ["vector"])

@@ -2,7 +2,7 @@
 
 ::
 
-    NAME        id       the picture's key: a path or an id        number   stays with the picture, never given twice
+    NAME        id       the picture's key: a path or an id        number   stays with the picture; that of one that is gone is never given again
                 stamp    as in listing.py                          kept     hash of what is kept of it
                 columns  what is kept of it (JSON)                 numbers  the numbers that conditions compare (JSON)
                 vector   [dim] float32, unit length; inner product

@@ -83,8 +83,8 @@ def renew_collection(
         held = collection.held()
         damaged = collection.damaged()
     # Closed while workers are started: a process that is forked must not hold threads of gRPC.
-    state = _State(listing, held, damaged)
     unseen = listing.keep_unseen({key: row.stamp for key, row in held.items()})
+    state = _State(listing, held, damaged, info.get("numbers", 0))
     say(state.in_words(info["finished"]))
     for note in listing.notes:
         say(note)
@@ -105,9 +105,15 @@ def _kind(wanted: str | None, info: dict[str, Any] | None, count: int) -> str | 
 
 
 class _State:
-    """The source's pictures, sorted into what the collection has and what has to be encoded."""
+    """The source's pictures, sorted into what the collection has and what has to be encoded.
 
-    def __init__(self, listing: Listing, held: dict[Key, Held], damaged: dict[Key, tuple[str, str]]) -> None:
+    Args:
+        numbers: below which all have been given, also to pictures that are gone.
+    """
+
+    def __init__(
+        self, listing: Listing, held: dict[Key, Held], damaged: dict[Key, tuple[str, str]], numbers: int
+    ) -> None:
         self.listing, self.held, self.damaged = listing, held, damaged
         self.kept = [key for key, row in held.items() if listing.stamps.get(key) == row.stamp]
         self.gone = [key for key in held if key not in listing.stamps]
@@ -117,7 +123,7 @@ class _State:
         self.repaired = [key for key in damaged if key not in known]
         # A picture that became damaged is not found any more.
         self.hurt = [key for key in known if key in held and key not in whole]
-        self.next_number = max((row.number for row in held.values()), default=-1) + 1
+        self.next_number = max(numbers, max((row.number for row in held.values()), default=-1) + 1)
 
     def in_words(self, finished: bool) -> str:
         words = f"{len(self.listing.stamps):,} pictures in {self.listing.path}"
@@ -194,7 +200,6 @@ class _Putting:
             self.collection.put(rows[start : start + self._together])
         if faults:
             self.collection.put_damaged(faults)
-            self.collection.forget([key for key, _, _ in faults if key in self._state.held])
             self.damaged += faults
 
 
@@ -212,11 +217,14 @@ def _settle(
     for start in range(0, len(relabelled), 500):
         vectors = collection.vectors(relabelled[start : start + 500])
         collection.put([state.row(key, vector) for key, vector in vectors.items()])
-    collection.forget([*state.gone, *state.hurt])
     again = {key for key, _, _ in putting.damaged}
+    out = [*state.gone, *state.hurt, *(key for key in again if key in state.held)]
+    if out:  # their numbers are told of before they are out: a page that was served may still ask by one
+        collection.describe({**info, "numbers": state.next_number})
+    collection.forget(out)
     repaired = [key for key in state.repaired if key not in again]
     collection.forget_damaged(repaired)
-    dropped = {*state.gone, *state.hurt, *again}
+    dropped = set(out)
     pictures = {key: row for key, row in state.held.items() if key not in dropped}
     known = {key: fault for key, (_, fault) in state.damaged.items() if key not in repaired}
     faults = known | {key: fault for key, _, fault in putting.damaged}
@@ -237,6 +245,7 @@ def _settle(
             **about,
             "approximate": approximate,
             "facets": {"names": facets.names, "offered": facets.offered()},
+            "numbers": state.next_number,
             "finished": True,
         }
     )
