@@ -181,6 +181,7 @@ print(f"done {len(table)}\\n", end="", flush=True)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(tmp_path, kept):
     store, script = write(tmp_path / "s"), tmp_path / "make.py"
     script.write_text(MAKE, encoding="utf-8")

@@ -234,6 +234,7 @@ def test_over_http(both):
         problem(client.get("/api/images/60"), 404)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
 def test_an_approximate_index_finds_what_the_exact_one_finds(make, checkpoint, goods, tmp_path, kind):
     place, store = f"milvus:{tmp_path}/i.db", goods[0].parent / "valid"
@@ -272,6 +273,7 @@ def test_values_that_changed_reach_the_collection_without_encoding(make, checkpo
     assert all(np.allclose(after[key][2], before[key][2]) for key in before)
 
 
+@pytest.mark.slow
 def test_another_model_source_and_collection_are_refused(make, checkpoint, photos, index, tmp_path):
     place = f"milvus:{tmp_path}/i.db"
     make(checkpoint, photos, place)
@@ -349,6 +351,7 @@ def server(tmp_path):
     running.kill()
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_away_loses_nothing(make, checkpoint, photos, server, tmp_path, monkeypatch):
     monkeypatch.setenv(TOKEN, "a-very-secret-token")
     real = renewal.encode_pictures

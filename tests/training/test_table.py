@@ -32,6 +32,7 @@ def test_a_kept_table_gives_the_same_run_stopped_or_not(stores, tmp_path, monkey
     assert same_end(tmp_path / "kept", tmp_path / "memory")
 
 
+@pytest.mark.slow
 def test_an_order_in_runs_is_said_and_goes_on(stores, tmp_path):
     recipe = recipe_of(stores, tmp_path / "runs", order="by_shard", order_window=32)
     assert "an epoch is read in runs of 2 pairs that lie behind one another; 32 pairs" in describe(*planned(recipe))
