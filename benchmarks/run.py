@@ -34,7 +34,7 @@ def timed(work) -> float:
 
 
 def validation(folder: Path, repeats: int) -> None:
-    from cnclip_ft.evaluation.evaluators import Recall
+    from cnclip_ft.evaluation.kinds.recall import Recall
     from cnclip_ft.features.encode import encode_split
     from cnclip_ft.models.start import build_start
     from cnclip_ft.training.validation import Judge

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from cnclip_ft.evaluation.evaluators import Recall
+from cnclip_ft.evaluation.kinds.recall import Recall
 from cnclip_ft.models.start import build_start
 from cnclip_ft.training.validation import Judge
 from data_tools.store import StoreWriter, open_store

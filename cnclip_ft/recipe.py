@@ -14,20 +14,10 @@ import yaml
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from cnclip_ft.new_towers import check_new_towers
-from cnclip_ft.recipe_data import (
-    RECALLS,
-    BoxesSplit,
-    Count,
-    DataSection,
-    Negatives,
-    Place,
-    Section,
-    Share,
-    ZeroShot,
-    is_recall,
-    score_path,
-)
+from cnclip_ft.recipe_data import DataSection, Negatives
+from cnclip_ft.recipe_section import Count, Place, Section, Share
 from cnclip_ft.recipe_stage import Augmentation, Distill, Ground, Objective, Teach, TrainRule
+from cnclip_ft.recipe_valid import score_path
 
 TrainName = Literal["text", "image", "both", "heads"]
 
@@ -300,7 +290,7 @@ class Recipe(Section):
     def _best_by_names_a_split(self) -> Recipe:
         self._check_score(self.best_by, "best_by")
         for name, stage in self.stages.items():
-            if stage.kind == "ground" and self.data.boxes_split is None:
+            if stage.kind == "ground" and self.data.decisive("ground") is None:
                 raise ValueError(
                     f"stage {name} learns boxes, and data.valid has no split to judge them by: data.valid={{pairs: DIR/valid, boxes: "
                     "{boxes: DIR/valid_boxes}}"
@@ -317,19 +307,16 @@ class Recipe(Section):
                 f"{key} names the split '{split}'; data.valid has {', '.join(sets)}: {key}='{next(iter(sets))}: {score}'"
             )
         judged = sets[split] if split is not None else next(iter(sets.values()))
-        plain = isinstance(judged, (ZeroShot, BoxesSplit))
-        known = judged.scores if isinstance(judged, (ZeroShot, BoxesSplit)) else RECALLS
-        if score not in known and (plain or not is_recall(score)):
+        if not judged.has_score(score):
             raise ValueError(
-                f"{key} is '{best_by}', but scores there are {', '.join(known)}: {key}='{split or next(iter(sets))}: {known[0]}'"
+                f"{key} is '{best_by}', but scores there are {', '.join(judged.scores)}: "
+                f"{key}='{split or next(iter(sets))}: {judged.scores[0]}'"
             )
 
     def decides(self, stage: str) -> str:
         """The score that decides in this stage."""
         setting = self.stages[stage]
-        if setting.best_by is None and setting.kind == "ground":
-            return f"{self.data.boxes_split}: {BoxesSplit.scores[0]}"
-        return setting.best_by or self.best_by
+        return setting.best_by or self.data.decisive(setting.kind) or self.best_by
 
 
 def dump_recipe(recipe: Recipe) -> str:

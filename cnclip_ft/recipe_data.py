@@ -1,48 +1,14 @@
-"""The part of a recipe that says what is trained and judged on; what all its sections share."""
+"""The section of a recipe that says what is trained and judged on, and how it is read."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    field_validator,
-    model_validator,
-)
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from cnclip_ft.recipe_section import Language, Place, Section
+from cnclip_ft.recipe_valid import AnyKind, ValidSet, is_store, store_at
 from data_tools.negatives import KINDS, Kind
-
-Language = Literal["zh", "en", "mixed"]
-
-Share = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
-
-
-def _place(path: str) -> str:
-    if not path.strip() or "\0" in path or len(path.encode("utf-8", "replace")) > 4000:
-        raise ValueError("a path is needed here")
-    return path
-
-
-Place = Annotated[str, AfterValidator(_place)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _truth_is_no_number(cls, content: Any) -> Any:
-        for name, value in content.items() if isinstance(content, dict) else ():
-            field = cls.model_fields.get(name)
-            if isinstance(value, bool) and field is not None and "bool" not in str(field.annotation):
-                raise ValueError(f"{name} is {str(value).lower()}, which is no value for it")
-        return content
 
 
 class Guard(Section):
@@ -62,35 +28,6 @@ class Guard(Section):
         if self.split is None and self.language is None:
             raise ValueError("a guard watches a split or a language: {here}.split=PLACE or {here}.language=en")
         return self
-
-
-class ValidStore(Section):
-    """A store to judge on, whose texts do not all say their language."""
-
-    store: Place
-    """The store."""
-    language: Language | None = None
-    """Of texts that do not say theirs."""
-
-    def places(self) -> list[str]:
-        return [self.store]
-
-
-class ZeroShot(Section):
-    """Judged along: are pictures nearest to the name of their class?"""
-
-    zero_shot: Place
-    """A folder with a sub-folder for each class, or a store whose texts are class names."""
-    classes: Place
-    """File of classes, as for `cnclip-ft classify`."""
-    templates: Place = "zh"
-    """Prompts: zh, en, clip, siglip, several joined (zh+en), none, or a file."""
-
-    scores: ClassVar[tuple[str, ...]] = ("accuracy", "top5", "mean_per_class")
-
-    def places(self) -> list[str]:
-        """Files and folders it names; `templates` may be a word."""
-        return [self.zero_shot, self.classes]
 
 
 class Negatives(Section):
@@ -117,49 +54,6 @@ class Negatives(Section):
         if not self.swap and not self.kept:
             raise ValueError("nothing is swapped and none is taken from the store: {here}.kept=true, or {here}=null")
         return self
-
-
-class BoxesSplit(Section):
-    """Judged along: does the model, once it has learnt boxes, find what phrases name?"""
-
-    boxes: Place
-    """A store whose phrases have boxes."""
-
-    scores: ClassVar[tuple[str, ...]] = (
-        *(f"{way}_r{k}" for way in ("any_box", "merged_box") for k in (1, 5, 10)),
-        "pointing",
-    )
-
-    def places(self) -> list[str]:
-        return [self.boxes]
-
-
-RECALLS = (
-    "mean_recall",
-    *(f"{way}.{n}" for way in ("text_to_image", "image_to_text") for n in ("r1", "r5", "r10", "mean_recall")),
-)
-"""Scores of a validation split that is a store. Those of a language by itself begin with it, ``en.text_to_image.r1``; those of
-Chinese and English, one mean of both, with ``languages``."""
-PARTS = ("zh", "en", "mixed", "languages")
-
-
-def _kind(content: Any) -> str:
-    """The tag of a validation set; these words do not stand in messages."""
-    if isinstance(content, ValidStore) or isinstance(content, dict) and content.keys() & {"store", "language"}:
-        return "none"
-    if isinstance(content, BoxesSplit) or isinstance(content, dict) and "boxes" in content:
-        return "bool"
-    return "nullable" if isinstance(content, (dict, ZeroShot)) else "str"
-
-
-# One validation set: a store is a path or says its language, what else can be judged a section that begins with its name.
-ValidSet = Annotated[
-    Annotated[Place, Tag("str")]
-    | Annotated[ValidStore, Tag("none")]
-    | Annotated[ZeroShot, Tag("nullable")]
-    | Annotated[BoxesSplit, Tag("bool")],
-    Discriminator(_kind),
-]
 
 
 class TrainStore(Section):
@@ -196,7 +90,7 @@ class DataSection(Section):
     `weight` that pairs keep."""
     caption_languages: dict[Language, Annotated[float, Field(gt=0, le=1000)]] | None = None
     """With one or weighted: how much likelier captions in a language are, `{zh: 2, en: 1}`; a language not named has 1, null: all have."""
-    valid: Place | Annotated[dict[str, ValidSet], Field(min_length=1)]
+    valid: Place | Annotated[dict[str, Annotated[Place | ValidSet, AnyKind()]], Field(min_length=1)]
     """The store to judge on, or several by name: `{name: store, {store: …, language: …}, {zero_shot: …} or {boxes: …}}`; the first one
     decides what is best."""
     guard: Guard | None = None
@@ -256,7 +150,7 @@ class DataSection(Section):
     @field_validator("valid")
     @classmethod
     def _named(cls, valid: str | dict[str, Any]) -> str | dict[str, Any]:
-        if isinstance(valid, dict) and isinstance(next(iter(valid.values())), (ZeroShot, BoxesSplit)):
+        if isinstance(valid, dict) and not is_store(next(iter(valid.values()))):
             raise ValueError(
                 "the first validation split is a store: rows and tables show recall on it; name another later"
             )
@@ -271,35 +165,15 @@ class DataSection(Section):
     def train_places(self) -> list[str]:
         return [each.store for each in self.train_stores()]
 
-    def valid_sets(self) -> dict[str, ValidStore | ZeroShot | BoxesSplit]:
+    def valid_sets(self) -> dict[str, ValidSet]:
         named = self.valid if isinstance(self.valid, dict) else {"valid": self.valid}
-        return {name: ValidStore(store=each) if isinstance(each, str) else each for name, each in named.items()}
+        return {name: store_at(each) if isinstance(each, str) else each for name, each in named.items()}
 
-    @property
-    def boxes_split(self) -> str | None:
-        """The name of the first split with boxes."""
-        return next((name for name, each in self.valid_sets().items() if isinstance(each, BoxesSplit)), None)
+    def decisive(self, stage: str) -> str | None:
+        """What decides in a stage of this kind where no `best_by` is given: the first entry that says so of itself."""
+        found = ((name, each.scores[0]) for name, each in self.valid_sets().items() if each.decides == stage)
+        return next((f"{name}: {score}" for name, score in found), None)
 
     def valid_places(self) -> list[str]:
         """All that validation reads."""
         return [place for each in self.valid_sets().values() for place in each.places()]
-
-
-def is_recall(score: str) -> bool:
-    """Whether a split that is a store has this score."""
-    part, _, rest = score.partition(".")
-    return score in RECALLS or (part in PARTS and rest in RECALLS)
-
-
-def score_path(best_by: str) -> tuple[str | None, str]:
-    """``"split: text_to_image.r1"`` → (split or None for the first, name of the score)."""
-    split, colon, score = best_by.rpartition(":")
-    score = score.strip()
-    if not is_recall(score) and score not in (*ZeroShot.scores, *BoxesSplit.scores):
-        raise ValueError(
-            f"'{best_by}' is not a score: best_by=mean_recall, or best_by=text_to_image.r1 (or .r5, .r10, .mean_recall, or image_to_text), "
-            "best_by=en.text_to_image.r1 for a language by itself (or zh), best_by=languages.mean_recall for the mean of both, "
-            "best_by='SPLIT: mean_recall' when another than the first validation split decides; of a zero_shot list "
-            f"best_by='SPLIT: {'|'.join(ZeroShot.scores)}', and of boxes best_by='SPLIT: {'|'.join(BoxesSplit.scores)}'"
-        )
-    return (split.strip() if colon else None), score

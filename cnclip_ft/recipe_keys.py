@@ -17,6 +17,7 @@ from pydantic_core import PydanticUndefined
 
 from cnclip_ft.new_towers import NewResNet, NewText, NewTowers, NewVit
 from cnclip_ft.recipe import Recipe
+from cnclip_ft.recipe_valid import ValidSet, kinds
 
 STAGE, NAME = "STAGE", "NAME"  # stand in paths for names the user chooses
 # What `model.start` may hold beside a name; its numbers alone are the recipe's matter.
@@ -39,9 +40,13 @@ class Key:
     words: tuple[str, ...] = ()  # all values it may have, where they are words
 
 
-@cache
 def keys() -> tuple[Key, ...]:
     """All keys, sections before what they hold."""
+    return _keys(kinds())
+
+
+@cache
+def _keys(_kinds: tuple[type[ValidSet], ...]) -> tuple[Key, ...]:
     found = list(_walk(Recipe, ""))
     starts: dict[str, Key] = {}
     for path, model in _STARTS:
@@ -85,6 +90,9 @@ def _words(annotation: Any) -> tuple[str, ...]:
 
 def _parts(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
     """Sections inside a type, and how the path goes on to them."""
+    if annotation is ValidSet:
+        yield from ((kind, "") for kind in kinds())
+        return
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation, ""
         return

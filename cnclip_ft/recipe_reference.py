@@ -70,7 +70,7 @@ def rows(language: str = "en", word: str = "") -> list[list[str]]:
     chinese = read_yaml(_CHINESE) if language == "zh" else {}
     found = []
     for key in keys():
-        meaning = chinese[key.path] if language == "zh" else " ".join(key.meaning.split())
+        meaning = chinese.get(key.path) or " ".join(key.meaning.split())
         default = _WORDS[language]["required"] if key.default is None else key.default
         row = [key.path, _type(key, language), str(default), meaning]
         if word.lower() in f"{key.path} {meaning}".lower():

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from cnclip_ft.recipe_data import Count, Place, Section, Share
+from cnclip_ft.recipe_section import Count, Place, Section, Share
 
 
 class Lora(Section):

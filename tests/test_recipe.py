@@ -11,6 +11,7 @@ from cnclip_ft.recipe import Recipe, dump_recipe
 from cnclip_ft.recipe_files import SHIPPED, complete_override, load_recipe
 from cnclip_ft.recipe_keys import keys
 from cnclip_ft.recipe_reference import page, rows
+from cnclip_ft.yaml_file import read_yaml
 from data_tools.errors import RequestError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -279,6 +280,8 @@ def test_the_reference_holds_every_key_and_is_up_to_date(language, name):
     written = (ROOT / "docs" / name).read_text(encoding="utf-8")
     assert written == page(language), f"cnclip-ft recipe keys --language {language} --markdown > docs/{name}"
     assert len(rows(language)) == len(keys()) > 90 and all(all(row) for row in rows(language))
+    chinese = read_yaml(ROOT / "cnclip_ft" / "recipe_keys.zh-CN.yaml")
+    assert chinese.keys() == {key.path for key in keys()}
 
 
 def test_every_key_of_the_schema_is_listed():
@@ -286,13 +289,14 @@ def test_every_key_of_the_schema_is_listed():
         for name, inner in schema.get("properties", {}).items():
             yield f"{above}{name}"
             text = str(inner) + str(inner.get("default"))
+            if f"{above}{name}" == "data.valid":  # kinds stand there whole
+                named = next(each for each in inner["anyOf"] if each["type"] == "object")["additionalProperties"]
+                for kind in named["anyOf"][1:]:
+                    yield from fields(kind, "data.valid.NAME.")
             for part, way in (
                 ("Stage", ".STAGE"),
                 ("TrainRule", "[]"),
                 ("TrainStore", "[]"),
-                ("ValidStore", ".NAME"),
-                ("ZeroShot", ".NAME"),
-                ("BoxesSplit", ".NAME"),
             ):
                 if f"'#/$defs/{part}'" in text:
                     yield from fields(definitions[part], f"{above}{name}{way}.")
@@ -315,7 +319,6 @@ def test_every_key_of_the_schema_is_listed():
     definitions = schema["$defs"]
     assert definitions.keys() == {
         "Augmentation",
-        "BoxesSplit",
         "DataSection",
         "Distill",
         "Ground",
@@ -328,8 +331,6 @@ def test_every_key_of_the_schema_is_listed():
         "Teach",
         "TrainRule",
         "TrainStore",
-        "ValidStore",
-        "ZeroShot",
     }
     listed = {key.path for key in keys()}
     assert set(fields(schema)) == {path for path in listed if not path.startswith("model.start.")}

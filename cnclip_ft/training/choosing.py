@@ -10,8 +10,9 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from cnclip_ft.data.mixture import Mixture
+from cnclip_ft.evaluation.kinds.recall import ValidStore
 from cnclip_ft.recipe import ModelSection
-from cnclip_ft.recipe_data import DataSection, ValidStore
+from cnclip_ft.recipe_data import DataSection
 from cnclip_ft.recipe_rules import FEWEST, NAME, Facts, Start
 from cnclip_ft.training.context import open_split, open_train
 from data_tools.errors import RequestError

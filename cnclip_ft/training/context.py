@@ -17,13 +17,14 @@ from cnclip_ft.data.device_decoding import JpegDecoder, choose_decoder
 from cnclip_ft.data.mixture import Mixture, Part, stores_of
 from cnclip_ft.data.official_layout import split_in, weights_beside
 from cnclip_ft.data.pairs import PairTable, build_table
-from cnclip_ft.evaluation.evaluator import Evaluator
-from cnclip_ft.evaluation.evaluators import Recall, open_evaluator
+from cnclip_ft.evaluation.kinds.contract import Evaluator
+from cnclip_ft.evaluation.kinds.recall import BY_LANGUAGE, Recall
 from cnclip_ft.models.contract import Tokenizer
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.start import LoadReport, build_start
 from cnclip_ft.recipe import Recipe
-from cnclip_ft.recipe_data import PARTS, DataSection, score_path
+from cnclip_ft.recipe_data import DataSection
+from cnclip_ft.recipe_valid import score_path
 from cnclip_ft.runtime import choose_precision, keep_activations
 from cnclip_ft.training.fp8 import check_fp8
 from cnclip_ft.training.journal import Journal
@@ -144,7 +145,7 @@ def make_context(
     if recipe.data.captions != "all":
         languages: dict[str, float] = {name: each for name, each in (recipe.data.caption_languages or {}).items()}
         pair_weights = caption_weights(train_store, kept=recipe.data.captions == "weighted", languages=languages)
-    evaluators = {name: open_evaluator(name, valid, open_split) for name, valid in recipe.data.valid_sets().items()}
+    evaluators = {name: valid.open(name, open_split) for name, valid in recipe.data.valid_sets().items()}
     guard = recipe.data.guard
     guard_store = open_split(guard.split, "data.guard.split") if guard and guard.split else None
     _refuse_unsaid_languages(recipe, evaluators, guard_store)
@@ -209,9 +210,9 @@ def _refuse_unsaid_languages(recipe: Recipe, evaluators: dict[str, Evaluator], g
     """Refuse a language by itself that no text says it is in."""
     split, score = score_path(recipe.best_by)
     judged, first = evaluators[split] if split else None, next(iter(evaluators.values()))
-    part, guard = score.partition(".")[0], recipe.data.guard
-    if part in PARTS and isinstance(by := judged or first, Recall):
-        by.refuse_without(part, "best_by")
+    language, guard = score.partition(".")[0], recipe.data.guard
+    if language in BY_LANGUAGE and isinstance(by := judged or first, Recall):
+        by.refuse_without(language, "best_by")
     if guard is not None and guard.language is not None and isinstance(first, Recall):
         watched = first if guard_store is None else Recall(guard_store, guard.language)
         watched.refuse_without(guard.language, "data.guard.language")

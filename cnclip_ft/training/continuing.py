@@ -18,7 +18,6 @@ from cnclip_ft.models.assembly import describe_model
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.heads import completed
 from cnclip_ft.recipe import Recipe, Stage
-from cnclip_ft.recipe_data import BoxesSplit, ZeroShot
 from cnclip_ft.training.context import Context
 from cnclip_ft.training.stage_plan import StagePlan
 from cnclip_ft.training.teaching import Teaching
@@ -121,14 +120,8 @@ def refuse_other_data(context: Context, now: dict[str, Any], state: dict[str, An
     for key, setting, place in held:
         _refuse(context.folder, setting, place, began[key], now[key], "in another order" if key == "order" else "")
     for name, valid in data.valid_sets().items():
-        setting = f"data.valid.{name}" if isinstance(data.valid, dict) else "data.valid"
-        if isinstance(valid, ZeroShot):
-            setting, place = f"{setting}.zero_shot", valid.zero_shot
-        elif isinstance(valid, BoxesSplit):
-            setting, place = f"{setting}.boxes", valid.boxes
-        else:
-            place = valid.store
-        _refuse(context.folder, setting, place, began["valid"][name], now["valid"][name])
+        setting = valid.setting(f"data.valid.{name}" if isinstance(data.valid, dict) else "data.valid")
+        _refuse(context.folder, setting, valid.places()[0], began["valid"][name], now["valid"][name])
     for name, found in now["teaching"].items():
         teach = context.recipe.stages[name].teach
         for key, checksum in found.items():

@@ -17,7 +17,7 @@ import torch
 from accelerate import PartialState
 
 from cnclip_ft.collectives import on_first
-from cnclip_ft.evaluation.evaluators import Recall
+from cnclip_ft.evaluation.kinds.recall import Recall
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import Recipe, Stage, dump_recipe
 from cnclip_ft.runtime import loader_fault

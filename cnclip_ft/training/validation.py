@@ -1,4 +1,4 @@
-"""How good the model is now: every entry of `data.valid` judged on all devices (`evaluation.evaluators`)."""
+"""How good the model is now: every entry of `data.valid` judged on all devices (`evaluation.kinds`)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 import torch.distributed as dist
 
 from cnclip_ft.collectives import statistics_of_first, together, world_size
-from cnclip_ft.evaluation.evaluator import Evaluator, Scores
-from cnclip_ft.evaluation.evaluators import KS, flat_row
+from cnclip_ft.evaluation.kinds.contract import Evaluator, Scores
+from cnclip_ft.evaluation.kinds.recall import KS, flat_row
 from cnclip_ft.features.encode import SplitFeatures
 from cnclip_ft.features.shared_encoder import SharedEncoder, trunk_digest
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.recipe_data import score_path
+from cnclip_ft.recipe_valid import score_path
 from cnclip_ft.retrieval.recall import RetrievalScores
 from cnclip_ft.training.compiling import uncompiled
 from cnclip_ft.training.languages import by_language

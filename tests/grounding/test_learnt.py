@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from cnclip_ft.data.boxed import build_box_table, part_of, read_boxed
-from cnclip_ft.evaluation.boxes_found import BoxesFound
+from cnclip_ft.evaluation.kinds.boxes import BoxesFound, BoxesSplit
 from cnclip_ft.features.shared_encoder import SharedEncoder
 from cnclip_ft.grounding import finder
 from cnclip_ft.grounding.heat import Region
@@ -18,7 +18,6 @@ from cnclip_ft.grounding.learnt import Detections, detect, in_picture, merged
 from cnclip_ft.grounding.metrics import judge, scores
 from cnclip_ft.models.heads import Regions, new_heads
 from cnclip_ft.models.preprocessing import SquarePicture
-from cnclip_ft.recipe_data import BoxesSplit
 from data_tools.errors import RequestError
 from data_tools.store import StoreWriter, open_store
 from tests.training.boxes import write_boxes

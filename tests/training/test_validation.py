@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from cnclip_ft.evaluation.evaluators import Recall, ZeroShotAccuracy
+from cnclip_ft.evaluation.kinds.recall import Recall
+from cnclip_ft.evaluation.kinds.zero_shot import ZeroShot, ZeroShotAccuracy
 from cnclip_ft.models.checkpoints import read_info
 from cnclip_ft.recipe import Recipe
-from cnclip_ft.recipe_data import ZeroShot
 from cnclip_ft.training.run import train
 from cnclip_ft.training.validation import Judge
 from data_tools.errors import DataFault, RequestError

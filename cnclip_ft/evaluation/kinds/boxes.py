@@ -1,31 +1,44 @@
-"""Judged along while boxes are learnt: does the model find what the phrases of a store name?"""
+"""A store whose phrases have boxes, judged along while boxes are learnt: does the model find what the phrases name?"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from cnclip_ft.data.boxed import BoxedPicture, part_of, read_boxed
-from cnclip_ft.evaluation.evaluator import Evaluator
-from cnclip_ft.features.shared_encoder import SharedEncoder
-from cnclip_ft.grounding.heat import WHOLE, Box
-from cnclip_ft.grounding.learnt import detect, in_picture, merged
-from cnclip_ft.grounding.metrics import covered, judge
-from cnclip_ft.recipe_data import BoxesSplit
+from cnclip_ft.evaluation.kinds.contract import Evaluator
+from cnclip_ft.recipe_section import Place
+from cnclip_ft.recipe_valid import ValidSet
 from data_tools.errors import RequestError
-from data_tools.shards import open_pairs
 from data_tools.words import Said
 
-NAMES = BoxesSplit.scores
+if TYPE_CHECKING:
+    import torch
+
+    from cnclip_ft.data.boxed import BoxedPicture
+    from cnclip_ft.features.shared_encoder import SharedEncoder
+    from cnclip_ft.grounding.heat import Box
+
 _KS = (1, 5, 10)
+
+
+class BoxesSplit(ValidSet):
+    """Judged along: does the model, once it has learnt boxes, find what phrases name?"""
+
+    boxes: Place
+    """A store whose phrases have boxes."""
+
+    scores = (*(f"{way}_r{k}" for way in ("any_box", "merged_box") for k in (1, 5, 10)), "pointing")
+    decides = "ground"
+
+    def open(self, name: str, open_split: Callable[[str, str], Any]) -> BoxesFound:
+        return BoxesFound(name, self)
 
 
 @dataclass(frozen=True)
 class BoxScores:
-    """`found` by the names of `NAMES`, in percent; `phrases` were asked in their pictures."""
+    """`found` by the names of `BoxesSplit.scores`, in percent; `phrases` were asked in their pictures."""
 
     pictures: int
     phrases: int
@@ -50,6 +63,9 @@ class BoxesFound(Evaluator):
     tabled = ("any_box_r1", "merged_box_r1", "pointing")
 
     def __init__(self, name: str, setting: BoxesSplit) -> None:
+        from cnclip_ft.data.boxed import read_boxed
+        from data_tools.shards import open_pairs
+
         key = f"data.valid.{name}.boxes"
         try:
             self.store = open_pairs(setting.boxes)
@@ -59,10 +75,16 @@ class BoxesFound(Evaluator):
         self.texts, self.ids, self.pictures = found.texts, list(found.pictures), list(found.pictures.values())
 
     def judge(self, name: str, encoder: SharedEncoder) -> tuple[BoxScores, None]:
+        import torch
+
+        from cnclip_ft.data.boxed import part_of
+        from cnclip_ft.grounding.learnt import detect, in_picture, merged
+        from cnclip_ft.grounding.metrics import judge
+
         model = encoder.model
         asked = sum(len(picture.phrases) for picture in self.pictures)
         if model.heads is None:
-            return BoxScores(len(self.ids), asked, dict.fromkeys(NAMES, 0.0)), None
+            return BoxScores(len(self.ids), asked, dict.fromkeys(BoxesSplit.scores, 0.0)), None
         phrases = encoder.texts(self.texts).to(model.device)
 
         def look(places: range, pixels: torch.Tensor) -> torch.Tensor:
@@ -84,7 +106,7 @@ class BoxesFound(Evaluator):
 
         counts = [len(picture.phrases) for picture in self.pictures]
         found = encoder.looked(self.ids, self.store.image, counts, look).mean(0)
-        return BoxScores(len(self.ids), asked, dict(zip(NAMES, (100 * found).tolist(), strict=True))), None
+        return BoxScores(len(self.ids), asked, dict(zip(BoxesSplit.scores, (100 * found).tolist(), strict=True))), None
 
     def say(self, scores: BoxScores) -> list[str]:
         return [
@@ -94,10 +116,13 @@ class BoxesFound(Evaluator):
 
     def chance(self) -> dict[str, float | None]:
         """Pointing at random: the mean share of a picture that a phrase's boxes cover. Nothing is said of a box drawn at random."""
-        return dict.fromkeys(NAMES) | {"pointing": 100 * self._covered}
+        return dict.fromkeys(BoxesSplit.scores) | {"pointing": 100 * self._covered}
 
     @cached_property
     def _covered(self) -> float:
+        from cnclip_ft.grounding.heat import WHOLE
+        from cnclip_ft.grounding.metrics import covered
+
         shares = [covered([WHOLE], true) for picture in self.pictures for true in _true(picture)]
         return sum(shares) / len(shares)
 

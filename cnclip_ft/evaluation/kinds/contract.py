@@ -1,12 +1,17 @@
-"""What everything that is judged during training promises (`evaluators`)."""
+"""What everything that is judged during training promises.
+
+All devices call `Evaluator.judge` together, and the encoder they are given shares the work: what comes back from it is the same on
+all of them. Nothing else need be shared or written: journal, tables, report and checkpoints show what `judge` returns.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from cnclip_ft.features.encode import SplitFeatures
-from cnclip_ft.features.shared_encoder import SharedEncoder
+if TYPE_CHECKING:
+    from cnclip_ft.features.encode import SplitFeatures
+    from cnclip_ft.features.shared_encoder import SharedEncoder
 
 
 class Scores(Protocol):
