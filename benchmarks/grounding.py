@@ -27,7 +27,7 @@ THRESHOLDS = (0.4, 0.5, 0.6, 0.7)
 
 def scored(given: argparse.Namespace, store: Path) -> float:
     """Print a line a method and threshold; gives the default's pointing accuracy over chance."""
-    from cnclip_ft.evaluation.grounding import score_grounding
+    from cnclip_ft.evaluation.grounding.judging import score_grounding
     from cnclip_ft.evaluation.options import Options
     from cnclip_ft.grounding.finder import How
     from cnclip_ft.models.checkpoints import load

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cnclip_ft.evaluation.box_writing import write_boxes
+from cnclip_ft.evaluation.grounding.box_writing import write_boxes
 from cnclip_ft.evaluation.options import Options, open_model
 from cnclip_ft.models.checkpoints import read_info
 from cnclip_ft.recipe import Recipe, dump_recipe

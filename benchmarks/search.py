@@ -51,7 +51,7 @@ def questions(count: int, seed: int = 0) -> list[str]:
 
 def make_index(folder: Path, images: int, architecture: str = "ViT-B-16") -> Path:
     """A checkpoint with random weights and an index that says it was made by it."""
-    from cnclip_ft.evaluation import provenance
+    from cnclip_ft.evaluation.results import provenance
     from cnclip_ft.models.checkpoints import checkpoint_checksum, save_checkpoint
     from cnclip_ft.models.start import build_start
     from cnclip_ft.search.index.folder import IndexWriter

@@ -13,7 +13,7 @@ from data_tools.arguments import typed
 from data_tools.errors import RequestError
 
 if TYPE_CHECKING:
-    from cnclip_ft.evaluation.scorecard import Scorecard
+    from cnclip_ft.evaluation.scores.scorecard import Scorecard
     from cnclip_ft.recipe import ModelSection, Recipe
     from cnclip_ft.recipe_data import DataSection
     from cnclip_ft.recipe_rules import Facts
@@ -140,7 +140,7 @@ def evaluate(
         RequestError: checkpoint, split or option cannot be used.
         DataFault: an image or a pair is broken.
     """
-    from cnclip_ft.evaluation import scorecard
+    from cnclip_ft.evaluation.scores import scorecard
     from cnclip_ft.features.folder import is_feature_folder
 
     options = Options(batch_size, workers, device, dtype, image_size, memory, dataset, source, trust_import, dimensions)

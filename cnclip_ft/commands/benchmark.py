@@ -44,8 +44,8 @@ def benchmark(
     Example: cnclip-ft benchmark ViT-B-16 --data DIR --only flickr30k-cn --only coco-cn --language zh
     """
     from cnclip_ft.collectives import rank
-    from cnclip_ft.evaluation.benchmark import KIND, benchmark_tables, run_benchmark
-    from cnclip_ft.evaluation.benchmark_sets import chosen_sets
+    from cnclip_ft.evaluation.benchmark.run import KIND, benchmark_tables, run_benchmark
+    from cnclip_ft.evaluation.benchmark.sets import chosen_sets
     from cnclip_ft.evaluation.outputs import refuse_outputs
     from cnclip_ft.features.official_files import write_text
     from data_tools.tables import terminal_width

@@ -43,8 +43,9 @@ def calibrate(
     """
     import torch
 
-    from cnclip_ft.evaluation import calibration, plots, provenance
     from cnclip_ft.evaluation.outputs import refuse_outputs
+    from cnclip_ft.evaluation.results import plots, provenance
+    from cnclip_ft.evaluation.thresholds import calibration
     from cnclip_ft.features import official_files
     from cnclip_ft.features.folder import is_feature_folder
     from cnclip_ft.features.sources import store_source

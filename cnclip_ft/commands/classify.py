@@ -59,12 +59,12 @@ def classify(
     """
     import json
 
-    from cnclip_ft.evaluation import plots, provenance
-    from cnclip_ft.evaluation.classification import classify_images, report_table
-    from cnclip_ft.evaluation.column_classes import column_classes
+    from cnclip_ft.evaluation.classes.classification import classify_images, report_table
+    from cnclip_ft.evaluation.classes.columns import column_classes
+    from cnclip_ft.evaluation.classes.zero_shot import labelled_images, read_classes, read_templates
     from cnclip_ft.evaluation.encoding import check_on_error, tell_left_out
     from cnclip_ft.evaluation.outputs import refuse_outputs
-    from cnclip_ft.evaluation.zero_shot import labelled_images, read_classes, read_templates
+    from cnclip_ft.evaluation.results import plots, provenance
     from cnclip_ft.features import official_files
     from cnclip_ft.features.sources import open_source
     from cnclip_ft.models.registry import family_of

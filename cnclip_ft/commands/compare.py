@@ -11,7 +11,7 @@ from cnclip_ft.evaluation.options import Options, open_model
 from data_tools.tables import say
 
 if TYPE_CHECKING:
-    from cnclip_ft.evaluation.comparison import HitTable
+    from cnclip_ft.evaluation.scores.comparison import HitTable
     from cnclip_ft.features.encode import SplitFeatures
     from cnclip_ft.features.sources import Source
 
@@ -40,10 +40,10 @@ def compare(
 
     Example: cnclip-ft compare runs/a/contrast/best runs/b/contrast/best --split data/test
     """
-    from cnclip_ft.evaluation import provenance
-    from cnclip_ft.evaluation.comparison import compare as differences_of
-    from cnclip_ft.evaluation.comparison import hit_table
     from cnclip_ft.evaluation.outputs import refuse_outputs
+    from cnclip_ft.evaluation.results import provenance
+    from cnclip_ft.evaluation.scores.comparison import compare as differences_of
+    from cnclip_ft.evaluation.scores.comparison import hit_table
     from cnclip_ft.features import folder, official_files
     from cnclip_ft.features.sources import store_source
     from cnclip_ft.retrieval.recall import split_ranks

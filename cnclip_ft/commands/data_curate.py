@@ -47,11 +47,11 @@ def curate(
     """
     import json
 
-    from cnclip_ft.evaluation import curation
-    from cnclip_ft.evaluation.curation_page import BEGINS, write_page
+    from cnclip_ft.evaluation.curation import finding
+    from cnclip_ft.evaluation.curation.page import BEGINS, write_page
     from cnclip_ft.evaluation.options import Options, open_model
-    from cnclip_ft.evaluation.provenance import weights_sum
-    from cnclip_ft.evaluation.thresholds import read_threshold
+    from cnclip_ft.evaluation.results.provenance import weights_sum
+    from cnclip_ft.evaluation.thresholds.limit import read_threshold
     from cnclip_ft.features.sources import store_source
     from data_tools.appending import kept_form
     from data_tools.atomic import whole_file
@@ -75,14 +75,14 @@ def curate(
     if output is not None:
         refuse_overlap(output, read)
         refuse_place(output, overwrite=False)
-    curation.Wishes(near, None, most).check()
+    finding.Wishes(near, None, most).check()
     source, opened_store = store_source(store), open_pairs(store)
     opened = open_model(checkpoint, options)
     made = opened.described()["checkpoint"]
     limit = read_threshold(fit, weights_sum(made), "--fit")
-    wishes = curation.Wishes(near, limit, most, seed=seed)
+    wishes = finding.Wishes(near, limit, most, seed=seed)
     wishes.check()
-    found = curation.curate(opened_store, opened.features(source), opened, wishes, say)
+    found = finding.curate(opened_store, opened.features(source), opened, wishes, say)
     for line in found.lines():
         say(line)
     write_page(found, opened_store, report, said_in)

@@ -71,9 +71,9 @@ def evaluate(
     Example: cnclip-ft evaluate runs/mine/contrast/best boxes/valid --grounding
     """
     from cnclip_ft import calls
-    from cnclip_ft.evaluation.grounding import GroundingCard, score_grounding
+    from cnclip_ft.evaluation.grounding.judging import GroundingCard, score_grounding
     from cnclip_ft.evaluation.outputs import refuse_outputs
-    from cnclip_ft.evaluation.scorecard import Scorecard, score_predictions
+    from cnclip_ft.evaluation.scores.scorecard import Scorecard, score_predictions
     from cnclip_ft.features import official_files
     from cnclip_ft.features.folder import is_feature_folder
     from data_tools.errors import RequestError

@@ -49,7 +49,7 @@ def export(
 
     Example: cnclip-ft export runs/mine/contrast/best --to onnx --dtype int8 --verify data/valid --output mine-onnx
     """
-    from cnclip_ft.evaluation.recall_table import recall_table
+    from cnclip_ft.evaluation.results.recall_table import recall_table
     from cnclip_ft.export.run import export_checkpoint, points_lost
     from data_tools.tables import terminal_width
 

@@ -82,8 +82,8 @@ def ground(
     from PIL import Image
 
     from cnclip_ft.commands.grounding_input import read_pictures, told_apart
-    from cnclip_ft.evaluation import provenance
     from cnclip_ft.evaluation.outputs import is_report
+    from cnclip_ft.evaluation.results import provenance
     from cnclip_ft.features import official_files
     from cnclip_ft.features.encode import evaluating
     from cnclip_ft.grounding import drawing, finder
@@ -200,7 +200,7 @@ def _write_boxes(
     overwrite: bool,
     proceed: bool,
 ) -> None:
-    from cnclip_ft.evaluation import box_writing
+    from cnclip_ft.evaluation.grounding import box_writing
     from data_tools.errors import RequestError
 
     if len(what) != 1:

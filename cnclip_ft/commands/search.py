@@ -143,7 +143,7 @@ def query(
     """
     import json
 
-    from cnclip_ft.evaluation.thresholds import read_threshold
+    from cnclip_ft.evaluation.thresholds.limit import read_threshold
     from cnclip_ft.search.engine.engine import open_engine, open_gallery
     from cnclip_ft.search.engine.query import Question, given_picture
     from data_tools.columns import parse_where
@@ -220,7 +220,7 @@ def serve(
 
     Example: cnclip-ft search serve photos.index --threshold calibration.json
     """
-    from cnclip_ft.evaluation.thresholds import read_threshold
+    from cnclip_ft.evaluation.thresholds.limit import read_threshold
     from cnclip_ft.retrieval.tiles import parse_memory
     from cnclip_ft.search.engine.engine import open_engine, open_gallery
     from cnclip_ft.search.web import serve as web

@@ -39,7 +39,7 @@ def topk(
     import time
 
     from cnclip_ft.evaluation.outputs import refuse_outputs
-    from cnclip_ft.evaluation.scorecard import score_predictions
+    from cnclip_ft.evaluation.scores.scorecard import score_predictions
     from cnclip_ft.features import official_files
     from cnclip_ft.features.folder import read_set
     from cnclip_ft.retrieval.recall import topk as search

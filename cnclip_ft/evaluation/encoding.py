@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from cnclip_ft.evaluation import provenance
 from cnclip_ft.evaluation.options import Opened, Options, open_model
+from cnclip_ft.evaluation.results import provenance
 from cnclip_ft.features.encode import Meter, encode_texts, evaluating, iterate_images
 from cnclip_ft.features.folder import FAULTS, FeatureWriter, read_info
 from cnclip_ft.features.official_files import IdFeatures, write_features

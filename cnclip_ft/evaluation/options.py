@@ -36,7 +36,7 @@ class Options:
         """Raises:
         RequestError: a value that cannot be used, before anything heavy starts.
         """
-        from cnclip_ft.evaluation import provenance, published
+        from cnclip_ft.evaluation.results import provenance, published
 
         if self.batch_size < 1:
             raise RequestError(f"--batch-size is {self.batch_size}; it must be at least 1")
@@ -58,7 +58,7 @@ class Opened:
 
     def described(self) -> dict[str, Any]:
         """``checkpoint`` and ``settings``, for the files beside a result. Reads the whole checkpoint."""
-        from cnclip_ft.evaluation import provenance
+        from cnclip_ft.evaluation.results import provenance
 
         return {
             "checkpoint": provenance.describe_checkpoint(self.model, self.checkpoint),
@@ -88,7 +88,7 @@ class Opened:
 
 def open_model(checkpoint: str | Path, options: Options) -> Opened:
     """The model on the wished device, with the precision and the processes to run it with."""
-    from cnclip_ft.evaluation import provenance
+    from cnclip_ft.evaluation.results import provenance
     from cnclip_ft.models.checkpoints import load
     from cnclip_ft.runtime import parse_device
 

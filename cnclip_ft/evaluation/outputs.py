@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from cnclip_ft.evaluation.grounding import PROTOCOLS
-from cnclip_ft.evaluation.plots import MAKER
-from cnclip_ft.evaluation.recall_table import benchmark_recall_heads, markdown_table, recall_heads
+from cnclip_ft.evaluation.grounding.judging import PROTOCOLS
+from cnclip_ft.evaluation.results.plots import MAKER
+from cnclip_ft.evaluation.results.recall_table import benchmark_recall_heads, markdown_table, recall_heads
 from cnclip_ft.features.official_files import is_prediction_file
 from data_tools.outputs import begins, holds, refuse_files
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from cnclip_ft.evaluation import provenance
 from cnclip_ft.evaluation.options import Options, open_model
+from cnclip_ft.evaluation.results import provenance
 from cnclip_ft.features.sources import store_source
 from cnclip_ft.models.assembly import describe_model
 from cnclip_ft.models.checkpoints import CHECKPOINT, load, save_checkpoint

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from cnclip_ft.evaluation.recall_table import recall_table
+from cnclip_ft.evaluation.results.recall_table import recall_table
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.hub import repositories
 from cnclip_ft.models.registry import family_of

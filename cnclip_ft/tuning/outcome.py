@@ -20,8 +20,8 @@ from data_tools.page_style import END, beginning
 from data_tools.words import Said, joined, said_in
 
 if TYPE_CHECKING:
-    from cnclip_ft.evaluation.comparison import HitTable
     from cnclip_ft.evaluation.options import Options
+    from cnclip_ft.evaluation.scores.comparison import HitTable
 
 RECIPE, PAGE = "tuned.yaml", "index.html"
 _SHOWN = 10  # trials of a table
@@ -70,8 +70,8 @@ class Flattery:
 
 def flattery(found: Found, stage: str, options: Options) -> Flattery | None:
     """Score the leading trials of a stage picture by picture; None where fewer than two kept their weights."""
-    from cnclip_ft.evaluation.comparison import hit_table
     from cnclip_ft.evaluation.options import open_model
+    from cnclip_ft.evaluation.scores.comparison import hit_table
     from cnclip_ft.features.sources import store_source
     from cnclip_ft.retrieval.recall import split_ranks
     from cnclip_ft.runtime import parse_device

@@ -16,7 +16,7 @@ from cnclip_ft.grounding import drawing
 from cnclip_ft.models.checkpoints import save_checkpoint
 from data_tools.errors import DataFault, RequestError
 from tests.evaluation import tiny
-from tests.evaluation.test_plots import write_font
+from tests.evaluation.results.test_plots import write_font
 from tests.models.helpers import RESNET, small
 
 

@@ -8,7 +8,7 @@ import torch
 
 from cnclip_ft.evaluation.encoding import encode_to_folder
 from cnclip_ft.evaluation.options import Options
-from cnclip_ft.evaluation.scorecard import score_checkpoint, score_features
+from cnclip_ft.evaluation.scores.scorecard import score_checkpoint, score_features
 from cnclip_ft.features import folder
 from cnclip_ft.features.folder import FeatureWriter, read_set, read_split
 from cnclip_ft.features.rows import Rows

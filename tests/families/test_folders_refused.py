@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import cnclip_ft
-from cnclip_ft.evaluation.zero_shot import read_templates
+from cnclip_ft.evaluation.classes.zero_shot import read_templates
 from cnclip_ft.export.run import export_checkpoint
 from cnclip_ft.models.checkpoints import save_checkpoint
 from cnclip_ft.models.families import fast_tokenizer

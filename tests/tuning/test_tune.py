@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 
-from cnclip_ft.evaluation.comparison import hit_table
+from cnclip_ft.evaluation.scores.comparison import hit_table
 from cnclip_ft.recipe import dump_recipe
 from cnclip_ft.recipe_files import checked_recipe, load_recipe
 from cnclip_ft.retrieval.recall import split_ranks

@@ -65,7 +65,7 @@ class ZeroShotAccuracy(Evaluator):
     tabled = ("accuracy",)
 
     def __init__(self, name: str, setting: ZeroShot) -> None:
-        from cnclip_ft.evaluation.zero_shot import labelled_images, read_classes, read_templates
+        from cnclip_ft.evaluation.classes.zero_shot import labelled_images, read_classes, read_templates
         from cnclip_ft.features.sources import open_source
 
         key, self.place = f"data.valid.{name}", setting.zero_shot
@@ -94,7 +94,7 @@ class ZeroShotAccuracy(Evaluator):
             )
 
     def judge(self, name: str, encoder: SharedEncoder) -> tuple[ClassScores, None]:
-        from cnclip_ft.evaluation.zero_shot import average_prompts, prompts, score_classes
+        from cnclip_ft.evaluation.classes.zero_shot import average_prompts, prompts, score_classes
 
         pictures = encoder.images(name, self.ids, self.read)
         words = average_prompts(encoder.texts(prompts(self.classes, self.templates)), self.classes, self.templates)

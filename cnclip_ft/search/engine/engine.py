@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from cnclip_ft.evaluation import provenance
 from cnclip_ft.evaluation.options import Options, open_model
+from cnclip_ft.evaluation.results import provenance
 from cnclip_ft.grounding.finder import Decoded, default_method, heat_maps
 from cnclip_ft.grounding.heat import Heat
 from cnclip_ft.models.dual_encoder import DualEncoder

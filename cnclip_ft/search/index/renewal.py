@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from cnclip_ft.evaluation import provenance
 from cnclip_ft.evaluation.options import Opened, Options, open_model
+from cnclip_ft.evaluation.results import provenance
 from cnclip_ft.features.encode import Meter, evaluating
 from cnclip_ft.models.preprocessing import DECODER
 from cnclip_ft.retrieval import approximate as approximate_search

@@ -1,0 +1,1 @@
+"""`benchmark`: one model on all public test sets of a folder."""

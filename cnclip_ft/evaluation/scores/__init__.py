@@ -1,0 +1,1 @@
+"""`evaluate` and `compare`: recall with all it depends on, twins, the official result files, differences and chance."""
