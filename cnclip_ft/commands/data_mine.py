@@ -36,12 +36,12 @@ def mine(
 ) -> None:
     """Find the captions of other pictures that a checkpoint takes for a pair's own, and keep them with the pair.
 
-    With --where, pictures that meet it get negatives; the captions of all are searched. Features are encoded on all devices under
-    torchrun or accelerate launch. Stopped, the same command goes on with the encoding; the new store is whole or not there.
+    With --where, pictures that meet it get negatives; the captions of all are searched. Features are encoded and captions searched on
+    all devices under torchrun or accelerate launch. Stopped, the same command goes on; the new store is whole or not there.
 
     Example: cnclip-ft data mine runs/mine/contrast/best DIR/train --output DIR/mined
     """
-    from cnclip_ft.evaluation import mining
+    from cnclip_ft.evaluation import mining, mining_table
     from cnclip_ft.evaluation.encoding import Processes, encode_to_folder
     from cnclip_ft.features.folder import read_split
     from cnclip_ft.retrieval.tiles import parse_memory
@@ -71,19 +71,26 @@ def mine(
     refuse_place(output, overwrite=overwrite)
     opened = open_pairs(store)
     mining.refuse_store(opened)
-    asking = mining.asked_pictures(opened, conditions)
     processes, place = Processes(options.device), real_place(output)
-    features = scratch_folder(place, PURPOSE) / "features"
-    if processes.index:
-        encode_to_folder(checkpoint, store, features, options, renew=True, on_error="fail", say=say)
-        return
-    scratch = Scratch(place, PURPOSE, "mining negatives for this store")
+    folder, first = scratch_folder(place, PURPOSE), processes.index == 0
+    asking = mining.asked_pictures(opened, conditions) if first else None
+    scratch = Scratch(place, PURPOSE, "mining negatives for this store") if first else None
+    features, device = folder / "features", parse_device(processes.device)
     try:
         encode_to_folder(checkpoint, store, features, options, renew=True, on_error="fail", say=say)
+        found = mining.mine(
+            features,
+            folder / "walk",
+            lambda: group(*copies_of(opened, workers=2)),
+            wishes,
+            asking,
+            memory=memory,
+            device=device,
+        )
+        if scratch is None or found is None:
+            return
         split = read_split(features)
-        groups = group(*copies_of(opened, workers=2))
-        found = mining.mine(split, groups, wishes, asking, memory=memory, device=parse_device(processes.device))
-        for line in mining.lines(found, wishes) + mining.examples(found, split):
+        for line in mining_table.lines(found, wishes) + mining_table.examples(found, split):
             say(line)
         negatives = found.negatives(split)
         report = build_store(
@@ -96,8 +103,10 @@ def mine(
             **kept_form(opened),
             overwrite=overwrite,
         )
-    except BaseException:
-        scratch.release()
+    except BaseException as error:
+        if scratch is not None:
+            nothing = isinstance(error, mining.NothingFound) or not features.exists()
+            scratch.remove() if nothing else scratch.release()
         raise
     scratch.remove()
     say("\n".join(report.lines()))

@@ -14,18 +14,25 @@ those of text and text, the own caption scores 1, and `below` is a cosine.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+import shutil
 import unicodedata
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from cnclip_ft.collectives import in_rounds, meet, on_first, rank, together, world_size
 from cnclip_ft.features.encode import SplitFeatures
+from cnclip_ft.features.folder import INFO, mapped, read_split
 from cnclip_ft.retrieval.recall import topk_below
 from cnclip_ft.retrieval.tiles import DEFAULT_MEMORY, TIE
+from data_tools.arrays import write_array
+from data_tools.atomic import whole_file
 from data_tools.bars import Bar
 from data_tools.columns import Where
 from data_tools.errors import RequestError
@@ -33,11 +40,12 @@ from data_tools.language import detect_language
 from data_tools.parallel import is_parallel
 from data_tools.store import PairSource
 from data_tools.store.beside import MOST
-from data_tools.tables import table, terminal_width
 
 ASKERS = ("image", "text")
 COUNT, BELOW = 8, 0.95
-_AT_ONCE = 16384  # pairs whose features are gathered at once
+_AT_ONCE = 16384  # pairs of a block: what an interruption can cost, and the longest that one process waits for another
+_WALK = "walk.json"
+_ADVICE = "Free some space, or choose another --output: what is worked on lies beside it."
 _WORDS = re.compile(r"[^\W_]+")
 _ARTICLES = {"a", "an", "the"}
 _PARTICLES = re.compile("[的了着]|(?<=[\u3400-\u9fff]) | (?=[\u3400-\u9fff])")  # and spaces beside Chinese characters
@@ -61,6 +69,10 @@ class Wishes:
             raise RequestError(f"--by {self.by!r}: one of {', '.join(ASKERS)}")
         if not 0 < self.below <= 1:
             raise RequestError(f"--below {self.below:g}: a share of the own caption's score, over 0 and at most 1")
+
+
+class NothingFound(RequestError):
+    """No pair has a negative."""
 
 
 def reads_as(text: str) -> str:
@@ -137,165 +149,203 @@ class _Captions:
         return _Captions(reading, np.array(firsts, np.int64), numbers, languages)
 
 
+@dataclass(frozen=True)
+class _Block:
+    """Pairs `rows` (int64), all of language number `language`, that are walked together."""
+
+    number: int
+    language: int
+    rows: np.ndarray
+
+
+class Walk:
+    """The nearest captions of every pair, found by all processes in shares, block by block; what is done is not done again.
+
+    ::
+
+        walk/
+            {pairs,group,spoken,asked,owned}.npy         the pairs, and which candidates stand on a group of pictures
+            offered-L.npy, first-L.npy, gallery-L.npy    of language L: its candidates, their first texts and features
+            walk.json                                    written last: what all this belongs to
+            blocks/block-NUMBER.npz                      what was found
+
+    Every process maps these files, so that captions and features are in memory once a machine, as pages that can be let go of. `prepare`
+    is the first process's; blocks are the same however many processes there are, and so is, bit by bit, what is found.
+    """
+
+    def __init__(self, folder: Path, features: Path, wishes: Wishes) -> None:
+        self.folder, self.features, self.wishes = folder, features, wishes
+        self.languages: list[str] = []
+        self.alike = 0
+
+    def prepare(self, groups: Callable[[], np.ndarray], asking: Sequence[bool] | None) -> None:
+        """Write what is walked over, unless it is there for this very request."""
+        asks = b"" if asking is None else np.asarray(asking, bool).tobytes()
+        told = [astuple(self.wishes), _AT_ONCE, *(hashlib.sha256(part).hexdigest() for part in (asks, self._about()))]
+        key = hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        file = self.folder / _WALK
+        if file.is_file() and json.loads(file.read_text(encoding="utf-8"))["key"] == key:
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        (self.folder / "blocks").mkdir(parents=True)
+        split, alike = read_split(self.features), groups()
+        captions, (image, text) = _Captions.of(split), split.positives.numpy().T
+        candidate, group = captions.reading[text], alike[image]
+        wanted = np.ones(len(image), bool) if asking is None else np.asarray(asking, bool)[image]
+        self._write("pairs", split.positives.numpy())
+        self._write("group", group)
+        self._write("spoken", captions.language[candidate])
+        self._write("asked", wanted)
+        self._write("owned", np.unique(np.stack([group, candidate], 1), axis=0))
+        offered = np.unique(candidate)  # a text without a picture may stand on any
+        for language in range(len(captions.languages)):
+            told_in = offered[captions.language[offered] == language]
+            firsts = captions.firsts[told_in]
+            self._write(f"offered-{language}", told_in)
+            self._write(f"first-{language}", firsts)
+            parts = np.split(firsts, range(_AT_ONCE, len(firsts), _AT_ONCE))
+            shape = (len(firsts), split.text_features.shape[1])
+            with whole_file(self.folder / f"gallery-{language}.npy", advice=_ADVICE) as out:
+                rows = (split.text_features[torch.from_numpy(part)].float().numpy() for part in parts)
+                write_array(out, rows, shape, np.dtype(np.float32))
+        several = len(alike) - int((np.unique(alike, return_counts=True)[1] == 1).sum())
+        with whole_file(file, "w", advice=_ADVICE) as out:
+            json.dump({"key": key, "languages": captions.languages, "alike": several}, out)
+
+    def _about(self) -> bytes:
+        return (self.features / INFO).read_bytes()
+
+    def _write(self, name: str, array: np.ndarray) -> None:
+        with whole_file(self.folder / f"{name}.npy", advice=_ADVICE) as file:
+            write_array(file, [array], array.shape, array.dtype)
+
+    def _map(self, name: str) -> np.ndarray:
+        # Copy on write: torch wants memory it may write to; nothing here does.
+        return np.load(self.folder / f"{name}.npy", mmap_mode="c")
+
+    def open(self) -> list[_Block]:
+        """What was prepared, and its blocks."""
+        info = json.loads((self.folder / _WALK).read_text(encoding="utf-8"))
+        self.languages, self.alike = info["languages"], info["alike"]
+        self.pairs, self.group, self.spoken = (self._map(name) for name in ("pairs", "group", "spoken"))
+        self.owned, self.asked = self._map("owned"), self._map("asked")
+        self.image_features, self.text_features = mapped(self.features)
+        blocks: list[_Block] = []
+        for language in range(len(self.languages)):
+            rows = np.flatnonzero(self.asked & (self.spoken == language))
+            for part in np.split(rows, range(_AT_ONCE, len(rows), _AT_ONCE)):
+                if len(part):
+                    blocks.append(_Block(len(blocks), language, part))
+        return blocks
+
+    def file(self, block: _Block) -> Path:
+        return self.folder / "blocks" / f"block-{block.number:06d}.npz"
+
+    def search(self, block: _Block, memory: str | int, device: torch.device | str | None) -> dict[str, np.ndarray]:
+        """`texts`, `scores`, `own` and `above` of a block's pairs, as `Mined` has them."""
+        wishes, rows = self.wishes, block.rows
+        image, text = torch.from_numpy(self.pairs[rows]).T
+        own_text = self.text_features[text]
+        asking = own_text if wishes.by == "text" else self.image_features[image]
+        own = (asking.double() * own_text.double()).sum(1)
+        found = {
+            "texts": np.full((len(rows), wishes.count), -1, np.int64),
+            "scores": np.full((len(rows), wishes.count), -np.inf, np.float32),
+            "own": own.numpy(),
+            "above": np.zeros(len(rows), np.int64),
+        }
+        fits = own > 0  # of a caption that does not fit at all no share can be taken
+        at = fits.numpy()
+        if not at.any():
+            return found
+        scores, places, above = topk_below(
+            asking[fits],
+            torch.from_numpy(self._map(f"gallery-{block.language}")),
+            wishes.count,
+            self._owned(rows[at], self._map(f"offered-{block.language}")),
+            wishes.below * own[fits] - TIE,  # who reaches it but for rounding reaches it
+            memory=memory,
+            device=device,
+        )
+        width, firsts = places.shape[1], torch.from_numpy(self._map(f"first-{block.language}"))
+        found["texts"][at, :width] = torch.where(places >= 0, firsts[places.clamp_min(0)], -1).numpy()
+        found["scores"][at, :width], found["above"][at] = scores.numpy(), above.numpy()
+        return found
+
+    def _owned(self, rows: np.ndarray, offered: np.ndarray) -> torch.Tensor:
+        """Candidates that stand on a picture of the pair's group: int64 ``[m, 2]``, (place among `rows`, place among `offered`)."""
+        groups = self.owned[:, 0]
+        begin, end = (np.searchsorted(groups, self.group[rows], side) for side in ("left", "right"))
+        row = np.repeat(np.arange(len(rows)), end - begin)
+        steps = np.arange(len(row)) - np.repeat((end - begin).cumsum() - (end - begin), end - begin)
+        candidate = self.owned[begin[row] + steps, 1]
+        place = np.searchsorted(offered, candidate)
+        there = (place < len(offered)) & (offered[np.minimum(place, len(offered) - 1)] == candidate)
+        return torch.from_numpy(np.stack([row[there], place[there]], 1))
+
+    def gather(self, blocks: Sequence[_Block]) -> Mined:
+        """What was found of all blocks."""
+        count = len(self.pairs)
+        found = Mined(
+            torch.from_numpy(self.pairs),
+            torch.full((count, self.wishes.count), -1, dtype=torch.int64),
+            torch.full((count, self.wishes.count), -torch.inf),
+            torch.full((count,), torch.nan, dtype=torch.float64),
+            torch.zeros(count, dtype=torch.int64),
+            [self.languages[number] for number in self.spoken.tolist()],
+            self.alike,
+        )
+        for block in blocks:
+            with np.load(self.file(block), allow_pickle=False) as held:
+                for name in held.files:
+                    getattr(found, name)[torch.from_numpy(block.rows)] = torch.from_numpy(held[name])
+        return found
+
+
 def mine(
-    features: SplitFeatures,
-    groups: np.ndarray,
+    features: Path,
+    folder: Path,
+    groups: Callable[[], np.ndarray],
     wishes: Wishes,
     asking: Sequence[bool] | None = None,
     *,
     memory: str | int = DEFAULT_MEMORY,
     device: torch.device | str | None = None,
-) -> Mined:
-    """Search for every pair, exactly and in bounded memory.
+) -> Mined | None:
+    """Search for every pair, exactly and in bounded memory; all processes call it, and the first is told what was found (others: None).
 
     Args:
-        groups: int64 ``[images]``: like pictures have the same number.
-        asking: of every image, whether its pairs get negatives; None: all. The captions of all are candidates.
-
-    """
-    pairs = features.positives
-    captions = _Captions.of(features)
-    image, text = pairs.numpy().T
-    candidate = captions.reading[text]
-    owned = _Owned(groups, image, candidate)
-    spoken = captions.language[candidate]
-    count = len(pairs)
-    found = Mined(
-        pairs,
-        torch.full((count, wishes.count), -1, dtype=torch.int64),
-        torch.full((count, wishes.count), -torch.inf),
-        torch.full((count,), torch.nan, dtype=torch.float64),
-        torch.zeros(count, dtype=torch.int64),
-        [captions.languages[number] for number in spoken.tolist()],
-        len(groups) - int((np.unique(groups, return_counts=True)[1] == 1).sum()),
-    )
-    wanted = np.ones(count, bool) if asking is None else np.asarray(asking, bool)[image]
-    told = np.unique(candidate)  # a text without a picture may stand on any
-    with Bar(total=int(wanted.sum()), desc="looking for negatives", unit=" pairs") as bar:
-        for language in range(len(captions.languages)):
-            offered = told[captions.language[told] == language]
-            rows = np.flatnonzero(wanted & (spoken == language))
-            gallery = features.text_features[torch.from_numpy(captions.firsts[offered])]
-            for chosen in np.split(rows, range(_AT_ONCE, len(rows), _AT_ONCE)):
-                if len(chosen):
-                    _search(found, features, captions, owned, chosen, offered, gallery, wishes, memory, device)
-                bar.update(len(chosen))
-    return found
-
-
-class _Owned:
-    """The candidates that stand on any picture of a group, for the groups of some pairs."""
-
-    def __init__(self, groups: np.ndarray, image: np.ndarray, candidate: np.ndarray) -> None:
-        self.group = groups[image]
-        both = np.unique(np.stack([self.group, candidate], 1), axis=0)
-        self.groups, self.candidates = both[:, 0], both[:, 1]
-
-    def of(self, rows: np.ndarray, offered: np.ndarray) -> torch.Tensor:
-        """int64 ``[m, 2]``: (place among `rows`, place among `offered`, which ascends)."""
-        begin, end = (np.searchsorted(self.groups, self.group[rows], side) for side in ("left", "right"))
-        row = np.repeat(np.arange(len(rows)), end - begin)
-        steps = np.arange(len(row)) - np.repeat((end - begin).cumsum() - (end - begin), end - begin)
-        candidate = self.candidates[begin[row] + steps]
-        place = np.searchsorted(offered, candidate)
-        there = (place < len(offered)) & (offered[np.minimum(place, len(offered) - 1)] == candidate)
-        return torch.from_numpy(np.stack([row[there], place[there]], 1))
-
-
-def _search(
-    found: Mined,
-    features: SplitFeatures,
-    captions: _Captions,
-    owned: _Owned,
-    rows: np.ndarray,
-    offered: np.ndarray,
-    gallery: torch.Tensor,
-    wishes: Wishes,
-    memory: str | int,
-    device: torch.device | str | None,
-) -> None:
-    image, text = found.pairs[torch.from_numpy(rows)].T
-    own_text = features.text_features[text]
-    asking = own_text if wishes.by == "text" else features.image_features[image]
-    own = (asking.double() * own_text.double()).sum(1)
-    found.own[torch.from_numpy(rows)] = own
-    fits = own > 0  # of a caption that does not fit at all no share can be taken
-    rows, asking = rows[fits.numpy()], asking[fits]
-    if not len(rows):
-        return
-    scores, places, above = topk_below(
-        asking,
-        gallery,
-        wishes.count,
-        owned.of(rows, offered),
-        wishes.below * own[fits] - TIE,  # who reaches it but for rounding reaches it
-        memory=memory,
-        device=device,
-    )
-    at, width = torch.from_numpy(rows), places.shape[1]
-    firsts = torch.from_numpy(captions.firsts[offered])
-    found.texts[at, :width] = torch.where(places >= 0, firsts[places.clamp_min(0)], -1)
-    found.scores[at, :width] = scores
-    found.above[at] = above
-
-
-_HEADS = ["language", "pairs", "asked for", "with negatives", "negatives a pair", "of the own score", "left out: over the limit", "own caption fits not"]  # fmt: skip
-
-
-def lines(found: Mined, wishes: Wishes) -> list[str]:
-    """For people: a table by language, and of all where there are several; what was left out and why.
+        features: a finished folder of features with images and texts.
+        folder: for the walk; what lies there of this very request is gone on with.
+        groups: gives int64 ``[images]``: like pictures have the same number. Asked for on the first process.
+        asking: of every image, whether its pairs get negatives; None: all. The captions of all are candidates. Read on the first process.
+        device: where scores are computed, and this process's, for what all tell each other.
 
     Raises:
-        RequestError: no pair has a negative.
+        NothingFound: no pair has a negative.
+        UserError: the disk is full.
     """
-    counts, kinds = found.counts, Counter(found.languages)
-    share = torch.where(found.texts >= 0, found.scores.double() / found.own[:, None], 0.0).sum(1)
-    rows = []
-    for name in [*kinds, *(["all"] if len(kinds) > 1 else [])]:
-        here = torch.tensor([name in ("all", language) for language in found.languages])
-        negatives, some = int(counts[here].sum()), int((counts[here] > 0).sum())
-        rows.append(
-            [
-                name or "none",
-                f"{int(here.sum()):,}",
-                f"{int((here & found.asked).sum()):,}",
-                f"{some:,}",
-                f"{negatives / some:.1f}" if some else "",
-                f"{float(share[here].sum()) / negatives:.1%}" if negatives else "",
-                f"{int(found.above[here].sum()):,}",
-                f"{int((here & (found.own <= 0)).sum()):,}",
-            ]
-        )
-    asker = "its picture" if wishes.by == "image" else "its caption"
-    said = [
-        table(_HEADS, rows, width=terminal_width()),
-        f"for every pair the nearest captions of other pictures, at most {wishes.count}, as {asker} asks. Left out are those that score "
-        f"{100 * wishes.below:g}% of what the own caption scores, or more; those that read like a caption of the picture; those of another language",
-        f"pictures alike, which lend each other no negatives: {found.alike:,}",
-    ]
-    without = int((found.asked & (counts == 0)).sum())
-    if without == int(found.asked.sum()):
+    walk, own_device = Walk(folder, features, wishes), torch.device(device or "cpu")
+    on_first(lambda: walk.prepare(groups, asking), own_device)
+    blocks = walk.open()
+    missing = [block for block in blocks if not walk.file(block).is_file()]
+    meet(own_device)  # all have looked before one writes
+    own = missing[rank() :: world_size()]
+    with together(own_device):
+        rounds = in_rounds(own, own_device, lambda: False)
+        for block in Bar(rounds, desc="looking for negatives", unit="block", total=len(own), delay=2.0):
+            with whole_file(walk.file(block), advice=_ADVICE) as file:
+                np.savez(file, **walk.search(block, memory, device))  # type: ignore[arg-type] # names of arrays, not of options
+    if rank():
+        return None
+    found = walk.gather(blocks)
+    if not len(found.counts.nonzero()):
         larger = ", or a larger share: --below 1" if wishes.below < 1 else ""
-        raise RequestError(
+        raise NothingFound(
             "no pair gets a negative: every caption of another picture scores as high as the own one, reads the same, or there is none. "
             f"Take a checkpoint that was trained on such data{larger}"
         )
-    if without:
-        said.append(f"without any: {without:,} pairs")
-    return said
-
-
-def examples(found: Mined, features: SplitFeatures, most: int = 3) -> list[str]:
-    """Own captions with their nearest negatives and scores, of pairs evenly over the split."""
-    rows = (found.counts > 0).nonzero()[:, 0]
-    said = []
-    for row in rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).long()].tolist() if len(rows) else ():
-        image, text = found.pairs[row].tolist()
-        said.append(f"{features.image_ids[image]}: {features.texts[text]} ({float(found.own[row]):.4f})")
-        for place, score in list(zip(found.texts[row].tolist(), found.scores[row].tolist(), strict=True))[:3]:
-            if place >= 0:
-                said.append(f"  not: {features.texts[place]} ({score:.4f})")
-    return said
+    return found
 
 
 def refuse_store(store: PairSource) -> None:

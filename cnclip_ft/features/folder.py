@@ -229,6 +229,11 @@ def _map(path: Path) -> torch.Tensor:
     return torch.from_numpy(np.load(path, mmap_mode="c"))
 
 
+def mapped(folder: str | Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """The features of images and of texts, without their ids; they stay on disk until they are used."""
+    return _map(Path(folder) / "image_features.npy"), _map(Path(folder) / "text_features.npy")
+
+
 def read_split(folder: str | Path) -> SplitFeatures:
     """The folder as a split; features stay on disk until they are used.
 
@@ -242,6 +247,7 @@ def read_split(folder: str | Path) -> SplitFeatures:
         raise RequestError(
             f"{folder} has no {missing[0]}: recall needs images and texts. Encode a store, which has both"
         )
+    images, texts = mapped(folder)
     image_ids = [parse_json(line) for line in _read(folder / "image_ids.jsonl")]
     lines = [parse_json(line) for line in _read(folder / "texts.jsonl")]
     at = {image_id: number for number, image_id in enumerate(image_ids)}
@@ -254,8 +260,8 @@ def read_split(folder: str | Path) -> SplitFeatures:
         texts=[line["text"] for line in lines],
         languages=[line.get("language") for line in lines],
         positives=torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2),
-        image_features=_map(folder / "image_features.npy"),
-        text_features=_map(folder / "text_features.npy"),
+        image_features=images,
+        text_features=texts,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import signal
@@ -14,8 +15,10 @@ import torch
 import torch.nn.functional as F
 
 from cnclip_ft.evaluation import encoding, mining
-from cnclip_ft.evaluation.mining import Wishes, _Captions, lines, mine, reads_as
+from cnclip_ft.evaluation.mining import Mined, NothingFound, Wishes, _Captions, mine, reads_as
+from cnclip_ft.evaluation.mining_table import lines
 from cnclip_ft.features.encode import SplitFeatures
+from cnclip_ft.features.folder import FeatureWriter
 from cnclip_ft.retrieval.recall import topk_below
 from data_tools.errors import RequestError
 from data_tools.store import StoreWriter, open_store
@@ -90,13 +93,34 @@ def features() -> SplitFeatures:
     )  # fmt: skip
 
 
+def folder_of(features, folder):
+    """What `encode` would leave of these."""
+    if not folder.exists():
+        writer = FeatureWriter(folder, features, {}, dim=features.image_features.shape[1], half=False)
+        for kind, rows in writer.rows.items():
+            rows.fill(rows.missing(), [getattr(features, f"{kind}_features").numpy()])
+        writer.finish({})
+    return folder
+
+
+@pytest.fixture
+def mined(tmp_path):
+    """`mine` of features in memory."""
+
+    def found(features, groups, wishes, asking=None) -> Mined:
+        held = folder_of(features, tmp_path / f"features-{len(list(tmp_path.iterdir()))}")
+        return mine(held, tmp_path / "walk", lambda: groups, wishes, asking)
+
+    return found
+
+
 @pytest.mark.parametrize("by", ["image", "text"])
 @pytest.mark.parametrize("at_once", [7, 1000])
-def test_negatives_are_those_of_brute_force(features, by, at_once, monkeypatch) -> None:
+def test_negatives_are_those_of_brute_force(features, mined, by, at_once, monkeypatch) -> None:
     monkeypatch.setattr("cnclip_ft.evaluation.mining._AT_ONCE", at_once)
     groups = np.arange(60)
     groups[8] = 7
-    found = mine(features, groups, Wishes(5, by, 0.9))
+    found = mined(features, groups, Wishes(5, by, 0.9))
     keys = [(language, reads_as(text)) for language, text in zip(features.languages, features.texts, strict=True)]
     firsts = [place for place, key in enumerate(keys) if keys.index(key) == place]
     owned = {
@@ -121,26 +145,62 @@ def test_negatives_are_those_of_brute_force(features, by, at_once, monkeypatch) 
     assert re.search(r"^all +120 +120 ", told, re.M) and "pictures alike, which lend each other no negatives: 2" in told
 
 
-def test_texts_without_a_picture_are_no_candidates(features) -> None:
+def test_texts_without_a_picture_are_no_candidates(features, mined) -> None:
     features.texts.append("没有图")
     features.text_ids.append(999)
     features.languages.append("zh")
     features.text_features = torch.cat([features.text_features, features.image_features[:1]])
-    assert 120 not in mine(features, np.arange(60), Wishes(119, below=1)).texts
+    assert 120 not in mined(features, np.arange(60), Wishes(119, below=1)).texts
 
 
-def test_only_some_pictures_ask_and_all_offer(features) -> None:
-    found = mine(features, np.arange(60), Wishes(3), [n == 5 for n in range(60)])
+def test_only_some_pictures_ask_and_all_offer(features, mined) -> None:
+    found = mined(features, np.arange(60), Wishes(3), [n == 5 for n in range(60)])
     assert found.asked.nonzero()[:, 0].tolist() == [10, 11] and len(found.negatives(features)) == 2
-    whole = mine(features, np.arange(60), Wishes(3))
+    whole = mined(features, np.arange(60), Wishes(3))
     assert found.texts[10:12].equal(whole.texts[10:12])
 
 
-def test_a_language_that_is_not_said_is_read_off_the_letters(features) -> None:
-    said = mine(features, np.arange(60), Wishes(3))
+def test_a_language_that_is_not_said_is_read_off_the_letters(features, mined) -> None:
+    said = mined(features, np.arange(60), Wishes(3))
     features.languages = [None] * 120
-    assert mine(features, np.arange(60), Wishes(3)).texts.equal(said.texts)
+    assert mined(features, np.arange(60), Wishes(3)).texts.equal(said.texts)
     assert _Captions.of(features).languages == ["en", "zh"]
+
+
+def test_what_was_walked_is_taken_up_and_that_of_another_request_is_not(features, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(mining, "_AT_ONCE", 20)
+    held, walked, grouped, search = folder_of(features, tmp_path / "f"), [], [], mining.Walk.search
+
+    def searching(self, block, *given):
+        if len(walked) == 4:
+            raise KeyboardInterrupt
+        walked.append(block.number)
+        return search(self, block, *given)
+
+    def groups():
+        grouped.append(1)
+        return np.arange(60)
+
+    monkeypatch.setattr(mining.Walk, "search", searching)
+    with pytest.raises(KeyboardInterrupt):
+        mine(held, tmp_path / "walk", groups, Wishes(3))
+    monkeypatch.setattr(
+        mining.Walk, "search", lambda self, block, *given: walked.append(block.number) or search(self, block, *given)
+    )
+    found = mine(held, tmp_path / "walk", groups, Wishes(3))
+    assert walked == [0, 1, 2, 3, 4, 5] and len(grouped) == 1
+    whole = mine(held, tmp_path / "other", groups, Wishes(3))
+    assert all(getattr(found, name).equal(getattr(whole, name)) for name in ("texts", "scores", "above", "own"))
+    walked.clear()
+    for wishes, asking in ((Wishes(4), None), (Wishes(4, "text"), None), (Wishes(4, "text"), [True] * 59 + [False])):
+        again = mine(held, tmp_path / "walk", groups, wishes, asking)
+        assert again.texts.shape == (120, 4) and int(again.asked.sum()) == (118 if asking else 120)
+    assert len(walked) == 18
+
+
+def test_nothing_found_is_said(features, mined) -> None:
+    with pytest.raises(NothingFound, match="no pair gets a negative.*--below 1"):
+        mined(features, np.zeros(60, np.int64), Wishes(3))
 
 
 @pytest.mark.parametrize(
@@ -251,7 +311,7 @@ def test_requests_that_cannot_be_met_are_answered(tmp_path, checkpoint) -> None:
     ):
         code, said = call(*given)
         assert code == 2 and words in " ".join(said.split()), (given, said)
-        assert "Traceback" not in said and not (tmp_path / "m").exists()
+        assert "Traceback" not in said and not (tmp_path / "m").exists() and not left_behind(tmp_path), given
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "letter.txt").write_text("mine")
     assert call("mine", checkpoint, store, *at)[0] == 2 and (tmp_path / "m" / "letter.txt").read_text() == "mine"
@@ -266,18 +326,55 @@ def test_a_store_that_is_there_is_replaced_when_that_is_said(tmp_path, checkpoin
     assert max(len(beside.get("negatives", [])) for _, beside in open_store(output).all_beside()) > 2
 
 
+def digest(found) -> str:
+    return hashlib.sha256(b"".join(array.tobytes() for array in found.values())).hexdigest()
+
+
+# Blocks of 8 pairs; says which process walked which.
+SHARED = """
+import sys
+from cnclip_ft.cli import main
+from cnclip_ft.collectives import rank
+from cnclip_ft.evaluation import mining
+from tests.evaluation.test_mining import digest
+
+mining._AT_ONCE, search = 8, mining.Walk.search
+
+def told(self, block, *given):
+    found = search(self, block, *given)
+    print(f"walked {block.number} {rank()}:{digest(found)}\\n", end="", flush=True)
+    return found
+
+mining.Walk.search = told
+sys.argv[0] = "cnclip-ft"
+main()
+"""
+
+
 @pytest.mark.slow
-def test_processes_of_a_launcher_mine_one_store(tmp_path, checkpoint) -> None:
+def test_processes_of_a_launcher_mine_one_store(tmp_path, checkpoint, monkeypatch) -> None:
     """No device is named: where there is no card they are processes of a CPU."""
+    monkeypatch.setattr(mining, "_AT_ONCE", 8)
     store = write(tmp_path / "s")
-    wishes = ["--below", "1", "--count", "3"]
-    assert call("mine", checkpoint, store, "--output", tmp_path / "one", *wishes)[0] == 0
-    launch(
-        "import sys; from cnclip_ft.cli import main; sys.argv[0] = 'cnclip-ft'; main()",
-        tmp_path, 2, "data", "mine", str(checkpoint), str(store), "--output", str(tmp_path / "two"), *wishes,
-    )  # fmt: skip
+    given = [checkpoint, store, "--below", "1", "--count", "3", "--output"]
+    assert call("mine", *given, tmp_path / "one")[0] == 0
+    out = launch(SHARED, tmp_path, 2, *map(str, ["data", "mine", *given, tmp_path / "two"]))
     one, two = (dict(open_store(tmp_path / name).all_beside()) for name in ("one", "two"))
     assert one == two and one
+    # 40 pairs of two languages in blocks of 8: six blocks, in turns, with the bytes that one process finds.
+    told = dict(line.split()[1:] for line in out.splitlines() if line.startswith("walked "))
+    assert {number: name.partition(":")[0] for number, name in told.items()} == {str(n): str(n % 2) for n in range(6)}
+    search, alone = mining.Walk.search, {}
+
+    def searching(self, block, *given):
+        found = search(self, block, *given)
+        alone[str(block.number)] = digest(found)
+        return found
+
+    monkeypatch.setattr(mining.Walk, "search", searching)
+    assert call("mine", *given, tmp_path / "three")[0] == 0
+    assert {number: name.partition(":")[2] for number, name in told.items()} == alone
+    assert not left_behind(tmp_path)
 
 
 # The command, killed at its n-th call of a function: before it, or behind it.
@@ -289,9 +386,9 @@ from cnclip_ft.evaluation import mining
 from cnclip_ft.features.rows import Rows
 from data_tools.store import StoreWriter
 
-folder.PART = {"image": 6, "text": 9}
+folder.PART, mining._AT_ONCE = {"image": 6, "text": 9}, 8
 name, left, behind = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "behind"
-where = {"write": Rows, "mine": mining, "add_text": StoreWriter, "_take_place": StoreWriter}.get(name, folder.FeatureWriter)
+where = {"write": Rows, "mine": mining, "prepare": mining.Walk, "search": mining.Walk, "add_text": StoreWriter, "_take_place": StoreWriter}.get(name, folder.FeatureWriter)
 whole = getattr(where, name)
 
 def step(*arguments, **options):
@@ -317,6 +414,9 @@ main()
         ("write", 6, "before"),  # one of texts
         ("finish", 1, "before"),
         ("finish", 1, "behind"),
+        ("prepare", 1, "behind"),
+        ("search", 1, "before"),
+        ("search", 4, "behind"),
         ("mine", 1, "behind"),
         ("add_text", 30, "behind"),
         ("_take_place", 1, "before"),
@@ -353,6 +453,6 @@ def test_what_was_encoded_before_a_stop_is_not_encoded_again(tmp_path, checkpoin
     images = encoding._images
     for of, again in ((checkpoint, 0), (tiny.make_checkpoint(tmp_path / "other", seed=1), 1)):
         with monkeypatch.context() as patch:
-            patch.setattr(mining, "mine", stopped)
+            patch.setattr(mining.Walk, "search", stopped)
             assert "stopped here" in call("mine", checkpoint, store, *given, "--overwrite")[1] and left_behind(tmp_path)
         assert mined(of) == again and not left_behind(tmp_path)  # of another checkpoint they are made anew
