@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import shlex
+from array import array
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from cnclip_ft.data.same_texts import hash_of
+from data_tools.arrays import ReadWhenAsked
 from data_tools.errors import DataFault
 from data_tools.store import Pair, PairSource
 
@@ -38,6 +45,51 @@ class Part:
     store: PairSource
     weight: float = 1.0
     language: str | None = None
+
+
+class _Repeats:
+    """Which pictures of a store are in an earlier one: 26 bytes for each of them, nothing for the others.
+
+    Args:
+        ids: those of the store.
+        places: int64 ``[n]``, ascending: where these pictures stand among `ids`.
+        firsts: int16 ``[n]``: the number of the store each is of.
+    """
+
+    def __init__(self, ids: Sequence[Any], places: np.ndarray, firsts: np.ndarray) -> None:
+        self.ids, self.kept = ids, len(ids) - len(places)
+        self._before = places - np.arange(len(places))  # pictures kept before each
+        hashes = np.fromiter((hash_of(repr(ids[place])) for place in places.tolist()), np.uint64, len(places))
+        order = np.argsort(hashes, kind="stable")
+        self._hashes, self._places, self._firsts = hashes[order], places[order], firsts[order]
+
+    def first(self, image_id: Any) -> int:
+        """The store that had this picture before; -1 where none had."""
+        if not len(self._hashes):
+            return -1
+        asked = np.uint64(hash_of(repr(image_id)))
+        begin, end = (int(np.searchsorted(self._hashes, asked, side)) for side in ("left", "right"))
+        return next((int(self._firsts[at]) for at in range(begin, end) if self.ids[self._places[at]] == image_id), -1)
+
+    def place(self, number: int) -> int:
+        """Where the `number`-th of the kept pictures stands among `ids`."""
+        return number + int(np.searchsorted(self._before, number, side="right"))
+
+
+class MixedIds(ReadWhenAsked[MixedId]):
+    """The ids of a mixture's pictures by their position: those of the stores, less pictures that stand in an earlier one."""
+
+    def __init__(self, stores: Sequence[_Repeats]) -> None:
+        self._stores = stores
+        self._ends = list(accumulate(store.kept for store in stores))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def at(self, position: int) -> MixedId:
+        number = bisect_right(self._ends, position)
+        store = self._stores[number]
+        return MixedId(number, store.ids[store.place(position - self._ends[number] + store.kept)])
 
 
 class Mixture:
@@ -88,17 +140,22 @@ class Mixture:
         raise IndexError(index)
 
     @cached_property
-    def _images(self) -> dict[MixedId, MixedId]:
-        """Every image of every store → the image it is: itself, or the same picture in an earlier store."""
-        found: dict[MixedId, MixedId] = {}
-        first: dict[Any, list[MixedId]] = {}
+    def _repeats(self) -> list[_Repeats]:
+        """Of every store, the pictures that are in an earlier one."""
+        found: list[_Repeats] = []
         for number, store in enumerate(self.stores):
-            for image_id in store.image_ids:
-                own = MixedId(number, image_id)
-                alike = first.setdefault(image_id, [])
-                found[own] = next((other for other in alike if self._same(other, own)), own)
-                if found[own] is own:
-                    alike.append(own)
+            places, firsts = array("q"), array("h")
+            for place, image_id in enumerate(store.image_ids) if number else ():
+                for earlier in range(number):
+                    if (
+                        image_id in self.stores[earlier]
+                        and found[earlier].first(image_id) < 0
+                        and self._same(MixedId(earlier, image_id), MixedId(number, image_id))
+                    ):
+                        places.append(place)
+                        firsts.append(earlier)
+                        break
+            found.append(_Repeats(store.image_ids, np.array(places, np.int64), np.array(firsts, np.int16)))
         return found
 
     def _same(self, one: MixedId, other: MixedId) -> bool:
@@ -108,9 +165,9 @@ class Mixture:
         return bytes(a[:4]).startswith(_COMPRESSED) or a == b
 
     @cached_property
-    def image_ids(self) -> list[MixedId]:
+    def image_ids(self) -> MixedIds:
         """Every picture once, in the order of the stores."""
-        return [own for own, image in self._images.items() if own is image]
+        return MixedIds(self._repeats)
 
     def pairs(self) -> Iterator[Pair]:
         """Pairs of all stores in order, their ids as `MixedId`, their language said where the recipe says it."""
@@ -129,16 +186,18 @@ class Mixture:
         return self._resolved(number, part, part.store[within])
 
     def _resolved(self, number: int, part: Part, pair: Pair) -> Pair:
-        image = self._images.get(MixedId(number, pair.image_id))
-        if image is None:
+        first = self._repeats[number].first(pair.image_id)
+        if first < 0 and pair.image_id not in part.store:
             raise part.store.missing_image(pair)
+        image = MixedId(number if first < 0 else first, pair.image_id)
         # The fields of a pair are those of its store: here they hold more than a store's ids.
         ids: dict[str, Any] = {"image_id": image, "text_id": MixedId(number, pair.text_id)}
         return replace(pair, **ids, language=pair.language or part.language)
 
     def missing_image(self, pair: Pair) -> DataFault:
-        """As `PairSource` has it; never asked here, `pairs` names the store itself."""
-        return self.parts[0].store.missing_image(pair)
+        """As `PairSource` has it, of a pair as `pairs` gives it."""
+        number, image_id = pair.image_id
+        return self.parts[number].store.missing_image(replace(pair, image_id=image_id, text_id=pair.text_id.id))
 
     def image_view(self, image_id: MixedId) -> bytes | memoryview:
         return self.parts[image_id.store].store.image_view(image_id.id)

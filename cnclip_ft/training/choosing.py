@@ -35,7 +35,7 @@ def look(model: ModelSection, data: DataSection) -> Facts:
         if isinstance(each, ValidStore):
             _check_valid(each.store)
     # Of several stores a picture may lie in two; of one the ids need not be read.
-    images = len(set(store.image_ids)) if isinstance(store, Mixture) else store.image_count
+    images = len(store.image_ids) if isinstance(store, Mixture) else store.image_count
     visited = sum(weight * (len(part) if data.captions == "all" else part.image_count) for part, weight in parts)
     if len(store) < FEWEST:
         raise RequestError(

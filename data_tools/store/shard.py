@@ -256,7 +256,8 @@ class Shard:
         return {} if value is None else read_columns(bytes(value), image_id, self.files[-1])
 
     def __contains__(self, image_id: Id) -> bool:
-        return self.images.get(self.layout.image_key(image_id)) is not None
+        key = self.layout.image_key(image_id)
+        return self.images.get(key) is not None and self.layout.image_id(key) == image_id  # "7" is no 7, under one key
 
     def image_ids(self) -> Iterator[Id]:
         with self._told(self.images_file):

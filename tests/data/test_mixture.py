@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from cnclip_ft.data.batching import BatchOrder, StageSampler
-from cnclip_ft.data.mixture import Mixture, Part, check_lines, name_image
+from cnclip_ft.data.mixture import MixedId, Mixture, Part, check_lines, name_image
 from cnclip_ft.data.pairs import PairDataset, Span, build_table
 from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
 from cnclip_ft.models.preprocessing import SquarePicture
@@ -124,6 +125,48 @@ def test_ids_never_meet_and_one_picture_in_two_stores_is_one(tmp_path):
     pixels = PairDataset(store, table, SquarePicture(32))
     assert (pixels[0]["pixels"] == pixels[3]["pixels"]).all() and not (pixels[0]["pixels"] == pixels[6]["pixels"]).all()
     assert name_image(store, store.image_ids[-1]) == f"{tmp_path / 'others'}: image 1"
+
+
+def ids_by_dictionary(parts) -> list[tuple[int, object]]:
+    """The pictures of a mixture, found the plain way: every id looked up in a dictionary, whole pictures compared."""
+    met: dict[object, list[tuple[int, bytes]]] = {}
+    found = []
+    for number, part in enumerate(parts):
+        for image_id in part.store.image_ids:
+            data = part.store.image(image_id)
+            if all(data != other for _, other in met.get(image_id, [])):
+                met.setdefault(image_id, []).append((number, data))
+                found.append((number, image_id))
+    return found
+
+
+def test_ids_read_by_their_position_are_those_of_a_dictionary(tmp_path, monkeypatch):
+    """Four stores that share some pictures; hashes that often meet; numbers and the words that read like them."""
+    monkeypatch.setattr("cnclip_ft.data.mixture.hash_of", lambda text: len(text) % 3)
+    draw, parts = np.random.default_rng(0), []
+    for name in "abcd":
+        layout = "official" if name == "c" else "plain"
+        with StoreWriter(tmp_path / name, layout=layout) as writer:
+            for number in draw.permutation(20)[:12].tolist():
+                image_id = number if layout == "official" or number % 3 else str(number)
+                writer.add_image(image_id, encoded(picture(40 + int(draw.integers(2)), 30 + number), "PNG"))
+                writer.add_pair(image_id, number, f"第 {number} 张", None)
+            writer.finish()
+        parts.append(Part(open_store(tmp_path / name)))
+    mixture, expected = Mixture(parts), ids_by_dictionary(parts)
+    assert len(expected) < 45  # some are shared
+    assert list(mixture.image_ids) == expected and mixture.image_ids[-3:] == expected[-3:]
+    assert list(pickle.loads(pickle.dumps(mixture.image_ids))) == expected
+    table = build_table(mixture, TextTokenizer(context_length=12))
+    for key, pair in zip(
+        table.image_keys.tolist(), (pair for part in parts for pair in part.store.pairs()), strict=True
+    ):
+        number, image_id = expected[key]
+        assert image_id == pair.image_id and type(image_id) is type(pair.image_id)
+        assert parts[number].store.image(image_id) == mixture.image_view(mixture.image_ids[key])
+    gone = next(mixture.pairs())
+    gone = replace(gone, image_id=MixedId(2, 99), text_id=MixedId(2, 5))
+    assert str(mixture.missing_image(gone)) == str(parts[2].store.missing_image(replace(gone, image_id=99, text_id=5)))
 
 
 def test_uncompressed_pictures_of_one_frame_are_two(tmp_path):

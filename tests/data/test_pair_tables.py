@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def test_a_mixture_has_one(tmp_path, kept):
     mixture = Mixture([Part(write(tmp_path / "a")), Part(write(tmp_path / "b", 60, shift=3), 2.0, "en")])
     memory, _ = made(mixture, None)
     table, _ = made(mixture, tmp_path / "cache")
-    assert same(table, memory) and list(table.ids) == mixture.image_ids
+    assert same(table, memory) and list(table.ids) == list(mixture.image_ids)
     relabelled = Mixture([Part(part.store, part.weight, "zh") for part in mixture.parts])
     assert made(relabelled, tmp_path / "cache")[1] and len(list((tmp_path / "cache").iterdir())) == 2
 
@@ -165,6 +166,7 @@ from pathlib import Path
 import cnclip_ft.data.pair_tables as pair_tables, cnclip_ft.data.pairs as pairs
 from cnclip_ft.collectives import rank
 from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
+from cnclip_ft.data.mixture import Mixture, Part
 from data_tools.store import open_store
 import torch.distributed as dist, os
 if "RANK" in os.environ:
@@ -176,25 +178,41 @@ def told(self, number):
     print(f"{rank()} {number}\\n", end="", flush=True)
     return block(self, number)
 pair_tables.Making.block = told
-table = pairs.build_table(open_store(Path(sys.argv[1])), TextTokenizer(context_length=12), place=Path(sys.argv[2]))
+stores = [open_store(Path(place)) for place in sys.argv[1].split(",")]
+store = stores[0] if len(stores) == 1 else Mixture([Part(each) for each in stores])
+table = pairs.build_table(store, TextTokenizer(context_length=12), place=Path(sys.argv[2]))
 print(f"done {len(table)}\\n", end="", flush=True)
 """
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_work(tmp_path, kept):
-    store, script = write(tmp_path / "s"), tmp_path / "make.py"
-    script.write_text(MAKE, encoding="utf-8")
+@pytest.mark.parametrize("several", [False, True])
+def test_processes_share_the_work(tmp_path, kept, several):
+    """A table of one process, of two and of four: the same bytes."""
+    store: Any = write(tmp_path / "s", 200, words=True)
+    places, blocks = str(tmp_path / "s"), 5
+    if several:
+        store, blocks = Mixture([Part(store), Part(write(tmp_path / "t", 120, words=True, shift=3))]), 8
+        places += f",{tmp_path / 't'}"
+    made(store, tmp_path / "1")
+    (tmp_path / "make.py").write_text(MAKE, encoding="utf-8")
     env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    out = subprocess.run(
-        [*command, str(tmp_path / "s"), str(tmp_path / "cache")], env=env, capture_output=True, text=True, timeout=200
-    )
-    assert out.stdout.count("done 100") == 2, out.stderr[-3000:]
-    lines = [line.split() for line in out.stdout.splitlines() if not line.startswith("done")]
-    assert {(int(rank), int(number)) for rank, number in lines} == {(number % 2, number) for number in range(3)}
-    table, said = made(store, tmp_path / "cache")
+    for count in (2, 4):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+        arguments = [str(tmp_path / "make.py"), places, str(tmp_path / str(count))]
+        out = subprocess.run([*command, *arguments], env=env, capture_output=True, text=True, timeout=200)
+        assert out.stdout.count(f"done {len(store)}") == count, out.stderr[-3000:]
+        lines = [line.split() for line in out.stdout.splitlines() if line and not line.startswith("done")]
+        assert {tuple(map(int, line)) for line in lines} == {(number % count, number) for number in range(blocks)}
+    one, two, four = (contents(tmp_path / name) for name in ("1", "2", "4"))
+    assert one == two == four and len(one) == 7
+    table, said = made(store, tmp_path / "4")
     assert said == [] and same(table, made(store, None)[0])
+
+
+def contents(cache: Path) -> dict[str, bytes]:
+    (folder,) = cache.iterdir()
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 @pytest.mark.slow
