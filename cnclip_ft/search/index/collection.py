@@ -191,7 +191,8 @@ class Collection:
     def put(self, rows: list[dict[str, Any]]) -> None:
         """Put rows, each whole, in place of those of the same id."""
         if rows:
-            self.server.ask("upsert", self.name, rows)
+            with self.server.writing():
+                self.server.ask("upsert", self.name, rows)
 
     def put_damaged(self, rows: Sequence[tuple[Key, str, str]]) -> None:
         self._put_about([(_DAMAGED + row_id(key), json.dumps([stamp, fault])) for key, stamp, fault in rows])
@@ -221,8 +222,9 @@ class Collection:
 
     def settle(self) -> None:
         """Have what was put written and indexed."""
-        for name in (self.name, self._about):
-            self.server.ask("flush", name)
+        with self.server.writing():
+            for name in (self.name, self._about):
+                self.server.ask("flush", name)
         self.load()
 
     def load(self) -> None:
