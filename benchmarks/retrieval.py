@@ -89,6 +89,22 @@ def processor() -> str:
     return f"{name}, torch {torch.__version__} ({torch.backends.cpu.get_cpu_capability()}, {blas})"
 
 
+def rate(product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], rows: int = 1024) -> float:
+    """Operations a second of a matrix product of `rows` × `rows` features of 512 values: the median of 15."""
+    a, b = torch.randn(rows, 512), torch.randn(rows, 512)
+    product(a, b)
+    return 2 * 512 * rows * rows / statistics.median(timed(lambda: product(a, b)) for _ in range(15))
+
+
+def kernels() -> str:
+    """What a matrix product by torch alone (MKL, where it has it) reaches here, and the one that ours takes."""
+    from cnclip_ft.retrieval.tiles import products
+
+    own = "oneDNN" if torch.backends.mkldnn.is_available() else "torch's own"
+    alone = rate(lambda a, b: a @ b.T)
+    return f"matrix products: {alone / 1e9:.0f} GFLOP/s by torch.mm, {rate(products) / 1e9:.0f} by ours ({own})"
+
+
 def timed(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
@@ -163,6 +179,7 @@ def small(threads: int, repeats: int) -> None:
             print(f"scores equal; prediction files {'identical' if same else 'differ'}: ours{suffix}.jsonl")
     theirs, tensors, jsonl = (statistics.median(column) for column in zip(*runs, strict=True))
     print(processor())
+    print(kernels())
     print(f"1,000 images × 5,000 texts, dim 512, {threads} thread(s), median of {repeats}")
     print(f"official, JSONL → top-10 → score, both ways   {theirs:8.3f} s")
     print(
@@ -180,6 +197,7 @@ def resident(what: str) -> int:
 def large(threads: int, size: int, memory: str) -> None:
     """Exact top-10 both ways; its arithmetic against what the machine's matrix product reaches by itself."""
     from cnclip_ft.retrieval.recall import topk
+    from cnclip_ft.retrieval.tiles import products
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -188,23 +206,21 @@ def large(threads: int, size: int, memory: str) -> None:
         for part in features.split(4096):
             part.normal_()
             part /= part.norm(dim=1, keepdim=True)
-    a, b = images[: min(size, 4096)], texts[: min(size, 8192)]
-    product = torch.empty(len(a), len(b))
-    torch.mm(a, b.T, out=product)
-    rates = [2 * 512 * product.numel() / timed(lambda out=product: torch.mm(a, b.T, out=out)) for _ in range(7)]
-    del product
+    best = rate(products, min(size, 4096))
     topk(texts[:600], images[:600], 10)  # what the first call sets up is not memory of the search
     Path("/proc/self/clear_refs").write_text("5")  # the highest so far no longer counts
     before = resident("VmRSS")
     seconds = timed(lambda: topk(texts, images, 10, memory=memory)) + timed(
         lambda: topk(images, texts, 10, memory=memory)
     )
-    rate, best = 2 * 2 * 512 * size * size / seconds, statistics.median(rates)
+    reached = 2 * 2 * 512 * size * size / seconds
     answers = size * 10 * 12
     print(
         f"{size:,} × {size:,}, dim 512, {threads} thread(s), --memory {memory}: exact top-10 both ways in {seconds:.1f} s"
     )
-    print(f"arithmetic {rate / 1e9:.1f} GFLOP/s of {best / 1e9:.1f} measured: {100 * rate / best:.0f} % (target 50)")
+    print(
+        f"arithmetic {reached / 1e9:.1f} GFLOP/s of {best / 1e9:.1f} measured: {100 * reached / best:.0f} % (target 50)"
+    )
     print(
         f"peak memory over the features {(resident('VmHWM') - before) / 2**30:.2f} GiB, answers ({answers / 2**30:.2f}) included (target 1.3)"
     )

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 
-from cnclip_ft.retrieval.tiles import TIE, Side, error_bound, exact, tile_shape
+from cnclip_ft.retrieval.tiles import TIE, Side, error_bound, exact, products, tile_shape
 from data_tools.bars import Bar
 
 _MARGIN = 4  # candidates kept beyond k, so that rounding seldom asks for a second look
@@ -35,7 +35,7 @@ def sweep(queries: Side, gallery: Side, rows: Sequence[Looker], columns: Sequenc
     with Bar(total=len(queries) * len(gallery), desc="scores", unit="", unit_scale=True, delay=2.0) as bar:
         for start, tile in queries.tiles(height):
             for first, part in gallery.tiles(width):
-                scores = tile @ part.T
+                scores = products(tile, part)
                 for looker in rows:
                     looker.look(scores, start, first)
                 if columns:

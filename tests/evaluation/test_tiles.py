@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cnclip_ft.retrieval.tiles import Side, full_precision, parse_memory, tile_shape
+from cnclip_ft.retrieval.tiles import Side, error_bound, full_precision, parse_memory, products, tile_shape
 from data_tools.errors import RequestError, UserError
 
 CPU = torch.device("cpu")
@@ -44,10 +44,25 @@ def test_full_precision_overrides_what_is_set_and_restores_it():
     try:
         torch.set_float32_matmul_precision("medium")
         with torch.autocast("cpu", torch.bfloat16), full_precision():
-            product = a @ b.T
+            product, tile = a @ b.T, products(a, b)
             assert torch.get_float32_matmul_precision() == "highest"
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
     assert product.dtype == torch.float32
-    assert (product.double() - a.double() @ b.double().T).abs().max() < 1e-3  # bfloat16 is wrong by about 0.1 here
+    for found in (product, tile):
+        assert (found.double() - a.double() @ b.double().T).abs().max() < 1e-3  # bfloat16 is wrong by about 0.1 here
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("queries, gallery, dim", [(1, 1, 1), (70, 33, 512), (1024, 1000, 768), (0, 5, 8), (5, 0, 8)])
+def test_products_are_wrong_by_no_more_than_the_bound(queries, gallery, dim, onednn, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
+    draw = torch.Generator().manual_seed(queries)
+    sides = [torch.randn(count, dim, generator=draw) for count in (queries, gallery)]
+    q, g = (Side(features, CPU, 2**28, "image") for features in sides)
+    with full_precision():
+        found = products(*sides)
+    assert found.dtype == torch.float32 and found.shape == (queries, gallery) and found.is_contiguous()
+    wrong = (found.double() - sides[0].double() @ sides[1].double().T).abs()
+    assert (wrong <= error_bound(q, g)[:, None]).all()
