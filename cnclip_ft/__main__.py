@@ -1,3 +1,5 @@
+"""`python -m cnclip_ft`: the command, without the working folder on the search path."""
+
 import os
 import sys
 

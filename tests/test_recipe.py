@@ -1,3 +1,5 @@
+"""Recipes: read, overridden, refused in words; every key is listed."""
+
 from __future__ import annotations
 
 import os

@@ -1,5 +1,8 @@
-"""Where the documentation says more of an error: docs/troubleshooting.md, whose headings are words of messages; of one that advises a
-recipe's key, the reference of that key; of one that advises an option or a command, what stands of the command that was given."""
+"""Where the documentation says more of an error.
+
+docs/troubleshooting.md, whose headings are words of messages; of one that advises a recipe's key, the reference of that key; of one
+that advises an option or a command, what stands of the command that was given.
+"""
 
 from __future__ import annotations
 

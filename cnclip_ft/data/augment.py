@@ -1,5 +1,6 @@
-"""Augmentation of a whole uint8 batch on its device: random resized crop, colour, random operations or AutoAugment's. No
-mirroring unless asked for, since it would mirror the writing in pictures, which captions speak of.
+"""Augmentation of a whole uint8 batch on its device: random resized crop, colour, random operations or AutoAugment's.
+
+No mirroring unless asked for, since it would mirror the writing in pictures, which captions speak of.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""The order of the pairs: random, without repeated images or texts in a batch where that can be had, and
-known for every step in advance, so that a run can be continued at any step without replaying the ones before.
+"""The order of the pairs: random, without repeated images or texts in a batch where that can be had.
+
+It is known for every step in advance, so that a run can be continued at any step without replaying the ones before.
 """
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+"""Batches of an epoch: every pair at most once, like ones apart, any step by itself."""
+
 from __future__ import annotations
 
 import tracemalloc

@@ -1,3 +1,5 @@
+"""Pictures as towers take them, within one of 255 of Pillow and of the processors of others."""
+
 from __future__ import annotations
 
 import io

@@ -1,3 +1,5 @@
+"""WordPiece: the official rules, ids equal to the official tokenizer's."""
+
 from __future__ import annotations
 
 import json

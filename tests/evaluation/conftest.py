@@ -1,3 +1,5 @@
+"""A small store and checkpoint, shared by the tests of evaluation."""
+
 from __future__ import annotations
 
 import pytest

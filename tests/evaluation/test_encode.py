@@ -1,3 +1,5 @@
+"""Features of a split: those of the model, in the right order, whoever computes them."""
+
 from __future__ import annotations
 
 import pytest

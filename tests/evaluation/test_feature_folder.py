@@ -1,3 +1,5 @@
+"""`encode` into a folder: blocks shared and taken up, nothing mixed with another request."""
+
 from __future__ import annotations
 
 import json

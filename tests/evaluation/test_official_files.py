@@ -1,3 +1,5 @@
+"""The official files: the same predictions and scores as the official scripts."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Ranks and the best of many against brute force and full sorts."""
+
 from __future__ import annotations
 
 import dataclasses

@@ -1,3 +1,5 @@
+"""Mean weights: the mean itself, the greedy way, what cannot be averaged."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""What can be encoded: stores, folders of images, texts; and what is refused."""
+
 from __future__ import annotations
 
 import shutil

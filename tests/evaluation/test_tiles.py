@@ -1,3 +1,5 @@
+"""Sizes of tiles stay within their memory."""
+
 from __future__ import annotations
 
 import pytest

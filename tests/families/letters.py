@@ -1,5 +1,7 @@
-"""A small family of models unlike the shipped one: characters as tokens, pads that are attended to, the last position
-read, pictures cropped. Importing this file makes it known."""
+"""A small family of models unlike the shipped one. Importing this file makes it known.
+
+Characters as tokens, pads that are attended to, the last position read, pictures cropped.
+"""
 
 from __future__ import annotations
 

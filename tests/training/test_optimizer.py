@@ -1,3 +1,5 @@
+"""The table of what trains: every parameter once, its rate and decay."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""Classes by words: lists and templates are read, prompts averaged, scores counted by hand."""
+
 from __future__ import annotations
 
 import pytest

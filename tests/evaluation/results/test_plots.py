@@ -1,3 +1,5 @@
+"""Pictures of results: drawn, with Chinese names, or the extra is named."""
+
 from __future__ import annotations
 
 import sys

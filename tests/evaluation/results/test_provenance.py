@@ -1,3 +1,5 @@
+"""What a score depends on is written beside it."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Published rows stand beside their own split, pool and language alone."""
+
 from __future__ import annotations
 
 from pathlib import Path

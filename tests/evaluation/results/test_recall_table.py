@@ -1,3 +1,5 @@
+"""The table of recall: dashes, languages, bars in names."""
+
 from __future__ import annotations
 
 from cnclip_ft.evaluation.results.recall_table import markdown_table, recall_table

@@ -1,3 +1,5 @@
+"""Differences told from chance: the columns, the intervals, how often equals are called different."""
+
 from __future__ import annotations
 
 import dataclasses

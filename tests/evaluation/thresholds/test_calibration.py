@@ -1,3 +1,5 @@
+"""Thresholds: the curve is that of counting, wishes take the threshold that fulfils them."""
+
 from __future__ import annotations
 
 import pytest

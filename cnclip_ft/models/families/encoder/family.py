@@ -1,5 +1,7 @@
-"""Encoders of transformers as a family; one of pictures and one of texts, each with its own pooling, are its
-VisionTextDualEncoder."""
+"""Encoders of transformers as a family.
+
+One of pictures and one of texts, each with its own pooling, are its VisionTextDualEncoder.
+"""
 
 from __future__ import annotations
 
