@@ -63,7 +63,7 @@ def _keys(_kinds: tuple[type[ValidSet], ...]) -> tuple[Key, ...]:
 def _walk(model: type[BaseModel], above: str) -> Iterator[Key]:
     for name, field in model.model_fields.items():
         path = above + name
-        parts = list(_parts(field.annotation))
+        sections = list(_sections(field.annotation))
         yield Key(
             path,
             _type(field.annotation, field.metadata),
@@ -71,7 +71,7 @@ def _walk(model: type[BaseModel], above: str) -> Iterator[Key]:
             field.description or "",
             _words(field.annotation),
         )
-        for section, way in parts:
+        for section, way in sections:
             yield from _walk(section, f"{path}{way}.")
 
 
@@ -88,7 +88,7 @@ def _words(annotation: Any) -> tuple[str, ...]:
     return ()
 
 
-def _parts(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
+def _sections(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
     """Sections inside a type, and how the path goes on to them."""
     if annotation is ValidSet:
         yield from ((kind, "") for kind in kinds())
@@ -98,15 +98,15 @@ def _parts(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
         return
     origin, inside = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        yield from _parts(inside[0])
+        yield from _sections(inside[0])
     elif origin in (Union, UnionType):
         for each in inside:
-            yield from _parts(each)
+            yield from _sections(each)
     elif origin is dict:
-        for section, way in _parts(inside[1]):
+        for section, way in _sections(inside[1]):
             yield section, f".{STAGE if section.__name__ == 'Stage' else NAME}{way}"
     elif origin is list:
-        for section, way in _parts(inside[0]):
+        for section, way in _sections(inside[0]):
             yield section, f"[]{way}"
 
 

@@ -21,7 +21,7 @@ from data_tools.parallel import is_parallel, read_parallel
 from data_tools.pictures import PIXEL_LIMIT, Reencoding
 from data_tools.preparation import Preparation
 from data_tools.sources.official import OfficialSource
-from data_tools.sources.part import PartOf
+from data_tools.sources.share import ShareOf
 from data_tools.store import Id, PairStore, StoreWriter, open_store
 from data_tools.store.layouts import VERSION
 from data_tools.words import many
@@ -121,7 +121,7 @@ def build_store(
         request=request,
         resume=resume,
         overwrite=overwrite,
-        part=source.part if isinstance(source, PartOf) else None,
+        part=source.part if isinstance(source, ShareOf) else None,
     ) as writer:
         if writer.in_place:
             return _report(source, stream, open_store(target), _listed_faults(target), 0, None)

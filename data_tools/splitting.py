@@ -51,7 +51,7 @@ _WORDS = {
 class Shares:
     """How much of the pictures each split gets: ``0.8,0.1,0.1`` is train, valid, test; ``train=0.9,test=0.1`` names them."""
 
-    parts: Mapping[str, float]
+    sizes: Mapping[str, float]
     seed: int = 0
 
     @classmethod
@@ -65,17 +65,17 @@ class Shares:
             if not 2 <= len(words) or (not any(named) and len(words) > len(NAMES)) or any(named) != all(named):
                 raise ValueError
             pairs = [word.split("=", 1) for word in words] if any(named) else list(zip(NAMES, words, strict=False))
-            parts = {name.strip(): float(share) for name, share in pairs}
-            if len(parts) < len(words) or any(not 0 < share < 1 for share in parts.values()):
+            sizes = {name.strip(): float(share) for name, share in pairs}
+            if len(sizes) < len(words) or any(not 0 < share < 1 for share in sizes.values()):
                 raise ValueError
         except ValueError:
             raise RequestError(
                 f"--split {given!r}: write 0.9,0.1 (train, valid), 0.8,0.1,0.1 (train, valid, test) or train=0.9,test=0.1"
             ) from None
-        if abs(sum(parts.values()) - 1) > 1e-6:
-            raise RequestError(f"--split {given!r}: the shares add up to {sum(parts.values()):g}, not to 1")
-        _check_names(parts)
-        return cls(parts, seed)
+        if abs(sum(sizes.values()) - 1) > 1e-6:
+            raise RequestError(f"--split {given!r}: the shares add up to {sum(sizes.values()):g}, not to 1")
+        _check_names(sizes)
+        return cls(sizes, seed)
 
 
 def _check_names(names: Mapping[str, Any]) -> None:
@@ -122,7 +122,7 @@ def build_splits(
         if not resume:
             scratch.clear()
         old = {path.name: open_store(path) for path in stores_below(output)} if append else {}
-        settings = source.fingerprint() | {"split": [how if isinstance(how, str) else [dict(how.parts), how.seed]]}
+        settings = source.fingerprint() | {"split": [how if isinstance(how, str) else [dict(how.sizes), how.seed]]}
         asked = json.loads(json.dumps([settings, repr(options)]))
         before = _read_dealt(scratch.folder / _DEALT, asked) if resume else {}
         after = before.get("after", max((_largest_number(store) for store in old.values()), default=0))
@@ -152,7 +152,7 @@ def build_splits(
         else:
             parts = _by_column(store, how)
         dealt = set(parts.values())
-        known = how.parts if isinstance(how, Shares) else [name for name in NAMES if name in dealt]
+        known = how.sizes if isinstance(how, Shares) else [name for name in NAMES if name in dealt]
         names = list(dict.fromkeys([*known, *parts.values()]))
         empty = [name for name in names if name not in dealt and name not in old]
         if empty:
@@ -248,7 +248,7 @@ def _deal(
     found = [alike.copies_of(one, workers, progress) for one in (*old.values(), store)]
     copies, contents = (np.concatenate(part) for part in zip(*found, strict=True))
     groups = alike.group(copies, contents)
-    names, fixed, at = list(shares.parts), dict[int, str](), 0
+    names, fixed, at = list(shares.sizes), dict[int, str](), 0
     for name, one in old.items():
         for number in groups[at : at + one.image_count].tolist():
             fixed.setdefault(number, name)
@@ -267,9 +267,9 @@ def _deal(
         )
     )
     total = sum(sizes[number] for number in free)
-    left = {name: shares.parts[name] * total for name in names}
+    left = {name: shares.sizes[name] * total for name in names}
     for number in free:
-        name = max(names, key=lambda name: left[name] / shares.parts[name])
+        name = max(names, key=lambda name: left[name] / shares.sizes[name])
         drawn[number] = name
         left[name] -= sizes[number]
     like = [count for count in sizes.values() if count > 1]

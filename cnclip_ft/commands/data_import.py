@@ -115,7 +115,7 @@ def import_(
     from data_tools.errors import RequestError
     from data_tools.sources import SourceOptions, open_source
     from data_tools.sources.column_names import Columns
-    from data_tools.sources.part import PartOf, Share
+    from data_tools.sources.share import Share, ShareOf
 
     if kind == "parallel" and (append or split or split_column or building.layout == "official"):
         raise RequestError(
@@ -176,7 +176,7 @@ def import_(
         wanted = [name for name, file in files.items() if file is None or file.is_file()] or wanted
     for name in wanted:
         found[name].open()
-    dealt = {name: found[name] if share is None else PartOf(found[name], share) for name in wanted}
+    dealt = {name: found[name] if share is None else ShareOf(found[name], share) for name in wanted}
     built = {output / name if name else output: source for name, source in dealt.items()}
     _into_stores(built, append, update_columns, building, read, not beside)
     _look(list(built), check)
@@ -209,7 +209,7 @@ def _into_splits(
     options = building.arguments()
     source.open()
     if isinstance(how, Shares) and not append:
-        refuse_targets([output / name for name in how.parts], read, building, inside=inside)
+        refuse_targets([output / name for name in how.sizes], read, building, inside=inside)
     refuse_overlap(output, [place for place in read if place.is_file()], inside=False)
     with interruptible():
         lines = build_splits(source, output, how, append=append, update_columns=update_columns, **options)

@@ -16,10 +16,10 @@ from data_tools.atomic import sync_file
 from data_tools.errors import DataFault, RequestError
 from data_tools.language import LANGUAGES, read_language
 from data_tools.store.beside import checked_beside
+from data_tools.store.databases import Databases
 from data_tools.store.environments import write_error
 from data_tools.store.layouts import LAYOUTS, OFFICIAL, Id, Value, is_id, is_text
 from data_tools.store.opening import open_store
-from data_tools.store.parts import Parts
 from data_tools.store.place import NUMBERS_FILE, Workplace
 from data_tools.store.reader import PairStore
 from data_tools.store.seen import REFUSED, Seen, SeenImage, check_id, origin_hash, text_hash
@@ -66,7 +66,10 @@ class StoreWriter:
         self.in_place, self._closed = self._work.in_place, False
         try:
             if not self.in_place:
-                self._seen, self._parts = Seen(self.building / "seen"), Parts(self._folder, self._layout, shard_size)
+                self._seen, self._databases = (
+                    Seen(self.building / "seen"),
+                    Databases(self._folder, self._layout, shard_size),
+                )
                 if self._work.finished:
                     self._take_place()
                     self.in_place = True
@@ -96,27 +99,27 @@ class StoreWriter:
         # What waits is not written: the item at hand may be half done. It comes again.
         self._closed = True
         try:
-            self._parts.close()
+            self._databases.close()
             self._seen.close()
         finally:
             self._work.leave() if keep else self._work.remove()
 
     @property
     def images(self) -> int:
-        return self._parts.images
+        return self._databases.images
 
     @property
     def pairs(self) -> int:
-        return self._parts.pairs
+        return self._databases.pairs
 
     @property
     def lone(self) -> int:
-        return self._parts.lone
+        return self._databases.lone
 
     def _begin(self, item: int | None) -> int:
         """The position of the item at hand. Every item before it is complete, its faults listed: time to write what waits."""
         self._item = self._item if item is None else item
-        if self._parts.large or self._seen.large:
+        if self._databases.large or self._seen.large:
             self._flush()
         return self._item
 
@@ -151,7 +154,7 @@ class StoreWriter:
         if known is None:
             return True
         if known.item == item:
-            return known.refused or not self._parts.has_image(item)
+            return known.refused or not self._databases.has_image(item)
         if origin is not None and known.origin == origin_hash(origin):
             return False
         raise DataFault(
@@ -195,11 +198,11 @@ class StoreWriter:
         check_id(image_id, "image")
         if self.wants_image(image_id, item, origin):
             number = self._number_for(image_id)
-            if self._parts.full:
+            if self._databases.full:
                 self._flush()
-                self._parts.begin_shard()
-            self._parts.add_image(number or image_id, data)
-            self._seen.add_image(image_id, SeenImage(item, self._parts.shard, number, origin_hash(origin)))
+                self._databases.begin_shard()
+            self._databases.add_image(number or image_id, data)
+            self._seen.add_image(image_id, SeenImage(item, self._databases.shard, number, origin_hash(origin)))
             self.add_columns(image_id, columns, item)
         elif not self.wrote_image(image_id, item):
             self.again += 1
@@ -209,7 +212,7 @@ class StoreWriter:
         """Keep columns with the image that item `item` brought."""
         known = self._seen.image(image_id)
         if columns and known is not None:
-            self._parts.add_columns(item, known.shard, known.number or image_id, columns)
+            self._databases.add_columns(item, known.shard, known.number or image_id, columns)
 
     def _number_for(self, image_id: Id) -> int:
         """The official readers take whole numbers only: words are numbered, and the list laid beside the store."""
@@ -226,7 +229,7 @@ class StoreWriter:
                 kind="mixed-ids",
                 item_id=image_id,
             )
-        return self._parts.images + 1 if words else 0
+        return self._databases.images + 1 if words else 0
 
     def add_text(
         self,
@@ -295,9 +298,9 @@ class StoreWriter:
             if known is None:
                 self._seen.add_text(text_id, item, digest)
             for image_id, image in places:
-                self._parts.add_pair(item, image.shard, image.number or image_id, text_id, text, language, found)
+                self._databases.add_pair(item, image.shard, image.number or image_id, text_id, text, language, found)
             if not image_ids and (known is None or known[0] == item):
-                self._parts.add_lone(item, text_id, text, language)
+                self._databases.add_lone(item, text_id, text, language)
         else:
             self.left_out += 1
         self._item = item + 1
@@ -324,9 +327,9 @@ class StoreWriter:
         self.add_text(text_id, text, [], language)
 
     def _flush(self) -> None:
-        self._parts.wait()  # what `safe` speaks of is on the disk
+        self._databases.wait()  # what `safe` speaks of is on the disk
         self._seen.flush()  # first: ids that are known too early are harmless, pictures that are not known would be lost
-        self._parts.flush(self._item)
+        self._databases.flush(self._item)
         self._seen.safe = {
             "items": self._item,
             "faults": self.faults_bytes,
@@ -343,9 +346,9 @@ class StoreWriter:
         Raises:
             UserError: it reads back differently, or cannot take its place (on Windows: a program has the old one open).
         """
-        self._parts.wait()
+        self._databases.wait()
         self._seen.flush()
-        self._parts.finish(self._item, self._work.about | ({"part": dict(self._part)} if self._part else {}))
+        self._databases.finish(self._item, self._work.about | ({"part": dict(self._part)} if self._part else {}))
         done = False
         try:
             for file in extra:  # copied: should this be interrupted, it is needed again
@@ -366,11 +369,11 @@ class StoreWriter:
         return open_store(self.target if there else place)
 
     def _take_place(self) -> None:
-        self._parts.seal()
+        self._databases.seal()
         try:
             self._write_numbers()
             self.texts = self._seen.count_texts()
-            verify(self._folder, self._seen, self._parts.samples())
+            verify(self._folder, self._seen, self._databases.samples())
         finally:
             self._seen.close()
         self._work.take_place()

@@ -124,11 +124,11 @@ def test_what_an_older_version_left_is_named_and_stays(tmp_path, capsys) -> None
 def test_stopped_between_finishing_and_taking_its_place(tmp_path, monkeypatch, small_batches) -> None:
     """At every step behind the last item: going on ends with the new store, once."""
     from data_tools import outputs
-    from data_tools.store import parts, place, writer
+    from data_tools.store import databases, place, writer
 
     write_official(tmp_path)
     steps = [
-        (parts.Parts, "finish"), (place.Workplace, "finish"), (parts.Part, "seal"), (writer.StoreWriter, "_write_numbers"),
+        (databases.Databases, "finish"), (place.Workplace, "finish"), (databases.Database, "seal"), (writer.StoreWriter, "_write_numbers"),
         (writer, "verify"), (place, "swap_in"), (outputs.FolderKind, "clear"),
     ]  # fmt: skip
     for number, (owner, name) in enumerate(steps):

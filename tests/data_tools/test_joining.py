@@ -14,7 +14,7 @@ from data_tools.errors import DataFault, RequestError
 from data_tools.items import ImageItem, Stream, TextItem
 from data_tools.joining import join
 from data_tools.sources import SourceOptions, open_source
-from data_tools.sources.part import PartOf, Share
+from data_tools.sources.share import Share, ShareOf
 from data_tools.store import StoreWriter, open_store, stores_below
 from data_tools.store.joined import is_joined
 from tests.evaluation import tiny
@@ -66,7 +66,7 @@ def records(store):
 
 @pytest.fixture
 def parts(tmp_path):
-    return [build(PartOf(Made(), Share(k, 4)), tmp_path / f"part-{k}") for k in (1, 2, 3, 4)]
+    return [build(ShareOf(Made(), Share(k, 4)), tmp_path / f"part-{k}") for k in (1, 2, 3, 4)]
 
 
 def build(source, place):
@@ -112,7 +112,7 @@ def test_the_description_moves_with_its_stores(parts, tmp_path):
 
 
 def test_what_is_no_data_set_is_refused(parts, tmp_path):
-    other = build(PartOf(Made(images=20), Share(2, 4)), tmp_path / "other")
+    other = build(ShareOf(Made(images=20), Share(2, 4)), tmp_path / "other")
     whole = build(Made(), tmp_path / "whole")
     copy = shutil.copytree(parts[1], tmp_path / "copy")
     for given, problem in (
@@ -139,7 +139,7 @@ def test_what_is_no_data_set_is_refused(parts, tmp_path):
 
 def test_a_part_that_is_gone_or_another_is_named(parts, tmp_path):
     join(parts, tmp_path / "all.yaml")
-    build_store(PartOf(Made(), Share(2, 4)), parts[1], on_error="skip", overwrite=True, progress=False)
+    build_store(ShareOf(Made(), Share(2, 4)), parts[1], on_error="skip", overwrite=True, progress=False)
     with pytest.raises(DataFault, match="store 2 of 4, .*part-2, is another one than was joined"):
         open_store(tmp_path / "all.yaml")
     shutil.rmtree(parts[1])
@@ -208,7 +208,7 @@ def test_whole_files_where_there_are_enough(tmp_path):
     ways = [str(place), [str(file) for file in sorted(place.iterdir(), reverse=True)]]
     stores = []
     for k in (1, 2, 3):
-        source = PartOf(open_source("webdataset", ways[k % 2], SourceOptions())[""], Share(k, 3))
+        source = ShareOf(open_source("webdataset", ways[k % 2], SourceOptions())[""], Share(k, 3))
         assert source.by == "files" and source.part["by"] == "files"
         stores.append(build(source, tmp_path / f"p{k}"))
     assert [open_store(store).image_count for store in stores] == [8, 8, 4]

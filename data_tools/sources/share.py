@@ -1,4 +1,4 @@
-"""A share of a source for one job of an array (`--part 3/64`): every item goes into exactly one part, the same every time.
+"""A share of a source for one job of an array (`--part 3/64`): every item goes into exactly one share, the same every time.
 
 A source of so many files gives whole files; any other is dealt picture by picture, by a hash of the picture's id: its
 captions go with it, and a text on several pictures goes with each.
@@ -20,12 +20,12 @@ from data_tools.sources.joined import Joined
 from data_tools.sources.webdataset import WebDatasetSource
 from data_tools.store import Id
 
-_COUNTED = 2**40  # counted numbers of texts that a part may give: those of another part begin behind them
+_COUNTED = 2**40  # counted numbers of texts that a share may give: those of another one begin behind them
 
 
 @dataclass(frozen=True)
 class Share:
-    """Part `number` (from 1) of `of`."""
+    """The `number`-th (from 1) of `of`."""
 
     number: int
     of: int
@@ -49,7 +49,7 @@ class Share:
         return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") % self.of == self.number - 1
 
 
-class PartOf:
+class ShareOf:
     """The items of `source` that belong to a share; `part` is what the store says of it (docs/store-format.md)."""
 
     def __init__(self, source: Source, share: Share) -> None:

@@ -35,7 +35,7 @@ _MOST_SAMPLED = 256  # images a file that are read back at the end
 MOST_SHARDS = 400  # every shard's pairs stay open while texts come in: files a process may hold
 
 
-class Part:
+class Database:
     """One LMDB file being written, and how far it goes: items of the source, entries, sum of hashes."""
 
     def __init__(self, folder: Path, layout: Layout) -> None:
@@ -100,7 +100,7 @@ class Part:
         self._writer.close()
 
 
-class Parts:
+class Databases:
     """All files under `folder`. Images fill one shard after the other; pairs go to the shard of their image.
 
     On opening, what an interrupted build left is taken over. Every call names its item, the position in the source:
@@ -110,9 +110,9 @@ class Parts:
     def __init__(self, folder: Path, layout: Layout, shard_size: int | None) -> None:
         self.folder, self.layout, self.shard_size = folder, layout, shard_size
         found = sorted(folder.glob("shard-*"))
-        self._images: list[Part] = []
-        self._pairs: dict[int, Part] = {}
-        self._columns: dict[int, Part] = {}  # of the shards that have any
+        self._images: list[Database] = []
+        self._pairs: dict[int, Database] = {}
+        self._columns: dict[int, Database] = {}  # of the shards that have any
         # Hashing, copying and waiting for the disk need no interpreter: they go on while the next items are read.
         self._background = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._under_way: Future[None] | None = None
@@ -120,9 +120,9 @@ class Parts:
         for number in range(max(len(found), 1)):
             self._open_images(number)
             if (self._shard(number) / "pairs").exists():
-                self._pairs[number] = Part(self._shard(number) / "pairs", self.layout)
+                self._pairs[number] = Database(self._shard(number) / "pairs", self.layout)
             if (self._shard(number) / COLUMNS).exists():
-                self._columns[number] = Part(self._shard(number) / COLUMNS, self.layout)
+                self._columns[number] = Database(self._shard(number) / COLUMNS, self.layout)
                 if number < len(found) - 1:  # complete: what comes again of it is known by its position
                     self._columns[number].close()
 
@@ -134,19 +134,19 @@ class Parts:
             self._images[-1].close()
         if number >= MOST_SHARDS:
             raise RequestError(f"more than {MOST_SHARDS} shards; choose a --shard-size above {self.shard_size:,}")
-        self._images.append(Part(self._shard(number) / "imgs", self.layout))
+        self._images.append(Database(self._shard(number) / "imgs", self.layout))
 
     @property
     def images(self) -> int:
-        return sum(part.count for part in self._images)
+        return sum(database.count for database in self._images)
 
     @property
     def pairs(self) -> int:
-        return sum(part.count for part in self._pairs.values())
+        return sum(database.count for database in self._pairs.values())
 
     @property
     def lone(self) -> int:
-        return sum(part.lone for part in self._pairs.values())
+        return sum(database.lone for database in self._pairs.values())
 
     @property
     def large(self) -> bool:
@@ -155,7 +155,7 @@ class Parts:
 
     def has_image(self, item: int) -> bool:
         """Whether the image that item `item` brings was written before the interruption."""
-        return item < max(part.position for part in self._images)
+        return item < max(database.position for database in self._images)
 
     @property
     def full(self) -> bool:
@@ -183,19 +183,19 @@ class Parts:
     def add_columns(self, item: int, shard: int, image_id: Id, columns: Mapping[str, Value]) -> None:
         """Keep what the source says of an image beside its texts."""
         if shard not in self._columns:
-            self._columns[shard] = Part(self._shard(shard) / COLUMNS, self.layout)
-        part = self._columns[shard]
-        if item >= part.position:
+            self._columns[shard] = Database(self._shard(shard) / COLUMNS, self.layout)
+        database = self._columns[shard]
+        if item >= database.position:
             value = json.dumps(columns, ensure_ascii=False).encode()
-            part.put(self.layout.image_key(image_id), value)
-            part.names.update(dict.fromkeys(columns))
-            part.count += 1
+            database.put(self.layout.image_key(image_id), value)
+            database.names.update(dict.fromkeys(columns))
+            database.count += 1
             self._items += 1
             self._bytes += len(value)
 
-    def _pairs_of(self, shard: int) -> Part:
+    def _pairs_of(self, shard: int) -> Database:
         if shard not in self._pairs:
-            self._pairs[shard] = Part(self._shard(shard) / "pairs", self.layout)
+            self._pairs[shard] = Database(self._shard(shard) / "pairs", self.layout)
         return self._pairs[shard]
 
     def add_pair(
@@ -208,27 +208,29 @@ class Parts:
         language: str | None,
         beside: Beside | None = None,
     ) -> None:
-        part = self._pairs_of(shard)
-        if item >= part.position:
-            part.put(self.layout.pair_key(part.count), self.layout.write_pair(image_id, text_id, text, language))
+        database = self._pairs_of(shard)
+        if item >= database.position:
+            database.put(
+                self.layout.pair_key(database.count), self.layout.write_pair(image_id, text_id, text, language)
+            )
             if beside:
                 value = beside_json(beside).encode()
-                part.put(BESIDE + PLAIN.pair_key(part.count), value)
-                part.beside.update(("pairs", *beside))
+                database.put(BESIDE + PLAIN.pair_key(database.count), value)
+                database.beside.update(("pairs", *beside))
                 self._bytes += len(value)
-            part.count += 1
+            database.count += 1
             self._items += 1
-            part.sums.pair(image_id, text_id, text, beside)
+            database.sums.pair(image_id, text_id, text, beside)
 
     def add_lone(self, item: int, text_id: Id, text: str, language: str | None) -> None:
-        part = self._pairs_of(0)
-        if item >= part.position:
-            part.put(
-                LONE + PLAIN.pair_key(part.lone), json.dumps([text_id, text, language], ensure_ascii=False).encode()
+        database = self._pairs_of(0)
+        if item >= database.position:
+            database.put(
+                LONE + PLAIN.pair_key(database.lone), json.dumps([text_id, text, language], ensure_ascii=False).encode()
             )
-            part.lone += 1
+            database.lone += 1
             self._items += 1
-            part.sums.pair(None, text_id, text)
+            database.sums.pair(None, text_id, text)
 
     def wait(self) -> None:
         """Until everything flushed is on the disk.
@@ -243,8 +245,8 @@ class Parts:
     def flush(self, position: int) -> None:
         """Begin to write what waits; every item before `position` is complete. One flush at a time."""
         self.wait()
-        parts = (self._images[-1], *self._columns.values(), *self._pairs.values())
-        work = [part.take(position) for part in parts if part.waiting]
+        written = (self._images[-1], *self._columns.values(), *self._pairs.values())
+        work = [each.take(position) for each in written if each.waiting]
         self._bytes = self._items = 0
         self._under_way = self._background.submit(_do_all, work)
 
@@ -273,11 +275,11 @@ class Parts:
             pairs.take(position)()
             self._leave(number)
 
-    def _opened(self, number: int, parts: dict[int, Part] | None = None) -> Part:
+    def _opened(self, number: int, others: dict[int, Database] | None = None) -> Database:
         """The images (or columns) of a shard; all but the last one are closed while nothing is written to them."""
-        opened: Any = self._images if parts is None else parts
+        opened: Any = self._images if others is None else others
         if number < len(self._images) - 1:
-            opened[number] = Part(self._shard(number) / ("imgs" if parts is None else COLUMNS), self.layout)
+            opened[number] = Database(self._shard(number) / ("imgs" if others is None else COLUMNS), self.layout)
         return opened[number]
 
     def _leave(self, number: int) -> None:
@@ -291,20 +293,20 @@ class Parts:
         self._background.shutdown()
         for number in range(len(self._images)):
             columns = [self._opened(number, self._columns)] if number in self._columns else []
-            for part in (self._opened(number), self._pairs_of(number), *columns):
-                part.seal()
-                part.close()
+            for database in (self._opened(number), self._pairs_of(number), *columns):
+                database.seal()
+                database.close()
 
     def samples(self) -> dict[int, dict[str, str]]:
         """Shard → key → hash of some of its images."""
-        return {number: part.sample for number, part in enumerate(self._images)}
+        return {number: database.sample for number, database in enumerate(self._images)}
 
     def close(self) -> None:
         """Close without finishing; what is being written is written."""
         self._background.shutdown()
         last = [self._columns[self.shard]] if self.shard in self._columns else []
-        for part in (self._images[-1], *last, *self._pairs.values()):
-            part.close()
+        for database in (self._images[-1], *last, *self._pairs.values()):
+            database.close()
 
 
 def _do_all(work: list[Callable[[], None]]) -> None:
