@@ -263,7 +263,7 @@ def test_a_column_says_the_split(tmp_path) -> None:
 def test_shares_that_are_none(wrong: str) -> None:
     with pytest.raises(RequestError):
         Shares.parse(wrong)
-    assert dict(Shares.parse("a=0.7, b=0.3").parts) == {"a": 0.7, "b": 0.3}
+    assert dict(Shares.parse("a=0.7, b=0.3").sizes) == {"a": 0.7, "b": 0.3}
 
 
 def test_flags_that_exclude_one_another(tmp_path) -> None:

@@ -91,7 +91,7 @@ def test_it_goes_on_where_it_was_interrupted(place, tmp_path, monkeypatch):
         return right(*arguments)
 
     monkeypatch.setattr(box_writing, "find", stops)
-    monkeypatch.setattr("data_tools.store.parts.Parts.large", property(lambda parts: True))
+    monkeypatch.setattr("data_tools.store.databases.Databases.large", property(lambda databases: True))
     with pytest.raises(KeyboardInterrupt):
         write_boxes(opened(place), place / "store", tmp_path / "parts", threshold=0.2)
     assert not is_store(tmp_path / "parts")
