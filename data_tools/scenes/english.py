@@ -77,13 +77,8 @@ CLAUSES = {
 
 def sentence(scene: Scene, told: Told, random: Random) -> str:
     """One English caption that tells `told` of `scene`."""
-    if told.layout:
-        kind = scene.layout if scene.layout in CLAUSES else "corner"
-    else:
-        kind = "one group" if scene.second is None else "two groups"
-    words = {"a": _noun_phrase(scene.first, told, random)}
-    if scene.second is not None:
-        words["b"] = _noun_phrase(scene.second, told, random, colour=told.every_colour)
+    kind = told.clause(scene, CLAUSES)
+    words = told.groups(scene, lambda group, colour: _noun_phrase(group, told, random, colour=colour))
     if kind == "corner":
         words["corner"] = random.choice(CORNER_WORDS[scene.layout])
     text = random.choice(CLAUSES[kind]).format(**words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 RGB = tuple[int, int, int]
@@ -116,6 +117,17 @@ class Told:
     sizes: bool = True
     counts: bool = True
     every_colour: bool = True
+
+    def clause(self, scene: Scene, kinds: Container[str]) -> str:
+        """The kind of clause that tells the layout, one of `kinds` or ``corner``; without it, of as many groups."""
+        if self.layout:
+            return scene.layout if scene.layout in kinds else "corner"
+        return "one group" if scene.second is None else "two groups"
+
+    def groups(self, scene: Scene, phrase: Callable[[Group, bool], str]) -> dict[str, str]:
+        """What a clause calls ``a`` and ``b``; `phrase` names a group, with its colour or without."""
+        words = {"a": phrase(scene.first, True)}
+        return words if scene.second is None else words | {"b": phrase(scene.second, self.every_colour)}
 
     def of(self, scene: Scene) -> tuple[object, ...]:
         """What is told of a scene; two scenes for which this is equal cannot be told apart by the caption."""

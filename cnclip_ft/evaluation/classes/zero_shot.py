@@ -49,32 +49,22 @@ def read_classes(path: str | Path) -> list[Class]:
         key, tab, names = line.partition("\t")
         words = tuple(dict.fromkeys(_same(word) for word in (names if tab else key).split("|")))
         key = _same(key) if tab else words[0]
+        taken = next((word for word in (key, *words) if word in known), None)
         if not key or not all(words):
-            raise DataFault(
-                "an empty class name",
-                mend="Write `name` or `key<TAB>name|other name`.",
-                kind="bad-class",
-                file=path,
-                line=number,
+            problem, mend = "an empty class name", "Write `name` or `key<TAB>name|other name`."
+        elif key in classes:
+            problem = f"class {key!r} stands here a second time"
+            mend = "Keep one line a class; other names go behind |."
+        elif taken is not None:
+            problem = (
+                f"{taken!r} is a name of class {known[taken]!r} already (a folder or text of this name could be either)"
             )
-        if key in classes:
-            raise DataFault(
-                f"class {key!r} stands here a second time",
-                mend="Keep one line a class; other names go behind |.",
-                kind="bad-class",
-                file=path,
-                line=number,
-            )
-        for word in {key, *words}:
-            if word in known:
-                raise DataFault(
-                    f"{word!r} is a name of class {known[word]!r} already (a folder or text of this name could be either)",
-                    mend="Give each class names of its own.",
-                    kind="bad-class",
-                    file=path,
-                    line=number,
-                )
-            known[word] = key
+            mend = "Give each class names of its own."
+        else:
+            problem = ""
+        if problem:
+            raise DataFault(problem, mend=mend, kind="bad-class", file=path, line=number)
+        known |= dict.fromkeys((key, *words), key)
         classes[key] = Class(key, words)
     if len(classes) < 2:
         raise RequestError(f"{path} names {len(classes)} classes; at least two are needed")
