@@ -80,6 +80,7 @@ def steps(place: Path, cached: bool) -> Measurement:
 
 
 def encoding(place: Path, what: str) -> Measurement:
+    from cnclip_ft.evaluation.encoding import read_for_good
     from cnclip_ft.features.encode import encode_texts, evaluating, iterate_images
     from cnclip_ft.features.folder import FeatureWriter, text_lines
     from cnclip_ft.features.sources import open_source
@@ -90,7 +91,7 @@ def encoding(place: Path, what: str) -> Measurement:
     count = 12_800 if what == "texts" else 2560
 
     def go() -> tuple[float, int]:
-        with evaluating(model):
+        with evaluating(model), read_for_good():
             if what == "texts":
                 middle = len(source.split.texts) // 2 - count // 2
                 part = source.split.texts[middle : middle + count]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -113,7 +115,7 @@ def encode_to_folder(
     shares = {kind: rows.missing(processes.index, processes.count) for kind, rows in writer.rows.items()}
     processes.wait()  # who looked later would see other blocks missing, and take others
     meters: dict[str, Meter] = {}
-    with evaluating(model, dtype=opened.dtype):
+    with evaluating(model, dtype=opened.dtype), read_for_good():
         for kind, blocks in shares.items():
             if not blocks:
                 continue
@@ -151,6 +153,16 @@ def encode_to_folder(
     processes.wait()
     if first and left_out:
         tell_left_out([fault["problem"] for fault in left_out.values()], Path(output) / FAULTS, on_error, say)
+
+
+@contextmanager
+def read_for_good() -> Iterator[None]:
+    """Ids and texts of a source stay for as long as it is encoded: to look through two million for circles took a tenth of the time."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def tell_left_out(problems: Sequence[str], listed: Path | None, on_error: str, say: Callable[[str], None]) -> None:
