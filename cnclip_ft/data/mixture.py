@@ -196,8 +196,9 @@ class Mixture:
 
     def missing_image(self, pair: Pair) -> DataFault:
         """As `PairSource` has it, of a pair as `pairs` gives it."""
-        number, image_id = pair.image_id
-        return self.parts[number].store.missing_image(replace(pair, image_id=image_id, text_id=pair.text_id.id))
+        image: Any = pair.image_id
+        text: Any = pair.text_id
+        return self.parts[image.store].store.missing_image(replace(pair, image_id=image.id, text_id=text.id))
 
     def image_view(self, image_id: MixedId) -> bytes | memoryview:
         return self.parts[image_id.store].store.image_view(image_id.id)

@@ -248,7 +248,7 @@ class Walk:
         own_text = self.text_features[text]
         asking = own_text if wishes.by == "text" else self.image_features[image]
         own = (asking.double() * own_text.double()).sum(1)
-        found = {
+        found: dict[str, np.ndarray] = {
             "texts": np.full((len(rows), wishes.count), -1, np.int64),
             "scores": np.full((len(rows), wishes.count), -np.inf, np.float32),
             "own": own.numpy(),
