@@ -13,7 +13,7 @@ import torch
 
 from cnclip_ft.data.pictures import Fault, Pictures, data_fault, in_batches
 from cnclip_ft.models.modes import evaluation_mode
-from cnclip_ft.runtime import Fetched, keep_activations, to_device
+from cnclip_ft.runtime import Fetched, keep_activations, no_search_for_circles, to_device
 from data_tools.errors import DataFault, UserError
 from data_tools.pictures import MISSING
 
@@ -63,6 +63,7 @@ class SplitFeatures(SplitTexts):
         )
 
 
+@no_search_for_circles()
 def read_texts(store: PairSource) -> SplitTexts:
     """Walk a store's pairs once.
 

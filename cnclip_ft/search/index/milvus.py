@@ -5,18 +5,17 @@ The token of a server comes from the environment (`CNCLIP_FT_MILVUS_TOKEN`) and 
 
 from __future__ import annotations
 
-import gc
 import importlib.util
 import logging
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from cnclip_ft.runtime import no_search_for_circles
 from data_tools.errors import RequestError
 
 PREFIX, TOKEN, NAME = "milvus:", "CNCLIP_FT_MILVUS_TOKEN", "pictures"
@@ -115,18 +114,9 @@ class Milvus:
         except self._errors as error:
             raise self._away(error) from None
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Around calls that put rows. milvus-lite makes Python lists of all vectors, in this process: to look for circles among them took
-        a fifth of the time."""
-        swept = self.place.embedded and gc.isenabled()
-        if swept:
-            gc.disable()
-        try:
-            yield
-        finally:
-            if swept:
-                gc.enable()
+    def writing(self) -> AbstractContextManager[None]:
+        """Around calls that put rows: milvus-lite makes Python lists of all vectors, in this process."""
+        return no_search_for_circles() if self.place.embedded else nullcontext()
 
     def following(self, iterator: Any) -> list[dict[str, Any]]:
         """The next rows of a `query_iterator`; empty at its end."""
