@@ -164,7 +164,7 @@ class _Stage:
                 "与上一阶段相同，放不下时拆成小批，梯度不变：256 之后用 96 曾低于起点",
             )
         most = batch_of_device(facts)
-        of_data = max(min(facts.pairs // 4, facts.images // 2), min(16, facts.pairs // 2, facts.images), 2)
+        of_data = batch_of_data(facts.pairs, facts.images)
         batch = 2 ** int(math.log2(min(most, of_data)))
         batch = max(batch - batch % facts.devices, facts.devices, 2)
         if of_data < most:
@@ -383,6 +383,11 @@ _STARTS = {
     "new": Said("both towers new", "两座塔都是新建的"),
 }
 _LEAST_MEMORY = 8.0  # GiB, where a card does not say
+
+
+def batch_of_data(pairs: int, images: int) -> int:
+    """Pairs a global batch may have by the data alone."""
+    return max(min(pairs // 4, images // 2), min(16, pairs // 2, images), 2)
 
 
 def batch_of_device(facts: Facts) -> int:

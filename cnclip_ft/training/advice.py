@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from itertools import islice
+
+import numpy as np
 
 from cnclip_ft.data.mixture import stores_of
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.recipe_rules import joining_rate, suggested_rate
+from cnclip_ft.recipe_rules import batch_of_data, joining_rate, suggested_rate
 from cnclip_ft.training.context import Context
 from cnclip_ft.training.memory import estimate
 from cnclip_ft.training.stage_plan import StagePlan
@@ -40,15 +43,20 @@ def warnings(context: Context, model: DualEncoder, stages: list[StagePlan]) -> l
                     advised=advised / factor,
                 )
             )
-        if setting.batch_size < 16 and stage.grounding is None:
+        if (
+            setting.batch_size < 16
+            and stage.grounding is None
+            and setting.batch_size < (least := _least_batch(context, stage))
+        ):
             found.append(
                 Said(
-                    "{name}: batch {batch} leaves few negatives; give stages.{name}.batch_size=16 or more "
+                    "{name}: batch {batch} leaves few negatives; give stages.{name}.batch_size={least} or more "
                     "(stages.{name}.micro_batch_size=auto splits it if it does not fit)",
-                    "{name}：批量 {batch} 的负例太少；请设 stages.{name}.batch_size=16 或更大"
+                    "{name}：批量 {batch} 的负例太少；请设 stages.{name}.batch_size={least} 或更大"
                     "（放不下时 stages.{name}.micro_batch_size=auto 会把它拆开）",
                     name=name,
                     batch=setting.batch_size,
+                    least=least,
                 )
             )
         if stage.total < 50:
@@ -74,6 +82,16 @@ def warnings(context: Context, model: DualEncoder, stages: list[StagePlan]) -> l
     if leak:
         found.append(leak)
     return found
+
+
+def _least_batch(context: Context, stage: StagePlan) -> int:
+    """What a batch should have at least: 16, or what `own-data` would choose where there are too few pairs for that."""
+    table = stage.apart or context.pairs
+    images = len(np.unique(table.image_keys))
+    few = batch_of_data(
+        len(table) if table.weights is None else images, images
+    )  # with weights an epoch visits pictures
+    return min(16, 2 ** int(math.log2(few)))
 
 
 def _longer(stage: StagePlan) -> str:

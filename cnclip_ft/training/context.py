@@ -69,6 +69,7 @@ class Context:
     cache_folder: Path
     trust_import: bool
     earlier_order: bool = False  # the pairs come as an earlier version drew them, with which the run began
+    goes_on: bool = False  # the run in the folder is continued
 
     @property
     def rank(self) -> int:
@@ -183,6 +184,7 @@ def make_context(
         cache_folder=cache_folder,
         trust_import=trust_import,
         earlier_order=earlier_order,
+        goes_on=goes_on,
     )
     model.to(device)
     return context, model

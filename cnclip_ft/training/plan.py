@@ -67,7 +67,10 @@ def describe(context: Context, model: DualEncoder, stages: list[StagePlan]) -> S
     if context.recipe.best_by != "mean_recall":
         lines.append(_line("best by", "最佳依据", context.recipe.best_by))
     if context.recipe.chosen:
-        lines.append(Said("  chosen", "  自动选择"))
+        earlier = Said(
+            "  chosen when the run began; what was given since counts", "  本次运行开始时自动选择；之后给出的设置优先"
+        )
+        lines.append(earlier if context.goes_on else Said("  chosen", "  自动选择"))
         lines += [joined(["    ", line], "") for line in context.recipe.chosen]
     for stage in stages:
         lines += _stage(context, model, stage)
@@ -363,7 +366,12 @@ _TOWERS = {"image": "图像塔", "text": "文本塔", "temperature": "温度", "
 def _steps(stage: StagePlan) -> Said:
     setting, each = stage.setting, stage.order.steps_per_epoch
     size = setting.micro_batch_size
-    micro = Said(" in micro-batches of {size}", "，分成 {size} 的小批", size=size) if size else ""
+    micro: str = Said(" in micro-batches of {size}", "，分成 {size} 的小批", size=size) if size else ""
+    if size == "auto":
+        micro = Said(
+            " (split into micro-batches where it does not fit; their size is found when the stage begins)",
+            "（放不下时拆成小批，大小在阶段开始时确定）",
+        )
     return Said(
         "    {total} steps = {epochs:.1f} epochs of {each}, global batch {batch}{micro}, validation every {every} steps",
         "    {total} 步 = {epochs:.1f} 轮，每轮 {each} 步，总批量 {batch}{micro}，每 {every} 步验证一次",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +42,8 @@ class Progress:
             "format": FORMAT, "run": self.token, "recipe": dump_recipe(context.recipe), "identity": self.identity,
             "visits": 0 if context.earlier_order else VISITS,
             "start_score": self.start_score, "guard_start": self.guard_start, "languages_start": self.languages_start,
-            "rows": [[name, row] for name, row in self.rows], "notes": [[str(note), said_in(note, "zh")] for note in self.notes], "damaged": self.damaged,
+            "rows": [[name, row] for name, row in self.rows], "notes": _in_both(self.notes), "damaged": self.damaged,
+            "chosen": _in_both(context.recipe.chosen),
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -51,6 +53,15 @@ class Progress:
         self.notes = [note if isinstance(note, str) else Said.exactly(*note) for note in notes]
         self.start_score, self.guard_start = state["start_score"], state["guard_start"]
         self.rows, self.damaged = [(name, row) for name, row in state["rows"]], state["damaged"]
+
+
+def reasons(state: dict[str, Any]) -> list[Said]:
+    """What the rules of the recipe chose when the run of this state began, and why; states of versions before say nothing of it."""
+    return [Said.exactly(*line) for line in state.get("chosen", [])]
+
+
+def _in_both(lines: Iterable[str]) -> list[list[str]]:
+    return [[str(line), said_in(line, "zh")] for line in lines]
 
 
 def verdict(judgement: Judgement) -> dict[str, Any]:

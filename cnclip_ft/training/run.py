@@ -29,7 +29,7 @@ from cnclip_ft.training.examples import Example, find_examples
 from cnclip_ft.training.fit import refuse_too_large
 from cnclip_ft.training.grounding import give_heads
 from cnclip_ft.training.languages import language_notes
-from cnclip_ft.training.progress import Progress, verdict
+from cnclip_ft.training.progress import Progress, reasons, verdict
 from cnclip_ft.training.report import write_report
 from cnclip_ft.training.run_folder import (
     DONE,
@@ -92,6 +92,7 @@ def train(
             shorter = refuse_other_recipe(recipe, state)
             if shorter is None:
                 refuse_finished(folder, recipe)
+            recipe = recipe.with_reasons(recipe.chosen or reasons(state))
         else:
             refuse_taken(folder, recipe, overwrite=overwrite)
         devices.wait_for_everyone()  # all have looked before the first one writes

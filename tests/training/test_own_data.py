@@ -11,6 +11,8 @@ import cnclip_ft
 import cnclip_ft.cli
 from cnclip_ft.calls import read_recipe
 from cnclip_ft.training.choosing import kind_of_start
+from cnclip_ft.training.progress import reasons
+from cnclip_ft.training.run_state import load_state
 from data_tools.errors import RequestError
 from tests.training.helpers import write_store
 
@@ -41,6 +43,10 @@ def test_the_plan_says_what_is_chosen_and_why(data, tmp_path, monkeypatch):
     text = " ".join(said.output.split())
     assert "own-data: 120 pairs, 40 pictures; 1 × cpu; both towers new" in text
     assert "align: batch_size 16, micro_batch_size auto: at most a quarter of the 120 pairs" in text
+    assert (
+        "global batch 16 (split into micro-batches where it does not fit; their size is found when the stage begins)"
+        in text
+    )
     assert "contrast: steps" not in text and "contrast: warmup_steps 6: a tenth of 60 steps" in text
     assert all(cell_len(line) <= 80 for line in said.output.splitlines())
     shown = run("recipe", "show", "own-data", *given)
@@ -48,7 +54,9 @@ def test_the_plan_says_what_is_chosen_and_why(data, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_goes_on_with_what_it_chose_though_the_rules_would_now_choose_otherwise(data, tmp_path, monkeypatch):
+def test_a_run_goes_on_with_what_it_chose_though_the_rules_would_now_choose_otherwise(
+    data, tmp_path, monkeypatch, capsys
+):
     short = ["stages.align.steps=3", "stages.contrast.steps=4", f"output={tmp_path / 'run'}"]
     assert cnclip_ft.train("own-data", places(data, *short)) == tmp_path / "run" / "contrast" / "best"
     kept = yaml.safe_load((tmp_path / "run/recipe.yaml").read_text(encoding="utf-8"))
@@ -57,7 +65,12 @@ def test_a_run_goes_on_with_what_it_chose_though_the_rules_would_now_choose_othe
     monkeypatch.setattr("cnclip_ft.recipe_rules.batch_of_device", lambda facts: 8)
     assert read_recipe("own-data", places(data)).stages["align"].batch_size == 8
     more = places(data, f"output={tmp_path / 'run'}", "stages.contrast.steps=6")
+    capsys.readouterr()
     assert cnclip_ft.train("own-data", more, proceed=True)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "chosen when the run began; what was given since counts own-data: 120 pairs, 40 pictures" in said
+    assert "align: batch_size 16, micro_batch_size auto: at most a quarter of the 120 pairs" in said
+    assert "至多取到 16" in " ".join(line.zh for line in reasons(load_state(tmp_path / "run/state", print)))
     again = yaml.safe_load((tmp_path / "run/recipe.yaml").read_text(encoding="utf-8"))["stages"]["contrast"]
     assert (again["batch_size"], again["steps"]) == (16, 6)
 
@@ -87,7 +100,11 @@ def test_too_few_pairs(data, tmp_path):
     with pytest.raises(RequestError, match="has 7 pairs; own-data needs 8"):
         read_recipe("own-data", places(data, f"data.train={tmp_path / 'few'}"))
     write_store(tmp_path / "eight", images=8, captions=1, seed=0)
-    assert read_recipe("own-data", places(data, f"data.train={tmp_path / 'eight'}")).stages["align"].batch_size == 4
+    eight = places(data, f"data.train={tmp_path / 'eight'}")
+    assert read_recipe("own-data", eight).stages["align"].batch_size == 4
+    assert "few negatives" not in run("plan", "own-data", *eight).output  # there are no more to be had
+    warned = " ".join(run("plan", "own-data", *eight, "stages.align.batch_size=2").output.split())
+    assert "batch 2 leaves few negatives; give stages.align.batch_size=4 or more" in warned
 
 
 def test_visits_are_counted_not_pairs(data):
