@@ -189,4 +189,5 @@ class DistillStep(GradientStep):
         learnt = distillation(
             images, texts, self.model.logit_scale.exp(), met, batch["teacher_texts"], self.taught.scale, self.setting
         )
+        self.parts = {"pairs": own.loss.detach(), **self.parts, "teacher": learnt.detach()}
         return LossOutput(self.setting.pairs * own.loss + learnt, own.accuracy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import statistics
 import sys
@@ -137,11 +138,22 @@ def _numbers(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, float]]
             yield f"{prefix}/{name}", value
 
 
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """The records of a journal; a last line that a kill cut off is passed over."""
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
 class Meter:
     """Averages between two lines, with the time spent waiting for data kept apart from the time spent computing."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, gradient_clip: float | None = None) -> None:
+        self.device, self.gradient_clip = device, gradient_clip
         self.reset()
 
     def reset(self) -> None:
@@ -149,11 +161,17 @@ class Meter:
         self.waited = 0.0
         self.started = time.perf_counter()
         self.losses: list[float] = []
+        self.norms: list[float] = []
         self.accuracies: list[float] = []
         self.parts: dict[str, list[float]] = {}
 
-    def add(self, loss: float, accuracy: float, pairs: int, parts: Mapping[str, float] | None = None) -> None:
+    def add(
+        self, loss: float, accuracy: float, norm: float, pairs: int, parts: Mapping[str, float] | None = None
+    ) -> None:
+        """A step: its numbers, the norm of its gradient before it was clipped, and the parts of its loss."""
         self.losses.append(loss)
+        if math.isfinite(norm):  # else loss scaling left the step out
+            self.norms.append(norm)
         for name, part in (parts or {}).items():
             self.parts.setdefault(name, []).append(part)
         self.accuracies.append(accuracy)
@@ -173,6 +191,12 @@ class Meter:
             "seconds_per_step": passed / self.steps,
         }
         summary |= {name: statistics.fmean(parts) for name, parts in self.parts.items()}
+        if len(self.losses) > 1:
+            summary["highest_loss"] = max(self.losses)
+        if self.norms:
+            summary["gradient_norm"] = statistics.fmean(self.norms)
+            if self.gradient_clip is not None:
+                summary["clipped"] = statistics.fmean(norm > self.gradient_clip for norm in self.norms)
         if self.device.type == "cuda":
             summary["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         return summary

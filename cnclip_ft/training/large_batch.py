@@ -85,10 +85,12 @@ class GradientStep:
         temperature = {"logit_scale": model.logit_scale, "logit_bias": model.logit_bias}
         own = texts if texts.ndim == 2 else texts[:, 0]
         out = self.objective(images, own, image_keys=batch["image_keys"], text_keys=batch["text_keys"], **temperature)
+        self.parts = {}
         if texts.ndim == 2:
             return out
         present = to_device(batch["negatives"], texts.device)
         hard = against_negatives(self.objective, images, texts, present, **temperature)
+        self.parts = {"pairs": out.loss.detach(), "negatives": hard.detach()}
         return LossOutput(out.loss + self.negatives * hard, out.accuracy)
 
     def _features(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:

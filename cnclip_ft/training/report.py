@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ from PIL import Image
 
 from cnclip_ft.training.curves import curves
 from cnclip_ft.training.examples import Example
+from cnclip_ft.training.findings import Finding, findings
+from cnclip_ft.training.journal import read_journal
 from cnclip_ft.training.validation import cell, columns
 from data_tools.atomic import whole_file
 from data_tools.columns import shown_in_page
@@ -42,11 +43,13 @@ def write_report(
     def heading(english: str, chinese: str) -> str:
         return f"<h2>{said_in(Said(english, chinese), language)}</h2>"
 
+    records = read_journal(journal)
     parts = [
         f"{beginning(title, language)}<h1>{html.escape(title)}</h1>",
         heading("Recall before and after every stage", "各阶段前后的召回率"), _table(rows, language),
         *(f"<p>{html.escape(said_in(note, language))}</p>" for note in notes),
-        heading("Curves", "训练曲线"), *curves(read_journal(journal), language),
+        *_shown(records, language),
+        heading("Curves", "训练曲线"), *curves(records, language),
         *([heading("Example queries", "检索示例"), *map(_example, examples)] if examples else []),
         heading("Plan", "训练计划"), f"<pre tabindex=0>{html.escape(said_in(plan, language))}</pre>",
         heading("Settings", "全部设置"), f"<pre tabindex=0>{html.escape(settings)}</pre>{END}",
@@ -55,17 +58,6 @@ def write_report(
     with whole_file(target, "w") as file:
         file.write("\n".join(parts))
     return target
-
-
-def read_journal(path: Path) -> list[dict[str, Any]]:
-    """The records of a journal; a last line that a kill cut off is passed over."""
-    records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records
 
 
 def _head(words: str) -> str:
@@ -87,6 +79,23 @@ def _table(rows: list[tuple[str, dict[str, float | None]]], language: str) -> st
             + "</tr>"
         )
     return "\n".join(lines) + "</table>"
+
+
+def _shown(records: list[dict[str, Any]], language: str) -> list[str]:
+    """What the run shows, a list for each stage."""
+    found: dict[str, list[Finding]] = {}
+    for finding in findings(records):
+        found.setdefault(finding.stage, []).append(finding)
+    if not found:
+        return []
+    parts = [f"<h2>{said_in(Said('What this run shows', '这次训练看到了什么'), language)}</h2>"]
+    for stage, shown in found.items():
+        parts.append(f"<h3>{html.escape(stage)}</h3><ul class=findings>")
+        for finding in shown:
+            saw, *rest = (html.escape(said_in(part, language)) for part in finding.sentences())
+            parts.append(f"<li><b>{saw}</b> {' '.join(rest)}</li>")
+        parts.append("</ul>")
+    return parts
 
 
 def _row_name(name: str) -> str:

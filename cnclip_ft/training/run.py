@@ -46,9 +46,11 @@ from cnclip_ft.training.sharding import refuse_other_engines
 from cnclip_ft.training.stage import NothingKept, StageRun
 from cnclip_ft.training.stage_plan import MOST_STEPS, StagePlan, longer, plan_stages
 from cnclip_ft.training.stop import Stopped, StopRequest
+from cnclip_ft.training.telling import losses
 from cnclip_ft.training.trackers import start_trackers
 from cnclip_ft.training.trainer import Trainer
 from cnclip_ft.training.validation import Judge, table
+from cnclip_ft.training.validation_loss import ValidationLoss
 from data_tools.atomic import whole_file
 from data_tools.errors import RequestError, UserError
 from data_tools.tables import note, terminal_width
@@ -253,6 +255,8 @@ class Run:
         """Score the model before its first step: what it must not sink below."""
         self.judge.trunk_is_frozen = self.plans[0].image_frozen
         judgement, progress = self.judge(self.model), self.progress
+        pool_loss = ValidationLoss.of(self.context, self.plans[0])
+        loss = None if pool_loss is None else pool_loss(self.model, judgement.features)
         progress.start_score, progress.guard_start = judgement.score, judgement.guard
         progress.languages_start = judgement.languages
         progress.judge_seconds = judgement.seconds
@@ -267,7 +271,9 @@ class Run:
                 stage="start",
                 step=0,
                 mean_recall=judgement.mean_recall,
+                score=judgement.score,
                 chance=chance,
+                **losses(loss, self.plans[0].setting.batch_size),
                 scores=judgement.as_dict(),
                 languages=judgement.languages,
             )

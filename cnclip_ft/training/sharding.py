@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from cnclip_ft.collectives import mean_gradients
+from cnclip_ft.collectives import mean_gradients, sum_over_ranks
 from cnclip_ft.models.dual_encoder import DualEncoder
 from data_tools.errors import RequestError
 from data_tools.words import Said
@@ -55,6 +55,10 @@ class Whole:
     def clip(self, parameters: list[nn.Parameter], limit: float) -> torch.Tensor:
         """Scale the gradients down to the norm `limit`; returns the norm they had."""
         return nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
+
+    def sum_of_shares(self, value: torch.Tensor) -> torch.Tensor:
+        """What devices found of their shares of the weights, added up; `value` itself where nobody has shares."""
+        return value
 
     def full(self, state: Any) -> Any:
         """`state` with whole tensors in it, on the device that writes."""
@@ -128,6 +132,9 @@ class Sharded(Whole):
                 if group:  # shares and whole tensors do not mix in one call
                     torch._foreach_mul_(_gradients(group), factor)
         return norm
+
+    def sum_of_shares(self, value: torch.Tensor) -> torch.Tensor:
+        return sum_over_ranks(value)
 
     def full(self, state: Any) -> Any:
         if isinstance(state, torch.Tensor):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Generator
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 from cnclip_ft.collectives import on_first, sum_numbers
@@ -28,9 +28,11 @@ from cnclip_ft.training.selection import Selection
 from cnclip_ft.training.sizing import Sizing
 from cnclip_ft.training.stage_plan import MOST_STEPS, StagePlan
 from cnclip_ft.training.stop import Stopped, StopRequest
+from cnclip_ft.training.telling import tell_findings, tell_stage, tell_steps, tell_validation
 from cnclip_ft.training.throughput import Throughput
-from cnclip_ft.training.trainer import Outcome, Trainer
+from cnclip_ft.training.trainer import Trainer
 from cnclip_ft.training.validation import Judgement
+from cnclip_ft.training.validation_loss import PoolLoss, ValidationLoss
 from data_tools.errors import UserError
 from data_tools.words import Said, joined
 
@@ -71,7 +73,9 @@ class StageRun:
         self.selection = Selection(plan.setting, context.recipe.data.guard, progress.guard_start, plan.name)
         self.kept = Kept(context.folder / plan.name, context.main)
         self.interpolated = False
-        self.meter, self.foretold = Meter(context.device), False
+        self.meter, self.foretold = Meter(context.device, plan.setting.gradient_clip), False
+        self.pool_loss = ValidationLoss.of(context, plan)
+        self.since_validation: list[float] = []  # losses of the pairs
         self.throughput = Throughput.of(context, plan, model)
         self.unjudged = False  # a validation is due for the weights as they are: it failed
         self.saved: int | None = None  # step of the newest state
@@ -82,10 +86,12 @@ class StageRun:
             self._keep("start", model, checkpoint_info(context, plan, 0, progress.token, start))
         self.trainer = Trainer(context, plan, model, state, stop)
         self.plan = self.trainer.plan  # without the images that cannot be read
+        tell_stage(context, self.plan, self.trainer.whole)
         if state is not None:
             self.selection.load_state_dict(state["selection"])
             self.kept.sums = dict(state["selection"].get("sums", {}))
             self.unjudged, self.saved = state.get("unjudged", False), self.trainer.step
+            self.since_validation = list(state.get("since_validation", []))
             self._take_what_was_kept_later()
 
     def _take_what_was_kept_later(self) -> None:
@@ -206,43 +212,15 @@ class StageRun:
         meter.waited += self.trainer.waited_for_decoding()
         for done in self.trainer.settled:
             if done.usable:
-                meter.add(done.loss, done.accuracy, plan.setting.batch_size, done.parts)
-            if meter.steps and (done.step % every == 0 or done.step == plan.total):
-                seconds_left = self._log(done)
+                meter.add(done.loss, done.accuracy, done.norm, plan.setting.batch_size, done.parts)
+                self.since_validation.append(done.parts.get("pairs", done.loss))
+            if meter.steps and plan.logged(done.step, every):
+                seconds_left = tell_steps(self.context, plan, done, meter, self.throughput)
+                meter.reset()
                 if not self.foretold and done.step < plan.total:
                     self._foretell(done.step, seconds_left)
                     self.foretold = True
         self.trainer.settled.clear()
-
-    def _log(self, done: Outcome) -> float:
-        """A line of the journal; returns the seconds that the steps to come will take."""
-        meter, plan = self.meter, self.plan
-        summary, scale, rate = meter.summary(), math.exp(done.logit_scale), done.rate
-        told = {} if done.logit_bias is None else {"logit_bias": done.logit_bias}
-        bias = "" if done.logit_bias is None else f"bias {done.logit_bias:.1f} | "
-        left = (plan.total - done.step) * summary["seconds_per_step"]
-        memory = f" | {summary['memory_gib']:.1f} GiB" if "memory_gib" in summary else ""
-        if self.throughput is not None:
-            told["mfu"] = self.throughput.share(summary["pairs_per_second"])
-            memory = f" | {100 * told['mfu']:.0f}% of peak{memory}"
-        parts = ", ".join(f"{name} {summary[name]:.3f}" for name in done.parts)
-        loss = f"loss {summary['loss']:.4f}{f' ({parts})' if parts else ''}"
-        right = f"{'found' if plan.grounding is not None else 'in-batch'} {100 * summary['accuracy']:.1f}%"
-        self.context.journal.write(
-            "train",
-            f"{plan.name} {done.step}/{plan.total} | {loss} | {right} | "
-            f"scale {scale:.1f} | {bias}rate {rate:.2e} | {summary['pairs_per_second']:.0f} pairs/s | "
-            f"data wait {100 * summary['data_wait']:.0f}%{memory} | {duration(left)} left",
-            stage=plan.name,
-            step=done.step,
-            logit_scale=scale,
-            rate=rate,
-            seconds_left=left,
-            **told,
-            **summary,
-        )
-        meter.reset()
-        return left
 
     def _foretell(self, step: int, seconds: float) -> None:
         """Say how long the stage will take, now that its first steps are timed; validations are added."""
@@ -257,16 +235,18 @@ class StageRun:
 
     def _judge(self) -> None:
         """Validate, keep ``last`` and perhaps ``best``, and write the state; where that fails, first what was trained."""
-        failure = judgement = None
+        failure = judgement = loss = None
         with self.trainer.judged() as model:
             try:
                 judgement = self.judge(model)
+                if self.pool_loss is not None:
+                    loss = self.pool_loss(model, judgement.features)
             except Exception as error:  # noqa: BLE001 - raised below, when the state is written
                 failure = error
             self.unjudged = bool(sum_numbers(float(failure is not None), self.context.device))
             if not self.unjudged and judgement is not None:
                 try:
-                    on_first(partial(self._say_and_keep, model, judgement), self.context.device)
+                    on_first(partial(self._say_and_keep, model, judgement, loss), self.context.device)
                 except Exception as error:  # noqa: BLE001 - as above; all devices meet one
                     failure, self.unjudged = error, True
         if self.unjudged or judgement is None:
@@ -274,25 +254,17 @@ class StageRun:
             raise failure or UserError("the validation failed on another device, which says why")
         self.selection.take(self.trainer.step, judgement.score, judgement.row(), judgement.guard)
         self.progress.judge_seconds = judgement.seconds
+        self.since_validation = []
         self.save()
 
-    def _say_and_keep(self, model: DualEncoder, judgement: Judgement) -> None:
+    def _say_and_keep(self, model: DualEncoder, judgement: Judgement, loss: PoolLoss | None) -> None:
         context, plan, step, selection = self.context, self.plan, self.trainer.step, self.selection
         # The run's first score is of another kind where the stage has one of its own.
         run_start = self.progress.start_score if plan.decides == context.recipe.best_by else None
         compared = selection.compared(judgement.score, judgement.guard, run_start)
-        context.journal.write(
-            "validation",
-            f"{plan.name} {step}/{plan.total} | mean recall {judgement.mean_recall:.2f}"
-            f"{judgement.details()} ({duration(judgement.seconds)})"
-            f"{since_start(self.progress.languages_start, judgement.languages)}{compared}{selection.guard_note(judgement.guard)}",
-            stage=plan.name,
-            step=step,
-            mean_recall=judgement.mean_recall,
-            score=judgement.score,
-            scores=judgement.as_dict(),
-            languages=judgement.languages,
-        )
+        words = f"{since_start(self.progress.languages_start, judgement.languages)}{compared}{selection.guard_note(judgement.guard)}"
+        training_loss = fmean(self.since_validation) if self.since_validation else None
+        tell_validation(context, plan, step, judgement, loss, training_loss, words)
         info = checkpoint_info(context, plan, step, self.progress.token, verdict(judgement))
         self.kept.save("last", model, info)
         if selection.beats(judgement.score, judgement.guard):
@@ -316,6 +288,7 @@ class StageRun:
         state = self.trainer.state_dict()
         selection = self.selection.state_dict() | {"sums": self.kept.sums}
         state |= self.progress.state_dict(self.context) | {"selection": selection, "unjudged": self.unjudged}
+        state["since_validation"] = self.since_validation
         number = self.plan.number * (MOST_STEPS + 1) + self.trainer.step
         on_first(partial(self.states.save, number, state), self.context.device)
         self.saved = self.trainer.step
@@ -362,6 +335,7 @@ class StageRun:
             self.progress.notes = [*self.progress.notes, note]
         elif plan.setting.interpolate and not self.interpolated:
             self._interpolate(plan.setting.interpolate)
+        tell_findings(context, plan.name)
         context.accelerator.wait_for_everyone()  # all have read what is cleared
         on_first(kept.clear_start, context.device)
         self.model.load_state_dict(kept.weights("best", self.model))

@@ -73,6 +73,10 @@ class StagePlan:
         order = _order(context, self.number, self.name, self.setting, grounding=self.grounding, without_images=keys)
         return replace(self, order=order)
 
+    def logged(self, step: int, every: int) -> bool:
+        """Whether a line is written when this many steps are done, where every `every`-th has one."""
+        return step % every == 0 or step == self.total
+
     @property
     def apart(self) -> PairTable | None:
         """What it learns from instead of the run's pairs."""

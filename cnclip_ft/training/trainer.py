@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,6 @@ from cnclip_ft.data.device_decoding import OnDevice, for_device
 from cnclip_ft.data.pairs import PairDataset, fixed_lengths
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.preprocessing import SquarePicture
-from cnclip_ft.runtime import Reading
 from cnclip_ft.training.averaging import MovingAverage
 from cnclip_ft.training.compiling import compile_towers
 from cnclip_ft.training.context import Context
@@ -30,7 +29,9 @@ from cnclip_ft.training.large_batch import GradientStep
 from cnclip_ft.training.lora import add_lora, merged, remove_lora
 from cnclip_ft.training.loss import LossOutput
 from cnclip_ft.training.memory import trunk_waits
+from cnclip_ft.training.norms import Norms
 from cnclip_ft.training.optimizer import Entry, apply_table, build_optimizer, give_bias
+from cnclip_ft.training.outcome import Outcome, UnderWay
 from cnclip_ft.training.prepared import prepare
 from cnclip_ft.training.run_state import seed_step
 from cnclip_ft.training.sizing import Sizing
@@ -38,23 +39,6 @@ from cnclip_ft.training.stage_plan import MOST_STEPS, StagePlan, trunk_trains
 from cnclip_ft.training.stop import StopRequest
 from cnclip_ft.training.teaching import TeachStep
 from data_tools.errors import UserError
-
-_PART = "part "  # before the names of a loss's parts, where they stand among other numbers
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a step (from 1): numbers of the device, temperature and bias as the step left them."""
-
-    step: int
-    rate: float
-    loss: float
-    accuracy: float
-    norm: float
-    usable: float  # 0: its loss or gradient is no number, and it was left out
-    logit_scale: float
-    logit_bias: float | None = None
-    parts: dict[str, float] = field(default_factory=dict)  # of the loss
 
 
 class Trainer:
@@ -88,7 +72,7 @@ class Trainer:
         self.skipped: int = state["skipped"] if state is not None else 0
         self.settled: list[Outcome] = []
         self._on_device: OnDevice | None = None
-        self._under_way: tuple[int, float, Reading] | None = None  # step, its rate, its numbers
+        self._under_way: UnderWay | None = None
         # What is drawn for new layers depends on nothing that came before, and is the same on every device.
         seed_step(context.recipe.seed, plan.number, MOST_STEPS + 1, 0)
         if state is None:
@@ -124,6 +108,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=context.precision == "fp16")
         self.average = MovingAverage(self.table, setting.ema) if setting.ema else None
         self.gradient = self._gradient_step()
+        self.norms = Norms(self.table, self.optimizer, context.sharding)
         if state is not None:
             self._restore(state)
 
@@ -248,6 +233,8 @@ class Trainer:
         out = self.gradient(batch)
         self.settle()
         scaler.unscale_(self.optimizer)
+        told = plan.logged(self.step + 1, context.recipe.log_every)
+        gradients = self.norms.gradients() if told else {}
         trained = [entry.parameter for entry in self.table if entry.rate]
         norm = context.sharding.clip(trained, plan.setting.gradient_clip or float("inf"))
         usable = torch.isfinite(out.loss)
@@ -259,13 +246,15 @@ class Trainer:
             self._step_where(usable)
         for buffer, before in buffers:
             buffer.copy_(torch.where(usable, buffer, before))
+        updates = self.norms.relative_updates() if told else {}
         self.optimizer.zero_grad(set_to_none=True)
         self.model.clamp_logit_scale_()
         numbers = {"loss": out.loss, "accuracy": out.accuracy, "norm": norm, "usable": usable}
         numbers |= {name: p for name, p in self.model.named_parameters(recurse=False)}  # temperature and bias
-        numbers |= {_PART + name: value for name, value in self.gradient.parts.items()}
         rate = max(group["lr"] for group in self.optimizer.param_groups)
-        self._under_way = self.step, rate, Reading({name: value.reshape(()) for name, value in numbers.items()})
+        self._under_way = UnderWay(
+            self.step, rate, numbers, parts=self.gradient.parts, gradient_norms=gradients, relative_updates=updates
+        )
         return out
 
     def _step_where(self, usable: torch.Tensor) -> None:
@@ -284,13 +273,11 @@ class Trainer:
         """
         if self._under_way is None:
             return
-        (step, rate, reading), self._under_way = self._under_way, None
-        numbers = reading()
-        parts = {name.removeprefix(_PART): numbers.pop(name) for name in list(numbers) if name.startswith(_PART)}
-        self.settled.append(Outcome(step=step + 1, rate=rate, parts=parts, **numbers))
-        if not numbers["usable"]:
-            what = "gradient" if math.isfinite(numbers["loss"]) else "loss"
-            self._leave_out(step + 1, what, numbers["norm" if what == "gradient" else "loss"])
+        done, self._under_way = self._under_way(), None
+        self.settled.append(done)
+        if not done.usable:
+            what = "gradient" if math.isfinite(done.loss) else "loss"
+            self._leave_out(done.step, what, done.norm if what == "gradient" else done.loss)
         elif self.average is not None:
             self.average.update()
 
