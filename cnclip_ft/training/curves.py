@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,15 +54,15 @@ def curves(records: list[Record], language: str) -> list[str]:
     ends = {name: max(r["step"] for r in records if r["kind"] == "train" and r["stage"] == name) for name in stages}
     offset = {name: sum(ends[earlier] for earlier in stages[:number]) for number, name in enumerate(stages)}
 
-    def points(kind: str, name: str, of: Callable[[Record], Any]) -> Points:
+    def points(kind: str, name: str, key: str, part: str | None = None) -> Points:
         # A continued run says some steps twice; the later line counts.
-        found = {r["step"] + offset[name]: of(r) for r in records if r["kind"] == kind and r["stage"] == name}
+        found = {
+            r["step"] + offset[name]: _of(r, key, part) for r in records if r["kind"] == kind and r["stage"] == name
+        }
         return [(step, value) for step, value in sorted(found.items()) if value is not None]
 
     def lines(kind: str, key: str, **look: Any) -> list[_Line]:
-        return [
-            _Line(name, points(kind, name, lambda r: r.get(key)), number, **look) for number, name in enumerate(stages)
-        ]
+        return [_Line(name, points(kind, name, key), number, **look) for number, name in enumerate(stages)]
 
     start = next((r for r in records if r["kind"] == "validation" and r["stage"] == "start"), {})
     drawn = []
@@ -70,17 +70,23 @@ def curves(records: list[Record], language: str) -> list[str]:
         shown, level = lines(kind, key), None
         if kind == "validation":
             level = _begun(shown, start.get(key))
-        elif key == "loss" and any(line.points for line in (judged := lines("validation", "loss", dashed=True))):
-            _begun(judged, start.get("loss"))
-            shown, title = shown + judged, _WITH_VALIDATION
+        elif key == "loss":
+            judged = lines("validation", "loss", dashed=True)
+            if any(line.points for line in judged):
+                _begun(judged, start.get("loss"))
+                shown, title = shown + judged, _WITH_VALIDATION
         drawn.append(_panel(said_in(title, language), shown, level, language))
     for key, title in _NORMS:
         parts = []
         for number, (part, name) in enumerate(_PARTS.items()):
-            found = [point for stage in stages for point in points("train", stage, lambda r: r.get(key, {}).get(part))]
+            found = [point for stage in stages for point in points("train", stage, key, part)]
             parts += [_Line(said_in(name, language), found, number)] * bool(found)
         drawn.append(_panel(said_in(title, language), parts, None, language, by_tens=True))
     return ["<div class=curves>", *drawn, "</div>"]
+
+
+def _of(record: Record, key: str, part: str | None) -> Any:
+    return record.get(key) if part is None else record.get(key, {}).get(part)
 
 
 def _begun(lines: list[_Line], start: float | None) -> float | None:
