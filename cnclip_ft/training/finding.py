@@ -8,7 +8,22 @@ from dataclasses import dataclass
 from cnclip_ft.training.stage_records import StageRecords
 from data_tools.words import Said
 
-WHERE = Said("(docs/training.md#what-a-run-shows)", "（docs/training.zh-CN.md#训练看到了什么）")
+_TEMPERATURE = Said("docs/training.md#temperature", "docs/training.zh-CN.md#温度")
+_MOVEMENT = Said("docs/training.md#gradients-and-movement", "docs/training.zh-CN.md#梯度与移动")
+WHERE = {
+    "overfitting": Said("docs/training.md#overfitting", "docs/training.zh-CN.md#过拟合"),
+    "still rising": Said("docs/training.md#still-rising", "docs/training.zh-CN.md#仍在上升"),
+    "learning nothing": Said("docs/training.md#learning-nothing", "docs/training.zh-CN.md#什么也没学到"),
+    "start stays": Said("docs/training.md#the-start-stays", "docs/training.zh-CN.md#起点保留"),
+    "temperature at its limit": _TEMPERATURE,
+    "temperature moving": _TEMPERATURE,
+    "gradients clipped": _MOVEMENT,
+    "image tower still": _MOVEMENT,
+    "text tower still": _MOVEMENT,
+    "towers apart": _MOVEMENT,
+    "spikes": Said("docs/training.md#spikes", "docs/training.zh-CN.md#损失突升"),
+    "waiting for data": Said("docs/training.md#waiting-for-data", "docs/training.zh-CN.md#等待数据"),
+}
 
 
 @dataclass(frozen=True)
@@ -21,10 +36,15 @@ class Finding:
     means: Said | None = None
     do: Said | None = None
 
+    @property
+    def where(self) -> Said | None:
+        """The section of the documentation with its reasons; None where there is nothing to explain."""
+        return WHERE.get(self.name)
+
     def sentences(self) -> list[Said]:
         """All of it, one behind the other."""
-        more = [part for part in (self.means, self.do) if part is not None]
-        return [self.saw, *more, *([WHERE] if more else [])]
+        where = None if self.where is None else Said("({where})", "（{where}）", where=self.where)
+        return [part for part in (self.saw, self.means, self.do, where) if part is not None]
 
 
 Rule = Callable[[StageRecords], list[Finding]]

@@ -60,16 +60,11 @@ def _nothing(stage: StageRecords) -> Finding:
 
 
 def in_short(stage: str, found: Iterable[Finding]) -> Said:
-    """For a terminal: what was seen and what to do, and where the rest stands."""
-    lines: list[str] = [
-        Said("What stage {stage} shows:", "阶段 {stage} 看到了什么：", stage=stage),
-        *(joined(["  * ", joined([each.saw, *([each.do] if each.do else [])], " ", "")], "") for each in found),
-    ]
-    if any(each.do for each in found):
-        lines.append(
-            Said(
-                "  (reasons: docs/training.md#what-a-run-shows, and the report)",
-                "  （理由：docs/training.zh-CN.md#训练看到了什么，以及报告）",
-            )
-        )
+    """For a terminal: what was seen, what to do, and where the reasons stand."""
+    lines: list[str] = [Said("What stage {stage} shows:", "阶段 {stage} 看到了什么：", stage=stage)]
+    for each in found:
+        parts = [each.saw, *([each.do] if each.do else [])]
+        if each.where is not None:
+            parts.append(Said("({where})", "（{where}）", where=each.where))
+        lines.append(joined(["  * ", joined(parts, " ", "")], ""))
     return joined(lines)

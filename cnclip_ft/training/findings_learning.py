@@ -98,7 +98,12 @@ def _turn(losses: Sequence[float], trained: Sequence[float], *, by_points: bool 
 def still_rising(stage: StageRecords) -> list[Finding]:
     """The last validation is the best, and the two behind one another before it rose too."""
     scores = stage.scores
-    if len(scores) < 3 or not stage.finished or stage.validations[-1]["step"] < stage.lines[-1]["step"]:
+    if (
+        len(scores) < 3
+        or not stage.finished
+        or stage.unchanged is not None
+        or stage.validations[-1]["step"] < stage.lines[-1]["step"]
+    ):
         return []
     gain = scores[-1] - scores[-2]
     if scores[-1] < max(scores) or not scores[-3] < scores[-2] or gain < _POINTS:

@@ -131,7 +131,7 @@ def towers_apart(stage: StageRecords) -> list[Finding]:
                 "可设 {rate}，或者干脆冻结，更省。",
                 rate=rate(stage, 100, part.partition("_")[0]),
             )
-            found.append(Finding(f"{part} still", stage.name, saw, means, do))
+            found.append(Finding(f"{part.partition('_')[0]} tower still", stage.name, saw, means, do))
     if found or len(moved) < 2 or set(stage.about.get("new", ())) & {"image", "text"}:
         return found  # a tower made new moves more, as it should
     slow, fast = sorted(moved, key=moved.__getitem__)

@@ -93,7 +93,7 @@ def _shown(records: list[dict[str, Any]], language: str) -> list[str]:
         parts.append(f"<h3>{html.escape(stage)}</h3><ul class=findings>")
         for finding in shown:
             saw, *rest = (html.escape(said_in(part, language)) for part in finding.sentences())
-            parts.append(f"<li><b>{saw}</b> {' '.join(rest)}</li>")
+            parts.append(f"<li><b>{saw}</b> {('' if language == 'zh' else ' ').join(rest)}</li>")
         parts.append("</ul>")
     return parts
 

@@ -194,6 +194,12 @@ def test_two_processes_equal_one(stores, one, micro, shares):
     assert losses(two).keys() == losses(one).keys()
     assert max(abs(value - losses(one)[key]) for key, value in losses(two).items()) < 1e-5
     assert same_weights(two, one) < 1e-4
+    for kind, names in (("train", ("gradient_norms", "relative_updates")), ("validation", ("loss", "training_loss"))):
+        for ours, theirs in zip(records(two, kind), records(one, kind), strict=True):
+            for name in names:
+                assert (name in ours) == (name in theirs) and ours.get(name) == pytest.approx(
+                    theirs.get(name), rel=1e-2
+                )
     mixed = [[(each["alpha"], each["score"]) for each in records(folder, "interpolation")] for folder in (one, two)]
     assert mixed[0] == mixed[1] and len(mixed[0]) > 1
     recalls = [(folder / "report" / "recall.txt").read_text(encoding="utf-8") for folder in (one, two)]

@@ -79,6 +79,26 @@ def test_a_run_leaves_what_it_promises(finished):
     assert {"text_to_image", "image_to_text"} <= set(validations[0]["scores"]["valid"])
 
 
+def test_the_journal_says_how_far_validation_lies_from_training(finished):
+    """Losses side by side, norms by part; over the steps since the validation before."""
+    lines, judged = records(finished), records(finished, "validation")
+    assert judged[0]["loss"] > 0 and "training_loss" not in judged[0]  # the start, by the first stage's batches
+    for each in judged[1:]:
+        since = [
+            r["loss"] for r in lines if r["stage"] == each["stage"] and each["step"] - 3 < r["step"] <= each["step"]
+        ]
+        assert each["training_loss"] == pytest.approx(sum(since) / 3) and each["loss_batch"] == 8
+        assert each["gap"] == pytest.approx(each["loss"] - each["training_loss"])
+    frozen, both = lines[0], lines[-1]
+    assert frozen["gradient_norms"].keys() == {"text_trunk", "text_projection", "temperature"}
+    assert both["relative_updates"].keys() == frozen["gradient_norms"].keys() | {"image_trunk", "image_projection"}
+    for line in lines:
+        together = sum(norm**2 for norm in line["gradient_norms"].values()) ** 0.5
+        assert together == pytest.approx(line["gradient_norm"], rel=1e-5) and "clipped" not in line  # no limit is set
+    page = (finished / "report" / "index.html").read_text(encoding="utf-8")
+    assert page.index("What this run shows") < page.index("<h2>Curves") and "loss (dashed: validation)" in page
+
+
 def test_a_run_without_tensorboard_is_told_once_and_goes_on(stores, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     short = {"steps": 2, "validate_every": 1}
@@ -170,6 +190,10 @@ def test_stopped_and_continued_equals_uninterrupted(stores, finished, capsys, st
     assert "--continue" in capsys.readouterr().out
     assert train(recipe, proceed=True)
     assert losses(folder) == losses(finished)
+    ours, theirs = ({(r["stage"], r["step"]): r for r in records(place, "validation")} for place in (folder, finished))
+    assert ours.keys() == theirs.keys()
+    for key, judged in theirs.items():  # the mean goes over the steps before the stop, too
+        assert all(ours[key].get(name) == judged.get(name) for name in ("loss", "training_loss", "gap")), key
     for name in ("align/best", "contrast/best", "contrast/last"):
         ours, theirs = (load_file(where / name / "model.safetensors") for where in (folder, finished))
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
