@@ -73,9 +73,10 @@ def overfitting(stage: StageRecords) -> list[Finding]:
             "模型对训练数据过于自信，但召回率还没有受损：最后的检查点仍是最好的。",
         )
     ways = [
-        Said("end it earlier, {until}", "提早结束，{until}", until=key(stage, "until=plateau")),
         Said("learn less, {rate}", "学得少一些，{rate}", rate=rate(stage, 0.5)),
     ]
+    if stage.setting("until") != "plateau":
+        ways.insert(0, Said("end it earlier, {until}", "提早结束，{until}", until=key(stage, "until=plateau")))
     if "image_trunk" in stage.about.get("rates", {}):
         ways.append(Said("vary the pictures, {crop}", "让图片有变化，{crop}", crop=key(stage, "augment.crop=0.8")))
     do = Said(

@@ -335,7 +335,7 @@ class StageRun:
             self.progress.notes = [*self.progress.notes, note]
         elif plan.setting.interpolate and not self.interpolated:
             self._interpolate(plan.setting.interpolate)
-        tell_findings(context, plan.name)
+        on_first(partial(tell_findings, context, plan.name), context.device)  # it reads the whole journal
         context.accelerator.wait_for_everyone()  # all have read what is cleared
         on_first(kept.clear_start, context.device)
         self.model.load_state_dict(kept.weights("best", self.model))

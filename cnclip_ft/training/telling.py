@@ -39,7 +39,7 @@ def tell_stage(context: Context, plan: StagePlan, model: DualEncoder) -> None:
             for number, rule in reversed(list(enumerate(rules)))
             if rule.rate and rule.part != "projection"
         },
-        new=[part.replace("_tower", "").partition(".")[0] for part in context.new_parts],
+        new=[tower for tower in ("image", "text") if f"{tower}_tower" in context.new_parts],
         held=model.logit_bias is None and not plan.objective.biased,  # the temperature, in its limits
         workers=context.recipe.data.workers,
         settings={

@@ -28,7 +28,7 @@ def pool(images: int = 12, texts: int = 40, seed: int = 0) -> SplitFeatures:
 
     words = [f"text {number}" for number in range(texts)]
     words[7] = words[3].upper()
-    pairs = [(number % images, number) for number in range(texts)] + [(5, 0)]
+    pairs = [(number % images, number) for number in range(texts)] + [(5 % images, 0)]
     return SplitFeatures(
         image_ids=list(range(images)), text_ids=list(range(texts)), texts=words, languages=[None] * texts,
         positives=torch.tensor(pairs), image_features=draw(images), text_features=draw(texts),
