@@ -53,6 +53,30 @@ def test_curves_begin_with_the_start():
     assert "<b>" not in "".join(nasty)
 
 
+def test_losses_share_a_panel_and_norms_have_one_each():
+    norms = {"gradient_norms": {"image_trunk": 4.0, "text_projection": 0.04, "temperature": 9.0}}
+    records = [
+        JOURNAL[0] | {"loss": 2.5},
+        *(record | norms if record["kind"] == "train" else record | {"loss": 2.0} for record in JOURNAL[1:]),
+    ]
+    drawn = "".join(curves(records, "en"))
+    assert drawn.count("<svg") == 7  # no update is in this journal
+    loss, norm = (
+        next(part for part in drawn.split("<svg") if f">{title}<" in part)
+        for title in ("loss (dashed: validation)", "gradient norms")
+    )
+    lines = [part for part in loss.split("<path ") if "stroke: var(" in part]
+    assert ["dasharray" in line for line in lines] == [True, True, False, False]  # of two stages each
+    first = next(line for line in lines if "dasharray" in line and "--one" in line)
+    assert first.split("d='M")[1].startswith("52.0 ")  # from the start on
+    assert loss.count(">align<") == loss.count(">contrast<") == 1
+    assert "image trunk" in norm and "text projection" in norm and "temperature" not in norm
+    heights = re.findall(r"dominant-baseline=middle>([^<]+)<", norm)
+    assert heights == ["0.04", "0.4", "4"]  # by tens
+    chinese = "".join(curves(records, "zh"))
+    assert "虚线：验证" in chinese and "图像主干" in chinese and "image trunk" not in chinese
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     """(page, language) → (file, words of the user's own in it): of runs that were stopped or brought nothing, of data with faults."""

@@ -200,7 +200,7 @@ def waiting(stage: StageRecords) -> list[Finding]:
 
 def spikes(stage: StageRecords) -> list[Finding]:
     """Losses far above those of the lines before."""
-    heights = [line.get("highest_loss", line["loss"]) for line in stage.lines]
+    heights = [float(line["highest_loss" if "highest_loss" in line else "loss"]) for line in stage.lines]
     found = []
     for number in range(_WINDOW, len(heights)):
         before = heights[number - _WINDOW : number]

@@ -4,7 +4,8 @@ Parts are the trunk and the projection of each tower, the temperature (with its 
 they are read with the others of the step. Under FSDP2 every device adds up its shares, and one sum of a few numbers is exchanged.
 
 The movement comes out of AdamW's moments (arXiv 1711.05101): copies of the weights would take as much memory as the weights. It costs a
-walk over weights and moments, about what the optimizer's step costs, and room for a tensor or two; so it is for steps that are logged.
+walk over weights and moments, about what the optimizer's step costs, and room for a few tensors of the largest size; so it is for steps
+that are logged.
 """
 
 from __future__ import annotations
@@ -88,4 +89,4 @@ class Norms:
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_local() if is_shared(tensor) else tensor  # type: ignore[operator] # of a DTensor
+    return tensor.to_local() if is_shared(tensor) else tensor  # type: ignore[attr-defined] # of a DTensor

@@ -42,7 +42,7 @@ class StageRecords:
     @property
     def scores(self) -> list[float]:
         """What decides, of every validation."""
-        return [judged.get("score", judged["mean_recall"]) for judged in self.validations]
+        return [float(judged["score" if "score" in judged else "mean_recall"]) for judged in self.validations]
 
     @cached_property
     def pool_losses(self) -> list[float]:
@@ -53,12 +53,15 @@ class StageRecords:
     @cached_property
     def training_losses(self) -> list[float]:
         """Means over the steps before every validation; empty where there are none before one."""
-        means, before = [], 0
+        means: list[float] = []
+        before = 0
         for judged in self.validations:
             inside = [own_loss(line) for line in self.lines if before < line["step"] <= judged["step"]]
-            means.append(judged.get("training_loss", fmean(inside) if inside else None))
+            if "training_loss" not in judged and not inside:
+                return []
+            means.append(judged["training_loss"] if "training_loss" in judged else fmean(inside))
             before = judged["step"]
-        return [] if None in means else means
+        return means
 
     @cached_property
     def weights(self) -> list[int]:
