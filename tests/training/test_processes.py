@@ -194,12 +194,13 @@ def test_two_processes_equal_one(stores, one, micro, shares):
     assert losses(two).keys() == losses(one).keys()
     assert max(abs(value - losses(one)[key]) for key, value in losses(two).items()) < 1e-5
     assert same_weights(two, one) < 1e-4
-    for kind, names in (("train", ("gradient_norms", "relative_updates")), ("validation", ("loss", "training_loss"))):
+    # Adam makes a step of rounding where a gradient is nothing else: updates are as near as that lets them be.
+    near = {"gradient_norms": 1e-3, "relative_updates": 1e-2, "loss": 1e-4, "training_loss": 1e-4}
+    for kind in ("train", "validation"):
         for ours, theirs in zip(records(two, kind), records(one, kind), strict=True):
-            for name in names:
-                assert (name in ours) == (name in theirs) and ours.get(name) == pytest.approx(
-                    theirs.get(name), rel=1e-2
-                )
+            assert near.keys() & ours.keys() == near.keys() & theirs.keys()
+            for name in near.keys() & ours.keys():
+                assert ours[name] == pytest.approx(theirs[name], rel=near[name]), (ours["stage"], ours["step"], name)
     mixed = [[(each["alpha"], each["score"]) for each in records(folder, "interpolation")] for folder in (one, two)]
     assert mixed[0] == mixed[1] and len(mixed[0]) > 1
     recalls = [(folder / "report" / "recall.txt").read_text(encoding="utf-8") for folder in (one, two)]
