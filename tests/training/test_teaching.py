@@ -178,6 +178,10 @@ def test_a_run_learns_what_the_teacher_says_and_goes_on_exactly(place, tmp_path,
     with pytest.raises(RequestError, match=r"stages.learn.teach.teacher: .*other holds other data"):
         train(moved, proceed=True)
     assert records(tmp_path / "whole", "validation")[0]["stage"] == "start"
+    taught = [judged for judged in records(tmp_path / "whole", "validation") if judged["stage"] == "learn"]
+    assert taught and all(
+        "loss" not in judged and judged["training_loss"] > 0 for judged in taught
+    )  # rows are not the pool's pairs
 
 
 @pytest.mark.slow
