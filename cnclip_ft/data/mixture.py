@@ -175,6 +175,20 @@ class Mixture:
             for pair in part.store.pairs():
                 yield self._resolved(number, part, pair)
 
+    def fields(self, start: int, stop: int) -> list[Sequence[Any]]:
+        """As `PairSource` has it, of pairs as `resolved` gives them."""
+        found: list[Sequence[Any]] = []
+        first = 0
+        for number, part in enumerate(self.parts):
+            one, other = max(start - first, 0), min(stop - first, len(part.store))
+            for image_id, text_id, text, language in part.store.fields(one, other) if one < other else ():
+                image = self._images.get(MixedId(number, image_id))
+                if image is None:
+                    raise part.store.missing_image(Pair(image_id, text_id, text, language))
+                found.append((image, MixedId(number, text_id), text, language or part.language))
+            first += len(part.store)
+        return found
+
     def resolved(self, index: int) -> Pair:
         """A pair as `pairs` gives it.
 

@@ -7,7 +7,7 @@
         ids.npy                                     ids of the images, where all are numbers; else ids.jsonl, one a line
         lines.npy                                   … and where its lines begin
         table.json                                  written last: sums of the files, and what was counted
-        blocks/block-NUMBER.npz                     what is done, until all is
+        work/block-NUMBER.npz                       what is done, until all is
 
 An interrupted making goes on with the blocks that are missing. KEY tells store, tokenizer and context length: changed ones have another.
 """
@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from cnclip_ft.collectives import in_rounds, meet, on_first, rank, together, world_size
+from cnclip_ft.data.ids import Positions, hashes_of, is_number
 from cnclip_ft.data.mixture import MixedId, Mixture
 from cnclip_ft.data.same_texts import firsts, hash_of, text_keys
 from cnclip_ft.models.contract import Tokenizer
@@ -78,26 +79,6 @@ class ImageIds(ReadWhenAsked[Any]):
         return MixedId(*found) if isinstance(found, list) else found
 
 
-class Positions:
-    """Where the images stand, by their ids: 16 bytes each, no dictionary of ids."""
-
-    def __init__(self, ids: Sequence[Any]) -> None:
-        self.ids = ids
-        hashes = np.fromiter((hash_of(repr(image_id)) for image_id in ids), np.uint64, len(ids))
-        self._order = np.argsort(hashes, kind="stable")
-        self._hashes = hashes[self._order]
-
-    def of(self, wanted: Sequence[Any]) -> list[int]:
-        """A position each; -1 for an id that is none."""
-        asked = np.fromiter((hash_of(repr(image_id)) for image_id in wanted), np.uint64, len(wanted))
-        begins, ends = (np.searchsorted(self._hashes, asked, side=side).tolist() for side in ("left", "right"))
-        found = []
-        for image_id, begin, end in zip(wanted, begins, ends, strict=True):
-            places = self._order[begin:end].tolist()
-            found.append(next((place for place in reversed(places) if self.ids[place] == image_id), -1))
-        return found
-
-
 Block = dict[str, np.ndarray]
 
 
@@ -125,33 +106,34 @@ class Making:
         if self._positions is None:
             self._positions = Positions(self.store.image_ids)
         start = number * self.size
-        pairs = [_pair(self.store, at) for at in range(start, min(start + self.size, len(self.store)))]
-        texts, ids = self.tokenizer.prepared([pair.text for pair in pairs])
-        images = self._positions.of([pair.image_id for pair in pairs])
-        for pair, image in zip(pairs, images, strict=True):
-            if image < 0:
-                raise self.store.missing_image(pair)
-        said = Counter(pair.language or "" for pair in pairs)
-        spoken = Counter(pair.language or detect_language(pair.text) or "" for pair in pairs)
-        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-        tokens = np.fromiter((token for each in ids for token in each), np.int64, int(lengths.sum()))
+        fields = self.store.fields(start, min(start + self.size, len(self.store)))
+        image_ids, text_ids, texts, languages = zip(*fields, strict=True)
+        ready, tokens, lengths = self.tokenizer.packed(texts)
+        images = self._positions.of(image_ids)
+        for at in np.flatnonzero(images < 0)[:1].tolist():
+            raise self.store.missing_image(Pair(*fields[at]))
+        spoken = (language or detect_language(text) for text, language in zip(texts, languages, strict=True))
+        counts = [_counted(languages), _counted(spoken)]
         return {
             "tokens": tokens.astype(_smallest(int(tokens.max(initial=0)))),
             "lengths": lengths,
-            "images": np.array(images, dtype=np.int64),
-            "ids": np.fromiter((hash_of(repr(pair.text_id)) for pair in pairs), np.uint64, len(pairs)),
-            "texts": np.fromiter(map(hash_of, texts), np.uint64, len(texts)),
-            "counts": np.frombuffer(json.dumps([said, spoken]).encode(), np.uint8),
+            "images": images,
+            "ids": hashes_of(text_ids),
+            "texts": np.fromiter(map(hash_of, ready), np.uint64, len(ready)),
+            "numbers": np.array(all(map(is_number, text_ids))),
+            "counts": np.frombuffer(json.dumps(counts).encode(), np.uint8),
         }
 
     def keys(self, blocks: Callable[[], Iterator[Block]]) -> np.ndarray:
         """Keys of the texts (`same_texts`)."""
         ids, texts = (np.empty(len(self.store), np.uint64) for _ in range(2))
-        at = 0
+        at, numbers = 0, True
         for block in blocks():
+            numbers = numbers and bool(block["numbers"])
             ids[at : at + len(block["ids"])], texts[at : at + len(block["ids"])] = block["ids"], block["texts"]
             at += len(block["ids"])
-        same_id = firsts(ids, lambda place: _pair(self.store, place).text_id)
+        # Hashes of whole numbers differ as these do: there is nothing to settle.
+        same_id = firsts(ids, None if numbers else lambda place: _pair(self.store, place).text_id)
         same_text = firsts(texts, lambda place: self.tokenizer.prepare(_pair(self.store, place).text))
         return text_keys(len(self.store), same_id, same_text)
 
@@ -172,6 +154,14 @@ class Making:
 
 def _pair(store: PairSource | Mixture, number: int) -> Pair:
     return store.resolved(number) if isinstance(store, Mixture) else store[number]
+
+
+def _counted(values: Iterable[str | None]) -> Counter[str]:
+    """How many of each, "" for none."""
+    found = Counter[str]()
+    for value, count in Counter(values).items():
+        found[value or ""] += count
+    return found
 
 
 def _smallest(largest: int) -> np.dtype[Any]:
@@ -204,7 +194,7 @@ class TableFolder:
     def __init__(self, place: Path, making: Making, device: torch.device) -> None:
         self.making, self.device = making, device
         self.folder = place / f"pairs-{table_key(making.store, making.tokenizer)}"
-        self.blocks = self.folder / "blocks"
+        self.blocks = self.folder / "work"
 
     def ready(self, say: Callable[[str], Any]) -> dict[str, Any]:
         """Make what is missing; returns what `table.json` says.
@@ -294,7 +284,8 @@ class TableFolder:
         about["sums"] = {name: _sum(self.folder / name) for name in names}
         with whole_file(self.folder / "table.json", "w", advice=_ADVICE) as file:
             json.dump(about, file, ensure_ascii=False)
-        shutil.rmtree(self.blocks, ignore_errors=True)
+        for done in (self.blocks, self.folder / "blocks"):  # the latter of an older version, whose hashes were others
+            shutil.rmtree(done, ignore_errors=True)
 
     def _array(self, name: str, blocks: Iterable[np.ndarray], count: int, dtype: str) -> None:
         with whole_file(self.folder / f"{name}.npy", advice=_ADVICE) as file:

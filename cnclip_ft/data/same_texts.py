@@ -17,14 +17,16 @@ def hash_of(value: str) -> int:
     return int.from_bytes(hashlib.blake2b(value.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-def firsts(hashes: np.ndarray, value: Callable[[int], Any], at_once: int = _AT_ONCE) -> tuple[np.ndarray, np.ndarray]:
+def firsts(
+    hashes: np.ndarray, value: Callable[[int], Any] | None, at_once: int = _AT_ONCE
+) -> tuple[np.ndarray, np.ndarray]:
     """Places whose value stands at an earlier place, ascending, and for each the first such place; int64 both.
 
     Args:
         hashes: uint64 ``[n]`` of the values; it may be memory-mapped.
-        value: gives the value at a place; asked only where hashes are equal.
+        value: gives the value at a place; asked only where hashes are equal. None: equal hashes are equal values.
     """
-    pieces, later, first = max(-(-len(hashes) // at_once), 1), [], []
+    pieces, later, first = max(-(-len(hashes) // at_once), 1), list[int](), list[int]()
     for piece in range(pieces):
         members = [
             start + np.flatnonzero(_piece(np.asarray(hashes[start : start + _WALKED]), pieces) == piece)
@@ -36,6 +38,12 @@ def firsts(hashes: np.ndarray, value: Callable[[int], Any], at_once: int = _AT_O
         held = held[order]
         begins = np.flatnonzero(np.concatenate([[True], held[1:] != held[:-1]])) if len(held) else np.empty(0, np.int64)
         ends = np.append(begins[1:], len(held))
+        if value is None:
+            again = np.ones(len(held), bool)
+            again[begins] = False
+            later += places[order[again]].tolist()
+            first += places[order[np.repeat(begins, ends - begins)[again]]].tolist()
+            continue
         for begin, end in zip(begins[ends - begins > 1].tolist(), ends[ends - begins > 1].tolist(), strict=True):
             met: dict[Any, int] = {}  # of one hash: one value, but for collisions
             for place in places[order[begin:end]].tolist():

@@ -6,6 +6,7 @@ import json
 import os
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -164,14 +165,19 @@ class ShardSource(PairSource):
         )
 
     def pairs(self) -> Iterator[Pair]:
-        arrays = self._opened()
         for start in range(0, len(self), _AT_ONCE):
-            stop = min(start + _AT_ONCE, len(self))
-            numbers, languages = arrays["pair_texts"][start:stop].tolist(), arrays["languages"][start:stop].tolist()
-            texts = self._texts.some(start, stop)
-            images = arrays["pair_images"][start:stop].tolist()
-            for image, number, text, language in zip(images, numbers, texts, languages, strict=True):
-                yield Pair(self._ids[image], number, text.decode(), SPOKEN[language])
+            yield from starmap(Pair, self.fields(start, min(start + _AT_ONCE, len(self))))
+
+    def fields(self, start: int, stop: int) -> list[Sequence[Any]]:
+        arrays = self._opened()
+        images, numbers, languages = (
+            arrays[name][start:stop].tolist() for name in ("pair_images", "pair_texts", "languages")
+        )
+        texts = map(bytes.decode, self._texts.some(start, stop))
+        ids = {image: self._ids[image] for image in dict.fromkeys(images)}
+        return list(
+            zip(map(ids.__getitem__, images), numbers, texts, map(SPOKEN.__getitem__, languages), strict=True)
+        )
 
     @property
     def beside_counts(self) -> dict[str, int]:

@@ -171,6 +171,16 @@ class JoinedStores(PairStore):
         for store in self.stores:
             yield from store.pairs()
 
+    def fields(self, start: int, stop: int) -> list[Sequence[Any]]:
+        found: list[Sequence[Any]] = []
+        first = 0
+        for store in self.stores:
+            one, other = max(start - first, 0), min(stop - first, len(store))
+            if one < other:
+                found += store.fields(one, other)
+            first += len(store)
+        return found
+
     @cached_property
     def beside_counts(self) -> dict[str, int]:
         total: Counter[str] = Counter()

@@ -150,13 +150,22 @@ class PairStore(PairSource):
                 continue
             count = 0
             for values in _in_batches(shard.pair_values()):
-                for fields in _parsed(values) or (
-                    shard.layout.read_pair(value, count + at, shard.pairs_file) for at, value in enumerate(values)
-                ):
+                for fields in _read(shard, values, count):
                     yield Pair(*fields)
                 count += len(values)
             if count != shard.meta["pairs"]:
                 raise damaged(shard.pairs_file, f"{count:,} of {shard.meta['pairs']:,} pairs are there")
+
+    def fields(self, start: int, stop: int) -> Sequence[Sequence[Any]]:
+        found: list[Sequence[Any]] = []
+        for shard, first in zip(self._open(), list(self._starts), strict=True):
+            one, other = max(start - first, 0), min(stop - first, shard.meta["pairs"])
+            if shard.layout is OFFICIAL:
+                found += [(*shard.pair(index), None) for index in range(one, other)]
+                continue
+            for at in range(one, other, _AT_ONCE):
+                found += _read(shard, shard.values(at, min(at + _AT_ONCE, other)), at)
+        return found
 
     @cached_property
     def beside_counts(self) -> dict[str, int]:
@@ -319,6 +328,13 @@ class PairStore(PairSource):
         for shard in self._shards if self._pid == os.getpid() else []:
             shard.close()
         self._pid = -1
+
+
+def _read(shard: Shard, values: list[bytes], first: int) -> Sequence[Sequence[Any]]:
+    """Pairs of the plain layout, of which `first` is the first one's number."""
+    return _parsed(values) or [
+        shard.layout.read_pair(value, first + at, shard.pairs_file) for at, value in enumerate(values)
+    ]
 
 
 def _parsed(values: list[bytes]) -> list[list[Any]] | None:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,16 @@ class Shard:
         if self.meta["pairs"] and cursor.set_key(self.layout.pair_key(0)):
             for _, value in zip(range(self.meta["pairs"]), cursor.iternext(keys=False, values=True), strict=False):
                 yield value
+
+    def values(self, start: int, stop: int) -> list[bytes]:
+        """As `value`, of pairs `start` … `stop` − 1 of the plain layout, read in one sweep."""
+        cursor, found = self.pairs.cursor(), list[bytes]()
+        with self._told(self.pairs_file):
+            if start < stop and cursor.set_key(self.layout.pair_key(start)):
+                found = list(islice(cursor.iternext(keys=False, values=True), stop - start - 1))
+                if cursor.key() == self.layout.pair_key(stop - 1):
+                    return [*found, cursor.value()]
+        return [self.value(index) for index in range(start, stop)]  # which one is missing
 
     def value(self, index: int) -> bytes:
         try:

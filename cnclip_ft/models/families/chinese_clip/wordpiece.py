@@ -15,9 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
 import torch
 
 from cnclip_ft.models.contract import Tokenizer
+from cnclip_ft.models.families.chinese_clip.words import Words
 from cnclip_ft.models.families.cleaning import whole_characters
 from cnclip_ft.models.schema import Part
 from data_tools.errors import RequestError
@@ -139,7 +141,7 @@ class TextTokenizer(Tokenizer):
             text = text.replace(mark, plain)
         return text
 
-    def _words(self, prepared: Sequence[str]) -> list[list[int]]:
+    def _ids(self, prepared: Sequence[str]) -> list[list[int]]:
         return [e.ids for e in self._tokenizer.encode_batch_fast(list(prepared), add_special_tokens=False)]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -149,11 +151,26 @@ class TextTokenizer(Tokenizer):
     def prepared(self, texts: Sequence[str]) -> tuple[list[str], list[list[int]]]:
         cls, sep, room = self._vocabulary["[CLS]"], self._vocabulary["[SEP]"], self.context_length - 2
         ready = [self.prepare(text) for text in texts]
-        return ready, [[cls, *ids[:room], sep] for ids in self._words(ready)]
+        return ready, [[cls, *ids[:room], sep] for ids in self._ids(ready)]
+
+    def packed(self, texts: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
+        ready = self._prepared_at_once(texts)
+        return ready, *self._words.packed(ready)
+
+    @cached_property
+    def _words(self) -> Words:
+        return Words(self._ids, (self._vocabulary["[CLS]"], self._vocabulary["[SEP]"]), self.context_length - 2)
+
+    def _prepared_at_once(self, texts: Sequence[str]) -> list[str]:
+        """`prepare` of each; no rule looks beyond the end of a line."""
+        joined = "\n".join(texts)
+        if joined.count("\n") != len(texts) - 1:
+            return [self.prepare(text) for text in texts]
+        return self.prepare(joined).split("\n")
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Length of each text in tokens before it is cut, ``[CLS]`` and ``[SEP]`` included."""
-        return [len(ids) + 2 for ids in self._words([self.prepare(text) for text in texts])]
+        return [len(ids) + 2 for ids in self._ids([self.prepare(text) for text in texts])]
 
     def mask(self, input_ids: torch.Tensor) -> torch.Tensor:
         return (input_ids != self.pad_id).long()
