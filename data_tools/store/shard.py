@@ -199,9 +199,9 @@ class Shard:
         cursor, found = self.pairs.cursor(), list[bytes]()
         with self._told(self.pairs_file):
             if start < stop and cursor.set_key(self.layout.pair_key(start)):
-                found = list(islice(cursor.iternext(keys=False, values=True), stop - start - 1))
-                if cursor.key() == self.layout.pair_key(stop - 1):
-                    return [*found, cursor.value()]
+                found = list(islice(cursor.iternext(keys=False, values=True), stop - start))
+                if len(found) == stop - start and cursor.key() == self.layout.pair_key(stop - 1):
+                    return found
         return [self.value(index) for index in range(start, stop)]  # which one is missing
 
     def value(self, index: int) -> bytes:
