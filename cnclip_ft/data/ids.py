@@ -42,7 +42,7 @@ def hashes_of(ids: Sequence[Any]) -> np.ndarray:
         some = [ids[place] for place in places]
         if kind == 2:
             stores = np.fromiter((one.store for one in some), np.uint64, len(some))
-            found[places] = _mixed(hashes_of([one.id for one in some]) ^ _mixed(stores))
+            found[places] = _mixed(hashes_of([one.id for one in some]) + stores)
         elif kind:
             found[places] = hashes_of(some)
         else:

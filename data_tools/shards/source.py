@@ -175,9 +175,7 @@ class ShardSource(PairSource):
         )
         texts = map(bytes.decode, self._texts.some(start, stop))
         ids = {image: self._ids[image] for image in dict.fromkeys(images)}
-        return list(
-            zip(map(ids.__getitem__, images), numbers, texts, map(SPOKEN.__getitem__, languages), strict=True)
-        )
+        return list(zip(map(ids.__getitem__, images), numbers, texts, map(SPOKEN.__getitem__, languages), strict=True))
 
     @property
     def beside_counts(self) -> dict[str, int]:

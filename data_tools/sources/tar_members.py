@@ -7,6 +7,7 @@ is read in pieces.
 from __future__ import annotations
 
 import lzma
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -21,6 +22,9 @@ LARGEST_MEMBER = 2**30  # bytes
 _LARGEST_HEADER = 2**20  # bytes of a long name or of pax fields
 _PIECE = 2**20
 _BLOCK = tarfile.BLOCKSIZE
+# Of a header: mode, owner, group, size, time, sum and the type of a file; device numbers, and that no more of a name follows.
+_NUMBERS, _NUMBERS_AT = re.compile(rb"(?:[0-7]{7}\0){3}([0-7]{11})\0[0-7]{11}\0([0-7]{6})\0 0"), 100
+_DEVICES, _DEVICES_AT = re.compile(rb"(?:[0-7]{7}\0|\0{8}){2}\0"), 329
 _ERRORS = (
     tarfile.TarError,
     OSError,
@@ -76,7 +80,12 @@ class TarMembers:
                 content.seek(start)
                 # On behind damage, and into a second archive written behind the first.
                 archive = tarfile.TarFile(
-                    fileobj=content, mode="r", ignore_zeros=True, encoding="utf-8", errors="surrogateescape"
+                    fileobj=content,
+                    mode="r",
+                    tarinfo=_Header,
+                    ignore_zeros=True,
+                    encoding="utf-8",
+                    errors="surrogateescape",
                 )
                 break
             except _ERRORS as error:
@@ -132,6 +141,25 @@ class TarMembers:
                 yield Member(
                     entry.name, _bad(f"{entry.name!r} cannot be read ({_said(error)})", "Write the tar again.")
                 )
+
+
+class _Header(tarfile.TarInfo):
+    """tarfile's, of an ordinary file in a third of its time, which is most of what reading a tar of small pictures takes.
+
+    What it leaves alone (owner, times) nobody asks for here; any other header is tarfile's.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> tarfile.TarInfo:
+        numbers = _NUMBERS.match(buf, _NUMBERS_AT)
+        if numbers is None or len(buf) != _BLOCK or _DEVICES.match(buf, _DEVICES_AT) is None:
+            return super().frombuf(buf, encoding, errors)
+        size, told = (int(number, 8) for number in numbers.groups())
+        if sum(buf) - sum(buf[148:156]) + 8 * ord(" ") != told:  # the sum itself counts as blanks
+            return super().frombuf(buf, encoding, errors)
+        header = cls(buf[:100].partition(b"\0")[0].decode(encoding, errors))
+        header.size, header.chksum = size, told
+        return header
 
 
 class _Sparing:

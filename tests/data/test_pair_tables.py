@@ -16,10 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-import cnclip_ft.data.ids as ids_module
 import cnclip_ft.data.pair_tables as pair_tables
 import cnclip_ft.data.pairs as pairs_module
-from cnclip_ft.data.ids import Positions
 from cnclip_ft.data.mixture import Mixture, Part
 from cnclip_ft.data.pair_tables import Making
 from cnclip_ft.data.pairs import PairDataset, build_table
@@ -154,12 +152,6 @@ def test_a_pair_without_its_picture_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(type(store), "image_ids", [*range(10)])
     with pytest.raises(DataFault, match="names image 10, which the store does not hold"):
         made(store, None)
-
-
-def test_positions_of_ids_whose_hashes_are_equal(monkeypatch):
-    monkeypatch.setattr(ids_module, "hash_of", lambda text: len(text) % 3)
-    ids = [*range(40), *map(str, range(40)), "x"]
-    assert Positions(ids).of([*ids, 41, "40"]).tolist() == [*range(81), -1, -1]
 
 
 MAKE = """
