@@ -108,6 +108,17 @@ def test_a_making_that_was_interrupted_goes_on(tmp_path, kept, monkeypatch):
     assert same(table, made(store, None)[0])
 
 
+def test_what_an_older_version_left_unfinished_is_not_taken_up(tmp_path, kept):
+    """Its blocks lay in a folder of another name, and held other hashes."""
+    store = write(tmp_path / "s")
+    memory, _ = made(store, tmp_path / "cache")
+    (folder,) = (tmp_path / "cache").iterdir()
+    (folder / "table.json").unlink()
+    (folder / "blocks").mkdir()
+    (folder / "blocks" / "block-000000.npz").write_bytes(b"older")
+    assert same(made(store, tmp_path / "cache")[0], memory) and not (folder / "blocks").exists()
+
+
 @pytest.mark.parametrize("how", ["flip", "cut", "gone"])
 def test_a_hurt_table_is_made_anew(tmp_path, kept, how):
     store = write(tmp_path / "s")

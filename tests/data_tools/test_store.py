@@ -57,6 +57,27 @@ def test_what_is_written_is_read(tmp_path, layout: str, shard_size: int | None) 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train"]
 
 
+@pytest.mark.parametrize("how", ["missing", "damaged", "not utf-8"])
+def test_a_wrong_pair_of_a_run_is_named(tmp_path, how) -> None:
+    folder = fill(tmp_path / "train")
+    environment = lmdb.open(str(folder / "pairs"), map_size=2**24)
+    with environment.begin(write=True) as transaction:
+        key = (5).to_bytes(8, "big")
+        if how == "missing":  # and another in its place, so that the count is right
+            transaction.delete(key)
+            transaction.put((2**40).to_bytes(8, "big"), b'[0,0,"x",null]')
+        else:
+            transaction.put(key, b"[1,2]" if how == "damaged" else b'[1,2,"\xff",null]')
+    environment.close()
+    (folder / "manifest.json").unlink()  # the file's size is another
+    store = open_store(folder)
+    said = {"missing": "pair 5 of 32 is missing", "damaged": "pair 5 is not \\[", "not utf-8": "pair 5 is not JSON"}[how]
+    for start, stop in [(0, 32), (5, 6), (3, 9), (5, 32), (0, 6)]:
+        with pytest.raises(DataFault, match=said):
+            store.fields(start, stop)
+    assert [len(store.fields(start, stop)) for start, stop in [(0, 5), (6, 32)]] == [5, 26]
+
+
 def test_the_checksum_is_of_the_content_alone(tmp_path) -> None:
     sums = {
         open_store(fill(tmp_path / str(number), layout=layout, shard_size=size)).checksum()
