@@ -71,7 +71,9 @@ def test_a_wrong_pair_of_a_run_is_named(tmp_path, how) -> None:
     environment.close()
     (folder / "manifest.json").unlink()  # the file's size is another
     store = open_store(folder)
-    said = {"missing": "pair 5 of 32 is missing", "damaged": "pair 5 is not \\[", "not utf-8": "pair 5 is not JSON"}[how]
+    said = {"missing": "pair 5 of 32 is missing", "damaged": "pair 5 is not \\[", "not utf-8": "pair 5 is not JSON"}[
+        how
+    ]
     for start, stop in [(0, 32), (5, 6), (3, 9), (5, 32), (0, 6)]:
         with pytest.raises(DataFault, match=said):
             store.fields(start, stop)
