@@ -134,7 +134,9 @@ class Making:
             at += len(block["ids"])
         # Hashes of whole numbers differ as these do: there is nothing to settle.
         same_id = firsts(ids, None if numbers else lambda place: _pair(self.store, place).text_id)
+        del ids  # of each 8 bytes a pair, as much as the keys themselves
         same_text = firsts(texts, lambda place: self.tokenizer.prepare(_pair(self.store, place).text))
+        del texts
         return text_keys(len(self.store), same_id, same_text)
 
     def about(self, blocks: Callable[[], Iterator[Block]]) -> dict[str, Any]:

@@ -70,16 +70,19 @@ def text_keys(
     Args:
         same_id, same_text: as `firsts` gives them.
     """
-    above = np.arange(count)
+    kind = np.int32 if count < 2**31 else np.int64  # several of them are held at once
+    above = np.arange(count, dtype=kind)
     above[same_text[0]] = same_text[1]
     above[same_id[0]] = same_id[1]
-    number = np.cumsum(above == np.arange(count)) - 1
+    number = np.cumsum(above == np.arange(count, dtype=kind), dtype=kind)
+    number -= 1
     while True:  # from first to first, until it is a pair that began a number
         further = above[above]
         if np.array_equal(further, above):
             break
         above = further
-    keys: np.ndarray = number[above]
+    keys: np.ndarray = number[above].astype(np.int64)
+    del above, number
     _, by_id, by_text = np.intersect1d(same_id[0], same_text[0], assume_unique=True, return_indices=True)
     joins = np.stack([keys[same_id[1][by_id]], keys[same_text[1][by_text]]], axis=1)
     root: dict[int, int] = {}
