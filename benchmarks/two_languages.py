@@ -8,7 +8,8 @@
 tower is EfficientNet-Lite0 (ImageNet), frozen but for its projection; texts are read by the 4-layer Chinese RoBERTa m3e-small, and by
 MiniLM where a model knows English alone. Every run has a folder; one that is done is not run again, one that was stopped goes on.
 
-* specialists: Chinese alone, English alone, both in one model with as many pairs of each language as its specialist saw.
+* specialists: Chinese alone, English alone, both in one model with as many pairs of each language as its specialist saw, its batches in three
+  ways (`BOTH`).
 * taught: an English CLIP with MiniLM teaches m3e-small on parallel text; then Chinese captions of a tenth of the photos.
 * continued: the English specialist goes on with Chinese alone, and with the bilingual recipe.
 * half: a student half as wide (m3e-small cut to half its units, features of 256 numbers) on the same pairs, by itself and with the model of
@@ -152,7 +153,13 @@ class Runs:
         return settings | {"epochs": epochs * self.share} | more
 
     def run(
-        self, name: str, start: Any, train: Any, stages: dict[str, Any], by: str = "mean_recall"
+        self,
+        name: str,
+        start: Any,
+        train: Any,
+        stages: dict[str, Any],
+        by: str = "mean_recall",
+        data: dict[str, Any] | None = None,
     ) -> dict[str, float]:
         """Mean recall of both languages, of the weights the run ends with; training is passed over where that was done."""
         from cnclip_ft.models.checkpoints import read_info
@@ -167,7 +174,7 @@ class Runs:
                 "model": {"start": start},
                 "data": {
                     "train": train, "valid": str(self.stores / "valid"),
-                    "context_length": 40, "length_window": 8, "workers": 0,
+                    "context_length": 40, "length_window": 8, "workers": 0, **(data or {}),
                 },
                 "stages": stages,
                 "output": str(folder),
@@ -194,9 +201,21 @@ class Runs:
         return [{"store": str(self.stores / name), "language": name} for name in names]
 
 
-def of_both(runs: Runs) -> dict[str, float]:
-    stages = {"align": runs.pairs(4)}
-    return runs.run("both", runs.start(runs.chinese), runs.list_of(*LANGUAGES), stages, "languages.mean_recall")
+# What batches the model of both languages has: mixed ones; each of one language; mixed ones twice as large, so that a step has as many pairs of
+# a language as the specialist's.
+BOTH: dict[str, dict[str, Any]] = {
+    "both": {},
+    "both-by-store": {"batches": "by_store"},
+    "both-512": {"batch_size": 2 * BATCH},
+}
+
+
+def of_both(runs: Runs, name: str = "both") -> dict[str, float]:
+    more = dict(BOTH[name])
+    data = {"batches": more.pop("batches", "mixed")}
+    stages = {"align": runs.pairs(4, **more)}
+    pairs = runs.list_of(*LANGUAGES)
+    return runs.run(name, runs.start(runs.chinese), pairs, stages, "languages.mean_recall", data)
 
 
 def specialists(runs: Runs) -> None:
@@ -205,12 +224,13 @@ def specialists(runs: Runs) -> None:
         language: runs.run(language, start, str(runs.stores / language), {"align": runs.pairs(epochs)}, f"{language}.mean_recall")
         for language in LANGUAGES
     }  # fmt: skip
-    both = of_both(runs)
-    for language, bound in (("zh", 0.5), ("en", 1.0)):
-        lost = alone[language][language] - both[language]
-        print(
-            f"  {NAMES[language]}: specialist {alone[language][language]:.2f}, both {both[language]:.2f}, lost {lost:.2f} (bound {bound})"
-        )
+    for name in BOTH:
+        both = of_both(runs, name)
+        for language, bound in (("zh", 0.5), ("en", 1.0)):
+            one = alone[language][language]
+            print(
+                f"  {NAMES[language]}: specialist {one:.2f}, {name} {both[language]:.2f}, lost {one - both[language]:.2f} (bound {bound})"
+            )
 
 
 def taught(runs: Runs) -> None:
