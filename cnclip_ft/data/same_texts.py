@@ -74,7 +74,7 @@ def text_keys(
     above = np.arange(count, dtype=kind)
     above[same_text[0]] = same_text[1]
     above[same_id[0]] = same_id[1]
-    number = np.cumsum(above == np.arange(count, dtype=kind), dtype=kind)
+    number: np.ndarray = np.cumsum(above == np.arange(count, dtype=kind), dtype=kind)
     number -= 1
     while True:  # from first to first, until it is a pair that began a number
         further = above[above]

@@ -150,7 +150,7 @@ class _Header(tarfile.TarInfo):
     """
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> tarfile.TarInfo:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
         numbers = _NUMBERS.match(buf, _NUMBERS_AT)
         if numbers is None or len(buf) != _BLOCK or _DEVICES.match(buf, _DEVICES_AT) is None:
             return super().frombuf(buf, encoding, errors)

@@ -332,9 +332,8 @@ class PairStore(PairSource):
 
 def _read(shard: Shard, values: list[bytes], first: int) -> Sequence[Sequence[Any]]:
     """Pairs of the plain layout, of which `first` is the first one's number."""
-    return _parsed(values) or [
-        shard.layout.read_pair(value, first + at, shard.pairs_file) for at, value in enumerate(values)
-    ]
+    found: Sequence[Sequence[Any]] | None = _parsed(values)
+    return found or [shard.layout.read_pair(value, first + at, shard.pairs_file) for at, value in enumerate(values)]
 
 
 def _parsed(values: list[bytes]) -> list[list[Any]] | None:
