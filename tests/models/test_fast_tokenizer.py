@@ -46,6 +46,9 @@ def test_ids_lengths_and_masks_are_the_librarys(folder, length):
     wanted = theirs.pad({"input_ids": [one for one, text in zip(ids, TEXTS, strict=True) if "<end>" not in text]})
     assert padded.tolist() == wanted["input_ids"] and mask.tolist() == wanted["attention_mask"]
     assert ours.prepare("A  Dog") == "a  dog"
+    ready, flat, lengths = ours.packed(TEXTS)
+    assert ready == [ours.prepare(text) for text in TEXTS] and lengths.tolist() == list(map(len, ids))
+    assert flat.tolist() == [one for found in ids for one in found] and len(ours.packed([])[1]) == 0
 
 
 def test_padding_that_is_attended_to(folder):
