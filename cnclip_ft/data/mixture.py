@@ -176,15 +176,13 @@ class Mixture:
                 yield self._resolved(number, part, pair)
 
     def fields(self, start: int, stop: int) -> list[Sequence[Any]]:
-        """As `PairSource` has it, of pairs as `resolved` gives them."""
+        """As `PairSource` has it, of pairs as `resolved` gives them, but that no image is looked for."""
         found: list[Sequence[Any]] = []
         first = 0
         for number, part in enumerate(self.parts):
             one, other = max(start - first, 0), min(stop - first, len(part.store))
             for image_id, text_id, text, language in part.store.fields(one, other) if one < other else ():
-                image = self._images.get(MixedId(number, image_id))
-                if image is None:
-                    raise part.store.missing_image(Pair(image_id, text_id, text, language))
+                image = self._first(number, image_id)
                 found.append((image, MixedId(number, text_id), text, language or part.language))
             first += len(part.store)
         return found
@@ -200,13 +198,17 @@ class Mixture:
         return self._resolved(number, part, part.store[within])
 
     def _resolved(self, number: int, part: Part, pair: Pair) -> Pair:
-        first = self._repeats[number].first(pair.image_id)
-        if first < 0 and pair.image_id not in part.store:
+        image = self._first(number, pair.image_id)
+        if image.store == number and pair.image_id not in part.store:
             raise part.store.missing_image(pair)
-        image = MixedId(number if first < 0 else first, pair.image_id)
         # The fields of a pair are those of its store: here they hold more than a store's ids.
         ids: dict[str, Any] = {"image_id": image, "text_id": MixedId(number, pair.text_id)}
         return replace(pair, **ids, language=pair.language or part.language)
+
+    def _first(self, number: int, image_id: Any) -> MixedId:
+        """A picture of a store, by the first store that has it."""
+        first = self._repeats[number].first(image_id)
+        return MixedId(number if first < 0 else first, image_id)
 
     def missing_image(self, pair: Pair) -> DataFault:
         """As `PairSource` has it, of a pair as `pairs` gives it."""

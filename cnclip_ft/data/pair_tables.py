@@ -30,7 +30,7 @@ import torch
 from cnclip_ft.collectives import in_rounds, meet, on_first, rank, together, world_size
 from cnclip_ft.data.ids import Positions, hashes_of, is_number
 from cnclip_ft.data.mixture import MixedId, Mixture
-from cnclip_ft.data.same_texts import firsts, hash_of, text_keys
+from cnclip_ft.data.same_texts import TextKeys, firsts, hash_of
 from cnclip_ft.models.contract import Tokenizer
 from data_tools.arrays import ReadWhenAsked, write_array
 from data_tools.atomic import leftovers, whole_file
@@ -120,24 +120,17 @@ class Making:
             "images": images,
             "ids": hashes_of(text_ids),
             "texts": np.fromiter(map(hash_of, ready), np.uint64, len(ready)),
-            "numbers": np.array(all(map(is_number, text_ids))),
+            "numbers": np.array([all(map(is_number, text_ids))]),
             "counts": np.frombuffer(json.dumps(counts).encode(), np.uint8),
         }
 
-    def keys(self, blocks: Callable[[], Iterator[Block]]) -> np.ndarray:
-        """Keys of the texts (`same_texts`)."""
-        ids, texts = (np.empty(len(self.store), np.uint64) for _ in range(2))
-        at, numbers = 0, True
-        for block in blocks():
-            numbers = numbers and bool(block["numbers"])
-            ids[at : at + len(block["ids"])], texts[at : at + len(block["ids"])] = block["ids"], block["texts"]
-            at += len(block["ids"])
+    def keys(self, gathered: Callable[[str], np.ndarray]) -> TextKeys:
+        """Keys of the texts, where `gathered` gives one array of all blocks."""
         # Hashes of whole numbers differ as these do: there is nothing to settle.
-        same_id = firsts(ids, None if numbers else lambda place: _pair(self.store, place).text_id)
-        del ids  # of each 8 bytes a pair, as much as the keys themselves
-        same_text = firsts(texts, lambda place: self.tokenizer.prepare(_pair(self.store, place).text))
-        del texts
-        return text_keys(len(self.store), same_id, same_text)
+        settled = None if gathered("numbers").all() else lambda place: _pair(self.store, place).text_id
+        same_id = firsts(gathered("ids"), settled)
+        same_text = firsts(gathered("texts"), lambda place: self.tokenizer.prepare(_pair(self.store, place).text))
+        return TextKeys(len(self.store), same_id, same_text)
 
     def about(self, blocks: Callable[[], Iterator[Block]]) -> dict[str, Any]:
         """What is counted: pairs, tokens, texts that are cut, the type of tokens, and languages."""
@@ -270,6 +263,15 @@ class TableFolder:
             with np.load(self._path(number), allow_pickle=False) as held:
                 yield dict(held)
 
+    def _gathered(self, name: str) -> np.ndarray:
+        """An array of all blocks, behind one another on the disk."""
+        path, count, dtype = self.blocks / f"{name}.bin", 0, np.dtype(np.uint8)
+        with whole_file(path, advice=_ADVICE) as file:
+            for block in self._read():
+                dtype, count = block[name].dtype, count + len(block[name])
+                file.write(block[name].data)
+        return np.memmap(path, dtype, "r", shape=(count,)) if count else np.empty(0, dtype)
+
     def _finish(self) -> None:
         if self._whole():
             return  # another run was quicker
@@ -277,11 +279,13 @@ class TableFolder:
             unfinished.unlink(missing_ok=True)
         about = self.making.about(self._read)
         count = about["pairs"]
-        keys = self.making.keys(self._read)
+        keys = self.making.keys(self._gathered)
         self._array("tokens", (block["tokens"] for block in self._read()), about["tokens"], about["dtype"])
         self._array("starts", starts_of(self._read()), count + 1, "int64")
         self._array("image_keys", (block["images"] for block in self._read()), count, "int64")
-        self._array("text_keys", (keys[at : at + BLOCK] for at in range(0, count, BLOCK)), count, "int64")
+        self._array(
+            "text_keys", (keys.block(at, min(at + BLOCK, count)) for at in range(0, count, BLOCK)), count, "int64"
+        )
         names = [f"{name}.npy" for name in _ARRAYS] + self._ids()
         about["sums"] = {name: _sum(self.folder / name) for name in names}
         with whole_file(self.folder / "table.json", "w", advice=_ADVICE) as file:

@@ -126,7 +126,7 @@ def build_table(
             "tokens": np.concatenate([block["tokens"] for block in held]),
             "starts": starts,
             "image_keys": np.concatenate([block["images"] for block in held]),
-            "text_keys": making.keys(lambda: iter(held)),
+            "text_keys": making.keys(lambda name: np.concatenate([block[name] for block in held])).all(),
         }
     else:
         kept = TableFolder(place, making, device or torch.device("cpu"))

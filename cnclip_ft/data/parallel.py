@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from cnclip_ft.data.pairs import PairTable, padded_length
-from cnclip_ft.data.same_texts import firsts, hash_of, text_keys
+from cnclip_ft.data.same_texts import TextKeys, firsts, hash_of
 from cnclip_ft.models.contract import Tokenizer
 from data_tools.parallel import ParallelTexts
 
@@ -43,7 +43,8 @@ def build_parallel_table(texts: ParallelTexts, languages: Sequence[str], tokeniz
     prepared = [text for texts_of_one, _ in said for text in texts_of_one]
     hashes = np.fromiter(map(hash_of, prepared), np.uint64, len(prepared))
     others = np.arange(count, len(prepared))  # texts of a row are one, whatever their language
-    keys = text_keys(len(prepared), (others, others % max(count, 1)), firsts(hashes, prepared.__getitem__))[:count]
+    same_text = firsts(hashes, prepared.__getitem__)
+    keys = TextKeys(len(prepared), (others, others % max(count, 1)), same_text).block(0, count)
     parts = []
     for _, ids in said:
         starts = np.cumsum([0, *map(len, ids)], dtype=np.int64)

@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 
-_AT_ONCE = 2**20  # hashes that are sorted together, about
-_WALKED = 2**22  # hashes looked at together
+_AT_ONCE, _PIECES = (
+    2**17,
+    64,
+)  # hashes that are sorted together, about; more of them where that would be more pieces, each a walk over all
+_WALKED = 2**19  # hashes looked at together
 
 
 def hash_of(value: str) -> int:
@@ -18,7 +21,7 @@ def hash_of(value: str) -> int:
 
 
 def firsts(
-    hashes: np.ndarray, value: Callable[[int], Any] | None, at_once: int = _AT_ONCE
+    hashes: np.ndarray, value: Callable[[int], Any] | None, at_once: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Places whose value stands at an earlier place, ascending, and for each the first such place; int64 both.
 
@@ -26,7 +29,8 @@ def firsts(
         hashes: uint64 ``[n]`` of the values; it may be memory-mapped.
         value: gives the value at a place; asked only where hashes are equal. None: equal hashes are equal values.
     """
-    pieces, later, first = max(-(-len(hashes) // at_once), 1), list[int](), list[int]()
+    pieces = max(-(-len(hashes) // (at_once or max(_AT_ONCE, len(hashes) // _PIECES))), 1)
+    found: list[np.ndarray] = []  # [later, first] of every piece
     for piece in range(pieces):
         members = [
             start + np.flatnonzero(_piece(np.asarray(hashes[start : start + _WALKED]), pieces) == piece)
@@ -41,18 +45,19 @@ def firsts(
         if value is None:
             again = np.ones(len(held), bool)
             again[begins] = False
-            later += places[order[again]].tolist()
-            first += places[order[np.repeat(begins, ends - begins)[again]]].tolist()
+            found.append(places[np.stack([order[again], order[np.repeat(begins, ends - begins)[again]]])])
             continue
+        pairs = list[tuple[int, int]]()
         for begin, end in zip(begins[ends - begins > 1].tolist(), ends[ends - begins > 1].tolist(), strict=True):
             met: dict[Any, int] = {}  # of one hash: one value, but for collisions
             for place in places[order[begin:end]].tolist():
-                found = met.setdefault(value(place), place)
-                if found != place:
-                    later.append(place)
-                    first.append(found)
-    order = np.argsort(np.array(later, dtype=np.int64))
-    return np.array(later, dtype=np.int64)[order], np.array(first, dtype=np.int64)[order]
+                known = met.setdefault(value(place), place)
+                if known != place:
+                    pairs.append((place, known))
+        found.append(np.array(pairs, np.int64).reshape(-1, 2).T)
+    later, first = np.concatenate(found, axis=1)
+    order = np.argsort(later)
+    return later[order], first[order]
 
 
 def _piece(hashes: np.ndarray, pieces: int) -> np.ndarray:
@@ -60,45 +65,74 @@ def _piece(hashes: np.ndarray, pieces: int) -> np.ndarray:
     return (high >> np.uint64(32)).astype(np.int64)
 
 
-def text_keys(
-    count: int, same_id: tuple[np.ndarray, np.ndarray], same_text: tuple[np.ndarray, np.ndarray]
-) -> np.ndarray:
-    """Keys int64 ``[count]``, equal for pairs of one text id or one prepared text, and for what these chain together.
+class TextKeys:
+    """Keys int64, equal for pairs of one text id or one prepared text, and for what these chain together.
 
-    A pair with neither id nor text of an earlier one has the next number; where a pair joins two numbers, that of its id stays.
+    A pair with neither id nor text of an earlier one has the next number; where a pair joins two numbers, that of its id stays. What is
+    held grows with the pairs that repeat something, not with all.
 
     Args:
+        count: pairs.
         same_id, same_text: as `firsts` gives them.
     """
-    kind = np.int32 if count < 2**31 else np.int64  # several of them are held at once
-    above = np.arange(count, dtype=kind)
-    above[same_text[0]] = same_text[1]
-    above[same_id[0]] = same_id[1]
-    number: np.ndarray = np.cumsum(above == np.arange(count, dtype=kind), dtype=kind)
-    number -= 1
-    while True:  # from first to first, until it is a pair that began a number
-        further = above[above]
-        if np.array_equal(further, above):
-            break
-        above = further
-    keys: np.ndarray = number[above].astype(np.int64)
-    del above, number
-    _, by_id, by_text = np.intersect1d(same_id[0], same_text[0], assume_unique=True, return_indices=True)
-    joins = np.stack([keys[same_id[1][by_id]], keys[same_text[1][by_text]]], axis=1)
-    root: dict[int, int] = {}
 
-    def found(key: int) -> int:
-        while key in root:
-            key = root[key]
-        return key
+    def __init__(
+        self, count: int, same_id: tuple[np.ndarray, np.ndarray], same_text: tuple[np.ndarray, np.ndarray]
+    ) -> None:
+        self.count = count
+        places, at = np.unique(np.concatenate([same_id[0], same_text[0]]), return_index=True)  # the first, so the id's
+        self._later = places.astype(np.int64)
+        first = np.concatenate([same_id[1], same_text[1]])[at].astype(np.int64)
+        while True:  # from first to first, until it is a pair that began a number
+            where, repeats = self._look(first)
+            further = np.where(repeats, first[where], first) if len(first) else first
+            if np.array_equal(further, first):
+                break
+            first = further
+        self._keys = first - np.searchsorted(self._later, first)  # of the pairs at `_later`
+        self._joined = self._goes = np.empty(0, np.int64)
+        _, by_id, by_text = np.intersect1d(same_id[0], same_text[0], assume_unique=True, return_indices=True)
+        self._join(self._numbers(same_id[1][by_id]), self._numbers(same_text[1][by_text]))
 
-    for stays, goes in joins[joins[:, 0] != joins[:, 1]].tolist():
-        one, other = found(stays), found(goes)
-        if one != other:
-            root[other] = one
-    if root:
-        joined = np.array(sorted(root), dtype=np.int64)
-        at = np.minimum(np.searchsorted(joined, keys), len(joined) - 1)
-        known = joined[at] == keys
-        keys[known] = np.array([found(key) for key in joined.tolist()])[at[known]]
-    return keys
+    def _look(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where places stand in `_later`, and whether they do."""
+        where = np.minimum(np.searchsorted(self._later, places), max(len(self._later) - 1, 0))
+        return where, self._later[where] == places if len(self._later) else np.zeros(len(places), bool)
+
+    def _numbers(self, places: np.ndarray) -> np.ndarray:
+        where, repeats = self._look(places)
+        numbers = places - np.searchsorted(self._later, places)
+        return np.where(repeats, self._keys[where], numbers) if len(self._later) else numbers
+
+    def _join(self, stay: np.ndarray, go: np.ndarray) -> None:
+        root: dict[int, int] = {}
+
+        def found(key: int) -> int:
+            while key in root:
+                key = root[key]
+            return key
+
+        differ = stay != go
+        for stays, goes in zip(stay[differ].tolist(), go[differ].tolist(), strict=True):
+            one, other = found(stays), found(goes)
+            if one != other:
+                root[other] = one
+        self._joined = np.array(sorted(root), np.int64)
+        self._goes = np.array([found(key) for key in self._joined.tolist()], np.int64)
+
+    def block(self, start: int, stop: int) -> np.ndarray:
+        """Keys of the pairs from `start` to before `stop`."""
+        first, last = np.searchsorted(self._later, [start, stop])
+        own = self._later[first:last] - start
+        keys = np.arange(start, stop, dtype=np.int64)
+        keys -= first
+        keys -= np.bincount(own, minlength=stop - start).cumsum()
+        keys[own] = self._keys[first:last]
+        if len(self._joined):
+            at = np.minimum(np.searchsorted(self._joined, keys), len(self._joined) - 1)
+            keys = np.where(self._joined[at] == keys, self._goes[at], keys)
+        return keys
+
+    def all(self) -> np.ndarray:
+        """Keys ``[count]``."""
+        return self.block(0, self.count)

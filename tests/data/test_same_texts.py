@@ -8,7 +8,7 @@ from array import array
 import numpy as np
 import pytest
 
-from cnclip_ft.data.same_texts import firsts, hash_of, text_keys
+from cnclip_ft.data.same_texts import TextKeys, firsts, hash_of
 
 
 class Dictionary:
@@ -60,11 +60,13 @@ def test_a_thousand_pairs_have_the_keys_of_the_dictionary(bits, at_once, ids, te
         # Forced to 8 bits, most texts collide; as the high ones, so that pieces are cut too.
         hashes = np.array([hash_of(write(pair[part])) & (2**bits - 1) << 64 - bits for pair in pairs], np.uint64)
         found.append(firsts(hashes, lambda place, part=part: pairs[place][part], at_once))
-    keys = text_keys(len(pairs), *found)
-    assert np.array_equal(keys, expected)
+    keys = TextKeys(len(pairs), *found)
+    assert np.array_equal(keys.all(), expected)
+    for start, stop in ((0, 1), (1, 300), (300, 301), (500, 500), (999, 1000)):
+        assert np.array_equal(keys.block(start, stop), expected[start:stop])
 
 
 def test_none_and_one():
     for count in (0, 1):
         nothing = firsts(np.zeros(count, np.uint64), lambda place: place)
-        assert text_keys(count, nothing, nothing).tolist() == list(range(count))
+        assert TextKeys(count, nothing, nothing).all().tolist() == list(range(count))
