@@ -12,7 +12,7 @@ from data_tools.words import Said, said_in
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 360, 220, 52, 10, 26, 24
 _LEGEND = 15  # a row of its own for many names
-_COLOURS = ("one", "two", "three", "four")
+_COLOURS = ("one", "two", "three", "four", "ink")
 _MOST = 600  # points of a line: more are narrower than a pixel
 _PANELS = [
     ("train", "loss", Said("loss", "损失")),

@@ -63,12 +63,28 @@ def longer(stage: StageRecords) -> str:
     return key(stage, f"steps={2 * (steps or stage.lines[-1]['step'])}")
 
 
+def _table(stage: StageRecords, factor: float, tower: str) -> str:
+    """What a stage without a table trains, as a table in which `tower` has `factor` times the rate of the others."""
+    trains = stage.about["rates"]
+    rules = []
+    for each in ("image", "text", "temperature", *["heads"] * ("heads" in trains)):
+        times = (factor if each == tower else 1.0) * (each in trains or f"{each}_trunk" in trains)
+        part = ""
+        if not times and f"{each}_projection" in trains:  # a new one, which trains along
+            rules.append(f"{{tower: {each}, part: projection}}")
+            part = "part: rest, "
+        rules.append(f"{{tower: {each}, {part}rate: {times:g}}}")
+    return f"[{', '.join(rules)}]"
+
+
 def rate(stage: StageRecords, factor: float, tower: str | None = None) -> str:
-    """The rate times `factor`, to type: of one tower where the recipe has a table with a rule for it, else of all."""
+    """The rate times `factor`, to type: of one tower by its rule, in a table made for it where the recipe has none, or of all."""
     number, given = stage.about.get("rules", {}).get(tower), stage.setting("learning_rate")
     part = {"image": "image_trunk", "text": "text_trunk"}.get(tower or "", tower or "")
     of_part = stage.about.get("rates", {}).get(part)
     if number is not None and of_part and given:
         return key(stage, f"train.{number}.rate={of_part / given * factor:.2g}")
+    if of_part and not stage.about.get("rules"):
+        return key(stage, f"train='{_table(stage, factor, str(tower))}'")
     given = given or max((line["rate"] for line in stage.lines), default=1e-5)
     return key(stage, f"learning_rate={given * factor:.2g}")

@@ -17,6 +17,10 @@ __all__ = ["Finding", "findings", "in_short"]
 
 _FEWEST_LINES, _FEWEST_VALIDATIONS = 5, 3  # below both there is nothing to go by
 _NOTHING = "nothing"
+_INSTEAD = {  # what is not said beside another: its advice would be of the same settings, with other values
+    "learning nothing": ("overfitting", "start stays"),
+    "overfitting": ("still rising",),
+}
 
 
 def findings(records: Iterable[Record], stage: str | None = None) -> list[Finding]:
@@ -34,17 +38,25 @@ def findings(records: Iterable[Record], stage: str | None = None) -> list[Findin
 
 def _of_stage(stage: StageRecords, rules: Iterable[Rule]) -> list[Finding]:
     found: dict[str, Finding] = {}
+    if _too_short(stage):
+        return []
     for rule in rules:
         for finding in rule(stage):
             found.setdefault(finding.name, finding)
-    if "overfitting" in found:  # more of the same is no advice beside it
-        found.pop("still rising", None)
+    for name, others in _INSTEAD.items():
+        if name in found:
+            for other in others:
+                found.pop(other, None)
     return list(found.values())
+
+
+def _too_short(stage: StageRecords) -> bool:
+    return len(stage.lines) < _FEWEST_LINES and len(stage.validations) < _FEWEST_VALIDATIONS
 
 
 def _nothing(stage: StageRecords) -> Finding:
     counts = {"lines": len(stage.lines), "validations": len(stage.validations)}
-    if len(stage.lines) < _FEWEST_LINES and len(stage.validations) < _FEWEST_VALIDATIONS:
+    if _too_short(stage):
         saw = Said(
             "Too short to say anything: lines of steps {lines}, validations {validations}.",
             "太短，说不出什么：训练日志 {lines} 行，验证 {validations} 次。",

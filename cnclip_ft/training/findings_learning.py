@@ -26,6 +26,8 @@ def _place(stage: StageRecords, step: int) -> Said:
 
 def overfitting(stage: StageRecords) -> list[Finding]:
     """At least two validations behind the best one are worse, and the training loss goes on falling."""
+    if stage.about.get("keeps") == "last":  # the score says nothing of it
+        return []
     scores, trained = stage.scores, stage.training_losses
     if len(scores) < 3 or len(trained) < 3:
         return []
@@ -45,11 +47,11 @@ def overfitting(stage: StageRecords) -> list[Finding]:
         pool = stage.pool_losses
         saw = Said(
             "Overfitting from {place}: the validation loss rose from {low:.3f} to {last:.3f}, while the training loss fell from {before:.3f} to "
-            "{after:.3f} (gap now {gap:+.3f}).",
-            "从{place}起过拟合：验证损失从 {low:.3f} 升到 {last:.3f}，而训练损失从 {before:.3f} 降到 {after:.3f}（现在相差 {gap:+.3f}）。",
+            "{after:.3f}{gap}.",
+            "从{place}起过拟合：验证损失从 {low:.3f} 升到 {last:.3f}，而训练损失从 {before:.3f} 降到 {after:.3f}{gap}。",
             low=pool[turn],
             last=pool[-1],
-            gap=pool[-1] - trained[-1],
+            gap=_gap(stage),
             **named,
         )
     else:
@@ -83,6 +85,12 @@ def overfitting(stage: StageRecords) -> list[Finding]:
         "More pairs help most; else {ways}.", "最有用的是更多图文对；否则{ways}。", ways=joined(ways, "; or ", "；或")
     )
     return [Finding("overfitting", stage.name, saw, means, do)]
+
+
+def _gap(stage: StageRecords) -> str:
+    """Of the last validation; nothing where its loss is over smaller batches than training."""
+    gap = stage.validations[-1].get("gap")
+    return "" if gap is None else Said(" (gap now {gap:+.3f})", "（现在相差 {gap:+.3f}）", gap=gap)
 
 
 def _turn(losses: Sequence[float], trained: Sequence[float], *, by_points: bool = False) -> int | None:
@@ -171,12 +179,20 @@ def _hardly_moved(stage: StageRecords) -> bool:
     return max((each for each in moved if each is not None), default=0.0) < 1e-4
 
 
+def _more(stage: StageRecords) -> str:
+    """What lets it go on for longer: a plateau that ended it comes before its length."""
+    patience = stage.setting("patience")
+    if stage.ended is not None and stage.setting("until") == "plateau" and patience:
+        return key(stage, f"patience={2 * patience}")
+    return longer(stage)
+
+
 def start_stays(stage: StageRecords) -> list[Finding]:
     """No validation beat the weights the stage began with."""
     if stage.unchanged is None or not stage.scores:
         return []
     start, best = stage.unchanged.get("score", stage.start_score), max(stage.scores)
-    if start is None:
+    if start is None or best > start:  # a guard forbade what was better, as the note of the stage says
         return []
     saw = Said(
         "The stage ended with its start: no validation beat it ({start:.2f}; the best was {best:.2f}, the last {last:.2f}).",
@@ -192,7 +208,7 @@ def start_stays(stage: StageRecords) -> list[Finding]:
             "先下降，之后正在回升：对起点已学到的来说学习率偏高，或阶段太短。",
         )
         do = Said(
-            "Give {rate}, or {longer}.", "可设 {rate}，或 {longer}。", rate=rate(stage, 0.5), longer=longer(stage)
+            "Give {rate}, or {longer}.", "可设 {rate}，或 {longer}。", rate=rate(stage, 0.5), longer=_more(stage)
         )
     elif sank:
         means = Said("It lost what the start knows: the rate is too high.", "丢掉了起点已学到的：学习率太高。")
@@ -202,7 +218,7 @@ def start_stays(stage: StageRecords) -> list[Finding]:
             "It hardly changed what is judged: the start knows the pairs already, or the stage was short or slow.",
             "对被评判的几乎没有改变：起点已经会这些图文对，或阶段太短、太慢。",
         )
-        do = Said("Give {rate}, or {longer}.", "可设 {rate}，或 {longer}。", rate=rate(stage, 2), longer=longer(stage))
+        do = Said("Give {rate}, or {longer}.", "可设 {rate}，或 {longer}。", rate=rate(stage, 2), longer=_more(stage))
     return [Finding("start stays", stage.name, saw, means, do)]
 
 

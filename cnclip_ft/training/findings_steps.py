@@ -45,7 +45,8 @@ def temperature_at_limit(stage: StageRecords) -> list[Finding]:
         "一批之内的图文对很容易分开，损失要求更尖锐的分数；可学的已经不多。",
     )
     batch = stage.setting("batch_size")
-    harder = [key(stage, f"batch_size={2 * batch}")] if batch else []
+    enough = stage.about.get("steps_per_epoch", 2) >= 2  # a batch is not larger than an epoch
+    harder = [key(stage, f"batch_size={2 * batch}")] if batch and enough else []
     do = Said(
         "Make batches harder: {harder}, or slow the temperature down: {rate}.",
         "让批次更难：{harder}，或放慢温度：{rate}。",

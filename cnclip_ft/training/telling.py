@@ -31,7 +31,9 @@ def tell_stage(context: Context, plan: StagePlan, model: DualEncoder) -> None:
         last=plan.number == len(context.recipe.stages) - 1,
         total=plan.total,
         steps_per_epoch=plan.order.steps_per_epoch,
-        objective=plan.objective.kind,
+        # With the teacher alone the loss of the pairs is only looked at.
+        objective="distillation" if setting.distill is not None and not setting.distill.pairs else plan.objective.kind,
+        keeps="best" if setting.teach is None else setting.teach.keep,
         rates=rates,
         # The first rule of each tower that trains, by its place in the table of the recipe.
         rules={
@@ -44,7 +46,7 @@ def tell_stage(context: Context, plan: StagePlan, model: DualEncoder) -> None:
         workers=context.recipe.data.workers,
         settings={
             name: getattr(setting, name)
-            for name in ("epochs", "steps", "batch_size", "learning_rate", "gradient_clip", "until")
+            for name in ("epochs", "steps", "batch_size", "learning_rate", "gradient_clip", "until", "patience")
         },
     )
 
@@ -100,9 +102,11 @@ def tell_validation(
         compared: what its scores are beside earlier ones.
     """
     told: dict[str, Any] = losses(loss, plan.setting.batch_size, training_loss)
-    words = f" | loss {loss.value:.4f}" if loss is not None else ""
+    words = "" if loss is None else f" | loss {loss.value:.4f}"
     if loss is not None and training_loss is not None:
         words += f" (training {training_loss:.4f})"
+    if loss is not None and loss.pairs != plan.setting.batch_size:  # the smaller, the lower
+        words += f" in a batch of {loss.pairs}"
     context.journal.write(
         "validation",
         f"{plan.name} {step}/{plan.total} | mean recall {judgement.mean_recall:.2f}"

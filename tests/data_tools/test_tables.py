@@ -55,6 +55,8 @@ def test_long_lines_are_broken_behind_their_label():
         4,
         4,
     ]  # a label too long: the indent alone
+    point = fitted("  * The stage ended with its start: no validation beat it", 40)
+    assert point == "  * The stage ended with its start: no\n    validation beat it"
     told = fitted("Stopped. Continue with: cnclip-ft train 'a folder/recipe.yaml' --continue --trust-import", 40)
     assert (
         told == "Stopped. Continue with:\n  cnclip-ft train 'a folder/recipe.yaml' --continue --trust-import"

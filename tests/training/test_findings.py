@@ -112,7 +112,7 @@ def test_numbers_are_those_of_the_journal():
     before, after = (sum(2 * 0.97**n for n in pair) / 2 for pair in ((8, 9), (18, 19)))
     assert over.saw == (
         "Overfitting from epoch 5 (step 100): the validation loss rose from 1.500 to 2.000, while the training loss fell from "
-        f"{before:.3f} to {after:.3f} (gap now {2 - after:+.3f})."
+        f"{before:.3f} to {after:.3f}."
     )
     assert "what is kept" in over.means and "stages.learn.learning_rate=5e-06" in over.do
     (rises,) = findings(journal({}, validations={"score": lambda place: 30 + place}))
@@ -132,7 +132,56 @@ def test_the_rule_of_a_tower_is_named_where_the_recipe_has_a_table():
     assert "stages.learn.train.2.rate=10" in moving.do  # five times the stage's, twice
 
 
+def test_without_a_table_one_is_given_in_which_the_tower_alone_is_slower():
+    apart = {"relative_updates": {"image_trunk": 1e-3, "text_trunk": 1e-5}}
+    (found,) = findings(journal({}, lines=apart))
+    table = "[{tower: image, rate: 0.1}, {tower: text, rate: 1}, {tower: temperature, rate: 1}]"
+    assert f"stages.learn.train='{table}'" in found.do and "learning_rate" not in found.do
+    rates = {"image_projection": 1e-5, "text_trunk": 1e-5, "text_projection": 1e-5, "temperature": 1e-5}
+    (found,) = findings(journal({"rates": rates}, lines={"logit_scale": lambda number: 14.3 * 1.05**number}))
+    frozen = "{tower: image, part: projection}, {tower: image, part: rest, rate: 0}"
+    assert f"train='[{frozen}, {{tower: text, rate: 1}}, {{tower: temperature, rate: 2}}]'" in found.do
+
+
+def test_one_setting_is_not_advised_twice():
+    guessing = {"loss": lambda number: 6.0 - 0.02 * number}
+    rising = {"loss": lambda place: 5.5 + 0.1 * place, "score": lambda place: 29 - place}
+    stays = [{"kind": "unchanged", "score": 30.0}]
+    assert names(journal({}, lines=guessing, validations=rising, after=stays)) == ["learning nothing"]
+    assert names(journal({}, validations=rising, after=stays)) == ["overfitting", "start stays"]
+
+
+def test_what_a_guard_forbade_is_not_said_to_be_worse_than_the_start():
+    broken = [{"kind": "ended", "step": 200, "reason": "guard"}, {"kind": "unchanged", "score": 20.0}]
+    assert names(journal({}, after=broken, start=20.0)) == ["nothing"]
+
+
+def test_a_plateau_is_told_to_wait():
+    about = {"settings": ABOUT["settings"] | {"until": "plateau", "patience": 3}}
+    ended = [{"kind": "ended", "step": 200, "reason": "plateau"}, {"kind": "unchanged", "score": 34.0}]
+    (found,) = findings(journal(about, validations={"score": 33.9}, after=ended))
+    assert found.do == "Give stages.learn.learning_rate=2e-05, or stages.learn.patience=6."
+
+
+def test_losses_of_batches_of_two_sizes_are_not_subtracted():
+    rising = {"loss": lambda place: 1.5 + 0.1 * abs(place - 4), "score": lambda place: 36 - abs(place - 4)}
+    (over,) = findings(journal({}, validations=rising))
+    assert "gap" not in over.saw and "相差" not in over.saw.zh
+    (over,) = findings(journal({}, validations=rising | {"gap": 0.25}))
+    assert over.saw.endswith("(gap now +0.250).") and over.saw.zh.endswith("（现在相差 +0.250）。")
+
+
+def test_a_batch_is_not_advised_that_the_store_cannot_fill():
+    limit = {"logit_scale": lambda number: min(14.3 + 8 * number, 100.0)}
+    (found,) = findings(journal({"steps_per_epoch": 1}, lines=limit))
+    assert "batch_size" not in found.do and "Make batches harder: stages.learn.negatives" in found.do
+
+
 SILENT = {
+    "another space than the teacher's": {
+        "about": {"keeps": "last"},
+        "validations": {"loss": None, "score": lambda place: 36 - abs(place - 4)},
+    },
     "the last but one was better": {"validations": {"score": lambda place: 30 + place - 2 * (place == 9)}},
     "it rose by little": {"validations": {"score": lambda place: 30 + place / 10}},
     "training does not go on": {
@@ -150,7 +199,7 @@ SILENT = {
 
 @pytest.mark.parametrize("changes", SILENT.values(), ids=SILENT)
 def test_none_fires_where_it_must_not(changes):
-    assert names(journal({}, **changes)) == ["nothing"]
+    assert names(journal(**{"about": {}, **changes})) == ["nothing"]
 
 
 def test_a_new_tower_may_move_more_and_another_loss_is_not_that_of_a_softmax():
@@ -165,6 +214,8 @@ def test_too_few_points_say_nothing():
     cut = [record for record in records if record.get("step", 0) <= 20]
     (found,) = findings(cut)
     assert found.name == "nothing" and "Too short to say anything: lines of steps 2, validations 1" in found.saw
+    stays = {"kind": "unchanged", "stage": "learn", "score": 90.0}
+    assert findings([*cut, stays]) == [found]
     assert findings([records[0]]) == [] == findings([])
 
 
