@@ -17,7 +17,8 @@ __all__ = ["Finding", "findings", "in_short"]
 
 _FEWEST_LINES, _FEWEST_VALIDATIONS = 5, 3  # below both there is nothing to go by
 _NOTHING = "nothing"
-_INSTEAD = {  # what is not said beside another: its advice would be of the same settings, with other values
+_INSTEAD = {  # what is not said beside another, in turn: it would be untrue, or advise other values for the same settings
+    "still rising": ("learning nothing",),
     "learning nothing": ("overfitting", "start stays"),
     "overfitting": ("still rising",),
 }

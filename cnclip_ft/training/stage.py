@@ -130,7 +130,9 @@ class StageRun:
                 meter.waited += ready - asked
                 try:
                     trainer.take(batch)
-                    if sizing is not None:  # these few steps are waited for
+                    # A CPU has done the step by now; told later, its time would be that of the next one. On a card the few
+                    # steps that are measured are waited for.
+                    if sizing is not None or context.device.type == "cpu":
                         trainer.settle()
                 finally:
                     self._tell()
@@ -347,7 +349,7 @@ class StageRun:
     def _gentler(self) -> str:
         """What may keep a stage within the guard's limit, to type."""
         guard = self.context.recipe.data.guard
-        higher = [f"data.guard.max_drop={2 * guard.max_drop:g}"] if guard else []
+        higher = [f"data.guard.max_drop={2 * guard.max_drop or 1:g}"] if guard else []
         lower = f"stages.{self.plan.name}.learning_rate={self.plan.setting.learning_rate / 4:.2g}"
         return joined([lower, *higher], ", or ", " 或 ")
 

@@ -103,10 +103,10 @@ def tell_validation(
     """
     told: dict[str, Any] = losses(loss, plan.setting.batch_size, training_loss)
     words = "" if loss is None else f" | loss {loss.value:.4f}"
+    if loss is not None and loss.pairs != plan.setting.batch_size:  # the smaller, the lower
+        words += f" in batches of {loss.pairs}"
     if loss is not None and training_loss is not None:
         words += f" (training {training_loss:.4f})"
-    if loss is not None and loss.pairs != plan.setting.batch_size:  # the smaller, the lower
-        words += f" in a batch of {loss.pairs}"
     context.journal.write(
         "validation",
         f"{plan.name} {step}/{plan.total} | mean recall {judgement.mean_recall:.2f}"

@@ -151,6 +151,11 @@ def test_one_setting_is_not_advised_twice():
     assert names(journal({}, validations=rising, after=stays)) == ["overfitting", "start stays"]
 
 
+def test_who_rises_is_not_said_to_learn_nothing():
+    guessing, rises = {"loss": math.log(256)}, {"score": lambda place: 30 + place}
+    assert names(journal({}, lines=guessing, validations=rises)) == ["still rising"]
+
+
 def test_what_a_guard_forbade_is_not_said_to_be_worse_than_the_start():
     broken = [{"kind": "ended", "step": 200, "reason": "guard"}, {"kind": "unchanged", "score": 20.0}]
     assert names(journal({}, after=broken, start=20.0)) == ["nothing"]

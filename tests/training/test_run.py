@@ -53,6 +53,18 @@ def test_golden_losses(finished):
         assert found[key] == pytest.approx(value, abs=1e-4), key
 
 
+def test_a_cpu_tells_a_step_before_the_next_one_begins(stores):
+    """Told later, the time of the next step would be its own, and the last step before a validation would take none."""
+    recipe, told = tiny_recipe(stores, output=str(stores / "at-once")), []
+
+    def look(trainer):
+        lines = [line for line in records(stores / "at-once", "train") if line["stage"] == trainer.plan.name]
+        told.append((trainer.step, len(lines)))
+
+    assert train(recipe, before_step=look)
+    assert told == 2 * [(step, step) for step in range(6)]
+
+
 def test_a_run_leaves_what_it_promises(finished):
     for name in (
         "recipe.yaml",

@@ -126,6 +126,15 @@ def test_a_guard_broken_at_once_keeps_the_start(stores, monkeypatch, capsys):
     assert read_info(folder / "contrast" / "last")["step"] == 1
 
 
+def test_what_is_said_of_a_guard_without_any_drop_can_help(stores, monkeypatch, capsys):
+    scripted(monkeypatch, [(10, 50), (20, 49)])
+    guard = {"split": str(stores / "valid"), "max_drop": 0, "action": "stop"}
+    data = {"train": str(stores / "train"), "valid": str(stores / "valid"), "workers": 0, "guard": guard}
+    recipe, _ = run_of(stores, "guard-zero", data=data, contrast={"steps": 4, "validate_every": 1})
+    assert train(recipe)
+    assert "or data.guard.max_drop=1\n" in capsys.readouterr().out
+
+
 def test_a_stage_that_brings_nothing_keeps_its_start(stores, monkeypatch, capsys):
     """The start is the first candidate, not judged twice, and its weights are those of the stage before."""
     judged = scripted(monkeypatch, [10, 20, 30, 30, 25, 30])
