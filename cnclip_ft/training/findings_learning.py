@@ -79,7 +79,7 @@ def overfitting(stage: StageRecords) -> list[Finding]:
     ]
     if stage.setting("until") != "plateau":
         ways.insert(0, Said("end it earlier, {until}", "提早结束，{until}", until=key(stage, "until=plateau")))
-    if "image_trunk" in stage.about.get("rates", {}):
+    if "image_trunk" in stage.about.get("rates", {}) and stage.about.get("crops", True):
         ways.append(Said("vary the pictures, {crop}", "让图片有变化，{crop}", crop=key(stage, "augment.crop=0.8")))
     do = Said(
         "More pairs help most; else {ways}.", "最有用的是更多图文对；否则{ways}。", ways=joined(ways, "; or ", "；或")

@@ -44,6 +44,7 @@ def tell_stage(context: Context, plan: StagePlan, model: DualEncoder) -> None:
         new=[tower for tower in ("image", "text") if f"{tower}_tower" in context.new_parts],
         held=model.logit_bias is None and not plan.objective.biased,  # the temperature, in its limits
         workers=context.recipe.data.workers,
+        crops=plan.grounding is None and setting.augment.crop == 1,  # whether pictures may yet be cropped
         settings={
             name: getattr(setting, name)
             for name in ("epochs", "steps", "batch_size", "learning_rate", "gradient_clip", "until", "patience")

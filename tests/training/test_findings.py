@@ -176,6 +176,13 @@ def test_losses_of_batches_of_two_sizes_are_not_subtracted():
     assert over.saw.endswith("(gap now +0.250).") and over.saw.zh.endswith("（现在相差 +0.250）。")
 
 
+def test_pictures_that_are_cropped_already_are_not_advised_to_be():
+    worse = {"loss": None, "score": lambda place: 36 - abs(place - 4)}
+    for about, said in (({}, True), ({"crops": False}, False)):
+        (over,) = findings(journal(about, validations=worse))
+        assert ("augment.crop=0.8" in over.do) is said
+
+
 def test_a_batch_is_not_advised_that_the_store_cannot_fill():
     limit = {"logit_scale": lambda number: min(14.3 + 8 * number, 100.0)}
     (found,) = findings(journal({"steps_per_epoch": 1}, lines=limit))
