@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 _FOLDED = 16  # a column of text is not made narrower than this
 _GAP = 2
 _COMMAND = re.compile(r"(?:^|(?<=: ))\s*(cnclip-ft|pip install) \S.*$")
-_HANGING = re.compile(r"\s*(?:\* |[^\s:]+(?: [^\s:]+)*(?:\s{2,}|: ))?")  # what stands before a line's text: indent, label
+_HANGING = re.compile(
+    r"\s*(?:\* |[^\s:]+(?: [^\s:]+)*(?:\s{2,}|: ))?"
+)  # what stands before a line's text: indent, label
 
 
 def terminal_width(stream: TextIO | None = None) -> int | None:

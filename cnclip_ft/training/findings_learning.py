@@ -207,9 +207,7 @@ def start_stays(stage: StageRecords) -> list[Finding]:
             "It sank at first and was on its way back: the rate is high for what the start knows, or the stage too short.",
             "先下降，之后正在回升：对起点已学到的来说学习率偏高，或阶段太短。",
         )
-        do = Said(
-            "Give {rate}, or {longer}.", "可设 {rate}，或 {longer}。", rate=rate(stage, 0.5), longer=_more(stage)
-        )
+        do = Said("Give {rate}, or {longer}.", "可设 {rate}，或 {longer}。", rate=rate(stage, 0.5), longer=_more(stage))
     elif sank:
         means = Said("It lost what the start knows: the rate is too high.", "丢掉了起点已学到的：学习率太高。")
         do = Said("Give {rate}.", "可设 {rate}。", rate=rate(stage, 0.25))
