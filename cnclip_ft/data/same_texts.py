@@ -12,7 +12,7 @@ _AT_ONCE, _PIECES = (
     2**17,
     64,
 )  # hashes that are sorted together, about; more of them where that would be more pieces, each a walk over all
-_WALKED = 2**19  # hashes looked at together
+_WALKED = 2**16  # hashes looked at together
 
 
 def hash_of(value: str) -> int:
