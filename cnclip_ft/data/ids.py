@@ -10,6 +10,7 @@ import numpy as np
 
 from cnclip_ft.data.mixture import MixedId
 from cnclip_ft.data.same_texts import hash_of
+from data_tools.arrays import Numbers
 
 _AT_ONCE = 2**16  # ids of a sequence that are held at once
 _INT64 = 2**63
@@ -64,7 +65,8 @@ class Positions:
 
     def __init__(self, ids: Sequence[Any]) -> None:
         self.ids = ids
-        parts, rest = [], iter(ids)
+        parts: list[np.ndarray | None] = [ids.values] if isinstance(ids, Numbers) else []
+        rest = iter(() if parts else ids)
         while some := list(islice(rest, _AT_ONCE)):
             parts.append(numbers_of(some))
             if parts[-1] is None:
@@ -74,7 +76,8 @@ class Positions:
             parts, rest = [], iter(ids)
             while some := list(islice(rest, _AT_ONCE)):
                 parts.append(hashes_of(some))
-        self._values = np.concatenate([part for part in parts if part is not None] or [np.empty(0, np.uint64)])
+        held = [part for part in parts if part is not None]
+        self._values = held[0] if len(held) == 1 else np.concatenate(held or [np.empty(0, np.uint64)])
         self._order: np.ndarray | None = None
         if (self._values[1:] < self._values[:-1]).any():
             self._order = np.argsort(self._values, kind="stable")
