@@ -176,14 +176,18 @@ class Mixture:
                 yield self._resolved(number, part, pair)
 
     def fields(self, start: int, stop: int) -> list[Sequence[Any]]:
-        """As `PairSource` has it, of pairs as `resolved` gives them, but that no image is looked for."""
+        """As `PairSource` has it, of pairs as `resolved` gives them; whether their images are there is not looked up."""
         found: list[Sequence[Any]] = []
         first = 0
         for number, part in enumerate(self.parts):
             one, other = max(start - first, 0), min(stop - first, len(part.store))
-            for image_id, text_id, text, language in part.store.fields(one, other) if one < other else ():
-                image = self._first(number, image_id)
-                found.append((image, MixedId(number, text_id), text, language or part.language))
+            if one < other:
+                lying = part.store.fields(one, other)
+                images = {image_id: self._image(number, image_id) for image_id in {fields[0] for fields in lying}}
+                found += [
+                    (images[image_id], MixedId(number, text_id), text, language or part.language)
+                    for image_id, text_id, text, language in lying
+                ]
             first += len(part.store)
         return found
 
@@ -198,15 +202,15 @@ class Mixture:
         return self._resolved(number, part, part.store[within])
 
     def _resolved(self, number: int, part: Part, pair: Pair) -> Pair:
-        image = self._first(number, pair.image_id)
+        image = self._image(number, pair.image_id)
         if image.store == number and pair.image_id not in part.store:
             raise part.store.missing_image(pair)
         # The fields of a pair are those of its store: here they hold more than a store's ids.
         ids: dict[str, Any] = {"image_id": image, "text_id": MixedId(number, pair.text_id)}
         return replace(pair, **ids, language=pair.language or part.language)
 
-    def _first(self, number: int, image_id: Any) -> MixedId:
-        """A picture of a store, by the first store that has it."""
+    def _image(self, number: int, image_id: Any) -> MixedId:
+        """The picture that the `number`-th store has under this id: that of an earlier store, where it is the same."""
         first = self._repeats[number].first(image_id)
         return MixedId(number if first < 0 else first, image_id)
 
