@@ -93,7 +93,7 @@ class TarMembers:
                 expected = start = start + _BLOCK
                 if not content.reaches(start):
                     return
-        entry = archive.firstmember  # type: ignore[attr-defined] # what the constructor read; not declared
+        entry: tarfile.TarInfo | None = None  # what the constructor read, `next` gives
         while True:
             if entry is not None:
                 start = entry.offset

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import random
 import tarfile
 
 import pytest
 
-from data_tools.sources.tar_members import _Header
+from data_tools.sources.tar_members import TarMembers, _Header
 
 FIELDS = ("name", "size", "type", "chksum")
 
@@ -72,3 +73,35 @@ def test_the_short_cut_is_taken(monkeypatch):
 @pytest.mark.parametrize("header", [b"", b"\0" * 512, b"x" * 511, b"x" * 513, b"x" * 512])
 def test_what_is_no_header(header):
     assert read(_Header, header) == read(tarfile.TarInfo, header)
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_whole_tars_have_the_members_that_tarfile_finds(tmp_path, format):
+    """Each once, in order, at its place: files, links, folders, long names, owners and times that take other forms, two tars in one."""
+    chance, long = random.Random(format), format != tarfile.USTAR_FORMAT
+    for _ in range(60):
+        whole = b""
+        for _ in range(chance.randint(1, 2)):
+            made = io.BytesIO()
+            with tarfile.open(fileobj=made, mode="w", format=format) as tar:
+                for number in range(chance.randint(0, 5)):
+                    name = chance.choice(["{}.jpg", "图/{}.txt", "\udcff{}", "a" * 99 * (1 + long) + "{}", "d/" * 30 + "{}"])
+                    member = tarfile.TarInfo(name.format(number))
+                    member.type = chance.choice([b"0", b"0", b"0", b"\0", b"1", b"2", b"5", b"7"])
+                    content = chance.randbytes(chance.choice([0, 1, 511, 512, 513])) if member.type in b"0\x007" else b""
+                    member.size, member.linkname = len(content), "0.jpg" * (member.type in b"12")
+                    member.mtime, member.uid = chance.choice([0, -5 * long, 2**31]), chance.choice([0, 3_000_000 * long])
+                    tar.addfile(member, io.BytesIO(content))
+            whole += made.getvalue()
+        (tmp_path / "t.tar").write_bytes(whole)
+        with tarfile.open(tmp_path / "t.tar", ignore_zeros=True, encoding="utf-8", errors="surrogateescape") as tar:
+            expected = [
+                (one.name, (tar.extractfile(one).read(), one.offset_data) if one.isreg() else None)
+                for one in tar
+                if not one.isdir()
+            ]
+        found = [
+            (one.name, (one.content, one.place) if isinstance(one.content, bytes) else None)
+            for one in TarMembers(tmp_path / "t.tar")
+        ]
+        assert found == expected
