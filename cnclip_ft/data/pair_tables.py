@@ -14,10 +14,12 @@ An interrupted making goes on with the blocks that are missing. KEY tells store,
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import mmap
 import shutil
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -35,6 +37,7 @@ from cnclip_ft.models.contract import Tokenizer
 from data_tools.arrays import ReadWhenAsked, write_array
 from data_tools.atomic import leftovers, whole_file
 from data_tools.bars import Bar
+from data_tools.errors import UserError
 from data_tools.language import detect_language
 from data_tools.store import Pair, PairSource
 from data_tools.words import Said
@@ -255,13 +258,33 @@ class TableFolder:
         own = missing[rank() :: world_size()]
         rounds = in_rounds(own, self.device, lambda: False)
         for number in Bar(rounds, desc="table of pairs", unit="block", total=len(own), delay=2.0):
-            with whole_file(self._path(number), advice=_ADVICE) as file:
-                np.savez(file, **self.making.block(number))  # type: ignore[arg-type] # names of arrays, not of options
+            with self._unless_whole():
+                self._write(number)
+
+    def _write(self, number: int) -> None:
+        with whole_file(self._path(number), advice=_ADVICE) as file:
+            np.savez(file, **self.making.block(number))  # type: ignore[arg-type] # names of arrays, not of options
 
     def _read(self) -> Iterator[Block]:
         for number in range(self.making.blocks):
-            with np.load(self._path(number), allow_pickle=False) as held:
-                yield dict(held)
+            try:
+                yield self._held(number)
+            except (zipfile.BadZipFile, zlib.error, EOFError, ValueError):  # damaged on the disk
+                self._write(number)
+                yield self._held(number)
+
+    def _held(self, number: int) -> Block:
+        with np.load(self._path(number), allow_pickle=False) as held:
+            return dict(held)
+
+    @contextlib.contextmanager
+    def _unless_whole(self) -> Iterator[None]:
+        """Another run may make the same table; the quicker one takes away what both worked on, which is no error of the other."""
+        try:
+            yield
+        except (OSError, UserError):
+            if not self._whole():
+                raise
 
     def _gathered(self, name: str) -> np.ndarray:
         """An array of all blocks, behind one another on the disk."""
@@ -273,10 +296,16 @@ class TableFolder:
         return np.memmap(path, dtype, "r", shape=(count,)) if count else np.empty(0, dtype)
 
     def _finish(self) -> None:
-        if self._whole():
-            return  # another run was quicker
-        for unfinished in leftovers(self.folder):  # of a process that was killed while it wrote
+        with self._unless_whole():
+            if not self._whole():
+                self._put_together()
+        # Now, not before: a run beside this one may still write.
+        for unfinished in leftovers(self.folder):
             unfinished.unlink(missing_ok=True)
+        for done in (self.blocks, self.folder / "blocks"):  # the latter of an older version, whose hashes were others
+            shutil.rmtree(done, ignore_errors=True)
+
+    def _put_together(self) -> None:
         about = self.making.about(self._read)
         count = about["pairs"]
         keys = self.making.keys(self._gathered)
@@ -290,8 +319,6 @@ class TableFolder:
         about["sums"] = {name: _sum(self.folder / name) for name in names}
         with whole_file(self.folder / "table.json", "w", advice=_ADVICE) as file:
             json.dump(about, file, ensure_ascii=False)
-        for done in (self.blocks, self.folder / "blocks"):  # the latter of an older version, whose hashes were others
-            shutil.rmtree(done, ignore_errors=True)
 
     def _array(self, name: str, blocks: Iterable[np.ndarray], count: int, dtype: str) -> None:
         with whole_file(self.folder / f"{name}.npy", advice=_ADVICE) as file:
@@ -299,12 +326,11 @@ class TableFolder:
 
     def _ids(self) -> list[str]:
         ids = self.making.store.image_ids
-        for name in ("ids.npy", "ids.jsonl", "lines.npy"):
-            (self.folder / name).unlink(missing_ok=True)
         if all(type(image_id) is int for image_id in ids):
             parts = (np.array(ids[at : at + BLOCK], np.int64) for at in range(0, len(ids), BLOCK))
             self._array("ids", parts, len(ids), "int64")
             return ["ids.npy"]
+        (self.folder / "ids.npy").unlink(missing_ok=True)  # of another version: it would be taken first
         ends = [0]
         with whole_file(self.folder / "ids.jsonl", advice=_ADVICE) as file:
             for image_id in ids:

@@ -19,7 +19,7 @@ import torch
 import cnclip_ft.data.pair_tables as pair_tables
 import cnclip_ft.data.pairs as pairs_module
 from cnclip_ft.data.mixture import Mixture, Part
-from cnclip_ft.data.pair_tables import Making
+from cnclip_ft.data.pair_tables import Making, TableFolder
 from cnclip_ft.data.pairs import PairDataset, build_table
 from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
 from cnclip_ft.models.preprocessing import SquarePicture
@@ -163,6 +163,51 @@ def test_a_pair_without_its_picture_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(type(store), "image_ids", [*range(10)])
     with pytest.raises(DataFault, match="names image 10, which the store does not hold"):
         made(store, None)
+
+
+def test_a_pair_of_a_mixture_without_its_picture_is_named(tmp_path, monkeypatch):
+    one, other = write(tmp_path / "s"), write(tmp_path / "t", shift=3)
+    read = other.fields
+    monkeypatch.setattr(
+        other, "fields", lambda *run: [(999 if text == 7 else image, text, *more) for image, text, *more in read(*run)]
+    )
+    with pytest.raises(DataFault, match="t: text 7 names image 999, which the store does not hold"):
+        made(Mixture([Part(one), Part(other)]), None)
+
+
+@pytest.mark.parametrize("when", ["block", "about", "keys"])
+def test_another_run_that_is_quicker(tmp_path, monkeypatch, kept, when):
+    """It takes away the blocks of both while this one is at work: no error, the same table, nothing left over."""
+    memory = made(write(tmp_path / "s", words=True), None)[0]
+    work, others = getattr(Making, when), []
+
+    def slow(self, *given):
+        if not others:
+            others.append(None)
+            others[0] = made(open_store(tmp_path / "s"), tmp_path / "cache")[0]
+        return work(self, *given)
+
+    monkeypatch.setattr(Making, when, slow)
+    table, _ = made(open_store(tmp_path / "s"), tmp_path / "cache")
+    assert (
+        same(table, memory)
+        and same(others[0], memory)
+        and list(table.ids) == list(open_store(tmp_path / "s").image_ids)
+    )
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert not any(path.is_dir() or "writing" in path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    "hurt", [lambda told: told[: len(told) // 2], lambda told: b"", lambda told: told[:300] + b"??" + told[302:]]
+)
+def test_a_damaged_block_is_made_anew(tmp_path, kept, hurt):
+    store = write(tmp_path / "s")
+    folder = TableFolder(tmp_path / "cache", Making(store, TextTokenizer(context_length=12)), torch.device("cpu"))
+    folder._fill()
+    block = folder._path(1)
+    block.write_bytes(hurt(block.read_bytes()))
+    assert same(made(store, tmp_path / "cache")[0], made(store, None)[0])
 
 
 MAKE = """

@@ -85,12 +85,19 @@ def test_whole_tars_have_the_members_that_tarfile_finds(tmp_path, format):
             made = io.BytesIO()
             with tarfile.open(fileobj=made, mode="w", format=format) as tar:
                 for number in range(chance.randint(0, 5)):
-                    name = chance.choice(["{}.jpg", "图/{}.txt", "\udcff{}", "a" * 99 * (1 + long) + "{}", "d/" * 30 + "{}"])
+                    name = chance.choice(
+                        ["{}.jpg", "图/{}.txt", "\udcff{}", "a" * 99 * (1 + long) + "{}", "d/" * 30 + "{}"]
+                    )
                     member = tarfile.TarInfo(name.format(number))
                     member.type = chance.choice([b"0", b"0", b"0", b"\0", b"1", b"2", b"5", b"7"])
-                    content = chance.randbytes(chance.choice([0, 1, 511, 512, 513])) if member.type in b"0\x007" else b""
+                    content = (
+                        chance.randbytes(chance.choice([0, 1, 511, 512, 513])) if member.type in b"0\x007" else b""
+                    )
                     member.size, member.linkname = len(content), "0.jpg" * (member.type in b"12")
-                    member.mtime, member.uid = chance.choice([0, -5 * long, 2**31]), chance.choice([0, 3_000_000 * long])
+                    member.mtime, member.uid = (
+                        chance.choice([0, -5 * long, 2**31]),
+                        chance.choice([0, 3_000_000 * long]),
+                    )
                     tar.addfile(member, io.BytesIO(content))
             whole += made.getvalue()
         (tmp_path / "t.tar").write_bytes(whole)
