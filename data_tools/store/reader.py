@@ -337,7 +337,7 @@ def _read(shard: Shard, values: list[bytes], first: int) -> Sequence[Sequence[An
     return found or [shard.layout.read_pair(value, first + at, shard.pairs_file) for at, value in enumerate(values)]
 
 
-def _parsed(values: list[bytes]) -> list[list[Any]] | None:
+def _parsed(values: list[bytes]) -> Sequence[Sequence[Any]] | None:
     """The values of many pairs read at once; None where one of them is not what it must be."""
     try:
         found = json.loads(b"[" + b",".join(values) + b"]")
