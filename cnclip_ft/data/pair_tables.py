@@ -46,7 +46,7 @@ FORMAT = 1
 BLOCK = 2**15  # pairs between two marks: what an interruption can cost
 _ADVICE = "Free some space, or name another place: data.table_cache=FOLDER."
 _ARRAYS = ("tokens", "starts", "image_keys", "text_keys")
-_CHUNK = 2**24
+_CHUNK = 2**20
 
 
 class ImageIds(ReadWhenAsked[Any]):
