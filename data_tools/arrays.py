@@ -72,7 +72,7 @@ class Numbers(ReadWhenAsked[int]):
         return repr(list(self))
 
 
-def few_bytes(values: Iterable[Any]) -> Sequence[Any]:
+def compact(values: Iterable[Any]) -> Sequence[Any]:
     """`Numbers` where all are whole numbers of 64 bits, else a list."""
     numbers, rest = array("q"), iter(values)
     for value in rest:

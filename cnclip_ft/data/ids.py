@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from cnclip_ft.data.mixture import MixedId
 from cnclip_ft.data.same_texts import hash_of
 from data_tools.arrays import Numbers
 
 _AT_ONCE = 2**16  # ids of a sequence that are held at once
 _INT64 = 2**63
+
+
+class MixedId(NamedTuple):
+    """Id of an image or text: the number of its store, from 0, and its id there."""
+
+    store: int
+    id: Any
 
 
 def is_number(value: Any) -> bool:

@@ -15,11 +15,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from cnclip_ft.data.same_texts import hash_of
+from cnclip_ft.data.ids import MixedId, Positions
 from data_tools.arrays import ReadWhenAsked
 from data_tools.errors import DataFault
 from data_tools.store import Pair, PairSource
@@ -31,13 +31,6 @@ _ENDS = (
 _COMPRESSED = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF")
 
 
-class MixedId(NamedTuple):
-    """Id of an image or text: the number of its store, from 0, and its id there."""
-
-    store: int
-    id: Any
-
-
 @dataclass(frozen=True)
 class Part:
     """One store of a mixture: visited `weight` times an epoch; `language` is that of texts that do not say theirs."""
@@ -47,8 +40,8 @@ class Part:
     language: str | None = None
 
 
-class _Repeats:
-    """Which pictures of a store are in an earlier one: 26 bytes for each of them, nothing for the others.
+class _Repeats(ReadWhenAsked[Any]):
+    """Ids of a store's pictures that an earlier store has too: 18 bytes for each of them (26 where ids are strings), nothing for the others.
 
     Args:
         ids: those of the store.
@@ -59,17 +52,21 @@ class _Repeats:
     def __init__(self, ids: Sequence[Any], places: np.ndarray, firsts: np.ndarray) -> None:
         self.ids, self.kept = ids, len(ids) - len(places)
         self._before = places - np.arange(len(places))  # pictures kept before each
-        hashes = np.fromiter((hash_of(repr(ids[place])) for place in places.tolist()), np.uint64, len(places))
-        order = np.argsort(hashes, kind="stable")
-        self._hashes, self._places, self._firsts = hashes[order], places[order], firsts[order]
+        self._firsts = firsts
+        self._positions = Positions(self)
 
-    def first(self, image_id: Any) -> int:
-        """The store that had this picture before; -1 where none had."""
-        if not len(self._hashes):
-            return -1
-        asked = np.uint64(hash_of(repr(image_id)))
-        begin, end = (int(np.searchsorted(self._hashes, asked, side)) for side in ("left", "right"))
-        return next((int(self._firsts[at]) for at in range(begin, end) if self.ids[self._places[at]] == image_id), -1)
+    def __len__(self) -> int:
+        return len(self._before)
+
+    def at(self, position: int) -> Any:
+        return self.ids[int(self._before[position]) + position]
+
+    def of(self, image_ids: Sequence[Any]) -> list[int]:
+        """The store that had each picture before; -1 where none had."""
+        if not len(self):
+            return [-1] * len(image_ids)
+        at = self._positions.of(image_ids)
+        return np.where(at < 0, -1, self._firsts[at]).tolist()
 
     def place(self, number: int) -> int:
         """Where the `number`-th of the kept pictures stands among `ids`."""
@@ -149,7 +146,7 @@ class Mixture:
                 for earlier in range(number):
                     if (
                         image_id in self.stores[earlier]
-                        and found[earlier].first(image_id) < 0
+                        and found[earlier].of([image_id]) == [-1]
                         and self._same(MixedId(earlier, image_id), MixedId(number, image_id))
                     ):
                         places.append(place)
@@ -183,10 +180,10 @@ class Mixture:
             one, other = max(start - first, 0), min(stop - first, len(part.store))
             if one < other:
                 lying = part.store.fields(one, other)
-                images = {image_id: self._image(number, image_id) for image_id in {fields[0] for fields in lying}}
+                images = self._images(number, [fields[0] for fields in lying])
                 found += [
-                    (images[image_id], MixedId(number, text_id), text, language or part.language)
-                    for image_id, text_id, text, language in lying
+                    (image, MixedId(number, text_id), text, language or part.language)
+                    for image, (_, text_id, text, language) in zip(images, lying, strict=True)
                 ]
             first += len(part.store)
         return found
@@ -202,17 +199,19 @@ class Mixture:
         return self._resolved(number, part, part.store[within])
 
     def _resolved(self, number: int, part: Part, pair: Pair) -> Pair:
-        image = self._image(number, pair.image_id)
+        image = self._images(number, [pair.image_id])[0]
         if image.store == number and pair.image_id not in part.store:
             raise part.store.missing_image(pair)
         # The fields of a pair are those of its store: here they hold more than a store's ids.
         ids: dict[str, Any] = {"image_id": image, "text_id": MixedId(number, pair.text_id)}
         return replace(pair, **ids, language=pair.language or part.language)
 
-    def _image(self, number: int, image_id: Any) -> MixedId:
-        """The picture that the `number`-th store has under this id: that of an earlier store, where it is the same."""
-        first = self._repeats[number].first(image_id)
-        return MixedId(number if first < 0 else first, image_id)
+    def _images(self, number: int, image_ids: Sequence[Any]) -> list[MixedId]:
+        """The pictures that the `number`-th store has under these ids: those of an earlier store, where they are the same."""
+        firsts = self._repeats[number].of(image_ids)
+        return [
+            MixedId(number if first < 0 else first, image_id) for first, image_id in zip(firsts, image_ids, strict=True)
+        ]
 
     def missing_image(self, pair: Pair) -> DataFault:
         """As `PairSource` has it, of a pair as `pairs` gives it."""

@@ -30,8 +30,8 @@ import numpy as np
 import torch
 
 from cnclip_ft.collectives import in_rounds, meet, on_first, rank, together, world_size
-from cnclip_ft.data.ids import Positions, hashes_of, is_number
-from cnclip_ft.data.mixture import MixedId, Mixture
+from cnclip_ft.data.ids import MixedId, Positions, hashes_of, is_number
+from cnclip_ft.data.mixture import Mixture
 from cnclip_ft.data.same_texts import TextKeys, firsts, hash_of
 from cnclip_ft.models.contract import Tokenizer
 from data_tools.arrays import ReadWhenAsked, write_array

@@ -69,14 +69,17 @@ class HasPatches:
             RequestError: there are none.
         """
         if not self.patch_methods:
-            raise RequestError(
-                f"an image tower of kind {self.kind} gives no features of single patches, so nothing can be found in a picture with it. "
-                "Take a checkpoint whose image tower is a ViT; a tower by import path needs a method patches (docs/towers.md#your-own-image-tower-by-import-path)"
-            )
+            raise self._without_patches()
         if method is not None and method not in self.patch_methods:
             raise RequestError(
                 f"method {method!r}: an image tower of kind {self.kind} knows {', '.join(self.patch_methods)}"
             )
+
+    def _without_patches(self) -> RequestError:
+        return RequestError(
+            f"an image tower of kind {self.kind} gives no features of single patches, so nothing can be found in a picture with it. "
+            "Take a checkpoint whose image tower is a ViT; a tower by import path needs a method patches (docs/towers.md#your-own-image-tower-by-import-path)"
+        )
 
     def patches(self, pixels: torch.Tensor, method: str) -> Patches:
         """What `Preprocessing.normalise` gives, ``[n, …]`` → features of patches, ``[n, patches, output_dim]``.
@@ -84,8 +87,7 @@ class HasPatches:
         Raises:
             RequestError: as `check_patches`.
         """
-        self.check_patches(method)
-        raise NotImplementedError(f"{type(self).__name__}.patches")
+        raise self._without_patches()
 
     def tokens(self, pixels: torch.Tensor) -> Tokens:
         """What `Preprocessing.normalise` gives → tokens of patches before any projection, and `trunk`, in one walk, with gradient.
@@ -95,8 +97,7 @@ class HasPatches:
         Raises:
             RequestError: as `check_patches`.
         """
-        self.check_patches()
-        raise NotImplementedError(f"{type(self).__name__}.tokens")
+        raise self._without_patches()
 
 
 Map = Callable[[torch.Tensor], torch.Tensor]

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data_tools.arrays import few_bytes
+from data_tools.arrays import compact
 from data_tools.bars import Bar
 from data_tools.errors import DataFault, RequestError, UserError
 from data_tools.faults import read_faults
@@ -234,7 +234,7 @@ class PairStore(PairSource):
     @cached_property
     def image_ids(self) -> Sequence[Id]:
         """Every image in stored order (numbers first, ascending), also those no text speaks of."""
-        return few_bytes(image_id for shard in self._open() for image_id in shard.image_ids())
+        return compact(image_id for shard in self._open() for image_id in shard.image_ids())
 
     @cached_property
     def lone_texts(self) -> list[tuple[Id, str, str | None]]:

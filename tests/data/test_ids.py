@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import cnclip_ft.data.ids as ids_module
-from cnclip_ft.data.ids import Positions, hashes_of, numbers_of
-from cnclip_ft.data.mixture import MixedId
+from cnclip_ft.data.ids import MixedId, Positions, hashes_of, numbers_of
 
 NUMBERS = [*range(-50, 50), -(2**63), 2**63 - 1, 2**40]
 WORDS = [*map(str, range(50)), "图", "0", "x" * 500]

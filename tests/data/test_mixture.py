@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from cnclip_ft.data.batching import BatchOrder, StageSampler
-from cnclip_ft.data.mixture import MixedId, Mixture, Part, check_lines, name_image
+from cnclip_ft.data.ids import MixedId
+from cnclip_ft.data.mixture import Mixture, Part, check_lines, name_image
 from cnclip_ft.data.pairs import PairDataset, Span, build_table
 from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
 from cnclip_ft.models.preprocessing import SquarePicture

@@ -14,17 +14,9 @@ from data_tools.errors import DataFault, RequestError, UserError
 from data_tools.shards import ShardSource, open_pairs
 from data_tools.shards.index import FOLDER, Shards
 from data_tools.shards.part import index_shard
-from tests.data_tools.shard_samples import everything, samples, three_tars, write_tar
+from tests.data_tools.shard_samples import everything, samples, write_tar
 
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("CNCLIP_FT_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
-@pytest.fixture
-def tars(tmp_path) -> Path:
-    return three_tars(tmp_path / "tars")
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def _changed(tars: Path, how: str) -> None:

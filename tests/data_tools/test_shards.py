@@ -19,17 +19,9 @@ from data_tools.shards import ShardSource, open_pairs
 from data_tools.shards import files as shard_files
 from data_tools.sources import open_source
 from tests.data_tools.samples import picture
-from tests.data_tools.shard_samples import everything, imported, rows, samples, three_tars, write_parquet, write_tar
+from tests.data_tools.shard_samples import everything, imported, rows, samples, write_parquet, write_tar
 
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("CNCLIP_FT_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
-@pytest.fixture
-def tars(tmp_path) -> Path:
-    return three_tars(tmp_path / "tars")
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def test_tars_are_the_store_that_is_imported_from_them(tars, tmp_path) -> None:
