@@ -143,7 +143,8 @@ def ids_by_dictionary(parts) -> list[tuple[int, object]]:
 
 def test_ids_read_by_their_position_are_those_of_a_dictionary(tmp_path, monkeypatch):
     """Four stores that share some pictures; hashes that often meet; numbers and the words that read like them."""
-    monkeypatch.setattr("cnclip_ft.data.mixture.hash_of", lambda text: len(text) % 3)
+    monkeypatch.setattr("cnclip_ft.data.ids.hash_of", lambda text: len(text) % 3)
+    monkeypatch.setattr("cnclip_ft.data.ids._mixed", lambda values: values % np.uint64(3))
     draw, parts = np.random.default_rng(0), []
     for name in "abcd":
         layout = "official" if name == "c" else "plain"
