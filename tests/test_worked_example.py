@@ -18,7 +18,7 @@ import pytest
 from cnclip_ft.features.folder import read_info, read_split
 from data_tools.store import StoreWriter
 from tests.data_tools.samples import picture
-from tests.search.test_milvus import Server
+from tests.search.test_milvus_server import Server
 
 pytestmark = pytest.mark.slow
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "scale.md"

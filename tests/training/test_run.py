@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-import re
 import shutil
 import sys
 
@@ -17,7 +15,7 @@ from cnclip_ft.training.large_batch import GradientStep
 from cnclip_ft.training.run import train
 from cnclip_ft.training.run_state import load_state, save_state
 from data_tools.errors import RequestError, UserError
-from tests.training.helpers import losses, planned, records, stopped_after, tiny_recipe
+from tests.training.helpers import losses, records, stopped_after, tiny_recipe
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -294,78 +292,6 @@ def test_refusals(stores, changes, expected):
         train(recipe)
 
 
-def test_the_plan_says_what_will_happen_and_warns(stores):
-    from cnclip_ft.training.advice import refuse_warnings
-    from cnclip_ft.training.plan import describe
-
-    recipe = tiny_recipe(stores, data={"train": str(stores / "train"), "valid": str(stores / "train"), "workers": 0})
-    context, model, plans = planned(recipe)
-    text = describe(context, model, plans)
-    for part in (
-        "stage align",
-        "frozen",
-        "rate 0.001",
-        "6 steps",
-        "computed once",
-        "fp32",
-        "WARNING",
-        "leaves few negatives",
-        "is the training split itself",
-        "new      text_tower",
-        "warm-up 1 step, then cosine",
-    ):
-        assert part in text, part
-    for workers, said in ((1, "by 1 worker process\n"), (2, "by 2 worker processes\n")):
-        data = {"train": str(stores / "train"), "valid": str(stores / "train"), "workers": workers}
-        assert said in describe(*planned(tiny_recipe(stores, data=data)))
-    with pytest.raises(RequestError, match="--strict"):
-        refuse_warnings(context, model, plans)
-    assert not (stores / "run").exists()
-
-
-def test_every_warning_of_the_plan_is_said(stores, tmp_path):
-    """Each with its suggestion; none of them where nothing is wrong."""
-    from cnclip_ft.models.checkpoints import save_checkpoint
-    from cnclip_ft.training.advice import warnings
-    from tests.training.helpers import tiny_model
-
-    save_checkpoint(tiny_model(), tmp_path / "start", info={})
-
-    def said(valid="valid", **contrast):
-        data = {"train": str(stores / "train"), "valid": str(stores / valid), "workers": 0}
-        stage = {"steps": 60, "batch_size": 16, "learning_rate": 1e-7, "warmup_steps": 1, "train": "both"} | contrast
-        recipe = tiny_recipe(tmp_path, data=data, model={"start": str(tmp_path / "start")}, stages={"contrast": stage})
-        recipe = recipe.model_copy(update={"stages": {"contrast": recipe.stages["contrast"]}})
-        context, model, plans = planned(recipe)
-        return warnings(context, model, plans)
-
-    assert said() == []
-    for changes, words in (
-        (
-            {"learning_rate": 1e-3},
-            r"rate 0\.001 is high for a global batch of 16 .* suggest about stages.contrast.learning_rate=2\.0e-06",
-        ),
-        ({"batch_size": 8}, r"batch 8 leaves few negatives; give stages.contrast.batch_size=16 or more"),
-        ({"steps": 20}, r"only 20 steps; give more, stages.contrast.steps=100"),
-        ({"valid": "train"}, r"valid is the training split itself: recall will look far better"),
-    ):
-        (warning,) = said(**changes)
-        assert re.search(words, warning), warning
-
-    from data_tools.store import StoreWriter, open_store
-
-    source = open_store(stores / "train")
-    with StoreWriter(tmp_path / "leaking") as writer:  # one picture of the training split under its id
-        writer.add_image(3, source.image(3))
-        writer.add_pair(3, 0, "图片", "zh")
-        writer.finish()
-    data = {"train": str(stores / "train"), "valid": str(tmp_path / "leaking"), "workers": 0}
-    context, model, plans = planned(tiny_recipe(tmp_path, data=data))
-    assert any(
-        "shares images with the training split (e.g. id 3)" in warning for warning in warnings(context, model, plans)
-    )
-
-
 def test_a_broken_newest_state_falls_back(tmp_path):
     for number in range(4):
         save_state(tmp_path, number, {"step": number})
@@ -402,56 +328,3 @@ def test_a_damaged_image_is_replaced_up_to_the_limit(stores, tmp_path):
         )
         with pytest.raises(UserError, match="image 3|damaged images"):
             train(strict)
-
-
-SIGMOID = {"objective": {"kind": "sigmoid"}}
-
-
-def numbers(folder):
-    return {n: t.item() for n, t in load_file(folder / "model.safetensors").items() if n.startswith("logit_")}
-
-
-def test_a_sigmoid_loss_gives_the_model_its_bias_once(stores):
-    """The next sigmoid stage goes on with bias and temperature, a softmax one leaves the bias as it is."""
-    steps = {"steps": 2, "learning_rate": 1e-2, "validate_every": 2, "ema": None}
-    recipe = tiny_recipe(stores, output=str(stores / "sigmoid"), align=steps | SIGMOID, contrast=steps | SIGMOID)
-    stage = recipe.stages["contrast"]
-    softmax = stage.model_copy(
-        update={"objective": recipe.stages["align"].objective.model_copy(update={"kind": "contrastive"})}
-    )
-    recipe = recipe.model_copy(update={"stages": {**recipe.stages, "softmax": softmax}})
-    assert train(recipe)
-    align, again, last = (numbers(stores / "sigmoid" / name / "last") for name in ("align", "contrast", "softmax"))
-    best = numbers(stores / "sigmoid" / "contrast" / "best")
-    assert 0 < abs(align["logit_bias"] + 10) < 0.1 and 0 < abs(align["logit_scale"] - math.log(10)) < 0.1
-    assert 0 < abs(again["logit_bias"] - align["logit_bias"]) < 0.1
-    assert last["logit_bias"] == best["logit_bias"] and 0 < abs(last["logit_scale"] - best["logit_scale"]) < 0.1
-    told = [line.get("logit_bias") for line in records(stores / "sigmoid")]
-    assert len(told) == 6 and told[3] == pytest.approx(again["logit_bias"])
-
-
-def test_a_state_whose_objective_holds_the_bias_goes_on(stores):
-    """As states of before had it; with an average and an interpolation, whose start has no bias either."""
-    more = {"train": "both", "objective": {"kind": "sigmoid"}, "ema": 0.5, "interpolate": 2, "validate_every": 2}
-    recipe = tiny_recipe(stores, align=more, contrast={"steps": 2})
-    whole = recipe.model_copy(update={"output": str(stores / "bias_whole")})
-    assert train(whole)
-    parts = recipe.model_copy(update={"output": str(stores / "bias_parts")})
-    assert not train(parts, **stopped_after(("align", 3)))
-    path = max((stores / "bias_parts" / "state").glob("state-*.pt"))
-    state = torch.load(path, weights_only=True)
-    state["objective"] = {"bias": state["model"].pop("logit_bias")}
-    average = state["average"]["average"]
-    average["objective.bias"] = average.pop("logit_bias")
-    path.unlink()
-    save_state(path.parent, int(path.stem.partition("-")[2]), state)
-    assert train(parts, proceed=True)
-    assert losses(stores / "bias_parts") == losses(stores / "bias_whole")
-    for stage in ("align", "contrast"):
-        a, b = (numbers(stores / name / stage / "last") for name in ("bias_parts", "bias_whole"))
-        assert a == b
-
-
-def test_label_smoothing_with_a_sigmoid_loss_is_refused(stores):
-    with pytest.raises(ValueError, match="label_smoothing.*a sigmoid has none.*label_smoothing=0"):
-        tiny_recipe(stores, align={"objective": {"kind": "sigmoid", "label_smoothing": 0.1}})
