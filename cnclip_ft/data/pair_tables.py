@@ -19,7 +19,6 @@ import hashlib
 import json
 import mmap
 import shutil
-import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -29,14 +28,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from cnclip_ft.collectives import in_rounds, meet, on_first, rank, together, world_size
+from cnclip_ft.collectives import meet, on_first, rank, together
+from cnclip_ft.data.blocks import Block, Blocks
 from cnclip_ft.data.ids import MixedId, Positions, hashes_of, is_number
 from cnclip_ft.data.mixture import Mixture
 from cnclip_ft.data.same_texts import TextKeys, firsts, hash_of
 from cnclip_ft.models.contract import Tokenizer
 from data_tools.arrays import ReadWhenAsked, write_array
 from data_tools.atomic import leftovers, whole_file
-from data_tools.bars import Bar
 from data_tools.errors import UserError
 from data_tools.language import detect_language
 from data_tools.store import Pair, PairSource
@@ -80,9 +79,6 @@ class ImageIds(ReadWhenAsked[Any]):
             return int(self._numbers[position])
         found = json.loads(self._lines[int(self._numbers[position]) : int(self._numbers[position + 1])])
         return MixedId(*found) if isinstance(found, list) else found
-
-
-Block = dict[str, np.ndarray]
 
 
 class Making:
@@ -192,7 +188,8 @@ class TableFolder:
     def __init__(self, place: Path, making: Making, device: torch.device) -> None:
         self.making, self.device = making, device
         self.folder = place / f"pairs-{table_key(making.store, making.tokenizer)}"
-        self.blocks = self.folder / "work"
+        self.work = self.folder / "work"
+        self.blocks = Blocks(self.work, making.blocks, making.block, advice=_ADVICE, what="table of pairs")
 
     def ready(self, say: Callable[[str], Any]) -> dict[str, Any]:
         """Make what is missing; returns what `table.json` says.
@@ -207,7 +204,7 @@ class TableFolder:
             say(told[0])
         if not meet(self.device, number=int(self._whole())):
             with together(self.device):
-                self._fill()
+                self.blocks.fill(self.device, self._unless_whole)
             on_first(self._finish, self.device)
         return self._about()
 
@@ -249,33 +246,8 @@ class TableFolder:
             )
         ]
 
-    def _path(self, number: int) -> Path:
-        return self.blocks / f"block-{number:06d}.npz"
-
-    def _fill(self) -> None:
-        missing = [number for number in range(self.making.blocks) if not self._path(number).is_file()]
-        meet(self.device)  # all have looked before one writes
-        own = missing[rank() :: world_size()]
-        rounds = in_rounds(own, self.device, lambda: False)
-        for number in Bar(rounds, desc="table of pairs", unit="block", total=len(own), delay=2.0):
-            with self._unless_whole():
-                self._write(number)
-
-    def _write(self, number: int) -> None:
-        with whole_file(self._path(number), advice=_ADVICE) as file:
-            np.savez(file, **self.making.block(number))  # type: ignore[arg-type] # names of arrays, not of options
-
     def _read(self) -> Iterator[Block]:
-        for number in range(self.making.blocks):
-            try:
-                yield self._held(number)
-            except (zipfile.BadZipFile, zlib.error, EOFError, ValueError):  # damaged on the disk
-                self._write(number)
-                yield self._held(number)
-
-    def _held(self, number: int) -> Block:
-        with np.load(self._path(number), allow_pickle=False) as held:
-            return dict(held)
+        return map(self.blocks.read, range(self.blocks.count))
 
     @contextlib.contextmanager
     def _unless_whole(self) -> Iterator[None]:
@@ -288,7 +260,7 @@ class TableFolder:
 
     def _gathered(self, name: str) -> np.ndarray:
         """An array of all blocks, behind one another on the disk."""
-        path, count, dtype = self.blocks / f"{name}.bin", 0, np.dtype(np.uint8)
+        path, count, dtype = self.work / f"{name}.bin", 0, np.dtype(np.uint8)
         with whole_file(path, advice=_ADVICE) as file:
             for block in self._read():
                 dtype, count = block[name].dtype, count + len(block[name])
@@ -302,7 +274,7 @@ class TableFolder:
         # Now, not before: a run beside this one may still write.
         for unfinished in leftovers(self.folder):
             unfinished.unlink(missing_ok=True)
-        for done in (self.blocks, self.folder / "blocks"):  # the latter of an older version, whose hashes were others
+        for done in (self.work, self.folder / "blocks"):  # the latter of an older version, whose hashes were others
             shutil.rmtree(done, ignore_errors=True)
 
     def _put_together(self) -> None:

@@ -26,14 +26,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cnclip_ft.collectives import in_rounds, meet, on_first, rank, together, world_size
+from cnclip_ft.collectives import on_first, rank, together
+from cnclip_ft.data.blocks import Blocks
 from cnclip_ft.features.encode import SplitFeatures
 from cnclip_ft.features.folder import INFO, mapped, read_split
 from cnclip_ft.retrieval.recall import topk_below
 from cnclip_ft.retrieval.tiles import DEFAULT_MEMORY, TIE
 from data_tools.arrays import write_array
 from data_tools.atomic import whole_file
-from data_tools.bars import Bar
 from data_tools.columns import Where
 from data_tools.errors import RequestError
 from data_tools.language import detect_language
@@ -238,9 +238,6 @@ class Walk:
                     blocks.append(_Block(len(blocks), language, part))
         return blocks
 
-    def file(self, block: _Block) -> Path:
-        return self.folder / "blocks" / f"block-{block.number:06d}.npz"
-
     def search(self, block: _Block, memory: str | int, device: torch.device | str | None) -> dict[str, np.ndarray]:
         """`texts`, `scores`, `own` and `above` of a block's pairs, as `Mined` has them."""
         wishes, rows = self.wishes, block.rows
@@ -283,7 +280,7 @@ class Walk:
         there = (place < len(offered)) & (offered[np.minimum(place, len(offered) - 1)] == candidate)
         return torch.from_numpy(np.stack([row[there], place[there]], 1))
 
-    def gather(self, blocks: Sequence[_Block]) -> Mined:
+    def gather(self, blocks: Sequence[_Block], held: Blocks) -> Mined:
         """What was found of all blocks."""
         count = len(self.pairs)
         found = Mined(
@@ -296,9 +293,8 @@ class Walk:
             self.alike,
         )
         for block in blocks:
-            with np.load(self.file(block), allow_pickle=False) as held:
-                for name in held.files:
-                    getattr(found, name)[torch.from_numpy(block.rows)] = torch.from_numpy(held[name])
+            for name, array in held.read(block.number).items():
+                getattr(found, name)[torch.from_numpy(block.rows)] = torch.from_numpy(array)
         return found
 
 
@@ -328,17 +324,18 @@ def mine(
     walk, own_device = Walk(folder, features, wishes), torch.device(device or "cpu")
     on_first(lambda: walk.prepare(groups, asking), own_device)
     blocks = walk.open()
-    missing = [block for block in blocks if not walk.file(block).is_file()]
-    meet(own_device)  # all have looked before one writes
-    own = missing[rank() :: world_size()]
+    held = Blocks(
+        folder / "blocks",
+        len(blocks),
+        lambda number: walk.search(blocks[number], memory, device),
+        advice=_ADVICE,
+        what="looking for negatives",
+    )
     with together(own_device):
-        rounds = in_rounds(own, own_device, lambda: False)
-        for block in Bar(rounds, desc="looking for negatives", unit="block", total=len(own), delay=2.0):
-            with whole_file(walk.file(block), advice=_ADVICE) as file:
-                np.savez(file, **walk.search(block, memory, device))  # type: ignore[arg-type] # names of arrays, not of options
+        held.fill(own_device)
     if rank():
         return None
-    found = walk.gather(blocks)
+    found = walk.gather(blocks, held)
     if not len(found.counts.nonzero()):
         larger = ", or a larger share: --below 1" if wishes.below < 1 else ""
         raise NothingFound(

@@ -204,8 +204,8 @@ def test_another_run_that_is_quicker(tmp_path, monkeypatch, kept, when):
 def test_a_damaged_block_is_made_anew(tmp_path, kept, hurt):
     store = write(tmp_path / "s")
     folder = TableFolder(tmp_path / "cache", Making(store, TextTokenizer(context_length=12)), torch.device("cpu"))
-    folder._fill()
-    block = folder._path(1)
+    folder.blocks.fill(folder.device)
+    block = folder.blocks.path(1)
     block.write_bytes(hurt(block.read_bytes()))
     assert same(made(store, tmp_path / "cache")[0], made(store, None)[0])
 

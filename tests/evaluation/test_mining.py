@@ -180,7 +180,13 @@ def test_what_was_walked_is_taken_up_and_that_of_another_request_is_not(features
     found = mine(held, tmp_path / "walk", groups, Wishes(3))
     assert walked == [0, 1, 2, 3, 4, 5] and len(grouped) == 1
     whole = mine(held, tmp_path / "other", groups, Wishes(3))
-    assert all(getattr(found, name).equal(getattr(whole, name)) for name in ("texts", "scores", "above", "own"))
+    names = ("texts", "scores", "above", "own")
+    assert all(getattr(found, name).equal(getattr(whole, name)) for name in names)
+    hurt = tmp_path / "other" / "blocks" / "block-000002.npz"
+    hurt.write_bytes(hurt.read_bytes()[:200])
+    walked.clear()
+    mended = mine(held, tmp_path / "other", groups, Wishes(3))
+    assert walked == [2] and all(getattr(mended, name).equal(getattr(whole, name)) for name in names)
     walked.clear()
     for wishes, asking in ((Wishes(4), None), (Wishes(4, "text"), None), (Wishes(4, "text"), [True] * 59 + [False])):
         again = mine(held, tmp_path / "walk", groups, wishes, asking)
