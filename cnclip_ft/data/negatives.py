@@ -16,7 +16,7 @@ from cnclip_ft.data.pairs import PairTable, padded_length
 from cnclip_ft.models.contract import Tokenizer
 from cnclip_ft.recipe_data import Negatives
 from data_tools.errors import RequestError
-from data_tools.negatives import Kind, draw, mentioned, slots_of
+from data_tools.negatives import Mention, draw, mentioned, slots_of
 from data_tools.store import PairSource
 from data_tools.words import Said
 
@@ -28,7 +28,7 @@ class NegativeTexts:
     """Up to `setting.count` negatives of any pair, drawn anew in every step by a function of (seed, step, pair).
 
     Those that the store keeps for the pair and swapped ones take turns. A negative that the model could not tell from a caption of the picture (its tokens are the same) is left out. What is swapped in
-    is said in other captions of the store: a word that none of them has would give the negative away.
+    is said in other captions of the store: a word that none of them has, or a thing in a colour that none gives it, would give the negative away.
 
     Args:
         key: the setting, for messages.
@@ -47,7 +47,7 @@ class NegativeTexts:
     def __post_init__(self) -> None:
         step = max(len(self.store) // _LOOKED_AT, 1)
         texts = [self.store[pair].text for pair in range(0, len(self.store), step)]
-        self.known: set[tuple[Kind, str]] = set().union(*map(mentioned, texts))
+        self.known: set[Mention] = set().union(*map(mentioned, texts))
         found = [{slot.kind for slot in slots_of(text, self.setting.swap, self.known)} for text in texts]
         self.shares = {kind: sum(kind in kinds for kinds in found) / len(texts) for kind in self.setting.swap}
         self.share = sum(map(bool, found)) / len(texts)

@@ -7,7 +7,7 @@ A caption in which nothing is found has none: better no negative than one that i
 
 from __future__ import annotations
 
-from data_tools.negatives.swaps import draw, mentioned, slots_of
+from data_tools.negatives.swaps import Mention, draw, mentioned, slots_of
 from data_tools.negatives.vocabulary import KINDS, Kind, Slot
 
-__all__ = ["KINDS", "Kind", "Slot", "draw", "mentioned", "slots_of"]
+__all__ = ["KINDS", "Kind", "Mention", "Slot", "draw", "mentioned", "slots_of"]

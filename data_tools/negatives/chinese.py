@@ -31,7 +31,7 @@ _DECOYS = (
     "鱼缸", "鲸鱼", "鳄鱼", "鱿鱼", "花园", "花瓶", "花盆", "花坛", "烟花", "浪花", "雪花", "棉花", "爆米花", "树林", "树枝", "树叶", "树荫", "书店",
     "书架", "书桌", "书本", "书房", "面包", "钱包", "红包", "包子", "汉堡包", "火车站", "汽车站", "公交车站", "飞机场", "床单", "床头", "床上用品", "桥梁", "灯塔", "金字塔",
     "鼓掌", "鼓励", "足球场", "篮球场", "网球场", "棒球场", "网球拍", "棒球棒", "棒球帽", "篮球架", "篮球框", "足球鞋", "苹果树", "香蕉树", "西瓜汁",
-    "葡萄酒", "葡萄干", "手机壳", "电脑桌", "书包带", "半圆形", "椭圆形", "扇形", "刀叉", "刀具", "剪刀", "电话亭", "自行车道", "自行车赛", "船长", "帆船", "轮船",
+    "葡萄酒", "葡萄干", "手机壳", "电脑桌", "书包带", "半圆形", "椭圆形", "扇形", "成圆圈", "成一个圆圈", "成了圆圈", "成了一个圆圈", "刀叉", "刀具", "剪刀", "电话亭", "自行车道", "自行车赛", "船长", "帆船", "轮船",
 )  # fmt: skip
 _NOUN_OF = {noun: thing.key for thing in THINGS.values() for noun in thing.chinese}
 _WORDS = sorted([*_NOUN_OF, *_DECOYS], key=len, reverse=True)
@@ -45,6 +45,8 @@ _AFTER_SHORT = re.compile(
 _SHADE = "|".join([*_SHADES, *_CHARS])
 _WITH_SE = re.compile(f"(?<![{_CHARS}彩双三])(?P<lead>[深浅淡暗亮鲜]?)(?P<word>{_SHADE})色(?!{_ALWAYS})")
 _BARE = re.compile(f"(?<![{_CHARS}])(?P<word>[红黄绿蓝紫白黑灰粉])(?=(?P<noun>{'|'.join(map(re.escape, _WORDS))}))")
+_ATTRIBUTES = "的小大很亮高矮老旧新长短胖瘦可爱毛茸漂木"
+_BETWEEN = re.compile(f"色?[{_ATTRIBUTES}]*")  # a colour and its thing
 _WITHOUT_SHADES = ("white", "black", "gold", "silver")
 _NAMES = ("红包", "黄牛", "黑马", "白花", "红花")  # of one sign each, and more than their two words
 
@@ -54,7 +56,7 @@ _NUMBER = re.compile(
 )
 # Only attributes between: a verb would begin with another thing.
 _PHRASE = re.compile(
-    f"(?P<number>[几这那每整\\d{_NUMBERS}])(?P<measure>[{MEASURES}{_COLLECTIVE}])(?P<more>[的小大很色深浅淡暗亮高矮老旧新长短胖瘦可爱毛茸漂木{_CHARS}]*)$"
+    f"(?P<number>[几这那每整\\d{_NUMBERS}])(?P<measure>[{MEASURES}{_COLLECTIVE}])(?P<more>[{_ATTRIBUTES}色深浅淡暗{_CHARS}]*)$"
 )
 
 _SIDES = re.compile("左|右")
@@ -78,28 +80,44 @@ ANOTHER = re.compile("另一|另外|其他|彼此|互相|相互|相邻")
 
 
 def slots(text: str) -> Iterator[Slot]:
-    yield from _colours(text)
+    coloured: dict[int, str] = {}
+    yield from _colours(text, coloured)
     yield from _numbers(text)
     yield from _positions(text)
-    yield from _things(text)
+    yield from _things(text, coloured)
 
 
-def _colours(text: str) -> Iterator[Slot]:
+def _colours(text: str, coloured: dict[int, str]) -> Iterator[Slot]:
+    """`coloured` gets where a thing with a colour begins → the colour."""
     for match in _WITH_SE.finditer(text):
         word, (start, stop) = match["word"], match.span("word")
         key = _SHADES.get(word) or _COLOUR_OF[word]
         others = other_colours(key)
         if match["lead"]:
             others = tuple(other for other in others if other not in _WITHOUT_SHADES)
-        yield Slot("colour", key, others, partial(_put_colour, text, start, stop, ""))
+        yield Slot(
+            "colour", key, others, partial(_put_colour, text, start, stop, ""), _thing_of(text, stop, key, coloured)
+        )
     for match in _BARE.finditer(text):
         noun, word, (start, stop) = match["noun"], match["word"], match.span()
-        if noun not in _NOUN_OF or word + noun in _NAMES:
+        if noun not in _NOUN_OF or (len(noun) == 1 and not _AFTER_SHORT.match(text, stop + 1)):
             continue
-        if len(noun) == 1 and not _AFTER_SHORT.match(text, stop + 1):
-            continue
-        others = tuple(other for other in other_colours(_COLOUR_OF[word]) if other not in ("gold", "silver"))
-        yield Slot("colour", _COLOUR_OF[word], others, partial(_put_colour, text, start, stop, "色"))
+        key, put = _COLOUR_OF[word], partial(_put_colour, text, start, stop, "色")
+        others = tuple(other for other in other_colours(key) if other not in ("gold", "silver"))
+        slot = Slot("colour", key, others, put, _thing_of(text, stop, key, coloured))
+        if word + noun not in _NAMES:
+            yield slot
+
+
+def _thing_of(text: str, stop: int, colour: str, coloured: dict[int, str]) -> str:
+    """The thing that a colour is said of which ends at `stop`; "" where none is known."""
+    for key, start, _ in nouns(text):
+        if start >= stop:
+            if not _BETWEEN.fullmatch(text, stop, start):
+                break
+            coloured[start] = colour
+            return key
+    return ""
 
 
 def _put_colour(text: str, start: int, stop: int, behind: str, other: str) -> str:
@@ -160,9 +178,10 @@ def phrases(text: str) -> list[str]:
     return found
 
 
-def _things(text: str) -> Iterator[Slot]:
+def _things(text: str, coloured: dict[int, str]) -> Iterator[Slot]:
     for key, start, stop in nouns(text):
-        yield Slot("object", key, other_things(key), partial(_put_thing, text, key, start, stop))
+        put = partial(_put_thing, text, key, start, stop)
+        yield Slot("object", key, other_things(key), put, coloured.get(start, ""))
 
 
 def _put_thing(text: str, key: str, start: int, stop: int, other: str) -> str:

@@ -12,18 +12,19 @@ from data_tools.language import detect_language
 from data_tools.negatives import chinese, english
 from data_tools.negatives.vocabulary import KINDS, Kind, Slot
 
+Mention = tuple[str, ...]  # `mentioned`
+
 _END = re.compile(r"[\s。.!！?？]+$")
 
 
-def slots_of(
-    text: str, kinds: Collection[Kind] = KINDS, known: Collection[tuple[Kind, str]] | None = None
-) -> list[Slot]:
+def slots_of(text: str, kinds: Collection[Kind] = KINDS, known: Collection[Mention] | None = None) -> list[Slot]:
     """What of `text` can be swapped; empty where nothing can.
 
     Args:
         kinds: of attributes.
-        known: (kind, key) that may be put in, as `mentioned` names them; None: any. With those of all captions no negative is
-            known by a word that no caption has.
+        known: what may be put in, as `mentioned` names it; None: anything. With that of all captions no negative is known by a word
+            that no caption has, or by a thing in a colour that no caption gives it: such a sentence would be told from a caption
+            without the picture (SugarCrepe, arXiv 2306.14610), and a model would unlearn the thing in that colour.
     """
     language = detect_language(text)
     if language is None:
@@ -36,9 +37,11 @@ def slots_of(
     ]
 
 
-def mentioned(text: str) -> set[tuple[Kind, str]]:
-    """(kind, key) of what is said in `text`; of positions the axes."""
-    return {(slot.kind, slot.key) for slot in slots_of(text)}
+def mentioned(text: str) -> set[Mention]:
+    """(kind, key) of what is said in `text`, of positions the axes; ("colour", key, thing) of a thing in its colour."""
+    slots = slots_of(text)
+    coloured = {(slot.kind, slot.key, slot.beside) for slot in slots if slot.kind == "colour" and slot.beside}
+    return {(slot.kind, slot.key) for slot in slots} | coloured
 
 
 def draw(slots: Sequence[Slot], count: int, random: Random) -> list[tuple[Kind, str]]:
@@ -61,12 +64,21 @@ def draw(slots: Sequence[Slot], count: int, random: Random) -> list[tuple[Kind, 
     return [(kind, text) for text, kind in found.items()]
 
 
-def _usable(slot: Slot, text: str, grammar: ModuleType, known: Collection[tuple[Kind, str]] | None) -> Slot:
+def _usable(slot: Slot, text: str, grammar: ModuleType, known: Collection[Mention] | None) -> Slot:
     """Without what may not be put in, and without sentences that say the same."""
     if slot.kind != "position":
-        return slot if known is None else replace(slot, others=tuple(o for o in slot.others if (slot.kind, o) in known))
+        return (
+            slot if known is None else replace(slot, others=tuple(o for o in slot.others if _is_known(slot, o, known)))
+        )
     same = _symmetric(text, grammar) or _parts(slot.put(slot.key), grammar) == _parts(text, grammar)
     return replace(slot, others=()) if same else slot
+
+
+def _is_known(slot: Slot, other: str, known: Collection[Mention]) -> bool:
+    if not slot.beside:
+        return (slot.kind, other) in known
+    colour, thing = (other, slot.beside) if slot.kind == "colour" else (slot.beside, other)
+    return ("colour", colour, thing) in known
 
 
 def _symmetric(text: str, grammar: ModuleType) -> bool:

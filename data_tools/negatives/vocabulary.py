@@ -19,12 +19,14 @@ class Slot:
         key: what stands there ("red", "3", "dog"; of a position its axis).
         others: keys that could stand there instead.
         put: one of them → the whole sentence with it.
+        beside: of a colour the thing it is said of, of a thing its colour; "" where no such word stands there.
     """
 
     kind: Kind
     key: str
     others: tuple[str, ...]
     put: Callable[[str], str]
+    beside: str = ""
 
     @property
     def sentences(self) -> list[str]:

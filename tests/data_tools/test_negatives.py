@@ -110,6 +110,8 @@ def test_an_attribute_becomes_another(text, kind, wanted):
         ("a dog to the left of a dog", ["position"]),
         ("a hot dog and a teddy bear", ["object"]),
         ("lights in a circle", ["object"]),
+        ("围成圆圈的人", ["object"]),
+        ("大家坐成一个圆圈", ["object"]),
     ],
 )  # fmt: skip
 def test_what_says_no_such_thing_is_left_alone(text, kinds):
@@ -142,9 +144,48 @@ def test_names_that_come_near_do_not_stand_for_each_other():
 
 def test_words_that_no_caption_has_are_not_put_in():
     known = mentioned("两只黑色的狗") | mentioned("three white cats")
-    assert known == {("number", "2"), ("colour", "black"), ("object", "dog"), ("number", "3"), ("colour", "white"), ("object", "cat")}  # fmt: skip
-    found = [sentence for slot in slots_of("两只黑色的狗", known=known) for sentence in slot.sentences]
-    assert found == ["两只白色的狗", "三只黑色的狗", "两只黑色的猫"]
+    assert known == {
+        ("number", "2"), ("colour", "black"), ("object", "dog"), ("colour", "black", "dog"),
+        ("number", "3"), ("colour", "white"), ("object", "cat"), ("colour", "white", "cat"),
+    }  # fmt: skip
+    found = [sentence for slot in slots_of("两只狗和一把黑色的雨伞", known=known) for sentence in slot.sentences]
+    assert found == [
+        "三只狗和一把黑色的雨伞",
+        "两只狗和两把黑色的雨伞",
+        "两只狗和三把黑色的雨伞",
+        "两只猫和一把黑色的雨伞",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "others"),
+    [
+        ("一只黑狗", ["一只白狗"]),
+        ("一只很小的黑色小狗", ["一只很小的白色小狗"]),
+        ("沙发上有一只白猫", ["沙发上有一只白狗"]),
+        ("A black dog", ["A white dog"]),
+        ("A big black fluffy puppy", ["A big white fluffy puppy"]),
+        ("White cats", ["White dogs"]),
+        ("黑色的家具旁有一只狗", ["白色的家具旁有一只狗", "黑色的家具旁有一只猫"]),  # 狗 has no colour
+        ("A dog on the black stuff", ["A dog on the white stuff", "A cat on the black stuff"]),
+    ],
+)
+def test_a_thing_gets_no_colour_that_no_caption_gives_it(text, others):
+    """Black and white are known, dogs and cats too; but of cats only white ones."""
+    known = (
+        mentioned("一只黑狗") | mentioned("a white dog") | mentioned("白色的猫") | mentioned("白色的家具，黑色的家具")
+    )
+    found = [sentence for slot in slots_of(text, ["colour", "object"], known) for sentence in slot.sentences]
+    assert found == others
+
+
+def test_negatives_of_drawn_scenes_show_no_combination_that_is_held_out():
+    scenes = sample_scenes(400, seed=3)
+    texts = [text for scene in scenes for _, text in captions(scene)]
+    known = set().union(*map(mentioned, texts))
+    for text in texts[:300]:
+        for slot in slots_of(text, KINDS, known):
+            assert all(mentioned(sentence) <= known for sentence in slot.sentences)
 
 
 def test_drawing_goes_from_kind_to_kind_and_repeats_nothing():
