@@ -260,10 +260,20 @@ def continued(runs: Runs) -> None:
     )
     start = str(runs.best("en", "align"))
     alone = runs.run("continued", start, str(runs.stores / "zh"), {"align": runs.pairs(4)}, "zh.mean_recall")
-    kept = runs.run("kept", start, runs.list_of(*LANGUAGES), {"align": runs.pairs(4)}, "languages.mean_recall")
+    # As the recipe bilingual_chinese-clip, with English in the place of Chinese: it teaches itself the other language, then gently meets the
+    # pictures in both, and may lose no more than a point of what it knows.
+    stages = {"teach": runs.teach(6, Path(start), list(LANGUAGES), 2e-4), "align": runs.pairs(2, 1e-4, 1.0)}
+    kept = runs.run(
+        "kept",
+        start,
+        runs.list_of(*LANGUAGES),
+        stages,
+        "languages.mean_recall",
+        {"guard": {"language": "en", "max_drop": 1}},
+    )
     print(
         f"  English {before['en']:.2f} before; lost {before['en'] - alone['en']:.2f} with Chinese alone, "
-        f"{before['en'] - kept['en']:.2f} with both (bound 1); Chinese {alone['zh']:.2f} and {kept['zh']:.2f}"
+        f"{before['en'] - kept['en']:.2f} with the bilingual recipe (bound 1); Chinese {alone['zh']:.2f} and {kept['zh']:.2f}"
     )
 
 
