@@ -17,6 +17,8 @@ from pydantic_core import PydanticUndefined
 
 from cnclip_ft.new_towers import NewResNet, NewText, NewTowers, NewVit
 from cnclip_ft.recipe import Recipe
+from cnclip_ft.recipe_section import OneOf
+from cnclip_ft.recipe_stage import OBJECTIVES
 from cnclip_ft.recipe_valid import ValidSet, kinds
 
 STAGE, NAME = "STAGE", "NAME"  # stand in paths for names the user chooses
@@ -42,11 +44,11 @@ class Key:
 
 def keys() -> tuple[Key, ...]:
     """All keys, sections before what they hold."""
-    return _keys(kinds())
+    return _keys(kinds(), tuple(OBJECTIVES))
 
 
 @cache
-def _keys(_kinds: tuple[type[ValidSet], ...]) -> tuple[Key, ...]:
+def _keys(_kinds: tuple[type[ValidSet], ...], _objectives: tuple[str, ...]) -> tuple[Key, ...]:
     found = list(_walk(Recipe, ""))
     starts: dict[str, Key] = {}
     for path, model in _STARTS:
@@ -86,6 +88,10 @@ def _words(annotation: Any) -> tuple[str, ...]:
         every = [_words(each) for each in inside]
         return tuple(word for words in every for word in words) if all(every) else ()
     return ()
+
+
+def _names(metadata: Iterable[Any]) -> tuple[str, ...]:
+    return tuple(name for each in metadata if isinstance(each, OneOf) for name in each.known)
 
 
 def _sections(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
@@ -131,6 +137,8 @@ def _type(annotation: Any, metadata: Iterable[Any] = ()) -> str:
         return f"{{name: {_type(inside[1])}}}" if inside[1] is not Any else "section"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "section"
+    if annotation is str and (names := _names(metadata)):
+        return ", ".join(names)
     if annotation is str and any("_place" in repr(each) for each in metadata):
         return "path"
     return _PLAIN[annotation] + (_limits(metadata) if annotation in (int, float) else "")

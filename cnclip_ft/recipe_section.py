@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_validator
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 Language = Literal["zh", "en", "mixed"]
 
@@ -19,6 +21,22 @@ def _place(path: str) -> str:
 
 
 Place = Annotated[str, AfterValidator(_place)]
+
+
+class OneOf:
+    """Beside `str`: one of the names in a table, which may grow."""
+
+    def __init__(self, known: Mapping[str, Any]) -> None:
+        self.known = known
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def _check(self, name: str) -> str:
+        if name not in self.known:
+            known = " or ".join(map(repr, self.known))
+            raise PydanticCustomError("literal_error", "Input should be {known}", {"known": known})
+        return name
 
 
 class Section(BaseModel):

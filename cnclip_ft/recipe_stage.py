@@ -6,7 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from cnclip_ft.recipe_section import Count, Place, Section, Share
+from cnclip_ft.recipe_section import Count, OneOf, Place, Section, Share
+
+# Losses over pairs, module:class each (`training.loss.Objective`), found when a stage is planned: reading a recipe imports nothing
+# heavy. Code from outside adds its own.
+OBJECTIVES = {
+    "contrastive": "cnclip_ft.training.loss:ContrastiveObjective",
+    "sigmoid": "cnclip_ft.training.loss:SigmoidObjective",
+}
 
 
 class Lora(Section):
@@ -62,7 +69,7 @@ class TrainRule(Section):
 
 
 class Objective(Section):
-    kind: Literal["contrastive", "sigmoid"] | None = None
+    kind: Annotated[str, OneOf(OBJECTIVES)] | None = None
     """Softmax over the batch in both directions, or a sigmoid for every pair; null: the start's own, sigmoid where it brings a
     bias (SigLIP)."""
     positives: Literal["exclude", "soft", "ignore"] = "exclude"

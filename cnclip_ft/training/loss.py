@@ -33,6 +33,7 @@ from cnclip_ft.collectives import (
     sum_over_ranks,
     world_size,
 )
+from cnclip_ft.recipe_stage import Objective as Setting
 from cnclip_ft.runtime import to_device
 from data_tools.errors import RequestError, UserError
 
@@ -259,8 +260,12 @@ class Aim:
 
     kind: ClassVar[str]
     """Its word in a recipe."""
-    biased: ClassVar[bool]
+    biased: ClassVar[bool] = False
     """Whether the model's bias takes part, and trains."""
+    initial_logit_scale: ClassVar[float] = 0.0
+    """Where it takes part: what the temperature is set to in a model that has no bias yet."""
+    initial_logit_bias: ClassVar[float] = 0.0
+    """The same of the bias."""
 
 
 @dataclass(frozen=True)
@@ -274,6 +279,15 @@ class Objective(Aim, ABC):
 
     positives: Positives = "exclude"
     tile: int | None = field(default=None, kw_only=True)
+
+    smooths: ClassVar[bool] = False
+    """Whether it knows a `label_smoothing`."""
+
+    @classmethod
+    def of(cls, setting: Setting) -> Objective:
+        """As a recipe has it."""
+        smoothing: dict[str, Any] = {"label_smoothing": setting.label_smoothing} if cls.smooths else {}
+        return cls(setting.positives, tile=setting.tile, dimensions=tuple(setting.dimensions or ()), **smoothing)
 
     def __call__(
         self,
@@ -291,17 +305,17 @@ class Objective(Aim, ABC):
         with torch.autocast(images.device.type, enabled=False):
             x, y, batch = _prepare(images, texts, image_keys, text_keys, self.positives, self.tile)
             scale = logit_scale.to(x.dtype).exp()
-            whole = LossOutput(*self._tiled(x, y, scale, logit_bias, batch))
+            whole = LossOutput(*self.tiled(x, y, scale, logit_bias, batch))
             if not self.dimensions:
                 return whole
             losses = [whole.loss]
             for width in self.dimensions:
                 images, texts = F.normalize(x[:, :width], dim=1), F.normalize(y[:, :width], dim=1)
-                losses.append(self._tiled(images, texts, scale, logit_bias, batch)[0])
+                losses.append(self.tiled(images, texts, scale, logit_bias, batch)[0])
             return LossOutput(torch.stack(losses).mean(), whole.accuracy)
 
     @abstractmethod
-    def _tiled(
+    def tiled(
         self, images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, batch: Batch
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss and accuracy of local images and the texts of all devices."""
@@ -320,13 +334,13 @@ class ContrastiveObjective(Objective):
     label_smoothing: float = 0.0
 
     kind: ClassVar[str] = "contrastive"
-    biased: ClassVar[bool] = False
+    smooths: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise RequestError(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and below 1")
 
-    def _tiled(
+    def tiled(
         self, images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, batch: Batch
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return _TiledInfoNCE.apply(images, texts, scale, batch, self.positives == "soft", self.label_smoothing)
@@ -416,7 +430,7 @@ class SigmoidObjective(Objective):
     initial_logit_scale: ClassVar[float] = 2.302585092994046  # ln 10
     initial_logit_bias: ClassVar[float] = -10.0
 
-    def _tiled(
+    def tiled(
         self, images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, batch: Batch
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if bias is None:

@@ -17,7 +17,7 @@ from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.heads import GroundingHeads
 from cnclip_ft.recipe import Stage
 from cnclip_ft.recipe_stage import Lora, TrainRule
-from cnclip_ft.training.loss import Aim, SigmoidObjective
+from cnclip_ft.training.loss import Aim
 from data_tools.errors import RequestError
 
 
@@ -84,7 +84,7 @@ def training_table(
     rate = _one_rule("logit_scale", "temperature", False, 0, 0, rules, used).rate
     entries.append(Entry("logit_scale", model.logit_scale, "temperature", rate, False))
     bias = model.logit_bias
-    if bias is None and isinstance(objective, SigmoidObjective):  # the model gets it when the stage begins
+    if bias is None and objective.biased:  # the model gets it when the stage begins
         bias = nn.Parameter(torch.tensor(objective.initial_logit_bias))
     if bias is not None:
         entries.append(Entry("logit_bias", bias, "temperature", rate if objective.biased else 0.0, False))
@@ -143,8 +143,8 @@ def _covers(part: str, projection: bool, place: int, top: int) -> bool:
 
 
 def give_bias(model: DualEncoder, objective: Aim) -> None:
-    """Before a sigmoid loss first trains `model`: its bias, and the temperature that goes with it."""
-    if isinstance(objective, SigmoidObjective) and model.logit_bias is None:
+    """Before a loss with a bias first trains `model`: its bias, and the temperature that goes with it."""
+    if objective.biased and model.logit_bias is None:
         scale = model.logit_scale.data.fill_(objective.initial_logit_scale)
         model.logit_bias = nn.Parameter(torch.full_like(scale, objective.initial_logit_bias))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pkgutil import resolve_name
 
 from cnclip_ft.data.batching import BatchOrder, StageSampler
 from cnclip_ft.data.earlier_order import EarlierOrder
@@ -11,12 +12,13 @@ from cnclip_ft.data.negatives import NegativeTexts
 from cnclip_ft.data.pairs import PairTable
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import Stage
+from cnclip_ft.recipe_stage import OBJECTIVES
 from cnclip_ft.training.context import Context
 from cnclip_ft.training.distilling import Distilling, plan_distilling
 from cnclip_ft.training.grounding import Boxes, Grounding, plan_grounding
 from cnclip_ft.training.large_batch import batch_norm_refusal, batch_norms
 from cnclip_ft.training.lora import check_lora
-from cnclip_ft.training.loss import Aim, ContrastiveObjective, SigmoidObjective
+from cnclip_ft.training.loss import Aim, Objective
 from cnclip_ft.training.optimizer import Entry, RateCurve, rules_for, training_table
 from cnclip_ft.training.sharding import refuse_with_sharding
 from cnclip_ft.training.teaching import Teaching, TeachObjective, plan_teaching
@@ -265,16 +267,13 @@ def make_objective(name: str, setting: Stage, *, biased: bool) -> Aim:
     if setting.teach is not None:
         return TeachObjective(meet=setting.teach.meet, between=setting.teach.between)
     wanted = setting.objective
-    if wanted.kind == "sigmoid" or (wanted.kind is None and biased):
-        if wanted.label_smoothing:
-            raise RequestError(
-                f"stages.{name}.objective.label_smoothing spreads the target of a softmax, and this model's own loss, a sigmoid, has "
-                "none: stages.{name}.objective.label_smoothing=0, or stages.{name}.objective.kind=contrastive"
-            )
-        return SigmoidObjective(wanted.positives, tile=wanted.tile, dimensions=tuple(wanted.dimensions or ()))
-    return ContrastiveObjective(
-        wanted.positives, wanted.label_smoothing, tile=wanted.tile, dimensions=tuple(wanted.dimensions or ())
-    )
+    objective: type[Objective] = resolve_name(OBJECTIVES[wanted.kind or ("sigmoid" if biased else "contrastive")])
+    if wanted.label_smoothing and not objective.smooths:
+        raise RequestError(
+            f"stages.{name}.objective.label_smoothing spreads the target of a softmax, and this model's own loss, a {objective.kind}, "
+            f"has none: stages.{name}.objective.label_smoothing=0, or stages.{name}.objective.kind=contrastive"
+        )
+    return objective.of(wanted)
 
 
 def _order(

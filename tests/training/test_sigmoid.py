@@ -8,8 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cnclip_ft.recipe import Stage
 from cnclip_ft.training.run import train
 from cnclip_ft.training.run_state import save_state
+from cnclip_ft.training.stage_plan import make_objective
+from data_tools.errors import RequestError
 from tests.training.helpers import losses, records, stopped_after, tiny_recipe
 
 SIGMOID = {"objective": {"kind": "sigmoid"}}
@@ -63,3 +66,14 @@ def test_a_state_whose_objective_holds_the_bias_goes_on(stores):
 def test_label_smoothing_with_a_sigmoid_loss_is_refused(stores):
     with pytest.raises(ValueError, match="label_smoothing.*a sigmoid has none.*label_smoothing=0"):
         tiny_recipe(stores, align={"objective": {"kind": "sigmoid", "label_smoothing": 0.1}})
+
+
+def test_label_smoothing_with_a_models_own_sigmoid_is_refused_with_lines_to_type():
+    wanted = {"steps": 1, "batch_size": 8, "learning_rate": 1e-3, "objective": {"label_smoothing": 0.1}}
+    setting = Stage(train="both", **wanted)
+    assert make_objective("align", setting, biased=False).label_smoothing == 0.1
+    lines = "stages.align.objective.label_smoothing=0, or stages.align.objective.kind=contrastive"
+    with pytest.raises(
+        RequestError, match=f"^stages.align.objective.label_smoothing spreads .*a sigmoid, has none: {lines}$"
+    ):
+        make_objective("align", setting, biased=True)
