@@ -24,7 +24,7 @@ from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.families.chinese_clip.catalog import available_models
 from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
 from cnclip_ft.models.formats.bert import read_text_half
-from cnclip_ft.models.formats.openai import read_image_half
+from cnclip_ft.models.formats.image_half import read_image_half
 from cnclip_ft.models.preprocessing import PictureSource, SquarePicture
 from cnclip_ft.runtime import parse_device
 from data_tools.errors import RequestError

@@ -16,6 +16,7 @@ from cnclip_ft.models.families.chinese_clip.catalog import VOCABULARY
 from cnclip_ft.models.formats.cn_clip import to_official
 from data_tools.errors import RequestError
 
+KIND = None  # a file
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _TEXT_NAMES = {
     (768, 3): "RBT3-chinese",

@@ -9,7 +9,7 @@ import torch
 from cnclip_ft.export.others import quiet
 from cnclip_ft.export.settings import ExportSettings
 from cnclip_ft.models.assembly import describe_model, read_tokenizer
-from cnclip_ft.models.checkpoints import load, read_info, save_checkpoint
+from cnclip_ft.models.checkpoints import CHECKPOINT, load, read_info, save_checkpoint
 from cnclip_ft.models.contract import Preprocessing
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.formats.files import read_json
@@ -18,6 +18,7 @@ from cnclip_ft.models.preprocessing import SquarePicture
 from cnclip_ft.models.registry import family_of
 from data_tools.errors import RequestError
 
+KIND = CHECKPOINT
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _WORDS = {"resnet": "a ResNet", "foreign": "a module by import path", "vit": "a ViT"}
 

@@ -32,7 +32,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.floa
 DESCRIPTION = "description.json"
 PACKAGES = ("onnx", "onnx_ir", "onnxscript", "onnxruntime")
 
-ONNX = FolderKind(
+KIND = FolderKind(
     "folder of ONNX files",
     folder_with(DESCRIPTION, "format", "opset", "image", "text"),
     re.compile(

@@ -25,7 +25,7 @@ from data_tools.outputs import FolderKind, folder_with
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-OPEN_CLIP = FolderKind(
+KIND = FolderKind(
     "open_clip folder of ours",
     lambda folder: is_open_clip(folder) and folder_with(CONFIGURATION, "cnclip_ft")(folder),
     re.compile(rf"{re.escape(WEIGHTS[0])}|{re.escape(CONFIGURATION)}|{TOKENIZER_FILES}"),

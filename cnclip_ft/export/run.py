@@ -11,14 +11,11 @@ from types import ModuleType
 from typing import Any
 
 from cnclip_ft.export.card import CARD, card_of_file, hub_metadata, is_card, write_card
-from cnclip_ft.export.cn_clip import is_export
-from cnclip_ft.export.onnx import ONNX
-from cnclip_ft.export.open_clip import OPEN_CLIP
 from cnclip_ft.export.parity import difference, require
 from cnclip_ft.export.settings import ExportSettings
 from cnclip_ft.features.encode import encode_source
 from cnclip_ft.features.sources import Source, store_source
-from cnclip_ft.models.checkpoints import CHECKPOINT, INFO, WEIGHTS_SUM, load, read_info
+from cnclip_ft.models.checkpoints import INFO, WEIGHTS_SUM, load, read_info
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.registry import family_of
 from cnclip_ft.retrieval.recall import RetrievalScores, recall
@@ -28,19 +25,15 @@ from data_tools.outputs import FolderKind, is_empty, refuse_foreign_file, refuse
 from data_tools.scratch import Scratch, real_place
 from data_tools.store.layouts import is_text
 
-# Name → module with `DTYPES` (name → dtype the weights are loaded as), `check(model)`, `write(model, target, order)`,
-# `read_features(target, pixels, texts)`, `open_encoder(target)` (for recall) and `advice(model, output)`.
+# Name → module with `KIND` (of folder it writes; None: a file, which its `is_export(file)` knows again), `DTYPES` (name → dtype the
+# weights are loaded as), `check(model)`, `write(model, target, order)`, `read_features(target, pixels, texts)`,
+# `open_encoder(target)` (for recall) and `advice(model, output)`.
 FORMATS = {
     "huggingface": "cnclip_ft.export.huggingface",
     "cn_clip": "cnclip_ft.export.cn_clip",
     "open_clip": "cnclip_ft.export.open_clip",
     "onnx": "cnclip_ft.export.onnx",
 }
-_FILES = {"cn_clip"}  # the others are folders
-_KINDS = tuple(  # of folder written here; a card belongs to each
-    replace(kind, files=re.compile(rf"{kind.files.pattern}|{re.escape(CARD)}"))
-    for kind in (CHECKPOINT, ONNX, OPEN_CLIP)
-)
 
 
 @dataclass(frozen=True)
@@ -97,7 +90,7 @@ def export_checkpoint(
         raise RequestError(
             f"{output}: neither safetensors nor ONNX Runtime opens a path that is not UTF-8; choose another --output"
         )
-    alone = to in _FILES
+    alone = writer.KIND is None
     _refuse_output(output, alone, overwrite, [path for path in (checkpoint, calibrate, verify) if path is not None])
     order = ExportSettings(_history(checkpoint), dtype, None if calibrate is None else _split(calibrate))
     judge = None if verify is None else _split(verify)
@@ -199,11 +192,26 @@ def _history(checkpoint: str | Path) -> dict[str, Any]:
     }
 
 
+def _writers() -> list[ModuleType]:
+    return [importlib.import_module(module) for module in FORMATS.values()]
+
+
+def _kinds() -> list[FolderKind]:
+    """Of folder written here; a card belongs to each."""
+    kinds: list[FolderKind] = [writer.KIND for writer in _writers() if writer.KIND is not None]
+    return [replace(kind, files=re.compile(rf"{kind.files.pattern}|{re.escape(CARD)}")) for kind in kinds]
+
+
+def _is_export(file: Path) -> bool:
+    return any(writer.is_export(file) for writer in _writers() if writer.KIND is None)
+
+
 def _refuse_output(output: Path, alone: bool, overwrite: bool, sources: list[str | Path]) -> FolderKind:
     """The kind of folder that is there. `alone`: a file will be, with its card beside it."""
     refuse_overlap(output, sources)
     place = real_place(output)
-    known = next((kind for kind in _KINDS if kind.known(place)), None)
+    kinds = _kinds()
+    known = next((kind for kind in kinds if kind.known(place)), None)
     cards = {place / CARD: output / CARD} | ({card_of_file(place): card_of_file(output)} if alone else {})
     own = next((said for card, said in cards.items() if os.path.lexists(card) and not is_card(card)), None)
     if own is not None:
@@ -214,7 +222,7 @@ def _refuse_output(output: Path, alone: bool, overwrite: bool, sources: list[str
         )
     if os.path.lexists(place) and not is_empty(place):
         if not place.is_dir():
-            refuse_foreign_file(output, is_export, "an export of ours")
+            refuse_foreign_file(output, _is_export, "an export of ours")
         elif known is None:
             raise RequestError(
                 f"{output} is a folder that holds something else than a model of ours; it is not overwritten. Choose another --output"
@@ -223,4 +231,4 @@ def _refuse_output(output: Path, alone: bool, overwrite: bool, sources: list[str
             known.refuse_other(output)
         if not overwrite:
             raise RequestError(f"{output} is there already; choose another --output, or --overwrite")
-    return known or _KINDS[0]
+    return known or kinds[0]

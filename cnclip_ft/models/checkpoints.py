@@ -30,10 +30,8 @@ from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
 from cnclip_ft.models.formats import peft_adapter
 from cnclip_ft.models.formats.chinese_clip_file import read_file
-from cnclip_ft.models.formats.clip_file import read_open_clip
 from cnclip_ft.models.formats.files import FOLDER_FILES, how_to_fetch, read_folder, read_json, save_tensors
-from cnclip_ft.models.formats.folders import read_folder_of_transformers
-from cnclip_ft.models.formats.open_clip import is_open_clip
+from cnclip_ft.models.formats.folders import read_folder_of_others
 from cnclip_ft.models.formats.recognise import with_architecture
 from cnclip_ft.models.hub import find
 from cnclip_ft.models.narrowing import narrow
@@ -179,10 +177,9 @@ def _read_folder(folder: Path, dtype: torch.dtype) -> Checkpoint:
         checkpoint = read_checkpoint(peft_adapter.base_of(folder), dtype)
         checkpoint.notes = [*checkpoint.notes, peft_adapter.merge(folder, checkpoint.tensors, dtype)]
         return checkpoint
-    if (folder / "config.json").exists():
-        return read_folder_of_transformers(folder, dtype)
-    if is_open_clip(folder):
-        return read_open_clip(folder, dtype)
+    found = read_folder_of_others(folder, dtype)
+    if found is not None:
+        return found
     inside = sorted(p for p in folder.glob("*.pt") if p.name in {a.file for a in ARCHITECTURES.values()})
     if len(inside) == 1:
         return read_file(inside[0], dtype)

@@ -1,4 +1,4 @@
-"""Which folders of transformers are read, the way out for others, and the one look at whether a folder names code of its own.
+"""Which folders of others are read, the way out for the rest, and the one look at whether a folder names code of its own.
 
 Such code (``auto_map``) is never run, whatever its folder is called.
 """
@@ -20,6 +20,14 @@ READERS = {
     "siglip": "cnclip_ft.models.formats.siglip_folders:read_siglip",
     "siglip2": "cnclip_ft.models.formats.siglip_folders:read_siglip2",
     "vision-text-dual-encoder": "cnclip_ft.models.formats.encoder_folders:read_dual_encoder",
+}
+# Folders of others without transformers' config.json: module:function that tells one, and that reads it, called with the folder
+# and the weights' type.
+FOLDERS = {
+    "open_clip": (
+        "cnclip_ft.models.formats.open_clip:is_open_clip",
+        "cnclip_ft.models.formats.clip_file:read_open_clip",
+    ),
 }
 IMAGE_HALVES = ("clip_vision_model", "chinese_clip_vision_model")
 TEXT_ENCODERS = (

@@ -30,7 +30,7 @@ from cnclip_ft.models.families.imported import ImportedTower
 from cnclip_ft.models.formats.bert import TextHalf, has_text_half, read_text_half
 from cnclip_ft.models.formats.encoder_folders import read_encoder_half
 from cnclip_ft.models.formats.folders import is_whole
-from cnclip_ft.models.formats.openai import check_activation, has_image_half, read_image_half
+from cnclip_ft.models.formats.image_half import check_activation, has_image_half, read_image_half
 from cnclip_ft.models.halves import own_half, text_half_of_whole
 from cnclip_ft.models.hub import find
 from cnclip_ft.models.registry import UNNAMED, family_of, image_kinds, text_kinds

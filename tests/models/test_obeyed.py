@@ -27,7 +27,7 @@ except ImportError:  # before transformers 5 the one that needs no torchvision h
 from cnclip_ft.models.checkpoints import load, save_checkpoint
 from cnclip_ft.models.families.chinese_clip.wordpiece import PACKAGED_VOCABULARY
 from cnclip_ft.models.formats.cn_clip import to_official
-from cnclip_ft.models.formats.openai import read_image_half
+from cnclip_ft.models.formats.image_half import read_image_half
 from data_tools.errors import RequestError
 from tests.models.helpers import VIT, equal, features, official, small, tensors
 

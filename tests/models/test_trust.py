@@ -16,7 +16,7 @@ from PIL import Image
 
 import cnclip_ft
 from cnclip_ft.models.checkpoints import load, save_checkpoint
-from cnclip_ft.models.formats.openai import read_image_half
+from cnclip_ft.models.formats.image_half import read_image_half
 from cnclip_ft.models.start import build_start
 from data_tools.errors import RequestError
 from tests.models.helpers import TEXT, features, official, small

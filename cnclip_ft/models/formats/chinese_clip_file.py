@@ -10,7 +10,7 @@ from cnclip_ft.models.assembly import Checkpoint, described_in_file
 from cnclip_ft.models.formats.clip_file import read_clip_file
 from cnclip_ft.models.formats.cn_clip import is_dropped, is_official, modern, to_ours
 from cnclip_ft.models.formats.files import read_weights
-from cnclip_ft.models.formats.openai import is_openai
+from cnclip_ft.models.formats.image_half import is_openai
 from cnclip_ft.models.formats.recognise import recognise
 from data_tools.errors import RequestError
 

@@ -16,9 +16,9 @@ from cnclip_ft.models.families.clip.bpe import OPEN_CLIP_NAMES, OPENAI_NAMES, VO
 from cnclip_ft.models.families.clip.text import LARGEST, ClipText
 from cnclip_ft.models.formats.clip_names import text_to_ours
 from cnclip_ft.models.formats.files import Content, Tensors, read_weights
+from cnclip_ft.models.formats.image_half import image_half
 from cnclip_ft.models.formats.open_clip import CONFIGURATION, weights_of
 from cnclip_ft.models.formats.open_clip_text import open_clip_text
-from cnclip_ft.models.formats.openai import image_half
 from data_tools.errors import RequestError
 
 _NOT_WEIGHTS = ("attn_mask", "input_resolution", "context_length", "vocab_size")

@@ -1,4 +1,4 @@
-"""Image towers of OpenAI CLIP and open_clip (and of transformers' CLIP and Chinese CLIP), as starts.
+"""Image towers of CLIP and Chinese CLIP, as OpenAI, open_clip and transformers write them, as starts.
 
 OpenAI's and open_clip's files name the image tower as the official Chinese code does. Taken are the tower, its visual
 projection and the temperature; the English text half is left over.
@@ -51,7 +51,9 @@ _TYPES = ("clip", "chinese_clip", *IMAGE_HALVES)
 def has_image_half(path: Path) -> bool:
     """Whether the image tower of a folder or file is read by `read_image_half`."""
     file = path / "config.json"
-    return not path.is_dir() or not file.is_file() or read_json(file).get("model_type") in _TYPES
+    if file.is_file():
+        return read_json(file).get("model_type") in _TYPES
+    return not path.is_dir() or is_open_clip(path)
 
 
 class ImageHalf:

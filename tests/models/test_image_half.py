@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from cnclip_ft.models.checkpoints import save_checkpoint
 from cnclip_ft.models.formats.cn_clip import to_official
-from cnclip_ft.models.formats.openai import read_image_half
+from cnclip_ft.models.formats.image_half import read_image_half
 from cnclip_ft.models.preprocessing import normalise
 from cnclip_ft.models.start import build_start
 from data_tools.errors import RequestError
