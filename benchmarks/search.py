@@ -270,7 +270,7 @@ def ways(images: int, repeats: int, threads: int | None) -> None:
     from cnclip_ft.models.start import build_start
     from cnclip_ft.retrieval.exact import ExactSearch
     from cnclip_ft.retrieval.recall import topk
-    from cnclip_ft.search.engine.quick_text import quicken
+    from cnclip_ft.search.engine.quick_text import use_half_products
 
     if threads:
         torch.set_num_threads(threads)
@@ -315,7 +315,7 @@ def ways(images: int, repeats: int, threads: int | None) -> None:
             f"search, {many} together            ", timed(lambda some, q=queries: search.search(q, 20), together=many)
         )
     exact = encode(texts[:64])
-    alike = quicken(model)
+    alike = use_half_products(model)
     print(f"--- half-precision copies of the text weights (lowest cosine of the samples {alike})")
     if alike is None:
         return

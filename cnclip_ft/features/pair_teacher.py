@@ -187,7 +187,7 @@ class TaughtPairs:
         return None if self.images is None else self._mapped(self._projected(image_keys, epoch))
 
     @torch.no_grad()
-    def see(self, pixels: torch.Tensor) -> torch.Tensor:
+    def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 ``[n, 3, s, s]`` as the student sees them → unit float32 ``[n, dim]``."""
         with self.autocast():
             return self._mapped(self.model.image_features(at_size(pixels, self.teacher.shape[-2:])))

@@ -1,6 +1,6 @@
 """One walk over all scores of two sets of features, tile by tile, for whoever wants to look at them.
 
-A looker is given each tile once: `see` with scores ``[asking, offered]``, `finish` when an asker has met the whole
+A looker is given each tile once: `look` with scores ``[asking, offered]``, `finish` when an asker has met the whole
 pool. `sweep` gives the same tile to lookers of both directions, so that text→image and image→text share the
 arithmetic. Lookers: `RankLooker` (rank of the best positive), `TopLooker` (the k best, of all or of those that are not
 `Barred`), `CountLooker` (how many reach a score).

@@ -29,7 +29,7 @@ def warnings(context: Context, model: DualEncoder, stages: list[StagePlan]) -> l
         if context.new_parts:  # towers that had not met know less of each other to lose
             advised = max(advised, joining_rate(setting.batch_size))
         # The image tower's own: a new text tower may be far faster.
-        factor = max((e.rate for e in stage.table if e.tower == "image" and not e.projection), default=1.0)
+        factor = max((e.rate for e in stage.entries if e.tower == "image" and not e.projection), default=1.0)
         if pretrained_image and setting.learning_rate * factor > 2 * advised:
             found.append(
                 Said(

@@ -7,23 +7,23 @@ from typing import Any
 import torch
 
 from cnclip_ft.training.optimizer import Entry
-from cnclip_ft.training.sharding import is_shared
+from cnclip_ft.training.sharding import is_sharded
 
 
 class MovingAverage:
     """``average ← decay · average + (1 − decay) · weights``; the first steps use a shorter memory, (1 + n) / (10 + n)."""
 
-    def __init__(self, table: list[Entry], decay: float) -> None:
+    def __init__(self, entries: list[Entry], decay: float) -> None:
         self.decay, self.updates = decay, 0
-        self.parameters = {entry.name: entry.parameter for entry in table if entry.rate}
+        self.parameters = {entry.name: entry.parameter for entry in entries if entry.rate}
         self.average = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
     def update(self) -> None:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        for shared in (True, False):  # shares and whole tensors do not mix in one call
-            names = [name for name, parameter in self.parameters.items() if is_shared(parameter) is shared]
+        for sharded in (True, False):  # shares and whole tensors do not mix in one call
+            names = [name for name, parameter in self.parameters.items() if is_sharded(parameter) is sharded]
             if names:
                 averages, weights = ([group[name] for name in names] for group in (self.average, self.parameters))
                 torch._foreach_lerp_(averages, weights, 1 - decay)

@@ -177,7 +177,7 @@ class DistillStep(GradientStep):
         def shown(pixels: torch.Tensor) -> torch.Tensor:
             pixels = augment(pixels)
             if sum(map(len, self._seen)) < self._wanted:
-                self._seen.append(self.taught.see(pixels))
+                self._seen.append(self.taught.encode_pixels(pixels))
             return pixels
 
         return shown

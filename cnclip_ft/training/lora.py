@@ -22,13 +22,13 @@ from data_tools.errors import RequestError
 _ADAPTER = "default"
 
 
-def check_lora(model: DualEncoder, table: list[Entry]) -> None:
+def check_lora(model: DualEncoder, entries: list[Entry]) -> None:
     """Refuse before anything is trained what `add_lora` could not do.
 
     Raises:
         RequestError: peft is missing, or a tower's rules with lora cover no linear layer.
     """
-    if not any(entry.lora for entry in table):
+    if not any(entry.lora for entry in entries):
         return
     try:
         import peft  # noqa: F401
@@ -37,7 +37,7 @@ def check_lora(model: DualEncoder, table: list[Entry]) -> None:
             "lora needs peft: pip install 'cnclip-ft[lora]', or stages.STAGE.train.N.lora=null"
         ) from None
     for tower in ("image", "text"):
-        if any(e.lora and e.tower == tower for e in table) and not _targets(model, table, tower):
+        if any(e.lora and e.tower == tower for e in entries) and not _targets(model, entries, tower):
             raise RequestError(
                 f"the rules with lora cover no linear layer of the {tower} tower; lora has nothing to act on there. "
                 "Give stages.STAGE.train.N.lora=null, or another stages.STAGE.train.N.part=PART."
@@ -51,18 +51,18 @@ def trained_size(entry: Entry) -> int:
     return entry.lora.rank * sum(entry.parameter.shape) if entry.linear else 0
 
 
-def add_lora(model: DualEncoder, table: list[Entry]) -> list[Entry]:
-    """Put adapters beside the linear layers of `table` and return the table of what trains now.
+def add_lora(model: DualEncoder, entries: list[Entry]) -> list[Entry]:
+    """Put adapters beside the linear layers of `entries` and return those of what trains now.
 
     The adapters start as no change at all (their second matrix is zero).
     """
-    if not any(entry.lora for entry in table):
-        return table
+    if not any(entry.lora for entry in entries):
+        return entries
     from peft import LoraConfig, inject_adapter_in_model
 
     added: list[Entry] = []
     for tower_name, tower in (("image", model.image_tower), ("text", model.text_tower)):
-        targets = _targets(model, table, tower_name)
+        targets = _targets(model, entries, tower_name)
         if not targets:
             continue
         config = LoraConfig(
@@ -79,7 +79,7 @@ def add_lora(model: DualEncoder, table: list[Entry]) -> list[Entry]:
                     added.append(
                         Entry(full, parameter, tower_name, entry.rate, decays=True, projection=entry.projection)
                     )
-    frozen = [replace(entry, rate=0.0, lora=None) if entry.lora else entry for entry in table]
+    frozen = [replace(entry, rate=0.0, lora=None) if entry.lora else entry for entry in entries]
     return [*frozen, *added]
 
 
@@ -121,12 +121,12 @@ def _layers(model: DualEncoder) -> Iterator[tuple[nn.Module, str, Any]]:
                 yield parent, name, child
 
 
-def _targets(model: DualEncoder, table: list[Entry], tower: str) -> dict[str, tuple[Entry, Lora]]:
+def _targets(model: DualEncoder, entries: list[Entry], tower: str) -> dict[str, tuple[Entry, Lora]]:
     """Names of the linear layers, within the tower, that rules with lora cover."""
-    entries = {e.name: e for e in table if e.lora and e.tower == tower}
+    wanted = {e.name: e for e in entries if e.lora and e.tower == tower}
     found = {}
     for name, module in getattr(model, f"{tower}_tower").named_modules():
-        entry = entries.get(f"{tower}_tower.{name}.weight")
+        entry = wanted.get(f"{tower}_tower.{name}.weight")
         if entry is not None and entry.lora is not None and isinstance(module, nn.Linear):
             found[name] = entry, entry.lora
     return found

@@ -126,7 +126,7 @@ def _estimate(context: Context, plan: StagePlan, model: DualEncoder) -> Memory:
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     if trunk_waits(context, plan) and context.device.type != "cpu":
         weights -= sum(p.numel() * p.element_size() for p in model.trunk_parameters())
-    trained = 4 * sum(map(trained_size, plan.table))
+    trained = 4 * sum(map(trained_size, plan.entries))
     if isinstance(context.sharding, Sharded):
         weights, trained = (size // context.world for size in (weights, trained))
     if plan.distilling is not None:
@@ -162,7 +162,7 @@ _measured: weakref.WeakKeyDictionary[DualEncoder, list[tuple[StagePlan, int]]] =
 
 def _as_much(one: StagePlan, other: StagePlan) -> bool:
     alike = one.cached == other.cached and one.checkpointing == other.checkpointing
-    return one.table is other.table and alike and one.texts_per_pair == other.texts_per_pair
+    return one.entries is other.entries and alike and one.texts_per_pair == other.texts_per_pair
 
 
 def largest_half(share: int, fits: Callable[[int], bool]) -> int:
@@ -287,7 +287,7 @@ def _as_in_training(plan: StagePlan, model: DualEncoder) -> Iterator[None]:
     """What trains asks for gradients, checkpointing and dropout are on; batch-norm statistics do not move."""
     before = [p.requires_grad for p in model.parameters()]
     random = torch.get_rng_state()
-    for entry in plan.table:
+    for entry in plan.entries:
         entry.parameter.requires_grad_(entry.rate > 0)
     model.set_gradient_checkpointing(**plan.checkpointing)
     try:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from cnclip_ft.training.optimizer import Entry
-from cnclip_ft.training.sharding import Whole, is_shared
+from cnclip_ft.training.sharding import Whole, is_sharded
 
 Movement = Callable[[nn.Parameter], "torch.Tensor | None"]
 
@@ -32,13 +32,13 @@ class Norms:
     """L2 norms over all that trains of each part; of low-rank updates their matrices are what trains.
 
     Args:
-        table: over the parameters the optimizer has.
+        entries: over the parameters the optimizer has.
     """
 
-    def __init__(self, table: list[Entry], optimizer: torch.optim.AdamW, sharding: Whole) -> None:
+    def __init__(self, entries: list[Entry], optimizer: torch.optim.AdamW, sharding: Whole) -> None:
         self.optimizer, self.sharding = optimizer, sharding
         self.parts: dict[str, list[nn.Parameter]] = {}
-        for entry in table:
+        for entry in entries:
             if entry.rate:
                 self.parts.setdefault(part_of(entry), []).append(entry.parameter)
 
@@ -72,21 +72,21 @@ class Norms:
     @torch.no_grad()
     def _norms(self, of: Movement) -> dict[str, torch.Tensor]:
         squares = {
-            shared: [self._squares(parameters, of, shared) for parameters in self.parts.values()]
-            for shared in (True, False)
+            sharded: [self._squares(parameters, of, sharded) for parameters in self.parts.values()]
+            for sharded in (True, False)
         }
         total = self.sharding.sum_of_shares(torch.stack(squares[True])) + torch.stack(squares[False])
         return dict(zip(self.parts, total.sqrt().unbind(), strict=True))
 
     @staticmethod
-    def _squares(parameters: list[nn.Parameter], of: Movement, shared: bool) -> torch.Tensor:
+    def _squares(parameters: list[nn.Parameter], of: Movement, sharded: bool) -> torch.Tensor:
         """The sum of squares over those that are spread over the devices (this device's shares), or over the others."""
         total = torch.zeros((), device=parameters[0].device)
         for parameter in parameters:
-            if is_shared(parameter) is shared and (tensor := of(parameter)) is not None:
+            if is_sharded(parameter) is sharded and (tensor := of(parameter)) is not None:
                 total += torch.linalg.vector_norm(_local(tensor), dtype=total.dtype).square()
         return total
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_local() if is_shared(tensor) else tensor  # type: ignore[attr-defined] # of a DTensor
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined] # of a DTensor

@@ -149,20 +149,20 @@ def give_bias(model: DualEncoder, objective: Aim) -> None:
         model.logit_bias = nn.Parameter(torch.full_like(scale, objective.initial_logit_bias))
 
 
-def apply_table(model: DualEncoder, table: list[Entry]) -> None:
-    """What the table names as trained asks for a gradient, nothing else does."""
+def apply_entries(model: DualEncoder, entries: list[Entry]) -> None:
+    """What the entries name as trained asks for a gradient, nothing else does."""
     model.requires_grad_(False)
-    for entry in table:
+    for entry in entries:
         entry.parameter.requires_grad_(entry.rate > 0 and entry.lora is None)
 
 
-def build_optimizer(table: list[Entry], stage: Stage, device: torch.device) -> torch.optim.AdamW:
+def build_optimizer(entries: list[Entry], stage: Stage, device: torch.device) -> torch.optim.AdamW:
     """AdamW with one group per (rate factor, decay). `peak` in each group is the rate the curve is multiplied with.
 
     Temperature and bias have groups of their own: under FSDP2 they stay whole, and one group cannot hold both.
     """
     groups: dict[tuple[float, bool, bool], dict] = {}
-    for entry in table:
+    for entry in entries:
         if entry.rate:
             group = groups.setdefault(
                 (entry.rate, entry.decays, entry.tower == "temperature"),

@@ -263,7 +263,7 @@ def _stage(context: Context, model: DualEncoder, stage: StagePlan) -> list[str]:
     setting = stage.setting
     lines: list[str] = [Said("  stage {name}", "  阶段 {name}", name=stage.name)]
     for tower in ("image", "text", "temperature", *(["heads"] if stage.grounding is not None else [])):
-        entries = [entry for entry in stage.table if entry.tower == tower]
+        entries = [entry for entry in stage.entries if entry.tower == tower]
         trained = sum(map(trained_size, entries))
         every = sum(entry.parameter.numel() for entry in entries)
         rates = sorted({setting.learning_rate * entry.rate for entry in entries if entry.rate})

@@ -118,17 +118,17 @@ class Sharded(Whole):
     @contextmanager
     def mean_gradients(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         yield  # the backward reduces shares itself
-        with mean_gradients(p for p in parameters if not is_shared(p)):
+        with mean_gradients(p for p in parameters if not is_sharded(p)):
             pass
 
     def clip(self, parameters: list[nn.Parameter], limit: float) -> torch.Tensor:
-        shared = [p for p in parameters if p.grad is not None and is_shared(p)]
-        own = [p for p in parameters if p.grad is not None and not is_shared(p)]
-        parts = [_whole(nn.utils.get_total_norm(_gradients(group))) for group in (shared, own) if group]
+        sharded = [p for p in parameters if p.grad is not None and is_sharded(p)]
+        own = [p for p in parameters if p.grad is not None and not is_sharded(p)]
+        parts = [_whole(nn.utils.get_total_norm(_gradients(group))) for group in (sharded, own) if group]
         norm = torch.stack(parts).norm()
         if math.isfinite(limit):
             factor = (limit / (norm + 1e-6)).clamp(max=1.0)
-            for group in (shared, own):
+            for group in (sharded, own):
                 if group:  # shares and whole tensors do not mix in one call
                     torch._foreach_mul_(_gradients(group), factor)
         return norm
@@ -167,7 +167,7 @@ class Sharded(Whole):
                 module.reshard()
 
 
-def is_shared(tensor: torch.Tensor) -> bool:
+def is_sharded(tensor: torch.Tensor) -> bool:
     from torch.distributed.tensor import DTensor
 
     return isinstance(tensor, DTensor)
@@ -178,7 +178,7 @@ def _gradients(parameters: list[nn.Parameter]) -> list[torch.Tensor]:
 
 
 def _whole(tensor: Any) -> torch.Tensor:
-    return tensor.detach().full_tensor() if is_shared(tensor) else tensor.detach()
+    return tensor.detach().full_tensor() if is_sharded(tensor) else tensor.detach()
 
 
 def sharding_asked() -> bool:

@@ -31,7 +31,7 @@ MOST_STEPS = 10**7 - 1  # of a stage: states are named by stage and step
 class StagePlan:
     """What is known of a stage before it is trained.
 
-    `table` says of every parameter, by its name, whether and how fast it trains; `validate_every` and `keep_every` count steps;
+    `entries` say of every parameter, by its name, whether and how fast it trains; `validate_every` and `keep_every` count steps;
     `objective` goes by the model the run starts with where the recipe leaves it open.
     """
 
@@ -39,7 +39,7 @@ class StagePlan:
     name: str
     setting: Stage
     objective: Aim
-    table: tuple[Entry, ...]
+    entries: tuple[Entry, ...]
     order: BatchOrder
     total: int
     curve: RateCurve
@@ -96,20 +96,20 @@ def plan_stage(context: Context, model: DualEncoder, number: int, name: str, set
     teaching = None if setting.teach is None else plan_teaching(context, name, setting.teach)
     objective = make_objective(name, setting, biased=model.logit_bias is not None)
     grounding = plan_grounding(context, model, name, setting)
-    table = training_table(
+    entries = training_table(
         model, objective, rules_for(setting, context.new_parts), None if grounding is None else grounding.heads
     )
     if grounding is not None:
-        table = [replace(entry, rate=0.0) if entry.tower == "temperature" else entry for entry in table]
+        entries = [replace(entry, rate=0.0) if entry.tower == "temperature" else entry for entry in entries]
     if teaching is not None:
-        table = _text_alone(name, table)
+        entries = _text_alone(name, entries)
         _refuse_other_space(name, setting, teaching, model)
-    check_lora(model, table)
+    check_lora(model, entries)
     refuse_with_sharding(
         context.sharding,
         name,
         precision=context.precision,
-        lora=any(e.lora for e in table),
+        lora=any(e.lora for e in entries),
         micro_batch_size=setting.micro_batch_size,
     )
     order = _order(context, number, name, setting, teaching, grounding)
@@ -134,8 +134,8 @@ def plan_stage(context: Context, model: DualEncoder, number: int, name: str, set
             f"stages.{name}: augment is for pictures of one size, and this image tower takes each in its own shape: stages.{name}.augment={{}}"
         )
     _refuse_widths(name, setting, model)
-    _refuse_batch_norm(name, setting, setting.batch_size // context.world, model, table)
-    image_frozen = not trunk_trains(table, "image")
+    _refuse_batch_norm(name, setting, setting.batch_size // context.world, model, entries)
+    image_frozen = not trunk_trains(entries, "image")
     if not image_frozen and setting.batch_norm == "train":
         _refuse_statistics_apart(context, name, model)
     kept = setting.feature_cache and (setting.views > 1 or not setting.augment.changes)
@@ -145,7 +145,7 @@ def plan_stage(context: Context, model: DualEncoder, number: int, name: str, set
         name=name,
         setting=setting,
         objective=objective,
-        table=tuple(table),
+        entries=tuple(entries),
         order=order,
         total=total,
         curve=RateCurve(setting, total),
@@ -204,26 +204,26 @@ def _refuse_widths(name: str, setting: Stage, model: DualEncoder) -> None:
         )
 
 
-def _refuse_batch_norm(name: str, setting: Stage, share: int, model: DualEncoder, table: list[Entry]) -> None:
+def _refuse_batch_norm(name: str, setting: Stage, share: int, model: DualEncoder, entries: list[Entry]) -> None:
     """Where micro-batches would have statistics of their own; how many ``auto`` makes is not known before the stage begins."""
     wanted = setting.micro_batch_size
     if setting.batch_norm == "frozen" or not isinstance(wanted, int) or wanted >= share:
         return
     for half, tower in (("image", model.image_tower), ("text", model.text_tower)):
         found = batch_norms(tower)
-        if found and trunk_trains(table, half):
+        if found and trunk_trains(entries, half):
             raise batch_norm_refusal(name, f"{half}_tower.{found[0][0]}")
 
 
-def _text_alone(name: str, table: list[Entry]) -> list[Entry]:
+def _text_alone(name: str, entries: list[Entry]) -> list[Entry]:
     """The table of a teaching stage: the temperature, which is for pictures, stays as it is, and so must the image tower."""
-    trained = [entry for entry in table if entry.rate and entry.tower == "image" and not entry.projection]
+    trained = [entry for entry in entries if entry.rate and entry.tower == "image" and not entry.projection]
     if trained:
         raise RequestError(
             f"stages.{name}: a teaching stage sees no pictures, so the image tower cannot train ({trained[0].name} would). "
             f"Give stages.{name}.train=text, or stages.{name}.train.N.rate=0 for its rules"
         )
-    return [entry if entry.tower == "text" else replace(entry, rate=0.0) for entry in table]
+    return [entry if entry.tower == "text" else replace(entry, rate=0.0) for entry in entries]
 
 
 def _total(setting: Stage, order: BatchOrder) -> int:
@@ -251,9 +251,9 @@ def plan_stages(context: Context, model: DualEncoder) -> list[StagePlan]:
     ]
 
 
-def trunk_trains(table: Iterable[Entry], tower: str) -> bool:
+def trunk_trains(entries: Iterable[Entry], tower: str) -> bool:
     """Whether anything of the tower before its projection trains."""
-    return any(e.rate for e in table if e.tower == tower and not e.projection)
+    return any(e.rate for e in entries if e.tower == tower and not e.projection)
 
 
 def make_objective(name: str, setting: Stage, *, biased: bool) -> Aim:

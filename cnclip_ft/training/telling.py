@@ -21,7 +21,7 @@ from cnclip_ft.training.validation_loss import PoolLoss
 def tell_stage(context: Context, plan: StagePlan, model: DualEncoder) -> None:
     """What the findings have to know of a stage, for the journal alone."""
     setting, rates = plan.setting, dict[str, float]()
-    for entry in plan.table:
+    for entry in plan.entries:
         if entry.rate:
             rates[part_of(entry)] = max(rates.get(part_of(entry), 0.0), entry.rate * setting.learning_rate)
     rules = setting.train if isinstance(setting.train, list) else []

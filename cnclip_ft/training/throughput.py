@@ -103,7 +103,7 @@ def flops_per_pair(plan: StagePlan, model: DualEncoder, tokens: int) -> float | 
     Returns:
         None where the towers can be walked in neither way.
     """
-    trained = {e.name for e in plan.table if e.rate and (e.lora is None or e.parameter.ndim < 2)}
+    trained = {e.name for e in plan.entries if e.rate and (e.lora is None or e.parameter.ndim < 2)}
     ids, mask = model.text_tower.example(2 * plan.texts_per_pair, tokens)
     inputs = {"input_ids": ids, "attention_mask": mask}
     if (

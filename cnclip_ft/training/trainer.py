@@ -30,7 +30,7 @@ from cnclip_ft.training.lora import add_lora, merged, remove_lora
 from cnclip_ft.training.loss import LossOutput
 from cnclip_ft.training.memory import trunk_waits
 from cnclip_ft.training.norms import Norms
-from cnclip_ft.training.optimizer import Entry, apply_table, build_optimizer, give_bias
+from cnclip_ft.training.optimizer import Entry, apply_entries, build_optimizer, give_bias
 from cnclip_ft.training.outcome import Outcome, UnderWay
 from cnclip_ft.training.prepared import prepare
 from cnclip_ft.training.run_state import seed_step
@@ -84,15 +84,15 @@ class Trainer:
         give_heads(context, plan.number, plan.grounding, whole)
         whole.to(context.device)
         self.before = as_it_was(context, plan.number, plan.grounding, whole, state)
-        table = _bound(add_lora(whole, list(plan.table)), whole)
+        entries = _bound(add_lora(whole, list(plan.entries)), whole)
         whole.to(context.device)
         if state is not None:
             whole.load_state_dict(state["model"])  # before the cache, which is keyed by the tower's weights
-        apply_table(whole, table)
+        apply_entries(whole, entries)
         whole.set_gradient_checkpointing(**plan.checkpointing)
         if shares_statistics(context, plan):
             whole.image_tower = nn.SyncBatchNorm.convert_sync_batchnorm(whole.image_tower)
-        self._set_mode(table)
+        self._set_mode(entries)
         self.prepared = prepare(context, plan, whole, stop)
         self._pass_over(self.prepared.damaged)
         if trunk_waits(context, plan):
@@ -103,12 +103,12 @@ class Trainer:
         self.fp8 = EightBits(self.model) if context.recipe.fp8 else None
         if context.recipe.compile:
             compile_towers(self.model, context.recipe.compile)
-        self.table = _bound(table, self.model)
-        self.optimizer = build_optimizer(self.table, setting, context.device)
+        self.entries = _bound(entries, self.model)
+        self.optimizer = build_optimizer(self.entries, setting, context.device)
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=context.precision == "fp16")
-        self.average = MovingAverage(self.table, setting.ema) if setting.ema else None
+        self.average = MovingAverage(self.entries, setting.ema) if setting.ema else None
         self.gradient = self._gradient_step()
-        self.norms = Norms(self.table, self.optimizer, context.sharding)
+        self.norms = Norms(self.entries, self.optimizer, context.sharding)
         if state is not None:
             self._restore(state)
 
@@ -137,10 +137,10 @@ class Trainer:
             negatives=0.0 if setting.negatives is None else setting.negatives.weight,
         )
 
-    def _set_mode(self, table: list[Entry]) -> None:
+    def _set_mode(self, entries: list[Entry]) -> None:
         self.whole.train()
         for name, tower in (("image", self.whole.image_tower), ("text", self.whole.text_tower)):
-            if not trunk_trains(table, name):
+            if not trunk_trains(entries, name):
                 tower.eval()  # no dropout, and batch-norm statistics stay
             elif self.plan.setting.batch_norm == "frozen":
                 for module in tower.modules():
@@ -149,7 +149,7 @@ class Trainer:
 
     def _without_moments(self) -> list[nn.Parameter]:
         """Parameters whose moments AdamW has yet to make."""
-        return [entry.parameter for entry in self.table if entry.rate and not self.optimizer.state]
+        return [entry.parameter for entry in self.entries if entry.rate and not self.optimizer.state]
 
     def _lengths(self) -> tuple[int, ...]:
         """What texts are padded to: few lengths where each is compiled for itself, else their own longest."""
@@ -235,7 +235,7 @@ class Trainer:
         scaler.unscale_(self.optimizer)
         told = plan.logged(self.step + 1, context.recipe.log_every)
         gradients = self.norms.gradients() if told else {}
-        trained = [entry.parameter for entry in self.table if entry.rate]
+        trained = [entry.parameter for entry in self.entries if entry.rate]
         norm = context.sharding.clip(trained, plan.setting.gradient_clip or float("inf"))
         usable = torch.isfinite(out.loss)
         if scaler.is_enabled():  # an overflow is expected now and then; the scaler leaves such steps out itself
@@ -381,7 +381,7 @@ def shares_statistics(context: Context, plan: StagePlan) -> bool:
     return context.world > 1 and context.device.type == "cuda" and not plan.image_frozen
 
 
-def _bound(table: list[Entry], model: DualEncoder) -> list[Entry]:
-    """The table over the parameters of `model`, which may be another than was planned with."""
+def _bound(entries: list[Entry], model: DualEncoder) -> list[Entry]:
+    """The entries over the parameters of `model`, which may be another than was planned with."""
     placed = dict(model.named_parameters())
-    return [replace(entry, parameter=placed.get(entry.name, entry.parameter)) for entry in table]
+    return [replace(entry, parameter=placed.get(entry.name, entry.parameter)) for entry in entries]

@@ -152,7 +152,7 @@ def axes_of(plan: StagePlan, new_parts: list[str], pairs: int, world: int, patch
         patches: whether the image tower can leave patches out.
     """
     setting, rules = plan.setting, tuple(rules_for(plan.setting, new_parts))
-    image, text = not plan.image_frozen, trunk_trains(plan.table, "text")
+    image, text = not plan.image_frozen, trunk_trains(plan.entries, "text")
     whole = [rule for rule in rules if rule.rate and rule.tower != "temperature" and rule.part != "projection"]
     with_lora = any(rule.lora for rule in rules)
     axes = [Axis("rate", 1.0, low=1 / 8, high=8.0)]

@@ -17,7 +17,7 @@ import cnclip_ft
 from cnclip_ft.commands import search as commands
 from cnclip_ft.search.engine.engine import open_engine
 from cnclip_ft.search.engine.query import Question
-from cnclip_ft.search.engine.quick_text import quicken
+from cnclip_ft.search.engine.quick_text import use_half_products
 from cnclip_ft.search.index.folder import Index
 from cnclip_ft.search.index.pictures import uploaded_pixels
 from data_tools.errors import RequestError, UserError
@@ -113,7 +113,7 @@ def test_a_quick_tower_says_the_same(pooling):
     model = small(VIT | {"pooling": pooling})
     texts = ["狗", "一只在雪地里奔跑的狗", "x y " * 40, "", "🐕", "two birds, and a tree"]
     before = model.encode_texts(texts)
-    alike = quicken(model)
+    alike = use_half_products(model)
     if alike is None:
         pytest.skip("this processor has no half-precision kernels")
     after = model.encode_texts(texts)
@@ -130,7 +130,7 @@ def test_a_model_that_suffers_is_left_alone(checkpoint, factor):
             if type(layer) is torch.nn.Linear:
                 layer.weight *= factor
     before = model.encode_texts(["狗"])
-    assert quicken(model) is None
+    assert use_half_products(model) is None
     assert torch.equal(model.encode_texts(["狗"]), before)
 
 

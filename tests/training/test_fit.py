@@ -125,7 +125,7 @@ import torch
 from cnclip_ft.training.fit import micro_batch_size
 from cnclip_ft.training.large_batch import GradientStep
 from cnclip_ft.training.memory import blank_pairs, estimate
-from cnclip_ft.training.optimizer import apply_table, build_optimizer
+from cnclip_ft.training.optimizer import apply_entries, build_optimizer
 from tests.training.helpers import planned, tiny_recipe
 def now(what):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(what))
@@ -138,10 +138,10 @@ recipe = tiny_recipe(
 )
 context, model, (_, plan) = planned(recipe)
 said = estimate(context, plan, model).to_come
-apply_table(model, list(plan.table))
+apply_entries(model, list(plan.entries))
 model.set_gradient_checkpointing(**plan.checkpointing)
 model.train()
-optimizer = build_optimizer(list(plan.table), plan.setting, context.device)
+optimizer = build_optimizer(list(plan.entries), plan.setting, context.device)
 step = GradientStep(
     model, plan.objective, micro_batch_size=micro_batch_size(context, plan, model, []),
     autocast=context.autocast, backward=lambda loss: loss.backward(),

@@ -92,7 +92,7 @@ def test_names_and_parameters_are_those_of_the_plain_layers(tmp_path, on_the_cpu
     assert list(eight.model.state_dict()) == list(plain.model.state_dict())
     kinds = [type(module) for module in eight.model.modules()]
     batches = [next(trainer.batches()) for trainer in (plain, eight)]
-    before = {entry.name: entry.parameter.detach().clone() for entry in eight.table if entry.rate}
+    before = {entry.name: entry.parameter.detach().clone() for entry in eight.entries if entry.rate}
     losses = [trainer.take(batch).loss.item() for trainer, batch in zip((plain, eight), batches, strict=True)]
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], abs=0.1)
     # Each parameter that trains moved, through the 8-bit form of its layer.

@@ -43,7 +43,7 @@ def test_they_are_those_of_gradients_and_of_copies(stores, tmp_path, table, chan
         pytest.importorskip("peft")
     recipe = one_stage(stores, tmp_path, {"train": TABLES[table], **changes}, model={"start": {"architecture": "tiny"}})
     trainer = prepared(recipe, 0)
-    trained = {entry.name: entry.parameter for entry in trainer.table if entry.rate}
+    trained = {entry.name: entry.parameter for entry in trainer.entries if entry.rate}
     gradients, clip = {}, trainer.context.sharding.clip
 
     def seen(parameters, limit):

@@ -8,7 +8,7 @@ import torch
 from cnclip_ft.recipe import Stage
 from cnclip_ft.recipe_stage import TrainRule
 from cnclip_ft.training.loss import ContrastiveObjective, SigmoidObjective
-from cnclip_ft.training.optimizer import RateCurve, apply_table, build_optimizer, rules_for, training_table
+from cnclip_ft.training.optimizer import RateCurve, apply_entries, build_optimizer, rules_for, training_table
 from data_tools.errors import RequestError
 from tests.training.helpers import tiny_model
 
@@ -91,7 +91,7 @@ def test_no_decay_on_norms_biases_embeddings_and_temperature():
 
 def test_optimizer_groups_carry_rate_and_decay():
     entries = table("text")
-    apply_table(MODEL, entries)
+    apply_entries(MODEL, entries)
     assert not any(p.requires_grad for p in MODEL.image_tower.parameters())
     optimizer = build_optimizer(entries, stage(train="text", weight_decay=0.1), torch.device("cpu"))
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.1}

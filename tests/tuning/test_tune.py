@@ -109,7 +109,7 @@ def test_a_trial_of_the_own_values_is_the_recipe(stores, name):
     assert trial.model_dump(exclude=same) == plan.setting.model_dump(exclude=same)
     ours, theirs = (
         {entry.name: (entry.rate, entry.lora) for entry in table}
-        for table in (training_table(model, plan.objective, rules_for(trial, context.new_parts)), plan.table)
+        for table in (training_table(model, plan.objective, rules_for(trial, context.new_parts)), plan.entries)
     )
     assert ours == theirs
     assert {"rate", "batch size", "length", "averaged over"} <= {axis.name for axis in space.axes}

@@ -17,7 +17,7 @@ from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.search.engine.gallery import Gallery
 from cnclip_ft.search.engine.local import LocalGallery
 from cnclip_ft.search.engine.query import MOST, Question, vectors
-from cnclip_ft.search.engine.quick_text import quicken
+from cnclip_ft.search.engine.quick_text import use_half_products
 from cnclip_ft.search.engine.remote import MilvusGallery
 from cnclip_ft.search.index.folder import Damaged, Index
 from cnclip_ft.search.index.listing import Key
@@ -55,7 +55,7 @@ class Engine:
 
     def prepare(self) -> str:
         """Spend seconds and memory so that every question is quicker: what a server does. Gives what was done, in words."""
-        alike = quicken(self.model)
+        alike = use_half_products(self.model)
         done = [] if alike is None else [f"text tower with half-precision weights (features alike to {1 - alike:.0e})"]
         done += self.gallery.prepare()
         self.ask([Question(text="暖")])

@@ -27,7 +27,7 @@ _SAMPLES = [
 ]
 
 
-def quicken(model: DualEncoder) -> float | None:
+def use_half_products(model: DualEncoder) -> float | None:
     """Give the text tower's products half-precision weights where that is possible and harmless.
 
     Returns:
