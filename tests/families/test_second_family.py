@@ -131,7 +131,8 @@ def test_search_by_words_and_by_picture(stores, best, tmp_path):
 # Words of one family; those that write or read its files may use them.
 FAMILY_WORDS = re.compile(
     r"TextTokenizer|WordPiece|wordpiece|RobertaTower|ViTTower|ResNetTower|ChineseCLIP(?!Model\b)\w+|\[CLS\]|\[SEP\]|\[PAD\]|"
-    r"(text|vision)_model\.(?!onnx)|word_embeddings|vocab_file|CONTEXT_LENGTH|ids != |min\(1000"
+    r"(text|vision)_model\.(?!onnx)|word_embeddings|vocab_file|CONTEXT_LENGTH|ids != |min\(1000|"
+    r"visual_projection|text_projection\.|_projection\"\)|endswith\([^)]*projection|visual\.conv1|resblocks"
 )
 KNOWING = (
     "clip.py",

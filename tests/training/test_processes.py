@@ -274,6 +274,7 @@ GRADIENTS = """
 import gc, os, sys
 from contextlib import nullcontext
 import torch, torch.distributed as dist
+from cnclip_ft.collectives import mean_gradients
 from cnclip_ft.training.large_batch import GradientStep
 from cnclip_ft.training.loss import ContrastiveObjective, SigmoidObjective
 from cnclip_ft.training.optimizer import give_bias
@@ -305,6 +306,25 @@ def gradients():
                     found[shares, micro, frozen, kind.__name__] = {"loss": loss, **grads}
     return found
 
+def exchanged_as_it_goes():
+    # The bits of gradients exchanged while the backward runs, and of those added and halved behind it.
+    found = []
+    for waits in (False, True):
+        model = tiny_model(dropout=0.0).double()
+        features = model(**{key: value[rank * 4 : rank * 4 + 4] for key, value in random_batch(model, 8).items()
+                            if key in ("pixels", "input_ids", "attention_mask")})
+        loss = sum(part.square().sum(0).cumsum(0).prod() for part in features)
+        with nullcontext() if waits else mean_gradients(model.parameters()):
+            loss.backward()
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        for grad in grads if waits else ():
+            dist.all_reduce(grad)
+            grad /= 2
+        found.append(grads)
+    assert len(found[0]) == len(found[1]) > 20 and all(map(torch.equal, *found))
+
+if ranks == 2:
+    exchanged_as_it_goes()
 found = gradients()
 if rank == 0:
     torch.save(found, sys.argv[1])
@@ -320,7 +340,8 @@ os._exit(0)
 
 @pytest.mark.slow
 def test_gradients_of_two_and_four_processes_are_those_of_one(tmp_path):
-    """Float64; with and without accumulation, a frozen tower, both objectives, whole weights and shares."""
+    """Float64; with and without accumulation, a frozen tower, both objectives, whole weights and shares. Of two processes, an
+    exchange beside the backward gives the very bits of one behind it."""
     found = {}
     for processes in (1, 2, 4):
         launch(GRADIENTS, tmp_path, processes, str(tmp_path / f"{processes}.pt"))

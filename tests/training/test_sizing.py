@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from multiprocessing import active_children
 
 import pytest
 
@@ -67,15 +68,13 @@ def test_a_loader_that_is_replaced_brings_the_same_batches(tmp_path, monkeypatch
     assert train(recipe("given", 0))
     monkeypatch.setattr(run_module, "make_context", slow)
     monkeypatch.setattr(Sizing, "needed", property(lambda sizing: 2))
-    counts = []
-    made = run_module.Trainer.batches
-    monkeypatch.setattr(
-        run_module.Trainer,
-        "batches",
-        lambda trainer, *count: counts.append((trainer.step, *count)) or made(trainer, *count),
+    decoding = {}  # processes, by the place of a step
+    assert train(
+        recipe("measured", "auto"),
+        before_step=lambda trainer: decoding.update({(trainer.plan.name, trainer.step): len(active_children())}),
     )
-    assert train(recipe("measured", "auto"))
-    assert counts == [(0,), (0,), (11, 2)]  # of the first stage, whose features are cached; of the second, twice
+    # None where features are cached; one until the steps of the second stage are measured, then two.
+    assert list(decoding.values()) == [0] + 11 * [1] + 3 * [2]
     assert losses(tmp_path / "measured") == losses(tmp_path / "given")
     (told,) = records(tmp_path / "measured", "loader")
     assert (told["stage"], told["step"], told["workers_before"], told["workers"]) == ("contrast", 11, 1, 2)
