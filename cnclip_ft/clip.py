@@ -20,7 +20,7 @@ from torch import nn
 from cnclip_ft.models.assembly import fill, resized
 from cnclip_ft.models.checkpoints import load as load_model
 from cnclip_ft.models.contract import Preprocessing, Tokenizer
-from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.models.dual_encoder import DualEncoder, each_text
 from cnclip_ft.models.families.chinese_clip.catalog import available_models
 from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
 from cnclip_ft.models.formats.bert import read_text_half
@@ -190,7 +190,7 @@ def tokenize(texts: str | Iterable[str], context_length: int = 52) -> torch.Tens
 
 
 def _padded(tokenizer: Tokenizer, texts: str | Iterable[str]) -> torch.Tensor:
-    ids = tokenizer.encode([texts] if isinstance(texts, str) else list(texts))
+    ids = tokenizer.encode(list(each_text(texts)))
     return tokenizer.pad(ids, length=tokenizer.context_length)[0]
 
 

@@ -80,6 +80,7 @@ def test_every_form_of_a_picture_gives_the_same_features(model, tmp_path):
         str(tmp_path / "a.png"),
         file.getvalue(),
         memoryview(file.getvalue()),
+        bytearray(file.getvalue()),
         image,
         pixels,
         chw,
@@ -109,6 +110,40 @@ def test_every_form_of_a_picture_gives_the_same_features(model, tmp_path):
 def test_pixels_in_another_order_are_told(model, pixels, said):
     with pytest.raises(DataFault, match=said):
         model.encode_images(pixels)
+
+
+@pytest.mark.parametrize(
+    "given,what",
+    [
+        (None, "NoneType"),
+        (3, "int"),
+        ([None], "NoneType"),
+        ([["a.png"]], "list"),
+        (np.zeros(5, np.uint8), "uint8"),
+        (io.BytesIO(b"x"), "BytesIO"),
+    ],
+)
+def test_what_is_no_picture_is_told(model, given, what):
+    with pytest.raises(
+        DataFault, match=f"no picture, but {what}. Give a path, encoded bytes, a Pillow image or uint8 pixels"
+    ):
+        model.encode_images(given)
+
+
+@pytest.mark.parametrize(
+    "given,what", [(None, "NoneType"), (["a", float("nan")], "float"), (b"a", "bytes"), ([["a"]], "list")]
+)
+def test_what_is_no_text_is_told(model, given, what):
+    for call in (model.encode_texts, cnclip_ft.clip.tokenize, cnclip_ft.clip.CLIP(model).tokenize):
+        with pytest.raises(RequestError, match=rf"a text is .*\({what}\); expected str"):
+            call(given)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5])
+def test_a_batch_of_no_size_is_told(model, size):
+    for call in (model.encode_images, model.encode_texts):
+        with pytest.raises(RequestError, match=f"batch_size is {size}, expected a whole number from 1"):
+            call(["a"], batch_size=size)
 
 
 def test_a_single_text_gives_one_row(model):

@@ -7,13 +7,11 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import nn
 
 from cnclip_ft.models.contract import ImageTower, TextTower, Tokenizer
@@ -211,6 +209,7 @@ class DualEncoder(nn.Module):
 
         Raises:
             DataFault: an image cannot be decoded.
+            RequestError: `batch_size` is no number above 0.
         """
         parts = [torch.empty(0, self.image_tower.output_dim)]
         with evaluation_mode(self), torch.inference_mode():
@@ -226,10 +225,13 @@ class DualEncoder(nn.Module):
         Args:
             texts: one or any number of them, a generator too, of which 64 batches are held at a time; among those, texts of
                 like length share a batch.
+
+        Raises:
+            RequestError: a text is no str, or `batch_size` no number above 0.
         """
         parts = [torch.empty(0, self.text_tower.output_dim)]
         with evaluation_mode(self), torch.inference_mode():
-            for some in _batches([texts] if isinstance(texts, str) else texts, 64 * batch_size):
+            for some in _batches(each_text(texts), batch_size, 64):
                 ids = self.tokenizer.encode(some)
                 order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
                 part = torch.empty(len(ids), self.text_tower.output_dim)
@@ -255,15 +257,35 @@ class DualEncoder(nn.Module):
         return list(found)
 
 
+def each_text(texts: str | Iterable[str]) -> Iterator[str]:
+    """Of one or any number of texts.
+
+    Raises:
+        RequestError: one is no str.
+    """
+    for text in texts if _is_many(texts) and not isinstance(texts, (str, bytes)) else [texts]:
+        if not isinstance(text, str):
+            raise RequestError(f"a text is {repr(text)[:40]} ({type(text).__name__}); expected str")
+        yield text
+
+
 def _is_picture(images: Any) -> bool:
+    """A single one, or what `decode` refuses as one: a file that is open would give its lines, bytes their numbers."""
     if isinstance(images, (np.ndarray, torch.Tensor)):
-        return 1 < images.ndim < 4
-    return isinstance(images, (str, bytes, memoryview, Path, Image.Image))
+        return images.ndim != 1 and images.ndim < 4
+    return isinstance(images, PictureSource) or hasattr(images, "read") or not _is_many(images)
 
 
-def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+def _is_many(items: Any) -> bool:
+    return hasattr(items, "__iter__") or hasattr(items, "__getitem__")
+
+
+def _batches(items: Iterable[T], size: int, times: int = 1) -> Iterator[list[T]]:
+    """Lists of `times` · `size`, the last one shorter."""
+    if not isinstance(size, (int, np.integer)) or size < 1:
+        raise RequestError(f"batch_size is {repr(size)[:40]}, expected a whole number from 1")
     walk = iter(items)
-    while some := list(itertools.islice(walk, size)):
+    while some := list(itertools.islice(walk, int(size) * times)):
         yield some
 
 

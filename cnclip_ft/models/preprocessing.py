@@ -38,7 +38,7 @@ DECODER = "simplejpeg" if simplejpeg else "pillow"  # they choose their reduced 
 _PILLOW_TALL_FIRST = int(PIL.__version__.split(".")[0]) >= 13
 
 
-PictureSource: TypeAlias = bytes | memoryview | str | Path | Image.Image | np.ndarray | torch.Tensor
+PictureSource: TypeAlias = bytes | bytearray | memoryview | str | Path | Image.Image | np.ndarray | torch.Tensor
 Fit = Literal["squash", "crop", "crop_even"]
 CROPS: dict[Fit, str] = {"crop": "centre", "crop_even": "centre, rounded to even"}  # in records of scores
 Resample = Literal["bicubic", "bilinear"]
@@ -188,6 +188,12 @@ class SquarePicture:
 
 def whole_picture(source: PictureSource, at_least: int | None, pixel_limit: int) -> np.ndarray:
     """uint8 ``[h, w, 3]``, upright; a JPEG at a smaller scale where `at_least` is given, no side below it."""
+    if not isinstance(source, PictureSource):
+        raise DataFault(
+            f"no picture, but {type(source).__name__}",
+            mend="Give a path, encoded bytes, a Pillow image or uint8 pixels.",
+            kind="undecodable-image",
+        )
     try:
         if isinstance(source, (np.ndarray, torch.Tensor)):
             source = _of_pixels(source)
