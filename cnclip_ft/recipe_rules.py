@@ -42,7 +42,8 @@ def joining_rate(batch_size: int) -> float:
 @dataclass(frozen=True)
 class Facts:
     """What the rules look at. `pairs`: visits of an epoch; `images`: different pictures; `device`: cpu, cuda, …; `memory`: GiB of one
-    card (None: a CPU, or not known); `devices`: processes; `width`: of the wider tower that is made new."""
+    card (None: a CPU, or not known); `devices`: processes; `width`: of the wider tower that is made new; `one_size`: of all pictures, not each
+    in its own shape."""
 
     pairs: int
     images: int
@@ -51,6 +52,7 @@ class Facts:
     devices: int = 1
     start: Start = "whole"
     width: int = 768
+    one_size: bool = True
 
 
 EXAMPLE = Facts(pairs=10_000, images=2_000)  # to look at a recipe without data
@@ -339,7 +341,8 @@ class _Stage:
         return self._choice(settings, why)
 
     def _pictures(self) -> Choice:
-        wanted = self.name == CONTRAST and self.facts.start in ("towers", "new text") and self.facts.images < 1_000_000
+        known_by_heart = self.facts.start in ("towers", "new text") and self.facts.images < 1_000_000
+        wanted = self.name == CONTRAST and known_by_heart and self.facts.one_size
         return self._choice(
             {"augment": {"crop": 0.8} if wanted else None},
             Said(

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from cnclip_ft.models.assembly import Checkpoint, file_names, text_tower, tokenizer_of
-from cnclip_ft.models.checkpoints import read_checkpoint
+from cnclip_ft.models.checkpoints import INFO, read_checkpoint, read_info
 from cnclip_ft.models.contract import Tokenizer, Tower
+from cnclip_ft.models.families.siglip.naflex import NaflexTower
 from cnclip_ft.models.formats.bert import TextHalf
-from cnclip_ft.models.formats.files import Tensors
+from cnclip_ft.models.formats.files import Tensors, read_json
 from cnclip_ft.models.registry import text_kind
 from data_tools.errors import RequestError
 from data_tools.words import Said
@@ -24,6 +25,20 @@ def own_half(checkpoint: Checkpoint, kind: type[Tower], otherwise: str) -> tuple
     prefixes = kind.file_prefixes or (otherwise,)
     own = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(prefixes)}
     return own, sorted(checkpoint.tensors.keys() - own.keys() - {"logit_scale"})
+
+
+def keeps_shapes(path: Path) -> bool:
+    """Whether the image tower of a folder takes pictures in their own shape (NaFlex), by what the folder says; no weights are read.
+
+    Raises:
+        RequestError: its description is not readable.
+    """
+    if (path / INFO).is_file():
+        model = read_info(path).get("model")
+        image = model.get("image") if isinstance(model, dict) else None
+        return isinstance(image, dict) and image.get("kind") == NaflexTower.kind
+    file = path / "config.json"  # the family is called like the tower
+    return file.is_file() and read_json(file).get("model_type") == NaflexTower.kind
 
 
 def text_half_of_whole(path: Path, pooling: str | None) -> TextHalf:

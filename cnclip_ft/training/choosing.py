@@ -11,6 +11,8 @@ from accelerate.utils import broadcast_object_list
 
 from cnclip_ft.data.mixture import Mixture
 from cnclip_ft.evaluation.kinds.recall import ValidStore
+from cnclip_ft.models.halves import keeps_shapes
+from cnclip_ft.models.hub import find
 from cnclip_ft.recipe import ModelSection
 from cnclip_ft.recipe_data import DataSection
 from cnclip_ft.recipe_rules import FEWEST, NAME, Facts, Start
@@ -46,7 +48,8 @@ def look(model: ModelSection, data: DataSection) -> Facts:
     devices = PartialState(cpu=not torch.accelerator.is_available())
     kind = devices.device.type
     memory = torch.cuda.get_device_properties(devices.device).total_memory / 2**30 if kind == "cuda" else None
-    facts = [Facts(max(round(visited), FEWEST), images, kind, memory, devices.num_processes, start, width)]
+    one = one_size(model)
+    facts = [Facts(max(round(visited), FEWEST), images, kind, memory, devices.num_processes, start, width, one)]
     if devices.num_processes > 1:
         broadcast_object_list(facts)
     if facts[0].pairs < devices.num_processes:
@@ -79,6 +82,18 @@ def kind_of_start(start: str | dict[str, Any]) -> tuple[Start, int]:
     if len(new) == 2:
         return "new", width
     return ("new image" if new[0] is image else "new text"), width
+
+
+def one_size(model: ModelSection) -> bool:
+    """Whether the image tower sees all pictures in one size. What cannot be found or read is told where the model is built."""
+    image = model.start.get("image") if isinstance(model.start, dict) else model.start
+    place = image.get("path") if isinstance(image, dict) else image
+    if not isinstance(place, str) or model.code is not None:
+        return True
+    try:
+        return not keeps_shapes(find(place, model.source))
+    except RequestError:
+        return True
 
 
 def _width(tower: dict[str, Any]) -> int:

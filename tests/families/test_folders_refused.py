@@ -176,6 +176,17 @@ def test_what_is_missing_is_told_with_a_line_to_type(written, tmp_path):
         cnclip_ft.load(folder)
 
 
+@pytest.mark.parametrize("name", ["clip", "siglip2", "metaclip_2"])
+def test_a_tokenizer_that_the_hubs_cache_has_lost_is_told(name, written, tmp_path):
+    """Its folders are links; of special tokens alone transformers would make a tokenizer to which all words are one."""
+    folder = tmp_path / "x"
+    shutil.copytree(written(name), folder)
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").symlink_to("../../blobs/gone")
+    with pytest.raises(RequestError, match="no tokenizer.json in it; fetch the folder whole"):
+        cnclip_ft.load(folder)
+
+
 # ---- what a start says, and numbers from Python --------------------------------------------------------------------
 
 

@@ -10,10 +10,12 @@ from typer.testing import CliRunner
 import cnclip_ft
 import cnclip_ft.cli
 from cnclip_ft.calls import read_recipe
+from cnclip_ft.models.checkpoints import save_checkpoint
 from cnclip_ft.training.choosing import kind_of_start
 from cnclip_ft.training.progress import reasons
 from cnclip_ft.training.run_state import load_state
 from data_tools.errors import RequestError
+from tests.families.cards import CARDS
 from tests.training.helpers import write_store
 
 TINY = ["model.start={architecture: tiny}", "data.workers=0"]
@@ -130,3 +132,17 @@ def test_visits_are_counted_not_pairs(data):
 )
 def test_what_the_towers_are_to_each_other(start, found):
     assert kind_of_start(start) == found
+
+
+def test_pictures_in_their_own_shape_are_not_cropped(data, tmp_path):
+    """A NaFlex image tower beside a text tower it has never met; of a folder of transformers and of a checkpoint of ours."""
+    CARDS["siglip2"].write(tmp_path / "naflex")
+    save_checkpoint(cnclip_ft.load(tmp_path / "naflex"), tmp_path / "ours", info={})
+    CARDS["clip"].write(tmp_path / "clip")
+    for name, crop in (("naflex", 1), ("ours", 1), ("clip", 0.8)):
+        start = f"model.start={{image: {tmp_path / name}, text: {{hidden: 32, layers: 1, heads: 2}}}}"
+        given = [*places(data)[:2], "data.workers=0", start]
+        recipe = read_recipe("own-data", given)
+        assert recipe.stages["contrast"].augment.crop == crop
+        said = run("plan", "own-data", *given, f"output={tmp_path / 'run'}")
+        assert said.exit_code == 0, said.exception

@@ -220,10 +220,10 @@ class FastTokenizer(Tokenizer):
         """
         refuse_code(folder)
         if not any(
-            file.name == "tokenizer.json" or file.match("vocab.*") or file.suffix == ".model"
+            file.is_file() and (file.name == "tokenizer.json" or file.match("vocab.*") or file.suffix == ".model")
             for file in folder.iterdir()
         ):
-            # Some classes would make a vocabulary of nothing.
+            # Some classes would make a vocabulary of nothing. In the hub's cache files are links, which may lead nowhere.
             raise RequestError(f"{folder}: no tokenizer.json in it; fetch the folder whole, the tokenizer's files too")
         quick = _told_beforehand(folder, mask)
         if quick is not None:
