@@ -22,7 +22,7 @@ from cnclip_ft.models.checkpoints import load as load_model
 from cnclip_ft.models.contract import Preprocessing, Tokenizer
 from cnclip_ft.models.dual_encoder import DualEncoder, each_text
 from cnclip_ft.models.families.chinese_clip.catalog import available_models
-from cnclip_ft.models.families.chinese_clip.wordpiece import TextTokenizer
+from cnclip_ft.models.families.chinese_clip.wordpiece import CONTEXT_LENGTH, TextTokenizer
 from cnclip_ft.models.formats.bert import read_text_half
 from cnclip_ft.models.formats.image_half import read_image_half
 from cnclip_ft.models.preprocessing import PictureSource, SquarePicture
@@ -57,19 +57,40 @@ class CLIP(nn.Module):
         return _padded(tokenizer if context_length is None else tokenizer.with_context_length(context_length), texts)
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """A batch of what `preprocess` gives, ``[n, 3, s, s]`` → ``[n, dim]``."""
+        """A batch of what `preprocess` gives, ``[n, 3, s, s]`` → ``[n, dim]``.
+
+        Raises:
+            RequestError: it is no tensor.
+        """
+        _check_tensor("encode_image", image, "a tensor [n, 3, s, s]", "torch.stack([preprocess(picture)])")
         return self.encoder.image_tower(image.to(self.dtype) if image.is_floating_point() else image)
 
     def encode_text(self, text: torch.Tensor) -> torch.Tensor:
         """What `tokenize` gives, ``[n, tokens]`` → ``[n, dim]``.
 
         Raises:
-            RequestError: more tokens than the tower has positions.
+            RequestError: no ids, those of `clip.tokenize` for a model of another vocabulary, or more tokens than the tower has positions.
         """
+        _check_tensor("encode_text", text, "ids, a tensor [n, tokens]", "model.tokenize(texts)")
+        self._check_ids(text)
         longest = self.encoder.text_tower.max_length
         if text.shape[1] > longest:
             raise RequestError(f"texts of {text.shape[1]} tokens, but the text tower has {longest} positions")
         return self.encoder.text_tower(text, self.encoder.tokenizer.mask(text))
+
+    def _check_ids(self, text: torch.Tensor) -> None:
+        """Most of Chinese CLIP's ids are tokens of other vocabularies too, and would be taken for other words."""
+        around = _tokenizer(CONTEXT_LENGTH).encode([""])[0]  # what stands around every text
+        if text.numel() and self.encoder.tokenizer.encode([""])[0] != around:
+            last = text.ne(0).sum(1, keepdim=True).clamp(min=1) - 1
+            ends = torch.cat([text[:, :1], text.gather(1, last)], 1)
+            if ends.eq(torch.tensor(around, device=text.device)).all():
+                raise RequestError(
+                    "the ids are clip.tokenize's, which are Chinese CLIP's, and this model has a vocabulary of its own: model.tokenize(texts)"
+                )
+        largest, rows = int(text.max()) if text.numel() else 0, self.encoder.text_tower.vocab_size
+        if largest >= rows:
+            raise RequestError(f"token {largest}, but the text tower has {rows:,}; its own ids: model.tokenize(texts)")
 
     def forward(self, image: torch.Tensor | None, text: torch.Tensor | None) -> Any:
         """Unit features of both and the temperature's inverse; where one is None, the plain features of the other."""
@@ -91,6 +112,11 @@ class CLIP(nn.Module):
 
     def _unit(self, image: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return F.normalize(self.encode_image(image), dim=1), F.normalize(self.encode_text(text), dim=1)
+
+
+def _check_tensor(call: str, given: Any, takes: str, how: str) -> None:
+    if not isinstance(given, torch.Tensor):
+        raise RequestError(f"{call} takes {takes}, found {type(given).__name__}; made by {how}")
 
 
 class Preprocess:
@@ -180,7 +206,7 @@ def _tokenizer(context_length: int) -> TextTokenizer:
     return _AsWritten(context_length=context_length)
 
 
-def tokenize(texts: str | Iterable[str], context_length: int = 52) -> torch.Tensor:
+def tokenize(texts: str | Iterable[str], context_length: int = CONTEXT_LENGTH) -> torch.Tensor:
     """Texts → int64 ``[n, context_length]``, filled up with 0: cn_clip's ids.
 
     Those of Chinese CLIP's vocabulary; another model's are `CLIP.tokenize`'s. Chinese quotation marks are unknown here, as

@@ -244,6 +244,18 @@ def test_models_of_other_families(name, folder):
         torch.testing.assert_close(logits, found, atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["clip", "metaclip_2", "siglip of version 2"])
+def test_chinese_clips_ids_are_refused_by_models_of_other_families(name, tmp_path):
+    """Most of them are tokens of the other vocabulary too: the features would be those of other words."""
+    model, _ = clip.load_from_name(CARDS[name].write(tmp_path / "other"), "cpu")
+    for texts in ("狗", ["狗", "a dog", "", "狗" * 99]):
+        with pytest.raises(RequestError, match=r"the ids are clip.tokenize's, .* model.tokenize\(texts\)"):
+            model.encode_text(clip.tokenize(texts))
+        assert torch.isfinite(model.encode_text(model.tokenize(texts))).all()
+    with pytest.raises(RequestError, match="token 70000, but the text tower has"):
+        model.encode_text(torch.tensor([[5, 70000]]))
+
+
 def test_what_does_not_fit_is_told(folder):
     with pytest.raises(RequestError, match="ViT-XXL: no such file or folder, and no published name"):
         clip.load_from_name("ViT-XXL")
@@ -254,6 +266,10 @@ def test_what_does_not_fit_is_told(folder):
     model, _ = clip.load_from_name("ViT-B-16", "cpu", ".")
     with pytest.raises(RequestError, match="texts of 600 tokens, but the text tower has 512"):
         model.encode_text(clip.tokenize("狗", 600))
+    with pytest.raises(RequestError, match="encode_text takes ids, a tensor .* found str; .* model.tokenize"):
+        model.encode_text("狗")
+    with pytest.raises(RequestError, match="encode_image takes a tensor .* found Image; .*preprocess"):
+        model.encode_image(Image.new("RGB", (9, 9)))
     other = VIT | {"image": VIT["image"] | {"hidden": 128, "heads": 2}}
     torch.save({n: t for n, t in halves(small(other)).items() if n.startswith("visual")}, "wide.pt")
     before = tensors(model.encoder)

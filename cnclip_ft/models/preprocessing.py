@@ -199,6 +199,8 @@ def whole_picture(source: PictureSource, at_least: int | None, pixel_limit: int)
             source = _of_pixels(source)
         if isinstance(source, Image.Image):
             return np.array(upright(source, pixel_limit))
+        if isinstance(source, bytearray):
+            source = memoryview(source)
         data = read_file(source) if isinstance(source, (str, Path)) else source
         pixels = _decode_plain_jpeg(data, at_least, pixel_limit) if simplejpeg else None
         if pixels is None:

@@ -43,6 +43,12 @@ def edited(folder, place, file="config.json", **changes):
             {},
             "type t5 is no encoder of texts by itself; transformers has bert, roberta",
         ),
+        (
+            "roberta",
+            {"model_type": "t5", "is_encoder_decoder": False},  # its encoder alone, as T5EncoderModel writes it
+            {},
+            "type t5 is no encoder of texts by itself",
+        ),
         ("roberta", {"num_hidden_layers": 5000}, {}, "num_hidden_layers is 5000, expected a whole number up to 1,000"),
         ("roberta", {"num_hidden_layers": 4}, {}, "16 missing"),
         (

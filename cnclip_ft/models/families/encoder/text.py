@@ -46,7 +46,8 @@ def configuration(model_type: str, numbers: dict[str, Any]) -> PretrainedConfig:
     """
     what = f"transformers has {', '.join(TEXT_ENCODERS)} and others like them"
     config = transformers_model.configuration(model_type, numbers, _TYPES, what, "text model")
-    if config.is_encoder_decoder or None in (getattr(config, key, None) for key in ("hidden_size", "vocab_size")):
+    of_two = type(config)().is_encoder_decoder  # a file may say that the encoder alone is in it
+    if of_two or None in (getattr(config, key, None) for key in ("hidden_size", "vocab_size")):
         raise ValueError(f"a model of type {model_type} is no encoder of texts by itself; {what}")
     return config
 
