@@ -19,6 +19,7 @@ from tests.families.test_families import library_pictures, photos
 BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
 LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}
 SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_attention_heads": 16}
+GIANT = {"hidden_size": 1536, "intermediate_size": 6144, "num_attention_heads": 16}
 MULTILINGUAL = {"vocab_size": 250000}  # mC4
 GEMMA = {"vocab_size": 256000}
 PUBLISHED = {
@@ -37,6 +38,12 @@ PUBLISHED = {
     ),
     "siglip2-base-patch32-256": (BASE, BASE | GEMMA, {"image_size": 256, "patch_size": 32}),
     "siglip2-so400m-patch16-512": (SO400M, SO400M | GEMMA, {"image_size": 512, "patch_size": 16}),
+    # Towers of two widths: the text's head leads to the picture's.
+    "siglip2-giant-opt-patch16-256": (
+        GIANT,
+        SO400M | GEMMA | {"projection_size": 1536},
+        {"image_size": 256, "patch_size": 16},
+    ),
     "siglip2-base-patch16-naflex": (BASE, BASE | GEMMA, {"num_patches": 256, "patch_size": 16}),
     "siglip2-so400m-patch16-naflex": (SO400M, SO400M | GEMMA, {"num_patches": 256, "patch_size": 16}),
 }
