@@ -36,4 +36,11 @@ case " $* " in *slow*)
       echo "transformers.js cannot be fetched; its tests will be skipped." >&2
   fi ;;
 esac
-"$venv/bin/python" -m pytest "$@"
+# A process for each of up to four cores, with a thread each; the tests of a file stay together, as they share what they prepared. A card is
+# for one process.
+processes=(-n auto --maxprocesses 4 --dist loadfile)
+case " $* " in
+  *cuda*) processes=(-n 0) ;;
+  *) export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" ;;
+esac
+"$venv/bin/python" -m pytest "${processes[@]}" "$@"
