@@ -8,11 +8,10 @@
 tower is EfficientNet-Lite0 (ImageNet), frozen but for its projection; texts are read by the 4-layer Chinese RoBERTa m3e-small, and by
 MiniLM where a model knows English alone. Every run has a folder; one that is done is not run again, one that was stopped goes on.
 
-* specialists: Chinese alone, English alone, both in one model with as many pairs of each language as its specialist saw, its batches in three
-  ways (`BOTH`).
+* specialists: Chinese alone, English alone, both in one model with as many pairs of each language as its specialist saw.
 * taught: an English CLIP with MiniLM teaches m3e-small on parallel text; then Chinese captions of a tenth of the photos; or all captions of
-  both languages, at half the steps of a specialist.
-* continued: the English specialist goes on with Chinese alone, and with the bilingual recipe.
+  both languages, at half the steps of a specialist, beside both specialists.
+* continued: the English specialist goes on with Chinese alone, and with the bilingual recipe: it is its own teacher.
 * half: a student half as wide (m3e-small cut to half its units, features of 256 numbers) on the same pairs, by itself and with the model of
   both languages as its teacher.
 
@@ -202,36 +201,24 @@ class Runs:
         return [{"store": str(self.stores / name), "language": name} for name in names]
 
 
-# What batches the model of both languages has: mixed ones; each of one language; mixed ones twice as large, so that a step has as many pairs of
-# a language as the specialist's.
-BOTH: dict[str, dict[str, Any]] = {
-    "both": {},
-    "both-by-store": {"batches": "by_store"},
-    "both-512": {"batch_size": 2 * BATCH},
-}
+def of_both(runs: Runs) -> dict[str, float]:
+    stages = {"align": runs.pairs(4)}
+    return runs.run("both", runs.start(runs.chinese), runs.list_of(*LANGUAGES), stages, "languages.mean_recall")
 
 
-def of_both(runs: Runs, name: str = "both") -> dict[str, float]:
-    more = dict(BOTH[name])
-    data = {"batches": more.pop("batches", "mixed")}
-    stages = {"align": runs.pairs(4, **more)}
-    pairs = runs.list_of(*LANGUAGES)
-    return runs.run(name, runs.start(runs.chinese), pairs, stages, "languages.mean_recall", data)
+def print_both(runs: Runs, name: str, both: dict[str, float]) -> None:
+    """What a model of both languages loses against the specialists, which are trained where they are not there."""
+    for language, bound in (("zh", 0.5), ("en", 1.0)):
+        stages, stores = {"align": runs.pairs(4)}, str(runs.stores / language)
+        alone = runs.run(language, runs.start(runs.chinese), stores, stages, f"{language}.mean_recall")[language]
+        lost = alone - both[language]
+        print(
+            f"  {NAMES[language]}: specialist {alone:.2f}, {name} {both[language]:.2f}, lost {lost:.2f} (bound {bound})"
+        )
 
 
 def specialists(runs: Runs) -> None:
-    start, epochs = runs.start(runs.chinese), 4
-    alone = {
-        language: runs.run(language, start, str(runs.stores / language), {"align": runs.pairs(epochs)}, f"{language}.mean_recall")
-        for language in LANGUAGES
-    }  # fmt: skip
-    for name in BOTH:
-        both = of_both(runs, name)
-        for language, bound in (("zh", 0.5), ("en", 1.0)):
-            one = alone[language][language]
-            print(
-                f"  {NAMES[language]}: specialist {one:.2f}, {name} {both[language]:.2f}, lost {one - both[language]:.2f} (bound {bound})"
-            )
+    print_both(runs, "both", of_both(runs))
 
 
 def taught(runs: Runs) -> None:
@@ -250,8 +237,10 @@ def taught(runs: Runs) -> None:
         "zh"
     ]
     print(f"  then Chinese captions of a tenth: {found:.2f}, {100 * found / direct:.1f} % of {direct:.2f} (bound 92)")
-    both = {"align": runs.pairs(2, 1e-4, 1.0)}
-    runs.run("taught-both", str(runs.best("taught", "teach")), runs.list_of(*LANGUAGES), both, "languages.mean_recall")
+    last = {"align": runs.pairs(2, 1e-4, 1.0)}
+    start = str(runs.best("taught", "teach"))
+    both = runs.run("taught-both", start, runs.list_of(*LANGUAGES), last, "languages.mean_recall")
+    print_both(runs, "taught-both", both)
 
 
 def continued(runs: Runs) -> None:
