@@ -13,7 +13,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-for _name in ("LC_ALL", "LC_MESSAGES"):  # what is printed is compared with English, whoever runs the tests
+# What is printed is compared with English on lines as long as they come, whoever runs the tests; side by side, pytest-xdist says 80 columns.
+for _name in ("LC_ALL", "LC_MESSAGES", "COLUMNS"):
     os.environ.pop(_name, None)
 os.environ["LANG"] = "C.UTF-8"
 # Before CUDA starts: matrix products that give the same bits every time need it.

@@ -81,7 +81,7 @@ def test_a_teacher_and_features_that_may_be_cut_are_not_read_either(monkeypatch,
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     model, batch = tiny_model(dropout=0.0), random_batch(tiny_model(), 12)
     model, teacher = model.to("meta").train(), tiny_model(dropout=0.0).to("meta").eval()
-    taught = SimpleNamespace(images=None, see=teacher.image_features, scale=torch.ones((), device="meta"))
+    taught = SimpleNamespace(images=None, encode_pixels=teacher.image_features, scale=torch.ones((), device="meta"))
     step = DistillStep(
         model,
         ContrastiveObjective(tile=5, dimensions=(8, 4)),

@@ -106,11 +106,11 @@ def test_a_divided_batch_has_the_gradient_of_the_whole(micro, live):
         batch["teacher_images"] = torch.randn(8, 16, generator=torch.Generator().manual_seed(2))
     shown: list[torch.Tensor] = []
 
-    def see(pixels):
+    def encode_pixels(pixels):
         shown.append(pixels)
         return F.normalize(pixels.double().flatten(1)[:, :16] - 128, dim=1)
 
-    taught = SimpleNamespace(images=None if live else object(), see=see, scale=torch.tensor(10.0))
+    taught = SimpleNamespace(images=None if live else object(), encode_pixels=encode_pixels, scale=torch.tensor(10.0))
 
     def gradients(size):
         shown.clear()
@@ -145,9 +145,9 @@ def test_what_is_kept_is_what_the_teacher_says(place, tmp_path):
     live = taught_by(place, tmp_path, "large")
     assert live.rows(torch.tensor(chosen), keys, 0).keys() == {"teacher_texts"}
     whole = torch.stack([model.image_tower.preprocessing.decode(each) for each in pictures])
-    torch.testing.assert_close(live.see(whole), found["teacher_images"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(live.encode_pixels(whole), found["teacher_images"], atol=1e-5, rtol=0)
     smaller = F.interpolate(whole.float(), (32, 32), mode="bicubic", antialias=True).round().clamp(0, 255).byte()
-    assert F.cosine_similarity(live.see(smaller), found["teacher_images"]).min() > 0.9
+    assert F.cosine_similarity(live.encode_pixels(smaller), found["teacher_images"]).min() > 0.9
     several = taught_by(place, tmp_path, "teacher", augment=Augmentation(colour=0.5), views=2)
     first, second = (several.images_of(keys, epoch) for epoch in (0, 1))
     assert not torch.equal(first, second) and torch.equal(first, several.images_of(keys, 2))
@@ -162,7 +162,7 @@ def test_a_teacher_of_another_width_is_mapped_on_both_sides_alike(place, tmp_pat
     images = model.encode_images([bytes(store.image(image_id)) for image_id in store.image_ids])
     keys = torch.arange(len(images))
     pixels = torch.stack([model.image_tower.preprocessing.decode(bytes(store.image(i))) for i in store.image_ids])
-    seen = taught.see(pixels) if live else taught.images_of(keys, 0)
+    seen = taught.encode_pixels(pixels) if live else taught.images_of(keys, 0)
     said = taught.texts_of(torch.arange(len(texts)))
     assert seen.shape[1] == said.shape[1] == dim
     torch.testing.assert_close(seen @ said.T, images @ texts.T, atol=0.02 if name == "wide" else 1e-5, rtol=0)
