@@ -1,6 +1,6 @@
 """What hard negatives bring on drawn scenes: captions told from themselves with one attribute swapped, and recall.
 
-    python benchmarks/hard_negatives.py [--steps 1100] [--negatives '{count: 2, weight: 1}'] [--seeds 0 1 2] [--output runs/hard-negatives]
+    python benchmarks/hard_negatives.py [--steps 1100] [--negatives '{count: 2, weight: 1, swap: [number, position, object]}'] [--seeds 0 1 2] [--output runs/hard-negatives]
 
 6,400 scenes as `cnclip-ft data demo` draws them; the towers and stages of the recipe `demo`. Its first stage is trained once (`--start-steps`); from there
 the second trains twice, for equally many steps in the same order, without and with hard negatives; their recall is compared as `cnclip-ft compare` does. Validation
@@ -51,7 +51,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1100, help="of either side")
     parser.add_argument("--start-steps", type=int, default=120, help="of the stage before")
-    parser.add_argument("--negatives", type=yaml.safe_load, default={"count": 2, "weight": 1.0})
+    parser.add_argument(
+        "--negatives",
+        type=yaml.safe_load,
+        default={"count": 2, "weight": 1.0, "swap": ["number", "position", "object"]},
+    )
     parser.add_argument("--scenes", type=int, nargs=2, default=(6000, 400), help="to train with, to judge by")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--output", type=Path, default=Path("runs/hard-negatives"))
