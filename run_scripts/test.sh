@@ -37,10 +37,10 @@ case " $* " in *slow*)
   fi ;;
 esac
 # A process for each of up to four cores, with a thread each; the tests of a file stay together, as they share what they prepared. A card is
-# for one process.
+# for one process, and slow tests are sized for a machine of their own.
 processes=(-n auto --maxprocesses 4 --dist loadfile)
 case " $* " in
-  *cuda*) processes=(-n 0) ;;
+  *cuda* | *slow*) processes=(-n 0) ;;
   *) export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" ;;
 esac
 "$venv/bin/python" -m pytest "${processes[@]}" "$@"
