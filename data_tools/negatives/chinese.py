@@ -46,7 +46,7 @@ _SHADE = "|".join([*_SHADES, *_CHARS])
 _WITH_SE = re.compile(f"(?<![{_CHARS}彩双三])(?P<lead>[深浅淡暗亮鲜]?)(?P<word>{_SHADE})色(?!{_ALWAYS})")
 _BARE = re.compile(f"(?<![{_CHARS}])(?P<word>[红黄绿蓝紫白黑灰粉])(?=(?P<noun>{'|'.join(map(re.escape, _WORDS))}))")
 _ATTRIBUTES = "的小大很亮高矮老旧新长短胖瘦可爱毛茸漂木"
-_BETWEEN = re.compile(f"色?[{_ATTRIBUTES}]*")  # a colour and its thing
+BETWEEN = re.compile(f"色?[{_ATTRIBUTES}]*")  # a colour and its thing
 _WITHOUT_SHADES = ("white", "black", "gold", "silver")
 _NAMES = ("红包", "黄牛", "黑马", "白花", "红花")  # of one sign each, and more than their two words
 
@@ -80,44 +80,27 @@ ANOTHER = re.compile("另一|另外|其他|彼此|互相|相互|相邻")
 
 
 def slots(text: str) -> Iterator[Slot]:
-    coloured: dict[int, str] = {}
-    yield from _colours(text, coloured)
+    yield from _colours(text)
     yield from _numbers(text)
     yield from _positions(text)
-    yield from _things(text, coloured)
+    yield from _things(text)
 
 
-def _colours(text: str, coloured: dict[int, str]) -> Iterator[Slot]:
-    """`coloured` gets where a thing with a colour begins → the colour."""
+def _colours(text: str) -> Iterator[Slot]:
     for match in _WITH_SE.finditer(text):
         word, (start, stop) = match["word"], match.span("word")
         key = _SHADES.get(word) or _COLOUR_OF[word]
         others = other_colours(key)
         if match["lead"]:
             others = tuple(other for other in others if other not in _WITHOUT_SHADES)
-        yield Slot(
-            "colour", key, others, partial(_put_colour, text, start, stop, ""), _thing_of(text, stop, key, coloured)
-        )
+        yield Slot("colour", key, others, partial(_put_colour, text, start, stop, ""), (start, stop))
     for match in _BARE.finditer(text):
         noun, word, (start, stop) = match["noun"], match["word"], match.span()
         if noun not in _NOUN_OF or (len(noun) == 1 and not _AFTER_SHORT.match(text, stop + 1)):
             continue
-        key, put = _COLOUR_OF[word], partial(_put_colour, text, start, stop, "色")
-        others = tuple(other for other in other_colours(key) if other not in ("gold", "silver"))
-        slot = Slot("colour", key, others, put, _thing_of(text, stop, key, coloured))
-        if word + noun not in _NAMES:
-            yield slot
-
-
-def _thing_of(text: str, stop: int, colour: str, coloured: dict[int, str]) -> str:
-    """The thing that a colour is said of which ends at `stop`; "" where none is known."""
-    for key, start, _ in nouns(text):
-        if start >= stop:
-            if not _BETWEEN.fullmatch(text, stop, start):
-                break
-            coloured[start] = colour
-            return key
-    return ""
+        key = _COLOUR_OF[word]
+        others = () if word + noun in _NAMES else tuple(o for o in other_colours(key) if o not in ("gold", "silver"))
+        yield Slot("colour", key, others, partial(_put_colour, text, start, stop, "色"), (start, stop))
 
 
 def _put_colour(text: str, start: int, stop: int, behind: str, other: str) -> str:
@@ -178,10 +161,9 @@ def phrases(text: str) -> list[str]:
     return found
 
 
-def _things(text: str, coloured: dict[int, str]) -> Iterator[Slot]:
+def _things(text: str) -> Iterator[Slot]:
     for key, start, stop in nouns(text):
-        put = partial(_put_thing, text, key, start, stop)
-        yield Slot("object", key, other_things(key), put, coloured.get(start, ""))
+        yield Slot("object", key, other_things(key), partial(_put_thing, text, key, start, stop), (start, stop))
 
 
 def _put_thing(text: str, key: str, start: int, stop: int, other: str) -> str:

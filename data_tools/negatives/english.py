@@ -48,7 +48,7 @@ def _any_of(words: Iterable[str]) -> str:
 _NOUN = re.compile(rf"\b(?:{_any_of([*_SINGULAR, *_PLURAL, *_DECOYS])})\b(?!\s*[-'’])", re.IGNORECASE)
 _ADJECTIVES = rf"(?:(?:{'|'.join(_COLOURS)}|small|little|tiny|large|big|huge|young|old|tall|short|long|wooden|cute|fluffy|dark|light)\s+)*"
 _COUNTED = re.compile(rf"\b(?P<number>an?|{'|'.join(_NUMBERS[1:])}|10|[2-9])\s+(?P<more>{_ADJECTIVES})$", re.IGNORECASE)
-_BETWEEN = re.compile(rf"\s+{_ADJECTIVES}", re.IGNORECASE)  # a colour and its thing
+BETWEEN = re.compile(rf"\s+{_ADJECTIVES}", re.IGNORECASE)  # a colour and its thing
 _NUMBER = re.compile(
     rf"(?<![\d.,:/$-])\b(?P<number>{'|'.join(_NUMBERS[2:])}|10|[2-9])\b(?=\s+[a-z])"
     r"(?!\s+(?:am|pm|a\.m|p\.m|x|cm|mm|m|km|kg|g|ml|inch|inches|feet|foot|years?|months?|hours?|minutes?|o'clock|percent|or|to|hundred|thousand|dozen)\b)",
@@ -102,11 +102,10 @@ _LOOKALIKES = re.compile("[ıİſ]")
 def slots(text: str) -> Iterator[Slot]:
     if _LOOKALIKES.search(text):
         return
-    coloured: dict[int, str] = {}
-    yield from _colours(text, coloured)
+    yield from _colours(text)
     yield from _numbers(text)
     yield from _positions(text)
-    yield from _things(text, coloured)
+    yield from _things(text)
 
 
 def _as_written(said: str, word: str) -> str:
@@ -125,8 +124,7 @@ def _a(word: str) -> str:
     return "an" if word[0].lower() in "aeiou" else "a"
 
 
-def _colours(text: str, coloured: dict[int, str]) -> Iterator[Slot]:
-    """`coloured` gets where a thing with a colour begins → the colour."""
+def _colours(text: str) -> Iterator[Slot]:
     together = [match.span() for match in _BLACK_AND_WHITE.finditer(text)]
     for match in _COLOUR.finditer(text):
         said, (start, stop) = match["word"], match.span("word")
@@ -139,19 +137,7 @@ def _colours(text: str, coloured: dict[int, str]) -> Iterator[Slot]:
         others = other_colours(key)
         if match["shade"]:
             others = tuple(other for other in others if other not in ("white", "black", "gold", "silver"))
-        put = partial(_put_colour, text, start, stop)
-        yield Slot("colour", key, others, put, _thing_of(text, stop, key, coloured))
-
-
-def _thing_of(text: str, stop: int, colour: str, coloured: dict[int, str]) -> str:
-    """The thing that a colour is said of which ends at `stop`; "" where none is known."""
-    for key, start, _ in nouns(text):
-        if start >= stop:
-            if not _BETWEEN.fullmatch(text, stop, start):
-                break
-            coloured[start] = colour
-            return key
-    return ""
+        yield Slot("colour", key, others, partial(_put_colour, text, start, stop), (start, stop))
 
 
 def _put_colour(text: str, start: int, stop: int, other: str) -> str:
@@ -245,10 +231,9 @@ def phrases(text: str) -> list[str]:
     return found
 
 
-def _things(text: str, coloured: dict[int, str]) -> Iterator[Slot]:
+def _things(text: str) -> Iterator[Slot]:
     for key, start, stop in nouns(text):
-        put = partial(_put_thing, text, key, start, stop)
-        yield Slot("object", key, other_things(key), put, coloured.get(start, ""))
+        yield Slot("object", key, other_things(key), partial(_put_thing, text, key, start, stop), (start, stop))
 
 
 def _put_thing(text: str, key: str, start: int, stop: int, other: str) -> str:

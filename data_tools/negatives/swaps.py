@@ -32,7 +32,7 @@ def slots_of(text: str, kinds: Collection[Kind] = KINDS, known: Collection[Menti
     grammar = english if language == "en" else chinese
     return [
         slot
-        for found in grammar.slots(text)
+        for found in _tied(list(grammar.slots(text)), text, grammar)
         if found.kind in kinds and (slot := _usable(found, text, grammar, known)).others
     ]
 
@@ -62,6 +62,19 @@ def draw(slots: Sequence[Slot], count: int, random: Random) -> list[tuple[Kind, 
         if waiting[kind]:
             kinds.append(kind)
     return [(kind, text) for text, kind in found.items()]
+
+
+def _tied(slots: list[Slot], text: str, grammar: ModuleType) -> list[Slot]:
+    """A colour and the thing right behind it know of each other."""
+    for number, colour in enumerate(slots):
+        if colour.kind != "colour":
+            continue
+        stop = colour.span[1]
+        behind = next((n for n, thing in enumerate(slots) if thing.kind == "object" and thing.span[0] >= stop), None)
+        if behind is not None and grammar.BETWEEN.fullmatch(text, stop, slots[behind].span[0]):
+            slots[number] = replace(colour, beside=slots[behind].key)
+            slots[behind] = replace(slots[behind], beside=colour.key)
+    return slots
 
 
 def _usable(slot: Slot, text: str, grammar: ModuleType, known: Collection[Mention] | None) -> Slot:

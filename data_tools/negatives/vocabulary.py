@@ -19,6 +19,7 @@ class Slot:
         key: what stands there ("red", "3", "dog"; of a position its axis).
         others: keys that could stand there instead.
         put: one of them → the whole sentence with it.
+        span: where a colour or a thing stands in the sentence.
         beside: of a colour the thing it is said of, of a thing its colour; "" where no such word stands there.
     """
 
@@ -26,6 +27,7 @@ class Slot:
     key: str
     others: tuple[str, ...]
     put: Callable[[str], str]
+    span: tuple[int, int] = (0, 0)
     beside: str = ""
 
     @property
