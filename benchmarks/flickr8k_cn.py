@@ -31,6 +31,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.photos import captions, photos, write_photos  # noqa: E402
+
 # glibc gives freed memory back at once and fetches it again every step; keeping it doubles the speed of convolutions.
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
@@ -102,27 +104,18 @@ def write_stores(source: Path, target: Path) -> None:
     """One store to judge by and two to train on: captions as they are, and each pair with ids of its own."""
     from data_tools.store import StoreWriter
 
-    rows = [line.split("\t") for line in (source / "images.tsv").read_text(encoding="utf-8").splitlines()[1:]]
-    files = {int(image_id): source / file for image_id, file, _ in rows}
-    for name, split in (("train", "train"), ("apart", "train"), ("valid", "valid")):
-        if (target / name).exists():
-            continue
-        with StoreWriter(target / name, overwrite=True) as writer:
-            if name != "apart":
-                for image_id, _, where in rows:
-                    if where == split:
-                        writer.add_image(int(image_id), files[int(image_id)].read_bytes())
-            number = 0
-            for line in (source / f"{split}_texts.zh.jsonl").read_text(encoding="utf-8").splitlines():
-                text = json.loads(line)
-                for image_id in text["image_ids"]:
-                    if name == "apart":
-                        writer.add_image(number, files[int(image_id)].read_bytes())
-                        writer.add_pair(number, number, text["text"], "zh")
-                    else:
-                        writer.add_pair(image_id, text["text_id"], text["text"], "zh")
-                    number += 1
-            writer.finish()
+    for split in ("train", "valid"):
+        write_photos(source, target / split, split, ["zh"])
+    if (target / "apart").exists():
+        return
+    files, number = photos(source, "train"), 0
+    with StoreWriter(target / "apart", overwrite=True) as writer:
+        for text in captions(source, "train", "zh"):
+            for image_id in text["image_ids"]:
+                writer.add_image(number, files[image_id].read_bytes())
+                writer.add_pair(number, number, text["text"], "zh")
+                number += 1
+        writer.finish()
 
 
 def run(folder: Path, settings: dict[str, Any], given: list[str]) -> dict[str, float]:

@@ -26,29 +26,15 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.photos import photos, write_photos  # noqa: E402
+
 DRAWN, CAPTIONS = 40_000, 5  # captions a picture
 
 
-def photos(source: Path, target: Path, count: int | None) -> None:
-    """A store of the first `count` pairs of evenly chosen training photos; None: the photos to judge by."""
-    from data_tools.store import StoreWriter
-
-    if target.exists():
-        return
-    split = "valid" if count is None else "train"
-    rows = [line.split("\t") for line in (source / "images.tsv").read_text("utf-8").splitlines()[1:]]
-    files = {int(image_id): source / file for image_id, file, where in rows if where == split}
-    wanted = len(files) if count is None else -(-count // CAPTIONS)
-    chosen = set(list(files)[:: len(files) // wanted][:wanted])
-    with StoreWriter(target, overwrite=True) as writer:
-        for image_id in sorted(chosen):
-            writer.add_image(image_id, files[image_id].read_bytes())
-        for line in (source / f"{split}_texts.zh.jsonl").read_text("utf-8").splitlines():
-            text = json.loads(line)
-            for image_id in text["image_ids"]:
-                if image_id in chosen:
-                    writer.add_pair(image_id, text["text_id"], text["text"], "zh")
-        writer.finish()
+def evenly(files: dict[int, Path], pairs: int) -> list[int]:
+    """So many photos that their captions are `pairs`, evenly chosen."""
+    wanted = -(-pairs // CAPTIONS)
+    return list(files)[:: len(files) // wanted][:wanted]
 
 
 def scores(folder: Path, stages: list[str]) -> list[float]:
@@ -94,8 +80,9 @@ def main() -> None:
             start = yaml.safe_load(find_recipe("demo").read_text("utf-8"))["model"]["start"]
         else:
             train, valid = stores / str(size), stores / "valid"
-            photos(Path(data or "") / "flickr8k-cn", train, size)
-            photos(Path(data or "") / "flickr8k-cn", valid, None)
+            source = Path(data or "") / "flickr8k-cn"
+            write_photos(source, train, "train", ["zh"], evenly(photos(source, "train"), size))
+            write_photos(source, valid, "valid", ["zh"])
             text = Path(next(iter(package.submodule_search_locations or []))) / "m3e-small" if package else ""
             image = "benchmarks.efficientnet_lite0:Tower"
             start = {"image": image, "text": str(text), "projection": 512, "pooling": "mean"}

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import sys
 from pathlib import Path
@@ -30,6 +29,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from benchmarks.photos import photos, write_photos  # noqa: E402
 
 BATCH, WIDTH = 256, 512
 LANGUAGES = ("zh", "en")
@@ -40,30 +41,12 @@ def write_stores(source: Path, target: Path) -> None:
     """Captions of each language, of both to judge by, Chinese ones of every tenth photo, and the parallel text."""
     from data_tools.build import build_store
     from data_tools.sources.parallel import ParallelSource
-    from data_tools.store import StoreWriter
 
-    photos = [line.split("\t") for line in (source / "flickr8k-cn/images.tsv").read_text("utf-8").splitlines()[1:]]
-    trained = [image_id for image_id, _, split in photos if split == "train"]
-    wanted = {
-        "zh": ("train", ["zh"], trained),
-        "en": ("train", ["en"], trained),
-        "tenth": ("train", ["zh"], trained[::10]),
-    }
-    wanted["valid"] = ("valid", list(LANGUAGES), [image_id for image_id, _, split in photos if split == "valid"])
-    for name, (split, languages, chosen) in wanted.items():
-        if (target / name).exists():
-            continue
-        with StoreWriter(target / name, overwrite=True) as writer:
-            for image_id, file, _ in photos:
-                if image_id in set(chosen):
-                    writer.add_image(int(image_id), (source / "flickr8k-cn" / file).read_bytes())
-            for number, language in enumerate(languages):
-                lines = (source / f"flickr8k-cn/{split}_texts.{language}.jsonl").read_text("utf-8").splitlines()
-                for text in map(json.loads, lines):
-                    for image_id in text["image_ids"]:
-                        if str(image_id) in set(chosen):
-                            writer.add_pair(image_id, text["text_id"] + number * 10**7, text["text"], language)
-            writer.finish()
+    place = source / "flickr8k-cn"
+    for language in LANGUAGES:
+        write_photos(place, target / language, "train", [language])
+    write_photos(place, target / "tenth", "train", ["zh"], list(photos(place, "train"))[::10])
+    write_photos(place, target / "valid", "valid", LANGUAGES)
     if not (target / "parallel").exists():
         build_store(ParallelSource([source / "parallel/train.tsv"]), target / "parallel", progress=False)
 
