@@ -46,7 +46,9 @@ _SHADE = "|".join([*_SHADES, *_CHARS])
 _WITH_SE = re.compile(f"(?<![{_CHARS}彩双三])(?P<lead>[深浅淡暗亮鲜]?)(?P<word>{_SHADE})色(?!{_ALWAYS})")
 _BARE = re.compile(f"(?<![{_CHARS}])(?P<word>[红黄绿蓝紫白黑灰粉])(?=(?P<noun>{'|'.join(map(re.escape, _WORDS))}))")
 _ATTRIBUTES = "的小大很亮高矮老旧新长短胖瘦可爱毛茸漂木"
-BETWEEN = re.compile(f"色?[{_ATTRIBUTES}]*")  # a colour and its thing
+_BOTH = re.compile(f"(?<![{_CHARS}])(?!{'|'.join(_SHADES)})[{_CHARS}]{{2}}(?![{_CHARS}])")  # 黑白相间
+# A colour and its thing; other colours may be said of it too.
+BETWEEN = re.compile(f"色?(?:[和与、][深浅淡暗亮鲜]?(?:{_SHADE})色)*(?:相间)?[{_ATTRIBUTES}]*")
 _WITHOUT_SHADES = ("white", "black", "gold", "silver")
 _NAMES = ("红包", "黄牛", "黑马", "白花", "红花")  # of one sign each, and more than their two words
 
@@ -101,6 +103,10 @@ def _colours(text: str) -> Iterator[Slot]:
         key = _COLOUR_OF[word]
         others = () if word + noun in _NAMES else tuple(o for o in other_colours(key) if o not in ("gold", "silver"))
         yield Slot("colour", key, others, partial(_put_colour, text, start, stop, "色"), (start, stop))
+    for match in _BOTH.finditer(text):  # not swapped: one of them alone would be another word
+        for start, char in enumerate(match[0], match.start()):
+            put = partial(_put_colour, text, start, start + 1, "")
+            yield Slot("colour", _COLOUR_OF[char], (), put, (start, match.end()))
 
 
 def _put_colour(text: str, start: int, stop: int, behind: str, other: str) -> str:

@@ -48,7 +48,10 @@ def _any_of(words: Iterable[str]) -> str:
 _NOUN = re.compile(rf"\b(?:{_any_of([*_SINGULAR, *_PLURAL, *_DECOYS])})\b(?!\s*[-'’])", re.IGNORECASE)
 _ADJECTIVES = rf"(?:(?:{'|'.join(_COLOURS)}|small|little|tiny|large|big|huge|young|old|tall|short|long|wooden|cute|fluffy|dark|light)\s+)*"
 _COUNTED = re.compile(rf"\b(?P<number>an?|{'|'.join(_NUMBERS[1:])}|10|[2-9])\s+(?P<more>{_ADJECTIVES})$", re.IGNORECASE)
-BETWEEN = re.compile(rf"\s+{_ADJECTIVES}", re.IGNORECASE)  # a colour and its thing
+BETWEEN = re.compile(  # a colour and its thing; other colours may be said of it too
+    rf"(?:\s*(?:[,/&]\s*|and\s+)+(?:(?:dark|light|pale|deep)\s+)?(?:{'|'.join(_COLOURS)})\b)*\s+{_ADJECTIVES}",
+    re.IGNORECASE,
+)
 _NUMBER = re.compile(
     rf"(?<![\d.,:/$-])\b(?P<number>{'|'.join(_NUMBERS[2:])}|10|[2-9])\b(?=\s+[a-z])"
     r"(?!\s+(?:am|pm|a\.m|p\.m|x|cm|mm|m|km|kg|g|ml|inch|inches|feet|foot|years?|months?|hours?|minutes?|o'clock|percent|or|to|hundred|thousand|dozen)\b)",
@@ -129,12 +132,12 @@ def _colours(text: str) -> Iterator[Slot]:
     for match in _COLOUR.finditer(text):
         said, (start, stop) = match["word"], match.span("word")
         word = said.lower()
-        if any(begin <= start < end for begin, end in together) or (said[0].isupper() and start):
+        if said[0].isupper() and start:
             continue
         if word in _FRUIT_OR_METAL and not _ATTRIBUTE.match(text, stop):
             continue
         key = _COLOURS[word]
-        others = other_colours(key)
+        others = () if any(begin <= start < end for begin, end in together) else other_colours(key)
         if match["shade"]:
             others = tuple(other for other in others if other not in ("white", "black", "gold", "silver"))
         yield Slot("colour", key, others, partial(_put_colour, text, start, stop), (start, stop))

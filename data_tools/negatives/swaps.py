@@ -40,7 +40,7 @@ def slots_of(text: str, kinds: Collection[Kind] = KINDS, known: Collection[Menti
 def mentioned(text: str) -> set[Mention]:
     """(kind, key) of what is said in `text`, of positions the axes; ("colour", key, thing) of a thing in its colour."""
     slots = slots_of(text)
-    coloured = {(slot.kind, slot.key, slot.beside) for slot in slots if slot.kind == "colour" and slot.beside}
+    coloured = {("colour", colour, slot.key) for slot in slots if slot.kind == "object" for colour in slot.beside}
     return {(slot.kind, slot.key) for slot in slots} | coloured
 
 
@@ -65,15 +65,21 @@ def draw(slots: Sequence[Slot], count: int, random: Random) -> list[tuple[Kind, 
 
 
 def _tied(slots: list[Slot], text: str, grammar: ModuleType) -> list[Slot]:
-    """A colour and the thing right behind it know of each other."""
-    for number, colour in enumerate(slots):
-        if colour.kind != "colour":
-            continue
-        stop = colour.span[1]
-        behind = next((n for n, thing in enumerate(slots) if thing.kind == "object" and thing.span[0] >= stop), None)
-        if behind is not None and grammar.BETWEEN.fullmatch(text, stop, slots[behind].span[0]):
-            slots[number] = replace(colour, beside=slots[behind].key)
-            slots[behind] = replace(slots[behind], beside=colour.key)
+    """Colours and the thing right behind them know of each other; none is put beside itself."""
+    things = [number for number, slot in enumerate(slots) if slot.kind == "object"]
+    colours: dict[int, list[int]] = {}
+    for number, slot in enumerate(slots):
+        if slot.kind == "colour":
+            stop = slot.span[1]
+            thing = next((each for each in things if slots[each].span[0] >= stop), None)
+            if thing is not None and grammar.BETWEEN.fullmatch(text, stop, slots[thing].span[0]):
+                colours.setdefault(thing, []).append(number)
+    for thing, found in colours.items():
+        keys = tuple(slots[number].key for number in found)
+        for number in found:
+            others = tuple(other for other in slots[number].others if other not in keys)
+            slots[number] = replace(slots[number], others=others, beside=(slots[thing].key,))
+        slots[thing] = replace(slots[thing], beside=keys)
     return slots
 
 
@@ -90,8 +96,7 @@ def _usable(slot: Slot, text: str, grammar: ModuleType, known: Collection[Mentio
 def _is_known(slot: Slot, other: str, known: Collection[Mention]) -> bool:
     if not slot.beside:
         return (slot.kind, other) in known
-    colour, thing = (other, slot.beside) if slot.kind == "colour" else (slot.beside, other)
-    return ("colour", colour, thing) in known
+    return all(("colour", *((other, it) if slot.kind == "colour" else (it, other))) in known for it in slot.beside)
 
 
 def _symmetric(text: str, grammar: ModuleType) -> bool:

@@ -20,7 +20,7 @@ class Slot:
         others: keys that could stand there instead.
         put: one of them → the whole sentence with it.
         span: where a colour or a thing stands in the sentence.
-        beside: of a colour the thing it is said of, of a thing its colour; "" where no such word stands there.
+        beside: of a colour the thing it is said of, of a thing its colours; empty where no such word stands there.
     """
 
     kind: Kind
@@ -28,7 +28,7 @@ class Slot:
     others: tuple[str, ...]
     put: Callable[[str], str]
     span: tuple[int, int] = (0, 0)
-    beside: str = ""
+    beside: tuple[str, ...] = ()
 
     @property
     def sentences(self) -> list[str]:

@@ -179,6 +179,41 @@ def test_a_thing_gets_no_colour_that_no_caption_gives_it(text, others):
     assert found == others
 
 
+@pytest.mark.parametrize(
+    ("text", "found", "never"),
+    [
+        ("A brown and white dog", ["A brown and black dog"], ["A green and white dog", "A brown and white cat"]),
+        ("Two brown , white and light pink dogs", ["Two black , white and light pink dogs"], ["Two green , white and light pink dogs"]),
+        ("A brown white dog", ["A brown black dog"], ["A brown green dog", "A brown white cat"]),
+        ("A black and white dog", ["A black and white cat"], ["A black and white horse"]),
+        ("棕色和白色相间的狗", ["棕色和黑色相间的狗"], ["绿色和白色相间的狗", "棕色和白色相间的猫"]),
+        ("一只棕色、白色的狗", ["一只黑色、白色的狗"], ["一只绿色、白色的狗", "一只棕色、白色的猫"]),
+        ("黑白相间的狗", ["黑白相间的猫"], ["黑白相间的马"]),
+        ("A man in brown and a white dog", ["A man in green and a white dog", "A man in brown and a white cat"], ["A man in brown and a green dog"]),
+    ],
+)  # fmt: skip
+def test_a_thing_of_several_colours_is_known_in_all_of_them(text, found, never):
+    """Dogs are white, black or brown, cats black and white; something is green, and there is a horse."""
+    captions = (
+        "a white dog",
+        "一只黑狗",
+        "a brown dog",
+        "A black and white cat",
+        "a white cat",
+        "a green fence",
+        "A horse",
+    )
+    known = set().union(*map(mentioned, captions))
+    sentences = {sentence for slot in slots_of(text, ["colour", "object"], known) for sentence in slot.sentences}
+    assert sentences >= set(found) and not sentences & set(never)
+
+
+def test_no_colour_is_put_beside_itself():
+    for text in ("a brown and white dog", "一只棕色和白色的狗"):
+        slots = slots_of(text, ["colour"])
+        assert len(slots) == 2 and all({"brown", "white"}.isdisjoint(slot.others) for slot in slots)
+
+
 def test_negatives_of_drawn_scenes_show_no_combination_that_is_held_out():
     scenes = sample_scenes(400, seed=3)
     texts = [text for scene in scenes for _, text in captions(scene)]
