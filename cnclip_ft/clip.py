@@ -31,6 +31,8 @@ from data_tools.errors import RequestError
 
 __all__ = ["CLIP", "available_models", "image_transform", "load", "load_from_name", "tokenize"]
 
+_IDS = "ids, an int64 or int32 tensor [n, tokens]"
+
 
 class CLIP(nn.Module):
     """A model behind the calls of cn_clip's `CLIP`; features are not normalised, as there.
@@ -69,9 +71,14 @@ class CLIP(nn.Module):
         """What `tokenize` gives, ``[n, tokens]`` → ``[n, dim]``.
 
         Raises:
-            RequestError: no ids, those of `clip.tokenize` for a model of another vocabulary, or more tokens than the tower has positions.
+            RequestError: no table of ids, ids of another vocabulary, or more tokens than the tower has positions.
         """
-        _check_tensor("encode_text", text, "ids, a tensor [n, tokens]", "model.tokenize(texts)")
+        _check_tensor("encode_text", text, _IDS, "model.tokenize(texts)")
+        kind, shape = str(text.dtype).removeprefix("torch."), list(text.shape)
+        if kind not in ("int64", "int32") or len(shape) != 2 or (shape[0] and not shape[1]):
+            raise RequestError(f"encode_text takes {_IDS}, found {kind} {shape}; made by model.tokenize(texts)")
+        if not shape[0]:
+            return torch.empty(0, self.encoder.text_tower.output_dim, dtype=self.dtype, device=text.device)
         self._check_ids(text)
         longest = self.encoder.text_tower.max_length
         if text.shape[1] > longest:
@@ -81,16 +88,19 @@ class CLIP(nn.Module):
     def _check_ids(self, text: torch.Tensor) -> None:
         """Most of Chinese CLIP's ids are tokens of other vocabularies too, and would be taken for other words."""
         around = _tokenizer(CONTEXT_LENGTH).encode([""])[0]  # what stands around every text
-        if text.numel() and self.encoder.tokenizer.encode([""])[0] != around:
+        if self.encoder.tokenizer.encode([""])[0] != around:
             last = text.ne(0).sum(1, keepdim=True).clamp(min=1) - 1
             ends = torch.cat([text[:, :1], text.gather(1, last)], 1)
             if ends.eq(torch.tensor(around, device=text.device)).all():
                 raise RequestError(
                     "the ids are clip.tokenize's, which are Chinese CLIP's, and this model has a vocabulary of its own: model.tokenize(texts)"
                 )
-        largest, rows = int(text.max()) if text.numel() else 0, self.encoder.text_tower.vocab_size
-        if largest >= rows:
-            raise RequestError(f"token {largest}, but the text tower has {rows:,}; its own ids: model.tokenize(texts)")
+        rows = self.encoder.text_tower.vocab_size
+        for token in map(int, text.aminmax()):
+            if not 0 <= token < rows:
+                raise RequestError(
+                    f"token {token}, but the text tower has {rows:,}, from 0; its own ids: model.tokenize(texts)"
+                )
 
     def forward(self, image: torch.Tensor | None, text: torch.Tensor | None) -> Any:
         """Unit features of both and the temperature's inverse; where one is None, the plain features of the other."""

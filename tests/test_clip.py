@@ -256,6 +256,33 @@ def test_chinese_clips_ids_are_refused_by_models_of_other_families(name, tmp_pat
         model.encode_text(torch.tensor([[5, 70000]]))
 
 
+@pytest.mark.parametrize(
+    "given,what",
+    [
+        (torch.tensor([[5.0, 6.0]]), r"float32 \[1, 2\]"),
+        (torch.tensor([[5, 6]], dtype=torch.uint8), r"uint8 \[1, 2\]"),
+        (torch.tensor([5, 6]), r"int64 \[2\]"),
+        (torch.tensor([]), r"float32 \[0\]"),
+        (torch.zeros(1, 2, 3, dtype=torch.int64), r"int64 \[1, 2, 3\]"),
+        (torch.zeros(2, 0, dtype=torch.int64), r"int64 \[2, 0\]"),
+    ],
+)
+def test_what_is_no_table_of_ids_is_told(given, what):
+    with pytest.raises(RequestError, match=rf"encode_text takes ids, .* found {what}; made by model.tokenize"):
+        clip.CLIP(small()).encode_text(given)
+
+
+def test_a_negative_id_is_told():
+    with pytest.raises(RequestError, match="token -1, but the text tower has"):
+        clip.CLIP(small()).encode_text(torch.tensor([[5, -1]]))
+
+
+def test_no_texts_give_no_features():
+    model = clip.CLIP(small())
+    for ids in (torch.zeros(0, 52, dtype=torch.int64), torch.zeros(0, 0, dtype=torch.int64)):
+        assert model.encode_text(ids).shape == (0, model.encoder.text_tower.output_dim)
+
+
 def test_what_does_not_fit_is_told(folder):
     with pytest.raises(RequestError, match="ViT-XXL: no such file or folder, and no published name"):
         clip.load_from_name("ViT-XXL")
@@ -266,7 +293,9 @@ def test_what_does_not_fit_is_told(folder):
     model, _ = clip.load_from_name("ViT-B-16", "cpu", ".")
     with pytest.raises(RequestError, match="texts of 600 tokens, but the text tower has 512"):
         model.encode_text(clip.tokenize("狗", 600))
-    with pytest.raises(RequestError, match="encode_text takes ids, a tensor .* found str; .* model.tokenize"):
+    with pytest.raises(
+        RequestError, match="encode_text takes ids, an int64 or int32 tensor .* found str; .* model.tokenize"
+    ):
         model.encode_text("狗")
     with pytest.raises(RequestError, match="encode_image takes a tensor .* found Image; .*preprocess"):
         model.encode_image(Image.new("RGB", (9, 9)))
