@@ -76,10 +76,19 @@ class Objective(Section):
     """Other pairs of the batch with the same image or text: no negatives, positives too, or negatives all the same."""
     label_smoothing: Share = 0.0
     """Share of the target spread over the batch; contrastive only."""
-    dimensions: Annotated[list[Count], Field(min_length=1, max_length=32)] | None = None
+    dimensions: Annotated[list[Count], Field(max_length=32)] | None = None
     """Widths that features may be cut to afterwards (`--dimensions`): the loss is the mean over each of them and whole features; null: none."""
     tile: Count | None = None
     """Rows of the score matrix that are computed at once; null: as memory suggests."""
+
+    @field_validator("dimensions")
+    @classmethod
+    def _some(cls, widths: list[int] | None) -> list[int] | None:
+        if widths == []:
+            raise ValueError(
+                "the list is empty, so there is no width to cut to: {here}=null, or widths below the model's own, {here}=[256, 128]"
+            )
+        return widths
 
     @model_validator(mode="after")
     def _smoothing_is_for_softmax(self) -> Objective:

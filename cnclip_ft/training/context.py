@@ -32,6 +32,7 @@ from cnclip_ft.training.run_folder import check_place
 from cnclip_ft.training.sharding import Whole, refuse_other_engines, settle_sharding
 from cnclip_ft.training.trackers import tracker_names
 from data_tools.errors import RequestError
+from data_tools.parallel import is_parallel
 from data_tools.shards import ShardSource, open_pairs
 from data_tools.store import PairSource
 from data_tools.tables import note
@@ -282,6 +283,11 @@ def open_split(path: str, key: str) -> PairSource:
         store = open_pairs(split_in(path, "train" if key.startswith("data.train") else "valid"))
     except RequestError as error:
         raise RequestError(f"{key}: {error} If it lies elsewhere: {key}=PLACE.") from None
+    if is_parallel(store):
+        raise RequestError(
+            f"{key}: {path} holds parallel text, which has no pictures; a stage of kind teach learns from it, "
+            f"stages.STAGE.teach.texts={path}. Name a store of pictures and captions: {key}=PLACE"
+        )
     if len(store) == 0:
         raise RequestError(f"{key}: {path} has no pairs. Check the build's summary, or name another split.")
     return store

@@ -170,6 +170,13 @@ def _mixture(context: Context, stages: list[StagePlan]) -> list[str]:
     ]
     if len(told) > 1:
         lines.append(Said("    languages: {told}", "    语言：{told}", told=joined(told, ", ", "，")))
+        if not all(context.pairs.languages):
+            lines.append(
+                Said(
+                    "    of a store whose texts do not say their language, data.train.N.language=zh (or en) says it",
+                    "    数据仓的文本未注明语言时，由 data.train.N.language=zh（或 en）说明",
+                )
+            )
     return lines
 
 

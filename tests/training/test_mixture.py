@@ -80,6 +80,9 @@ def test_the_plan_says_what_of_an_epoch_is_whose(two, tmp_path):
     assert f"{two / 'train'}: 40 pairs, weight 1, 71.4% of an epoch" in said
     assert f"{two / 'other'}: 12 pairs, weight 1.5, 28.6% of an epoch" in said
     assert "languages: mixed 26, zh 26" in said and plans[0].order.steps_per_epoch == 7
+    assert "do not say their language" not in said
+    context.pairs.languages[""] = 3
+    assert "do not say their language, data.train.N.language=zh" in describe(context, model, plans)
 
 
 def test_what_cannot_be_a_mixture_is_refused_in_words(two, tmp_path):

@@ -27,7 +27,7 @@ from data_tools.errors import RequestError
 from data_tools.parallel import ParallelTexts, read_parallel
 from data_tools.sources.parallel import ParallelSource
 from data_tools.store import open_store
-from tests.training.helpers import WORDS, losses, planned, prepared, records, stopped_after, tiny_model
+from tests.training.helpers import WORDS, losses, one_stage, planned, prepared, records, stopped_after, tiny_model
 from tests.training.test_processes import MODEL, TRAIN, launch
 
 ALONE = SimpleNamespace(
@@ -266,3 +266,12 @@ def test_rows_with_a_common_text_are_no_negatives():
     rows = [{"en": "a dog", "zh": "一只狗"}, {"en": "one dog", "zh": "一只狗"}, {"en": "a cat", "zh": "猫"}]
     table = build_parallel_table(ParallelTexts(None, rows), ("en", "zh"), tiny_model().tokenizer)
     assert table.text_keys[0] == table.text_keys[1] != table.text_keys[2] and table.image_keys.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("changes", [{"train": "parallel"}, {"valid": "parallel"}])
+def test_parallel_text_where_pictures_are_wanted_is_told_what_it_is_for(place, tmp_path, changes):
+    data = {name: str(place / which) for name, which in ({"train": "train", "valid": "valid"} | changes).items()}
+    with pytest.raises(
+        RequestError, match=r"holds parallel text, .* kind teach .*teach\.texts=.*Name a store of pictures"
+    ):
+        planned(one_stage(place, tmp_path / "run", {}, model=MODEL, data=data))
