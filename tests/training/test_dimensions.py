@@ -106,9 +106,7 @@ def test_widths_that_cannot_be_learnt_are_refused(stores, tmp_path, widths):
 
 
 def test_an_empty_list_and_too_many_numbers_are_refused(stores, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"no width to cut to: {here}=null, or widths below"
-    ):
+    with pytest.raises(ValueError, match=r"no width to cut to: {here}=null, or widths below"):
         tiny_recipe(stores, align={"objective": {"dimensions": []}})
     save_checkpoint(tiny_model().eval(), tmp_path / "whole", info={})
     with pytest.raises(RequestError, match="dimensions is 17, and the features have 16 numbers"):
