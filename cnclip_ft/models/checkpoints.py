@@ -39,6 +39,7 @@ from cnclip_ft.models.registry import family_of, image_kinds
 from cnclip_ft.runtime import parse_device
 from data_tools.arguments import typed
 from data_tools.atomic import mend_interrupted_swap, sync_file
+from data_tools.circles import no_search_for_circles
 from data_tools.errors import RequestError, UserError
 from data_tools.outputs import FolderKind, folder_with
 from data_tools.regular import sha256
@@ -193,6 +194,7 @@ def _read_folder(folder: Path, dtype: torch.dtype) -> Checkpoint:
 
 
 @typed
+@no_search_for_circles()  # the family's modules are imported here
 def load(
     path: str | Path,
     *,

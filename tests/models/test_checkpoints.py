@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import cnclip_ft
 from cnclip_ft.export.run import export_checkpoint
+from cnclip_ft.models import checkpoints
 from cnclip_ft.models.checkpoints import checkpoint_checksum, load, read_info, save_checkpoint
 from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
 from cnclip_ft.models.start import build_start
@@ -32,6 +34,25 @@ def test_there_and_back(spec, tmp_path):
     }
     info = read_info(tmp_path / "a")
     assert info["step"] == 7 and info["scores"] == {"r1": 1.5} and info["format"] == 1
+
+
+@pytest.mark.parametrize("swept", [True, False])
+def test_the_search_for_circles_rests_while_a_model_is_loaded(swept, tmp_path, monkeypatch):
+    save_checkpoint(small(), tmp_path / "a", info={})
+    seen = []
+    monkeypatch.setattr(
+        checkpoints, "assemble", lambda c, real=checkpoints.assemble: (seen.append(gc.isenabled()), real(c))[1]
+    )
+    before = gc.isenabled()
+    try:
+        (gc.enable if swept else gc.disable)()
+        load(tmp_path / "a")
+        assert seen == [False] and gc.isenabled() is swept
+        with pytest.raises(RequestError):
+            load(tmp_path / "none")
+        assert gc.isenabled() is swept
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def test_a_learnt_bias_goes_along(tmp_path):
