@@ -5,6 +5,9 @@ from __future__ import annotations
 import gc
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,6 +37,21 @@ def test_there_and_back(spec, tmp_path):
     }
     info = read_info(tmp_path / "a")
     assert info["step"] == 7 and info["scores"] == {"r1": 1.5} and info["format"] == 1
+
+
+def test_weights_are_on_their_way_before_the_towers_are_imported(tmp_path):
+    save_checkpoint(small(), tmp_path / "a", info={})
+    code = (
+        "import sys, cnclip_ft; load = cnclip_ft.load; print('transformers' in sys.modules)\n"
+        "from cnclip_ft.models import checkpoints\n"
+        "real = checkpoints.read_ahead\n"
+        "def told(*args): print('transformers' in sys.modules); return real(*args)\n"
+        "checkpoints.read_ahead = told\n"
+        f"print(load({str(tmp_path / 'a')!r}).training)"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"] * 3
 
 
 @pytest.mark.parametrize("swept", [True, False])
