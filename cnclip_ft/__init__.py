@@ -19,15 +19,18 @@ __all__ = ["available_models", "clip", "evaluate", "load", "search", "train"]
 def __getattr__(name: str) -> object:
     from importlib import import_module
 
-    if name == "available_models":
-        return import_module("cnclip_ft.models.families.chinese_clip.catalog").available_models
-    if name == "load":
-        return import_module("cnclip_ft.models.checkpoints").load
-    if name in ("evaluate", "search", "train"):
+    if name not in __all__:
+        raise AttributeError(f"module 'cnclip_ft' has no attribute {name!r}")
+    from data_tools.circles import no_search_for_circles
+
+    with no_search_for_circles():  # torch and transformers are three thousand modules
+        if name == "available_models":
+            return import_module("cnclip_ft.models.families.chinese_clip.catalog").available_models
+        if name == "load":
+            return import_module("cnclip_ft.models.checkpoints").load
+        if name == "clip":
+            return import_module("cnclip_ft.clip")
         return getattr(import_module("cnclip_ft.calls"), name)
-    if name == "clip":
-        return import_module("cnclip_ft.clip")
-    raise AttributeError(f"module 'cnclip_ft' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

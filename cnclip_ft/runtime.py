@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import os
 import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,19 +89,6 @@ def _of_glibc(name: str) -> Callable[..., int] | None:
     except (OSError, AttributeError, TypeError):
         return None
     return found
-
-
-@contextmanager
-def no_search_for_circles() -> Iterator[None]:
-    """While millions of small objects are made that all stay: Python would look through them for circles again and again, for a fifth of
-    the time."""
-    swept = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if swept:
-            gc.enable()
 
 
 def available_memory() -> int:

@@ -13,7 +13,8 @@ import torch
 
 from cnclip_ft.data.pictures import Fault, Pictures, data_fault, in_batches
 from cnclip_ft.models.modes import evaluation_mode
-from cnclip_ft.runtime import Fetched, keep_activations, no_search_for_circles, to_device
+from cnclip_ft.runtime import Fetched, keep_activations, to_device
+from data_tools.circles import no_search_for_circles
 from data_tools.errors import DataFault, UserError
 from data_tools.pictures import MISSING
 

@@ -29,16 +29,15 @@ from cnclip_ft.models.doubt import warn
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
 from cnclip_ft.models.formats import peft_adapter
-from cnclip_ft.models.formats.chinese_clip_file import read_file
-from cnclip_ft.models.formats.files import FOLDER_FILES, how_to_fetch, read_folder, read_json, save_tensors
+from cnclip_ft.models.formats.files import FOLDER_FILES, how_to_fetch, read_ahead, read_folder, read_json, save_tensors
 from cnclip_ft.models.formats.folders import read_folder_of_others
-from cnclip_ft.models.formats.recognise import with_architecture
 from cnclip_ft.models.hub import find
 from cnclip_ft.models.narrowing import narrow
 from cnclip_ft.models.registry import family_of, image_kinds
 from cnclip_ft.runtime import parse_device
 from data_tools.arguments import typed
 from data_tools.atomic import mend_interrupted_swap, sync_file
+from data_tools.circles import no_search_for_circles
 from data_tools.errors import RequestError, UserError
 from data_tools.outputs import FolderKind, folder_with
 from data_tools.regular import sha256
@@ -166,13 +165,22 @@ def read_checkpoint(path: Path, dtype: torch.dtype = torch.float32) -> Checkpoin
     """
     if path.name in FOLDER_FILES and (path.parent / "config.json").is_file():
         path = path.parent  # the configuration beside a file knows more than its tensors
-    return _read_folder(path, dtype) if path.is_dir() else read_file(path, dtype)
+    return _read_folder(path, dtype) if path.is_dir() else _read_file(path, dtype)
+
+
+# Modules that bring the towers of transformers are imported once the weights are on their way (`files.read_ahead`).
+def _read_file(path: Path, dtype: torch.dtype) -> Checkpoint:
+    from cnclip_ft.models.formats.chinese_clip_file import read_file
+
+    return read_file(path, dtype)
 
 
 def _read_folder(folder: Path, dtype: torch.dtype) -> Checkpoint:
     if (folder / INFO).exists():
-        description = checked_description(read_info(folder).get("model"), str(folder / INFO))
-        return Checkpoint(str(folder), description, read_folder(folder, dtype).tensors, folder)
+        described = read_info(folder).get("model")
+        with read_ahead(folder, dtype):
+            description = checked_description(described, str(folder / INFO))
+            return Checkpoint(str(folder), description, read_folder(folder, dtype).tensors, folder)
     if peft_adapter.is_adapter(folder):
         checkpoint = read_checkpoint(peft_adapter.base_of(folder), dtype)
         checkpoint.notes = [*checkpoint.notes, peft_adapter.merge(folder, checkpoint.tensors, dtype)]
@@ -182,7 +190,7 @@ def _read_folder(folder: Path, dtype: torch.dtype) -> Checkpoint:
         return found
     inside = sorted(p for p in folder.glob("*.pt") if p.name in {a.file for a in ARCHITECTURES.values()})
     if len(inside) == 1:
-        return read_file(inside[0], dtype)
+        return _read_file(inside[0], dtype)
     run = [str(info.parent) for info in sorted(folder.glob(f"*/*/{INFO}"))]
     if run:
         raise RequestError(f"{folder}: the folder of a run; name one of its checkpoints: {', '.join(run)}")
@@ -193,6 +201,7 @@ def _read_folder(folder: Path, dtype: torch.dtype) -> Checkpoint:
 
 
 @typed
+@no_search_for_circles()  # the family's modules are imported here
 def load(
     path: str | Path,
     *,
@@ -264,6 +273,8 @@ def open_checkpoint(
         checkpoint.image_size = image_size
     if image_size is None or checkpoint.image_size is not None:
         return checkpoint
+    from cnclip_ft.models.formats.recognise import with_architecture
+
     image, notes = resized(checkpoint.description["image"], checkpoint.tensors, image_size)
     checkpoint.description = with_architecture(checkpoint.description | {"image": image})
     checkpoint.image_notes += notes

@@ -11,6 +11,7 @@ from torch import nn
 import cnclip_ft
 from cnclip_ft.export.run import export_checkpoint
 from cnclip_ft.models.checkpoints import file_tensors, save_checkpoint
+from cnclip_ft.models.formats import files
 from cnclip_ft.models.start import build_start
 from cnclip_ft.training.run import train
 from data_tools.errors import RequestError
@@ -220,6 +221,27 @@ def test_all_train_with_low_rank_updates_and_export(name, stores, folders, tmp_p
 def dual(tmp_path_factory):
     """As the library writes one; what it gives is among the families' tests."""
     return CARDS["vision-text-dual-encoder"].write(tmp_path_factory.mktemp("dual") / "model")
+
+
+def test_a_dual_encoder_is_read_once_and_stays_as_it_is_when_its_file_changes(tmp_path, monkeypatch):
+    """Its ViT's layers have other names in the file, which transformers knows."""
+    folder = CARDS["vit beside xlm-r"].write(tmp_path / "model")
+    whole = transformers.AutoModel.from_pretrained(folder).state_dict()
+    expected = {name: tensor.clone() for name, tensor in whole.items()}
+    del whole
+    opened = []
+    monkeypatch.setattr(
+        files, "_read_file", lambda *args, real=files._read_file: (opened.append(args[0]), real(*args))[1]
+    )
+    model = cnclip_ft.load(folder)
+    assert opened == [folder / "model.safetensors"]
+    with open(folder / "model.safetensors", "r+b") as file:  # what a mapping would show
+        file.seek(-file.seek(0, 2) // 2, 2)
+        file.write(bytes(1 << 16))
+    own = file_tensors(model)
+    assert own.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(own[name], tensor.reshape(own[name].shape)), name
 
 
 def test_a_dual_encoder_is_a_start_and_a_mix_becomes_one(dual, folders, tmp_path):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import cnclip_ft
 from cnclip_ft.export.run import export_checkpoint
+from cnclip_ft.models import checkpoints
 from cnclip_ft.models.checkpoints import checkpoint_checksum, load, read_info, save_checkpoint
 from cnclip_ft.models.families.chinese_clip.catalog import ARCHITECTURES
 from cnclip_ft.models.start import build_start
@@ -32,6 +37,40 @@ def test_there_and_back(spec, tmp_path):
     }
     info = read_info(tmp_path / "a")
     assert info["step"] == 7 and info["scores"] == {"r1": 1.5} and info["format"] == 1
+
+
+def test_weights_are_on_their_way_before_the_towers_are_imported(tmp_path):
+    save_checkpoint(small(), tmp_path / "a", info={})
+    code = (
+        "import sys, cnclip_ft; load = cnclip_ft.load; print('transformers' in sys.modules)\n"
+        "from cnclip_ft.models import checkpoints\n"
+        "real = checkpoints.read_ahead\n"
+        "def told(*args): print('transformers' in sys.modules); return real(*args)\n"
+        "checkpoints.read_ahead = told\n"
+        f"print(load({str(tmp_path / 'a')!r}).training)"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"] * 3
+
+
+@pytest.mark.parametrize("swept", [True, False])
+def test_the_search_for_circles_rests_while_a_model_is_loaded(swept, tmp_path, monkeypatch):
+    save_checkpoint(small(), tmp_path / "a", info={})
+    seen = []
+    monkeypatch.setattr(
+        checkpoints, "assemble", lambda c, real=checkpoints.assemble: (seen.append(gc.isenabled()), real(c))[1]
+    )
+    before = gc.isenabled()
+    try:
+        (gc.enable if swept else gc.disable)()
+        load(tmp_path / "a")
+        assert seen == [False] and gc.isenabled() is swept
+        with pytest.raises(RequestError):
+            load(tmp_path / "none")
+        assert gc.isenabled() is swept
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def test_a_learnt_bias_goes_along(tmp_path):

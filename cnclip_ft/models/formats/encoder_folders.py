@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, PretrainedConfig
+from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.utils import logging
 
 from cnclip_ft.models.assembly import Checkpoint
@@ -56,7 +56,7 @@ def read_encoder_half(folder: Path, pooling: str | None) -> TextHalf:
                 after=", ".join(after),
             )
         )
-    tensors, left_over = _own_tensors(folder, tower, modern(read_folder(folder).tensors))
+    tensors, left_over = _own_tensors(folder, tower, read_folder(folder).tensors)
     return TextHalf(tower.describe(), tensors, None, str(folder), left_over, notes, tokenizer)
 
 
@@ -79,7 +79,8 @@ def read_dual_encoder(folder: Path, config: dict[str, Any], dtype: torch.dtype) 
         encoder = _image_encoder(folder, pictures)
         image = encoder.describe()
     tower, tokenizer = _tower_and_tokenizer(folder, _known(folder, text), "pooler")
-    tensors = modern(read_folder(folder, dtype).tensors)
+    in_file = read_folder(folder, dtype).tensors
+    tensors = modern(in_file)
     left_over = sorted(name for name in tensors if name.endswith("position_ids"))
     tensors = {
         name.replace("vision_model.vision_model.", "vision_model."): tensor  # as version 4 wrote it
@@ -88,7 +89,7 @@ def read_dual_encoder(folder: Path, config: dict[str, Any], dtype: torch.dtype) 
     }
     expected = {"logit_scale", *tower.state_dict(), *(encoder.state_dict() if encoder else ())}
     if encoder and tensors.keys() != expected:  # a ViT's layers have other names in files
-        tensors = _by_the_library(folder, expected, dtype) or tensors
+        tensors = _by_the_library(folder, in_file, expected, dtype) or tensors
     if "text_projection.weight" not in tensors:
         raise RequestError(f"{folder}: the checkpoint is incomplete, no 'text_projection.weight' in it")
     description = {
@@ -142,8 +143,9 @@ def _tower_and_tokenizer(folder: Path, config: Any, pooling: str) -> tuple[Encod
     return tower, tokenizer
 
 
-def _own_tensors(folder: Path, tower: EncoderTower, tensors: Tensors) -> tuple[Tensors, list[str]]:
+def _own_tensors(folder: Path, tower: EncoderTower, in_file: Tensors) -> tuple[Tensors, list[str]]:
     """The encoder's tensors under our names, and the names of heads and poolers beside it."""
+    tensors = modern(in_file)
     own, prefix = tower.text_model.state_dict().keys(), f"{tower.text_model.base_model_prefix}."
     if any(name.removeprefix(prefix) in own for name in tensors if name.startswith(prefix)):
         names = {name: name.removeprefix(prefix) for name in tensors if name.startswith(prefix)}
@@ -152,7 +154,7 @@ def _own_tensors(folder: Path, tower: EncoderTower, tensors: Tensors) -> tuple[T
     left_over = sorted(name for name in tensors if names.get(name) not in own)
     strange = [name for name in left_over if name in names and not is_dropped(f".{names[name]}")]
     if strange:
-        found = _by_the_library(folder, own)
+        found = _by_the_library(folder, in_file, own)
         if found is None:
             raise RequestError(
                 f"{folder}: {len(strange)} tensors belong to no {type(tower.text_model).__name__}, e.g. {', '.join(strange[:3])}"
@@ -161,19 +163,25 @@ def _own_tensors(folder: Path, tower: EncoderTower, tensors: Tensors) -> tuple[T
     return {f"text_model.{mine}": tensors[name] for name, mine in names.items() if mine in own}, left_over
 
 
-def _by_the_library(folder: Path, own: Collection[str], dtype: torch.dtype = torch.float32) -> Tensors | None:
+def _by_the_library(
+    folder: Path, in_file: Tensors, own: Collection[str], dtype: torch.dtype = torch.float32
+) -> Tensors | None:
     """The tensors as transformers renames and joins them while it loads (ViT, nomic_bert, mixtures of experts); None where they do
-    not fit there either."""
+    not fit there either.
+
+    Args:
+        in_file: what was read, by the file's names. transformers takes these: it would map the file and stay mapped to it, and
+            a second reading costs as much as the first.
+        own: the names that must be there.
+    """
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model, told = AutoModel.from_pretrained(
-            str(folder),
-            trust_remote_code=False,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=dtype,
-            output_loading_info=True,
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        with torch.device("meta"):
+            laid_out = AutoModel.from_config(config, trust_remote_code=False)
+        model, told = type(laid_out).from_pretrained(
+            None, config=laid_out.config, state_dict=dict(in_file), dtype=dtype, output_loading_info=True
         )
     except Exception:  # noqa: BLE001 - whatever it is, the names in the file are told
         return None

@@ -9,10 +9,14 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from io import RawIOBase
+from io import FileIO
 from pathlib import Path
+from threading import Event
 from typing import Any, TypeVar
 
 import torch
@@ -33,6 +37,9 @@ _KINDS = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+_HANDS = min(4, os.cpu_count() or 1)  # threads that read one file
+_SHARE = 1 << 20  # bytes that are worth a thread's while
+_PIECE = 64 << 20  # bytes after which a reader looks whether it is still wanted
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -48,18 +55,64 @@ class Content:
     file_names: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Hands:
+    """Who reads a file: so many threads, until it is not wanted any more."""
+
+    count: int
+    unwanted: Event = field(default_factory=Event)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    path: Path
+    dtype: torch.dtype
+    content: Future[Content]
+
+
+_ahead: ContextVar[_Begun | None] = ContextVar("_ahead", default=None)
+
+
 def read_file(path: str | Path, dtype: torch.dtype = torch.float32) -> Content:
     """The tensors of one file on the CPU, floating point ones as `dtype`, none of them mapped to the file any more.
 
     Raises:
         RequestError: it is not there, torn, of another kind, a bomb, or its weights are more than tensors.
     """
+    begun = _ahead.get()
+    if begun is not None and (begun.path, begun.dtype) == (Path(path), dtype):
+        _ahead.set(None)  # once: who reads it again gets tensors of their own
+        return begun.content.result()
+    return _read_file(Path(path), dtype, _Hands(_HANDS))
 
+
+def _read_file(path: Path, dtype: torch.dtype, hands: _Hands) -> Content:
     def tensors_of(torch_file: TorchFile) -> Content:
         stubs, extras, notes = find_state_dict(torch_file.content)
         return Content(torch_file.tensors(stubs, dtype), extras, notes)
 
-    return _opened(Path(path), lambda head: Content(_read_safetensors(Path(path), head, dtype)), tensors_of)
+    return _opened(path, lambda head: Content(_read_safetensors(path, head, dtype, hands)), tensors_of)
+
+
+@contextmanager
+def read_ahead(folder: Path, dtype: torch.dtype) -> Iterator[None]:
+    """Begin with the weights of a folder while what is to take them is imported, which takes a second or two; `read_file` in here
+    then waits for them. Torch files are left: their reader is Python, and two of it at once are no faster.
+
+    What is wrong with the file is said where it is asked for. Nothing is read on behind the end.
+    """
+    path = folder / FOLDER_FILES[0]
+    if not path.is_file():
+        yield
+        return
+    hands = _Hands(max(1, _HANDS - 1))  # one imports
+    with ThreadPoolExecutor(1) as reader:
+        token = _ahead.set(_Begun(path, dtype, reader.submit(_read_file, path, dtype, hands)))
+        try:
+            yield
+        finally:
+            _ahead.reset(token)
+            hands.unwanted.set()
 
 
 def read_names(path: Path) -> list[str]:
@@ -195,7 +248,7 @@ def _what_else(head: bytes) -> str:
     return f"neither a safetensors nor a torch file (it begins with {head[:8]!r})"
 
 
-def _read_safetensors(path: Path, head: bytes, dtype: torch.dtype) -> Tensors:
+def _read_safetensors(path: Path, head: bytes, dtype: torch.dtype, hands: _Hands) -> Tensors:
     # The library itself refuses tensors that overlap, leave gaps or lie beyond the file's end.
     length = int.from_bytes(head[:8], "little")
     if length > _LONGEST_JSON:
@@ -206,7 +259,7 @@ def _read_safetensors(path: Path, head: bytes, dtype: torch.dtype) -> Tensors:
         names = list(checked.keys())
     tensors: Tensors = {}
     # Straight into memory of their own: through the library's mapping every page is touched twice, three times the work.
-    with open(path, "rb", buffering=0) as file:
+    with open(path, "rb", buffering=0) as file, ThreadPoolExecutor(hands.count) as others:
         file.seek(8)
         told = json.loads(file.read(length))
         for name in names:
@@ -216,18 +269,36 @@ def _read_safetensors(path: Path, head: bytes, dtype: torch.dtype) -> Tensors:
                     tensors[name] = _own(mapped.get_tensor(name), dtype)
                 continue
             tensor = torch.empty(told[name]["shape"], dtype=kind)
-            file.seek(8 + length + told[name]["data_offsets"][0])
-            _fill(file, tensor.reshape(-1).view(torch.uint8).numpy().data)
+            begins = 8 + length + told[name]["data_offsets"][0]
+            _fill(file, begins, tensor.reshape(-1).view(torch.uint8).numpy().data, hands, others)
             tensors[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
     return tensors
 
 
-def _fill(file: RawIOBase, place: memoryview) -> None:
+def _fill(file: FileIO, begins: int, place: memoryview, hands: _Hands, others: ThreadPoolExecutor) -> None:
+    """Bytes of the file from `begins`, by several threads where they are many: what takes the time is fresh memory, page by page."""
+    if not hasattr(os, "preadv"):  # Windows: a file has one place it is read at
+        file.seek(begins)
+        return _fill_part(file, begins, place, hands.unwanted)
+    share = max(_SHARE, -(-len(place) // hands.count))
+    behind = [
+        others.submit(_fill_part, file, begins + at, place[at : at + share], hands.unwanted)
+        for at in range(share, len(place), share)
+    ]
+    _fill_part(file, begins, place[:share], hands.unwanted)
+    for part in behind:
+        part.result()
+
+
+def _fill_part(file: FileIO, begins: int, place: memoryview, unwanted: Event) -> None:
     while place:
-        read = file.readinto(place)
+        if unwanted.is_set():
+            raise RequestError("not read to its end: it is not wanted any more")
+        piece = place[:_PIECE]
+        read = os.preadv(file.fileno(), [piece], begins) if hasattr(os, "preadv") else file.readinto(piece)
         if not read:
             raise RequestError("torn: it ends within its tensors")
-        place = place[read:]
+        place, begins = place[read:], begins + read
 
 
 def _own(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

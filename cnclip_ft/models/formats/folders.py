@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from cnclip_ft.models.assembly import Checkpoint
-from cnclip_ft.models.formats.files import read_json, read_names
-from cnclip_ft.models.formats.image_half import is_openai
+from cnclip_ft.models.formats.files import read_ahead, read_json, read_names
 from cnclip_ft.models.known import FOLDERS, IMPORT_PATH, READERS, refuse_code
 from data_tools.errors import RequestError
 
@@ -21,6 +20,8 @@ Reader = Callable[[Path, dict[str, Any], torch.dtype], Checkpoint]
 def is_whole(path: Path) -> bool:
     """Whether a folder of others, or a file, holds a model of two towers that is no Chinese CLIP's file."""
     if path.is_file():
+        from cnclip_ft.models.formats.image_half import is_openai  # and with it the towers of transformers
+
         return is_openai(read_names(path))
     file = path / "config.json"
     return str(read_json(file).get("model_type")) in READERS if file.is_file() else _other(path) is not None
@@ -52,5 +53,6 @@ def _read_transformers(folder: Path, dtype: torch.dtype) -> Checkpoint:
             f"{folder}: a model of type {repr(kind)[:60]}; whole models that are read here: {', '.join(sorted(READERS))}. "
             f"One of its towers may be a start: model.start={{image: …, text: …}}; {IMPORT_PATH}"
         )
-    reader: Reader = resolve_name(READERS[kind])
-    return reader(folder, config, dtype)
+    with read_ahead(folder, dtype):
+        reader: Reader = resolve_name(READERS[kind])
+        return reader(folder, config, dtype)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from cnclip_ft.runtime import no_search_for_circles
+from data_tools.circles import no_search_for_circles
 from data_tools.errors import RequestError
 
 PREFIX, TOKEN, NAME = "milvus:", "CNCLIP_FT_MILVUS_TOKEN", "pictures"
