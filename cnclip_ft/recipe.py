@@ -62,6 +62,9 @@ class Stage(Section):
     """kind pairs: a teacher beside the pairs, and what of it is met."""
     negatives: Negatives | None = None
     """kind pairs: texts beside each pair that are not true of its picture (hard negatives); null: none."""
+    captions_at_once: int = Field(1, ge=1, le=64)
+    """kind pairs: so many captions of its picture each pair brings into a step, its own and others drawn anew; the picture goes through
+    its tower once."""
     ground: Ground | None = None
     """kind ground: the boxes."""
     train: TrainName | Annotated[list[TrainRule], Field(min_length=1, max_length=1000)]
@@ -159,8 +162,13 @@ class Stage(Section):
             )
         if self.kind == "teach" and self.negatives is not None:
             raise ValueError("negatives stand beside pictures, and a teaching stage sees none: {here}.negatives=null")
+        if self.distill is not None and self.captions_at_once > 1:
+            raise ValueError(
+                "what a teacher says is met of each pair's own caption, so captions_at_once is not for a stage with distill: "
+                "{here}.captions_at_once=1, or {here}.distill=null"
+            )
         if self.kind == "teach":
-            for name in ("objective", "augment", "views", "patch_dropout", "unmasked_steps"):
+            for name in ("objective", "augment", "views", "patch_dropout", "unmasked_steps", "captions_at_once"):
                 default = type(self).model_fields[name].default
                 if getattr(self, name) != default:
                     typed = "{}" if isinstance(default, Section) else default
@@ -197,7 +205,7 @@ class Stage(Section):
                 "negatives stand beside pairs, and this stage learns boxes; other phrases are its own, {here}.ground.negatives: "
                 "{here}.negatives=null"
             )
-        for name in ("objective", "views", "patch_dropout", "unmasked_steps"):
+        for name in ("objective", "views", "patch_dropout", "unmasked_steps", "captions_at_once"):
             default = type(self).model_fields[name].default
             if getattr(self, name) != default:
                 typed = "{}" if isinstance(default, Section) else default

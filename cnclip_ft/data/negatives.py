@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from cnclip_ft.data.mixture import Mixture
-from cnclip_ft.data.pairs import PairTable, padded_length
+from cnclip_ft.data.pairs import PairTable, pad_rows
 from cnclip_ft.models.contract import Tokenizer
 from cnclip_ft.recipe_data import Negatives
 from data_tools.errors import RequestError
@@ -110,16 +110,18 @@ class NegativeTexts:
         turns = zip_longest(random.sample(kept, min(len(kept), count)), swapped)
         return list(dict.fromkeys(text for turn in turns for text in turn if text is not None))[:count]
 
-    def batch(self, pairs: Sequence[int], step: int, lengths: Sequence[int] = ()) -> dict[str, torch.Tensor]:
+    def batch(self, captions: np.ndarray, step: int, lengths: Sequence[int] = ()) -> dict[str, torch.Tensor]:
         """What takes the place of a batch's texts.
 
         Args:
+            captions: int64 ``[n, m]``, numbers of pairs; the first of each row is the pair itself, the negatives are its.
             lengths: as `PairTable.batch` has it.
 
         Returns:
-            `input_ids` and `attention_mask` int64 ``[n, 1 + count, tokens]``, the pair's own text first and again wherever there is no
-            negative; `negatives` bool ``[n, count]``: where there is one.
+            `input_ids` and `attention_mask` int64 ``[n, m + count, tokens]``, the captions first, the pair's own again wherever there
+            is no negative; `negatives` bool ``[n, count]``: where there is one.
         """
+        pairs = captions[:, 0].tolist()
         texts = [self.texts(pair, step) for pair in pairs]
         encoded = iter(self.tokenizer.encode([text for some in texts for text in some]))
         ids: list[np.ndarray | list[int]] = []
@@ -133,10 +135,9 @@ class NegativeTexts:
                     met.add(_bytes(tokens))
                     others.append(tokens)
             present[row, : len(others)] = True
-            ids += [own, *others, *[own] * (self.setting.count - len(others))]
-        free = lengths and self.tokenizer.padding == "longest"
-        padded = self.tokenizer.pad(ids, padded_length(max(map(len, ids)), lengths) if free else None)
-        input_ids, mask = (part.unflatten(0, (len(texts), -1)) for part in padded)
+            ids += map(self.table.token_ids, captions[row].tolist())
+            ids += [*others, *[own] * (self.setting.count - len(others))]
+        input_ids, mask = (part.unflatten(0, (len(texts), -1)) for part in pad_rows(ids, self.tokenizer, lengths))
         return {"input_ids": input_ids, "attention_mask": mask, "negatives": torch.from_numpy(present)}
 
 

@@ -74,9 +74,7 @@ class PairTable:
     def batch(self, pairs: np.ndarray, tokenizer: Tokenizer, lengths: Sequence[int] = ()) -> dict[str, torch.Tensor]:
         """Texts of `pairs`, padded as the tokenizer does (where that is to the longest, to one of `lengths`), keys, and the numbers of
         the pairs; all int64."""
-        ids = [self.token_ids(pair) for pair in pairs.tolist()]
-        free = lengths and tokenizer.padding == "longest"
-        input_ids, attention_mask = tokenizer.pad(ids, padded_length(max(map(len, ids)), lengths) if free else None)
+        input_ids, attention_mask = pad_rows([self.token_ids(pair) for pair in pairs.tolist()], tokenizer, lengths)
         return {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -84,6 +82,23 @@ class PairTable:
             "text_keys": torch.from_numpy(self.text_keys[pairs]),
             "pairs": torch.from_numpy(pairs),
         }
+
+    def batch_of_several(
+        self, captions: np.ndarray, tokenizer: Tokenizer, lengths: Sequence[int] = ()
+    ) -> dict[str, torch.Tensor]:
+        """What takes the place of a batch's texts where a picture has several: texts of `captions`, numbers of pairs int64 ``[n, m]``, padded
+        as in `batch`, int64 ``[n, m, tokens]``, and their keys, int64 ``[n, m]``."""
+        rows = [self.token_ids(pair) for pair in captions.ravel().tolist()]
+        ids, mask = (part.unflatten(0, captions.shape) for part in pad_rows(rows, tokenizer, lengths))
+        return {"input_ids": ids, "attention_mask": mask, "text_keys": torch.from_numpy(self.text_keys[captions])}
+
+
+def pad_rows(
+    rows: Sequence[Sequence[int] | np.ndarray], tokenizer: Tokenizer, lengths: Sequence[int] = ()
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids of some texts as the tokenizer pads them; where that is to the longest, to one of `lengths`, if there are any."""
+    free = lengths and tokenizer.padding == "longest"
+    return tokenizer.pad(list(rows), padded_length(max(map(len, rows)), lengths) if free else None)
 
 
 def fixed_lengths(context_length: int) -> tuple[int, ...]:

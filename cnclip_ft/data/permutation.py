@@ -65,6 +65,17 @@ def _turned(own: np.ndarray, other: np.ndarray, key: np.uint64, size: np.uint64)
     return mixed
 
 
+def uniform(pairs: np.ndarray, others: np.ndarray, step: np.uint64, keys: np.ndarray) -> np.ndarray:
+    """Numbers above 0 and below 1, float64 ``[n]``, that look random: a function of each pair, each other number, step and two keys."""
+    with np.errstate(over="ignore"):
+        found = (pairs.astype(np.uint64) ^ keys[0]) * _ODD
+        for more in (others.astype(np.uint64), step ^ keys[1]):
+            found = (found ^ (found >> _HALF) ^ more) * _MORE
+            found = (found ^ (found >> _HALF)) * _ODD
+        found ^= found >> _HALF
+    return ((found >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
+
+
 RUNS = 16  # of a window: from so many places of a store a window's numbers come
 
 

@@ -39,8 +39,11 @@ class GradientStep:
         augment: uint8 pixels → uint8 pixels on the device, drawn from torch's own generator and so replayed.
         sharding: how the devices' gradients become one.
         lengths: what texts may be padded to; () is their own longest.
-        negatives: weight of each picture's loss against texts of its own (`training.hard_negatives`), which stand behind the true one:
-            `input_ids` and `attention_mask` are then ``[n, 1 + K, tokens]``, and `negatives` says where there is one.
+        negatives: weight of each picture's loss against texts of its own (`training.hard_negatives`), which stand behind the m true ones:
+            `input_ids` and `attention_mask` are then ``[n, m + K, tokens]``, and `negatives` says where there is one.
+
+    Where a picture has several captions in a step `text_keys` is ``[n, m]``, and the loss is the mean over the m batches in which each
+    picture has one of them: no caption stands against another of its own picture.
 
     Raises:
         RequestError: batch normalisation would use the statistics of a chunk.
@@ -83,13 +86,23 @@ class GradientStep:
     def _loss(self, images: torch.Tensor, texts: torch.Tensor, batch: dict[str, Any]) -> LossOutput:
         model = self.model
         temperature = {"logit_scale": model.logit_scale, "logit_bias": model.logit_bias}
-        own = texts if texts.ndim == 2 else texts[:, 0]
-        out = self.objective(images, own, image_keys=batch["image_keys"], text_keys=batch["text_keys"], **temperature)
+        keys = batch["text_keys"]
+        keys = keys if keys.ndim == 2 else keys[:, None]
+        several = texts if texts.ndim == 3 else texts[:, None]
+        outs = [
+            self.objective(images, several[:, at], image_keys=batch["image_keys"], text_keys=keys[:, at], **temperature)
+            for at in range(keys.shape[1])
+        ]
+        out = outs[0]
+        if len(outs) > 1:
+            mean = (torch.stack([getattr(each, name) for each in outs]).mean() for name in ("loss", "accuracy"))
+            out = LossOutput(*mean)
         self.parts = {}
-        if texts.ndim == 2:
+        if not self.negatives:
             return out
         present = to_device(batch["negatives"], texts.device)
-        hard = against_negatives(self.objective, images, texts, present, **temperature)
+        told = torch.cat([several[:, :1], several[:, keys.shape[1] :]], 1)
+        hard = against_negatives(self.objective, images, told, present, **temperature)
         self.parts = {"pairs": out.loss.detach(), "negatives": hard.detach()}
         return LossOutput(out.loss + self.negatives * hard, out.accuracy)
 
@@ -99,7 +112,7 @@ class GradientStep:
         if "pixels" in tensors:
             tensors["pixels"] = self.augment(tensors["pixels"])
         ids = tensors["input_ids"]
-        if ids.ndim == 3:  # negatives are texts among texts
+        if ids.ndim == 3:  # further captions and negatives are texts among texts
             tensors |= {name: tensors[name].flatten(0, 1) for name in ("input_ids", "attention_mask")}
         with self.autocast():
             images, texts = self.model(**tensors)

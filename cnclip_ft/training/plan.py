@@ -318,6 +318,8 @@ def _stage(context: Context, model: DualEncoder, stage: StagePlan) -> list[str]:
         lines += _learning(model, stage)
         if stage.distilling is not None and setting.distill is not None:
             lines += stage.distilling.describe(model.image_tower.output_dim, setting.distill)
+        if stage.further is not None:
+            lines.append(stage.further.describe())
         if stage.negatives is not None:
             lines += stage.negatives.describe()
     elif setting.teach is not None:

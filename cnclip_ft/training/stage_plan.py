@@ -8,6 +8,7 @@ from pkgutil import resolve_name
 
 from cnclip_ft.data.batching import BatchOrder, StageSampler
 from cnclip_ft.data.earlier_order import EarlierOrder
+from cnclip_ft.data.further_captions import FurtherCaptions
 from cnclip_ft.data.negatives import NegativeTexts
 from cnclip_ft.data.pairs import PairTable
 from cnclip_ft.models.dual_encoder import DualEncoder
@@ -51,18 +52,19 @@ class StagePlan:
     teaching: Teaching | None = None  # of a stage that learns from a teacher, rows of text instead of pairs
     distilling: Distilling | None = None  # of a stage that has a teacher beside its pairs
     negatives: NegativeTexts | None = None  # of a stage that shows texts beside the pairs which are not true
+    further: FurtherCaptions | None = None  # of a stage that shows several captions of a picture at once
     grounding: Grounding | None = None  # of a stage that learns boxes, pictures with boxes instead of pairs
     decides: str = "mean_recall"  # the score by which its best is chosen
 
     @property
     def texts_per_pair(self) -> int:
-        """Texts of a pair that go through the text tower: in all languages of a teaching stage, with the hard negatives, or about as many
+        """Texts of a pair that go through the text tower: in all languages of a teaching stage, all captions shown at once with the hard negatives, or about as many
         phrases as a picture with boxes has, without those that all pictures of a step are asked."""
         if self.teaching is not None:
             return len(self.teaching.languages)
         if self.grounding is not None:
             return -(-len(self.grounding.table.said) // len(self.grounding.table))
-        return 1 if self.negatives is None else 1 + self.negatives.setting.count
+        return self.setting.captions_at_once + (0 if self.negatives is None else self.negatives.setting.count)
 
     @property
     def checkpointing(self) -> dict[str, bool]:
@@ -157,9 +159,17 @@ def plan_stage(context: Context, model: DualEncoder, number: int, name: str, set
         teaching=teaching,
         distilling=plan_distilling(context, name, setting, cached=cached),
         negatives=_negatives(context, number, name, setting),
+        further=_further(context, number, name, setting),
         grounding=grounding,
         decides=context.recipe.decides(name),
     )
+
+
+def _further(context: Context, number: int, name: str, setting: Stage) -> FurtherCaptions | None:
+    if setting.captions_at_once == 1:
+        return None
+    seed, key = context.recipe.seed * 1000 + number, f"stages.{name}.captions_at_once"
+    return FurtherCaptions(context.pairs, setting.captions_at_once, seed, key)
 
 
 def _negatives(context: Context, number: int, name: str, setting: Stage) -> NegativeTexts | None:

@@ -223,8 +223,12 @@ class Trainer:
             batch["teacher"] = prepared.teacher.rows(batch["image_keys"])
         if prepared.taught is not None:
             batch |= prepared.taught.rows(batch["pairs"], batch["image_keys"], epoch)
+        captions = batch["pairs"].numpy()[:, None]
+        if plan.further is not None:
+            captions = plan.further.draw(captions[:, 0], self.step)
+            batch |= context.pairs.batch_of_several(captions, context.tokenizer, self._lengths())
         if plan.negatives is not None:
-            batch |= plan.negatives.batch(batch["pairs"].tolist(), self.step, self._lengths())
+            batch |= plan.negatives.batch(captions, self.step, self._lengths())
         if plan.grounding is not None:
             drawn = plan.grounding.drawn(plan.order.seed, self.step)
             texts = plan.grounding.table.texts(drawn.numpy(), context.tokenizer, self._lengths())

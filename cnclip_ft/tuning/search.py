@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cnclip_ft.data.mixture import stores_of
 from cnclip_ft.recipe import Recipe, dump_recipe
 from cnclip_ft.recipe_files import checked_recipe
@@ -180,7 +182,12 @@ class Search:
         context, model = make_context(self.recipe, write=False, trust_import=self.trust_import)
         for plan in plan_stages(context, model):
             space = axes_of(
-                plan, context.new_parts, len(context.pairs), context.world, model.image_tower.patch_dropout is not None
+                plan,
+                context.new_parts,
+                len(context.pairs),
+                context.world,
+                model.image_tower.patch_dropout is not None,
+                captions=len(context.pairs) / max(len(np.unique(context.pairs.image_keys)), 1),
             )
             own = [text for text in self.given if text.startswith(f"stages.{plan.name}.")]
             if plan.name not in self.searched:

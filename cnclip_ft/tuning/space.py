@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Values = dict[str, Any]
 _CHINESE = {
     "rate": "学习率", "image rate": "图像塔学习率", "heads rate": "投影与温度的学习率", "batch size": "批大小", "length": "训练长度",
-    "weight decay": "权重衰减", "averaged over": "权重平均", "label smoothing": "标签平滑", "crop": "裁剪", "patch dropout": "图块丢弃",
+    "weight decay": "权重衰减", "averaged over": "权重平均", "label smoothing": "标签平滑", "crop": "裁剪", "patch dropout": "图块丢弃", "captions at once": "同时展示的文本数",
     "layer decay": "逐层衰减", "lora": "LoRA",
 }  # fmt: skip
 _LORA_RATE = (
@@ -104,7 +104,7 @@ class Space:
             stage["unmasked_steps"] = round(stage["unmasked_steps"] * stage["steps"] / self.steps)
         stage["learning_rate"] = self.setting.learning_rate * get.get("rate", 1.0)
         stage["validate_every"] = max(1, stage["steps"] // VALIDATIONS)
-        for key in ("weight_decay", "patch_dropout"):
+        for key in ("weight_decay", "patch_dropout", "captions_at_once"):
             stage[key] = get.get(key.replace("_", " "), stage[key])
         stage["augment"]["crop"] = get.get("crop", stage["augment"]["crop"])
         stage["objective"]["label_smoothing"] = get.get("label smoothing", stage["objective"]["label_smoothing"])
@@ -143,12 +143,14 @@ class Space:
 VALIDATIONS = 6  # of a trial: where it may be given up
 
 
-def axes_of(plan: StagePlan, new_parts: list[str], pairs: int, world: int, patches: bool) -> Space:
+def axes_of(
+    plan: StagePlan, new_parts: list[str], pairs: int, world: int, patches: bool, captions: float = 1.0
+) -> Space:
     """What is worth changing of a stage.
 
     Args:
         new_parts: of the start (`training.optimizer.rules_for`).
-        pairs: of the training data.
+        pairs: of the training data. captions: of one of its pictures, on average.
         patches: whether the image tower can leave patches out.
     """
     setting, rules = plan.setting, tuple(rules_for(plan.setting, new_parts))
@@ -178,6 +180,9 @@ def axes_of(plan: StagePlan, new_parts: list[str], pairs: int, world: int, patch
     if image:
         if not plan.cached and setting.augment.crop:
             axes.append(_number("crop", setting.augment.crop, (0.6, 0.8, 1.0)))
+        if captions >= 2 and plan.distilling is None:
+            shown = {setting.captions_at_once, 1, min(3, int(captions))}
+            axes.append(Axis("captions at once", setting.captions_at_once, tuple(sorted(shown))))
         if patches:
             axes.append(_number("patch dropout", setting.patch_dropout, (0.0, 0.25, 0.5)))
     if whole and not with_lora:

@@ -138,7 +138,7 @@ def test_a_divided_batch_has_the_gradient_of_the_whole(objective, micro):
 def test_a_step_shows_each_picture_what_is_not_true_of_it(place):
     texts = texts_of(place, count=3)
     pairs = [7, 0, 21]
-    batch = texts.batch(pairs, 5)
+    batch = texts.batch(np.array(pairs)[:, None], 5)
     assert batch["input_ids"].shape[:2] == (3, 4) and batch["negatives"].all()
     for row, pair in enumerate(pairs):
         said = [texts.tokenizer.encode([text])[0] for text in (texts.store[pair].text, *texts.texts(pair, 5))]
@@ -146,10 +146,11 @@ def test_a_step_shows_each_picture_what_is_not_true_of_it(place):
             assert ids[mask.bool()].tolist() == tokens
     again = texts_of(place, count=3)
     assert torch.equal(
-        again.batch([0], 5)["input_ids"][0], batch["input_ids"][1][:, : again.batch([0], 5)["input_ids"].shape[2]]
+        again.batch(np.array([[0]]), 5)["input_ids"][0],
+        batch["input_ids"][1][:, : again.batch(np.array([[0]]), 5)["input_ids"].shape[2]],
     )
     assert texts.texts(0, 5) != texts.texts(0, 6) and texts.texts(0, 5) != texts_of(place, seed=1, count=3).texts(0, 5)
-    assert texts.batch(pairs, 5, lengths=(16, 48))["input_ids"].shape[2] in (16, 48)
+    assert texts.batch(np.array(pairs)[:, None], 5, lengths=(16, 48))["input_ids"].shape[2] in (16, 48)
 
 
 def test_a_negative_that_a_caption_of_the_picture_says_is_left_out(place, monkeypatch):
@@ -158,7 +159,7 @@ def test_a_negative_that_a_caption_of_the_picture_says_is_left_out(place, monkey
     image = texts.store[pair].image_id
     other = next(each.text for n, each in enumerate(texts.store.pairs()) if each.image_id == image and n != pair)
     monkeypatch.setattr(NegativeTexts, "texts", lambda self, pair, step: [other, "红", "红", self.store[pair].text])
-    batch = texts.batch([pair], 0)
+    batch = texts.batch(np.array([[pair]]), 0)
     assert batch["negatives"].tolist() == [[True, False, False, False]]
     assert batch["input_ids"][0, 1][batch["attention_mask"][0, 1].bool()].tolist() == texts.tokenizer.encode(["红"])[0]
     assert torch.equal(batch["input_ids"][0, 0], batch["input_ids"][0, 3])  # what stands where there is none
@@ -186,7 +187,7 @@ def test_negatives_of_the_store_and_swapped_ones_take_turns(place, tmp_path, mix
     assert found[1] not in ("一只猫", "a dog") and len(found) == 3
     alone = NegativeTexts(store, texts.table, tokenizer, Negatives(swap=[], count=3), 0, "here")
     assert sorted(alone.texts(first + 1, 0)) == ["a dog", "一只猫"] and alone.texts(first, 0) == []
-    assert alone.batch([first, first + 1], 0)["negatives"].tolist() == [[False] * 3, [True, True, False]]
+    assert alone.batch(np.array([[first], [first + 1]]), 0)["negatives"].tolist() == [[False] * 3, [True, True, False]]
     passed = NegativeTexts(store, texts.table, tokenizer, Negatives(kept=False, count=3), 0, "here")
     assert passed.kept == 0 and not {"一只猫", "a dog"} & set(passed.texts(first + 1, 0))
 
@@ -230,7 +231,7 @@ def test_training_against_them_makes_their_loss_small(place, tmp_path):
         0,
     )
     texts = trainer.plan.negatives
-    batch = texts.batch(list(range(0, 40, 2)), 10**6)  # drawn for no step
+    batch = texts.batch(np.arange(0, 40, 2)[:, None], 10**6)  # drawn for no step
     pictures = np.stack([trainer.whole.image_tower.preprocessing.decode(texts.store.image(texts.store[n].image_id)) for n in range(0, 40, 2)])  # fmt: skip
 
     def loss():

@@ -101,7 +101,7 @@ def searched(stores, folder, fake, *, trials=8, proceed=False, **more):
 def test_a_trial_of_the_own_values_is_the_recipe(stores, name):
     context, model = make_context(recipe(stores, "stages.align.ema=0.9"), write=False)
     plan = next(plan for plan in plan_stages(context, model) if plan.name == name)
-    space = axes_of(plan, context.new_parts, 1000, 1, patches=True)
+    space = axes_of(plan, context.new_parts, 1000, 1, patches=True, captions=5.0)
     content = recipe(stores, "stages.align.ema=0.9").model_dump(mode="json")
     content["stages"] = {name: space.stage(space.own())}
     trial = checked_recipe(content).stages[name]
@@ -114,12 +114,13 @@ def test_a_trial_of_the_own_values_is_the_recipe(stores, name):
     assert ours == theirs
     assert {"rate", "batch size", "length", "averaged over"} <= {axis.name for axis in space.axes}
     assert ("image rate" in space.own()) == (name == "contrast") and ("crop" in space.own()) == (name == "contrast")
+    assert ("captions at once" in space.own()) == (name == "contrast")
 
 
 def space_of(stores, name="contrast"):
     context, model = make_context(recipe(stores), write=False)
     plan = next(plan for plan in plan_stages(context, model) if plan.name == name)
-    return axes_of(plan, context.new_parts, 1000, 1, patches=True)
+    return axes_of(plan, context.new_parts, 1000, 1, patches=True, captions=5.0)
 
 
 def test_values_reach_the_stage(stores):
@@ -128,6 +129,7 @@ def test_values_reach_the_stage(stores):
             "rate": 2.0,
             "batch size": 64,
             "length": 1.5,
+            "captions at once": 3,
             "image rate": 0.25,
             "heads rate": 4.0,
             "lora": "8",
@@ -141,7 +143,7 @@ def test_values_reach_the_stage(stores):
     assert (
         rates[("image", "trunk")] == 10 * 0.25 and rates[("text", "trunk")] == 10 and rates[("text", "projection")] == 4
     )
-    assert rates[("temperature", "all")] == 40
+    assert rates[("temperature", "all")] == 40 and stage["captions_at_once"] == 3
     assert {rule["lora"]["rank"] for rule in stage["train"] if rule["part"] == "trunk"} == {8}
 
 

@@ -1,0 +1,73 @@
+"""Further captions of a pair's picture, shown in the same step: which ones, by a function of (seed, step, pair)."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from cnclip_ft.data.pairs import PairTable
+from cnclip_ft.data.permutation import uniform
+from data_tools.errors import RequestError
+from data_tools.words import Said
+
+
+class FurtherCaptions:
+    """`count` captions of the picture of any pair: its own first, the others drawn anew in every step.
+
+    Captions of a picture are different ones as far as it has so many; a picture with fewer shows some of them again. Where the
+    table has weights the others are drawn by them (Efraimidis and Spirakis, Weighted random sampling with a reservoir, 2006).
+    A mixture's pictures are one where its stores have the same id and bytes, and so are their captions.
+
+    Args:
+        seed: another one for every stage.
+        key: the setting, for messages.
+
+    Raises:
+        RequestError: no picture has more than one caption.
+    """
+
+    def __init__(self, table: PairTable, count: int, seed: int, key: str) -> None:
+        self.table, self.count = table, count
+        self._keys = np.random.SeedSequence([seed, count]).generate_state(2, np.uint64)
+        _, starts = self._of_image
+        self.mean = len(table) / max(int(np.count_nonzero(np.diff(starts))), 1)
+        if not (np.diff(starts) > 1).any():
+            raise RequestError(
+                f"{key}={count}: none of the {len(table):,} pictures of data.train has a second caption. Give {key}=1"
+            )
+
+    @cached_property
+    def _of_image(self) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs by the picture they show: their numbers, and where those of a picture begin."""
+        keys = self.table.image_keys
+        order = np.argsort(keys, kind="stable")
+        return order, np.searchsorted(keys[order], np.arange(keys.max() + 2))
+
+    def draw(self, pairs: np.ndarray, step: int) -> np.ndarray:
+        """Pairs int64 ``[n]`` → captions int64 ``[n, count]``, numbers of pairs that show the same picture."""
+        order, starts = self._of_image
+        images = self.table.image_keys[pairs]
+        counts = starts[images + 1] - starts[images]
+        row = np.repeat(np.arange(len(pairs)), counts)
+        place = np.arange(len(row)) - np.repeat(counts.cumsum() - counts, counts)
+        others = order[starts[images][row] + place]
+        chance = uniform(pairs[row], others, np.uint64(step), self._keys)
+        if self.table.weights is not None:
+            # -log(u) / w: the smallest first is a draw by the weights, one after the other
+            chance = -np.log(chance) / self.table.weights[others]
+        chance[others == pairs[row]] = -1.0  # its own is the first
+        others = others[np.lexsort((chance, row))]
+        wanted = np.arange(self.count) % counts[:, None] + (counts.cumsum() - counts)[:, None]
+        found: np.ndarray = others[wanted]
+        return found
+
+    def describe(self) -> Said:
+        """The line of the plan."""
+        return Said(
+            "    {count} captions of its picture for each pair in a step, its own and others of {mean:.3g} on average: the picture goes "
+            "through its tower once",
+            "    每对在一步中带上其图片的 {count} 条文本：自己的一条，其余从平均 {mean:.3g} 条中抽取；图片只过一次图像塔",
+            count=self.count,
+            mean=self.mean,
+        )
