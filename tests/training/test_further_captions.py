@@ -142,7 +142,9 @@ def test_the_loss_is_the_mean_over_batches_of_one_caption_each(objective, negati
     for micro in (None, 3):
         out, found = gradients(micro)
         torch.testing.assert_close(out.loss, expected.detach(), atol=1e-12, rtol=0)
-        assert float(out.accuracy.detach()) == pytest.approx(sum(float(each.accuracy.detach()) for each in outs) / captions)
+        assert float(out.accuracy.detach()) == pytest.approx(
+            sum(float(each.accuracy.detach()) for each in outs) / captions
+        )
         torch.testing.assert_close(found, wanted, atol=1e-9, rtol=1e-6)
 
 
