@@ -39,11 +39,17 @@ def joining_rate(batch_size: int) -> float:
     return min(3e-5 * math.sqrt(batch_size / 256), 5e-5)
 
 
+def far_rate(batch_size: int) -> float:
+    """Rate of the image tower in that stage where it is a convolutional network that learnt from no texts: 4e-4 at batch 256, by the
+    square root of a smaller one."""
+    return min(4e-4 * math.sqrt(batch_size / 256), 4e-4)
+
+
 @dataclass(frozen=True)
 class Facts:
     """What the rules look at. `pairs`: visits of an epoch; `images`: different pictures; `device`: cpu, cuda, …; `memory`: GiB of one
     card (None: a CPU, or not known); `devices`: processes; `width`: of the wider tower that is made new; `one_size`: of all pictures, not each
-    in its own shape."""
+    in its own shape; `convolutions`: the image tower is a network of them, by an import path: what it learnt from had no texts."""
 
     pairs: int
     images: int
@@ -53,6 +59,12 @@ class Facts:
     start: Start = "whole"
     width: int = 768
     one_size: bool = True
+    convolutions: bool = False
+
+    @property
+    def captions(self) -> float:
+        """Of a picture, on average."""
+        return self.pairs / max(self.images, 1)
 
 
 EXAMPLE = Facts(pairs=10_000, images=2_000)  # to look at a recipe without data
@@ -148,7 +160,7 @@ class _Stage:
             self.steps, why = self._length(each)
             found.append(self._choice({"steps": self.steps}, why))
         found += [self._rates(), self._table(), self._warmup(), self._averaging(), self._interpolation()]
-        found += [self._regularisation(), self._pictures(), self._validation()]
+        found += [self._regularisation(), self._pictures(), self._captions(), self._validation()]
         return [choice for choice in found if choice.settings]
 
     def _choice(self, settings: dict[str, Any], why: Said) -> Choice:
@@ -220,7 +232,7 @@ class _Stage:
     # ---- rates --------------------------------------------------------------------------------------------------
 
     def _rates(self) -> Choice:
-        rate, _ = self._of_towers()
+        rate = _rounded(far_rate(self.batch)) if self._far else self._of_towers()[0]
         start, batch = self.facts.start, self.batch
         if start == "whole":
             why = Said("published for fine-tuning at batch {batch:,}", "批量 {batch:,} 微调的已发表值", batch=batch)
@@ -228,6 +240,13 @@ class _Stage:
             why = Said(
                 "2e-4 at batch 256, less by the square root of a smaller batch {batch:,}",
                 "批量 256 时 2e-4，批量更小时按平方根减小（批量 {batch:,}）",
+                batch=batch,
+            )
+        elif start == "towers" and self.facts.convolutions:
+            why = Said(
+                "a convolutional network that learnt from no texts has a long way to go: 4e-4 at batch 256, less by the square root of a "
+                "smaller batch {batch:,}",
+                "没有从文本学习过的卷积网络还有很长的路：批量 256 时 4e-4，批量更小时按平方根减小（批量 {batch:,}）",
                 batch=batch,
             )
         elif start == "towers":
@@ -246,7 +265,8 @@ class _Stage:
         return self._choice({"learning_rate": rate}, why)
 
     def _of_towers(self) -> tuple[float, float]:
-        """The stage's rate, which is the text tower's, and the image tower's as a factor on it."""
+        """The stage's rate, which is the text tower's, and the image tower's as a factor on it; of a convolutional network the other way
+        round: its text tower knows the captions, and would learn them by heart."""
         start, batch = self.facts.start, self.batch
         new = min(2.5e-3 * math.sqrt(min(batch, 512) / 128) * min(128 / self.facts.width, 1.0), 2.5e-3)
         gentle = suggested_rate(batch) if start == "whole" else joining_rate(batch)
@@ -255,6 +275,11 @@ class _Stage:
             text = min(2e-4 * math.sqrt(batch / 256), 2e-4)
         image = new if start in ("new", "new image") else gentle
         return _rounded(text), _rounded(image / text)
+
+    @property
+    def _far(self) -> bool:
+        """Whether the image tower has a long way to go in `contrast`."""
+        return self.name == CONTRAST and self.facts.start == "towers" and self.facts.convolutions
 
     def _table(self) -> Choice:
         start = self.facts.start
@@ -278,6 +303,17 @@ class _Stage:
         if start == "new":
             table = [{"tower": "text"}, {"tower": "image"}, {"tower": "temperature", "rate": 10}]
             return self._choice({"train": table}, Said("everything is new", "一切都是新的"))
+        if self._far:
+            table = [
+                *_trunk_and_rest("image", 1, 0.5),
+                *_trunk_and_rest("text", 0.05, 1),
+                {"tower": "temperature", "rate": 0.5},
+            ]
+            why = Said(
+                "the image tower, and the text tower at a twentieth of its rate: it would learn the captions by heart",
+                "以图像塔为主，文本塔的学习率为其二十分之一：否则它会死记文本",
+            )
+            return self._choice({"train": table}, why)
         heads = 2
         table = [
             *_trunk_and_rest("image", image, heads),
@@ -343,12 +379,25 @@ class _Stage:
     def _pictures(self) -> Choice:
         known_by_heart = self.facts.start in ("towers", "new text") and self.facts.images < 1_000_000
         wanted = self.name == CONTRAST and known_by_heart and self.facts.one_size
+        crop = 0.4 if self._far else 0.8
         return self._choice(
-            {"augment": {"crop": 0.8} if wanted else None},
+            {"augment": {"crop": crop} if wanted else None},
             Said(
                 "a pretrained image tower learns {images:,} pictures by heart",
                 "预训练的图像塔会记住这 {images:,} 张图片",
                 images=self.facts.images,
+            ),
+        )
+
+    def _captions(self) -> Choice:
+        alone = not self.given.get("distill") and self.given.get("kind", "pairs") == "pairs"
+        several = alone and self.name == CONTRAST and self.facts.start == "towers" and self.facts.captions >= 2
+        return self._choice(
+            {"captions_at_once": min(3, int(self.facts.captions)) if several else None},
+            Said(
+                "a picture has {captions:.3g} captions, and goes through its tower once for several",
+                "每张图片有 {captions:.3g} 条文本，几条文本只需过一次图像塔",
+                captions=self.facts.captions,
             ),
         )
 

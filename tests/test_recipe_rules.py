@@ -147,3 +147,29 @@ def test_a_recipe_that_chose_says_so_and_chooses_no_more():
     assert recipe.rules is None and recipe.chosen[0].startswith("own-data: 10,000 pairs, 2,000 pictures")
     again = checked_recipe(recipe.model_dump(mode="json"), lambda model, data: replace(facts, pairs=20))
     assert again.stages == recipe.stages and again.chosen == ()
+
+
+def test_a_convolutional_tower_that_met_no_texts_learns_at_a_rate_of_its_own():
+    """As measured (docs/results.md): 4e-4 at batch 256, the text tower far below, several captions of each picture."""
+    facts = Facts(20_000, 4_000, start="towers", convolutions=True)
+    found, said = stages(facts)
+    rates = {(rule.tower, rule.part): rule.rate * found["contrast"].learning_rate for rule in found["contrast"].train}
+    assert rates["image", "trunk"] == pytest.approx(4e-4) and rates["image", "rest"] == pytest.approx(2e-4)
+    assert rates["text", "trunk"] == rates["text", "rest"] == pytest.approx(2e-5)
+    assert found["contrast"].captions_at_once == 3 and found["contrast"].augment.crop == 0.4
+    assert found["align"] == stages(replace(facts, convolutions=False))[0]["align"]
+    small = stages(replace(facts, pairs=400, images=80))[0]["contrast"]
+    assert small.learning_rate == pytest.approx(4e-4 * (small.batch_size / 256) ** 0.5, rel=0.02)
+    gentle = stages(replace(facts, convolutions=False))[0]["contrast"]
+    assert gentle.learning_rate == pytest.approx(3e-5) and gentle.captions_at_once == 3
+    assert any("long way to go" in line for line in said)
+
+
+@pytest.mark.parametrize(("captions", "wanted"), [(1, 1), (1.9, 1), (2.5, 2), (5, 3)])
+def test_so_many_captions_at_once_as_a_picture_has(captions, wanted):
+    facts = Facts(10_000, round(10_000 / captions), start="towers")
+    assert stages(facts)[0]["contrast"].captions_at_once == wanted
+    assert stages(facts)[0]["align"].captions_at_once == 1
+    assert stages(replace(facts, start="whole"))[0]["contrast"].captions_at_once == 1
+    taught = stages(facts, {"contrast": {"distill": {"teacher": "t"}}})[0]
+    assert taught["contrast"].captions_at_once == 1

@@ -9,7 +9,8 @@ import numpy as np
 
 from cnclip_ft.data.mixture import stores_of
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.recipe_rules import batch_of_data, joining_rate, suggested_rate
+from cnclip_ft.models.families.imported import is_convolutional
+from cnclip_ft.recipe_rules import batch_of_data, far_rate, joining_rate, suggested_rate
 from cnclip_ft.training.context import Context
 from cnclip_ft.training.memory import estimate
 from cnclip_ft.training.stage_plan import StagePlan
@@ -27,7 +28,8 @@ def warnings(context: Context, model: DualEncoder, stages: list[StagePlan]) -> l
         pretrained_image &= stage.grounding is None
         advised = suggested_rate(setting.batch_size)
         if context.new_parts:  # towers that had not met know less of each other to lose
-            advised = max(advised, joining_rate(setting.batch_size))
+            far = is_convolutional(model.image_tower)
+            advised = max(advised, (far_rate if far else joining_rate)(setting.batch_size))
         # The image tower's own: a new text tower may be far faster.
         factor = max((e.rate for e in stage.entries if e.tower == "image" and not e.projection), default=1.0)
         if pretrained_image and setting.learning_rate * factor > 2 * advised:

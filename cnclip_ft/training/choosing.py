@@ -11,6 +11,7 @@ from accelerate.utils import broadcast_object_list
 
 from cnclip_ft.data.mixture import Mixture
 from cnclip_ft.evaluation.kinds.recall import ValidStore
+from cnclip_ft.models.families.imported import is_convolutional
 from cnclip_ft.models.halves import keeps_shapes
 from cnclip_ft.models.hub import find
 from cnclip_ft.recipe import ModelSection
@@ -49,7 +50,8 @@ def look(model: ModelSection, data: DataSection) -> Facts:
     kind = devices.device.type
     memory = torch.cuda.get_device_properties(devices.device).total_memory / 2**30 if kind == "cuda" else None
     one = one_size(model)
-    facts = [Facts(max(round(visited), FEWEST), images, kind, memory, devices.num_processes, start, width, one)]
+    far = start == "towers" and model.code is not None and is_convolutional(model.code)
+    facts = [Facts(max(round(visited), FEWEST), images, kind, memory, devices.num_processes, start, width, one, far)]
     if devices.num_processes > 1:
         broadcast_object_list(facts)
     if facts[0].pairs < devices.num_processes:

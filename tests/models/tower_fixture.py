@@ -78,3 +78,15 @@ class DataDependent(Small):
 
 def data_dependent() -> nn.Module:
     return DataDependent()
+
+
+class Stacked(Small):
+    """Four convolutions whose kernels overlap."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = nn.Sequential(*(nn.Conv2d(12, 12, 3, padding=1) for _ in range(4)))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        x = self.stack(self.norm(self.conv(pixels.float()))).mean((2, 3))
+        return self.two(self.one(x).relu())

@@ -11,7 +11,7 @@ import cnclip_ft
 import cnclip_ft.cli
 from cnclip_ft.calls import read_recipe
 from cnclip_ft.models.checkpoints import save_checkpoint
-from cnclip_ft.training.choosing import kind_of_start
+from cnclip_ft.training.choosing import kind_of_start, look
 from cnclip_ft.training.progress import reasons
 from cnclip_ft.training.run_state import load_state
 from data_tools.errors import RequestError
@@ -146,3 +146,22 @@ def test_pictures_in_their_own_shape_are_not_cropped(data, tmp_path):
         assert recipe.stages["contrast"].augment.crop == crop
         said = run("plan", "own-data", *given, f"output={tmp_path / 'run'}")
         assert said.exit_code == 0, said.exception
+
+
+@pytest.mark.parametrize(("tower", "far"), [("Stacked", True), ("plain", False)])
+def test_a_network_of_convolutions_is_told_by_what_its_import_path_makes(data, tmp_path, tower, far):
+    """Not so a tower whose only convolution cuts patches. The rules' own rate is not warned of."""
+    path = f"tests.models.tower_fixture:{tower}"
+    recipe = read_recipe(
+        {
+            "model": {"start": {"image": path, "text": "a/bert"}},
+            "data": {"train": str(data / "train"), "valid": str(data / "valid")},
+            "stages": {"contrast": {"train": "both", "steps": 1, "batch_size": 16, "learning_rate": 1e-4}},
+        }
+    )
+    assert look(recipe.model, recipe.data).convolutions is far
+    start = f"model.start={{image: '{path}', text: {{hidden: 16, layers: 1, heads: 2}}, projection: 8}}"
+    rate = ["stages.contrast.learning_rate=1e-4", "stages.contrast.train=both"]  # 4e-4 at batch 256
+    said = run("plan", "own-data", *places(data)[:2], start, f"output={tmp_path / 'run'}", "data.workers=0", *rate)
+    assert said.exit_code == 0, said.output
+    assert ("contrast: rate 0.0001 is high" in " ".join(said.output.split())) is not far

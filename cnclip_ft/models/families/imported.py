@@ -17,6 +17,8 @@ from cnclip_ft.models.preprocessing import SquarePicture
 from cnclip_ft.models.schema import Part
 from data_tools.errors import RequestError
 
+_FEWEST_CONVOLUTIONS = 4  # whose kernels overlap: the stem of a transformer may have some
+
 
 class Foreign(Part):
     """A tower that is code: built only where the user allows it (`build.image_tower`)."""
@@ -121,6 +123,22 @@ class ImportedTower(ImageTower):
             raise RequestError(
                 f"{self.path} has no set_gradient_checkpointing(bool): stages.STAGE.gradient_checkpointing=none"
             )
+
+
+def is_convolutional(tower: str | nn.Module) -> bool:
+    """Whether an imported tower, or the one of an import path, is a network of convolutions; those of a ViT only cut its patches.
+
+    Raises:
+        RequestError: it cannot be made.
+    """
+    if isinstance(tower, nn.Module) and not isinstance(tower, ImportedTower):
+        return False
+    module = _make_foreign(tower) if isinstance(tower, str) else tower
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+    overlapping = [
+        layer for layer in layers if any(k > s for k, s in zip(layer.kernel_size, layer.stride, strict=True))
+    ]
+    return len(overlapping) >= _FEWEST_CONVOLUTIONS
 
 
 def _make_foreign(path: str) -> nn.Module:
