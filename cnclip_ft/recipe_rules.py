@@ -257,8 +257,8 @@ class _Stage:
             )
         else:
             why = Said(
-                "a new tower: 2.5e-3 at batch 128 and width 128, by the square root of the batch {batch:,} and one over the width {width:,}",
-                "新建的塔：批量 128、宽度 128 时 2.5e-3，按批量 {batch:,} 的平方根与宽度 {width:,} 的倒数缩放",
+                "a new tower: 1.7e-3 at batch 128 and width 128, by the square root of the batch {batch:,} and one over the width {width:,}",
+                "新建的塔：批量 128、宽度 128 时 1.7e-3，按批量 {batch:,} 的平方根与宽度 {width:,} 的倒数缩放",
                 batch=batch,
                 width=self.facts.width,
             )
@@ -268,7 +268,7 @@ class _Stage:
         """The stage's rate, which is the text tower's, and the image tower's as a factor on it; of a convolutional network the other way
         round: its text tower knows the captions, and would learn them by heart."""
         start, batch = self.facts.start, self.batch
-        new = min(2.5e-3 * math.sqrt(min(batch, 512) / 128) * min(128 / self.facts.width, 1.0), 2.5e-3)
+        new = min(1.7e-3 * math.sqrt(min(batch, 512) / 128) * min(128 / self.facts.width, 1.0), 1.7e-3)
         gentle = suggested_rate(batch) if start == "whole" else joining_rate(batch)
         text = new if start in ("new", "new text") else gentle
         if self.name == ALIGN and start in ("towers", "new image"):
@@ -363,7 +363,10 @@ class _Stage:
         )
 
     def _regularisation(self) -> Choice:
-        small = self.facts.images < 100_000 and self._kind != "new"
+        small, decay = self.facts.images < 100_000, 0.05
+        if self._kind == "new":
+            # what is made anew learns few pictures by heart, and all it knows comes from them
+            small, decay = small and self.name == CONTRAST, 0.3
         why = Said("the published decay; no gradient above 1", "已发表的权重衰减；梯度不超过 1")
         if small:
             why = Said(
@@ -371,29 +374,31 @@ class _Stage:
                 "{images:,} 张图片：权重衰减大于已发表的 1e-3；梯度不超过 1",
                 images=self.facts.images,
             )
-        settings: dict[str, Any] = {"weight_decay": 0.05 if small else 1e-3, "gradient_clip": 1.0}
+        settings: dict[str, Any] = {"weight_decay": decay if small else 1e-3, "gradient_clip": 1.0}
         if self.name == CONTRAST and self._kind != "new":
             settings["batch_norm"] = "frozen"
         return self._choice(settings, why)
 
     def _pictures(self) -> Choice:
-        known_by_heart = self.facts.start in ("towers", "new text") and self.facts.images < 1_000_000
+        known_by_heart = self.facts.start != "whole" and self.facts.images < 1_000_000
         wanted = self.name == CONTRAST and known_by_heart and self.facts.one_size
         crop = 0.4 if self._far else 0.8
         return self._choice(
             {"augment": {"crop": crop} if wanted else None},
             Said(
-                "a pretrained image tower learns {images:,} pictures by heart",
-                "预训练的图像塔会记住这 {images:,} 张图片",
+                "an image tower learns {images:,} pictures by heart",
+                "图像塔会记住这 {images:,} 张图片",
                 images=self.facts.images,
             ),
         )
 
     def _captions(self) -> Choice:
         alone = not self.given.get("distill") and self.given.get("kind", "pairs") == "pairs"
-        several = alone and self.name == CONTRAST and self.facts.start == "towers" and self.facts.captions >= 2
+        several = alone and self.name == CONTRAST and self.facts.start != "whole" and self.facts.captions >= 2
+        # a small new tower is no dearer for pictures than for texts
+        most = 2 if self._kind == "new" else 3
         return self._choice(
-            {"captions_at_once": min(3, int(self.facts.captions)) if several else None},
+            {"captions_at_once": min(most, int(self.facts.captions)) if several else None},
             Said(
                 "a picture has {captions:.3g} captions, and goes through its tower once for several",
                 "每张图片有 {captions:.3g} 条文本，几条文本只需过一次图像塔",

@@ -9,7 +9,7 @@ install fast,plots
 out=${OUTPUT:-demo}
 
 began=$SECONDS
-cnclip_ft data demo "$out/data" --train 6000 --overwrite
+cnclip_ft data demo "$out/data" --train 12000 --overwrite
 cnclip_ft train demo "data.train=$out/data/train" "data.valid=$out/data/valid" "output=$out/run" --overwrite
 cnclip_ft evaluate "$out/run/contrast/best" "$out/data/valid" --json "$out/run/report/evaluation.json"
 cnclip_ft export "$out/run/contrast/best" --to huggingface --output "$out/huggingface" --overwrite

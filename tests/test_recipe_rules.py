@@ -77,9 +77,10 @@ def test_what_was_measured_comes_out():
     # 0.93 over 70 steps: a fifth of the stage.
     seventy = stages(Facts(30_000, 6_000, start="towers"), {"contrast": {"steps": 70}})[0]["contrast"]
     assert seventy.ema == pytest.approx(0.93, abs=0.002) and seventy.warmup_steps == 7
-    # The demonstration's: both towers new, 128 wide, batch 128, 1,100 steps, 0.98.
+    # The demonstration's: both towers new, 128 wide, batch 128, 1,100 steps, 0.98, two captions at once.
     drawn = stages(Facts(30_000, 6_000, start="new", width=128), {"contrast": {"batch_size": 128}})[0]["contrast"]
-    assert drawn.learning_rate == 2.5e-3 and 1000 <= drawn.steps <= 1300 and drawn.ema == pytest.approx(0.98, abs=0.005)
+    assert drawn.learning_rate == 1.7e-3 and 1000 <= drawn.steps <= 1300 and drawn.ema == pytest.approx(0.98, abs=0.005)
+    assert (drawn.weight_decay, drawn.augment.crop, drawn.captions_at_once) == (0.3, 0.8, 2)
 
 
 def test_more_of_something_never_makes_the_batch_smaller_and_fewer_pairs_are_passed_more_often():
