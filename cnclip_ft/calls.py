@@ -87,13 +87,25 @@ def read_recipe(
         if overrides:
             raise RequestError("overrides are for a recipe's file or name; change the content itself")
         return recipe if isinstance(recipe, Recipe) else checked_recipe(dict(recipe), _look)
-    found, file = load_recipe(recipe, list(overrides), _look), find_recipe(recipe)
+    file = find_recipe(recipe)
     came_along = any((file.parent / mark).exists() for mark in ("cnclip_ft.json", "config.json", "journal.jsonl"))
-    if came_along and not trust_import and found.model.code is not None:
-        raise RequestError(
-            f"{file}: a recipe that lies in the folder of a checkpoint or a run, and names code as image tower, "
-            f"{found.model.code}. Nothing was imported. If the folder is your own, or you know that code: --trust-import"
+
+    def refused(model: ModelSection) -> str:
+        if not came_along or trust_import or model.code is None:
+            return ""
+        return (
+            f"a recipe that lies in the folder of a checkpoint or a run, and names code as image tower, {model.code}. Nothing was "
+            "imported. If the folder is your own, or you know that code: --trust-import"
         )
+
+    def looked(model: ModelSection, data: DataSection) -> Facts:
+        if said := refused(model):  # rules look at the tower, which runs its code
+            raise RequestError(said)
+        return _look(model, data)
+
+    found = load_recipe(recipe, list(overrides), looked)
+    if said := refused(found.model):
+        raise RequestError(f"{file}: {said}")
     return found
 
 

@@ -49,7 +49,8 @@ def far_rate(batch_size: int) -> float:
 class Facts:
     """What the rules look at. `pairs`: visits of an epoch; `images`: different pictures; `device`: cpu, cuda, …; `memory`: GiB of one
     card (None: a CPU, or not known); `devices`: processes; `width`: of the wider tower that is made new; `one_size`: of all pictures, not each
-    in its own shape; `convolutions`: the image tower is a network of them, by an import path: what it learnt from had no texts."""
+    in its own shape; `convolutions`: the image tower is a network of them, by an import path: what it learnt from had no texts; `captions`:
+    of a picture, on average, as they lie in the stores."""
 
     pairs: int
     images: int
@@ -60,14 +61,10 @@ class Facts:
     width: int = 768
     one_size: bool = True
     convolutions: bool = False
-
-    @property
-    def captions(self) -> float:
-        """Of a picture, on average."""
-        return self.pairs / max(self.images, 1)
+    captions: float = 1.0
 
 
-EXAMPLE = Facts(pairs=10_000, images=2_000)  # to look at a recipe without data
+EXAMPLE = Facts(pairs=10_000, images=2_000, captions=5.0)  # to look at a recipe without data
 
 
 @dataclass(frozen=True)
@@ -242,7 +239,7 @@ class _Stage:
                 "批量 256 时 2e-4，批量更小时按平方根减小（批量 {batch:,}）",
                 batch=batch,
             )
-        elif start == "towers" and self.facts.convolutions:
+        elif self._far:
             why = Said(
                 "a convolutional network that learnt from no texts has a long way to go: 4e-4 at batch 256, less by the square root of a "
                 "smaller batch {batch:,}",
@@ -278,8 +275,9 @@ class _Stage:
 
     @property
     def _far(self) -> bool:
-        """Whether the image tower has a long way to go in `contrast`."""
-        return self.name == CONTRAST and self.facts.start == "towers" and self.facts.convolutions
+        """Whether the image tower has a long way to go in `contrast`; rate and table belong together, and are chosen both or not so."""
+        open_ = self.given.get("train") is None and self.given.get("learning_rate") is None
+        return open_ and self.name == CONTRAST and self.facts.start == "towers" and self.facts.convolutions
 
     def _table(self) -> Choice:
         start = self.facts.start

@@ -78,7 +78,9 @@ def test_what_was_measured_comes_out():
     seventy = stages(Facts(30_000, 6_000, start="towers"), {"contrast": {"steps": 70}})[0]["contrast"]
     assert seventy.ema == pytest.approx(0.93, abs=0.002) and seventy.warmup_steps == 7
     # The demonstration's: both towers new, 128 wide, batch 128, 1,100 steps, 0.98, two captions at once.
-    drawn = stages(Facts(30_000, 6_000, start="new", width=128), {"contrast": {"batch_size": 128}})[0]["contrast"]
+    drawn = stages(Facts(30_000, 6_000, start="new", width=128, captions=5.0), {"contrast": {"batch_size": 128}})[0][
+        "contrast"
+    ]
     assert drawn.learning_rate == 1.7e-3 and 1000 <= drawn.steps <= 1300 and drawn.ema == pytest.approx(0.98, abs=0.005)
     assert (drawn.weight_decay, drawn.augment.crop, drawn.captions_at_once) == (0.3, 0.8, 2)
 
@@ -152,7 +154,7 @@ def test_a_recipe_that_chose_says_so_and_chooses_no_more():
 
 def test_a_convolutional_tower_that_met_no_texts_learns_at_a_rate_of_its_own():
     """As measured (docs/results.md): 4e-4 at batch 256, the text tower far below, several captions of each picture."""
-    facts = Facts(20_000, 4_000, start="towers", convolutions=True)
+    facts = Facts(20_000, 4_000, start="towers", convolutions=True, captions=5.0)
     found, said = stages(facts)
     rates = {(rule.tower, rule.part): rule.rate * found["contrast"].learning_rate for rule in found["contrast"].train}
     assert rates["image", "trunk"] == pytest.approx(4e-4) and rates["image", "rest"] == pytest.approx(2e-4)
@@ -168,9 +170,19 @@ def test_a_convolutional_tower_that_met_no_texts_learns_at_a_rate_of_its_own():
 
 @pytest.mark.parametrize(("captions", "wanted"), [(1, 1), (1.9, 1), (2.5, 2), (5, 3)])
 def test_so_many_captions_at_once_as_a_picture_has(captions, wanted):
-    facts = Facts(10_000, round(10_000 / captions), start="towers")
+    facts = Facts(10_000, round(10_000 / captions), start="towers", captions=captions)
     assert stages(facts)[0]["contrast"].captions_at_once == wanted
     assert stages(facts)[0]["align"].captions_at_once == 1
     assert stages(replace(facts, start="whole"))[0]["contrast"].captions_at_once == 1
     taught = stages(facts, {"contrast": {"distill": {"teacher": "t"}}})[0]
     assert taught["contrast"].captions_at_once == 1
+
+
+@pytest.mark.parametrize("given", [{"train": "text"}, {"train": "both"}, {"learning_rate": 3e-5}])
+def test_a_rate_is_never_beside_a_table_it_was_not_meant_for(given):
+    """4e-4 is the image tower's, and a twentieth of it the text tower's: chosen both, or neither."""
+    facts = Facts(20_000, 4_000, start="towers", convolutions=True, captions=5.0)
+    found, plain = (
+        stages(each, {"contrast": given})[0]["contrast"] for each in (facts, replace(facts, convolutions=False))
+    )
+    assert found == plain

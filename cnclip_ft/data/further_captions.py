@@ -11,6 +11,8 @@ from cnclip_ft.data.permutation import uniform
 from data_tools.errors import RequestError
 from data_tools.words import Said
 
+_LOOKED_AT = 256  # captions of a picture among which a step draws
+
 
 class FurtherCaptions:
     """`count` captions of the picture of any pair: its own first, the others drawn anew in every step.
@@ -47,20 +49,28 @@ class FurtherCaptions:
     def draw(self, pairs: np.ndarray, step: int) -> np.ndarray:
         """Pairs int64 ``[n]`` → captions int64 ``[n, count]``, numbers of pairs that show the same picture."""
         order, starts = self._of_image
-        images = self.table.image_keys[pairs]
+        images, turn = self.table.image_keys[pairs], np.uint64(step)
         counts = starts[images + 1] - starts[images]
-        row = np.repeat(np.arange(len(pairs)), counts)
-        place = np.arange(len(row)) - np.repeat(counts.cumsum() - counts, counts)
-        others = order[starts[images][row] + place]
-        chance = uniform(pairs[row], others, np.uint64(step), self._keys)
+        # Of very many captions a run of some, from a place of its own in every step
+        begins = (uniform(pairs, pairs, turn, self._keys[::-1]) * counts).astype(np.int64) * (counts > _LOOKED_AT)
+        sizes = np.minimum(counts, _LOOKED_AT)
+        ends = sizes.cumsum()
+        row = np.repeat(np.arange(len(pairs)), sizes)
+        place = np.arange(len(row)) - np.repeat(ends - sizes, sizes)
+        others = order[starts[images][row] + (begins[row] + place) % counts[row]]
+        own = others == pairs[row]
+        absent = np.flatnonzero(np.bincount(row[own], minlength=len(pairs)) == 0)
+        others[ends[absent] - 1], own[ends[absent] - 1] = pairs[absent], True
+        chance = uniform(pairs[row], others, turn, self._keys)
         if self.table.weights is not None:
-            # -log(u) / w: the smallest first is a draw by the weights, one after the other
-            chance = -np.log(chance) / self.table.weights[others]
-        chance[others == pairs[row]] = -1.0  # its own is the first
-        others = others[np.lexsort((chance, row))]
-        wanted = np.arange(self.count) % counts[:, None] + (counts.cumsum() - counts)[:, None]
-        found: np.ndarray = others[wanted]
-        return found
+            # -log(u) / w, the smallest first, is a draw by the weights, one after the other; its logarithm lies between -750 and
+            # 750 whatever the weights
+            with np.errstate(divide="ignore"):
+                found = np.log(-np.log(chance)) - np.log(self.table.weights[others])
+            chance = np.minimum((found + 750) / 1500, 1.0)
+        others = others[np.argsort(row + np.where(own, 0.0, 0.25 + chance / 2))]  # its own is the first
+        shown: np.ndarray = others[np.arange(self.count) % sizes[:, None] + (ends - sizes)[:, None]]
+        return shown
 
     def describe(self) -> Said:
         """The line of the plan."""

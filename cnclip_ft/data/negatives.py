@@ -62,8 +62,8 @@ class NegativeTexts:
                 "table with a column negatives"
             )
 
-    def describe(self) -> list[Said]:
-        """Lines of the plan."""
+    def describe(self, texts: int) -> list[Said]:
+        """Lines of the plan; `texts` of a pair go through the text tower."""
         shares = ", ".join(f"{kind} {100 * share:.0f}%" for kind, share in self.shares.items())
         lines = [
             Said(
@@ -72,7 +72,7 @@ class NegativeTexts:
                 "    难负例：{weight:g} · 每对对至多 {count} 条不符文本的损失，每对有 {texts} 条文本经过文本塔",
                 weight=self.setting.weight,
                 count=self.setting.count,
-                texts=1 + self.setting.count,
+                texts=texts,
             )
         ]
         if self.setting.swap:

@@ -321,7 +321,7 @@ def _stage(context: Context, model: DualEncoder, stage: StagePlan) -> list[str]:
         if stage.further is not None:
             lines.append(stage.further.describe())
         if stage.negatives is not None:
-            lines += stage.negatives.describe()
+            lines += stage.negatives.describe(stage.texts_per_pair)
     elif setting.teach is not None:
         lines += stage.teaching.describe(model.image_tower.output_dim, setting.teach)
     needed = estimate(context, stage, model).in_words

@@ -180,7 +180,7 @@ def axes_of(
     if image:
         if not plan.cached and setting.augment.crop:
             axes.append(_number("crop", setting.augment.crop, (0.6, 0.8, 1.0)))
-        if captions >= 2 and plan.distilling is None:
+        if captions >= 2 and plan.distilling is None and plan.grounding is None:
             shown = {setting.captions_at_once, 1, min(3, int(captions))}
             axes.append(Axis("captions at once", setting.captions_at_once, tuple(sorted(shown))))
         if patches:

@@ -80,6 +80,27 @@ def test_large_tensors_are_read_in_shares(tmp_path, shares):
             assert torch.equal(read[name], expected) and read[name].dtype == expected.dtype, name
 
 
+@pytest.mark.parametrize("had", [0, 1])
+def test_where_no_thread_is_to_be_had_it_is_read_without(tmp_path, monkeypatch, had):
+    """At the machine's limit of processes, or while Python ends: none at all, or one and no further."""
+    monkeypatch.setattr(files, "_HANDS", 4)
+    monkeypatch.setattr(files, "_SHARE", 100)
+    state = {"a": torch.arange(5000.0), "b": torch.arange(7.0)}
+    save_file(state, tmp_path / "model.safetensors")
+    submit, asked = files.ThreadPoolExecutor.submit, []
+
+    def limited(self, *args):
+        asked.append(args)
+        if len(asked) > had:
+            raise RuntimeError("can't start new thread")
+        return submit(self, *args)
+
+    monkeypatch.setattr(files.ThreadPoolExecutor, "submit", limited)
+    with read_ahead(tmp_path, torch.float32):
+        read = read_folder(tmp_path).tensors
+    assert len(asked) > had and all(torch.equal(read[name], tensor) for name, tensor in state.items())
+
+
 def test_a_file_that_is_cut_while_it_is_read(tmp_path, shares, monkeypatch):
     path = tmp_path / "model.safetensors"
     save_file({"a": torch.ones(1000), "b": torch.ones(1000)}, path)

@@ -135,6 +135,24 @@ def test_a_recipe_that_came_with_a_checkpoint_is_a_file(ours, tmp_path, evil):
     assert read_recipe(str(folder / "mine.yaml"), (), True) == own and own.model.code == "stranger:leaves"
 
 
+def test_rules_do_not_look_at_a_tower_that_came_with_a_checkpoint(ours, tmp_path, evil):
+    """What they look at is made by its code."""
+    from cnclip_ft.calls import read_recipe
+    from tests.training.helpers import write_stores
+
+    write_stores(tmp_path)
+    folder = tmp_path / "b"
+    shutil.copytree(ours, folder)
+    text = "rules: own-data\nmodel: {start: {image: 'stranger:leaves', text: a/bert}}\n"
+    text += (
+        f"data: {{train: {tmp_path / 'train'}, valid: {tmp_path / 'valid'}}}\nstages: {{align: {{}}, contrast: {{}}}}\n"
+    )
+    (folder / "mine.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(RequestError, match="stranger:leaves.*--trust-import") as told:
+        read_recipe(str(folder / "mine.yaml"), (), False)
+    assert not evil.exists() and str(told.value).count("mine.yaml") == 1
+
+
 # ---- descriptions ---------------------------------------------------------------------------------------------------
 
 

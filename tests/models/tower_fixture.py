@@ -90,3 +90,15 @@ class Stacked(Small):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         x = self.stack(self.norm(self.conv(pixels.float()))).mean((2, 3))
         return self.two(self.one(x).relu())
+
+
+class SmallAttention(nn.Module):
+    pass
+
+
+class Stem(Stacked):
+    """The stem of a transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attends = SmallAttention()

@@ -81,6 +81,22 @@ def test_they_are_a_function_of_seed_step_and_pair_alone():
     assert not np.array_equal(captions_of(images, 3, seed=1).draw(pairs, 9), whole)
 
 
+def test_of_very_many_captions_some_are_looked_at():
+    several = captions_of([0] * 3000 + [1] * 4, 3)
+    pairs = np.array([0, 1500, 2999, 3001])
+    found = np.stack([several.draw(pairs, step) for step in range(600)])
+    assert (found[:, :, 0] == pairs).all() and (found[:, :3] < 3000).all() and (found[:, 3] >= 3000).all()
+    assert all(len(set(row)) == 3 for each in found for row in each.tolist())
+    assert np.bincount(found[:, :3, 1:].ravel() // 500, minlength=6).min() > 500  # 600 of each sixth
+    assert np.array_equal(several.draw(pairs[2:], 7), found[7][2:])
+
+
+def test_a_caption_of_no_weight_is_drawn_last():
+    several = captions_of([0] * 4, 3, weights=[1.0, 0.0, 1e-300, 2.0])
+    drawn = np.concatenate([several.draw(np.zeros(1, dtype=np.int64), step) for step in range(50)])
+    assert {frozenset(row) for row in drawn.tolist()} == {frozenset({0, 2, 3})} and (drawn[:, 1] == 3).all()
+
+
 @pytest.mark.parametrize("weights", [None, [5.0, 1.0, 2.0, 4.0, 3.0]])
 def test_others_are_drawn_as_often_as_their_weights_say(weights):
     several = captions_of([0] * 5, 2, weights=weights)
@@ -210,6 +226,7 @@ def test_the_plan_and_the_memory_know_them(place, tmp_path):
     said = describe(context, model, plans)
     assert "3 captions of its picture for each pair in a step, its own and others of 4 on average" in said
     assert len(blank_pairs(plans[0], model, 2, 9)["input_ids"]) == 10
+    assert "5 texts a pair go through the text tower" in said
 
 
 def test_pictures_with_one_caption_are_refused_in_words(tmp_path):

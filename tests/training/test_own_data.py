@@ -148,9 +148,9 @@ def test_pictures_in_their_own_shape_are_not_cropped(data, tmp_path):
         assert said.exit_code == 0, said.exception
 
 
-@pytest.mark.parametrize(("tower", "far"), [("Stacked", True), ("plain", False)])
+@pytest.mark.parametrize(("tower", "far"), [("Stacked", True), ("plain", False), ("Stem", False)])
 def test_a_network_of_convolutions_is_told_by_what_its_import_path_makes(data, tmp_path, tower, far):
-    """Not so a tower whose only convolution cuts patches. The rules' own rate is not warned of."""
+    """Not so a tower whose only convolution cuts patches, or one that attends. The rules' own rate is not warned of."""
     path = f"tests.models.tower_fixture:{tower}"
     recipe = read_recipe(
         {
@@ -165,3 +165,18 @@ def test_a_network_of_convolutions_is_told_by_what_its_import_path_makes(data, t
     said = run("plan", "own-data", *places(data)[:2], start, f"output={tmp_path / 'run'}", "data.workers=0", *rate)
     assert said.exit_code == 0, said.output
     assert ("contrast: rate 0.0001 is high" in " ".join(said.output.split())) is not far
+
+
+def test_captions_are_counted_as_they_lie(data, tmp_path):
+    """However often an epoch visits a store, or whether it visits its pictures once."""
+    write_store(tmp_path / "single", images=40, captions=1, seed=0)
+    start = {"start": {"architecture": "tiny"}}
+    for train, more, wanted in (
+        ([{"store": str(tmp_path / "single"), "weight": 3}], {}, 1),
+        ([{"store": str(data / "train"), "weight": 0.5}], {}, 3),
+        (str(data / "train"), {"captions": "one"}, 3),
+    ):
+        content = {"model": start, "data": {"train": train, "valid": str(data / "valid"), **more}}
+        stages = {"contrast": {"train": "both", "steps": 1, "batch_size": 2, "learning_rate": 1e-4}}
+        recipe = read_recipe(content | {"stages": stages})
+        assert look(recipe.model, recipe.data).captions == wanted

@@ -126,7 +126,8 @@ class ImportedTower(ImageTower):
 
 
 def is_convolutional(tower: str | nn.Module) -> bool:
-    """Whether an imported tower, or the one of an import path, is a network of convolutions; those of a ViT only cut its patches.
+    """Whether an imported tower, or the one of an import path, is a network of convolutions without attention; those of a ViT cut
+    its patches, or are the stem of one.
 
     Raises:
         RequestError: it cannot be made.
@@ -138,7 +139,8 @@ def is_convolutional(tower: str | nn.Module) -> bool:
     overlapping = [
         layer for layer in layers if any(k > s for k, s in zip(layer.kernel_size, layer.stride, strict=True))
     ]
-    return len(overlapping) >= _FEWEST_CONVOLUTIONS
+    attends = any("attention" in type(each).__name__.lower() for each in module.modules())
+    return len(overlapping) >= _FEWEST_CONVOLUTIONS and not attends
 
 
 def _make_foreign(path: str) -> nn.Module:

@@ -107,7 +107,11 @@ def read_ahead(folder: Path, dtype: torch.dtype) -> Iterator[None]:
         return
     hands = _Hands(max(1, _HANDS - 1))  # one imports
     with ThreadPoolExecutor(1) as reader:
-        token = _ahead.set(_Begun(path, dtype, reader.submit(_read_file, path, dtype, hands)))
+        try:
+            begun = _Begun(path, dtype, reader.submit(_read_file, path, dtype, hands))
+        except RuntimeError:  # no thread is to be had: the machine's limit, or Python is about to end
+            begun = None
+        token = _ahead.set(begun)
         try:
             yield
         finally:
@@ -281,10 +285,13 @@ def _fill(file: FileIO, begins: int, place: memoryview, hands: _Hands, others: T
         file.seek(begins)
         return _fill_part(file, begins, place, hands.unwanted)
     share = max(_SHARE, -(-len(place) // hands.count))
-    behind = [
-        others.submit(_fill_part, file, begins + at, place[at : at + share], hands.unwanted)
-        for at in range(share, len(place), share)
-    ]
+    behind, asked = [], min(share, len(place))
+    try:
+        while asked < len(place):
+            behind.append(others.submit(_fill_part, file, begins + asked, place[asked : asked + share], hands.unwanted))
+            asked += share
+    except RuntimeError:  # no further thread is to be had: the rest is read here
+        _fill_part(file, begins + asked, place[asked:], hands.unwanted)
     _fill_part(file, begins, place[:share], hands.unwanted)
     for part in behind:
         part.result()
