@@ -265,7 +265,7 @@ def load(names: list[str], repeats: int) -> None:
                         check=True,
                     )
                     found[side].append(float(done.stdout.split()[-1]))
-            theirs, mine = (min(found[side]) for side in LOAD)
+            theirs, mine = (statistics.median(found[side]) for side in LOAD)
             weights = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e9
             print(
                 f"load {name:<12} {weights:5.2f} GB   transformers {theirs:6.2f} s   ours {mine:6.2f} s   {mine / theirs:5.2f}×",
