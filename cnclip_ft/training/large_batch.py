@@ -87,11 +87,11 @@ class GradientStep:
         model = self.model
         temperature = {"logit_scale": model.logit_scale, "logit_bias": model.logit_bias}
         keys = batch["text_keys"]
-        keys = keys if keys.ndim == 2 else keys[:, None]
+        columns = [keys] if keys.ndim == 1 else keys.unbind(1)
         several = texts if texts.ndim == 3 else texts[:, None]
         outs = [
-            self.objective(images, several[:, at], image_keys=batch["image_keys"], text_keys=keys[:, at], **temperature)
-            for at in range(keys.shape[1])
+            self.objective(images, several[:, at], image_keys=batch["image_keys"], text_keys=column, **temperature)
+            for at, column in enumerate(columns)
         ]
         out = outs[0]
         if len(outs) > 1:
@@ -101,7 +101,7 @@ class GradientStep:
         if not self.negatives:
             return out
         present = to_device(batch["negatives"], texts.device)
-        told = torch.cat([several[:, :1], several[:, keys.shape[1] :]], 1)
+        told = torch.cat([several[:, :1], several[:, len(columns) :]], 1)
         hard = against_negatives(self.objective, images, told, present, **temperature)
         self.parts = {"pairs": out.loss.detach(), "negatives": hard.detach()}
         return LossOutput(out.loss + self.negatives * hard, out.accuracy)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -223,12 +224,8 @@ class Trainer:
             batch["teacher"] = prepared.teacher.rows(batch["image_keys"])
         if prepared.taught is not None:
             batch |= prepared.taught.rows(batch["pairs"], batch["image_keys"], epoch)
-        captions = batch["pairs"].numpy()[:, None]
-        if plan.further is not None:
-            captions = plan.further.draw(captions[:, 0], self.step)
-            batch |= context.pairs.batch_of_several(captions, context.tokenizer, self._lengths())
-        if plan.negatives is not None:
-            batch |= plan.negatives.batch(captions, self.step, self._lengths())
+        if plan.further is not None or plan.negatives is not None:
+            batch |= self._texts(batch["pairs"].numpy())
         if plan.grounding is not None:
             drawn = plan.grounding.drawn(plan.order.seed, self.step)
             texts = plan.grounding.table.texts(drawn.numpy(), context.tokenizer, self._lengths())
@@ -260,6 +257,16 @@ class Trainer:
             self.step, rate, numbers, parts=self.gradient.parts, gradient_norms=gradients, relative_updates=updates
         )
         return out
+
+    def _texts(self, pairs: np.ndarray) -> dict[str, Any]:
+        """What takes the place of a batch's texts where a pair has several: captions of its picture, hard negatives."""
+        plan, lengths, found, captions = self.plan, self._lengths(), {}, pairs[:, None]
+        if plan.further is not None:
+            captions = plan.further.draw(pairs, self.step)
+            found = self.context.pairs.batch_of_several(captions, self.context.tokenizer, lengths)
+        if plan.negatives is not None:
+            found |= plan.negatives.batch(captions, self.step, lengths)
+        return found
 
     def _step_where(self, usable: torch.Tensor) -> None:
         """The optimizer's step, left out where `usable` is false: by the device itself, where the step is fused."""
