@@ -238,8 +238,8 @@ class _Stage:
         return self._choice({"learning_rate": rate}, why)
 
     def _of_towers(self) -> tuple[float, float]:
-        """The stage's rate, which is the text tower's, and the image tower's as a factor on it; of a convolutional network the other way
-        round: its text tower knows the captions, and would learn them by heart."""
+        """The stage's rate, which is the text tower's, and the image tower's as a factor on it; not where that has a long way to go
+        (`_far`)."""
         start, batch = self.facts.start, self.batch
         new = min(1.7e-3 * math.sqrt(min(batch, 512) / 128) * min(128 / self.facts.width, 1.0), 1.7e-3)
         gentle = suggested_rate(batch) if start == "whole" else joining_rate(batch)
@@ -251,7 +251,7 @@ class _Stage:
 
     @property
     def _far(self) -> bool:
-        """Whether the image tower has a long way to go in `contrast`; rate and table belong together, and are chosen both or not so."""
+        """Whether the image tower has a long way to go in `contrast`, whose rate is then its own; rate and table belong together, and are chosen both or not so."""
         open_ = self.given.get("train") is None and self.given.get("learning_rate") is None
         return open_ and self.name == CONTRAST and self.facts.start == "towers" and self.facts.convolutions
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import numpy as np
 
 from cnclip_ft.data.pairs import PairTable
@@ -32,23 +30,17 @@ class FurtherCaptions:
     def __init__(self, table: PairTable, count: int, seed: int, key: str) -> None:
         self.table, self.count = table, count
         self._keys = np.random.SeedSequence([seed, count]).generate_state(2, np.uint64)
-        _, starts = self._of_image
-        self.mean = len(table) / max(int(np.count_nonzero(np.diff(starts))), 1)
-        if not (np.diff(starts) > 1).any():
+        self._by_image = table.by_image()
+        captions = np.diff(self._by_image[1])
+        self.mean = len(table) / int(np.count_nonzero(captions))
+        if not (captions > 1).any():
             raise RequestError(
                 f"{key}={count}: none of the {len(table):,} pictures of data.train has a second caption. Give {key}=1"
             )
 
-    @cached_property
-    def _of_image(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs by the picture they show: their numbers, and where those of a picture begin."""
-        keys = self.table.image_keys
-        order = np.argsort(keys, kind="stable")
-        return order, np.searchsorted(keys[order], np.arange(keys.max() + 2))
-
     def draw(self, pairs: np.ndarray, step: int) -> np.ndarray:
         """Pairs int64 ``[n]`` → captions int64 ``[n, count]``, numbers of pairs that show the same picture."""
-        order, starts = self._of_image
+        order, starts = self._by_image
         images, turn = self.table.image_keys[pairs], np.uint64(step)
         counts = starts[images + 1] - starts[images]
         # Of very many captions a run of some, from a place of its own in every step

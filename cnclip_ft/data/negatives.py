@@ -89,15 +89,12 @@ class NegativeTexts:
         return lines
 
     @cached_property
-    def _of_image(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs by the image they show: their numbers, and where those of an image begin."""
-        keys = self.table.image_keys
-        order = np.argsort(keys, kind="stable")
-        return order, np.searchsorted(keys[order], np.arange(keys.max() + 2))
+    def _by_image(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.table.by_image()
 
     def _true(self, pair: int) -> set[bytes]:
         """Tokens of every caption of the pair's picture."""
-        order, starts = self._of_image
+        order, starts = self._by_image
         image = self.table.image_keys[pair]
         return {_bytes(self.table.token_ids(other)) for other in order[starts[image] : starts[image + 1]].tolist()}
 

@@ -67,6 +67,17 @@ class PairTable:
     def lengths(self) -> np.ndarray:
         return np.diff(self.starts)
 
+    @property
+    def image_count(self) -> int:
+        """Pictures that the pairs show."""
+        return len(np.unique(self.image_keys))
+
+    def by_image(self) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the pairs in the order of their image keys; where those of each key begin, and the end. 16 bytes a pair, sorted anew each
+        time."""
+        order = np.argsort(self.image_keys, kind="stable")
+        return order, np.searchsorted(self.image_keys[order], np.arange(self.image_keys.max() + 2))
+
     def token_ids(self, pair: int) -> np.ndarray:
         found: np.ndarray = self.tokens[self.starts[pair] : self.starts[pair + 1]].astype(np.intc)
         return found

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from itertools import islice
 
-import numpy as np
-
 from cnclip_ft.data.mixture import stores_of
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.families.imported import is_convolutional
@@ -90,7 +88,7 @@ def warnings(context: Context, model: DualEncoder, stages: list[StagePlan]) -> l
 def _least_batch(context: Context, stage: StagePlan) -> int:
     """What a batch should have at least: 16, or what `own-data` would choose where there are too few pairs for that."""
     table = stage.apart or context.pairs
-    images = len(np.unique(table.image_keys))
+    images = table.image_count
     few = batch_of_data(
         len(table) if table.weights is None else images, images
     )  # with weights an epoch visits pictures

@@ -51,19 +51,20 @@ def look(model: ModelSection, data: DataSection) -> Facts:
     memory = torch.cuda.get_device_properties(devices.device).total_memory / 2**30 if kind == "cuda" else None
     one = one_size(model)
     far = start == "towers" and model.code is not None and is_convolutional(model.code)
-    found = Facts(
-        pairs=max(round(visited), FEWEST),
-        images=images,
-        device=kind,
-        memory=memory,
-        devices=devices.num_processes,
-        start=start,
-        width=width,
-        one_size=one,
-        convolutions=far,
-        captions=len(store) / max(images, 1),
-    )
-    facts = [found]
+    facts = [
+        Facts(
+            pairs=max(round(visited), FEWEST),
+            images=images,
+            device=kind,
+            memory=memory,
+            devices=devices.num_processes,
+            start=start,
+            width=width,
+            one_size=one,
+            convolutions=far,
+            captions=len(store) / max(images, 1),
+        )
+    ]
     if devices.num_processes > 1:
         broadcast_object_list(facts)
     if facts[0].pairs < devices.num_processes:

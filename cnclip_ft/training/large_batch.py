@@ -93,10 +93,7 @@ class GradientStep:
             self.objective(images, several[:, at], image_keys=batch["image_keys"], text_keys=column, **temperature)
             for at, column in enumerate(columns)
         ]
-        out = outs[0]
-        if len(outs) > 1:
-            mean = (torch.stack([getattr(each, name) for each in outs]).mean() for name in ("loss", "accuracy"))
-            out = LossOutput(*mean)
+        out = LossOutput(*(torch.stack(numbers).mean() for numbers in zip(*outs, strict=True)))
         self.parts = {}
         if not self.negatives:
             return out

@@ -58,7 +58,8 @@ class StagePlan:
 
     @property
     def texts_per_pair(self) -> int:
-        """Texts of a pair that go through the text tower: in all languages of a teaching stage, all captions shown at once with the hard negatives, or about as many
+        """Texts of a pair that go through the text tower: in all languages of a teaching stage, all captions shown at once with the
+        hard negatives, or about as many
         phrases as a picture with boxes has, without those that all pictures of a step are asked."""
         if self.teaching is not None:
             return len(self.teaching.languages)

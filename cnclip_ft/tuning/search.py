@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cnclip_ft.data.mixture import stores_of
 from cnclip_ft.recipe import Recipe, dump_recipe
 from cnclip_ft.recipe_files import checked_recipe
@@ -187,7 +185,7 @@ class Search:
                 len(context.pairs),
                 context.world,
                 model.image_tower.patch_dropout is not None,
-                captions=len(context.pairs) / max(len(np.unique(context.pairs.image_keys)), 1),
+                captions=len(context.pairs) / context.pairs.image_count,
             )
             own = [text for text in self.given if text.startswith(f"stages.{plan.name}.")]
             if plan.name not in self.searched:

@@ -23,7 +23,7 @@ from cnclip_ft.training.run import train
 from data_tools.errors import RequestError
 from data_tools.store import open_store
 from tests.training.helpers import losses, one_stage, planned, prepared, random_batch, stopped_after, tiny_model
-from tests.training.test_processes import MODEL, TRAIN, launch
+from tests.training.test_processes import MODEL, two_train_as_one
 from tests.training.test_teaching import ALONE
 
 
@@ -207,12 +207,11 @@ def test_two_devices_distil_as_one(place, tmp_path, one_thread):
     """In micro-batches, from a teacher of another width, features that may be cut."""
     stage = {"train": "text", "objective": {"dimensions": [8, 4]}}
     more = {"teacher": "wide", "distill": {"similarities": 1.0}}
-    assert train(recipe_of(place, tmp_path / "one", **more, stage=stage))
-    recipe = recipe_of(place, tmp_path / "two", **more, stage=stage | {"micro_batch_size": 3})
-    (tmp_path / "two.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-    launch(TRAIN, tmp_path, 2, str(tmp_path / "two.yaml"), "new", "never", "")
-    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert one.keys() == two.keys() and all(one[key] == pytest.approx(two[key], abs=1e-5) for key in one)
+    two_train_as_one(
+        tmp_path,
+        recipe_of(place, tmp_path / "one", **more, stage=stage),
+        recipe_of(place, tmp_path / "two", **more, stage=stage | {"micro_batch_size": 3}),
+    )
 
 
 def test_the_plan_says_what_is_met(place, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import torch
 
 from cnclip_ft.data.further_captions import FurtherCaptions
 from cnclip_ft.data.negatives import NegativeTexts
-from cnclip_ft.data.pairs import build_table
+from cnclip_ft.data.pairs import PairTable, build_table
 from cnclip_ft.recipe import Recipe, dump_recipe
 from cnclip_ft.recipe_data import Negatives
 from cnclip_ft.recipe_files import load_recipe
@@ -34,7 +33,7 @@ from tests.training.helpers import (
     tiny_model,
     write_store,
 )
-from tests.training.test_processes import MODEL, TRAIN, launch
+from tests.training.test_processes import MODEL, two_train_as_one
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +49,10 @@ def recipe_of(place, folder, *, stage=None, **changes) -> Recipe:
     return one_stage(place, folder, {"captions_at_once": 3} | (stage or {}), **({"model": MODEL} | changes))
 
 
-class _Table(SimpleNamespace):
-    def __len__(self) -> int:
-        return len(self.image_keys)
-
-
 def captions_of(images: list[int], count: int, *, seed: int = 0, weights: list[float] | None = None) -> FurtherCaptions:
-    table = _Table(image_keys=np.array(images), weights=None if weights is None else np.array(weights))
+    none = np.arange(len(images) + 1)
+    weighed = None if weights is None else np.array(weights)
+    table = PairTable(np.array(images), none[:-1], none[:0], none * 0, cut=0, weights=weighed)
     return FurtherCaptions(table, count, seed, "stages.learn.captions_at_once")
 
 
@@ -213,12 +209,9 @@ def test_a_run_goes_on_exactly(place, tmp_path, frozen):
 
 @pytest.mark.slow
 def test_two_devices_train_as_one(place, tmp_path, one_thread):
-    assert train(recipe_of(place, tmp_path / "one"))
-    recipe = recipe_of(place, tmp_path / "two", stage={"micro_batch_size": 3})
-    (tmp_path / "two.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-    launch(TRAIN, tmp_path, 2, str(tmp_path / "two.yaml"), "new", "never", "")
-    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert one.keys() == two.keys() and all(one[key] == pytest.approx(two[key], abs=1e-5) for key in one)
+    two_train_as_one(
+        tmp_path, recipe_of(place, tmp_path / "one"), recipe_of(place, tmp_path / "two", stage={"micro_batch_size": 3})
+    )
 
 
 def test_the_plan_and_the_memory_know_them(place, tmp_path):

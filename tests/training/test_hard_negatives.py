@@ -29,7 +29,7 @@ from data_tools.negatives import mentioned
 from data_tools.scenes import captions, sample_scenes
 from data_tools.store import StoreWriter, open_store
 from tests.training.helpers import losses, one_stage, planned, prepared, random_batch, stopped_after, tiny_model
-from tests.training.test_processes import MODEL, TRAIN, launch
+from tests.training.test_processes import MODEL, two_train_as_one
 
 
 @pytest.fixture(scope="module")
@@ -251,12 +251,9 @@ def test_training_against_them_makes_their_loss_small(place, tmp_path):
 
 @pytest.mark.slow
 def test_two_devices_train_as_one(place, tmp_path, one_thread):
-    assert train(recipe_of(place, tmp_path / "one"))
-    recipe = recipe_of(place, tmp_path / "two", stage={"micro_batch_size": 3})
-    (tmp_path / "two.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-    launch(TRAIN, tmp_path, 2, str(tmp_path / "two.yaml"), "new", "never", "")
-    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert one.keys() == two.keys() and all(one[key] == pytest.approx(two[key], abs=1e-5) for key in one)
+    two_train_as_one(
+        tmp_path, recipe_of(place, tmp_path / "one"), recipe_of(place, tmp_path / "two", stage={"micro_batch_size": 3})
+    )
 
 
 def test_the_plan_and_the_memory_know_them(place, tmp_path):

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cnclip_ft.recipe import dump_recipe
+from cnclip_ft.recipe import Recipe, dump_recipe
 from cnclip_ft.training.context import Context
+from cnclip_ft.training.run import train
 from cnclip_ft.training.stage_plan import plan_stages
 from data_tools.errors import RequestError
 from tests.training.helpers import losses, planned, records, tiny_recipe
@@ -127,6 +128,15 @@ def launch(code: str, folder: Path, processes: int, *arguments: str, environment
     if done.returncode and "kill" not in arguments:
         raise AssertionError(done.stdout[-1500:] + done.stderr[-4000:])
     return done.stdout
+
+
+def two_train_as_one(folder: Path, one: Recipe, two: Recipe) -> None:
+    """The recipe `one` here, `two` with two processes: every step has the same loss."""
+    assert train(one)
+    (folder / "two.yaml").write_text(dump_recipe(two), encoding="utf-8")
+    launch(TRAIN, folder, 2, str(folder / "two.yaml"), "new", "never", "")
+    here, there = losses(Path(one.output)), losses(Path(two.output))
+    assert here.keys() == there.keys() and all(here[key] == pytest.approx(there[key], abs=1e-5) for key in here)
 
 
 def run(
