@@ -2,9 +2,10 @@
 
 A batch that fits is one forward and one backward. One that does not is split into micro-batches (GradCache, arXiv
 2101.06983): features of all chunks without gradient, the loss once on all features, then every chunk again with
-its random state restored, backward through ⟨features, ∂loss/∂features⟩. The temperature gets its gradient in the
-loss, once. The result is the gradient of the undivided batch, dropout and patch dropping included; only batch
-normalisation in training mode, whose statistics belong to the batch, cannot be split.
+its random state restored, backward through ⟨features, ∂loss/∂features⟩; a text tower that is frozen is not asked
+again. The temperature gets its gradient in the loss, once. The result is the gradient of the undivided batch,
+dropout and patch dropping included; only batch normalisation in training mode, whose statistics belong to the
+batch, cannot be split.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from cnclip_ft.training.loss import LossOutput, Objective
 from cnclip_ft.training.sharding import Whole
 from data_tools.errors import RequestError
 
-_TENSORS = ("pixels", "trunk", "input_ids", "attention_mask")
+_TEXTS = ("input_ids", "attention_mask")
+_TENSORS = ("pixels", "trunk", *_TEXTS)
 
 
 class GradientStep:
@@ -103,17 +105,18 @@ class GradientStep:
         self.parts = {"pairs": out.loss.detach(), "negatives": hard.detach()}
         return LossOutput(out.loss + self.negatives * hard, out.accuracy)
 
-    def _features(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _features(self, batch: dict[str, Any]) -> tuple[Any, Any]:
+        """Unit features of pictures and texts; None of what the batch has nothing of."""
         device = self.model.logit_scale.device
         tensors = {name: to_device(batch[name], device) for name in _TENSORS if name in batch}
         if "pixels" in tensors:
             tensors["pixels"] = self.augment(tensors["pixels"])
-        ids = tensors["input_ids"]
-        if ids.ndim == 3:  # further captions and negatives are texts among texts
-            tensors |= {name: tensors[name].flatten(0, 1) for name in ("input_ids", "attention_mask")}
+        several = tensors["input_ids"].shape[:2] if "input_ids" in tensors and tensors["input_ids"].ndim == 3 else ()
+        if several:  # further captions and negatives are texts among texts
+            tensors |= {name: tensors[name].flatten(0, 1) for name in _TEXTS}
         with self.autocast():
             images, texts = self.model(**tensors)
-        return images, texts.unflatten(0, ids.shape[:2]) if ids.ndim == 3 else texts
+        return images, texts.unflatten(0, several) if several else texts
 
     def _divided(self, batch: dict[str, Any], size: int, micro: int) -> LossOutput:
         chunks = [_chunk(batch, slice(start, start + micro), self.lengths) for start in range(0, size, micro)]
@@ -127,14 +130,16 @@ class GradientStep:
         texts = torch.cat([text for _, text in parts]).requires_grad_()
         out = self._loss(images, texts, batch)
         self.backward(out.loss)
+        # Texts come after pictures, so pictures draw the same random numbers without them.
+        frozen = _TEXTS if not any(p.requires_grad for p in self.model.text_tower.parameters()) else ()
         for number, chunk in enumerate(chunks):
             rows = slice(number * micro, (number + 1) * micro)
             _restore(states[number], self.model.logit_scale.device)
-            image, text = self._features(chunk)
+            image, text = self._features({name: each for name, each in chunk.items() if name not in frozen})
             sides = [
                 (f, whole.grad[rows])
                 for f, whole in ((image, images), (text, texts))
-                if f.requires_grad and whole.grad is not None
+                if f is not None and f.requires_grad and whole.grad is not None
             ]
             torch.autograd.backward([f for f, _ in sides], [g.to(f.dtype) for f, g in sides])
         _restore(after, self.model.logit_scale.device)
@@ -144,7 +149,7 @@ class GradientStep:
 def _chunk(batch: dict[str, Any], rows: slice, lengths: Sequence[int]) -> dict[str, Any]:
     chunk = {name: batch[name][rows] for name in _TENSORS if name in batch}
     longest = padded_length(int(chunk["attention_mask"].numpy().sum(-1).max()), lengths)
-    return chunk | {name: chunk[name][..., :longest] for name in ("input_ids", "attention_mask")}
+    return chunk | {name: chunk[name][..., :longest] for name in _TEXTS}
 
 
 def _random_state(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:

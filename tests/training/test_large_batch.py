@@ -70,6 +70,41 @@ def test_dropout_and_patch_dropping_are_replayed():
         torch.testing.assert_close(gradient, expected[name], atol=1e-9, rtol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_a_frozen_text_tower_is_asked_once(several, monkeypatch):
+    """A quarter of the work where a picture has many captions; the gradient stays, with pictures that draw at random."""
+    model = tiny_model(dropout=0.1).double()
+    model.train()
+    model.text_tower.eval().requires_grad_(False)
+    model.image_tower.patch_dropout = 0.5
+    batch, asked, read = random_batch(model, 12), [], model.text_features
+    if several:
+        others = torch.arange(12).roll(1)
+        for name in ("input_ids", "attention_mask"):
+            batch[name] = torch.stack([batch[name], batch[name][others]], 1)
+        batch["text_keys"] = torch.stack([batch["text_keys"], batch["text_keys"][others]], 1)
+
+    def counted(ids, mask):
+        asked.append(len(ids))
+        return read(ids, mask)
+
+    found = []
+    for text_trains in (True, False):  # a projection that trains: every chunk is walked whole in the backward
+        model.text_tower.text_projection.requires_grad_(text_trains)
+        monkeypatch.setattr(model, "text_features", counted)
+        asked.clear()
+        model.zero_grad()
+        torch.manual_seed(5)
+        step(model, ContrastiveObjective(), 4)(batch)
+        monkeypatch.undo()
+        assert sum(asked) == 12 * (1 + several) * (1 + text_trains)
+        found.append(gradients(model))
+    before, after = found
+    assert before.keys() - after.keys() == {"text_tower.text_projection.weight"}
+    for name, gradient in after.items():
+        assert torch.equal(gradient, before[name]), name
+
+
 def test_patch_dropping_drops_in_training_only():
     model = tiny_model()
     pixels = random_batch(model, 2)["pixels"]
