@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,18 @@ def captions(source: Path, split: str, language: str) -> Iterator[dict[str, Any]
 
 
 def write_photos(
-    source: Path, target: Path, split: str, languages: Sequence[str], chosen: Collection[int] | None = None
+    source: Path,
+    target: Path,
+    split: str,
+    languages: Sequence[str],
+    chosen: Collection[int] | None = None,
+    translated: Mapping[str, str] | None = None,
 ) -> None:
-    """A store of the split's photos, or of those `chosen`, with their captions; left alone where it is there."""
+    """A store of the split's photos, or of those `chosen`, with their captions; left alone where it is there.
+
+    Args:
+        translated: captions → what is written instead, in Chinese.
+    """
     from data_tools.store import StoreWriter
 
     if target.exists():
@@ -35,7 +44,13 @@ def write_photos(
                 writer.add_image(image_id, file.read_bytes())
         for number, language in enumerate(languages):
             for text in captions(source, split, language):
+                other = (translated or {}).get(text["text"].strip())
                 for image_id in text["image_ids"]:
                     if image_id in wanted:
-                        writer.add_pair(image_id, text["text_id"] + number * 10**7, text["text"], language)
+                        writer.add_pair(
+                            image_id,
+                            text["text_id"] + number * 10**7,
+                            other or text["text"],
+                            "zh" if other else language,
+                        )
         writer.finish()
