@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,12 @@ def _override(content: dict[str, Any], override: str) -> None:
             if not (rest[0].isascii() and rest[0].isdigit() and int(rest[0]) < len(inner)):
                 raise RequestError(f"{override!r}: {parent} is a list; its entries are 0 to {len(inner) - 1}")
         elif not isinstance(inner, dict):
-            raise RequestError(f"{override!r}: {parent} is not a section, it holds {short(inner)}")
+            whole = ".".join(parents[: number + 1])
+            way = ""
+            if whole == "data.train" and rest[0] == "0" and len(rest) == 2 and isinstance(inner, str):
+                listed = f"{whole}=[{{store: {inner}, {rest[1]}: {value}}}]"
+                way = f". Give it as a list: {shlex.quote(listed)}"
+            raise RequestError(f"{override!r}: {whole} is not a section, it holds {short(inner)}{way}")
         place = inner
     place[last if isinstance(place, dict) else int(last)] = parsed
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shlex
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,17 @@ def test_an_entry_of_a_list_is_overridden(recipe):
     for wrong in ("data.train.2.weight=3", "data.train.b.weight=3"):
         with pytest.raises(RequestError, match="train is a list; its entries are 0 to 1"):
             load_recipe(recipe, [listed, wrong])
+
+
+def test_an_entry_of_a_single_store_is_given_as_a_list(recipe):
+    single = "data.train=a place"
+    with pytest.raises(RequestError, match="data.train is not a section") as caught:
+        load_recipe(recipe, [single, "data.train.0.weight=2"])
+    told = shlex.split(str(caught.value).rpartition("Give it as a list: ")[2])
+    assert [(each.store, each.weight) for each in load_recipe(recipe, told).data.train_stores()] == [("a place", 2)]
+    for further in ("data.train.1.weight=2", "data.train.0.a.b=2", "output.0.weight=2"):
+        with pytest.raises(RequestError, match="not a section, it holds '[a-z ]+'$"):
+            load_recipe(recipe, [single, "output=runs", further])
 
 
 def test_warmup_longer_than_the_stage_is_refused(recipe):
