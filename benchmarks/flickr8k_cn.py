@@ -200,7 +200,8 @@ class Runs:
             return str(self.stores / name)
 
         self.run(f"english-{seed}", self._start(IMAGE, self.english), store("en"), ENGLISH, seed)
-        teacher = best("english", "align")
+        # its last weights: Chinese captions, which judge every run, say nothing of it
+        teacher = str(self.output / f"english-{seed}/align/last")
         teach = {"teacher": teacher, "texts": store("parallel"), "language": "en", "languages": ["zh", "en"]}
         stages = TAUGHT | {"teach": TAUGHT["teach"] | {"teach": teach}}
         pairs = [{"store": store("zh")}, {"store": store("en")}]
