@@ -41,6 +41,14 @@ def average(
     options = Options(**vars(encoding), **vars(origin), memory=memory)
     made = average_of(checkpoints, output, judge or (), options, overwrite=overwrite, progress=True)
     width, winner = terminal_width(), made.winner
+    if made.alike:
+        say(
+            fitted(
+                "warning: the checkpoints hold the same weights, so there is nothing to average. Where a stage ended at its start, its best "
+                "is that start: average its last instead (RUN/STAGE/last), or train further",
+                width,
+            )
+        )
     if winner is None:
         say(
             fitted(

@@ -48,7 +48,7 @@ def tune(
     from data_tools.words import language_of
 
     width, spoken = terminal_width(), language_of(language)
-    found = Search(
+    searching = Search(
         read_recipe(recipe, overrides or (), trust_import),
         output,
         budget=None if budget is None else seconds_of(budget),
@@ -57,7 +57,12 @@ def tune(
         given=search or (),
         trust_import=trust_import,
         say=lambda line: say(fitted(line, width)),
-    ).execute(proceed=proceed)
+    )
+    try:
+        found = searching.execute(proceed=proceed)
+    except KeyboardInterrupt:
+        say(fitted(f"Stopped; the trials in {output} are kept. Give the same command with --continue to go on.", width))
+        raise
     last = found.spaces[-1].name
     judged = outcome.flattery(found, last, Options(trust_import=trust_import))
     file, page = outcome.write(found, judged, spoken)

@@ -32,7 +32,7 @@ class FurtherCaptions:
         self._keys = np.random.SeedSequence([seed, count]).generate_state(2, np.uint64)
         self._by_image = table.by_image()
         captions = np.diff(self._by_image[1])
-        self.mean = len(table) / int(np.count_nonzero(captions))
+        self.mean, self.most = len(table) / int(np.count_nonzero(captions)), int(captions.max())
         if not (captions > 1).any():
             raise RequestError(
                 f"{key}={count}: none of the {len(table):,} pictures of data.train has a second caption. Give {key}=1"
@@ -67,9 +67,9 @@ class FurtherCaptions:
     def describe(self) -> Said:
         """The line of the plan."""
         return Said(
-            "    {count} captions of its picture for each pair in a step, its own and others of {mean:.3g} on average: the picture goes "
-            "through its tower once",
-            "    每对在一步中带上其图片的 {count} 条文本：自己的一条，其余从平均 {mean:.3g} 条中抽取；图片只过一次图像塔",
+            "    each pair brings {count} captions of its picture into a step, its own first (a picture has {mean:.3g} on average): the picture "
+            "goes through its tower once",
+            "    每对在一步中带上其图片的 {count} 条文本，首先是自己的一条（一张图片平均有 {mean:.3g} 条）；图片只过一次图像塔",
             count=self.count,
             mean=self.mean,
         )

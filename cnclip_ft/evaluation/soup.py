@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class Soup:
 
     members: list[str]
     judged: list[Judged]
+    alike: bool = False
+    """Whether all checkpoints hold the same weights, so that there is nothing to average."""
 
     @property
     def winner(self) -> Judged | None:
@@ -124,9 +126,11 @@ def average(
             bar.update()
             return judged[-1].score
 
-        mean = Mean()
+        mean, before, alike = Mean(), Weights(), True
         for checkpoint in named:
             own = weights(checkpoint)
+            alike = alike and all(torch.equal(tensor, before.get(name, tensor)) for name, tensor in own.items())
+            before = own
             mean.take(own)
             if sources:
                 model.load_state_dict(own)
@@ -139,7 +143,7 @@ def average(
             judge("uniform", named)
             best, kept = _greedy(judged, mean.weights, weights, model, judge)
     model.load_state_dict(best)
-    found = Soup(kept, judged)
+    found = Soup(kept, judged, alike)
     save_checkpoint(model, output, info=_info(found, sources))
     return found
 
@@ -163,6 +167,8 @@ def _greedy(
         if tried >= score:
             greedy.take(other)
             members, score = [*members, each.name], tried
+        else:
+            judged[-1] = replace(judged[-1], name="greedy, tried")
     if of_all.score > score or (of_all.score == score and len(of_all.members) > len(members)):
         return uniform, of_all.members
     return greedy.weights, members

@@ -60,6 +60,17 @@ def warnings(context: Context, model: DualEncoder, stages: list[StagePlan]) -> l
                     least=least,
                 )
             )
+        if stage.further is not None and stage.further.count > stage.further.most:
+            found.append(
+                Said(
+                    "{name}: no picture has {count} captions, so a step shows some of them several times; give "
+                    "stages.{name}.captions_at_once={most}",
+                    "{name}：没有图片有 {count} 条文本，一步中有些会重复出现；请设 stages.{name}.captions_at_once={most}",
+                    name=name,
+                    count=stage.further.count,
+                    most=stage.further.most,
+                )
+            )
         if stage.total < 50:
             found.append(
                 Said(

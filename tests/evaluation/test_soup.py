@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -66,12 +67,22 @@ def test_the_greedy_way_leaves_out_what_harms(runs, tmp_path):
     members, score = order[:1], max(each.score for each in singles)
     for tried, name in zip(greedy, order[1:], strict=True):
         assert tried.members == [*members, name]
+        assert tried.name == ("greedy" if tried.score >= score else "greedy, tried")
         if tried.score >= score:
             members, score = tried.members, tried.score
     assert made.winner is not None and made.winner.score == max(each.score for each in made.judged)
     assert names[0] not in made.members
     again = cnclip_ft.evaluate(tmp_path / "mean", runs / "valid").scores
     assert next(iter(again.values())).mean_recall == pytest.approx(made.winner.score)
+
+
+def test_equal_weights_are_told(runs, tmp_path):
+    shutil.copytree(runs / "a", tmp_path / "again")
+    for other, alike in ((tmp_path / "again", True), (runs / "b", False)):
+        output = tmp_path / f"mean-{alike}"
+        done = CliRunner().invoke(app, ["average", str(runs / "a"), str(other), "--output", str(output)])
+        assert done.exit_code == 0, done.output
+        assert ("hold the same weights" in " ".join(done.output.split())) == alike
 
 
 def test_what_cannot_be_averaged_is_refused_and_nothing_is_written(runs, tmp_path):

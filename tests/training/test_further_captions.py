@@ -14,6 +14,7 @@ from cnclip_ft.data.pairs import PairTable, build_table
 from cnclip_ft.recipe import Recipe, dump_recipe
 from cnclip_ft.recipe_data import Negatives
 from cnclip_ft.recipe_files import load_recipe
+from cnclip_ft.training.advice import warnings
 from cnclip_ft.training.hard_negatives import against_negatives
 from cnclip_ft.training.large_batch import GradientStep
 from cnclip_ft.training.loss import ContrastiveObjective, SigmoidObjective
@@ -217,9 +218,16 @@ def test_two_devices_train_as_one(place, tmp_path, one_thread):
 def test_the_plan_and_the_memory_know_them(place, tmp_path):
     context, model, plans = planned(recipe_of(place, tmp_path / "run", stage={"negatives": {"count": 2}}))
     said = describe(context, model, plans)
-    assert "3 captions of its picture for each pair in a step, its own and others of 4 on average" in said
+    assert "each pair brings 3 captions of its picture into a step, its own first (a picture has 4 on average)" in said
     assert len(blank_pairs(plans[0], model, 2, 9)["input_ids"]) == 10
     assert "5 texts a pair go through the text tower" in said
+
+
+@pytest.mark.parametrize("count", [4, 5])
+def test_more_captions_than_any_picture_has_are_told(place, tmp_path, count):
+    context, model, plans = planned(recipe_of(place, tmp_path / "run", stage={"captions_at_once": count}))
+    told = [line for line in warnings(context, model, plans) if "captions_at_once" in line]
+    assert len(told) == (count > 4) and all("captions_at_once=4" in line for line in told)
 
 
 def test_pictures_with_one_caption_are_refused_in_words(tmp_path):
