@@ -65,7 +65,7 @@ ALIGN = SHARED | {"warmup_steps": 16, "augment": {"crop": 0.5, "mirror": True}, 
 # New projections want a rate five times that of a pretrained text tower.
 ENGLISH = {"align": ALIGN | {"train": table(0, 1, 5), "epochs": 4, "learning_rate": 2e-4}}
 TAUGHT = {
-    "teach": SHARED | {"kind": "teach", "train": "text", "epochs": 4, "learning_rate": 4e-4, "warmup_steps": 16},
+    "teach": SHARED | {"kind": "teach", "train": "text", "epochs": 8, "learning_rate": 4e-4, "warmup_steps": 16},
     "align": ALIGN | {"train": table(0, 1, 1), "epochs": 2, "learning_rate": 1e-4, "validate_every": 117},
 }
 # A network that learnt from ImageNet has a long way to go to what captions speak of; the text tower has met every caption by now and
