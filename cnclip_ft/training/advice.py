@@ -26,9 +26,10 @@ def warnings(context: Context, model: DualEncoder, stages: list[StagePlan]) -> l
         pretrained_image = not stage.image_frozen and not any(part == "image_tower" for part in context.new_parts)
         pretrained_image &= stage.grounding is None
         advised = suggested_rate(setting.batch_size)
-        if context.new_parts:  # towers that had not met know less of each other to lose
-            far = is_convolutional(model.image_tower)
-            advised = max(advised, (far_rate if far else joining_rate)(setting.batch_size))
+        if is_convolutional(model.image_tower):  # what learnt from labels has a long way to go, in a second run too
+            advised = max(advised, far_rate(setting.batch_size))
+        elif context.new_parts:  # towers that had not met know less of each other to lose
+            advised = max(advised, joining_rate(setting.batch_size))
         # The image tower's own: a new text tower may be far faster.
         factor = max((e.rate for e in stage.entries if e.tower == "image" and not e.projection), default=1.0)
         if pretrained_image and setting.learning_rate * factor > 2 * advised:

@@ -381,15 +381,18 @@ def _steps(stage: StagePlan) -> Said:
             " (split into micro-batches where it does not fit; their size is found when the stage begins)",
             "（放不下时拆成小批，大小在阶段开始时确定）",
         )
+    judged: str = Said("validation every {every} steps", "每 {every} 步验证一次", every=stage.validate_every)
+    if stage.validate_every >= stage.total:
+        judged = Said("validation at the end", "结束时验证一次")
     return Said(
-        "    {total} steps = {epochs:.1f} epochs of {each}, global batch {batch}{micro}, validation every {every} steps",
-        "    {total} 步 = {epochs:.1f} 轮，每轮 {each} 步，总批量 {batch}{micro}，每 {every} 步验证一次",
+        "    {total} steps = {epochs:.1f} epochs of {each} steps, global batch {batch}{micro}, {judged}",
+        "    {total} 步 = {epochs:.1f} 轮，每轮 {each} 步，总批量 {batch}{micro}，{judged}",
         total=stage.total,
         epochs=stage.total / each,
         each=each,
         batch=setting.batch_size,
         micro=micro,
-        every=stage.validate_every,
+        judged=judged,
     )
 
 

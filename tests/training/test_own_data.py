@@ -11,6 +11,7 @@ import cnclip_ft
 import cnclip_ft.cli
 from cnclip_ft.calls import read_recipe
 from cnclip_ft.models.checkpoints import save_checkpoint
+from cnclip_ft.models.start import build_start
 from cnclip_ft.training.choosing import kind_of_start, look
 from cnclip_ft.training.progress import reasons
 from cnclip_ft.training.run_state import load_state
@@ -163,6 +164,15 @@ def test_a_network_of_convolutions_is_told_by_what_its_import_path_makes(data, t
     start = f"model.start={{image: '{path}', text: {{hidden: 16, layers: 1, heads: 2}}, projection: 8}}"
     rate = ["stages.contrast.learning_rate=1e-4", "stages.contrast.train=both"]  # 4e-4 at batch 256
     said = run("plan", "own-data", *places(data)[:2], start, f"output={tmp_path / 'run'}", "data.workers=0", *rate)
+    assert said.exit_code == 0, said.output
+    assert ("contrast: rate 0.0001 is high" in " ".join(said.output.split())) is not far
+    # nor in a second run, which begins with the checkpoint of a first
+    model, _ = build_start(
+        {"image": path, "text": {"hidden": 16, "layers": 1, "heads": 2}, "projection": 8}, seed=0, trust_import=True
+    )
+    save_checkpoint(model, tmp_path / "first", info={})
+    given = [f"model.start={tmp_path / 'first'}", f"output={tmp_path / 'second'}", "data.workers=0", *rate]
+    said = run("plan", "own-data", "--trust-import", *places(data)[:2], *given)
     assert said.exit_code == 0, said.output
     assert ("contrast: rate 0.0001 is high" in " ".join(said.output.split())) is not far
 
