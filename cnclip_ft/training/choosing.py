@@ -82,14 +82,13 @@ def _check_valid(place: str) -> None:
 
 
 def kind_of_start(start: str | dict[str, Any]) -> tuple[Start, int]:
-    """What the towers are to each other, and how wide the wider one is that is made new."""
+    """What the towers are to each other, and how wide the wider one is that is made new. Two halves named apart meet through a text
+    projection that is made new, whatever models they come from."""
     if isinstance(start, str):
         return "whole", 768
     if "architecture" in start:
         return "new", 768
     image, text = start.get("image"), start.get("text")
-    if isinstance(image, str) and image == text:  # both halves of one model
-        return "whole", 768
     new = [tower for tower in (image, text) if isinstance(tower, dict) and "path" not in tower]
     width = max((_width(tower) for tower in new), default=768)
     if not new:

@@ -124,7 +124,7 @@ def test_visits_are_counted_not_pairs(data):
     [
         ("ViT-B-16", ("whole", 768)),
         ({"architecture": "tiny"}, ("new", 768)),
-        ({"image": "a", "text": "a"}, ("whole", 768)),
+        ({"image": "a", "text": "a"}, ("towers", 768)),  # a new text projection
         ({"image": {"path": "a", "activation": "gelu"}, "text": "b"}, ("towers", 768)),
         ({"image": "a", "text": {"hidden": 256, "layers": 2, "heads": 4}}, ("new text", 256)),
         ({"image": {"kind": "resnet", "width": 32}, "text": "b"}, ("new image", 32)),
