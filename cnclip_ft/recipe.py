@@ -241,7 +241,7 @@ class Recipe(Section):
     data: DataSection
     """What is trained and judged on."""
     stages: dict[str, Stage] = Field(min_length=1, max_length=99)
-    """The stages by name, in order; each starts from the best of the one before."""
+    """The stages by name, in order; each starts from the best of the one before. `stages.NAME=null` behind a command leaves one out."""
     output: Place = "runs/last"
     """The run folder."""
     feature_cache: Place | None = None

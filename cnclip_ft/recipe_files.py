@@ -75,8 +75,16 @@ def _read(path: Path, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
     for override in overrides:
         _override(content, override)
         where = override.partition("=")[0].split(".")
-        if where[0] == "stages" and len(where) == 2 and isinstance(content["stages"][where[1]], dict):  # a whole stage
-            stages.append(where[1])
+        if where[0] != "stages" or len(where) != 2:
+            continue
+        name = where[1]  # a whole stage
+        if content["stages"][name] is None and name in stages:  # left out
+            if len(stages) == 1:
+                raise RequestError(f"{override!r}: no stage is left; a recipe has one or more")
+            del content["stages"][name]
+            stages = [each for each in stages if each != name]
+        elif isinstance(content["stages"][name], dict):
+            stages.append(name)
     return content, stages
 
 

@@ -90,6 +90,21 @@ def test_an_entry_of_a_list_is_overridden(recipe):
             load_recipe(recipe, [listed, wrong])
 
 
+def test_a_stage_is_left_out(recipe):
+    """Both ways to name it; what is set of a stage that was left out has no stage to go to."""
+    more = "stages.more={train: both, steps: 9, batch_size: 8, learning_rate: 1e-3}"
+    both = load_recipe(recipe, [more]).stages
+    assert list(load_recipe(recipe, [more, "stages.align=null"]).stages) == [name for name in both if name != "align"]
+    assert list(load_recipe(recipe, [more, "stages.more=null"]).stages) == [name for name in both if name != "more"]
+    others = [f"stages.{name}=null" for name in both]
+    with pytest.raises(RequestError, match="no stage is left"):
+        load_recipe(recipe, [more, *others])
+    with pytest.raises(RequestError, match="there is no stage 'align'"):
+        load_recipe(recipe, [more, "stages.align=null", "stages.align.batch_size=4"])
+    with pytest.raises(RequestError, match="there is no stage 'other'"):
+        load_recipe(recipe, ["stages.other=null"])
+
+
 def test_an_entry_of_a_single_store_is_given_as_a_list(recipe):
     single = "data.train=a place"
     with pytest.raises(RequestError, match="data.train is not a section") as caught:
