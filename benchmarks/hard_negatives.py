@@ -23,18 +23,12 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.resumable import trained  # noqa: E402
 
-def trained(folder: Path, recipe: dict[str, Any]) -> Path:
+
+def best_of(folder: Path, recipe: dict[str, Any]) -> Path:
     """The best checkpoint of the run's last stage."""
-    from cnclip_ft.calls import train
-    from cnclip_ft.training.run_folder import is_finished
-    from cnclip_ft.training.run_state import newest_state
-
-    if not is_finished(folder):
-        proceed = newest_state(folder) is not None
-        if train(recipe | {"output": str(folder)}, proceed=proceed, overwrite=not proceed) is None:
-            raise SystemExit("stopped; the same line goes on")
-    return folder / list(recipe["stages"])[-1] / "best"
+    return trained(folder, recipe) / list(recipe["stages"])[-1] / "best"
 
 
 def stage(setting: dict[str, Any], steps: int, **more: Any) -> dict[str, Any]:
@@ -73,13 +67,13 @@ def main() -> None:
     for seed in given.seeds:
         alike = recipe | {"seed": seed}
         stages = {"align": stage(align, first)}
-        start = trained(given.output / f"start-{first}-{seed}", alike | {"stages": stages})
+        start = best_of(given.output / f"start-{first}-{seed}", alike | {"stages": stages})
         best, told = {}, {}
         for label, negatives in (("without", None), ("with", given.negatives)):
             words = [label, str(first), str(given.steps), str(seed)]
             words += [said.replace(":", "-").replace(",", "_")] if negatives else []
             stages = {"contrast": stage(contrast, given.steps, negatives=negatives)}
-            best[label] = trained(
+            best[label] = best_of(
                 given.output / "-".join(words), alike | {"model": {"start": str(start)}, "stages": stages}
             )
             card = evaluate(best[label], stores / "valid", dataset="none", swapped=True)

@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.photos import photos, write_photos  # noqa: E402
+from benchmarks.resumable import trained  # noqa: E402
 
 BATCH, WIDTH = 256, 512
 LANGUAGES = ("zh", "en")
@@ -146,31 +147,20 @@ class Runs:
     ) -> dict[str, float]:
         """Mean recall of both languages, of the weights the run ends with; training is passed over where that was done."""
         from cnclip_ft.models.checkpoints import read_info
-        from cnclip_ft.recipe import Recipe
-        from cnclip_ft.training.run import train as execute
-        from cnclip_ft.training.run_folder import is_finished
-        from cnclip_ft.training.run_state import newest_state
 
-        folder = self.output / name
-        recipe = Recipe.model_validate(
-            {
-                "model": {"start": start},
-                "data": {
-                    "train": train, "valid": str(self.stores / "valid"),
-                    "context_length": 40, "length_window": 8, "workers": 0, **(data or {}),
-                },
-                "stages": stages,
-                "output": str(folder),
-                "feature_cache": str(self.output / "feature_cache"),
-                "seed": self.seed,
-                "precision": self.precision,
-                "best_by": by,
-            }
-        )  # fmt: skip
-        if not is_finished(folder):
-            proceed = newest_state(folder / "state") is not None
-            if not execute(recipe, proceed=proceed, overwrite=not proceed, trust_import=True):
-                sys.exit(f"stopped; the same command goes on with {folder}")
+        settings = {
+            "model": {"start": start},
+            "data": {
+                "train": train, "valid": str(self.stores / "valid"),
+                "context_length": 40, "length_window": 8, "workers": 0, **(data or {}),
+            },
+            "stages": stages,
+            "feature_cache": str(self.output / "feature_cache"),
+            "seed": self.seed,
+            "precision": self.precision,
+            "best_by": by,
+        }  # fmt: skip
+        folder = trained(self.output / name, settings)
         last = folder / list(stages)[-1]
         scores = read_info(last / "best")["scores"]["valid"]["by_language"]
         found = {language: scores[language]["mean_recall"] for language in LANGUAGES}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -164,19 +163,25 @@ def _override(content: dict[str, Any], override: str) -> None:
     place: Any = content
     for number, parent in enumerate(parents):
         rest = [*parents[number + 1 :], last]
-        inner = place.setdefault(parent, {}) if isinstance(place, dict) else place[int(parent)]
+        at: Any = parent if isinstance(place, dict) else int(parent)
+        found = place.setdefault(at, {}) if isinstance(place, dict) else place[at]
+        inner = place[at] = _spelled_out(parents[: number + 1], found, rest)
         if isinstance(inner, list):
             if not (rest[0].isascii() and rest[0].isdigit() and int(rest[0]) < len(inner)):
                 raise RequestError(f"{override!r}: {parent} is a list; its entries are 0 to {len(inner) - 1}")
         elif not isinstance(inner, dict):
-            whole = ".".join(parents[: number + 1])
-            way = ""
-            if whole == "data.train" and rest[0] == "0" and len(rest) == 2 and isinstance(inner, str):
-                listed = f"{whole}=[{{store: {inner}, {rest[1]}: {value}}}]"
-                way = f". Give it as a list: {shlex.quote(listed)}"
-            raise RequestError(f"{override!r}: {whole} is not a section, it holds {short(inner)}{way}")
+            raise RequestError(f"{override!r}: {parent} is not a section, it holds {short(inner)}")
         place = inner
     place[last if isinstance(place, dict) else int(last)] = parsed
+
+
+def _spelled_out(where: list[str], found: Any, rest: list[str]) -> Any:
+    """A store of `data.train` that is its path alone, as the entry or list of entries of which `rest` is a setting."""
+    if isinstance(found, str) and where == ["data", "train"] and rest[0] == "0":
+        return [found]
+    if isinstance(found, str) and where[:-1] == ["data", "train"]:
+        return {"store": found}
+    return found
 
 
 def _misplaced(overrides: list[str], stages: list[str]) -> list[str]:

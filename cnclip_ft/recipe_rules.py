@@ -251,7 +251,8 @@ class _Stage:
 
     @property
     def _far(self) -> bool:
-        """Whether the image tower has a long way to go in `contrast`, whose rate is then its own; rate and table belong together, and are chosen both or not so."""
+        """Whether the image tower has a long way to go in `contrast`, whose rate is then its own. Rate and table belong together: both are
+        chosen, or neither."""
         open_ = self.given.get("train") is None and self.given.get("learning_rate") is None
         return open_ and self.name == CONTRAST and self.facts.start == "towers" and self.facts.convolutions
 

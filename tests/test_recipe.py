@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shlex
 from pathlib import Path
 
 import pytest
@@ -105,15 +104,21 @@ def test_a_stage_is_left_out(recipe):
         load_recipe(recipe, ["stages.other=null"])
 
 
-def test_an_entry_of_a_single_store_is_given_as_a_list(recipe):
-    single = "data.train=a place"
-    with pytest.raises(RequestError, match="data.train is not a section") as caught:
-        load_recipe(recipe, [single, "data.train.0.weight=2"])
-    told = shlex.split(str(caught.value).rpartition("Give it as a list: ")[2])
-    assert [(each.store, each.weight) for each in load_recipe(recipe, told).data.train_stores()] == [("a place", 2)]
-    for further in ("data.train.1.weight=2", "data.train.0.a.b=2", "output.0.weight=2"):
-        with pytest.raises(RequestError, match="not a section, it holds '[a-z ]+'$"):
-            load_recipe(recipe, [single, "output=runs", further])
+def test_a_setting_of_a_store_that_is_its_path_alone(recipe):
+    """Of a single store and of one in a list; anything else that is no section is refused."""
+    for given, expected in (
+        (["data.train=a place", "data.train.0.weight=2"], [("a place", 2)]),
+        (["data.train=a place", "data.train.0.weight=2", "data.train.0.store=b"], [("b", 2)]),
+        (["data.train=a place", "data.train.0=b"], [("b", 1)]),
+        (["data.train=[a, b]", "data.train.1.weight=3"], [("a", 1), ("b", 3)]),
+    ):
+        loaded = load_recipe(recipe, given).data.train_stores()
+        assert [(each.store, each.weight) for each in loaded] == expected
+    for wrong in ("data.train.1.weight=2", "data.train.a=2", "output.0.weight=2", "data.valid.0.weight=2"):
+        with pytest.raises(RequestError, match="is not a section, it holds '[a-z ]+'$"):
+            load_recipe(recipe, ["data.train=a place", "data.valid=b", "output=runs", wrong])
+    with pytest.raises(RequestError, match="store is not a section"):
+        load_recipe(recipe, ["data.train=a place", "data.train.0.store.b=2"])
 
 
 def test_warmup_longer_than_the_stage_is_refused(recipe):
@@ -144,7 +149,7 @@ WRONG = [
     "model.image_size=0", "data.context_length=0", "data.context_length=1", "data.context_length=9999",
     "data.workers=-1", "data.workers=10000", "data.workers=many", "data.train=", "data.train=5", "data.train=[]", "data.train=[{store: a, weight: 0}]",
     "data.train=[{store: a, weight: -1}]", "data.train=[{weight: 1}]", "data.train=[{store: a, language: fr}]",
-    "data.train={store: a}", "data.train.0.weight=2", "data.batches=shuffled", 'data.train="a\\0b"',
+    "data.train={store: a}", "data.train.1.weight=2", "data.batches=shuffled", 'data.train="a\\0b"',
     "data.guard={max_drop: 2}", "data.guard={language: fr}", "data.valid={a: {store: x, language: fr}}",
     "data.valid={a: {language: zh}}", "best_by=fr.mean_recall", "best_by=en.r1", "data.valid={}", "data.valid={guard: a}", "data.valid=[a]", "data.max_damaged_images=-1",
     "stages={}", "stages.align=3", "stages.align.epochs=0", "stages.align.epochs=.nan", "stages.align.epochs=true",

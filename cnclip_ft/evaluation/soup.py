@@ -126,11 +126,11 @@ def average(
             bar.update()
             return judged[-1].score
 
-        mean, before, alike = Mean(), Weights(), True
+        mean, alike = Mean(), True
         for checkpoint in named:
             own = weights(checkpoint)
-            alike = alike and all(torch.equal(tensor, before.get(name, tensor)) for name, tensor in own.items())
-            before = own
+            # the mean of equal weights is those weights, to the bit
+            alike = alike and all(torch.equal(tensor, mean.weights.get(name, tensor)) for name, tensor in own.items())
             mean.take(own)
             if sources:
                 model.load_state_dict(own)
