@@ -99,7 +99,7 @@ class Stage(Section):
     augment: Augmentation = Augmentation()
     """Random changes of the pictures."""
     feature_cache: bool = True
-    """Where the image trunk is frozen: compute its features once."""
+    """Where the image trunk or the whole text tower is frozen: compute its features once."""
     views: int = Field(1, ge=1, le=1000)
     """Augmented views per image in the cache, rotated by epoch."""
     batch_norm: Literal["train", "frozen"] = "train"

@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -21,7 +20,7 @@ from cnclip_ft.data.mixture import Mixture
 from cnclip_ft.features.encode import evaluating, iterate_images
 from cnclip_ft.features.frozen_trunk import FeatureCache
 from cnclip_ft.features.teacher import Teacher, TeacherFeatures, principal_map
-from cnclip_ft.models.checkpoints import load
+from cnclip_ft.features.text_features import distinct_texts
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.preprocessing import at_size
 from cnclip_ft.models.sums import sum_of
@@ -63,17 +62,7 @@ class PairTeacher:
         return cls(teacher, digest.hexdigest(), tuple(model.image_tower.preprocessing.shape), size)
 
     def open(self) -> DualEncoder:
-        teacher = self.texts
-        return load(teacher.place, source=teacher.source, trust_import=teacher.trust_import).requires_grad_(False)
-
-
-def distinct_texts(store: PairSource | Mixture) -> tuple[list[str], np.ndarray]:
-    """Every text once, in the order first met, and int64 ``[pairs]``: which of them a pair has."""
-    numbers: dict[str, int] = {}
-    of_pairs = np.fromiter(
-        (numbers.setdefault(pair.text, len(numbers)) for pair in store.pairs()), np.int64, len(store)
-    )
-    return list(numbers), of_pairs
+        return self.texts.open().requires_grad_(False)
 
 
 class TaughtPairs:

@@ -1,13 +1,7 @@
-"""A frozen teacher's features of sentences, computed once by all devices and kept as a memory-mapped array.
-
-The folder is named by a key over everything the numbers depend on (text tower, tokenizer, sentences, precision), as that of a frozen
-trunk; building is shared and goes on where it was interrupted (`features.rows`).
-"""
+"""A frozen teacher: where it lies, and its features of sentences, turned to the student's width."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,17 +12,11 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
-from cnclip_ft.collectives import in_rounds, sum_numbers, together
-from cnclip_ft.features.encode import encode_texts, evaluating
-from cnclip_ft.features.rows import Rows
+from cnclip_ft.features.text_features import TextFeatures, text_digest
 from cnclip_ft.models.checkpoints import load
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.models.sums import sum_of
-from data_tools.bars import Bar
 from data_tools.errors import RequestError
 
-BLOCK = 1024  # sentences computed between two marks
-KEY = 1  # raised when anything else decides the features
 _MOST = 50_000  # sentences whose directions are looked at
 
 
@@ -58,40 +46,28 @@ class Teacher:
             model = load(place, source=source, trust_import=trust_import)
         except RequestError as error:
             raise RequestError(f"{key}: {error}") from None
-        return model, cls(place, model.image_tower.output_dim, _digest(model), source, trust_import)
+        return model, cls(place, model.image_tower.output_dim, text_digest(model), source, trust_import)
+
+    def open(self) -> DualEncoder:
+        return load(self.place, source=self.source, trust_import=self.trust_import)
 
 
-def _digest(model: DualEncoder) -> str:
-    tower, digest = model.text_tower, sum_of(model.text_tower.state_dict().items())
-    digest.update(json.dumps([tower.describe(), model.tokenizer.fingerprint()], sort_keys=True, default=str).encode())
-    return digest.hexdigest()
-
-
-class TeacherFeatures:
-    """Unit float32 ``[sentences, width]``, mapped to `dim` where the teacher is of another width.
+class TeacherFeatures(TextFeatures):
+    """Unit float32 ``[sentences, width]`` of the teacher, mapped to `dim` where it is of another width.
 
     The map has no weights to learn: a wider teacher is turned to the principal directions of its features, of which the first
     `dim` are kept; a narrower one gets zeros behind. Both leave angles as they are as far as `dim` numbers can.
 
     Args:
-        folder: where caches lie; this one goes to ``folder/<key>``.
-        texts: the sentences the teacher reads, one a row.
-        precision: of the autocast it computes in, for the key.
+        folder, texts, precision: as `TextFeatures` has them.
     """
 
     def __init__(self, folder: Path, teacher: Teacher, texts: Sequence[str], dim: int, precision: str) -> None:
-        self.teacher, self.texts, self.dim = teacher, texts, dim
-        key = hashlib.sha256(json.dumps([KEY, BLOCK, teacher.digest, precision, list(texts)]).encode()).hexdigest()[:24]
-        self.folder = folder / f"teacher-{key}"
-        advice = "Free some space, or choose another place with feature_cache=FOLDER"
-        self._rows = Rows(self.folder, len(texts), BLOCK, advice=advice)
-        self._features: np.ndarray = np.empty((0, teacher.width), np.float32)
+        digest, width = teacher.digest, teacher.width
+        super().__init__(folder, texts, digest=digest, width=width, precision=precision, name="teacher")
+        self.teacher, self.dim = teacher, dim
         self._map: torch.Tensor | None = None
         self.kept = 1.0  # share of the features' squared length that the map keeps
-
-    @property
-    def complete(self) -> bool:
-        return self._rows.begun and not self._rows.missing()
 
     def build(
         self,
@@ -99,32 +75,9 @@ class TeacherFeatures:
         autocast: Callable[[], AbstractContextManager[object]],
         asked_to_stop: Callable[[], bool] = lambda: False,
     ) -> bool:
-        """Compute what is missing, shared over all devices.
-
-        Returns:
-            Whether it is complete: where a device was asked to stop it may not be, and is taken up the next time.
-        """
-        complete = self.complete
-        accelerator.wait_for_everyone()  # all have looked before one writes
-        if not complete:
-            if accelerator.is_main_process and not self._rows.begun:
-                self._rows.create(self.teacher.width)
-            accelerator.wait_for_everyone()
-            missing = self._rows.missing(accelerator.process_index, accelerator.num_processes)
-            accelerator.wait_for_everyone()
-            bar = Bar(total=sum(map(len, missing)), unit="text", desc="teacher", shown=accelerator.is_main_process)
-            model = load(self.teacher.place, source=self.teacher.source, trust_import=self.teacher.trust_import)
-            device = accelerator.device
-            with together(device), evaluating(model, device), autocast():
-                for block in in_rounds(missing, device, asked_to_stop):
-                    part = encode_texts(model, self.texts[block.start : block.stop])
-                    if not self._rows.has(block):  # else another run was here in the meantime
-                        self._rows.write(block, part.numpy())
-                    bar.update(len(block))
-            bar.close()
-            if sum_numbers(float(asked_to_stop()), accelerator.device):
-                return False
-        self._features = self._rows.read()
+        """As `compute`, by the teacher."""
+        if not self.compute(accelerator, autocast, self.teacher.open, asked_to_stop):
+            return False
         if self.teacher.width != self.dim:
             self._map = principal_map(torch.from_numpy(np.array(self._features[:_MOST])), self.dim)
             mapped = torch.from_numpy(np.array(self._features[:_MOST])) @ self._map
@@ -133,7 +86,7 @@ class TeacherFeatures:
 
     def rows(self, numbers: torch.Tensor) -> torch.Tensor:
         """Unit float32 ``[n, dim]`` of these sentences."""
-        found = torch.from_numpy(self._features[numbers.numpy()])
+        found = super().rows(numbers)
         return found if self._map is None else F.normalize(found @ self._map, dim=1)
 
 

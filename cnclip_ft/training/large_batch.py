@@ -3,7 +3,7 @@
 A batch that fits is one forward and one backward. One that does not is split into micro-batches (GradCache, arXiv
 2101.06983): features of all chunks without gradient, the loss once on all features, then every chunk again with
 its random state restored, backward through ⟨features, ∂loss/∂features⟩; a text tower that is frozen is not asked
-again. The temperature gets its gradient in the loss, once. The result is the gradient of the undivided batch,
+again, nor at all where its features are known. The temperature gets its gradient in the loss, once. The result is the gradient of the undivided batch,
 dropout and patch dropping included; only batch normalisation in training mode, whose statistics belong to the
 batch, cannot be split.
 """
@@ -26,6 +26,7 @@ from data_tools.errors import RequestError
 
 _TEXTS = ("input_ids", "attention_mask")
 _TENSORS = ("pixels", "trunk", *_TEXTS)
+TEXT_FEATURES = "text_features"  # of a batch: what a frozen text tower says of its texts, which then need not be read
 
 
 class GradientStep:
@@ -108,7 +109,9 @@ class GradientStep:
     def _features(self, batch: dict[str, Any]) -> tuple[Any, Any]:
         """Unit features of pictures and texts; None of what the batch has nothing of."""
         device = self.model.logit_scale.device
-        tensors = {name: to_device(batch[name], device) for name in _TENSORS if name in batch}
+        known = batch.get(TEXT_FEATURES)
+        asked = [name for name in _TENSORS if name in batch and (known is None or name not in _TEXTS)]
+        tensors = {name: to_device(batch[name], device) for name in asked}
         if "pixels" in tensors:
             tensors["pixels"] = self.augment(tensors["pixels"])
         several = tensors["input_ids"].shape[:2] if "input_ids" in tensors and tensors["input_ids"].ndim == 3 else ()
@@ -116,6 +119,8 @@ class GradientStep:
             tensors |= {name: tensors[name].flatten(0, 1) for name in _TEXTS}
         with self.autocast():
             images, texts = self.model(**tensors)
+        if known is not None:
+            return images, to_device(known, device)
         return images, texts.unflatten(0, several) if several else texts
 
     def _divided(self, batch: dict[str, Any], size: int, micro: int) -> LossOutput:
@@ -131,7 +136,8 @@ class GradientStep:
         out = self._loss(images, texts, batch)
         self.backward(out.loss)
         # Texts come after pictures, so pictures draw the same random numbers without them.
-        frozen = _TEXTS if not any(p.requires_grad for p in self.model.text_tower.parameters()) else ()
+        trained = any(p.requires_grad for p in self.model.text_tower.parameters())
+        frozen = () if trained else (*_TEXTS, TEXT_FEATURES)
         for number, chunk in enumerate(chunks):
             rows = slice(number * micro, (number + 1) * micro)
             _restore(states[number], self.model.logit_scale.device)
@@ -147,7 +153,7 @@ class GradientStep:
 
 
 def _chunk(batch: dict[str, Any], rows: slice, lengths: Sequence[int]) -> dict[str, Any]:
-    chunk = {name: batch[name][rows] for name in _TENSORS if name in batch}
+    chunk = {name: batch[name][rows] for name in (*_TENSORS, TEXT_FEATURES) if name in batch}
     longest = padded_length(int(chunk["attention_mask"].numpy().sum(-1).max()), lengths)
     return chunk | {name: chunk[name][..., :longest] for name in _TEXTS}
 

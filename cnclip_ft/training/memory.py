@@ -162,7 +162,8 @@ _measured: weakref.WeakKeyDictionary[DualEncoder, list[tuple[StagePlan, int]]] =
 
 def _as_much(one: StagePlan, other: StagePlan) -> bool:
     alike = one.cached == other.cached and one.checkpointing == other.checkpointing
-    return one.entries is other.entries and alike and one.texts_per_pair == other.texts_per_pair
+    texts = one.texts_per_pair == other.texts_per_pair and one.texts_kept == other.texts_kept
+    return one.entries is other.entries and alike and texts
 
 
 def largest_half(share: int, fits: Callable[[int], bool]) -> int:
@@ -248,7 +249,7 @@ def _storages(tensor: torch.Tensor) -> Iterator[torch.UntypedStorage]:
 def blank_pairs(plan: StagePlan, model: DualEncoder, count: int, tokens: int) -> dict[str, torch.Tensor]:
     """What the stage sends through `model` for `count` pairs of `tokens` each, with nothing to be seen in it."""
     input_ids, attention_mask = model.text_tower.example(count * plan.texts_per_pair, tokens)
-    text = {"input_ids": input_ids, "attention_mask": attention_mask}
+    text = {} if plan.texts_kept else {"input_ids": input_ids, "attention_mask": attention_mask}
     if plan.teaching is not None:
         return text
     if plan.grounding is not None:

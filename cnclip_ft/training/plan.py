@@ -366,6 +366,8 @@ def _learning(model: DualEncoder, stage: StagePlan) -> list[str]:
                 views=setting.views,
             )
         lines.append(Said("    image tower frozen: its features are {once}", "    图像塔冻结：其特征{once}", once=once))
+    if stage.texts_kept:
+        lines.append(Said("    text tower frozen: its features are computed once", "    文本塔冻结：其特征只算一次"))
     return lines
 
 

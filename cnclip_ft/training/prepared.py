@@ -1,4 +1,4 @@
-"""What a stage has computed before its first step: features of a frozen trunk, and those of its teacher."""
+"""What a stage has computed before its first step: features of a frozen image trunk or text tower, and those of its teacher."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cnclip_ft.features.frozen_trunk import FeatureCache
 from cnclip_ft.features.pair_teacher import TaughtPairs
 from cnclip_ft.features.teacher import TeacherFeatures
+from cnclip_ft.features.text_features import PairTexts
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.training.context import Context
 from cnclip_ft.training.stage_plan import StagePlan
@@ -21,6 +22,7 @@ class Prepared:
     cache: FeatureCache | None = None  # of the model's own frozen image trunk
     teacher: TeacherFeatures | None = None  # of a stage that teaches
     taught: TaughtPairs | None = None  # of a stage with a teacher beside its pairs
+    texts: PairTexts | None = None  # of the model's own frozen text tower
 
     @property
     def damaged(self) -> set[int]:
@@ -46,6 +48,7 @@ def prepare(context: Context, plan: StagePlan, model: DualEncoder, stop: StopReq
         _build_cache(context, plan, model, asked) if plan.cached else None,
         _ask_teacher(context, plan, model, asked) if plan.teaching is not None else None,
         _ask_beside(context, plan, model, asked) if plan.distilling is not None else None,
+        _read_texts(context, model, asked) if plan.texts_kept else None,
     )
 
 
@@ -76,6 +79,17 @@ def _build_cache(context: Context, plan: StagePlan, model: DualEncoder, asked: A
     ):
         raise Stopped
     return cache
+
+
+def _read_texts(context: Context, model: DualEncoder, asked: Asked) -> PairTexts:
+    texts = PairTexts(context.cache_folder, model, context.train_store, context.precision)
+    features = texts.features
+    context.journal.say(
+        f"Text features of the frozen tower: {'read from' if features.complete else 'computed once into'} {features.folder}"
+    )
+    if not texts.build(context.accelerator, context.autocast, asked):
+        raise Stopped
+    return texts
 
 
 def _ask_teacher(context: Context, plan: StagePlan, model: DualEncoder, asked: Asked) -> TeacherFeatures:

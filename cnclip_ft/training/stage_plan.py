@@ -26,6 +26,7 @@ from cnclip_ft.training.teaching import Teaching, TeachObjective, plan_teaching
 from data_tools.errors import RequestError
 
 MOST_STEPS = 10**7 - 1  # of a stage: states are named by stage and step
+MOST_TEXTS = 2_000_000  # pairs whose features of texts are kept: the texts lie in memory until they are computed
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class StagePlan:
     negatives: NegativeTexts | None = None  # of a stage that shows texts beside the pairs which are not true
     further: FurtherCaptions | None = None  # of a stage that shows several captions of a picture at once
     grounding: Grounding | None = None  # of a stage that learns boxes, pictures with boxes instead of pairs
+    texts_kept: bool = False  # nothing of the text tower trains, and its features are computed once
     decides: str = "mean_recall"  # the score by which its best is chosen
 
     @property
@@ -162,8 +164,20 @@ def plan_stage(context: Context, model: DualEncoder, number: int, name: str, set
         negatives=_negatives(context, number, name, setting),
         further=_further(context, number, name, setting),
         grounding=grounding,
+        texts_kept=_texts_kept(context, setting, entries, total),
         decides=context.recipe.decides(name),
     )
+
+
+def _texts_kept(context: Context, setting: Stage, entries: Iterable[Entry], total: int) -> bool:
+    """Whether features of texts are computed before the first step: a frozen tower would say the same of each several times.
+
+    Hard negatives are drawn and made in the step itself, so a stage that has some reads all texts there.
+    """
+    other = setting.teach is not None or setting.ground is not None or setting.negatives is not None
+    if other or not setting.feature_cache or any(e.rate for e in entries if e.tower == "text"):
+        return False
+    return len(context.pairs) <= min(MOST_TEXTS, total * setting.batch_size * setting.captions_at_once)
 
 
 def _further(context: Context, number: int, name: str, setting: Stage) -> FurtherCaptions | None:

@@ -101,15 +101,15 @@ def flops_per_pair(plan: StagePlan, model: DualEncoder, tokens: int) -> float | 
     are walked once where they are. Recomputed activations do not count, nor does padding: `tokens` are those of a text.
 
     Returns:
-        None where the towers can be walked in neither way.
+        None where the towers can be walked in neither way, or features of both are kept.
     """
     trained = {e.name for e in plan.entries if e.rate and (e.lora is None or e.parameter.ndim < 2)}
-    ids, mask = model.text_tower.example(2 * plan.texts_per_pair, tokens)
-    inputs = {"input_ids": ids, "attention_mask": mask}
-    if (
-        not plan.cached and plan.teaching is None
-    ):  # else of the image tower the projection is left, which is next to nothing
+    inputs = {}
+    # Of an image tower whose features are kept the projection is left, which is next to nothing.
+    if not plan.cached and plan.teaching is None:
         inputs["pixels" if plan.grounding is None else "region_pixels"] = model.image_tower.example(2)
+    if not plan.texts_kept:
+        inputs["input_ids"], inputs["attention_mask"] = model.text_tower.example(2 * plan.texts_per_pair, tokens)
     for place in ("meta", model.device):
         try:
             return counted(model, trained, {name: tensor.to(place) for name, tensor in inputs.items()}) / 2

@@ -26,7 +26,7 @@ from cnclip_ft.training.distilling import DistillStep
 from cnclip_ft.training.fit import micro_batch_size, out_of_memory
 from cnclip_ft.training.fp8 import EightBits
 from cnclip_ft.training.grounding import GroundStep, as_it_was, give_heads, heads_of_state
-from cnclip_ft.training.large_batch import GradientStep
+from cnclip_ft.training.large_batch import TEXT_FEATURES, GradientStep
 from cnclip_ft.training.lora import add_lora, merged, remove_lora
 from cnclip_ft.training.loss import LossOutput
 from cnclip_ft.training.memory import trunk_waits
@@ -224,7 +224,7 @@ class Trainer:
             batch["teacher"] = prepared.teacher.rows(batch["image_keys"])
         if prepared.taught is not None:
             batch |= prepared.taught.rows(batch["pairs"], batch["image_keys"], epoch)
-        if plan.further is not None or plan.negatives is not None:
+        if plan.further is not None or plan.negatives is not None or plan.texts_kept:
             batch |= self._texts(batch["pairs"].numpy())
         if plan.grounding is not None:
             drawn = plan.grounding.drawn(plan.order.seed, self.step)
@@ -259,10 +259,16 @@ class Trainer:
         return out
 
     def _texts(self, pairs: np.ndarray) -> dict[str, Any]:
-        """What takes the place of a batch's texts where a pair has several: captions of its picture, hard negatives."""
+        """What takes the place of a batch's texts where a pair has several (captions of its picture, hard negatives), or their features
+        are known."""
         plan, lengths, found, captions = self.plan, self._lengths(), {}, pairs[:, None]
         if plan.further is not None:
             captions = plan.further.draw(pairs, self.step)
+        if self.prepared.texts is not None:
+            shown = captions if plan.further is not None else pairs
+            keys = torch.from_numpy(self.context.pairs.text_keys[shown])
+            return {TEXT_FEATURES: self.prepared.texts.rows(shown), "text_keys": keys}
+        if plan.further is not None:
             found = self.context.pairs.batch_of_several(captions, self.context.tokenizer, lengths)
         if plan.negatives is not None:
             found |= plan.negatives.batch(captions, self.step, lengths)

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from cnclip_ft.data.parallel import build_parallel_table
-from cnclip_ft.features import teacher as features_of_teachers
+from cnclip_ft.features import teacher as teacher_module
+from cnclip_ft.features import text_features
 from cnclip_ft.features.encode import encode_texts, evaluating
 from cnclip_ft.features.teacher import Teacher, TeacherFeatures, principal_map
 from cnclip_ft.models.checkpoints import load, save_checkpoint
@@ -131,7 +132,7 @@ def test_a_divided_batch_has_the_gradient_of_the_whole(place, micro):
 
 
 def test_the_teacher_is_computed_once_and_is_what_it_says(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(features_of_teachers, "BLOCK", 16)
+    monkeypatch.setattr(text_features, "BLOCK", 16)
     texts = [row["en"] for row in read_parallel(open_store(place / "parallel")).rows]
     teacher = Teacher.look(str(place / "teacher"), "here", "huggingface", False)
     first = TeacherFeatures(tmp_path, teacher, texts, 16, "fp32")
@@ -144,7 +145,7 @@ def test_the_teacher_is_computed_once_and_is_what_it_says(place, tmp_path, monke
         expected = encode_texts(model, texts)
     keys = torch.tensor([39, 0, 17, 0])
     torch.testing.assert_close(first.rows(keys), expected[keys], atol=1e-6, rtol=0)
-    monkeypatch.setattr(features_of_teachers, "load", lambda *_, **__: pytest.fail("it is computed again"))
+    monkeypatch.setattr(teacher_module, "load", lambda *_, **__: pytest.fail("it is computed again"))
     again = TeacherFeatures(tmp_path, teacher, texts, 16, "fp32")
     assert again.build(ALONE, nullcontext) and torch.equal(again.rows(keys), first.rows(keys))
     others = [
