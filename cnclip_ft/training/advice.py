@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from itertools import islice
 
+import numpy as np
+
 from cnclip_ft.data.mixture import stores_of
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.families.imported import is_convolutional
@@ -15,6 +17,8 @@ from cnclip_ft.training.memory import estimate
 from cnclip_ft.training.stage_plan import StagePlan
 from data_tools.errors import RequestError
 from data_tools.words import Said
+
+_CROWDED = 0.1  # share of a batch that is there already
 
 
 def warnings(context: Context, model: DualEncoder, stages: list[StagePlan]) -> list[str]:
@@ -61,6 +65,8 @@ def warnings(context: Context, model: DualEncoder, stages: list[StagePlan]) -> l
                     least=least,
                 )
             )
+        if stage.grounding is None and (crowded := _crowded(context, stage)):
+            found.append(crowded)
         if stage.further is not None and stage.further.count > stage.further.most:
             found.append(
                 Said(
@@ -95,6 +101,26 @@ def warnings(context: Context, model: DualEncoder, stages: list[StagePlan]) -> l
     if leak:
         found.append(leak)
     return found
+
+
+def _crowded(context: Context, stage: StagePlan) -> str | None:
+    """Where a batch has more pairs than there are pictures or texts for."""
+    again, size = stage.order.repeats_per_batch(), stage.setting.batch_size
+    table = stage.apart or context.pairs
+    kinds = min(table.image_count, len(np.unique(table.text_keys)))
+    if again <= _CROWDED * size or kinds < 2:
+        return None
+    return Said(
+        "{name}: about {again:.0f} of the {batch} pairs of a batch show a picture or text that it has already ({kinds:,} different ones to draw "
+        "from); they cost time and are no negatives of each other. Give stages.{name}.batch_size={less}",
+        "{name}：一个批量的 {batch} 对中约有 {again:.0f} 对的图片或文本是批内已有的（可抽取的不同图片或文本只有 {kinds:,} 个）；它们费时，且不互为负例。"
+        "请设 stages.{name}.batch_size={less}",
+        name=stage.name,
+        again=again,
+        batch=size,
+        kinds=kinds,
+        less=min(2 ** int(math.log2(kinds)), size // 2),
+    )
 
 
 def _least_batch(context: Context, stage: StagePlan) -> int:

@@ -62,6 +62,10 @@ def test_every_warning_of_the_plan_is_said(stores, tmp_path):
             r"rate 0\.001 is high for a global batch of 16 .* suggest about stages.contrast.learning_rate=2\.0e-06",
         ),
         ({"batch_size": 8}, r"batch 8 leaves few negatives; give stages.contrast.batch_size=16 or more"),
+        (
+            {"batch_size": 32},
+            r"about 1\d of the 32 pairs .* already \(20 different ones .*Give stages.contrast.batch_size=16",
+        ),
         ({"steps": 20}, r"only 20 steps; give more, stages.contrast.steps=100"),
         ({"valid": "train"}, r"valid is the training split itself: recall will look far better"),
     ):
