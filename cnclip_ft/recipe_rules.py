@@ -53,8 +53,14 @@ class Choice:
 
     def line(self) -> Said:
         """As the plan says it."""
-        told = ", ".join(f"{key} {_short(value)}" for key, value in self.settings.items())
+        told = ", ".join(_told(key, value) for key, value in self.settings.items())
         return Said("{stage}: {told}: {why}", "{stage}：{told}：{why}", stage=self.stage, told=told, why=self.why)
+
+
+def _told(key: str, value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(_told(f"{key}.{inner}", each) for inner, each in value.items())
+    return f"{key} {_short(value)}"
 
 
 def _short(value: Any) -> str:
@@ -146,9 +152,9 @@ class _Stage:
         facts = self.facts
         if self.batch_before:
             return self.batch_before, Said(
-                "that of the stage before, in micro-batches with the same gradient where it does not fit: 96 after 256 fell below its "
-                "start",
-                "与上一阶段相同，放不下时拆成小批，梯度不变：256 之后用 96 曾低于起点",
+                "that of the stage before, in micro-batches with the same gradient where it does not fit; a second stage at a batch of 96, "
+                "after a first one at 256, fell below its start",
+                "与上一阶段相同，放不下时拆成小批，梯度不变；第一阶段 256、第二阶段批量 96 的训练曾低于起点",
             )
         most = batch_of_device(facts)
         of_data = batch_of_data(facts.pairs, facts.images)

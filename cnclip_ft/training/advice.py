@@ -106,9 +106,11 @@ def warnings(context: Context, model: DualEncoder, stages: list[StagePlan]) -> l
 def _crowded(context: Context, stage: StagePlan) -> str | None:
     """Where a batch has more pairs than there are pictures or texts for."""
     again, size = stage.order.repeats_per_batch(), stage.setting.batch_size
+    if again <= _CROWDED * size:
+        return None
     table = stage.apart or context.pairs
     kinds = min(table.image_count, len(np.unique(table.text_keys)))
-    if again <= _CROWDED * size or kinds < 2:
+    if kinds < 2:
         return None
     return Said(
         "{name}: about {again:.0f} of the {batch} pairs of a batch show a picture or text that it has already ({kinds:,} different ones to draw "

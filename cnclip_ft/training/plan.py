@@ -226,7 +226,7 @@ def _training(context: Context) -> Said:
         "of {length}",
         "{pairs:,} 个图文对，{images:,} 张图片（{place}）；文本平均 {mean:.1f} token，{cut:.1f}% 达到文本长度上限 {length}",
         pairs=len(table),
-        images=len(set(table.image_keys.tolist())),
+        images=table.image_count,
         place=_stores(context),
         mean=table.lengths.mean(),
         cut=100 * table.cut / len(table),
