@@ -109,7 +109,7 @@ def _crowded(context: Context, stage: StagePlan) -> str | None:
     if again <= _CROWDED * size:
         return None
     table = stage.apart or context.pairs
-    kinds = min(table.image_count, len(np.unique(table.text_keys)))
+    kinds = min(table.image_count, int(np.count_nonzero(np.bincount(table.text_keys))))
     if kinds < 2:
         return None
     return Said(
