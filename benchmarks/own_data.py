@@ -6,9 +6,10 @@
 100, 1,000 and 10,000 Chinese captions of photos of Flickr8k, five a photo, judged by 1,000 other photos: EfficientNet-Lite0 (ImageNet) and the
 4-layer RoBERTa m3e-small, which have never met. 40,000 captions of 8,000 drawn scenes, judged by 400 of new combinations: the newly made towers
 of the recipe `demo`. For each size `tune own-data` has the budget; its first trial of every stage is what the rules choose, and the second stage
-begins with the best of the first. A search that is done is not run again, one that was stopped goes on.
+begins with the best of the first. Where that best is another one, both stages are trained as the rules choose once more, from stage to stage.
+What is done is not run again, what was stopped goes on.
 
-Prints a row for each size: the start, both stages as chosen, both as found; scores are mean recall, in percent.
+Prints a row for each size: the start, both stages as the rules choose, both as found; scores are mean recall, in percent.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.photos import photos, write_photos  # noqa: E402
+from benchmarks.resumable import trained  # noqa: E402
 
 DRAWN, CAPTIONS = 40_000, 5  # captions a picture
 
@@ -37,16 +39,30 @@ def evenly(files: dict[int, Path], pairs: int) -> list[int]:
     return list(files)[:: len(files) // wanted][:wanted]
 
 
-def scores(folder: Path, stages: list[str]) -> list[float]:
-    """Of the start; then of each stage, what the rules chose; then of each, what was found."""
+def best_of(run: Path) -> dict[str, float]:
+    """The best score of the start and of every stage of a run, by its own weights or those that were averaged."""
+    found: dict[str, float] = {}
+    for line in (run / "journal.jsonl").read_text("utf-8").splitlines():
+        record = json.loads(line)
+        if record["kind"] in ("validation", "interpolation"):
+            score = record["mean_recall"] if record["kind"] == "validation" else record["score"]
+            found[record["stage"]] = max(found.get(record["stage"], 0.0), score)
+    return found
+
+
+def scores(search: Path, recipe: dict[str, Any], rules: Path) -> list[float]:
+    """Of the start; of both stages, as the rules choose (trained into `rules` where the search has not done it); of both, as found."""
     from cnclip_ft.tuning.trials import TrialFile, complete
 
-    trials = TrialFile(folder)
-    journal = folder / stages[0] / "0000" / "journal.jsonl"
-    records = map(json.loads, journal.read_text("utf-8").splitlines())
-    start = next(each["mean_recall"] for each in records if each["kind"] == "validation" and each["stage"] == "start")
-    chosen = [next(trial.score or 0.0 for trial in trials.of(stage) if trial.number == 0) for stage in stages]
-    return [start, *chosen, *(complete(trials.of(stage))[0].score or 0.0 for stage in stages)]
+    trials, stages = TrialFile(search), list(recipe["stages"])
+    found = [complete(trials.of(stage)) for stage in stages]
+    start = best_of(search / stages[0] / "0000")["start"]
+    if found[0][0].number == 0:  # the second stage's first trial went on from what the rules chose
+        chosen = [next(trial.score or 0.0 for trial in trials.of(stage) if trial.number == 0) for stage in stages]
+    else:
+        whole = best_of(trained(rules, recipe))
+        chosen = [whole[stage] for stage in stages]
+    return [start, *chosen, *(each[0].score or 0.0 for each in found)]
 
 
 def main() -> None:
@@ -94,12 +110,11 @@ def main() -> None:
             "feature_cache": str(given.output / "feature_cache"),
             "precision": given.precision,
             "seed": given.seed,
-            "output": str(given.output / "unused"),
         }
         folder = given.output / f"tune-{size}-{given.seed}"
         if not (folder / RECIPE).exists():
             search = Search(
-                read_recipe(recipe),
+                read_recipe(recipe | {"output": str(given.output / "unused")}),
                 folder,
                 budget=seconds_of(given.budget),
                 trust_import=True,
@@ -109,7 +124,7 @@ def main() -> None:
                 write(search.execute(proceed=(folder / "trials.jsonl").exists()), None, "en")
             except RequestError as error:
                 sys.exit(f"{size:,} pairs: {error}")
-        found = scores(folder, ["align", "contrast"])
+        found = scores(folder, recipe, given.output / f"rules-{size}-{given.seed}")
         rows.append([f"{size:,}", *(f"{each:.2f}" for each in found), f"{found[4] - found[2]:+.2f}"])
         print(f"{size:,}: " + " ".join(rows[-1][1:]), flush=True)
     heads = ["pairs", "start", "align, chosen", "contrast, chosen", "align, found", "contrast, found", "search − rules"]

@@ -10,12 +10,12 @@ from typing import Any
 
 def trained(folder: Path, settings: Mapping[str, Any]) -> Path:
     """Train what `settings` (a recipe without its output) say into `folder`, which is returned; code that they name is run."""
-    from cnclip_ft.recipe import Recipe
+    from cnclip_ft.calls import read_recipe
     from cnclip_ft.training.run import train
     from cnclip_ft.training.run_folder import is_finished
     from cnclip_ft.training.run_state import newest_state
 
-    recipe = Recipe.model_validate({**settings, "output": str(folder)})
+    recipe = read_recipe({**settings, "output": str(folder)})
     if not is_finished(folder):
         proceed = newest_state(folder / "state") is not None
         if not train(recipe, proceed=proceed, overwrite=not proceed, trust_import=True):
