@@ -122,7 +122,7 @@ class BatchOrder:
         """Mean count of pairs in a batch that share image or text with an earlier one, over the first steps."""
         steps = min(self.steps_per_epoch, max(_LOOKED_AT // self.batch_size, 1))
         batches = np.stack([self.step(step) for step in range(steps)])
-        return sum(repeats(keys[batches]) for keys in self._keys) / steps
+        return repeats(*(keys[batches] for keys in self._keys)) / steps
 
     @property
     def _keys(self) -> tuple[np.ndarray, np.ndarray]:
@@ -214,10 +214,12 @@ def _among(numbers: np.ndarray, ordered: np.ndarray) -> np.ndarray:
     return found
 
 
-def repeats(keys: np.ndarray) -> int:
-    """How many keys of batches ``[batches, size]`` stand in their batch before."""
-    numbers = _in_batches(keys)
-    return len(_repeated(numbers, _ordered(numbers, keys.shape[1])))
+def repeats(*keys: np.ndarray) -> int:
+    """How many places of batches ``[batches, size]`` have a key, of any kind, that stands in their batch before."""
+    found = np.zeros(keys[0].size, bool)
+    for numbers in map(_in_batches, keys):
+        found[_repeated(numbers, _ordered(numbers, keys[0].shape[1]))] = True
+    return int(found.sum())
 
 
 def _apart(

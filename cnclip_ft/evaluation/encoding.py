@@ -113,7 +113,6 @@ def encode_to_folder(
     if renew and writer.finished:
         return
     shares = {kind: rows.missing(processes.index, processes.count) for kind, rows in writer.rows.items()}
-    processes.wait()  # who looked later would see other blocks missing, and take others
     meters: dict[str, Meter] = {}
     with evaluating(model, dtype=opened.dtype), read_for_good():
         for kind, blocks in shares.items():

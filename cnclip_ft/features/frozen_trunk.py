@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from cnclip_ft.collectives import in_rounds, sum_numbers, together
+from cnclip_ft.collectives import in_rounds, of_first, sum_numbers, together
 from cnclip_ft.data.augment import augment
 from cnclip_ft.data.mixture import Mixture, check_lines, name_image
 from cnclip_ft.data.pictures import Pictures, data_fault
@@ -114,13 +114,12 @@ class FeatureCache:
         Returns:
             Whether it is complete: where a device was asked to stop it may not be, and is taken up the next time.
         """
-        if not self.complete:
+        if not of_first(self.complete):  # another run may end between two looks
             if accelerator.is_main_process and not self._rows.begun:
                 # Runs that begin together share the array: each computes what is missing, and all write the same numbers.
                 self._rows.create(self._width())
             accelerator.wait_for_everyone()
             missing = self._rows.missing(accelerator.process_index, accelerator.num_processes)
-            accelerator.wait_for_everyone()  # a device that looked later would see other blocks missing, and take others
             bar = Bar(
                 total=sum(map(len, missing)),
                 unit="image",

@@ -109,9 +109,10 @@ class Rows:
         return array
 
     def missing(self, share: int = 0, of: int = 1) -> list[Block]:
-        """Blocks not yet written; with several processes those this one is to write, if all look before one writes."""
-        marks = self._open(self._marks, self._blocks)
-        return [self._at(int(number)) for number in np.flatnonzero(marks == 0)[share::of]]
+        """Blocks not yet written; of several processes, those this one is to write: by their numbers, so that each is one's and not
+        another's whenever they look, also where other runs write."""
+        numbers = np.flatnonzero(self._open(self._marks, self._blocks) == 0)
+        return [self._at(int(number)) for number in numbers[numbers % of == share]]
 
     def _at(self, number: int) -> Block:
         view, place = divmod(number, self._blocks)

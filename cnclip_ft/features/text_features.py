@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from cnclip_ft.collectives import in_rounds, sum_numbers, together
+from cnclip_ft.collectives import in_rounds, of_first, sum_numbers, together
 from cnclip_ft.data.mixture import Mixture
 from cnclip_ft.features.encode import encode_texts, evaluating
 from cnclip_ft.features.rows import Rows
@@ -86,14 +86,11 @@ class TextFeatures:
         Returns:
             Whether it is complete: where a device was asked to stop it may not be, and is taken up the next time.
         """
-        complete = self.complete
-        accelerator.wait_for_everyone()  # all have looked before one writes
-        if not complete:
+        if not of_first(self.complete):  # another run may end between two looks
             if accelerator.is_main_process and not self._rows.begun:
                 self._rows.create(self.width)
             accelerator.wait_for_everyone()
             missing = self._rows.missing(accelerator.process_index, accelerator.num_processes)
-            accelerator.wait_for_everyone()
             bar = Bar(total=sum(map(len, missing)), unit="text", desc=self.name, shown=accelerator.is_main_process)
             model, device = opened(), accelerator.device
             with together(device), evaluating(model, device), autocast():

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from itertools import islice
 
-import numpy as np
-
 from cnclip_ft.data.mixture import stores_of
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.families.imported import is_convolutional
@@ -18,7 +16,7 @@ from cnclip_ft.training.stage_plan import StagePlan
 from data_tools.errors import RequestError
 from data_tools.words import Said
 
-_CROWDED = 0.1  # share of a batch that is there already
+_FEW = 16  # pairs that a batch should have, however few pictures there are
 
 
 def warnings(context: Context, model: DualEncoder, stages: list[StagePlan]) -> list[str]:
@@ -50,7 +48,7 @@ def warnings(context: Context, model: DualEncoder, stages: list[StagePlan]) -> l
                 )
             )
         if (
-            setting.batch_size < 16
+            setting.batch_size < _FEW
             and stage.grounding is None
             and setting.batch_size < (least := _least_batch(context, stage))
         ):
@@ -65,7 +63,7 @@ def warnings(context: Context, model: DualEncoder, stages: list[StagePlan]) -> l
                     least=least,
                 )
             )
-        if stage.grounding is None and (crowded := _crowded(context, stage)):
+        if crowded := _crowded(context, stage):
             found.append(crowded)
         if stage.further is not None and stage.further.count > stage.further.most:
             found.append(
@@ -104,35 +102,35 @@ def warnings(context: Context, model: DualEncoder, stages: list[StagePlan]) -> l
 
 
 def _crowded(context: Context, stage: StagePlan) -> str | None:
-    """Where a batch has more pairs than there are pictures or texts for."""
-    again, size = stage.order.repeats_per_batch(), stage.setting.batch_size
-    if again <= _CROWDED * size:
+    """Where a batch has more pairs than there are pictures; up to `_FEW` pairs that is how it has to be."""
+    size = stage.setting.batch_size
+    if stage.grounding is not None or stage.teaching is not None or size <= _FEW or size > len(context.pairs):
         return None
-    table = stage.apart or context.pairs
-    kinds = min(table.image_count, int(np.count_nonzero(np.bincount(table.text_keys))))
-    if kinds < 2:
+    images = context.pairs.image_count
+    less = max(2 ** int(math.log2(images)), _FEW)
+    less += -less % context.world
+    if images >= size or less >= size:
         return None
     return Said(
-        "{name}: about {again:.0f} of the {batch} pairs of a batch show a picture or text that it has already ({kinds:,} different ones to draw "
-        "from); they cost time and are no negatives of each other. Give stages.{name}.batch_size={less}",
-        "{name}：一个批量的 {batch} 对中约有 {again:.0f} 对的图片或文本是批内已有的（可抽取的不同图片或文本只有 {kinds:,} 个）；它们费时，且不互为负例。"
-        "请设 stages.{name}.batch_size={less}",
+        "{name}: {again:,} of the {batch:,} pairs of a batch, or more, show a picture that it has already (there are {images:,}), and teach little "
+        "for their time. Give stages.{name}.batch_size={less}",
+        "{name}：一个批量的 {batch:,} 对中至少有 {again:,} 对的图片是批内已有的（共 {images:,} 张），费时而所学不多。请设 stages.{name}.batch_size={less}",
         name=stage.name,
-        again=again,
+        again=size - images,
         batch=size,
-        kinds=kinds,
-        less=min(2 ** int(math.log2(kinds)), size // 2),
+        images=images,
+        less=less,
     )
 
 
 def _least_batch(context: Context, stage: StagePlan) -> int:
-    """What a batch should have at least: 16, or what `own-data` would choose where there are too few pairs for that."""
+    """What a batch should have at least: `_FEW`, or what `own-data` would choose where there are too few pairs for that."""
     table = stage.apart or context.pairs
     images = table.image_count
     few = batch_of_data(
         len(table) if table.weights is None else images, images
     )  # with weights an epoch visits pictures
-    return min(16, 2 ** int(math.log2(few)))
+    return min(_FEW, 2 ** int(math.log2(few)))
 
 
 def _longer(stage: StagePlan) -> str:

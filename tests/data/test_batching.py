@@ -115,3 +115,8 @@ def test_refusals():
         BatchOrder(make_table(range(8)), 9, seed=0, name="the split")
     with pytest.raises(RequestError, match="multiple of 3"):
         StageSampler(BatchOrder(make_table(range(8)), 4, seed=0), 0, 1, 0, 3)
+
+
+def test_a_pair_that_repeats_picture_and_text_counts_once():
+    images, texts = np.array([[0, 0, 1, 2], [0, 1, 2, 3]]), np.array([[5, 5, 5, 6], [5, 5, 6, 7]])
+    assert (repeats(images), repeats(texts), repeats(images, texts)) == (1, 3, 3)

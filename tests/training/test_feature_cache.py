@@ -171,6 +171,16 @@ def test_runs_that_begin_together_share_the_arrays(stores, tmp_path, monkeypatch
         np.testing.assert_allclose(one._features, alone._features, **ROUNDED)
 
 
+def test_every_block_is_somebodys_whenever_they_look(tmp_path):
+    """Another run may write between the looks of two processes: what it has not written is still dealt whole."""
+    rows = feature_rows.Rows(tmp_path, 64, 8)
+    rows.create(2)
+    first = rows.missing(0, 2)
+    rows.write(rows.missing()[0], np.ones((8, 2), np.float32))
+    second = rows.missing(1, 2)
+    assert sorted(block.number for block in [*first, *second]) == list(range(8))
+
+
 def test_faults_are_those_of_blocks_as_they_were_written(tmp_path):
     rows = Rows(tmp_path, 8, 4)
     rows.create(2)
