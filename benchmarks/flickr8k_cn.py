@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import platform
 import sys
@@ -34,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.photos import captions, photos, write_photos  # noqa: E402
-from benchmarks.resumable import trained  # noqa: E402
+from benchmarks.resumable import reached, trained  # noqa: E402
 
 # glibc gives freed memory back at once and fetches it again every step; keeping it doubles the speed of convolutions.
 MALLOC = {
@@ -162,17 +161,7 @@ class Runs:
             "seed": seed,
             "precision": self.precision,
         }
-        folder = trained(self.output / name, settings)
-        found: dict[str, float] = {}
-        for line in (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
-            if record["kind"] == "validation":
-                stage, score = record["stage"], record["mean_recall"]
-                if stage == "start" or record["step"]:  # step 0 of a stage: the weights it begins with
-                    found[stage] = max(found.get(stage, 0.0), score)
-                found["end"] = max(found.get("end", 0.0), score)
-            elif record["kind"] == "interpolation":
-                found["end"] = max(found["end"], record["score"])
+        found = reached(trained(self.output / name, settings))
         print(f"{name:24} " + "   ".join(f"{key} {score:5.2f}" for key, score in found.items()), flush=True)
         return found
 

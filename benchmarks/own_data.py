@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import sys
 from pathlib import Path
@@ -28,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.photos import photos, write_photos  # noqa: E402
-from benchmarks.resumable import trained  # noqa: E402
+from benchmarks.resumable import reached, trained  # noqa: E402
 
 DRAWN, CAPTIONS = 40_000, 5  # captions a picture
 
@@ -39,29 +38,18 @@ def evenly(files: dict[int, Path], pairs: int) -> list[int]:
     return list(files)[:: len(files) // wanted][:wanted]
 
 
-def best_of(run: Path) -> dict[str, float]:
-    """The best score of the start and of every stage of a run, by its own weights or those that were averaged."""
-    found: dict[str, float] = {}
-    for line in (run / "journal.jsonl").read_text("utf-8").splitlines():
-        record = json.loads(line)
-        if record["kind"] in ("validation", "interpolation"):
-            score = record["mean_recall"] if record["kind"] == "validation" else record["score"]
-            found[record["stage"]] = max(found.get(record["stage"], 0.0), score)
-    return found
-
-
 def scores(search: Path, recipe: dict[str, Any], rules: Path) -> list[float]:
     """Of the start; of both stages, as the rules choose (trained into `rules` where the search has not done it); of both, as found."""
     from cnclip_ft.tuning.trials import TrialFile, complete
 
     trials, stages = TrialFile(search), list(recipe["stages"])
     found = [complete(trials.of(stage)) for stage in stages]
-    start = best_of(search / stages[0] / "0000")["start"]
+    start = reached(search / stages[0] / "0000")["start"]
     if found[0][0].number == 0:  # the second stage's first trial went on from what the rules chose
         chosen = [next(trial.score or 0.0 for trial in trials.of(stage) if trial.number == 0) for stage in stages]
     else:
-        whole = best_of(trained(rules, recipe))
-        chosen = [whole[stage] for stage in stages]
+        whole = reached(trained(rules, recipe))
+        chosen = [max(whole["start"], whole[stages[0]]), whole["end"]]  # no stage ends below its start
     return [start, *chosen, *(each[0].score or 0.0 for each in found)]
 
 

@@ -70,9 +70,8 @@ class PairTable:
     @property
     def image_count(self) -> int:
         """Pictures that the pairs show."""
-        return int(
-            np.count_nonzero(np.bincount(self.image_keys))
-        )  # keys have no gaps to speak of, and sorting takes far longer
+        # Keys have no gaps to speak of, and sorting them takes far longer.
+        return int(np.count_nonzero(np.bincount(self.image_keys)))
 
     def by_image(self) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of the pairs in the order of their image keys; where those of each key begin, and the end. 16 bytes a pair, sorted anew each

@@ -3,9 +3,9 @@
 A batch that fits is one forward and one backward. One that does not is split into micro-batches (GradCache, arXiv
 2101.06983): features of all chunks without gradient, the loss once on all features, then every chunk again with
 its random state restored, backward through ⟨features, ∂loss/∂features⟩; a text tower that is frozen is not asked
-again, nor at all where its features are known. The temperature gets its gradient in the loss, once. The result is the gradient of the undivided batch,
-dropout and patch dropping included; only batch normalisation in training mode, whose statistics belong to the
-batch, cannot be split.
+again, nor at all where its features are known. The temperature gets its gradient in the loss, once. The result is
+the gradient of the undivided batch, dropout and patch dropping included; only batch normalisation in training mode,
+whose statistics belong to the batch, cannot be split.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from cnclip_ft.features.frozen_trunk import FeatureCache
 from cnclip_ft.features.pair_teacher import TaughtPairs
@@ -55,6 +56,10 @@ def prepare(context: Context, plan: StagePlan, model: DualEncoder, stop: StopReq
 Asked = Callable[[], bool]
 
 
+def _say(context: Context, what: str, complete: bool, folder: Path) -> None:
+    context.journal.say(f"{what}: {'read from' if complete else 'computed once into'} {folder}")
+
+
 def _build_cache(context: Context, plan: StagePlan, model: DualEncoder, asked: Asked) -> FeatureCache:
     setting, data = plan.setting, context.recipe.data
     cache = FeatureCache(
@@ -67,9 +72,7 @@ def _build_cache(context: Context, plan: StagePlan, model: DualEncoder, asked: A
         seed=context.recipe.seed,
         reduced=data.reduced_jpegs,
     )
-    context.journal.say(
-        f"Image features of the frozen tower: {'read from' if cache.complete else 'computed once into'} {cache.folder}"
-    )
+    _say(context, "Image features of the frozen tower", cache.complete, cache.folder)
     if not cache.build(
         context.accelerator,
         context.autocast,
@@ -84,9 +87,7 @@ def _build_cache(context: Context, plan: StagePlan, model: DualEncoder, asked: A
 def _read_texts(context: Context, model: DualEncoder, asked: Asked) -> PairTexts:
     texts = PairTexts(context.cache_folder, model, context.train_store, context.precision)
     features = texts.features
-    context.journal.say(
-        f"Text features of the frozen tower: {'read from' if features.complete else 'computed once into'} {features.folder}"
-    )
+    _say(context, "Text features of the frozen tower", features.complete, features.folder)
     if not texts.build(context.accelerator, context.autocast, asked):
         raise Stopped
     return texts
@@ -96,9 +97,7 @@ def _ask_teacher(context: Context, plan: StagePlan, model: DualEncoder, asked: A
     teaching, dim = plan.teaching, model.image_tower.output_dim
     assert teaching is not None
     features = TeacherFeatures(context.cache_folder, teaching.teacher, teaching.heard_texts(), dim, context.precision)
-    context.journal.say(
-        f"Features of the teacher: {'read from' if features.complete else 'computed once into'} {features.folder}"
-    )
+    _say(context, "Features of the teacher", features.complete, features.folder)
     if not features.build(context.accelerator, context.autocast, asked):
         raise Stopped
     if teaching.teacher.width != dim:
@@ -122,9 +121,7 @@ def _ask_beside(context: Context, plan: StagePlan, model: DualEncoder, asked: As
         reduced=data.reduced_jpegs,
         autocast=context.autocast,
     )
-    context.journal.say(
-        f"Features of the teacher: {'read from' if taught.complete else 'computed once into'} {context.cache_folder}"
-    )
+    _say(context, "Features of the teacher", taught.complete, context.cache_folder)
     if not taught.build(
         context.accelerator, workers=context.workers, max_damaged=data.max_damaged_images, asked_to_stop=asked
     ):

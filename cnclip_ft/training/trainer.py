@@ -261,15 +261,14 @@ class Trainer:
     def _texts(self, pairs: np.ndarray) -> dict[str, Any]:
         """What takes the place of a batch's texts where a pair has several (captions of its picture, hard negatives), or their features
         are known."""
-        plan, lengths, found, captions = self.plan, self._lengths(), {}, pairs[:, None]
-        if plan.further is not None:
-            captions = plan.further.draw(pairs, self.step)
+        plan, lengths, table = self.plan, self._lengths(), self.context.pairs
+        captions = pairs[:, None] if plan.further is None else plan.further.draw(pairs, self.step)
         if self.prepared.texts is not None:
-            shown = captions if plan.further is not None else pairs
-            keys = torch.from_numpy(self.context.pairs.text_keys[shown])
-            return {TEXT_FEATURES: self.prepared.texts.rows(shown), "text_keys": keys}
+            keys = torch.from_numpy(table.text_keys[captions])
+            return {TEXT_FEATURES: self.prepared.texts.rows(captions), "text_keys": keys}
+        found = {}
         if plan.further is not None:
-            found = self.context.pairs.batch_of_several(captions, self.context.tokenizer, lengths)
+            found = table.batch_of_several(captions, self.context.tokenizer, lengths)
         if plan.negatives is not None:
             found |= plan.negatives.batch(captions, self.step, lengths)
         return found

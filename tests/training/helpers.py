@@ -47,6 +47,13 @@ def write_stores(folder: Path) -> Path:
     return folder
 
 
+def write_several(folder: Path) -> Path:
+    """Twelve pictures of four captions each to train with, ten to judge by."""
+    write_store(folder / "train", images=12, captions=4, seed=0)
+    write_store(folder / "valid", images=10, captions=2, seed=1)
+    return folder
+
+
 def tiny_recipe(folder: Path, **changes) -> Recipe:
     """Two short stages on the stores `folder`/train and `folder`/valid; `changes` per stage: align={…}, contrast={…}."""
     stage = {"steps": 6, "batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 1, "validate_every": 3}

@@ -32,6 +32,7 @@ from tests.training.helpers import (
     random_batch,
     stopped_after,
     tiny_model,
+    write_several,
     write_store,
 )
 from tests.training.test_processes import MODEL, two_train_as_one
@@ -39,11 +40,7 @@ from tests.training.test_processes import MODEL, two_train_as_one
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Twelve pictures of four captions each to train on."""
-    folder = tmp_path_factory.mktemp("several")
-    write_store(folder / "train", images=12, captions=4, seed=0)
-    write_store(folder / "valid", images=10, captions=2, seed=1)
-    return folder
+    return write_several(tmp_path_factory.mktemp("several"))
 
 
 def recipe_of(place, folder, *, stage=None, **changes) -> Recipe:

@@ -18,17 +18,13 @@ from cnclip_ft.training.stop import Stopped, StopRequest
 from cnclip_ft.training.throughput import flops_per_pair
 from cnclip_ft.training.trainer import Trainer
 from data_tools.store import open_store
-from tests.training.helpers import losses, one_stage, planned, prepared, stopped_after, tiny_model, write_store
+from tests.training.helpers import losses, one_stage, planned, prepared, stopped_after, tiny_model, write_several
 from tests.training.test_processes import MODEL, two_train_as_one
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Twelve pictures of four captions each to train on."""
-    folder = tmp_path_factory.mktemp("kept")
-    write_store(folder / "train", images=12, captions=4, seed=0)
-    write_store(folder / "valid", images=10, captions=2, seed=1)
-    return folder
+    return write_several(tmp_path_factory.mktemp("kept"))
 
 
 PROJECTION = [
