@@ -55,7 +55,7 @@ class Block(nn.Module):
 class Tower(nn.Module):
     """uint8 or normalised pixels in, the 1,280 pooled features before the classifier out. 16 blocks; the last layer is the 17th."""
 
-    output_dim, image_size = 1280, 224
+    output_dim, image_size, any_size = 1280, 224, True
     mean, std = (127 / 255,) * 3, (128 / 255,) * 3  # (x − 127) / 128
 
     def __init__(self) -> None:

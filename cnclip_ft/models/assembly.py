@@ -39,7 +39,6 @@ class Checkpoint:
     image_notes: list[str] = field(default_factory=list)  # of one half, which may be all that is taken
     text_notes: list[str] = field(default_factory=list)
     trust_import: bool = False  # the user lets the file name code
-    image_size: int | None = None  # wished of a tower that is code, which tells its own when it is made
     tokenizer: Tokenizer | None = None  # made by the reader, of a folder that is not ours
 
     @property
@@ -152,8 +151,6 @@ def assemble(checkpoint: Checkpoint) -> DualEncoder:
     image = image_tower(
         description["image"], description["projection"], source=source, trust_import=checkpoint.trust_import
     )
-    if checkpoint.image_size not in (None, image.image_size):
-        type(image).resized(description["image"], checkpoint.tensors, checkpoint.image_size)  # which refuses
     text = text_tower(description["text"], description["projection"])
     for half, tower in (("image", image), ("text", text)):
         if tower.output_dim != description["projection"]:

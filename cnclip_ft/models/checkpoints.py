@@ -33,7 +33,7 @@ from cnclip_ft.models.formats.files import FOLDER_FILES, how_to_fetch, read_ahea
 from cnclip_ft.models.formats.folders import read_folder_of_others
 from cnclip_ft.models.hub import find
 from cnclip_ft.models.narrowing import narrow
-from cnclip_ft.models.registry import family_of, image_kinds
+from cnclip_ft.models.registry import family_of
 from cnclip_ft.runtime import parse_device
 from data_tools.arguments import typed
 from data_tools.atomic import mend_interrupted_swap, sync_file
@@ -268,10 +268,7 @@ def open_checkpoint(
         raise RequestError(
             f"{checkpoint.source}: found under the name {known.name}, but its tensors are of {(found or {}).get('name') or 'another size'}"
         )
-    kind = image_kinds()[checkpoint.description["image"]["kind"]]
-    if kind.imports(checkpoint.description["image"]) is not None:
-        checkpoint.image_size = image_size
-    if image_size is None or checkpoint.image_size is not None:
+    if image_size is None:
         return checkpoint
     from cnclip_ft.models.formats.recognise import with_architecture
 

@@ -280,11 +280,7 @@ def _image_tower(
         _refuse_unknown(spec, {"path", "activation"}, "model.start.image")
         activation, spec = check_activation(spec.get("activation")), spec["path"]
     if not Path(str(spec)).expanduser().exists() and ":" in str(spec):
-        tower = ImportedTower(str(spec), projection or PROJECTION)
-        if image_size not in (None, tower.image_size):
-            raise RequestError(
-                f"model.image_size is {image_size}, but {spec} takes {tower.image_size}: model.image_size=null"
-            )
+        tower = ImportedTower(str(spec), projection or PROJECTION, image_size)
         report.loaded.append((_IMAGE_TOWER, Said("{spec} (import path)", "{spec}（导入路径）", spec=spec)))
         report.new.append(f"image_tower.{tower.projection_name}")
         return tower, None

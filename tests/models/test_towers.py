@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 from cnclip_ft.data.augment import augment
 from cnclip_ft.models.checkpoints import load, save_checkpoint
@@ -203,12 +204,33 @@ def test_a_module_that_breaks_its_word():
         model.image_features(pixels(24))
 
 
+def test_a_module_that_takes_pictures_of_any_size(tmp_path):
+    """Another size changes no weight; a checkpoint of it remembers the size, and goes back."""
+    model, _ = foreign("convolutional")
+    picture = Image.effect_noise((90, 70), 60).convert("RGB")
+    seen = model.image_tower.preprocessing.decode(picture).shape[-1]
+    save_checkpoint(model, tmp_path / "a", info={})
+    larger = load(tmp_path / "a", image_size=40, trust_import=True)
+    assert (seen, larger.image_size, larger.image_tower.preprocessing.decode(picture).shape[-1]) == (24, 40, 40)
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in larger.state_dict().items())
+    save_checkpoint(larger, tmp_path / "b", info={})
+    again = load(tmp_path / "b", trust_import=True)
+    assert again.image_size == 40
+    assert torch.equal(again.encode_images([picture]), larger.encode_images([picture]))
+    back = load(tmp_path / "b", image_size=24, trust_import=True)
+    assert back.image_size == 24 and torch.equal(back.encode_images([picture]), model.eval().encode_images([picture]))
+    assert foreign("convolutional")[0].image_tower.describe() == back.image_tower.describe()
+    assert (
+        build_start({"image": str(tmp_path / "a"), "text": TEXT}, image_size=32, trust_import=True)[0].image_size == 32
+    )
+
+
 def test_settings_a_module_does_not_offer(tmp_path):
-    with pytest.raises(RequestError, match="image_size is 48, but .* takes 24"):
+    with pytest.raises(RequestError, match="image_size 48: .* takes 24"):
         build_start({"image": f"{HERE}:plain", "text": TEXT}, image_size=48)
     model, _ = foreign()
     save_checkpoint(model, tmp_path / "a", info={})
-    with pytest.raises(RequestError, match="has a size of its own"):
+    with pytest.raises(RequestError, match="image_size 48: .* takes 24; .* any_size = True"):
         load(tmp_path / "a", image_size=48, trust_import=True)
     assert load(tmp_path / "a", image_size=24, trust_import=True).image_size == 24
     with pytest.raises(RequestError, match="no set_gradient_checkpointing"):

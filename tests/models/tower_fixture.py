@@ -33,6 +33,14 @@ class Mapped(Small):
         return self.norm(self.conv(pixels.float()))
 
 
+class Convolutional(Small):
+    any_size = True
+
+
+def convolutional() -> nn.Module:
+    return Convolutional()
+
+
 def mapped() -> nn.Module:
     return Mapped()
 

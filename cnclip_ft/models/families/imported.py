@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -14,7 +14,7 @@ from cnclip_ft.models.dense import OWN, Patches, Tokens
 from cnclip_ft.models.families.parts import new_projection
 from cnclip_ft.models.family import Family
 from cnclip_ft.models.preprocessing import SquarePicture
-from cnclip_ft.models.schema import Part
+from cnclip_ft.models.schema import Part, Pixels
 from data_tools.errors import RequestError
 
 _FEWEST_CONVOLUTIONS = 4  # whose kernels overlap: the stem of a transformer may have some
@@ -25,6 +25,7 @@ class Foreign(Part):
 
     kind: Literal["foreign"]
     factory: Annotated[str, Field(pattern=r"^[\w.]+:\w+$", max_length=300)]
+    image_size: Pixels | None = None  # where it is not the module's own
 
 
 class ImportedTower(ImageTower):
@@ -34,15 +35,20 @@ class ImportedTower(ImageTower):
     file_prefixes = ("module.", "visual_projection.")
     can_be_new = False
 
-    def __init__(self, path: str, output_dim: int) -> None:
+    def __init__(self, path: str, output_dim: int, image_size: int | None = None) -> None:
         super().__init__()
         self.path = path
         module: Any = _make_foreign(path)
-        self.module = module
+        self.module, self._own_size = module, int(module.image_size)
+        if image_size not in (None, self._own_size) and not getattr(module, "any_size", False):
+            raise RequestError(
+                f"image_size {image_size}: {path} takes {self._own_size}; a module that takes pictures of any size says so with any_size = True "
+                "(docs/towers.md); otherwise model.image_size=null"
+            )
         self.visual_projection = new_projection(module.output_dim, output_dim)
         self.output_dim = output_dim
         self.preprocessing = SquarePicture(
-            int(module.image_size),
+            image_size or self._own_size,
             "squash",
             tuple(module.mean),
             tuple(module.std),
@@ -86,17 +92,18 @@ class ImportedTower(ImageTower):
 
     @classmethod
     def described(cls, numbers: dict[str, Any], output_dim: int) -> ImportedTower:
-        return cls(numbers["factory"], output_dim)
+        return cls(numbers["factory"], output_dim, numbers.get("image_size"))
 
     @classmethod
     def imports(cls, numbers: dict[str, Any]) -> str | None:
         return numbers["factory"]
 
     @classmethod
-    def resized(cls, numbers: dict[str, Any], tensors: dict[str, torch.Tensor], image_size: int) -> NoReturn:
-        raise RequestError(
-            f"image_size {image_size}: the tower {numbers['factory']} has a size of its own: model.image_size=null"
-        )
+    def resized(
+        cls, numbers: dict[str, Any], tensors: dict[str, torch.Tensor], image_size: int
+    ) -> tuple[dict[str, Any], list[str]]:
+        """The weights stay as they are: the module says whether they see any size, when it is made."""
+        return numbers | {"image_size": image_size}, []
 
     @property
     def projection(self) -> nn.Module:
@@ -109,7 +116,8 @@ class ImportedTower(ImageTower):
         )
 
     def describe(self) -> dict[str, Any]:
-        return {"kind": self.kind, "factory": self.path}
+        size = {} if self.image_size == self._own_size else {"image_size": self.image_size}
+        return {"kind": self.kind, "factory": self.path} | size
 
     def blocks(self) -> list[nn.Module]:
         module: Any = self.module
