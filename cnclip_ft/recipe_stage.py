@@ -105,6 +105,8 @@ class Augmentation(Section):
 
     crop: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Smallest share of the area that a random crop keeps; 1: no crop."""
+    size: int | None = Field(None, ge=8, le=16384)
+    """Side of these crops in pixels, smaller than the model's for quicker steps of a tower that takes any; null: the model's."""
     colour: float = Field(0.0, ge=0, le=1)
     """Strength of random changes of brightness, contrast and saturation."""
     mirror: bool = False
@@ -120,6 +122,14 @@ class Augmentation(Section):
     def _one_policy(self) -> Augmentation:
         if self.auto_augment and self.operations:
             raise ValueError("auto_augment brings its own operations: {here}.operations=0, or {here}.auto_augment=null")
+        return self
+
+    @model_validator(mode="after")
+    def _size_of_crops(self) -> Augmentation:
+        if self.size is not None and self.crop == 1:
+            raise ValueError("size is that of random crops, and there are none: {here}.crop=0.3, or {here}.size=null")
+        if self.size is not None and self.auto_augment:
+            raise ValueError("auto_augment has crops of the model's size alone: {here}.size=null")
         return self
 
     @property

@@ -21,7 +21,7 @@ def augment(
     generator: torch.Generator | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> torch.Tensor:
-    """uint8 ``[n, 3, s, s]`` → uint8 of the same shape, every picture drawn on its own.
+    """uint8 ``[n, 3, s, s]`` → uint8 of the same shape, or of the setting's `size`; every picture drawn on its own.
 
     Args:
         generator: a CPU generator (None: torch's own), so that a device does not change what is drawn.
@@ -57,7 +57,7 @@ def _cropped_as_timm(pixels: torch.Tensor, setting: Augmentation, generator: tor
 
 
 def _cropped(x: torch.Tensor, setting: Augmentation, draw: torch.Tensor) -> torch.Tensor:
-    """Float ``[n, 3, s, s]``. It stays beside timm's, so that stopped runs and cached features go on as they began."""
+    """Float ``[n, 3, s, s]``, of the setting's `size` where it has one. It stays beside timm's, so that stopped runs and cached features go on as they began."""
     area = setting.crop + (1 - setting.crop) * draw[:, 0]
     # Aspect 3/4 … 4/3, evenly in the logarithm; sides stay within the picture.
     ratio = torch.exp((draw[:, 1] * 2 - 1) * 0.2876820724517809) if setting.crop < 1 else torch.ones_like(area)
@@ -67,7 +67,8 @@ def _cropped(x: torch.Tensor, setting: Augmentation, draw: torch.Tensor) -> torc
     theta[:, 0, 2], theta[:, 1, 2] = (draw[:, 2] * 2 - 1) * (1 - width), (draw[:, 3] * 2 - 1) * (1 - height)
     if setting.mirror:
         theta[:, 0, 0] *= torch.where(draw[:, 4] < 0.5, -1.0, 1.0)
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    side = setting.size or x.shape[-1]
+    grid = F.affine_grid(theta, [*x.shape[:2], side, side], align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 

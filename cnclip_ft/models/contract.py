@@ -302,6 +302,8 @@ class ImageTower(HasPatches, Tower):
     """From an encoded picture to what `trunk` takes."""
     patch_dropout: float | None = None
     """Share of the patches left out of a training step, drawn per picture (arXiv 2212.00794); None where it cannot."""
+    any_size: bool = False
+    """Whether it takes squares of any side, not those of `preprocessing` alone."""
     channels_last_on: tuple[str, ...] = ()
     """Kinds of devices on which pixels and weights lie with their channels together in memory; none where attention does the work."""
 

@@ -163,7 +163,7 @@ _measured: weakref.WeakKeyDictionary[DualEncoder, list[tuple[StagePlan, int]]] =
 def _as_much(one: StagePlan, other: StagePlan) -> bool:
     alike = one.cached == other.cached and one.checkpointing == other.checkpointing
     texts = one.texts_per_pair == other.texts_per_pair and one.texts_kept == other.texts_kept
-    return one.entries is other.entries and alike and texts
+    return one.entries is other.entries and alike and texts and one.setting.augment.size == other.setting.augment.size
 
 
 def largest_half(share: int, fits: Callable[[int], bool]) -> int:
@@ -255,7 +255,8 @@ def blank_pairs(plan: StagePlan, model: DualEncoder, count: int, tokens: int) ->
     if plan.grounding is not None:
         return {"region_pixels": model.image_tower.example(count), **text}
     if not plan.cached:
-        return {"pixels": model.image_tower.example(count), **text}
+        pixels, side = model.image_tower.example(count), plan.setting.augment.size
+        return {"pixels": pixels if side is None else pixels.new_zeros(*pixels.shape[:2], side, side), **text}
     place = next(model.trunk_parameters(), model.logit_scale).device
     with torch.no_grad():
         trunk = model.image_trunk(model.image_tower.example(1).to(place)).to(model.device)

@@ -357,6 +357,15 @@ def _learning(model: DualEncoder, stage: StagePlan) -> list[str]:
                 widths=", ".join(map(str, stage.objective.dimensions)),
             )
         )
+    if setting.augment.size not in (None, model.image_size):
+        lines.append(
+            Said(
+                "    learns from crops of {side} × {side}, is judged by pictures of {size} × {size}",
+                "    用 {side} × {side} 的裁剪训练，用 {size} × {size} 的图片验证",
+                side=setting.augment.size,
+                size=model.image_size,
+            )
+        )
     if stage.image_frozen:
         once = Said("computed every step", "每步都算")
         if stage.cached:

@@ -11,6 +11,7 @@ from cnclip_ft.data.earlier_order import EarlierOrder
 from cnclip_ft.data.further_captions import FurtherCaptions
 from cnclip_ft.data.negatives import NegativeTexts
 from cnclip_ft.data.pairs import PairTable
+from cnclip_ft.models.contract import ImageTower
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.recipe import Stage
 from cnclip_ft.recipe_stage import OBJECTIVES
@@ -138,6 +139,7 @@ def plan_stage(context: Context, model: DualEncoder, number: int, name: str, set
         raise RequestError(
             f"stages.{name}: augment is for pictures of one size, and this image tower takes each in its own shape: stages.{name}.augment={{}}"
         )
+    _refuse_size(name, setting.augment.size, model.image_tower)
     _refuse_widths(name, setting, model)
     _refuse_batch_norm(name, setting, setting.batch_size // context.world, model, entries)
     image_frozen = not trunk_trains(entries, "image")
@@ -212,6 +214,20 @@ def _refuse_other_space(name: str, setting: Stage, teaching: Teaching, model: Du
         raise RequestError(
             f"stages.{name}.teach.teacher: {teaching.teacher.place} is {width} wide and the model {dim}: the pictures do not lie in its space, so "
             f"recall cannot say which weights are the best. Give stages.{name}.teach.keep=last, and a stage on pictures behind it"
+        )
+
+
+def _refuse_size(name: str, size: int | None, tower: ImageTower) -> None:
+    """Of the crops that training sees; each of their pixels is made of four of the picture's, too few for less than half its side."""
+    key = f"stages.{name}.augment.size"
+    if size is not None and not tower.any_size:
+        raise RequestError(
+            f"{key} is {size}, but this image tower takes pictures of {tower.image_size} alone: {key}=null (where it is a ViT, "
+            f"stages.{name}.patch_dropout=0.5 makes its steps shorter)"
+        )
+    if size is not None and size < tower.image_size / 2:
+        raise RequestError(
+            f"{key} is {size}, less than half of the model's {tower.image_size}: {key}={-(-tower.image_size // 2)} or more"
         )
 
 

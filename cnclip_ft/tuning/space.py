@@ -179,7 +179,9 @@ def axes_of(
         axes.append(_number("label smoothing", setting.objective.label_smoothing, (0.0, 0.05, 0.1)))
     if image:
         if not plan.cached and setting.augment.crop:
-            axes.append(_number("crop", setting.augment.crop, (0.6, 0.8, 1.0)))
+            # crops of a size of their own need to be crops
+            spread = (0.6, 0.8, 1.0) if setting.augment.size is None else (0.6, 0.8)
+            axes.append(_number("crop", setting.augment.crop, spread))
         if captions >= 2 and plan.distilling is None and plan.grounding is None:
             shown = {setting.captions_at_once, 1, min(3, int(captions))}
             axes.append(Axis("captions at once", setting.captions_at_once, tuple(sorted(shown))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnclip_ft.data.augment import augment
@@ -33,6 +34,22 @@ def test_the_generator_decides_and_pictures_differ(setting):
     assert first.dtype == torch.uint8 and first.shape == x.shape
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert any(not torch.equal(first[0], row) for row in first[1:])  # every picture is drawn on its own
+
+
+@pytest.mark.parametrize("more", [{}, {"mirror": True, "colour": 0.3, "operations": 1}])
+def test_crops_of_another_size_show_the_same(more):
+    """What is drawn does not depend on the size; the pixels are those of the crop in full, made smaller."""
+    ramps = pictures(4, 32).float()
+    ramps[:, 1] = ramps[:, 2].mT  # a straight line between pixels, so that any resampling of it is exact
+    x = ramps[:, [2, 1, 2]].to(torch.uint8)
+    full, small = (
+        augment(x, Augmentation(crop=0.3, size=size, **more), torch.Generator().manual_seed(3)) for size in (None, 16)
+    )
+    assert small.shape == (4, 3, 16, 16) and small.dtype == torch.uint8
+    if not more:
+        halves = F.avg_pool2d(full.float(), 2)
+        torch.testing.assert_close(small.float()[..., 1:-1, 1:-1], halves[..., 1:-1, 1:-1], atol=1.5, rtol=0)
+        assert halves.std() > 10
 
 
 @pytest.mark.parametrize("setting", [{"crop": 0.6}, {"operations": 4, "strength": 0.3}, {"colour": 0.9}])

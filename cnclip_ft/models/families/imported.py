@@ -40,10 +40,11 @@ class ImportedTower(ImageTower):
         self.path = path
         module: Any = _make_foreign(path)
         self.module, self._own_size = module, int(module.image_size)
-        if image_size not in (None, self._own_size) and not getattr(module, "any_size", False):
+        self.any_size = bool(getattr(module, "any_size", False))
+        if image_size not in (None, self._own_size) and not self.any_size:
             raise RequestError(
-                f"image_size {image_size}: {path} takes {self._own_size}; a module that takes pictures of any size says so with any_size = True "
-                "(docs/towers.md); otherwise model.image_size=null"
+                f"image_size {image_size}: {path} takes {self._own_size}: model.image_size=null, or any_size = True in a module that takes "
+                "squares of any side (docs/towers.md#your-own-image-tower-by-import-path)"
             )
         self.visual_projection = new_projection(module.output_dim, output_dim)
         self.output_dim = output_dim
