@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +86,11 @@ def read_recipe(
     if not isinstance(recipe, (str, Path)):
         if overrides:
             raise RequestError("overrides are for a recipe's file or name; change the content itself")
-        return recipe if isinstance(recipe, Recipe) else checked_recipe(dict(recipe), _look)
+        return (
+            recipe
+            if isinstance(recipe, Recipe)
+            else checked_recipe(dict(recipe), partial(_look, trust_import=trust_import))
+        )
     file = find_recipe(recipe)
     came_along = any((file.parent / mark).exists() for mark in ("cnclip_ft.json", "config.json", "journal.jsonl"))
 
@@ -101,7 +105,7 @@ def read_recipe(
     def looked(model: ModelSection, data: DataSection) -> Facts:
         if said := refused(model):  # rules look at the tower, which runs its code
             raise RequestError(said)
-        return _look(model, data)
+        return _look(model, data, trust_import)
 
     found = load_recipe(recipe, list(overrides), looked)
     if said := refused(found.model):
@@ -109,10 +113,10 @@ def read_recipe(
     return found
 
 
-def _look(model: ModelSection, data: DataSection) -> Facts:
+def _look(model: ModelSection, data: DataSection, trust_import: bool) -> Facts:
     from cnclip_ft.training.choosing import look  # late: most recipes have no rules, and it opens stores
 
-    return look(model, data)
+    return look(model, data, trust_import=trust_import)
 
 
 @typed

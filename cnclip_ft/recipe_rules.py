@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from cnclip_ft.recipe_choice import Choice
@@ -56,7 +56,9 @@ def choose(facts: Facts, given: Mapping[str, Any]) -> list[Choice]:
         written = given.get(name)
         if name not in given or not isinstance(written or {}, Mapping):
             continue
-        stage = _Stage(facts, name, dict(written or {}), batch)
+        # A checkpoint whose image tower has met no texts yet is, for what comes after `align`, two towers.
+        apart = name == CONTRAST and facts.convolutions and facts.start == "whole"
+        stage = _Stage(replace(facts, start="towers") if apart else facts, name, dict(written or {}), batch)
         chosen += stage.choices()
         batch = stage.batch
     return chosen

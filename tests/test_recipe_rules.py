@@ -168,6 +168,16 @@ def test_a_convolutional_tower_that_met_no_texts_learns_at_a_rate_of_its_own():
     assert any("long way to go" in line for line in said)
 
 
+def test_so_does_one_of_a_checkpoint_that_only_its_text_tower_learnt_in():
+    """Its second stage is that of two towers; `align` and a tower that met texts go on as published."""
+    facts = Facts(20_000, 4_000, start="whole", convolutions=True, captions=5.0)
+    found, towers, whole = (
+        stages(each)[0] for each in (facts, replace(facts, start="towers"), replace(facts, convolutions=False))
+    )
+    assert found["contrast"] == towers["contrast"] != whole["contrast"]
+    assert found["align"] == whole["align"] != towers["align"]
+
+
 @pytest.mark.parametrize(("captions", "wanted"), [(1, 1), (1.9, 1), (2.5, 2), (5, 3)])
 def test_so_many_captions_at_once_as_a_picture_has(captions, wanted):
     facts = Facts(10_000, round(10_000 / captions), start="towers", captions=captions)

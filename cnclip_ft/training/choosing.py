@@ -11,7 +11,8 @@ from accelerate.utils import broadcast_object_list
 
 from cnclip_ft.data.mixture import Mixture
 from cnclip_ft.evaluation.kinds.recall import ValidStore
-from cnclip_ft.models.families.imported import is_convolutional
+from cnclip_ft.models.checkpoints import read_checkpoint
+from cnclip_ft.models.families.imported import is_convolutional, is_convolutional_as_made
 from cnclip_ft.models.halves import keeps_shapes
 from cnclip_ft.models.hub import find
 from cnclip_ft.recipe import ModelSection
@@ -26,8 +27,11 @@ _SPLIT = (
 )
 
 
-def look(model: ModelSection, data: DataSection) -> Facts:
+def look(model: ModelSection, data: DataSection, *, trust_import: bool = False) -> Facts:
     """The facts, the same on all devices.
+
+    Args:
+        trust_import: whether the code that a checkpoint names as its image tower may be looked at, which runs it.
 
     Raises:
         RequestError: a store is missing, empty or too small; how to make one to judge by.
@@ -49,8 +53,6 @@ def look(model: ModelSection, data: DataSection) -> Facts:
     devices = PartialState(cpu=not torch.accelerator.is_available())
     kind = devices.device.type
     memory = torch.cuda.get_device_properties(devices.device).total_memory / 2**30 if kind == "cuda" else None
-    one = one_size(model)
-    far = start == "towers" and model.code is not None and is_convolutional(model.code)
     facts = [
         Facts(
             pairs=max(round(visited), FEWEST),
@@ -60,8 +62,8 @@ def look(model: ModelSection, data: DataSection) -> Facts:
             devices=devices.num_processes,
             start=start,
             width=width,
-            one_size=one,
-            convolutions=far,
+            one_size=one_size(model),
+            convolutions=_far(model, trust_import),
             captions=len(store) / max(images, 1),
         )
     ]
@@ -98,11 +100,32 @@ def kind_of_start(start: str | dict[str, Any]) -> tuple[Start, int]:
     return ("new image" if new[0] is image else "new text"), width
 
 
-def one_size(model: ModelSection) -> bool:
-    """Whether the image tower sees all pictures in one size. What cannot be found or read is told where the model is built."""
+def _far(model: ModelSection, trust_import: bool) -> bool:
+    """Whether the image tower is a network of convolutions that has met no texts: made by an import path, or of a checkpoint that has
+    it as it was made (a stage that trains the text tower leaves it so). What cannot be read is told where the model is built."""
+    if model.code is not None:
+        return is_convolutional(model.code)
+    place = _image_place(model)
+    if place is None or not trust_import:
+        return False
+    try:
+        found = read_checkpoint(find(place, model.source))
+        return is_convolutional_as_made(found.description["image"], found.tensors)
+    except RequestError:
+        return False
+
+
+def _image_place(model: ModelSection) -> str | None:
+    """Where the image tower's weights lie."""
     image = model.start.get("image") if isinstance(model.start, dict) else model.start
     place = image.get("path") if isinstance(image, dict) else image
-    if not isinstance(place, str) or model.code is not None:
+    return place if isinstance(place, str) else None
+
+
+def one_size(model: ModelSection) -> bool:
+    """Whether the image tower sees all pictures in one size. What cannot be found or read is told where the model is built."""
+    place = _image_place(model)
+    if place is None or model.code is not None:
         return True
     try:
         return not keeps_shapes(find(place, model.source))

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from torch.utils._pytree import tree_leaves
 
 from cnclip_ft.models.dual_encoder import DualEncoder
-from cnclip_ft.models.modes import modes_kept
+from cnclip_ft.models.modes import evaluation_mode, modes_kept
 from cnclip_ft.runtime import KEPT, available_memory, can_keep
 from cnclip_ft.training.compiling import uncompiled
 from cnclip_ft.training.context import Context
@@ -246,6 +246,12 @@ def _storages(tensor: torch.Tensor) -> Iterator[torch.UntypedStorage]:
         yield tensor.untyped_storage()
 
 
+def blank_pictures(plan: StagePlan, model: DualEncoder, count: int) -> torch.Tensor:
+    """As the steps see them, with nothing on them."""
+    whole, side = model.image_tower.example(count), plan.setting.augment.size
+    return whole if side is None else whole.new_zeros(*whole.shape[:2], side, side)
+
+
 def blank_pairs(plan: StagePlan, model: DualEncoder, count: int, tokens: int) -> dict[str, torch.Tensor]:
     """What the stage sends through `model` for `count` pairs of `tokens` each, with nothing to be seen in it."""
     input_ids, attention_mask = model.text_tower.example(count * plan.texts_per_pair, tokens)
@@ -255,10 +261,10 @@ def blank_pairs(plan: StagePlan, model: DualEncoder, count: int, tokens: int) ->
     if plan.grounding is not None:
         return {"region_pixels": model.image_tower.example(count), **text}
     if not plan.cached:
-        pixels, side = model.image_tower.example(count), plan.setting.augment.size
-        return {"pixels": pixels if side is None else pixels.new_zeros(*pixels.shape[:2], side, side), **text}
+        return {"pixels": blank_pictures(plan, model, count), **text}
     place = next(model.trunk_parameters(), model.logit_scale).device
-    with torch.no_grad():
+    # Not in training mode: batch norm would take its statistics from a picture with nothing in it.
+    with torch.no_grad(), evaluation_mode(model.image_tower):
         trunk = model.image_trunk(model.image_tower.example(1).to(place)).to(model.device)
     return {"trunk": trunk.repeat(count, *[1] * (trunk.ndim - 1)), **text}
 

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.training.compiling import uncompiled
 from cnclip_ft.training.context import Context
-from cnclip_ft.training.memory import heads_at_hand, tokens_per_text
+from cnclip_ft.training.memory import blank_pictures, heads_at_hand, tokens_per_text
 from cnclip_ft.training.stage_plan import StagePlan
 from data_tools.words import Said
 
@@ -107,7 +107,7 @@ def flops_per_pair(plan: StagePlan, model: DualEncoder, tokens: int) -> float | 
     inputs = {}
     # Of an image tower whose features are kept the projection is left, which is next to nothing.
     if not plan.cached and plan.teaching is None:
-        inputs["pixels" if plan.grounding is None else "region_pixels"] = model.image_tower.example(2)
+        inputs["pixels" if plan.grounding is None else "region_pixels"] = blank_pictures(plan, model, 2)
     if not plan.texts_kept:
         inputs["input_ids"], inputs["attention_mask"] = model.text_tower.example(2 * plan.texts_per_pair, tokens)
     for place in ("meta", model.device):

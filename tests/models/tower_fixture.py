@@ -100,6 +100,15 @@ class Stacked(Small):
         return self.two(self.one(x).relu())
 
 
+class Pretrained(Stacked):
+    """With weights of its own."""
+
+    def __init__(self) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(7)
+            super().__init__()
+
+
 class SmallAttention(nn.Module):
     pass
 

@@ -177,6 +177,29 @@ def test_a_network_of_convolutions_is_told_by_what_its_import_path_makes(data, t
     assert ("contrast: rate 0.0001 is high" in " ".join(said.output.split())) is not far
 
 
+@pytest.mark.parametrize(("trains", "far"), [("text", True), ("both", False)])
+def test_a_second_run_tells_whether_the_image_tower_has_met_texts(data, tmp_path, trains, far):
+    """By its weights, where the code that makes them may be run."""
+    start = {
+        "image": "tests.models.tower_fixture:Pretrained",
+        "text": {"hidden": 16, "layers": 1, "heads": 2},
+        "projection": 8,
+    }
+    read = {"train": str(data / "train"), "valid": str(data / "valid"), "workers": 0}
+    stage = {"train": trains, "steps": 2, "batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 0}
+    first = cnclip_ft.train(
+        {"model": {"start": start}, "data": read, "stages": {"align": stage}, "output": str(tmp_path / "first")}
+    )
+    given = [f"model.start={first.parent / 'last'}", *places(data)[:2]]
+    contrast = read_recipe("own-data", given, trust_import=True).stages["contrast"]
+    rates = {(rule.tower, rule.part): rule.rate * contrast.learning_rate for rule in contrast.train}
+    if far:
+        assert rates["image", "trunk"] == pytest.approx(4e-4 * (contrast.batch_size / 256) ** 0.5, rel=0.02)
+    assert (max(rates.values()) > 5e-5) is far
+    gentle = read_recipe("own-data", given).stages["contrast"]  # the code may not be run: as a whole model
+    assert max(rule.rate for rule in gentle.train) * gentle.learning_rate < 5e-5
+
+
 def test_captions_are_counted_as_they_lie(data, tmp_path):
     """However often an epoch visits a store, or whether it visits its pictures once."""
     write_store(tmp_path / "single", images=40, captions=1, seed=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 
 from data_tools.errors import RequestError
 from tests.training.helpers import planned, tiny_recipe
@@ -84,3 +85,19 @@ def test_every_warning_of_the_plan_is_said(stores, tmp_path):
     assert any(
         "shares images with the training split (e.g. id 3)" in warning for warning in warnings(context, model, plans)
     )
+
+
+@pytest.mark.parametrize("train", ["text", "both"])
+def test_planning_changes_nothing_of_the_model(stores, train):
+    """Neither weights nor statistics of batch norm, which a tower in training mode takes from whatever it is shown."""
+    from cnclip_ft.training.plan import describe
+    from tests.models.helpers import TEXT
+
+    start = {"image": "tests.models.tower_fixture:Pretrained", "text": TEXT, "projection": 8}
+    stage = {"train": train, "steps": 2, "batch_size": 8, "learning_rate": 1e-3}
+    context, model, plans = planned(tiny_recipe(stores, model={"start": start}, stages={"align": stage}))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    describe(context, model, plans)
+    assert model.image_tower.module.norm.training
+    moved = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
+    assert moved == []

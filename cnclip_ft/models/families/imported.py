@@ -141,7 +141,7 @@ def is_convolutional(tower: str | nn.Module) -> bool:
     Raises:
         RequestError: it cannot be made.
     """
-    if isinstance(tower, nn.Module) and not isinstance(tower, ImportedTower):
+    if isinstance(tower, ImageTower) and not isinstance(tower, ImportedTower):
         return False
     module = _make_foreign(tower) if isinstance(tower, str) else tower
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
@@ -150,6 +150,25 @@ def is_convolutional(tower: str | nn.Module) -> bool:
     ]
     attends = any("attention" in type(each).__name__.lower() for each in module.modules())
     return len(overlapping) >= _FEWEST_CONVOLUTIONS and not attends
+
+
+def is_convolutional_as_made(numbers: dict[str, Any], tensors: dict[str, torch.Tensor]) -> bool:
+    """Whether the image tower of a checkpoint is such a network, by an import path, with the weights it is made with. Runs the code.
+
+    Args:
+        numbers: a checked description of an image tower.
+        tensors: of the checkpoint.
+
+    Raises:
+        RequestError: it cannot be made.
+    """
+    if ImportedTower.kind != numbers["kind"]:
+        return False
+    module = _make_foreign(numbers["factory"])
+    if not is_convolutional(module):
+        return False
+    made = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
+    return all(name not in made or torch.equal(tensor.float(), made[name].float()) for name, tensor in tensors.items())
 
 
 def _make_foreign(path: str) -> nn.Module:
