@@ -56,24 +56,28 @@ def load_recipe(name: str | Path, overrides: list[str] | None = None, look: Look
         RequestError: naming the file, the key, what was found and what is expected.
     """
     path = find_recipe(name)
-    content, stages = _read(path, overrides or [])
+    content, stages, left = _read(path, overrides or [])
     try:
         return checked_recipe(content, look)
     except RequestError as error:
-        lines = "\n".join(f"  {line}" for line in _misplaced(overrides or [], stages))
+        there = [override for override in overrides or [] if override not in left]
+        lines = "\n".join(f"  {line}" for line in _misplaced(there, stages))
         said = f"this recipe cannot be run:\n{lines}" if lines else str(error)
         raise RequestError(f"{path}: {said}") from None
 
 
-def _read(path: Path, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """The content of a recipe with settings put over it, and the names of its stages."""
+def _read(path: Path, overrides: list[str]) -> tuple[dict[str, Any], list[str], list[str]]:
+    """The content of a recipe with settings put over it, the names of its stages, and the settings that leave a stage out."""
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise RequestError(f"{path}: a recipe is a mapping with model, data and stages; found {type(content).__name__}")
     stages = list(content["stages"]) if isinstance(content.get("stages"), dict) else []
+    left: dict[str, str] = {}
     for override in overrides:
-        _override(content, override)
         where = override.partition("=")[0].split(".")
+        if where[0] == "stages" and len(where) > 2 and where[1] in left:
+            raise RequestError(f"{override!r}: {left[where[1]]} leaves that stage out; take one of both away")
+        _override(content, override)
         if where[0] != "stages" or len(where) != 2:
             continue
         name = where[1]  # a whole stage
@@ -81,15 +85,16 @@ def _read(path: Path, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
             if len(stages) == 1:
                 raise RequestError(f"{override!r}: no stage is left; a recipe has one or more")
             del content["stages"][name]
+            left[name] = override
             stages = [each for each in stages if each != name]
         elif isinstance(content["stages"][name], dict):
             stages.append(name)
-    return content, stages
+    return content, stages, list(left.values())
 
 
 def begun_with_rules(name: str | Path, overrides: list[str]) -> Path | None:
     """Of a recipe with rules that was begun in its output folder: the recipe there, which says what was chosen; else None."""
-    content, _ = _read(find_recipe(name), overrides)
+    content, *_ = _read(find_recipe(name), overrides)
     if content.get("rules") != NAME:
         return None
     begun = Path(str(content.get("output") or Recipe.model_fields["output"].default)) / "recipe.yaml"

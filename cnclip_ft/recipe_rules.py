@@ -223,17 +223,23 @@ class _Stage:
         new = min(1.7e-3 * math.sqrt(min(batch, 512) / 128) * min(128 / self.facts.width, 1.0), 1.7e-3)
         gentle = suggested_rate(batch) if start == "whole" else joining_rate(batch)
         text = new if start in ("new", "new text") else gentle
+        gentle = far_rate(batch) if self._image_far else gentle
         if self.name == ALIGN and start in ("towers", "new image"):
             text = min(2e-4 * math.sqrt(batch / 256), 2e-4)
         image = new if start in ("new", "new image") else gentle
         return _rounded(text), _rounded(image / text)
 
     @property
-    def _far(self) -> bool:
-        """Whether the image tower has a long way to go in `contrast`, whose rate is then its own. Rate and table belong together: both are
-        chosen, or neither."""
+    def _image_far(self) -> bool:
+        """Whether the image tower has a long way to go in `contrast`. Rate and table belong together: both are chosen, or neither."""
         open_ = self.given.get("train") is None and self.given.get("learning_rate") is None
-        return open_ and self.name == CONTRAST and self.facts.start == "towers" and self.facts.convolutions
+        beside = self.facts.start in ("towers", "new text")
+        return open_ and beside and self.name == CONTRAST and self.facts.convolutions
+
+    @property
+    def _far(self) -> bool:
+        """Whether, moreover, the text tower has learnt what it can: the stage's rate is then the image tower's."""
+        return self._image_far and self.facts.start == "towers"
 
     def _table(self) -> Choice:
         start = self.facts.start
@@ -274,10 +280,14 @@ class _Stage:
             *_trunk_and_rest("text", 1, heads),
             {"tower": "temperature", "rate": heads},
         ]
-        return self._choice(
-            {"train": table},
-            Said("both towers, projections and temperature twice as fast", "两座塔一起，投影与温度快一倍"),
-        )
+        why = Said("both towers, projections and temperature twice as fast", "两座塔一起，投影与温度快一倍")
+        if self._image_far:
+            why = Said(
+                "both towers, projections and temperature twice as fast; the image tower at 4e-4 at batch 256: a convolutional network that "
+                "learnt from no texts has a long way to go",
+                "两座塔一起，投影与温度快一倍；图像塔在批量 256 时 4e-4：没有从文本学习过的卷积网络还有很长的路",
+            )
+        return self._choice({"train": table}, why)
 
     def _warmup(self) -> Choice:
         most = 100 if self.facts.start == "whole" or self.facts.start == "towers" else 2000
@@ -336,7 +346,7 @@ class _Stage:
     def _pictures(self) -> Choice:
         known_by_heart = self.facts.start != "whole" and self.facts.images < 1_000_000
         wanted = self.name == CONTRAST and known_by_heart and self.facts.one_size
-        crop = 0.4 if self._far else 0.8
+        crop = 0.4 if self._image_far else 0.8
         return self._choice(
             {"augment": {"crop": crop} if wanted else None},
             Said(

@@ -57,10 +57,12 @@ def test_losses_share_a_panel_and_norms_have_one_each():
     norms = {"gradient_norms": {"image_trunk": 4.0, "text_projection": 0.04, "temperature": 9.0}}
     records = [
         JOURNAL[0] | {"loss": 2.5},
-        *(record | norms if record["kind"] == "train" else record | {"loss": 2.0} for record in JOURNAL[1:]),
+        *(record | norms if record["kind"] == "train" else record | {"loss": 2.0, "gap": 0.25} for record in JOURNAL[1:]),
     ]
     drawn = "".join(curves(records, "en"))
-    assert drawn.count("<svg") == 7  # no update is in this journal
+    assert drawn.count("<svg") == 8  # no update is in this journal
+    gap = next(part for part in drawn.split("<svg") if ">gap: validation − training loss<" in part)
+    assert "0.25 → 0.25" in gap and "class=start" not in gap
     loss, norm = (
         next(part for part in drawn.split("<svg") if f">{title}<" in part)
         for title in ("loss (dashed: validation)", "gradient norms")

@@ -98,8 +98,11 @@ def test_a_stage_is_left_out(recipe):
     others = [f"stages.{name}=null" for name in both]
     with pytest.raises(RequestError, match="no stage is left"):
         load_recipe(recipe, [more, *others])
-    with pytest.raises(RequestError, match="there is no stage 'align'"):
+    with pytest.raises(RequestError, match="align.batch_size=4': stages.align=null leaves that stage out"):
         load_recipe(recipe, [more, "stages.align=null", "stages.align.batch_size=4"])
+    with pytest.raises(RequestError) as refused:  # what is wrong elsewhere is what is told
+        load_recipe(recipe, [more, "stages.align=null", "stages.more.learning_rate=-1"])
+    assert "stages.more.learning_rate" in str(refused.value) and "align" not in str(refused.value)
     with pytest.raises(RequestError, match="there is no stage 'other'"):
         load_recipe(recipe, ["stages.other=null"])
 

@@ -168,6 +168,20 @@ def test_a_convolutional_tower_that_met_no_texts_learns_at_a_rate_of_its_own():
     assert any("long way to go" in line for line in said)
 
 
+def test_so_it_does_beside_a_text_tower_that_is_made_new():
+    """The text tower keeps the rate of a new one; a given rate or table turns both off."""
+    facts = Facts(20_000, 4_000, start="new text", convolutions=True, captions=5.0)
+    found, plain = (stages(each)[0]["contrast"] for each in (facts, replace(facts, convolutions=False)))
+    image, gentle = (
+        next(rule.rate for rule in each.train if (rule.tower, rule.part) == ("image", "trunk")) * each.learning_rate
+        for each in (found, plain)
+    )
+    assert image == pytest.approx(4e-4, rel=0.02) and gentle == pytest.approx(3e-5, rel=0.02)
+    assert found.learning_rate == plain.learning_rate and found.augment.crop == 0.4
+    given = {"contrast": {"learning_rate": 1e-3}}
+    assert stages(facts, given)[0]["contrast"] == stages(replace(facts, convolutions=False), given)[0]["contrast"]
+
+
 def test_so_does_one_of_a_checkpoint_that_only_its_text_tower_learnt_in():
     """Its second stage is that of two towers; `align` and a tower that met texts go on as published."""
     facts = Facts(20_000, 4_000, start="whole", convolutions=True, captions=5.0)

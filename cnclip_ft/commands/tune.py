@@ -72,7 +72,8 @@ def tune(
             say(
                 f"\n{outcome.trials_table(space, found, width)}\n\n{outcome.settings_table(space, found, mattered, width)}"
             )
-    lines: list[str] = [] if judged is None else [judged.sentence()]
+    lines: list[str] = [each for space in found.spaces for each in outcome.shortcomings(found, space)]
+    lines += [] if judged is None else [judged.sentence()]
     lines += [f"warning: {found.warning}"] if found.warning else []
     lines += [f"Recipe: {file}", f"Page: {page}", f"Best checkpoint: {found.weights(found.winner(last))}"]
     say("\n" + fitted("\n".join(lines), width))

@@ -16,6 +16,7 @@ _COLOURS = ("one", "two", "three", "four", "ink")
 _MOST = 600  # points of a line: more are narrower than a pixel
 _PANELS = [
     ("train", "loss", Said("loss", "损失")),
+    ("validation", "gap", Said("gap: validation − training loss", "差距：验证损失 − 训练损失")),
     ("train", "accuracy", Said("in-batch accuracy", "批内准确率")),
     ("validation", "mean_recall", Said("mean recall", "平均召回率")),
     ("train", "rate", Said("learning rate", "学习率")),
@@ -68,7 +69,7 @@ def curves(records: list[Record], language: str) -> list[str]:
     drawn = []
     for kind, key, title in _PANELS:
         shown, level = lines(kind, key), None
-        if kind == "validation":
+        if key == "mean_recall":
             level = _begun(shown, start.get(key))
         elif key == "loss":
             judged = lines("validation", "loss", dashed=True)

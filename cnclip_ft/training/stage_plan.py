@@ -222,12 +222,17 @@ def _refuse_size(name: str, size: int | None, tower: ImageTower) -> None:
     key = f"stages.{name}.augment.size"
     if size is not None and not tower.any_size:
         raise RequestError(
-            f"{key} is {size}, but this image tower takes pictures of {tower.image_size} alone: {key}=null (where it is a ViT, "
-            f"stages.{name}.patch_dropout=0.5 makes its steps shorter)"
+            f"{key} is {size}, but this image tower takes pictures of {tower.image_size} alone: {key}=null"
+            + (f" (stages.{name}.patch_dropout=0.5 makes its steps shorter)" if tower.patch_dropout is not None else "")
+            + (
+                ", or any_size = True in its module (docs/towers.md#your-own-image-tower-by-import-path)"
+                if tower.kind == "foreign"
+                else ""
+            )
         )
-    if size is not None and size < tower.image_size / 2:
+    if size is not None and not tower.image_size / 2 <= size <= tower.image_size:
         raise RequestError(
-            f"{key} is {size}, less than half of the model's {tower.image_size}: {key}={-(-tower.image_size // 2)} or more"
+            f"{key} is {size}; it may be {-(-tower.image_size // 2)} to {tower.image_size}, from half of the model's pictures to their own side"
         )
 
 

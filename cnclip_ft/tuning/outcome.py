@@ -144,11 +144,42 @@ def trials_table(space: Space, found: Found, width: int | None = None) -> str:
 def counted(found: Found, stage: str) -> Said:
     states = [trial.state for trial in found.trials[stage]]
     return Said(
-        "{all} trials: {complete} to their end, {pruned} given up, {failed} failed",
+        "trials: {all}; {complete} to the end, {pruned} given up, {failed} failed",
         "{all} 次试验：{complete} 次完成，{pruned} 次提前放弃，{failed} 次失败",
         all=len(states),
         **{state: states.count(state) for state in ("complete", "pruned", "failed")},
     )
+
+
+def shortcomings(found: Found, space: Space) -> list[Said]:
+    """What a search of a stage did not reach."""
+    trials, best = complete(found.trials[space.name]), found.winner(space.name)
+    told: list[Said] = []
+    if space.axes and len(trials) == 1:
+        told.append(
+            Said(
+                "stage {name}: one trial came to its end, the recipe itself: nothing was compared. Go on with --continue and a larger --budget "
+                "or more --trials",
+                "阶段 {name}：只有一次试验完成，即配方本身：没有可比较的。请用 --continue 继续，并给更大的 --budget 或更多的 --trials",
+                name=space.name,
+            )
+            if best.number == 0
+            else Said(
+                "stage {name}: one trial came to its end: nothing was compared. Go on with --continue and a larger --budget or more --trials",
+                "阶段 {name}：只有一次试验完成：没有可比较的。请用 --continue 继续，并给更大的 --budget 或更多的 --trials",
+                name=space.name,
+            )
+        )
+    if best.gained_nothing:
+        told.append(
+            Said(
+                "stage {name}: no trial beat its start ({score:.2f}): the best checkpoint has the weights the stage began with",
+                "阶段 {name}：没有一次试验超过起点（{score:.2f}）：最好的检查点就是该阶段开始时的权重",
+                name=space.name,
+                score=best.score,
+            )
+        )
+    return told
 
 
 def write(found: Found, judged: Flattery | None, language: str) -> tuple[Path, Path]:
@@ -189,6 +220,7 @@ def _stage_parts(space: Space, found: Found, language: str) -> list[str]:
     said = joined(filter(None, lines), "; ", "；")
     stage = Said("Stage {name}", "阶段 {name}", name=space.name)
     parts = [_heading(stage, language), f"<p>{html.escape(said_in(said, language))}</p>"]
+    parts += [f"<p class=hurts>{html.escape(said_in(each, language))}</p>" for each in shortcomings(found, space)]
     if not space.axes:
         return parts
     mattered = importance(space, trials)

@@ -135,7 +135,12 @@ class Search:
         with held(self.folder):
             self._settle_folder(proceed)
             self.file = TrialFile(self.folder)
-            self._look()
+            try:
+                self._look()
+            except RequestError:
+                if not proceed:  # nothing was searched: the folder is as it was
+                    (self.folder / SETTINGS).unlink()
+                raise
             start: Any = self.recipe.model.start
             for number, space in enumerate(self.spaces):
                 share = None if self.budget is None else (self.budget - self.file.seconds) / self._still(number)
@@ -287,12 +292,14 @@ class Search:
 
         def follow(record: Record) -> str | None:
             trial.seconds = earlier + time.monotonic() - began
+            if record.get("kind") == "validation" and record.get("stage") == "start":
+                trial.start = record.get("score")
             left = record.get("seconds_left", 0.0)
             if record.get("stage") != space.name:
                 return None
             if limit is not None and spent + trial.seconds - earlier + left > limit * _OVER:
                 if trial.number == 0:
-                    need = _said((trial.seconds + left) * 1.1 * self._still(0))
+                    need = _said((trial.seconds + left) * 1.3 * self._still(0))  # it starts anew, and may be slower
                     raise RequestError(
                         f"stage {space.name}: the recipe itself takes about {_said(trial.seconds + left)}, and "
                         f"{_said(max(0.0, limit - spent))} of the budget are left for this stage. Give --budget {need} or more "
@@ -327,6 +334,7 @@ class Search:
         self.file.write(trial)
         best = complete(self.file.of(space.name))
         told = f"{trial.state}: {trial.reason}" if trial.score is None else f"{trial.score:.2f}"
+        told += " (nothing beat its start)" if trial.gained_nothing else ""
         changed = [
             f"{axis.name} {axis.shown(trial.values[axis.name])}"
             for axis in space.axes

@@ -20,7 +20,8 @@ class Trial:
     Args:
         values: by axis.
         reports: best score so far by number of the validation, in order.
-        score: of the best weights of a complete one, in percent.
+        start: score before the first step.
+        score: of the best weights of a complete one, in percent; those of the start where no validation beat it.
         seconds: that it ran, over all attempts.
         reason: why it was given up, or failed.
     """
@@ -33,6 +34,11 @@ class Trial:
     seconds: float = 0.0
     reports: dict[int, float] = field(default_factory=dict)
     reason: str = ""
+    start: float | None = None
+
+    @property
+    def gained_nothing(self) -> bool:
+        return self.score is not None and self.start is not None and self.score <= self.start
 
     def report(self, number: int, score: float) -> float:
         """Take in a validation, of which a run that went on may tell twice; the best so far."""

@@ -186,7 +186,7 @@ def test_a_checkpoint_whose_factory_is_gone(tmp_path):
     "spec,message",
     [
         ("no_such_package:x", "cannot be imported"),
-        (f"{HERE}:nothing", "cannot be imported"),
+        (f"{HERE}:nothing", "has no attribute 'nothing'; .* look at the name behind the colon"),
         (f"{HERE}:not_a_module", "it is a str"),
         (f"{HERE}:lacking", "it lacks output_dim, image_size, mean, std"),
         (f"{HERE}:wrong_input", "input is 'float64'"),
@@ -220,6 +220,8 @@ def test_a_module_that_takes_pictures_of_any_size(tmp_path):
     back = load(tmp_path / "b", image_size=24, trust_import=True)
     assert back.image_size == 24 and torch.equal(back.encode_images([picture]), model.eval().encode_images([picture]))
     assert foreign("convolutional")[0].image_tower.describe() == back.image_tower.describe()
+    with pytest.raises(RequestError, match="image_size is 4, expected 8 to"):
+        load(tmp_path / "a", image_size=4, trust_import=True)
     assert (
         build_start({"image": str(tmp_path / "a"), "text": TEXT}, image_size=32, trust_import=True)[0].image_size == 32
     )
@@ -230,7 +232,9 @@ def test_settings_a_module_does_not_offer(tmp_path):
         build_start({"image": f"{HERE}:plain", "text": TEXT}, image_size=48)
     model, _ = foreign()
     save_checkpoint(model, tmp_path / "a", info={})
-    with pytest.raises(RequestError, match="image_size 48: .* takes 24: model.image_size=null, or any_size = True"):
+    with pytest.raises(
+        RequestError, match="image_size 48: .* takes 24: leave it out .model.image_size=null., or any_size = True"
+    ):
         load(tmp_path / "a", image_size=48, trust_import=True)
     assert load(tmp_path / "a", image_size=24, trust_import=True).image_size == 24
     with pytest.raises(RequestError, match="no set_gradient_checkpointing"):

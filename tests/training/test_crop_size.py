@@ -59,8 +59,9 @@ def test_the_plan_tells_it_and_its_memory(place, tmp_path):
 @pytest.mark.parametrize(
     "tower,size,message",
     [
-        ("plain", 16, "this image tower takes pictures of 24 alone: stages.learn.augment.size=null"),
-        ("convolutional", 11, "less than half of the model's 24: stages.learn.augment.size=12 or more"),
+        ("plain", 16, "takes pictures of 24 alone: stages.learn.augment.size=null, or any_size = True"),
+        ("convolutional", 11, "size is 11; it may be 12 to 24"),
+        ("convolutional", 25, "size is 25; it may be 12 to 24"),
     ],
 )
 def test_sizes_that_are_refused(place, tmp_path, tower, size, message):

@@ -61,8 +61,9 @@ def recipe(stores, *overrides, train="train"):
 class Fake:
     """Stands for the process of a trial: six validations, and a score by the trial's stage alone."""
 
-    def __init__(self, score=lambda stage: 10.0, left=0.0, stop_at=None, fails=lambda number: False):
+    def __init__(self, score=lambda stage: 10.0, left=0.0, stop_at=None, fails=lambda number: False, at_start=0.0):
         self.score, self.left, self.stop_at, self.fails, self.runs = score, left, stop_at, fails, []
+        self.at_start = at_start
 
     def __call__(self, runner, follow):
         number = int(runner.folder.name)
@@ -73,6 +74,7 @@ class Fake:
         if len(self.runs) == self.stop_at:
             raise KeyboardInterrupt
         score = self.score(settings)
+        follow({"kind": "validation", "stage": "start", "step": 0, "score": self.at_start})
         for step in range(1, 7):
             at = step * (settings.validate_every or 2)
             for record in (
@@ -84,7 +86,8 @@ class Fake:
                     return "stopped", reason
         best = runner.folder / runner.stage / "best"
         best.mkdir(parents=True)
-        (best / "cnclip_ft.json").write_text(json.dumps({"format": 1, "model": {}, "score": score}), encoding="utf-8")
+        said = {"format": 1, "model": {}, "score": max(score, self.at_start)}
+        (best / "cnclip_ft.json").write_text(json.dumps(said), encoding="utf-8")
         return "complete", ""
 
 
@@ -403,6 +406,22 @@ def test_a_range_of_whole_numbers_is_drawn_in_whole_numbers(stores, tmp_path):
     assert [trial.state for trial in found.trials["align"]] == ["complete"] * 6
 
 
+def test_what_a_search_did_not_reach_is_told(stores, tmp_path):
+    for place, trials, at_start in (("one", 1, 5.0), ("two", 2, 90.0), ("fine", 2, 5.0)):
+        fake = Fake(score=lambda stage: 20 + 1e3 * stage.learning_rate, at_start=at_start)
+        found, lines = searched(stores, tmp_path / place, fake, trials=trials)
+        told = [str(line) for line in outcome.shortcomings(found, found.spaces[0])]
+        page = outcome.write(found, None, "en")[1].read_text(encoding="utf-8")
+        assert all(line in page for line in told)
+        if place == "one":
+            assert len(told) == 1 and "the recipe itself: nothing was compared" in told[0]
+        elif place == "two":
+            assert len(told) == 1 and "no trial beat its start (90.00)" in told[0]
+            assert sum("nothing beat its start" in line for line in lines) == 3  # and the stage that is not searched
+        else:
+            assert told == []
+
+
 def test_failures_without_end_end_the_search(stores, tmp_path):
     """They take next to no time, so that a budget alone would never stop them."""
     found, lines = searched(stores, tmp_path / "s", Fake(fails=lambda number: number > 0), trials=None, budget=3600.0)
@@ -418,3 +437,4 @@ def test_values_that_cannot_be_are_refused_before_the_first_trial(stores, tmp_pa
     with pytest.raises(RequestError, match="--search"):
         searched(stores, tmp_path / "s", runs, trials=4, given=(f"stages.align.{values}",))
     assert not runs.runs
+    searched(stores, tmp_path / "s", runs, trials=1)  # the folder holds no search that would have to be continued

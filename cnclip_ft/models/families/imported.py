@@ -43,8 +43,8 @@ class ImportedTower(ImageTower):
         self.any_size = bool(getattr(module, "any_size", False))
         if image_size not in (None, self._own_size) and not self.any_size:
             raise RequestError(
-                f"image_size {image_size}: {path} takes {self._own_size}: model.image_size=null, or any_size = True in a module that takes "
-                "squares of any side (docs/towers.md#your-own-image-tower-by-import-path)"
+                f"image_size {image_size}: {path} takes {self._own_size}: leave it out (model.image_size=null), or any_size = True in a module "
+                "that takes squares of any side (docs/towers.md#your-own-image-tower-by-import-path)"
             )
         self.visual_projection = new_projection(module.output_dim, output_dim)
         self.output_dim = output_dim
@@ -177,7 +177,11 @@ def _make_foreign(path: str) -> nn.Module:
         raise RequestError(f"{path!r} is neither a folder nor an import path like package.module:factory")
     try:
         factory = getattr(importlib.import_module(name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except AttributeError as error:
+        raise RequestError(
+            f"the image tower {path}: {error}; {name} was found, so look at the name behind the colon"
+        ) from None
+    except (ImportError, ValueError) as error:
         raise RequestError(
             f"the image tower {path} cannot be imported ({error}). Install the package that holds it, or set PYTHONPATH to its folder"
         ) from None
