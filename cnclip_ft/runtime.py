@@ -133,8 +133,10 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """`tensor` on the device; the CPU goes on while it is copied, which takes memory that stays in its place."""
     if tensor.device == device:
         return tensor
-    if device.type != "cuda" or tensor.device.type != "cpu" or torch.compiler.is_compiling():
+    if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
+    if torch.compiler.is_compiling():  # pinning is not traced
+        return tensor.to(device, non_blocking=True)
     return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
 
 

@@ -28,6 +28,12 @@ def pytest_ignore_collect(collection_path, config):
     return None
 
 
+def pytest_collection_modifyitems(config, items):
+    """On a card those that compile come last: where the time is short, the others have been run."""
+    if config.option.markexpr == "cuda":
+        items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
 @pytest.fixture(autouse=True)
 def _interrupts_stay_pytests():
     """`cnclip_ft.cli.main` leaves the process to Ctrl-C when it ends."""

@@ -57,7 +57,10 @@ def test_losses_share_a_panel_and_norms_have_one_each():
     norms = {"gradient_norms": {"image_trunk": 4.0, "text_projection": 0.04, "temperature": 9.0}}
     records = [
         JOURNAL[0] | {"loss": 2.5},
-        *(record | norms if record["kind"] == "train" else record | {"loss": 2.0, "gap": 0.25} for record in JOURNAL[1:]),
+        *(
+            record | norms if record["kind"] == "train" else record | {"loss": 2.0, "gap": 0.25}
+            for record in JOURNAL[1:]
+        ),
     ]
     drawn = "".join(curves(records, "en"))
     assert drawn.count("<svg") == 8  # no update is in this journal

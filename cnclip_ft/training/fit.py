@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 
 import torch
@@ -55,7 +56,8 @@ def _goes_through(
 ) -> bool:
     try:
         try_step(context, plan, model, size, to_come)
-    except torch.cuda.OutOfMemoryError:
+    except torch.cuda.OutOfMemoryError as error:
+        traceback.clear_frames(error.__traceback__)  # they hold what was computed so far
         torch.cuda.empty_cache()
         return False
     finally:
@@ -107,12 +109,15 @@ def out_of_memory(
     ):
         return None
     setting = plan.setting
+    traceback.clear_frames(
+        error.__traceback__
+    )  # what the step had computed is freed, or next to nothing would fit beside it
     model.zero_grad(set_to_none=True)
     fits = None
     if context.device.type == "cuda" and not isinstance(context.sharding, Sharded):
         torch.cuda.empty_cache()
         found = largest_that_fits(context, plan, model, to_come)
-        fits = found if found is not None and found < at_once else None
+        fits = found if found is not None and 1 < found < at_once else None  # 1 was not tried
     size = fits or max(at_once // 2, 1)
     going_on = [
         f"stages.{plan.name}.micro_batch_size={size} ({'fits, tried just now' if fits else f'half of the {at_once} that did not fit'}; same gradient)"

@@ -109,6 +109,16 @@ class Pretrained(Stacked):
             super().__init__()
 
 
+class Any(Pretrained):
+    """Of any size; says what it has seen last."""
+
+    any_size = True
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        self.seen = pixels
+        return super().forward(pixels)
+
+
 class SmallAttention(nn.Module):
     pass
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cnclip_ft.models.checkpoints import load
+pytest.importorskip("scipy")
+
+from cnclip_ft.models.checkpoints import load  # noqa: E402
 from cnclip_ft.training.run import train
 from tests.training.boxes import boxes_recipe, write_boxes
 from tests.training.helpers import losses, prepared

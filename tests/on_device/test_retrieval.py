@@ -48,7 +48,8 @@ def test_a_split_is_encoded_as_on_the_cpu(device, tmp_path):
     expected = encode_split(model, store, device="cpu", progress=False)
     found = encode_split(model, store, device=device, workers=2, progress=False)
     assert found.image_features.device.type == "cpu"
-    torch.testing.assert_close(found.image_features, expected.image_features, atol=1e-4, rtol=0)
+    # cuDNN convolves float32 in TF32 unless told otherwise, patches too
+    torch.testing.assert_close(found.image_features, expected.image_features, atol=5e-4, rtol=0)
     torch.testing.assert_close(found.text_features, expected.text_features, atol=1e-4, rtol=0)
     assert recall(found, device=device).as_dict() == recall(found, device="cpu").as_dict()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from contextlib import nullcontext
 
 import pytest
@@ -140,9 +141,10 @@ def run_of(folder, tmp_path, micro):
 
 
 def test_out_of_memory_is_told_with_a_size_that_fits(little_memory, tmp_path):
-    told = r"out of memory on cuda.*micro_batch_size=\d+ \(fits, tried just now; same gradient"
-    with pytest.raises(UserError, match=told):
+    told = r"out of memory on cuda.*micro_batch_size=(\d+) \(fits, tried just now; same gradient"
+    with pytest.raises(UserError, match=told) as refused:
         train(run_of(little_memory, tmp_path, None))
+    assert int(re.search(told, str(refused.value))[1]) >= 32  # not what fits beside the step that did not
 
 
 def test_an_automatic_micro_batch_fits_and_trains(little_memory, tmp_path):

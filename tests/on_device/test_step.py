@@ -12,6 +12,7 @@ from cnclip_ft.training.compiling import compile_towers
 from cnclip_ft.training.large_batch import GradientStep
 from cnclip_ft.training.loss import ContrastiveObjective, SigmoidObjective
 from cnclip_ft.training.optimizer import give_bias
+from tests.models.helpers import TEXT
 from tests.training.helpers import random_batch, tiny_model
 
 
@@ -122,3 +123,25 @@ def test_compiled_towers_step_like_plain_ones(device, ready, how):
         batches = trainer.batches()
         found.append([trainer.take(next(batches)).loss.item() for _ in range(3)])
     assert found[1] == pytest.approx(found[0], abs=1e-3 if precision == "fp32" else 0.05)
+
+
+def test_kept_texts_and_crops_of_a_size_of_their_own_step_as_on_the_cpu(device, ready, elsewhere):
+    """A frozen text tower's features come from the host, several a picture; a convolution tower sees crops smaller than its pictures."""
+    stage = {
+        "train": [{"tower": "image"}, {"tower": "text", "rate": 0}, {"tower": "temperature"}],
+        "captions_at_once": 2,
+        "micro_batch_size": 3,
+        "batch_norm": "frozen",
+        "augment": {"crop": 0.5, "mirror": True, "size": 16},
+    }
+    start = {"image": "tests.models.tower_fixture:Any", "text": TEXT, "projection": 32}
+    found = {}
+    for kind in ("cpu", device.type):
+        elsewhere(kind)
+        trainer = ready(stage=stage, start=start, precision="fp32", layers=0)
+        assert trainer.context.device.type == kind and trainer.prepared.texts is not None
+        batches = trainer.batches()
+        found[kind] = [trainer.take(next(batches)).loss.item() for _ in range(3)]
+        assert trainer.whole.image_tower.module.seen.shape[-1] == 16
+    assert found[device.type] == pytest.approx(found["cpu"], abs=2e-3)
+    assert len(set(found["cpu"])) == 3

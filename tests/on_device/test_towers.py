@@ -187,11 +187,15 @@ def test_exported_graphs_run_on_the_card(device, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has no CUDA (pip install onnxruntime-gpu)")
+    pytest.importorskip("onnxscript")
     from cnclip_ft.export.run import export_checkpoint
 
+    if hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # torch's
     model = load(tiny.make_checkpoint(tmp_path / "best")).eval()
     out = export_checkpoint(tmp_path / "best", "onnx", tmp_path / "onnx")
     session = onnxruntime.InferenceSession(str(out / "image.onnx"), providers=["CUDAExecutionProvider"])
+    assert session.get_providers()[0] == "CUDAExecutionProvider"  # what does not load is passed over in silence
     pixels = random_batch(model, 3)["pixels"]
     (found,) = session.run(None, {session.get_inputs()[0].name: pixels.numpy()})
     with torch.no_grad():

@@ -6,14 +6,16 @@ import os
 import re
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from cnclip_ft.runtime import _left_in_groups
-from cnclip_ft.training import memory
+from cnclip_ft.training import fit, memory
 from cnclip_ft.training.advice import warnings
 from cnclip_ft.training.fit import micro_batch_size, try_step
 from cnclip_ft.training.memory import HOPELESS, MARGIN, estimate, largest_half
@@ -53,6 +55,31 @@ def test_a_trial_is_a_whole_forward_and_backward(prepared):
     assert not model.running_mean.any()  # blank pictures teach batch norm nothing
     grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     assert len(grads) > 20 and all(torch.isfinite(grad).all() for grad in grads)
+
+
+def test_what_a_step_without_memory_had_computed_is_freed_before_others_are_tried(prepared, monkeypatch):
+    """On a card its activations would take the room of what is tried; here they only have to be gone."""
+    context, plan, model = prepared
+    kept = []
+
+    def step():
+        activations = torch.ones(3)
+        kept.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def largest(*_):
+        assert kept[0]() is None
+        return 2
+
+    monkeypatch.setattr(fit, "largest_that_fits", largest)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    card = SimpleNamespace(device=torch.device("cuda"), sharding=context.sharding, precision="bf16")
+    try:
+        step()
+    except torch.OutOfMemoryError as error:
+        assert kept[0]() is not None
+        said = fit.out_of_memory(card, plan, model, error, step=1, at_once=8, to_come=[])
+    assert "micro_batch_size=2 (fits, tried just now" in str(said)
 
 
 def with_room_for(pairs, prepared, monkeypatch):

@@ -11,7 +11,7 @@ from torch import nn
 
 from cnclip_ft.models.contract import ImageTower
 from cnclip_ft.models.dense import OWN, Patches, Tokens
-from cnclip_ft.models.families.parts import new_projection
+from cnclip_ft.models.families.parts import CONVOLUTIONS_LIKE, new_projection
 from cnclip_ft.models.family import Family
 from cnclip_ft.models.preprocessing import SquarePicture
 from cnclip_ft.models.schema import Part, Pixels
@@ -55,6 +55,7 @@ class ImportedTower(ImageTower):
             tuple(module.std),
             getattr(module, "input", "normalised"),
         )
+        self.channels_last_on = CONVOLUTIONS_LIKE if is_convolutional(module) else ()
 
     def trunk(self, pixels: torch.Tensor) -> torch.Tensor:
         features = self.module(pixels)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AttentionInterface, AutoConfig, AutoModel, PretrainedConfig
+from transformers import AttentionInterface, AutoConfig, AutoModel, PretrainedConfig, masking_utils
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 
@@ -102,6 +102,23 @@ UNREAD, _UNREAD_OWN = "sdpa_always_masked", "own_always_masked"
 AttentionInterface.register(UNREAD, sdpa_attention_forward)
 AttentionMaskInterface.register(UNREAD, _always(sdpa_mask))
 AttentionMaskInterface.register(_UNREAD_OWN, _always(eager_mask))
+
+
+def _or_masks(*functions: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """In place of the function of that name in transformers (masking_utils): what is allowed by any of `functions`, of batch, head, query and
+    key. A single value, which Gemma's encoder makes on the CPU, is taken as a number there: moved to a card it would be waited for."""
+
+    def any_of(*at: torch.Tensor) -> torch.Tensor:
+        allowed = at[2].new_zeros((), dtype=torch.bool)
+        for function in functions:
+            mask = function(*at)
+            allowed = allowed | (mask.to(allowed.device) if mask.ndim else mask)
+        return allowed
+
+    return any_of
+
+
+masking_utils.or_masks = _or_masks
 
 
 def leave_mask_unread(model: Any) -> None:
