@@ -107,8 +107,15 @@ class Peer:
         text = self.model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
         return torch.nn.functional.normalize(image, dim=-1), torch.nn.functional.normalize(text, dim=-1)
 
-    def step(self) -> float:
+    def step(self, count: int = 1) -> float:
+        """Seconds a step of `count`, after the last of which the card is waited for."""
         began = time.perf_counter()
+        for _ in range(count):
+            self._step()
+        wait()
+        return (time.perf_counter() - began) / count
+
+    def _step(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(DEVICE, dtype=torch.bfloat16):
             if self.style == "open_clip":
@@ -125,8 +132,6 @@ class Peer:
         self.optimizer.step()
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, 4.6052)
-        wait()
-        return time.perf_counter() - began
 
     memory = Ours.memory
 
@@ -160,9 +165,13 @@ class OfficialSide:
             cuda=DEVICE == "cuda",
         )  # last: whoever has no side cannot end its process
 
-    def step(self) -> float:
-        self.count += 1
-        return self.process.ask(self.lines[self.count % 3])
+    def step(self, count: int = 1) -> float:
+        """The mean of `count`; the process waits for the card after each, its batch lies there."""
+        times = []
+        for _ in range(count):
+            self.count += 1
+            times.append(self.process.ask(self.lines[self.count % 3]))
+        return sum(times) / count
 
     def memory(self) -> float:
         return self.process.ask("memory") / 2**30
