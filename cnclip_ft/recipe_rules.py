@@ -347,6 +347,10 @@ class _Stage:
         known_by_heart = self.facts.start != "whole" and self.facts.images < 1_000_000
         wanted = self.name == CONTRAST and known_by_heart and self.facts.one_size
         crop = 0.4 if self._image_far else 0.8
+        given = self.given.get("augment")
+        if isinstance(given, Mapping) and given.get("size") is not None and "crop" not in given and wanted:
+            why = Said("a size is that of crops, which have a share", "size 是裁剪的边长，裁剪要有面积比例")
+            return Choice(self.name, {"augment": {**given, "crop": crop}}, why)
         return self._choice(
             {"augment": {"crop": crop} if wanted else None},
             Said(

@@ -168,6 +168,15 @@ def test_a_convolutional_tower_that_met_no_texts_learns_at_a_rate_of_its_own():
     assert any("long way to go" in line for line in said)
 
 
+def test_a_size_of_crops_that_is_given_gets_their_share():
+    facts = Facts(20_000, 4_000, start="towers", convolutions=True, captions=5.0)
+    found, _ = stages(facts, {"contrast": {"augment": {"size": 192, "mirror": True}}})
+    augment = found["contrast"].augment
+    assert (augment.crop, augment.size, augment.mirror) == (0.4, 192, True)
+    plain = stages(facts, {"contrast": {"augment": {"mirror": True}}})[0]["contrast"].augment
+    assert (plain.crop, plain.size) == (1.0, None)  # given without: as it is given
+
+
 def test_so_it_does_beside_a_text_tower_that_is_made_new():
     """The text tower keeps the rate of a new one; a given rate or table turns both off."""
     facts = Facts(20_000, 4_000, start="new text", convolutions=True, captions=5.0)
