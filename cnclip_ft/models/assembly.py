@@ -290,9 +290,7 @@ def resized(numbers: dict[str, Any], tensors: Tensors, image_size: int) -> tuple
         RequestError: the tower has no such resolution.
     """
     if not 8 <= image_size <= 1 << 14:
-        raise RequestError(
-            f"image_size is {image_size}, expected 8 to 16,384; leave it out to keep the checkpoint's own"
-        )
+        raise RequestError(f"image_size is {image_size}, expected 8 to 16,384")
     kind = image_kinds()[numbers["kind"]]
     if kind.imports(numbers) is None:
         with torch.device("meta"):

@@ -78,7 +78,7 @@ def test_a_checkpoint_that_names_code_is_refused_without_the_users_word(ours, tm
         ("stranger:leaves", "the factory failed \\(SystemExit"),
         ("leaver:x", "importing it failed \\(SystemExit"),
         ("sys:exit", "SystemExit"),
-        ("stranger:nothing", "cannot be imported"),
+        ("stranger:nothing", "has no attribute"),
         ("builtins:dict", "it is a dict"),
     ],
 )

@@ -52,7 +52,7 @@ def stopped(stopped_once, tmp_path):
 
 def test_a_stopped_run_has_its_report(stopped_once):
     page = (stopped_once / "report" / "index.html").read_text(encoding="utf-8")
-    assert "Stopped. Continue with: cnclip-ft train" in page and "after align" in page and page.count("<svg") == 8
+    assert "Stopped. Continue with: cnclip-ft train" in page and "after align" in page and page.count("<svg") == 9
     assert not (stopped_once / "report" / "recall.json").exists()
 
 
