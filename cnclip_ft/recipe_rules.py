@@ -123,7 +123,7 @@ class _Stage:
 
     def _batch(self) -> tuple[int, Said]:
         facts = self.facts
-        if self.batch_before:
+        if self.batch_before and facts.start != "new":
             return self.batch_before, Said(
                 "that of the stage before, in micro-batches with the same gradient where it does not fit; a second stage at a batch of 96, "
                 "after a first one at 256, fell below its start",
@@ -133,6 +133,13 @@ class _Stage:
         of_data = batch_of_data(facts.pairs, facts.images)
         batch = 2 ** int(math.log2(min(most, of_data)))
         batch = max(batch - batch % facts.devices, facts.devices, 2)
+        if self.name == ALIGN and facts.start == "new":
+            small = max(batch // 4, min(batch, 16))
+            return max(small - small % facts.devices, facts.devices), Said(
+                "a quarter of what the data and the device allow ({batch:,}): a new text tower learns from many small steps",
+                "数据与设备所容许的批量（{batch:,}）的四分之一：新建的文本塔靠许多小步学习",
+                batch=batch,
+            )
         if of_data < most:
             return batch, Said(
                 "at most a quarter of the {pairs:,} pairs and half of the {images:,} pictures, so that an epoch is several steps and a "
@@ -156,7 +163,7 @@ class _Stage:
     # ---- how long -----------------------------------------------------------------------------------------------
 
     def _length(self, each: int) -> tuple[int, Said]:
-        facts, rule = self.facts, _LENGTHS[self.name, self._kind]
+        facts, rule = self.facts, _LENGTHS[self.name, self.facts.start]
         epochs = rule.epochs_on_card if facts.device != "cpu" else rule.epochs
         if rule.shrinks:
             epochs = max(min(epochs, epochs * math.sqrt(100_000 / facts.pairs)), min(epochs, 1.0))
@@ -394,10 +401,12 @@ _LENGTHS = {
     (ALIGN, "whole"): _Length(2, 2, 70, 10),
     (ALIGN, "towers"): _Length(4, 5, 150, 30),
     (ALIGN, "new text"): _Length(5, 10, 500, 50),
-    (ALIGN, "new"): _Length(0.25, 0.25, 120, 10),
+    (ALIGN, "new image"): _Length(0.25, 0.25, 120, 10),
+    (ALIGN, "new"): _Length(1.5, 1.5, 500, 50),
     (CONTRAST, "whole"): _Length(1, 3, 70, 10),
     (CONTRAST, "towers"): _Length(1, 3, 70, 10),
     (CONTRAST, "new text"): _Length(1, 3, 70, 10),
+    (CONTRAST, "new image"): _Length(5, 10, 1000, 100, shrinks=False),
     (CONTRAST, "new"): _Length(5, 10, 1000, 100, shrinks=False),
 }
 _STARTS = {
