@@ -148,6 +148,7 @@ def encode_to_folder(
         info = read_info(output)
         say(
             f"{info['images']:,} images and {info['texts']:,} texts, {info['dim']} values each ({info['dtype']}), in {output}"
+            + "".join(f"; {note}" for note in provenance.image_size_notes(settings["settings"]))
         )
     processes.wait()
     if first and left_out:
