@@ -56,10 +56,9 @@ def export(
     from data_tools.tables import terminal_width
 
     done = export_checkpoint(checkpoint, to, output, **vars(writing), **vars(origin))
-    say(
-        f"{done.output}: written; largest difference of unit features to the source {done.difference:.1e}"
-        + "".join(f"; {note}" for note in image_size_notes(done.at_size))
-    )
+    say(f"{done.output}: written; largest difference of unit features to the source {done.difference:.1e}")
+    for note in image_size_notes(done.at_size):
+        say(f"note: {note}")
     if done.recall is not None:
         before, after = done.recall
         say(recall_table({"source": before, "export": after}, width=terminal_width()))
