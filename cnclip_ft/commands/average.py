@@ -35,6 +35,7 @@ def average(
 
     Example: cnclip-ft average runs/a/contrast/best runs/b/contrast/best runs/c/contrast/best --judge data/valid
     """
+    from cnclip_ft.evaluation.results.provenance import image_size_notes
     from cnclip_ft.evaluation.soup import average as average_of
     from data_tools.tables import fitted, table, terminal_width
 
@@ -49,10 +50,13 @@ def average(
                 width,
             )
         )
+    notes = image_size_notes(made.at_size)
     if winner is None:
         say(
             fitted(
-                f"{output}: the mean of {len(made.members)} checkpoints, not judged (--judge STORE does that)", width
+                f"{output}: the mean of {len(made.members)} checkpoints, not judged (--judge STORE does that)"
+                + "".join(f"; {note}" for note in notes),
+                width,
             )
         )
         return
@@ -67,6 +71,8 @@ def average(
         for each in made.judged
     ]
     say(table(["weights", "of", "mean recall", ""], rows, text=(0, 1, 3), width=width))
+    for note in notes:
+        say(fitted(f"note: {note}", width))
     single = max(each.score for each in made.judged if len(each.members) == 1)
     if len(made.members) == 1:
         said = f"{output}: no mean beats {made.members[0]}, whose weights it holds"

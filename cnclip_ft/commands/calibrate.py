@@ -69,6 +69,8 @@ def calibrate(
     found = calibration.choose(points, precision=precision, recall=recall, share=share)
     say(calibration.in_numbers(found, points, drawn=not labelled))
     say(calibration.in_words(found, scores, labels, opened.model.logit_scale.exp().item()))
+    for note in provenance.image_size_notes(provenance.image_size(opened.model)):
+        say(f"note: {note}")
     matches, others = int(labels.sum()), int((~labels).sum())
     if share is None:
         say(

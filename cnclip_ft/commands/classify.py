@@ -127,6 +127,8 @@ def classify(
         fail=on_error == "fail",
     )
     say(found.speed)
+    for note in provenance.image_size_notes(settings):
+        say(f"note: {note}")
     if found.report is None:
         say("no image has a label (a sub-folder named like its class), so nothing is scored")
         if output is None:

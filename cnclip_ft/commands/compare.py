@@ -72,7 +72,7 @@ def compare(
         tables.append(hit_table(features, found))
         described.append(about)
     results = []
-    for other, checkpoint in zip(tables[1:], checkpoints[1:], strict=True):
+    for other, checkpoint, about in zip(tables[1:], checkpoints[1:], described[1:], strict=True):
         differences = differences_of(tables[0], other, draws=draws, seed=seed, confidence=confidence)
         heads = ["", "A", "B", "B − A", f"{100 * confidence:g} % interval", "B better in", ""]
         rows = [
@@ -88,7 +88,7 @@ def compare(
             for d in differences
         ]
         say(
-            f"A = {checkpoints[0]}\nB = {checkpoint}\n{_images(tables[0])} images of {name}, {draws:,} draws\n\n"
+            f"A = {_named(checkpoints[0], described[0])}\nB = {_named(checkpoint, about)}\n{_images(tables[0])} images of {name}, {draws:,} draws\n\n"
             + table(heads, rows, text=(0, 6), width=terminal_width())
             + "\n"
         )
@@ -106,6 +106,12 @@ def compare(
             "versions": provenance.versions(),
         }
         official_files.write_json(json_file, content)
+
+
+def _named(checkpoint: str, described: dict[str, Any]) -> str:
+    from cnclip_ft.evaluation.results.provenance import image_size_notes
+
+    return checkpoint + "".join(f" ({note})" for note in image_size_notes(described.get("settings")))
 
 
 def _images(table: HitTable) -> str:

@@ -79,7 +79,7 @@ def curate(
     source, opened_store = store_source(store), open_pairs(store)
     opened = open_model(checkpoint, options)
     made = opened.described()["checkpoint"]
-    limit = read_threshold(fit, weights_sum(made), "--fit")
+    limit = read_threshold(fit, weights_sum(made), opened.model.image_size, "--fit")
     wishes = finding.Wishes(near, limit, most, seed=seed)
     wishes.check()
     found = finding.curate(opened_store, opened.features(source), opened, wishes, say)

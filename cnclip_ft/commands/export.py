@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cnclip_ft.commands.options import Checkpoint, Dimensions, Origin, spread
+from cnclip_ft.commands.options import Checkpoint, Dimensions, ImageSize, Origin, spread
 from data_tools.tables import say
 
 
@@ -30,6 +30,7 @@ class Writing:
         str | None,
         typer.Option("--license", metavar="NAME", help="For the model card, as the hub writes it, e.g. apache-2.0."),
     ] = None
+    image_size: ImageSize = None
     dimensions: Dimensions = None
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False
 
@@ -49,12 +50,15 @@ def export(
 
     Example: cnclip-ft export runs/mine/contrast/best --to onnx --dtype int8 --verify data/valid --output mine-onnx
     """
+    from cnclip_ft.evaluation.results.provenance import image_size_notes
     from cnclip_ft.evaluation.results.recall_table import recall_table
     from cnclip_ft.export.run import export_checkpoint, points_lost
     from data_tools.tables import terminal_width
 
     done = export_checkpoint(checkpoint, to, output, **vars(writing), **vars(origin))
     say(f"{done.output}: written; largest difference of unit features to the source {done.difference:.1e}")
+    for note in image_size_notes(done.at_size):
+        say(f"note: {note}")
     if done.recall is not None:
         before, after = done.recall
         say(recall_table({"source": before, "export": after}, width=terminal_width()))

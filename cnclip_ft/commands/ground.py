@@ -167,6 +167,8 @@ def ground(
             say(f"… and {len(rows) - 200:,} more" + ("" if json_file else " (all of them with --json FILE)"))
         what_scores_are = "probabilities" if chosen == finder.LEARNT else "cosines of the hottest patch"
         say(f"method {chosen}; scores are {what_scores_are}: compare them between pictures and phrases of one model")
+        for note in provenance.image_size_notes(provenance.image_size(model)):
+            say(f"note: {note}")
     if picture and drawn:
         for note in drawing.draw(drawn, picture, font=font, pictures=len(entries)):
             say(note)

@@ -151,7 +151,7 @@ def query(
 
     gallery = open_gallery(index)
     identity = gallery.info["identity"]
-    limit = read_threshold(threshold, identity["checksum"])
+    limit = read_threshold(threshold, identity["checksum"], identity.get("image_size"))
     given = None if image is None else given_picture(identity, image)
     question = Question(text, without, given, None, image_share, not_weight, top, parse_where(where or ()), limit)
     question.check()  # before the model is opened
@@ -231,7 +231,8 @@ def serve(
     from cnclip_ft.search.web.password import read_password
 
     gallery = open_gallery(index)
-    limit = read_threshold(threshold, gallery.info["identity"]["checksum"])
+    identity = gallery.info["identity"]
+    limit = read_threshold(threshold, identity["checksum"], identity.get("image_size"))
     password = None if password_file is None else read_password(password_file)
     limits = Limits(
         parse_memory(max_upload), max_pixels, decode_seconds=max_decode_seconds, body_seconds=max_request_seconds

@@ -149,6 +149,8 @@ def encode_to_folder(
         say(
             f"{info['images']:,} images and {info['texts']:,} texts, {info['dim']} values each ({info['dtype']}), in {output}"
         )
+        for note in provenance.image_size_notes(settings["settings"]):
+            say(f"note: {note}")
     processes.wait()
     if first and left_out:
         tell_left_out([fault["problem"] for fault in left_out.values()], Path(output) / FAULTS, on_error, say)

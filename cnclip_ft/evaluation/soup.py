@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ class Soup:
     judged: list[Judged]
     alike: bool = False
     """Whether all checkpoints hold the same weights, so that there is nothing to average."""
+    at_size: dict[str, Any] = field(default_factory=dict)
+    """`provenance.image_size` of them."""
 
     @property
     def winner(self) -> Judged | None:
@@ -143,7 +145,7 @@ def average(
             judge("uniform", named)
             best, kept = _greedy(judged, mean.weights, weights, model, judge)
     model.load_state_dict(best)
-    found = Soup(kept, judged, alike)
+    found = Soup(kept, judged, alike, provenance.image_size(model))
     save_checkpoint(model, output, info=_info(found, sources))
     return found
 
@@ -222,6 +224,7 @@ def _info(soup: Soup, sources: Sequence[Any]) -> dict[str, Any]:
     return {
         "average_of": soup.members,
         "judged": [asdict(each) for each in soup.judged],
+        **soup.at_size,
         "data": {str(source.path): source.checksum for source in sources},
         "versions": provenance.versions(),
     }

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from cnclip_ft.evaluation.results.provenance import image_size_notes
 from cnclip_ft.evaluation.results.recall_table import recall_table
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.hub import repositories
@@ -74,6 +75,7 @@ def write_card(
     parts.append(
         f"Image and text features in one space, for search and classification. Exported by cnclip-ft as {to}, {dtype}{stage}; "
         f"unit features differ from the checkpoint's by {difference:.1e} at most."
+        + "".join(f" They are of {note}." for note in image_size_notes(info))
         + ("" if metadata["license"] else " No licence was named.")
         + "\n"
     )
@@ -99,12 +101,18 @@ def _recall(info: dict[str, Any], recall: tuple[RetrievalScores, RetrievalScores
         heads = [f"{arrow} R@{k}" for arrow in ("text→image", "image→text") for k in (1, 5, 10)] + ["mean recall"]
         cells = ["–" if row.get(key) is None else f"{row[key]:.1f}" for key in _COLUMNS]
         parts.append(
-            f"## Recall on its validation split\n\n| {' | '.join(heads)} |\n|{'---:|' * len(heads)}\n| {' | '.join(cells)} |\n"
+            f"## Recall on its validation split{_own_size(info)}\n\n| {' | '.join(heads)} |\n|{'---:|' * len(heads)}\n| {' | '.join(cells)} |\n"
         )
     if recall is not None:
         table = recall_table({"checkpoint": recall[0], "export": recall[1]})
         parts.append(f"## Recall of checkpoint and export\n\n```\n{table}\n```\n")
     return parts
+
+
+def _own_size(info: dict[str, Any]) -> str:
+    """The checkpoint was judged at its own."""
+    sides = info.get("image_size")
+    return f" (pictures of {sides['own']} × {sides['own']})" if sides else ""
 
 
 def card_of_file(export: Path) -> Path:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from cnclip_ft.evaluation.results import provenance
 from cnclip_ft.export.card import CARD, card_of_file, hub_metadata, is_card, write_card
 from cnclip_ft.export.parity import difference, require
 from cnclip_ft.export.settings import ExportSettings
@@ -39,12 +41,13 @@ FORMATS = {
 @dataclass(frozen=True)
 class Exported:
     """What was written: the largest difference of unit features to the source, how to use it, and where a split was
-    given recall on it of source and export."""
+    given recall on it of source and export; `at_size` is `provenance.image_size` of the source."""
 
     output: Path
     difference: float
     advice: str
     recall: tuple[RetrievalScores, RetrievalScores] | None = None
+    at_size: dict[str, Any] = field(default_factory=dict)
 
 
 def export_checkpoint(
@@ -59,6 +62,7 @@ def export_checkpoint(
     verify: str | Path | None = None,
     license_name: str | None = None,
     trust_import: bool = False,
+    image_size: int | None = None,
     dimensions: int | None = None,
 ) -> Exported:
     """Write `checkpoint` (anything `load` reads) in the format `to`.
@@ -72,7 +76,7 @@ def export_checkpoint(
         calibrate: a store whose pictures and texts settle the ranges of int8 beforehand (onnx).
         verify: a store on which recall of source and export are compared.
         license_name: for the card, which lies in a folder, and beside a file.
-        trust_import, dimensions: as for `load`.
+        trust_import, image_size, dimensions: as for `load`.
 
     Raises:
         RequestError: unknown format, an output that is there, or towers the format has no place for.
@@ -92,9 +96,13 @@ def export_checkpoint(
         )
     alone = writer.KIND is None
     _refuse_output(output, alone, overwrite, [path for path in (checkpoint, calibrate, verify) if path is not None])
-    order = ExportSettings(_history(checkpoint), dtype, None if calibrate is None else _split(calibrate))
+    calibration = None if calibrate is None else _split(calibrate)
     judge = None if verify is None else _split(verify)
-    model = load(checkpoint, source=source, trust_import=trust_import, dimensions=dimensions)
+    open_source = partial(
+        load, checkpoint, source=source, trust_import=trust_import, image_size=image_size, dimensions=dimensions
+    )
+    model = open_source()
+    order = ExportSettings(_history(checkpoint, model), dtype, calibration)
     exports = family_of(model.text_tower).exports
     if to not in exports:
         raise RequestError(
@@ -110,9 +118,7 @@ def export_checkpoint(
         try:
             weights = writer.DTYPES[dtype]
             writer.write(
-                model
-                if weights == model.dtype
-                else load(checkpoint, dtype=weights, source=source, trust_import=trust_import, dimensions=dimensions),
+                model if weights == model.dtype else open_source(dtype=weights),
                 beside,
                 order,
             )
@@ -147,7 +153,7 @@ def export_checkpoint(
     finally:
         bar.close()
         scratch.remove()
-    return Exported(output, found, writer.advice(model, output), scores)
+    return Exported(output, found, writer.advice(model, output), scores, provenance.image_size(model))
 
 
 def _split(path: str | Path) -> Source:
@@ -183,12 +189,16 @@ def points_lost(before: RetrievalScores, after: RetrievalScores) -> str:
     return ", ".join(parts) or "none: the split has no ground truth"
 
 
-def _history(checkpoint: str | Path) -> dict[str, Any]:
-    """What our checkpoint knows of itself goes along; other kinds know nothing."""
+def _history(checkpoint: str | Path, model: DualEncoder) -> dict[str, Any]:
+    """What our checkpoint knows of itself goes along; other kinds know nothing. Its own size is the one it was judged at, however often
+    it was written at another since."""
     folder = Path(checkpoint)
     known = read_info(folder) if (folder / INFO).is_file() else {}
+    own = known.pop("image_size", {}).get("own", model.own_image_size)
+    sides = {} if own in (None, model.image_size) else {"image_size": {"used": model.image_size, "own": own}}
     return {key: value for key, value in known.items() if key not in ("format", "model", WEIGHTS_SUM)} | {
-        "exported_from": folder.name
+        "exported_from": folder.name,
+        **sides,
     }
 
 

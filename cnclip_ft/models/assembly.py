@@ -40,6 +40,7 @@ class Checkpoint:
     text_notes: list[str] = field(default_factory=list)
     trust_import: bool = False  # the user lets the file name code
     tokenizer: Tokenizer | None = None  # made by the reader, of a folder that is not ours
+    image_before: dict[str, Any] | None = None  # the image half as the file has it, where another size was asked for
 
     @property
     def all_notes(self) -> list[str]:
@@ -167,6 +168,9 @@ def assemble(checkpoint: Checkpoint) -> DualEncoder:
     if described := description.get("heads"):
         with torch.device("meta"):
             model.heads = GroundingHeads(**described)
+    if checkpoint.image_before is not None and (own := image.size_in(checkpoint.image_before)) != image.image_size:
+        model.own_image_size = own
+        checkpoint.image_notes += size_notes(image, own)
     fill(model, completed(checkpoint.tensors), source)
     return model.eval()
 
@@ -300,6 +304,20 @@ def resized(numbers: dict[str, Any], tensors: Tensors, image_size: int) -> tuple
     found = kind.resized(numbers, own, image_size)
     tensors.update(own if kind.file_prefixes else {f"image_tower.{name}": tensor for name, tensor in own.items()})
     return found
+
+
+def size_notes(tower: ImageTower, before: int) -> list[str]:
+    """What to say of a tower that takes any size, where it was another; what was `resized` has said so."""
+    if not tower.any_size or tower.image_size == before:
+        return []
+    return [
+        Said(
+            "image size {old} → {new}: no weight changes",
+            "图像边长 {old} → {new}：权重不变",
+            old=before,
+            new=tower.image_size,
+        )
+    ]
 
 
 KEPT_POSITIONS = 20  # well trained, as most texts are short (arXiv 2403.15378)

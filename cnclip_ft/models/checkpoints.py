@@ -272,7 +272,8 @@ def open_checkpoint(
         return checkpoint
     from cnclip_ft.models.formats.recognise import with_architecture
 
-    image, notes = resized(checkpoint.description["image"], checkpoint.tensors, image_size)
+    before = checkpoint.image_before = checkpoint.description["image"]
+    image, notes = resized(before, checkpoint.tensors, image_size)
     checkpoint.description = with_architecture(checkpoint.description | {"image": image})
     checkpoint.image_notes += notes
     return checkpoint

@@ -357,6 +357,11 @@ class ImageTower(HasPatches, Tower):
         """Side of the pictures it takes, in pixels."""
         return self.preprocessing.size
 
+    def size_in(self, numbers: dict[str, Any]) -> int:
+        """The same of another description of this tower, one before `resized`."""
+        with torch.device("meta"):
+            return self.described(numbers, 1).image_size
+
     @property
     def memory_format(self) -> torch.memory_format:
         """How pixels ``[n, 3, s, s]`` lie in memory that `trunk` gets, on the device where the tower is."""

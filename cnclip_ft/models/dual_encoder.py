@@ -54,6 +54,7 @@ class DualEncoder(nn.Module):
         self.register_module("heads", None)
         self.tokenizer, self.architecture = tokenizer, architecture
         self.narrowed: int | None = None  # numbers of a feature, where more were trained
+        self.own_image_size: int | None = None  # the checkpoint's, where pictures are taken at another
 
     @property
     def context_length(self) -> int:

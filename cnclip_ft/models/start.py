@@ -17,6 +17,7 @@ from cnclip_ft.models.assembly import (
     image_tower,
     read_tokenizer,
     resized,
+    size_notes,
     stretched,
     temperature,
     text_tower,
@@ -283,6 +284,7 @@ def _image_tower(
         tower = ImportedTower(str(spec), projection or PROJECTION, image_size)
         report.loaded.append((_IMAGE_TOWER, Said("{spec} (import path)", "{spec}（导入路径）", spec=spec)))
         report.new.append(f"image_tower.{tower.projection_name}")
+        report.changed += size_notes(tower, tower.size_in({}))
         return tower, None
     path = find(spec, source)
     return _pretrained_image(path, activation, projection, image_size, report, trust_import)
@@ -306,10 +308,12 @@ def _pretrained_image(
         half = read_image_half(path, activation)
         numbers, dim, where, tensors, scale = half.numbers, half.projection, half.source, half.tensors, half.logit_scale
         left_over, notes = half.left_over, half.notes
+    before = numbers
     if image_size is not None:
         numbers, said = resized(numbers, tensors, image_size)
         notes = notes + said
     tower = image_tower(numbers, dim, source=where, trust_import=trust_import)
+    notes = notes + size_notes(tower, tower.size_in(before))
     fill(tower, tensors, where)
     report.loaded.append((Said("image tower and visual projection", "图像塔与视觉投影"), where))
     if scale is not None:

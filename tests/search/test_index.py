@@ -11,6 +11,8 @@ import pytest
 import torch
 
 import cnclip_ft
+from cnclip_ft.evaluation.options import Options
+from cnclip_ft.models.checkpoints import checkpoint_checksum, save_checkpoint
 from cnclip_ft.search.engine.engine import open_engine
 from cnclip_ft.search.engine.query import Question
 from cnclip_ft.search.index import renewal as building
@@ -19,6 +21,7 @@ from cnclip_ft.search.index.parts import Parts
 from data_tools.errors import RequestError, UserError
 from data_tools.store import StoreWriter
 from tests.evaluation import tiny
+from tests.models.test_towers import foreign
 from tests.search.encoded import counted
 
 
@@ -386,3 +389,15 @@ def test_a_damaged_part_is_encoded_again(ending, change, tmp_path):
     again.add([("d", "1", None)], features[:1])
     again.flush()
     assert Parts(tmp_path, identity, 3).has("d", "1")
+
+
+def test_an_index_keeps_to_the_size_of_its_pictures(photos_once, tmp_path):
+    """Of a tower for squares of any size the weights, and so the checksum, are the same at every size."""
+    save_checkpoint(foreign("convolutional")[0], tmp_path / "a", info={})
+    save_checkpoint(cnclip_ft.load(tmp_path / "a", image_size=40, trust_import=True), tmp_path / "b", info={})
+    assert checkpoint_checksum(tmp_path / "a") == checkpoint_checksum(tmp_path / "b")
+    trusted = Options(device="cpu", trust_import=True)
+    building.build_index(tmp_path / "a", photos_once, tmp_path / "i", trusted, building.Wishes(), lambda line: None)
+    with pytest.raises(RequestError, match="made with other settings .image_size 24 → 40"):
+        building.build_index(tmp_path / "b", photos_once, tmp_path / "i", trusted, building.Wishes(), lambda line: None)
+    assert open_engine(tmp_path / "i", checkpoint=tmp_path / "b", trust_import=True).model.image_size == 24

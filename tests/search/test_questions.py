@@ -217,9 +217,11 @@ def test_wrong_requests_are_refused_with_what_to_change(
 
 
 def test_a_threshold_of_another_model_is_refused(run, index, tmp_path):
-    own = Index(index).info["identity"]["checksum"]
+    info = Index(index).info
+    own, settings = info["identity"]["checksum"], info["settings"]
     for checksum, fails in ((own, None), ("0" * 64, RequestError)):
-        content = {"threshold": {"cosine": -1.0}, "checkpoint": {"checksum": checksum, "path": "runs/other"}}
+        made = {"checksum": checksum, "path": "runs/other"}
+        content = {"threshold": {"cosine": -1.0}, "checkpoint": made, "settings": settings}
         (tmp_path / "t.json").write_text(json.dumps(content), encoding="utf-8")
         said = run("query", index, "狗", "--threshold", tmp_path / "t.json", fails=fails)
         assert "another checkpoint (runs/other)" in said if fails else "score" in said

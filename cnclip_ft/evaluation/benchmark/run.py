@@ -273,7 +273,7 @@ def benchmark_tables(report: Mapping[str, Any], *, markdown: bool = False, width
         elif rows:
             blocks.append(table(heads, rows, width=width))
     bullet = "* " if markdown else "note: "
-    lines = [f"{bullet}{note}" for note in notes]
+    lines = [f"{bullet}{note}" for note in provenance.image_size_notes(report.get("settings")) + notes]
     lines.append(
         f"{bullet}95 %: bootstrap over pictures, {report['draws']:,} draws; indented names are published results, not measured here"
     )

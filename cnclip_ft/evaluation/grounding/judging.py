@@ -146,16 +146,18 @@ def score_grounding(
     chosen = how.method_of(opened.model)
     if chosen == LEARNT and threshold is None:
         how = replace(how, threshold=0.0)  # every box counts, in its order
+    about = opened.described()
     record = {
         "format": provenance.FORMAT,
-        **opened.described(),
+        **about,
         "versions": provenance.versions(),
         "method": chosen,
         "threshold": how.threshold,
         "protocols": PROTOCOLS,
         "splits": {},
     }
-    card = GroundingCard({}, record, [f"method {chosen}, threshold {how.threshold:g}"])
+    notes = [f"method {chosen}, threshold {how.threshold:g}", *provenance.image_size_notes(about["settings"])]
+    card = GroundingCard({}, record, notes)
     for store, (by_picture, without) in zip(stores, known, strict=True):
         groups: dict[str, list[Judged]] = {"all": []}
         for phrase, judged in _judged(opened, store, by_picture, how):

@@ -81,6 +81,20 @@ def describe_checkpoint(model: DualEncoder, path: str | Path) -> dict[str, Any]:
     }
 
 
+def image_size(model: DualEncoder) -> dict[str, Any]:
+    """``image_size``, where pictures are taken at another than the checkpoint's own; else nothing."""
+    own = model.own_image_size
+    return {} if own is None else {"image_size": {"used": model.image_size, "own": own}}
+
+
+def image_size_notes(settings: Mapping[str, Any] | None) -> list[str]:
+    """The same in words, of any record that `image_size` is part of."""
+    sides = (settings or {}).get("image_size")
+    if not sides:
+        return []
+    return [f"pictures of {sides['used']} × {sides['used']}, the checkpoint's own are {sides['own']} × {sides['own']}"]
+
+
 def describe_settings(model: DualEncoder, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """Transform, text preparation, precision: what two scores must share to be comparable."""
     return {
@@ -90,7 +104,7 @@ def describe_settings(model: DualEncoder, dtype: torch.dtype, device: torch.devi
             "preparation": model.tokenizer.preparation,
         },
         "logit_scale": model.logit_scale.exp().item(),
-        **({} if model.narrowed is None else {"dimensions": model.narrowed}),
+        **image_size(model), **({} if model.narrowed is None else {"dimensions": model.narrowed}),
         "dtype": str(dtype).removeprefix("torch."), "weights_dtype": str(model.dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "ranking": "1 + non-positives scoring at least as high as the best positive; ties count against the model",

@@ -177,7 +177,8 @@ def score_predictions(predictions: str | Path, answers: Sequence[str | Path]) ->
 
 
 def _card(head: dict[str, Any]) -> Scorecard:
-    return Scorecard({}, {"format": provenance.FORMAT, **head, "versions": provenance.versions(), "splits": {}})
+    record = {"format": provenance.FORMAT, **head, "versions": provenance.versions(), "splits": {}}
+    return Scorecard({}, record, notes=provenance.image_size_notes(head["settings"]))
 
 
 def _unique(card: Scorecard, name: str) -> str:

@@ -130,13 +130,19 @@ def features_of(opened: Opened, folder: str) -> SplitFeatures:
     """What `encode` wrote.
 
     Raises:
-        RequestError: it was made with another model.
+        RequestError: it was made with another model, or of pictures of another size.
     """
-    features, made_by = read_split(folder), read_info(folder)["settings"]["checkpoint"]
+    features, settings = read_split(folder), read_info(folder)["settings"]
+    made_by, side = settings["checkpoint"], settings["settings"]["image_transform"]["size"]
     own = provenance.describe_checkpoint(opened.model, opened.checkpoint)
     if provenance.weights_sum(made_by) != provenance.weights_sum(own):
         raise RequestError(
             f"the features in {folder} were made with {made_by.get('path')}, another model than {opened.checkpoint}"
+        )
+    if side != opened.model.image_size:
+        raise RequestError(
+            f"the features in {folder} are of pictures of {side} × {side}, not {opened.model.image_size} × {opened.model.image_size}: "
+            f"--image-size {side}"
         )
     return features
 

@@ -96,6 +96,9 @@ class ImportedTower(ImageTower):
     def described(cls, numbers: dict[str, Any], output_dim: int) -> ImportedTower:
         return cls(numbers["factory"], output_dim, numbers.get("image_size"))
 
+    def size_in(self, numbers: dict[str, Any]) -> int:
+        return numbers.get("image_size") or self._own_size  # no second run of the code
+
     @classmethod
     def imports(cls, numbers: dict[str, Any]) -> str | None:
         return numbers["factory"]
