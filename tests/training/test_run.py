@@ -212,6 +212,28 @@ def test_stopped_and_continued_equals_uninterrupted(stores, finished, capsys, st
     assert (folder / "report" / "recall.txt").read_text() == (finished / "report" / "recall.txt").read_text()
 
 
+def test_a_line_after_going_on_is_over_all_its_steps(stores):
+    """Stopped twice between two lines, of which the second state is written in the pause of a validation."""
+    timed = {"time", "pairs_per_second", "data_wait", "seconds_per_step", "seconds_left", "mfu"}
+
+    def recipe(name):
+        changes = {"log_every": 5, "align": {"steps": 2}, "contrast": {"gradient_clip": 1.0}}
+        return tiny_recipe(stores, output=str(stores / name), feature_cache=str(stores / "cache"), **changes)
+
+    assert train(recipe("lines-whole"))
+    assert train(recipe("lines-parts"), **stopped_after(("contrast", 2))) is False
+    assert train(recipe("lines-parts"), proceed=True, **stopped_after(("contrast", 3))) is False
+    state = load_state(stores / "lines-parts/state", pytest.fail)
+    assert train(recipe("lines-parts"), proceed=True)
+    whole, parts = (
+        [{key: value for key, value in line.items() if key not in timed} for line in records(stores / name)]
+        for name in ("lines-whole", "lines-parts")
+    )
+    assert parts == whole and [line["step"] for line in whole] == [2, 5, 6] and "clipped" in whole[1]
+    line = next(line for line in records(stores / "lines-parts") if line["step"] == 5)
+    assert 5 * line["seconds_per_step"] > state["meter"]["passed"] > 0
+
+
 @pytest.mark.parametrize(
     "changes",
     [
