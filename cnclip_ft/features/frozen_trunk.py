@@ -114,10 +114,11 @@ class FeatureCache:
         Returns:
             Whether it is complete: where a device was asked to stop it may not be, and is taken up the next time.
         """
+        width = self._width()  # asked of the tower here, too: code may have changed where weights have not
         if not of_first(self.complete):  # another run may end between two looks
             if accelerator.is_main_process and not self._rows.begun:
                 # Runs that begin together share the array: each computes what is missing, and all write the same numbers.
-                self._rows.create(self._width())
+                self._rows.create(width)
             accelerator.wait_for_everyone()
             missing = self._rows.missing(accelerator.process_index, accelerator.num_processes)
             bar = Bar(
@@ -136,7 +137,7 @@ class FeatureCache:
                 with whole_file(self.folder / "complete.json", "w") as file:
                     json.dump(note, file)
             accelerator.wait_for_everyone()
-        self._features = self._rows.read()
+        self._features = self._rows.read(width)
         return True
 
     @property

@@ -102,7 +102,7 @@ class TextFeatures:
             bar.close()
             if sum_numbers(float(asked_to_stop()), accelerator.device):
                 return False
-        self._features = self._rows.read()
+        self._features = self._rows.read(self.width)
         return True
 
     def rows(self, numbers: torch.Tensor) -> torch.Tensor:

@@ -226,6 +226,34 @@ def test_broken_arrays_are_told(stores, tmp_path, name, content):
         cache(tmp_path, stores).build(ALONE, nullcontext)
 
 
+@pytest.mark.parametrize("complete", [True, False])
+@pytest.mark.parametrize(
+    "name,other,said",
+    [
+        (
+            "features.npy",
+            np.zeros((1, 20, 5), np.float32),
+            r"it holds float32 \[1, 20, 5\], expected float32 \[1, 20, 32\]",
+        ),
+        ("features.npy", np.zeros((1, 20, 32), np.float16), r"it holds float16 \[1, 20, 32\], expected float32"),
+        ("features.npy", np.zeros((1, 20), np.float32), r"it holds float32 \[1, 20\], expected"),
+        ("done.npy", np.zeros((1, 5), np.int64), r"it holds int64 \[1, 5\], expected uint8 \[1, 5\]"),
+    ],
+)
+def test_arrays_of_another_shape_or_type_are_told(stores, tmp_path, name, other, said, complete):
+    """Those of a tower whose code has changed, for one; also where blocks are yet to be written."""
+    if complete and name == "done.npy":
+        pytest.skip("no longer looked at")
+    ours = cache(tmp_path, stores)
+    ours.build(ALONE, nullcontext)
+    if not complete:
+        (ours.folder / "complete.json").unlink()
+        np.save(ours.folder / "done.npy", np.uint8([[1, 1, 0, 1, 1]]))
+    np.save(ours.folder / name, other)
+    with pytest.raises(UserError, match=rf"{name} cannot be used \({said}.*Remove {ours.folder}"):
+        cache(tmp_path, stores).build(ALONE, nullcontext)
+
+
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="space is reserved where the system can")
 def test_a_full_disk_is_told_before_anything_is_computed(stores, tmp_path, monkeypatch):
     def full(*_):
