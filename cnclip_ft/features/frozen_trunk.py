@@ -22,6 +22,7 @@ from cnclip_ft.collectives import in_rounds, of_first, sum_numbers, together
 from cnclip_ft.data.augment import augment
 from cnclip_ft.data.mixture import Mixture, check_lines, name_image
 from cnclip_ft.data.pictures import Pictures, data_fault
+from cnclip_ft.features.encode import sound
 from cnclip_ft.features.rows import Block, Rows
 from cnclip_ft.models.contract import ImageTower
 from cnclip_ft.models.dual_encoder import DualEncoder
@@ -182,7 +183,8 @@ class FeatureCache:
                 )
             if not self._rows.has(block):  # else another run was here in the meantime
                 computed = self._compute(autocast, block.view, block.start // BLOCK, pixels, images_at_once)
-                self._rows.write(block, computed, damaged)
+                sound(computed[torch.tensor([fault is None for fault in told])], "image")
+                self._rows.write(block, computed.numpy(), damaged)
             bar.update(len(pixels))
 
     @torch.inference_mode()
@@ -193,7 +195,7 @@ class FeatureCache:
         block: int,
         pixels: torch.Tensor,
         at_once: int,
-    ) -> np.ndarray:
+    ) -> torch.Tensor:
         generator = torch.Generator().manual_seed(((self.seed * 1_000_003 + view) * 1_000_003 + block) % 2**63)
         parts = []
         for part in pixels.split(at_once):
@@ -201,7 +203,11 @@ class FeatureCache:
             part = augment(part, self.augment, generator, self.model.image_tower.preprocessing)
             with autocast():
                 parts.append(self.model.image_trunk(part).float().cpu())
-        return torch.cat(parts).numpy()
+        return torch.cat(parts)
+
+    def refuse_damage(self) -> None:
+        """As `Rows.refuse_damage`."""
+        self._rows.refuse_damage()
 
     def rows(self, image_keys: torch.Tensor, epoch: int) -> torch.Tensor:
         """Float32 ``[n, width]`` of these images, in the view of this epoch."""

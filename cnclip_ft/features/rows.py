@@ -99,6 +99,25 @@ class Rows:
         """
         return self._open(self.file, self.dtype, self.count, width)
 
+    def refuse_damage(self) -> None:
+        """Reads the whole array: for when something that was made with it is no number.
+
+        Raises:
+            UserError: rows hold NaN or infinity. What is computed is looked at before it is written: the file is damaged.
+        """
+        array, damaged = self.read(), set[int]()
+        for view in array.reshape(-1, *array.shape[-2:]):
+            for start in range(0, self.count, self.block):
+                sound = np.isfinite(view[start : start + self.block]).all(1)
+                damaged.update((start + np.flatnonzero(~sound)).tolist())
+        rows = sorted(damaged - self.faults().keys())
+        if rows:
+            named = ", ".join(map(str, rows[:5])) + ", …" * (len(rows) > 5)
+            raise UserError(
+                f"{self.file} is damaged: {len(rows):,} of {self.count:,} rows, counted from 0, hold NaN or infinity "
+                f"({named}). {self._mend}"
+            )
+
     def _open(self, file: Path, dtype: np.dtype, *shape: int | None) -> np.memmap:
         wanted = (*self._lead, *shape)
         try:

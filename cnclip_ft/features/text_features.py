@@ -105,6 +105,10 @@ class TextFeatures:
         self._features = self._rows.read(self.width)
         return True
 
+    def refuse_damage(self) -> None:
+        """As `Rows.refuse_damage`."""
+        self._rows.refuse_damage()
+
     def rows(self, numbers: torch.Tensor) -> torch.Tensor:
         """Unit float32 ``[…, width]`` of these sentences."""
         return torch.from_numpy(self._features[numbers.numpy()])

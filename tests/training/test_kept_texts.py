@@ -87,6 +87,17 @@ def test_kept_rows_of_another_width_are_told(place, tmp_path):
         texts.build(*asked)
 
 
+def test_damaged_rows_are_named(place, tmp_path):
+    trainer = prepared(recipe_of(place, tmp_path / "run"), 0)
+    file = trainer.prepared.texts.features.folder / "features.npy"
+    array = np.load(file, mmap_mode="r+")
+    array[:] = np.inf
+    array.flush()
+    trainer.take(next(trainer.batches()))
+    with pytest.raises(UserError, match=rf"step 1: the loss is nan. {file} is damaged: 48 of 48 rows"):
+        trainer.settle()
+
+
 def test_a_run_goes_on_exactly_and_a_later_one_reads_them(place, tmp_path, capsys):
     def recipe(name):
         shared = {"feature_cache": str(tmp_path / "cache")}

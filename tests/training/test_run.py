@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -275,6 +276,26 @@ def test_a_bad_number_stops_with_advice_and_keeps_the_last_good_checkpoint(store
         train(recipe, before_step=poisoned)
     kept = load_file(stores / "nan" / "contrast" / "last" / "model.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("skip", [0, 3])
+def test_damaged_features_are_named_and_no_rate_is_blamed(stores, tmp_path, skip):
+    def recipe(name):
+        align = {"skip_bad_steps": skip}
+        return tiny_recipe(stores, output=str(tmp_path / name), feature_cache=str(tmp_path / "cache"), align=align)
+
+    assert train(recipe("first"), **stopped_after(("align", 1))) is False
+    (file,) = (tmp_path / "cache").glob("*/features.npy")
+    array = np.load(file)
+    array[0, 5] = np.nan
+    np.save(file, array)
+    with pytest.raises(
+        UserError, match=rf"the loss is nan. {file} is damaged: 1 of 20 .*\(5\). Remove {file.parent}:"
+    ) as told:
+        train(recipe("second"))
+    assert "rate" not in str(told.value)
+    shutil.rmtree(file.parent)
+    assert train(recipe("first"), proceed=True)
 
 
 def test_a_folder_with_a_run_is_not_overwritten(stores, finished):
