@@ -24,6 +24,7 @@ WORDS = (
     "--strict: the plan has warnings",
     "cannot be shared evenly by",
     "a process that loads pictures was ended from outside",
+    "its features are computed again",
     "cannot be used (",
     "the run there is finished",
     "features hold NaN or infinity",

@@ -62,7 +62,7 @@ def tune(
         found = searching.execute(proceed=proceed)
     except KeyboardInterrupt:
         say(fitted(f"Stopped; the trials in {output} are kept. Give the same command with --continue to go on.", width))
-        raise
+        raise typer.Exit(130) from None
     last = found.spaces[-1].name
     judged = outcome.flattery(found, last, Options(trust_import=trust_import))
     file, page = outcome.write(found, judged, spoken)

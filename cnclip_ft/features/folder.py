@@ -156,6 +156,8 @@ class FeatureWriter:
                 told = file.with_suffix(".faults.jsonl")
                 with suppress(OSError, ValueError, EOFError):  # not whole: computed again
                     features = np.load(file)
+                    if features.shape != (len(block), self.dim):
+                        continue
                     rows.write(block, features, dict(map(parse_json, _read(told))) if told.exists() else None)
                     file.unlink()
 

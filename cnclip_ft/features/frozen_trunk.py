@@ -22,6 +22,7 @@ from cnclip_ft.collectives import in_rounds, of_first, sum_numbers, together
 from cnclip_ft.data.augment import augment
 from cnclip_ft.data.mixture import Mixture, check_lines, name_image
 from cnclip_ft.data.pictures import Pictures, data_fault
+from cnclip_ft.features.encode import sound
 from cnclip_ft.features.rows import Block, Rows
 from cnclip_ft.models.contract import ImageTower
 from cnclip_ft.models.dual_encoder import DualEncoder
@@ -114,10 +115,11 @@ class FeatureCache:
         Returns:
             Whether it is complete: where a device was asked to stop it may not be, and is taken up the next time.
         """
+        width = self._width()  # asked of the tower here, too: code may have changed where weights have not
         if not of_first(self.complete):  # another run may end between two looks
             if accelerator.is_main_process and not self._rows.begun:
                 # Runs that begin together share the array: each computes what is missing, and all write the same numbers.
-                self._rows.create(self._width())
+                self._rows.create(width)
             accelerator.wait_for_everyone()
             missing = self._rows.missing(accelerator.process_index, accelerator.num_processes)
             bar = Bar(
@@ -136,7 +138,7 @@ class FeatureCache:
                 with whole_file(self.folder / "complete.json", "w") as file:
                     json.dump(note, file)
             accelerator.wait_for_everyone()
-        self._features = self._rows.read()
+        self._features = self._rows.read(width)
         return True
 
     @property
@@ -181,7 +183,8 @@ class FeatureCache:
                 )
             if not self._rows.has(block):  # else another run was here in the meantime
                 computed = self._compute(autocast, block.view, block.start // BLOCK, pixels, images_at_once)
-                self._rows.write(block, computed, damaged)
+                sound(computed[torch.tensor([fault is None for fault in told])], "image")
+                self._rows.write(block, computed.numpy(), damaged)
             bar.update(len(pixels))
 
     @torch.inference_mode()
@@ -192,7 +195,7 @@ class FeatureCache:
         block: int,
         pixels: torch.Tensor,
         at_once: int,
-    ) -> np.ndarray:
+    ) -> torch.Tensor:
         generator = torch.Generator().manual_seed(((self.seed * 1_000_003 + view) * 1_000_003 + block) % 2**63)
         parts = []
         for part in pixels.split(at_once):
@@ -200,7 +203,11 @@ class FeatureCache:
             part = augment(part, self.augment, generator, self.model.image_tower.preprocessing)
             with autocast():
                 parts.append(self.model.image_trunk(part).float().cpu())
-        return torch.cat(parts).numpy()
+        return torch.cat(parts)
+
+    def refuse_damage(self) -> None:
+        """As `Rows.refuse_damage`."""
+        self._rows.refuse_damage()
 
     def rows(self, image_keys: torch.Tensor, epoch: int) -> torch.Tensor:
         """Float32 ``[n, width]`` of these images, in the view of this epoch."""

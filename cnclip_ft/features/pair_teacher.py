@@ -128,6 +128,8 @@ class TaughtPairs:
             return False
         if self.dim != self.teacher.width:
             found = torch.cat([*self._some_texts(), *self._some_images()])
+            if not found.isfinite().all():  # which have no directions
+                self.refuse_damage()
             self._map = principal_map(found, self.dim)
             self.kept = float((found @ self._map).square().sum(1).mean())
             self._map = self._map.to(device)
@@ -136,6 +138,12 @@ class TaughtPairs:
         if self.images is not None:
             self.model.place_trunk("cpu")
         return True
+
+    def refuse_damage(self) -> None:
+        """As `Rows.refuse_damage`."""
+        for kept in (self.texts, self.images):
+            if kept is not None:
+                kept.refuse_damage()
 
     def _some_texts(self) -> Iterator[torch.Tensor]:
         yield self.texts.rows(torch.arange(min(_LOOKED_AT, len(self.texts.texts))))

@@ -88,31 +88,62 @@ class Rows:
                 # Written last: its presence says that both arrays have their full size.
                 _new_array(self._marks, (*self._lead, self._blocks), np.dtype(np.uint8), self.advice)
 
-    def read(self) -> np.memmap:
+    def read(self, width: int | None = None) -> np.memmap:
         """The array, memory-mapped; rows of blocks that are missing are 0.
+
+        Args:
+            width: that it has to have; None where whoever asks looks at it.
 
         Raises:
             UserError: it is not what was created.
         """
-        return self._open(self.file, self.count)
+        return self._open(self.file, self.dtype, self.count, width)
 
-    def _open(self, file: Path, length: int) -> np.memmap:
+    def refuse_damage(self) -> None:
+        """Reads the whole array: for when something that was made with it is no number.
+
+        Raises:
+            UserError: rows hold NaN or infinity. What is computed is looked at before it is written: the file is damaged.
+        """
+        array, damaged = self.read(), set[int]()
+        for view in array.reshape(-1, *array.shape[-2:]):
+            for start in range(0, self.count, self.block):
+                sound = np.isfinite(view[start : start + self.block]).all(1)
+                damaged.update((start + np.flatnonzero(~sound)).tolist())
+        rows = sorted(damaged - self.faults().keys())
+        if rows:
+            named = ", ".join(map(str, rows[:5])) + ", …" * (len(rows) > 5)
+            raise UserError(
+                f"{self.file} is damaged: {len(rows):,} of {self.count:,} rows, counted from 0, hold NaN or infinity "
+                f"({named}). {self._mend}"
+            )
+
+    def _open(self, file: Path, dtype: np.dtype, *shape: int | None) -> np.memmap:
+        wanted = (*self._lead, *shape)
         try:
             array = np.load(file, mmap_mode="r")
-            if array.shape[: len(self._lead) + 1] != (*self._lead, length):
-                raise ValueError(f"an array of {array.shape}")
+            sizes = zip(wanted, array.shape, strict=False)
+            if array.dtype != dtype or array.ndim != len(wanted) or any(w not in (None, size) for w, size in sizes):
+                expected = ", ".join("any" if size is None else str(size) for size in wanted)
+                raise ValueError(f"it holds {array.dtype} {list(array.shape)}, expected {dtype} [{expected}]")
         except (OSError, ValueError, EOFError) as error:
             raise UserError(
-                f"{file} cannot be used ({getattr(error, 'strerror', None) or error}). "
-                f"Remove {self.folder}: its features are computed again"
+                f"{file} cannot be used ({getattr(error, 'strerror', None) or error}). {self._mend}"
             ) from None
         return array
+
+    @property
+    def _mend(self) -> str:
+        return f"Remove {self.folder}: its features are computed again"
 
     def missing(self, share: int = 0, of: int = 1) -> list[Block]:
         """Blocks not yet written; of several processes, those this one is to write: by their numbers, so that each is one's and not
         another's whenever they look, also where other runs write."""
-        numbers = np.flatnonzero(self._open(self._marks, self._blocks) == 0)
+        numbers = np.flatnonzero(self._done() == 0)
         return [self._at(int(number)) for number in numbers[numbers % of == share]]
+
+    def _done(self) -> np.memmap:
+        return self._open(self._marks, np.dtype(np.uint8), self._blocks)
 
     def _at(self, number: int) -> Block:
         view, place = divmod(number, self._blocks)
@@ -120,17 +151,17 @@ class Rows:
 
     def has(self, block: Block) -> bool:
         """Whether it has been written by now, by whomever."""
-        return bool(self._open(self._marks, self._blocks).flat[block.number])
+        return bool(self._done().flat[block.number])
 
     def write(self, block: Block, rows: npt.NDArray[np.generic], faults: Mapping[int, Any] | None = None) -> None:
         """One block, and what is wrong with items of it: row → fault, as JSON. The rows of those mean nothing.
 
         Raises:
-            UserError: the disk cannot take it.
+            UserError: the disk cannot take it, or what is there has rows of another width.
         """
-        array = self.read()
-        if rows.shape != (len(block), array.shape[-1]):
-            raise ValueError(f"rows {rows.shape} for a block of {(len(block), array.shape[-1])}")
+        if len(rows) != len(block):
+            raise ValueError(f"{len(rows)} rows for a block of {len(block)}")
+        array = self.read(rows.shape[1])
         lines = [json.dumps([row, fault]) for row, fault in (faults or {}).items() if block.start <= row < block.stop]
         notes = self.folder / f"{self.name}damaged-block-{block.number:06d}.jsonl"
         if lines:
@@ -141,7 +172,7 @@ class Rows:
         # Not through the mapping: there a full disk would end the process, and pages that two machines share be lost.
         first = (block.view * self.count + block.start) * array.shape[-1] * self.dtype.itemsize
         self._write_at(self.file, array.offset + first, np.ascontiguousarray(rows, self.dtype).tobytes())
-        self._write_at(self._marks, self._open(self._marks, self._blocks).offset + block.number, b"\1")
+        self._write_at(self._marks, self._done().offset + block.number, b"\1")
 
     def _write_at(self, file: Path, place: int, data: bytes) -> None:
         try:

@@ -79,8 +79,11 @@ class TeacherFeatures(TextFeatures):
         if not self.compute(accelerator, autocast, self.teacher.open, asked_to_stop):
             return False
         if self.teacher.width != self.dim:
-            self._map = principal_map(torch.from_numpy(np.array(self._features[:_MOST])), self.dim)
-            mapped = torch.from_numpy(np.array(self._features[:_MOST])) @ self._map
+            found = torch.from_numpy(np.array(self._features[:_MOST]))
+            if not found.isfinite().all():  # which have no directions
+                self.refuse_damage()
+            self._map = principal_map(found, self.dim)
+            mapped = found @ self._map
             self.kept = float(mapped.square().sum(1).mean())
         return True
 

@@ -102,8 +102,12 @@ class TextFeatures:
             bar.close()
             if sum_numbers(float(asked_to_stop()), accelerator.device):
                 return False
-        self._features = self._rows.read()
+        self._features = self._rows.read(self.width)
         return True
+
+    def refuse_damage(self) -> None:
+        """As `Rows.refuse_damage`."""
+        self._rows.refuse_damage()
 
     def rows(self, numbers: torch.Tensor) -> torch.Tensor:
         """Unit float32 ``[…, width]`` of these sentences."""

@@ -149,6 +149,9 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+_CARRIED = ("steps", "pairs", "waited", "losses", "norms", "accuracies", "parts")
+
+
 class Meter:
     """Averages between two lines, with the time spent waiting for data kept apart from the time spent computing."""
 
@@ -160,10 +163,20 @@ class Meter:
         self.steps = self.pairs = 0
         self.waited = 0.0
         self.started = time.perf_counter()
+        self._still: float | None = None  # since when nothing is counted
         self.losses: list[float] = []
         self.norms: list[float] = []
         self.accuracies: list[float] = []
         self.parts: dict[str, list[float]] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run that is stopped between two lines needs for its next one to be over all of the steps."""
+        return {name: getattr(self, name) for name in _CARRIED} | {"passed": self.passed}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name in _CARRIED:
+            setattr(self, name, state[name])
+        self.started = time.perf_counter() - state["passed"]
 
     def add(
         self, loss: float, accuracy: float, norm: float, pairs: int, parts: Mapping[str, float] | None = None
@@ -177,12 +190,24 @@ class Meter:
         self.accuracies.append(accuracy)
         self.steps, self.pairs = self.steps + 1, self.pairs + pairs
 
-    def pause(self, seconds: float) -> None:
-        """Leave out what was neither data nor training (validation, saving)."""
-        self.started += seconds
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out what is neither data nor training (validation, saving)."""
+        self._still = began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.started += time.perf_counter() - began
+            self._still = None
+
+    @property
+    def passed(self) -> float:
+        """Seconds since the line before."""
+        now = time.perf_counter() if self._still is None else self._still  # a state is written in a pause
+        return max(now - self.started, 1e-9)
 
     def summary(self) -> dict[str, float]:
-        passed = max(time.perf_counter() - self.started, 1e-9)
+        passed = self.passed
         summary = {
             "loss": statistics.fmean(self.losses),
             "accuracy": statistics.fmean(self.accuracies),

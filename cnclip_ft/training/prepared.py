@@ -30,6 +30,13 @@ class Prepared:
         found = self.cache.damaged if self.cache is not None else set()
         return found | self.taught.damaged if self.taught is not None else found
 
+    def refuse_damage(self) -> None:
+        """As `features.rows.Rows.refuse_damage`, of all that is read."""
+        texts = None if self.texts is None else self.texts.features
+        for kept in (self.cache, self.teacher, self.taught, texts):
+            if kept is not None:
+                kept.refuse_damage()
+
 
 def prepare(context: Context, plan: StagePlan, model: DualEncoder, stop: StopRequest | None) -> Prepared:
     """Compute what is missing, shared over all devices; what was computed by an earlier run is read.

@@ -74,6 +74,7 @@ class StageRun:
         self.kept = Kept(context.folder / plan.name, context.main)
         self.interpolated = False
         self.meter, self.foretold = Meter(context.device, plan.setting.gradient_clip), False
+        self._metered: dict[str, Any] | None = None  # of the steps before, which no line was written of
         self.pool_loss = ValidationLoss.of(context, plan)
         self.since_validation: list[float] = []  # losses of the pairs
         self.throughput = Throughput.of(context, plan, model)
@@ -92,6 +93,7 @@ class StageRun:
             self.kept.sums = dict(state["selection"].get("sums", {}))
             self.unjudged, self.saved = state.get("unjudged", False), self.trainer.step
             self.since_validation = list(state.get("since_validation", []))
+            self._metered = state.get("meter")
             self._take_what_was_kept_later()
 
     def _take_what_was_kept_later(self) -> None:
@@ -111,8 +113,11 @@ class StageRun:
         """Steps until the stage is over; raises `Stopped` when asked to stop."""
         context, plan, trainer, meter = self.context, self.plan, self.trainer, self.meter
         meter.reset()
+        if self._metered is not None:
+            meter.load_state_dict(self._metered)
         if self.unjudged:
-            self._judge()
+            with meter.paused():
+                self._judge()
         batches = trainer.batches() if not self.finished else None
         sizing = trainer.sizing()
         with context.journal.bar(plan.name, trainer.step, plan.total) as advance:
@@ -147,14 +152,13 @@ class StageRun:
                 saved, kept = (e is not None and step % e == 0 for e in (context.recipe.save_every, plan.keep_every))
                 if judged or saved or kept:
                     self._settle()
-                    began = time.perf_counter()
-                    if judged:
-                        self._judge()
-                    elif saved:
-                        self.save()
-                    if kept:
-                        self._keep_epoch()
-                    meter.pause(time.perf_counter() - began)
+                    with meter.paused():
+                        if judged:
+                            self._judge()
+                        elif saved:
+                            self.save()
+                        if kept:
+                            self._keep_epoch()
                 if self.stop.asked_lately(context.device) and not self.finished:
                     if self.saved != step:
                         self.save()
@@ -176,14 +180,13 @@ class StageRun:
 
     def _resized(self, batches: Generator[dict[str, Any]], sizing: Sizing) -> Generator[dict[str, Any]]:
         """The batches that follow, decoded by as many workers as it takes."""
-        began = time.perf_counter()
-        self.context.journal.write(
-            "loader", sizing.said(), stage=self.plan.name, step=self.trainer.step, **sizing.numbers()
-        )
-        if sizing.chosen != sizing.workers and not self.finished:
-            batches.close()  # with its workers
-            batches = self.trainer.batches(sizing.chosen)
-        self.meter.pause(time.perf_counter() - began)
+        with self.meter.paused():
+            self.context.journal.write(
+                "loader", sizing.said(), stage=self.plan.name, step=self.trainer.step, **sizing.numbers()
+            )
+            if sizing.chosen != sizing.workers and not self.finished:
+                batches.close()  # with its workers
+                batches = self.trainer.batches(sizing.chosen)
         return batches
 
     def _count_faults(self, batch: dict[str, Any]) -> None:
@@ -290,7 +293,7 @@ class StageRun:
         state = self.trainer.state_dict()
         selection = self.selection.state_dict() | {"sums": self.kept.sums}
         state |= self.progress.state_dict(self.context) | {"selection": selection, "unjudged": self.unjudged}
-        state["since_validation"] = self.since_validation
+        state |= {"since_validation": self.since_validation, "meter": self.meter.state_dict()}
         number = self.plan.number * (MOST_STEPS + 1) + self.trainer.step
         on_first(partial(self.states.save, number, state), self.context.device)
         self.saved = self.trainer.step

@@ -72,6 +72,7 @@ class Trainer:
         self.step: int = state["step"] if state is not None else 0
         self.skipped: int = state["skipped"] if state is not None else 0
         self.settled: list[Outcome] = []
+        self._looked_at_kept = False  # whether what is read from the disk was asked for NaN
         self._on_device: OnDevice | None = None
         self._under_way: UnderWay | None = None
         # What is drawn for new layers depends on nothing that came before, and is the same on every device.
@@ -321,8 +322,14 @@ class Trainer:
         return [(buffer, buffer.clone()) for buffer in self.model.buffers() if buffer.is_floating_point()]
 
     def _leave_out(self, step: int, what: str, value: float) -> None:
-        """Count a step that the device left out; raises when no more may be."""
+        """Count a step that the device left out; raises when no more may be, or features that it reads are damaged."""
         name, total, setting = self.plan.name, self.plan.total, self.plan.setting
+        if not self._looked_at_kept:  # it is a whole read, of files that nobody changes
+            self._looked_at_kept = True
+            try:
+                self.prepared.refuse_damage()
+            except UserError as error:
+                raise UserError(f"stage {name}, step {step}: the {what} is {value}. {error}") from None
         self.skipped += 1
         if self.skipped <= setting.skip_bad_steps:
             self.context.journal.write(

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from cnclip_ft.training.distilling import DistillStep, distillation
 from cnclip_ft.training.loss import ContrastiveObjective
 from cnclip_ft.training.plan import describe
 from cnclip_ft.training.run import train
-from data_tools.errors import RequestError
+from data_tools.errors import RequestError, UserError
 from data_tools.store import open_store
 from tests.training.helpers import losses, one_stage, planned, prepared, random_batch, stopped_after, tiny_model
 from tests.training.test_processes import MODEL, two_train_as_one
@@ -167,6 +168,17 @@ def test_a_teacher_of_another_width_is_mapped_on_both_sides_alike(place, tmp_pat
     assert seen.shape[1] == said.shape[1] == dim
     torch.testing.assert_close(seen @ said.T, images @ texts.T, atol=0.02 if name == "wide" else 1e-5, rtol=0)
     assert taught.kept > 0.99
+
+
+@pytest.mark.parametrize("kept", ["teacher-*", "[!t]*"])
+def test_damaged_features_have_no_directions_and_are_named(place, tmp_path, kept):
+    taught_by(place, tmp_path, "wide", augment=Augmentation())
+    (file,) = tmp_path.glob(f"{kept}/features.npy")
+    array = np.load(file, mmap_mode="r+")
+    array[..., 3, :] = np.nan
+    array.flush()
+    with pytest.raises(UserError, match=rf"{file} is damaged: 1 of \d+ rows.*\(3\). Remove {file.parent}:"):
+        taught_by(place, tmp_path, "wide", augment=Augmentation())
 
 
 def test_a_run_learns_what_the_teacher_says_and_goes_on_exactly(place, tmp_path, capsys, monkeypatch):

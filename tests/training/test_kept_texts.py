@@ -17,6 +17,7 @@ from cnclip_ft.training.run import train
 from cnclip_ft.training.stop import Stopped, StopRequest
 from cnclip_ft.training.throughput import flops_per_pair
 from cnclip_ft.training.trainer import Trainer
+from data_tools.errors import UserError
 from data_tools.store import open_store
 from tests.training.helpers import losses, one_stage, planned, prepared, stopped_after, tiny_model, write_several
 from tests.training.test_processes import MODEL, two_train_as_one
@@ -71,6 +72,30 @@ def test_rows_are_what_the_tower_says(place, tmp_path):
         with torch.no_grad():
             wanted = model(input_ids=ids, attention_mask=mask)[1][0]
         torch.testing.assert_close(texts.rows(pairs)[row, column], wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_kept_rows_of_another_width_are_told(place, tmp_path):
+    context, model, _ = planned(recipe_of(place, tmp_path / "run"))
+    texts = PairTexts(tmp_path, model, open_store(place / "train"), "fp32")
+    asked = (context.accelerator, context.autocast, lambda: False)
+    assert texts.build(*asked)
+    file = texts.features.folder / "features.npy"
+    np.save(file, np.load(file)[:, 1:])
+    with pytest.raises(
+        UserError, match=rf"{file} cannot be used \(it holds float32 \[48, 15\], expected float32 \[48, 16\]"
+    ):
+        texts.build(*asked)
+
+
+def test_damaged_rows_are_named(place, tmp_path):
+    trainer = prepared(recipe_of(place, tmp_path / "run"), 0)
+    file = trainer.prepared.texts.features.folder / "features.npy"
+    array = np.load(file, mmap_mode="r+")
+    array[:] = np.inf
+    array.flush()
+    trainer.take(next(trainer.batches()))
+    with pytest.raises(UserError, match=rf"step 1: the loss is nan. {file} is damaged: 48 of 48 rows"):
+        trainer.settle()
 
 
 def test_a_run_goes_on_exactly_and_a_later_one_reads_them(place, tmp_path, capsys):

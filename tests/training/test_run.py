@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -212,6 +213,28 @@ def test_stopped_and_continued_equals_uninterrupted(stores, finished, capsys, st
     assert (folder / "report" / "recall.txt").read_text() == (finished / "report" / "recall.txt").read_text()
 
 
+def test_a_line_after_going_on_is_over_all_its_steps(stores):
+    """Stopped twice between two lines, of which the second state is written in the pause of a validation."""
+    timed = {"time", "pairs_per_second", "data_wait", "seconds_per_step", "seconds_left", "mfu"}
+
+    def recipe(name):
+        changes = {"log_every": 5, "align": {"steps": 2}, "contrast": {"gradient_clip": 1.0}}
+        return tiny_recipe(stores, output=str(stores / name), feature_cache=str(stores / "cache"), **changes)
+
+    assert train(recipe("lines-whole"))
+    assert train(recipe("lines-parts"), **stopped_after(("contrast", 2))) is False
+    assert train(recipe("lines-parts"), proceed=True, **stopped_after(("contrast", 3))) is False
+    state = load_state(stores / "lines-parts/state", pytest.fail)
+    assert train(recipe("lines-parts"), proceed=True)
+    whole, parts = (
+        [{key: value for key, value in line.items() if key not in timed} for line in records(stores / name)]
+        for name in ("lines-whole", "lines-parts")
+    )
+    assert parts == whole and [line["step"] for line in whole] == [2, 5, 6] and "clipped" in whole[1]
+    line = next(line for line in records(stores / "lines-parts") if line["step"] == 5)
+    assert 5 * line["seconds_per_step"] > state["meter"]["passed"] > 0
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -253,6 +276,26 @@ def test_a_bad_number_stops_with_advice_and_keeps_the_last_good_checkpoint(store
         train(recipe, before_step=poisoned)
     kept = load_file(stores / "nan" / "contrast" / "last" / "model.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("skip", [0, 3])
+def test_damaged_features_are_named_and_no_rate_is_blamed(stores, tmp_path, skip):
+    def recipe(name):
+        align = {"skip_bad_steps": skip}
+        return tiny_recipe(stores, output=str(tmp_path / name), feature_cache=str(tmp_path / "cache"), align=align)
+
+    assert train(recipe("first"), **stopped_after(("align", 1))) is False
+    (file,) = (tmp_path / "cache").glob("*/features.npy")
+    array = np.load(file)
+    array[0, 5] = np.nan
+    np.save(file, array)
+    with pytest.raises(
+        UserError, match=rf"the loss is nan. {file} is damaged: 1 of 20 .*\(5\). Remove {file.parent}:"
+    ) as told:
+        train(recipe("second"))
+    assert "rate" not in str(told.value)
+    shutil.rmtree(file.parent)
+    assert train(recipe("first"), proceed=True)
 
 
 def test_a_folder_with_a_run_is_not_overwritten(stores, finished):

@@ -24,7 +24,7 @@ from cnclip_ft.training.run import train
 from cnclip_ft.training.selection import Selection
 from cnclip_ft.training.teaching import TeachObjective, TeachStep
 from data_tools.build import build_store
-from data_tools.errors import RequestError
+from data_tools.errors import RequestError, UserError
 from data_tools.parallel import ParallelTexts, read_parallel
 from data_tools.sources.parallel import ParallelSource
 from data_tools.store import open_store
@@ -148,6 +148,12 @@ def test_the_teacher_is_computed_once_and_is_what_it_says(place, tmp_path, monke
     monkeypatch.setattr(teacher_module, "load", lambda *_, **__: pytest.fail("it is computed again"))
     again = TeacherFeatures(tmp_path, teacher, texts, 16, "fp32")
     assert again.build(ALONE, nullcontext) and torch.equal(again.rows(keys), first.rows(keys))
+    file = first.folder / "features.npy"
+    array = np.load(file)
+    array[7] = np.inf
+    np.save(file, array)
+    with pytest.raises(UserError, match=rf"{file} is damaged: 1 of \d+ rows.*\(7\)"):  # whose directions are looked for
+        TeacherFeatures(tmp_path, teacher, texts, 8, "fp32").build(ALONE, nullcontext)
     others = [
         TeacherFeatures(tmp_path, teacher, texts[::-1], 16, "fp32"),
         TeacherFeatures(tmp_path, teacher, texts, 16, "bf16"),

@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 
+import cnclip_ft.cli
 from cnclip_ft.evaluation.scores.comparison import hit_table
 from cnclip_ft.recipe import dump_recipe
 from cnclip_ft.recipe_files import checked_recipe, load_recipe
@@ -219,6 +220,19 @@ def test_a_stopped_search_goes_on_as_it_would_have_gone(stores, tmp_path):
     ]
 
 
+def test_ctrl_c_is_answered_by_one_line(stores, tmp_path, monkeypatch, capsys):
+    def stopped(*given, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Search, "execute", stopped)
+    monkeypatch.setattr(sys, "argv", ["cnclip-ft", "tune", "demo", "--trials", "2", "--output", str(tmp_path / "s")])
+    monkeypatch.setattr("cnclip_ft.calls.read_recipe", lambda *_: recipe(stores))
+    with pytest.raises(SystemExit) as ended:
+        cnclip_ft.cli.main()
+    said = capsys.readouterr()
+    assert ended.value.code == 130 and said.out.startswith("Stopped; the trials") and not said.err
+
+
 def test_a_budget_too_small_for_one_trial_is_said(stores, tmp_path):
     with pytest.raises(RequestError, match=r"the recipe itself takes about 17m.*--budget"):
         searched(stores, tmp_path / "s", Fake(left=1000.0), budget=60.0)
@@ -351,6 +365,7 @@ def test_a_search_with_processes_stops_on_request_and_goes_on(stores, tmp_path):
     process.send_signal(signal.SIGINT)
     told, _ = process.communicate(timeout=120)
     assert process.returncode == 130 and "Give the same command with --continue" in " ".join(told.split())
+    assert "interrupted" not in told
     before = TrialFile(tmp_path / "s").trials["align", 0]
     assert before.state == "running" and before.seconds > 0
     done = subprocess.run([*command, "--continue"], capture_output=True, text=True, timeout=500)
