@@ -141,7 +141,7 @@ def _bias_on_the_device(encoder: Any, x: torch.Tensor, *more: Any, **named: Any)
 
 def leave_places_there(model: Any) -> None:
     """From here on a text model of transformers counts its tokens where they are."""
-    encoder = getattr(model, "encoder", None)
+    encoder: Any = getattr(model, "encoder", None)
     if hasattr(type(encoder), "compute_position_bias"):
         encoder.compute_position_bias = MethodType(_bias_on_the_device, encoder)  # a copy of the model has its own
 
