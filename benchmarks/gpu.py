@@ -12,8 +12,9 @@ The most telling rows come first, each has its own limit of seconds, and one tha
 * transformers: the model's own loss as in the library's contrastive example, bf16, texts of 52 tokens;
 * top-10 of 100,000 × 100,000 features, and pictures encoded with decoding in front, beside the forward alone.
 
-Batches fill the card: what a pair takes was counted once (`PAIR`), and a batch that does not fit is cut by a quarter. FLOP are
-those of `training.throughput`; a share is of the card's measured rate of bf16 products, the second one of its listed rate.
+Batches fill the card, up to the same size on all sides: what a pair takes was counted once (`PAIR`). Of a batch that does not fit a
+line says so, and it is cut by a quarter. FLOP are those of `training.throughput`; a share is of the card's measured rate of bf16
+products, the second one of its listed rate.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ SECONDS = float(os.environ.get("SECONDS", 55 if REHEARSAL else 300))
 GROUP = 1 if REHEARSAL else 4  # steps between two waits for the card; a run waits after none
 # MiB of activations a pair takes in bf16, both towers: ours, and theirs with all tokens of all layers. Counted on a CPU.
 PAIR = {"tiny": (1, 1), "ViT-B-16": (90, 125), "ViT-L-14": (300, 350)}
-TEXT_PAIR = 15  # of the text tower alone
+TEXT_PAIR = (15, 27)  # of the text tower alone: with a frozen trunk
 
 
 def fitting(megabytes: int, most: int) -> int:
@@ -53,6 +54,11 @@ def fitting(megabytes: int, most: int) -> int:
         return 8
     free = torch.cuda.get_device_properties(0).total_memory * 5 / 6 - 5 * 2**30
     return max(32, min(most, int(free / (megabytes * 2**20)) // 32 * 32))
+
+
+def batch_of(size: str, stage: str, side: int) -> int:
+    """Pairs of a step, ours (0) or theirs (1): the same number wherever theirs fit too."""
+    return fitting(TEXT_PAIR[side], 4096) if stage == "one" else fitting(PAIR[size][side], 2048)
 
 
 # ---- rows -----------------------------------------------------------------------------------------------------------
@@ -69,6 +75,10 @@ class Row:
     batch: int
     limit: float
     profiled: bool = False
+
+    @property
+    def place(self) -> str:
+        return f"{self.size:<9} {self.stage:<5} {self.label:<32}"
 
 
 SIGLIP = {
@@ -95,19 +105,18 @@ def rows_of(folder: Path, texts: list[str]) -> list[Row | Extra]:
         profiled: bool = False,
         **settings: Any,
     ) -> Row:
-        batch = fitting(TEXT_PAIR, 4096) if stage == "one" else fitting(PAIR[size][0], 2048)
         settings |= {"frozen": stage == "one", "compile": compiled}
         make = lambda n: Ours(folder, size, n, texts, **settings)  # noqa: E731
         words = {False: "", True: ", compiled", "layers": ", compiled by layers", "max-autotune": ", max-autotune"}
-        return Row(size, stage, label + words[compiled], make, batch, limit, profiled)
+        return Row(size, stage, label + words[compiled], make, batch_of(size, stage, 0), limit, profiled)
 
     def official(size: str, stage: str, limit: float) -> Row:
         make = lambda n: OfficialSide(folder, size, n, texts, frozen=stage == "one")  # noqa: E731
-        return Row(size, stage, "official, fp16", make, fitting(PAIR[size][1], 1024), limit)
+        return Row(size, stage, "official, fp16", make, batch_of(size, stage, 1), limit)
 
     def peer(size: str, stage: str, style: str, label: str, limit: float) -> Row:
         make = lambda n: Peer(size, n, texts, frozen=stage == "one", style=style)  # noqa: E731
-        return Row(size, stage, label, make, fitting(PAIR[size][1], 1024), limit)
+        return Row(size, stage, label, make, batch_of(size, stage, 1), limit)
 
     siglip = {"start": TINY_SIGLIP if REHEARSAL else SIGLIP, "stage_settings": {"objective": {"kind": "sigmoid"}}}
     rows: list[Row | Extra] = [
@@ -144,7 +153,7 @@ def rows_of(folder: Path, texts: list[str]) -> list[Row | Extra]:
 
 
 def measured(row: Row) -> tuple[int, float, float, Any]:
-    """(batch, seconds a step, GiB, the side) with the row's batch, or the largest of its three quarters that fits."""
+    """(batch, seconds a step, GiB, the side) with the row's batch, or the largest of its three quarters that fits, each said."""
     batch = row.batch
     while True:
         clean()
@@ -153,26 +162,30 @@ def measured(row: Row) -> tuple[int, float, float, Any]:
             side = row.make(batch)
             times: list[float] = []
             for warm in range(1 if REHEARSAL else 4):
-                side.step()
+                last = side.step()
                 if DEVICE == "cuda" and warm == 2:
                     torch.cuda.reset_peak_memory_stats()
             began = time.perf_counter()
             least, most = (1, 1) if REHEARSAL else (2, 6)
+            group = GROUP if last < 0.5 else 1  # what is waited for after a long step is nothing beside it
             while len(times) < least or (len(times) < most and time.perf_counter() - began < 6):
-                times.append(side.step(GROUP))
+                times.append(side.step(group))
             return batch, statistics.median(times), side.memory(), side
         except (
             Exception,
             SystemExit,
         ) as error:  # its time may be over too: nothing of it may go on beside the next row
-            signal.setitimer(signal.ITIMER_REAL, 0)  # clearing up takes as long as it takes
+            left, _ = signal.setitimer(signal.ITIMER_REAL, 0)  # clearing up takes as long as it takes
             if side is not None:
                 side.close()
             # The official process ends when its memory does.
             short = "memory" in str(error).lower() or "ended early" in str(error)
             if REHEARSAL or isinstance(error, OutOfTime) or not short or batch <= row.batch // 4:
                 raise
+            print(f"{row.place} {batch:6d} does not fit: {' '.join(str(error).split())[:70]}", flush=True)
             del error
+        if left:  # of the row's time: a smaller batch gets no more
+            signal.setitimer(signal.ITIMER_REAL, left, 1.0)
         batch = max(batch * 3 // 4 // 32 * 32, 32)
 
 
@@ -191,6 +204,10 @@ class Extra:
     label: str
     measure: Callable[[], str]
     limit: float
+
+    @property
+    def place(self) -> str:
+        return f"{self.label:<48}"
 
 
 def top_ten() -> str:
@@ -337,15 +354,14 @@ def main() -> None:
         folder = Path(name)
         write_store(folder / "train", texts, pictures(len(texts)))
         for row in rows_of(folder, texts):
-            place = f"{row.size:<9} {row.stage:<5} {row.label:<32}" if isinstance(row, Row) else f"{row.label:<48}"
             began, side = time.perf_counter(), None
             if end - began < (1.0 if REHEARSAL else min(15.0, row.limit / 2)):
-                print(f"{place} not measured: no time left", flush=True)
+                print(f"{row.place} not measured: no time left", flush=True)
                 continue
             try:
                 with limited(min(SECONDS / 2 if REHEARSAL else row.limit, end - began)):
                     if isinstance(row, Extra):
-                        print(f"{place} {row.measure()} ({time.perf_counter() - began:.0f} s)", flush=True)
+                        print(f"{row.place} {row.measure()} ({time.perf_counter() - began:.0f} s)", flush=True)
                         continue
                     batch, seconds, memory, side = measured(row)
                     pairs, flops = batch / seconds, side.flops
@@ -355,7 +371,7 @@ def main() -> None:
                     beside = f"{pairs / base:10.2f}×" if base else f"{'-':>11}"
                     known = f"{100 * flops * pairs / card.listed:6.0f}%" if card.listed else f"{'-':>7}"
                     print(
-                        f"{place} {batch:6d} {pairs:9.1f} {memory:6.1f} {100 * flops * pairs / card.measured:8.0f}% {known} {beside} "
+                        f"{row.place} {batch:6d} {pairs:9.1f} {memory:6.1f} {100 * flops * pairs / card.measured:8.0f}% {known} {beside} "
                         f"{time.perf_counter() - began:5.0f}s",
                         flush=True,
                     )
@@ -364,7 +380,7 @@ def main() -> None:
                         notes[-1] = profile(side, batch)
             except (Exception, SystemExit) as error:  # noqa: BLE001 - one row that fails does not end the table
                 said = " ".join(str(error).split())
-                print(f"{place} failed: {type(error).__name__}: {said[:160]}", flush=True)
+                print(f"{row.place} failed: {type(error).__name__}: {said[:160]}", flush=True)
             finally:
                 with suppress(Exception):
                     side.close()

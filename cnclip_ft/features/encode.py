@@ -290,7 +290,8 @@ def text_batches(tokenizer: Tokenizer, texts: Sequence[str], batch_size: int) ->
 def encode_batch(model: DualEncoder, batch: TextBatch) -> torch.Tensor:
     """Unit float32 ``[len(batch.ids), dim]`` on the CPU."""
     input_ids, mask = model.tokenizer.pad(batch.ids)
-    return sound(model.text_features(input_ids.to(model.device), mask.to(model.device)).float().cpu(), "text")
+    features = model.text_features(to_device(input_ids, model.device), to_device(mask, model.device))
+    return sound(features.float().cpu(), "text")
 
 
 class Meter:

@@ -29,6 +29,7 @@ from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.preprocessing import DECODER
 from cnclip_ft.models.sums import sum_of
 from cnclip_ft.recipe_stage import Augmentation
+from cnclip_ft.runtime import Fetched, to_device
 from data_tools.atomic import whole_file
 from data_tools.bars import Bar
 from data_tools.errors import UserError
@@ -164,12 +165,13 @@ class FeatureCache:
         pictures = Pictures(self.store.image_ids, self.store.image_view, preprocessing, reduced=self.reduced)
         asked = [list(range(block.start, block.stop)) for block in missing]
         damaged: dict[int, str] = {}
-        decoded = pictures.batches(asked, workers=workers)
+        decoded = pictures.batches(asked, workers=workers, pin=self.model.device.type == "cuda")
         for block in in_rounds(missing, self.model.device, asked_to_stop):
-            whole, told = next(decoded)
-            pixels = torch.zeros(len(told), *preprocessing.shape, dtype=torch.uint8)
-            if whole is not None:
-                pixels[[fault is None for fault in told]] = whole
+            pixels, told = next(decoded)
+            if pixels is None or len(pixels) < len(told):
+                whole, pixels = pixels, torch.zeros(len(told), *preprocessing.shape, dtype=torch.uint8)
+                if whole is not None:
+                    pixels[[fault is None for fault in told]] = whole
             damaged |= {
                 row: f"{name_image(self.store, fault['id'])}: {data_fault(fault | {'id': None})}"
                 for row, fault in enumerate(told, block.start)
@@ -199,11 +201,11 @@ class FeatureCache:
         generator = torch.Generator().manual_seed(((self.seed * 1_000_003 + view) * 1_000_003 + block) % 2**63)
         parts = []
         for part in pixels.split(at_once):
-            part = part.to(self.model.device)
+            part = to_device(part, self.model.device)
             part = augment(part, self.augment, generator, self.model.image_tower.preprocessing)
             with autocast():
-                parts.append(self.model.image_trunk(part).float().cpu())
-        return torch.cat(parts)
+                parts.append(Fetched(self.model.image_trunk(part).float()))
+        return torch.cat([part() for part in parts])
 
     def refuse_damage(self) -> None:
         """As `Rows.refuse_damage`."""

@@ -131,7 +131,7 @@ class SharedEncoder:
     def _projected(self, kept: torch.Tensor) -> torch.Tensor:
         def own() -> Iterator[torch.Tensor]:
             for part in parts[rank() :: world_size()]:
-                pushed = self.model.image_tower.project(part.to(self.model.device, self.model.dtype))
+                pushed = self.model.image_tower.project(to_device(part, self.model.device).to(self.model.dtype))
                 yield sound(F.normalize(pushed.float(), dim=1).cpu(), "image")
 
         parts = kept.split(self.batch_size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -77,6 +79,16 @@ def test_features_are_the_librarys_and_are_kept(name, folders, tmp_path):
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     assert torch.equal(again.encode_texts(SAID), model.encode_texts(SAID))
     assert again.tokenizer.fingerprint() == model.tokenizer.fingerprint()
+
+
+def test_a_copy_reads_its_own_weights(folders):
+    """MPNet's distances, too, whose function is bound to the model."""
+    model, _ = start(folders("mpnet"))
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(trunk_features(twin), pooled(folders("mpnet"), "mean"), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "token"), [("cased bert", "[PAD]"), ("gemma3_text", "<pad>")])

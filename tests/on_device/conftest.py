@@ -31,7 +31,7 @@ def many(tmp_path_factory):
 def sized(device, stores, many) -> Callable[..., dict[str, Any]]:
     """What a step is made of: a tiny model on the CPU, `layers` of ViT-B-16 and 64 pairs on a card (0: tiny there too)."""
 
-    def of(layers: int = 4) -> dict[str, Any]:
+    def of(layers: int = 2) -> dict[str, Any]:
         if device.type == "cpu" or not layers:
             image = {"kind": "vit", "hidden": 32, "layers": 2, "heads": 2, "patch": 8, "image_size": 32}
             text = {"hidden": 32, "layers": 2, "heads": 2, "dropout": 0.0}
@@ -49,7 +49,7 @@ def ready(sized, tmp_path) -> Callable[..., Trainer]:
     count = iter(range(100))
 
     def make(
-        number: int = 1, stage: dict[str, Any] | None = None, layers: int = 4, start: Any = None, **changes: Any
+        number: int = 1, stage: dict[str, Any] | None = None, layers: int = 2, start: Any = None, **changes: Any
     ) -> Trainer:
         size = sized(layers)
         of_stage = {"batch_size": size["batch_size"], "learning_rate": 1e-4, **(stage or {})}

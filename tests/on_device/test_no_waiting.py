@@ -290,8 +290,10 @@ def test_lengths_are_few_and_enough():
 
 
 @pytest.mark.parametrize("micro", [None, pytest.param(3, marks=pytest.mark.slow)])
-def test_nothing_is_compiled_again_after_the_first_steps(ready, monkeypatch, micro):
+def test_nothing_is_compiled_again_after_the_first_steps(device, ready, monkeypatch, micro):
     """Batches whose longest texts differ: a graph for each of few lengths, made once; on the CPU without a compiler texts keep theirs."""
+    if device.type == "cuda" and micro:
+        pytest.skip("the whole batch is enough there")
     monkeypatch.setitem(compiling.COMPILER, "backend", "eager")
     counters.clear()
     trainer = ready(stage={"steps": 30, "micro_batch_size": micro}, compile=True, precision="fp32", layers=0)

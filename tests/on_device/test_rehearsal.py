@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from benchmarks import gpu
 from benchmarks.gpu_sides import OfficialSide
@@ -31,6 +34,7 @@ def test_a_row_that_runs_out_of_time_leaves_no_process_behind(monkeypatch, where
     """It would take memory and time of the rows that follow."""
     monkeypatch.setattr(gpu, "DEVICE", "cpu")
     monkeypatch.setattr(gpu, "REHEARSAL", True)
+    monkeypatch.setattr(gpu, "clean", lambda: None)  # takes its time after many tests
     processes = []
 
     class Endless(OfficialSide):
@@ -51,12 +55,62 @@ def test_a_row_that_runs_out_of_time_leaves_no_process_behind(monkeypatch, where
     assert len(processes) == (where == "in a step") and all(process.poll() is not None for process in processes)
 
 
+def test_a_batch_that_does_not_fit_is_said_and_the_next_gets_what_time_is_left(monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "REHEARSAL", False)
+    monkeypatch.setattr(gpu, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu, "clean", lambda: None)
+    tried = []
+
+    class Greedy:
+        def __init__(self, batch: int) -> None:
+            tried.append(batch)
+            time.sleep(0.2)
+            if batch > 64:
+                raise torch.OutOfMemoryError("out of memory. Tried to allocate 2 GiB")
+
+        def step(self, count: int = 1) -> float:
+            time.sleep(0.01 * count)
+            return 0.01
+
+        def memory(self) -> float:
+            return 1.0
+
+        def close(self) -> None:
+            pass
+
+    row = gpu.Row("tiny", "one", "one that is greedy", Greedy, 128, 30.0)
+    with gpu.limited(30.0):
+        assert gpu.measured(row)[0] == 64
+        assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] < 29.6
+    assert tried == [128, 96, 64]
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split("greedy")[1].split()[:3] for line in said] == [["128", "does", "not"], ["96", "does", "not"]], (
+        said
+    )
+    tried.clear()
+    with pytest.raises(gpu.OutOfTime), gpu.limited(0.3):
+        gpu.measured(row)
+    assert tried in ([128], [128, 96])
+
+
+def test_all_sides_are_asked_for_the_same_batch_where_it_fits(monkeypatch):
+    """On a card of 139 GiB, and on one of 80."""
+    monkeypatch.setattr(gpu, "REHEARSAL", False)
+    for memory, of_ours, of_theirs in ((139, 4096, 4096), (80, 4096, 2336)):
+        card = SimpleNamespace(total_memory=memory * 2**30)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, card=card: card)
+        rows = [row for row in gpu.rows_of(Path("nowhere"), []) if isinstance(row, gpu.Row)]
+        first = {row.label.startswith(("ours", "SigLIP")): row.batch for row in rows if row.stage == "one"}
+        assert first == {True: of_ours, False: of_theirs}
+
+
 @pytest.mark.slow
 @requires_official
 def test_every_row_of_the_table_yields_a_number():
     """In at most a minute of processor time, most of it one thread's: on a machine with nothing else to do, a minute."""
     before = processor_seconds()
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "DEVICE": "cpu", "SECONDS": "240"}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])  # packages may be there alone
+    environment = os.environ | {"PYTHONPATH": path, "DEVICE": "cpu", "SECONDS": "240"}
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "step.py"), "cuda"],
         env=environment,

@@ -11,6 +11,7 @@ from cnclip_ft.data.pictures import Fault, Pictures, in_batches
 from cnclip_ft.features.encode import Meter
 from cnclip_ft.models.contract import Preprocessing
 from cnclip_ft.models.dual_encoder import DualEncoder
+from cnclip_ft.runtime import to_device
 from cnclip_ft.search.index.listing import Key
 from data_tools.pictures import MISSING, PIXEL_LIMIT
 
@@ -48,7 +49,7 @@ def encode_pictures(
     for pixels, faults in pictures.batches(batches, workers=workers, pin=model.device.type == "cuda"):
         features = np.empty((0, model.image_tower.output_dim), np.float32)
         if pixels is not None:
-            features = model.image_features(pixels.to(model.device, non_blocking=True)).float().cpu().numpy()
+            features = model.image_features(to_device(pixels, model.device)).float().cpu().numpy()
         yield list(keys[at : at + len(faults)]), [_in_words(fault) for fault in faults], features
         at += len(faults)
         meter.add(len(faults))

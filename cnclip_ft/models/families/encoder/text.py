@@ -117,6 +117,7 @@ class EncoderTower(TextTower):
         config.use_cache = False
         model = transformers_model.laid_out(config)
         transformers_model.leave_mask_unread(model)
+        transformers_model.leave_places_there(model)
         if pooling == "pooler" and not hasattr(model, "pooler"):
             raise RequestError(
                 f"pooling pooler: a {config.model_type} of transformers has none: model.start.pooling=mean or model.start.pooling=cls"

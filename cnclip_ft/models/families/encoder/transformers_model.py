@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import nullcontext
+from types import MethodType
 from typing import Any
 
 import torch
@@ -128,6 +130,20 @@ def leave_mask_unread(model: Any) -> None:
             model.config._attn_implementation_internal = _UNREAD_OWN
     elif model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(UNREAD)
+
+
+def _bias_on_the_device(encoder: Any, x: torch.Tensor, *more: Any, **named: Any) -> torch.Tensor:
+    """MPNet's own `compute_position_bias`, whose distances transformers before 5.18 makes on the CPU: a card would be waited for."""
+    whole = type(encoder).compute_position_bias
+    with nullcontext() if torch.compiler.is_compiling() else x.device:  # a graph has them as constants
+        return whole(encoder, x, *more, **named)
+
+
+def leave_places_there(model: Any) -> None:
+    """From here on a text model of transformers counts its tokens where they are."""
+    encoder: Any = getattr(model, "encoder", None)
+    if hasattr(type(encoder), "compute_position_bias"):
+        encoder.compute_position_bias = MethodType(_bias_on_the_device, encoder)  # a copy of the model has its own
 
 
 def stem_and_layers(model: nn.Module, count: int) -> list[nn.Module]:
