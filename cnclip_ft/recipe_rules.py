@@ -133,9 +133,10 @@ class _Stage:
         of_data = batch_of_data(facts.pairs, facts.images)
         batch = 2 ** int(math.log2(min(most, of_data)))
         batch = max(batch - batch % facts.devices, facts.devices, 2)
-        if self.name == ALIGN and facts.start == "new":
-            small = max(batch // 4, min(batch, 16))
-            return max(small - small % facts.devices, facts.devices), Said(
+        small = max(batch // 4, min(batch, 16))
+        small = max(small - small % facts.devices, facts.devices)
+        if self.name == ALIGN and facts.start == "new" and small < batch:
+            return small, Said(
                 "a quarter of what the data and the device allow ({batch:,}): a new text tower learns from many small steps",
                 "数据与设备所容许的批量（{batch:,}）的四分之一：新建的文本塔靠许多小步学习",
                 batch=batch,
