@@ -178,7 +178,7 @@ def score_predictions(predictions: str | Path, answers: Sequence[str | Path]) ->
 
 def _card(head: dict[str, Any]) -> Scorecard:
     record = {"format": provenance.FORMAT, **head, "versions": provenance.versions(), "splits": {}}
-    return Scorecard({}, record, notes=provenance.image_size_notes(head["settings"]))
+    return Scorecard({}, record, notes=provenance.image_size_notes(head.get("settings")))
 
 
 def _unique(card: Scorecard, name: str) -> str:
