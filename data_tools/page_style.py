@@ -12,7 +12,7 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ground: #161616; --ink: #e8e8e8; --soft: #a8a8a8; --line: #4a4a4a; --hold: #242424; --bad: #ff8a80;
   --good: #5fd08a; --one: #7fb2ff; --two: #f0996f; --three: #58cfa6; --four: #cf9cf0 } }
 body { font: 15px/1.5 system-ui, "Noto Sans SC", "Microsoft YaHei", sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem;
-  background: var(--ground); color: var(--ink) }
+  background: var(--ground); color: var(--ink); overflow-wrap: break-word }
 h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em; border-bottom: 1px solid var(--line) } h2 small { font-weight: normal; color: var(--soft) }
 table { border-collapse: collapse; display: block; overflow-x: auto; max-width: 100% }
 td, th { text-align: left; padding: .15rem .9rem .15rem 0; vertical-align: top; overflow-wrap: anywhere }

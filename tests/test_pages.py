@@ -85,7 +85,8 @@ def test_losses_share_a_panel_and_norms_have_one_each():
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     """(page, language) → (file, words of the user's own in it): of runs that were stopped or brought nothing, of data with faults."""
-    folder = tmp_path_factory.mktemp("pages")
+    folder = tmp_path_factory.mktemp("pages") / "a_path_too_long_for_a_line_of_a_phone"  # pages name it
+    folder.mkdir()
     return {**reports(write_stores(folder / "runs")), **checks(folder / "checks"), **curations(folder / "curations")}
 
 
