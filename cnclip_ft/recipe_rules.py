@@ -112,7 +112,7 @@ class _Stage:
             self.steps, why = self._length(each)
             found.append(self._choice({"steps": self.steps}, why))
         found += [self._rates(), self._table(), self._warmup(), self._averaging(), self._interpolation()]
-        found += [self._regularisation(), self._pictures(), self._captions(), self._validation()]
+        found += [self._regularisation(), self._smoothing(), self._pictures(), self._captions(), self._validation()]
         return [choice for choice in found if choice.settings]
 
     def _choice(self, settings: dict[str, Any], why: Said) -> Choice:
@@ -313,9 +313,9 @@ class _Stage:
     # ---- what is averaged and held back ------------------------------------------------------------------------
 
     def _averaging(self) -> Choice:
-        if self.name == ALIGN or self.steps < 20:
+        if (self.name == ALIGN and self.facts.start != "new") or self.steps < 20:
             return Choice(self.name, {}, Said("too short to average over", "太短，没有可平均的"))
-        share = 20 if self._kind == "new" else 5
+        share = 50 if self.name == ALIGN else 20 if self._kind == "new" else 5
         decay = round(max(min(1 - share / self.steps, 0.999), 0.5), 3)
         return self._choice(
             {"ema": decay},
@@ -338,7 +338,8 @@ class _Stage:
         small, decay = self.facts.images < 100_000, 0.05
         if self._kind == "new":
             # what is made anew learns few pictures by heart, and all it knows comes from them
-            small, decay = small and self.name == CONTRAST, 0.3
+            first = self.name == ALIGN
+            small, decay = small and (not first or self.facts.start == "new"), 0.1 if first else 0.3
         why = Said("the published decay; no gradient above 1", "已发表的权重衰减；梯度不超过 1")
         if small:
             why = Said(
@@ -350,6 +351,19 @@ class _Stage:
         if self.name == CONTRAST and self._kind != "new":
             settings["batch_norm"] = "frozen"
         return self._choice(settings, why)
+
+    def _smoothing(self) -> Choice:
+        alone = not self.given.get("distill") and self.given.get("kind", "pairs") == "pairs"
+        wanted = (
+            alone and self.name == ALIGN and self.facts.start == "new"
+        )  # whose loss is a softmax where none is given
+        return self._choice(
+            {"objective": {"label_smoothing": 0.05} if wanted else None},
+            Said(
+                "the second stage begins with less certain towers and ends higher",
+                "第二阶段从不那么自信的塔开始，终点更高",
+            ),
+        )
 
     def _pictures(self) -> Choice:
         known_by_heart = self.facts.start != "whole" and self.facts.images < 1_000_000

@@ -91,6 +91,14 @@ def test_what_was_measured_comes_out():
     made = at(40_000, start="new", width=128)
     assert (made["align"].batch_size, made["align"].steps, made["contrast"].batch_size) == (64, 938, 256)
     assert made["align"].learning_rate == 1.2e-3
+    first = made["align"]
+    assert (first.weight_decay, first.objective.label_smoothing) == (0.1, 0.05) and made[
+        "contrast"
+    ].objective.label_smoothing == 0
+    assert first.ema == pytest.approx(0.947, abs=0.001) and at(40_000)["align"].objective.label_smoothing == 0
+    # A loss of one's own has what it says alone: a sigmoid knows no smoothing.
+    own = stages(Facts(40_000, 8_000, start="new"), {"align": {"objective": {"kind": "sigmoid"}}})[0]["align"]
+    assert own.objective.label_smoothing == 0
 
 
 def test_more_of_something_never_makes_the_batch_smaller_and_fewer_pairs_are_passed_more_often():
