@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cnclip_ft.evaluation.scores.scorecard import Scorecard
     from cnclip_ft.recipe import ModelSection, Recipe
     from cnclip_ft.recipe_data import DataSection
-    from cnclip_ft.recipe_rules import Facts
+    from cnclip_ft.recipe_facts import Facts
     from cnclip_ft.search.engine.engine import Engine, Found
 
 

@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from cnclip_ft.new_towers import fault_lines, short
 from cnclip_ft.recipe import ModelSection, Recipe
 from cnclip_ft.recipe_data import DataSection
+from cnclip_ft.recipe_facts import EXAMPLE, NAME, Facts, facts_line
 from cnclip_ft.recipe_keys import concrete, is_known, is_plain, keys_at, meant
-from cnclip_ft.recipe_rules import EXAMPLE, NAME, Facts, choose, facts_line, filled
+from cnclip_ft.recipe_rules import choose, filled
 from cnclip_ft.yaml_file import parse_yaml, read_yaml
 from data_tools.errors import RequestError
 

@@ -9,39 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from cnclip_ft.recipe_choice import Choice
+from cnclip_ft.recipe_facts import ALIGN, CONTRAST, Facts
 from cnclip_ft.recipe_rates import far_rate, joining_rate, suggested_rate
+from cnclip_ft.recipe_sizes import batch_size, meets_new, steps
 from data_tools.words import Said
-
-NAME = "own-data"
-FEWEST = 8  # pairs: two batches of four
-ALIGN, CONTRAST = "align", "contrast"  # the stages whose settings follow; others have to be written out
-
-Start = Literal["whole", "towers", "new text", "new image", "new"]
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the rules look at. `pairs`: visits of an epoch; `images`: different pictures; `device`: cpu, cuda, …; `memory`: GiB of one
-    card (None: a CPU, or not known); `devices`: processes; `width`: of the wider tower that is made new; `one_size`: of all pictures, not each
-    in its own shape; `convolutions`: the image tower is a network of them, by an import path: what it learnt from had no texts; `captions`:
-    of a picture, on average, as they lie in the stores."""
-
-    pairs: int
-    images: int
-    device: str = "cpu"
-    memory: float | None = None
-    devices: int = 1
-    start: Start = "whole"
-    width: int = 768
-    one_size: bool = True
-    convolutions: bool = False
-    captions: float = 1.0
-
-
-EXAMPLE = Facts(pairs=10_000, images=2_000, captions=5.0)  # to look at a recipe without data
 
 
 def choose(facts: Facts, given: Mapping[str, Any]) -> list[Choice]:
@@ -62,21 +36,6 @@ def choose(facts: Facts, given: Mapping[str, Any]) -> list[Choice]:
         chosen += stage.choices()
         batch = stage.batch
     return chosen
-
-
-def facts_line(facts: Facts) -> Said:
-    """What was looked at."""
-    return Said(
-        "{name}: {pairs:,} pairs, {images:,} pictures; {devices} × {device}{memory}; {start}",
-        "{name}：{pairs:,} 个图文对，{images:,} 张图片；{devices} × {device}{memory}；{start}",
-        name=NAME,
-        pairs=facts.pairs,
-        images=facts.images,
-        devices=facts.devices,
-        device=facts.device,
-        memory="" if facts.memory is None else f", {facts.memory:.0f} GiB",
-        start=_STARTS[facts.start],
-    )
 
 
 def filled(stages: Mapping[str, Any], chosen: list[Choice]) -> dict[str, Any]:
@@ -101,7 +60,7 @@ class _Stage:
         found: list[Choice] = []
         self.batch = _number(self.given.get("batch_size")) or 0
         if not self.batch:
-            self.batch, why = self._batch()
+            self.batch, why = batch_size(self.facts, self.name, self.batch_before)
             found.append(self._choice({"batch_size": self.batch, "micro_batch_size": "auto"}, why))
         each = max(self.facts.pairs // self.batch, 1)
         epochs = self.given.get("epochs")
@@ -109,7 +68,7 @@ class _Stage:
         if not self.steps and isinstance(epochs, (int, float)) and epochs > 0:
             self.steps = max(round(epochs * each), 1)
         if not self.steps:
-            self.steps, why = self._length(each)
+            self.steps, why = steps(self.facts, self.name, each)
             found.append(self._choice({"steps": self.steps}, why))
         found += [self._rates(), self._table(), self._warmup(), self._averaging(), self._interpolation()]
         found += [self._regularisation(), self._smoothing(), self._pictures(), self._captions(), self._validation()]
@@ -119,70 +78,14 @@ class _Stage:
         left = {key: value for key, value in settings.items() if key not in self.given and value is not None}
         return Choice(self.name, left, why)
 
-    # ---- the batch ----------------------------------------------------------------------------------------------
+    @property
+    def _meeting(self) -> bool:
+        return meets_new(self.facts, self.name)
 
-    def _batch(self) -> tuple[int, Said]:
-        facts = self.facts
-        if self.batch_before and facts.start != "new":
-            return self.batch_before, Said(
-                "that of the stage before, in micro-batches with the same gradient where it does not fit; a second stage at a batch of 96, "
-                "after a first one at 256, fell below its start",
-                "与上一阶段相同，放不下时拆成小批，梯度不变；第一阶段 256、第二阶段批量 96 的训练曾低于起点",
-            )
-        most = batch_of_device(facts)
-        of_data = batch_of_data(facts.pairs, facts.images)
-        batch = 2 ** int(math.log2(min(most, of_data)))
-        batch = max(batch - batch % facts.devices, facts.devices, 2)
-        small = max(batch // 4, min(batch, 16))
-        small = max(small - small % facts.devices, facts.devices)
-        if self.name == ALIGN and facts.start == "new" and small < batch:
-            return small, Said(
-                "a quarter of what the data and the device allow ({batch:,}): a new text tower learns from many small steps",
-                "数据与设备所容许的批量（{batch:,}）的四分之一：新建的文本塔靠许多小步学习",
-                batch=batch,
-            )
-        if of_data < most:
-            return batch, Said(
-                "at most a quarter of the {pairs:,} pairs and half of the {images:,} pictures, so that an epoch is several steps and a "
-                "picture rarely meets itself, yet up to 16 where that is fewer",
-                "不超过 {pairs:,} 个图文对的四分之一和 {images:,} 张图片的一半，使每轮有好几步、图片很少遇到自己；不足 16 时至多取到 16",
-                pairs=facts.pairs,
-                images=facts.images,
-            )
-        if facts.device == "cpu":
-            return batch, Said(
-                "what was measured on a CPU; larger ones wait long for a step",
-                "在 CPU 上实测过；更大的批量一步要等很久",
-            )
-        return batch, Said(
-            "32 pairs for every GiB of {devices} × {memory:.0f} GiB, at most 8,192",
-            "每 GiB 显存 32 对（{devices} × {memory:.0f} GiB），最多 8,192",
-            devices=facts.devices,
-            memory=facts.memory or _LEAST_MEMORY,
-        )
-
-    # ---- how long -----------------------------------------------------------------------------------------------
-
-    def _length(self, each: int) -> tuple[int, Said]:
-        facts, rule = self.facts, _LENGTHS[self.name, self.facts.start]
-        epochs = rule.epochs_on_card if facts.device != "cpu" else rule.epochs
-        if rule.shrinks:
-            epochs = max(min(epochs, epochs * math.sqrt(100_000 / facts.pairs)), min(epochs, 1.0))
-        wanted = round(epochs * each)
-        steps = max(wanted, min(rule.floor, rule.most_epochs * each), _FEWEST_STEPS)
-        named = {"epochs": steps / each, "floor": rule.floor, "most": rule.most_epochs, "pairs": facts.pairs}
-        if steps == wanted:
-            return steps, Said(
-                "{epochs:.3g} epochs of {pairs:,} pairs; the more pairs, the fewer passes",
-                "{pairs:,} 个图文对的 {epochs:.3g} 轮；图文对越多，遍数越少",
-                **named,
-            )
-        return steps, Said(
-            "{epochs:.3g} epochs: few pairs need {floor} steps, but at most {most} epochs, and {least} steps in any case",
-            "{epochs:.3g} 轮：图文对少时需要 {floor} 步，但最多 {most} 轮，且至少 {least} 步",
-            least=_FEWEST_STEPS,
-            **named,
-        )
+    @property
+    def _pairs_alone(self) -> bool:
+        """Whether it learns from pairs, and from no teacher."""
+        return not self.given.get("distill") and self.given.get("kind", "pairs") == "pairs"
 
     @property
     def _kind(self) -> str:
@@ -313,7 +216,7 @@ class _Stage:
     # ---- what is averaged and held back ------------------------------------------------------------------------
 
     def _averaging(self) -> Choice:
-        if (self.name == ALIGN and self.facts.start != "new") or self.steps < 20:
+        if (self.name == ALIGN and not self._meeting) or self.steps < 20:
             return Choice(self.name, {}, Said("too short to average over", "太短，没有可平均的"))
         share = 50 if self.name == ALIGN else 20 if self._kind == "new" else 5
         decay = round(max(min(1 - share / self.steps, 0.999), 0.5), 3)
@@ -338,8 +241,7 @@ class _Stage:
         small, decay = self.facts.images < 100_000, 0.05
         if self._kind == "new":
             # what is made anew learns few pictures by heart, and all it knows comes from them
-            first = self.name == ALIGN
-            small, decay = small and (not first or self.facts.start == "new"), 0.1 if first else 0.3
+            small, decay = small and (self.name == CONTRAST or self._meeting), 0.1 if self._meeting else 0.3
         why = Said("the published decay; no gradient above 1", "已发表的权重衰减；梯度不超过 1")
         if small:
             why = Said(
@@ -353,10 +255,7 @@ class _Stage:
         return self._choice(settings, why)
 
     def _smoothing(self) -> Choice:
-        alone = not self.given.get("distill") and self.given.get("kind", "pairs") == "pairs"
-        wanted = (
-            alone and self.name == ALIGN and self.facts.start == "new"
-        )  # whose loss is a softmax where none is given
+        wanted = self._pairs_alone and self._meeting  # the loss is a softmax where none is given
         return self._choice(
             {"objective": {"label_smoothing": 0.05} if wanted else None},
             Said(
@@ -383,8 +282,9 @@ class _Stage:
         )
 
     def _captions(self) -> Choice:
-        alone = not self.given.get("distill") and self.given.get("kind", "pairs") == "pairs"
-        several = alone and self.name == CONTRAST and self.facts.start != "whole" and self.facts.captions >= 2
+        several = (
+            self._pairs_alone and self.name == CONTRAST and self.facts.start != "whole" and self.facts.captions >= 2
+        )
         # a small new tower is no dearer for pictures than for texts
         most = 2 if self._kind == "new" else 3
         return self._choice(
@@ -398,52 +298,6 @@ class _Stage:
 
     def _validation(self) -> Choice:
         return self._choice({"validate_every": max(-(-self.steps // 6), 1)}, Said("six times a stage", "每个阶段六次"))
-
-
-@dataclass(frozen=True)
-class _Length:
-    """Epochs on a CPU and on a card; where that is few steps, `floor` of them, but at most `most_epochs`."""
-
-    epochs: float
-    epochs_on_card: float
-    floor: int
-    most_epochs: int
-    shrinks: bool = True  # with the square root of the pairs above 100,000, to one epoch
-
-
-_FEWEST_STEPS = 50
-_LENGTHS = {
-    (ALIGN, "whole"): _Length(2, 2, 70, 10),
-    (ALIGN, "towers"): _Length(4, 5, 150, 30),
-    (ALIGN, "new text"): _Length(5, 10, 500, 50),
-    (ALIGN, "new image"): _Length(0.25, 0.25, 120, 10),
-    (ALIGN, "new"): _Length(1.5, 1.5, 500, 50),
-    (CONTRAST, "whole"): _Length(1, 3, 70, 10),
-    (CONTRAST, "towers"): _Length(1, 3, 70, 10),
-    (CONTRAST, "new text"): _Length(1, 3, 70, 10),
-    (CONTRAST, "new image"): _Length(5, 10, 1000, 100, shrinks=False),
-    (CONTRAST, "new"): _Length(5, 10, 1000, 100, shrinks=False),
-}
-_STARTS = {
-    "whole": Said("a model trained whole", "整体训练过的模型"),
-    "towers": Said("two pretrained towers that had not met", "两座互不相识的预训练塔"),
-    "new text": Said("a new text tower", "新建的文本塔"),
-    "new image": Said("a new image tower", "新建的图像塔"),
-    "new": Said("both towers new", "两座塔都是新建的"),
-}
-_LEAST_MEMORY = 8.0  # GiB, where a card does not say
-
-
-def batch_of_data(pairs: int, images: int) -> int:
-    """Pairs a global batch may have by the data alone."""
-    return max(min(pairs // 4, images // 2), min(16, pairs // 2, images), 2)
-
-
-def batch_of_device(facts: Facts) -> int:
-    """Pairs a global batch may have by the devices alone."""
-    if facts.device == "cpu":
-        return 256
-    return min(int(32 * (facts.memory or _LEAST_MEMORY)) * facts.devices, 8192)
 
 
 def _trunk_and_rest(tower: str, rate: float, heads: float) -> list[dict[str, Any]]:

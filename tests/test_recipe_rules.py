@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 
 from cnclip_ft.recipe import Recipe
+from cnclip_ft.recipe_facts import Facts
 from cnclip_ft.recipe_files import checked_recipe
-from cnclip_ft.recipe_rules import Facts, batch_of_device, choose, filled
+from cnclip_ft.recipe_rules import choose, filled
+from cnclip_ft.recipe_sizes import batch_of_device
 from data_tools.errors import RequestError
 from data_tools.words import said_in
 

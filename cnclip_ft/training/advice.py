@@ -9,7 +9,7 @@ from cnclip_ft.data.mixture import stores_of
 from cnclip_ft.models.dual_encoder import DualEncoder
 from cnclip_ft.models.families.imported import is_convolutional
 from cnclip_ft.recipe_rates import far_rate, joining_rate, suggested_rate
-from cnclip_ft.recipe_rules import batch_of_data
+from cnclip_ft.recipe_sizes import batch_of_data
 from cnclip_ft.training.context import Context
 from cnclip_ft.training.memory import estimate
 from cnclip_ft.training.stage_plan import StagePlan

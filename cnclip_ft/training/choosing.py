@@ -17,7 +17,7 @@ from cnclip_ft.models.halves import keeps_shapes
 from cnclip_ft.models.hub import find
 from cnclip_ft.recipe import ModelSection
 from cnclip_ft.recipe_data import DataSection
-from cnclip_ft.recipe_rules import FEWEST, NAME, Facts, Start
+from cnclip_ft.recipe_facts import FEWEST, NAME, Facts, Start
 from cnclip_ft.training.context import open_split, open_train
 from data_tools.errors import RequestError
 

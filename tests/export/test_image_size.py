@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 
 import onnxruntime
 import pytest
@@ -19,11 +20,12 @@ from cnclip_ft.features.encode import encode_source
 from cnclip_ft.features.folder import read_split
 from cnclip_ft.features.sources import store_source
 from cnclip_ft.models.checkpoints import load, read_info, save_checkpoint
-from cnclip_ft.models.formats.open_clip_writing import model_config
+from cnclip_ft.models.formats.open_clip_writing import SIGLIP_SIDES, model_config
 from data_tools.errors import RequestError
 from tests.evaluation.tiny import make_store
 from tests.models.helpers import small
 from tests.models.test_towers import HERE, foreign
+from tests.official import FOLDER, requires_open_clip
 
 ROW = {"row": {"mean_recall": 50.0}}
 
@@ -130,6 +132,13 @@ def test_open_clip_is_told_of_sizes_that_timm_names():
     assert (said["timm_model_name"], said["image_size"]) == ("vit_base_patch16_siglip_384", 384)
     with pytest.raises(ValueError, match="timm has no SigLIP tower base_patch16 for pictures of 320 × 320"):
         model_config({"image": image | {"image_size": 320}, "text": text, "projection": 768})
+
+
+@requires_open_clip
+def test_these_are_all_that_timm_names():
+    source = (FOLDER / "timm/models/vision_transformer.py").read_text(encoding="utf-8")
+    named = {f"def vit_{kind}_siglip_{side}(" for kind, sides in SIGLIP_SIDES.items() for side in sides}
+    assert named == set(re.findall(r"def vit_\w+_siglip_\d+\(", source))
 
 
 def test_a_start_for_any_square_says_its_other_size(place):

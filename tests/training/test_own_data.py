@@ -65,7 +65,7 @@ def test_a_run_goes_on_with_what_it_chose_though_the_rules_would_now_choose_othe
     kept = yaml.safe_load((tmp_path / "run/recipe.yaml").read_text(encoding="utf-8"))
     assert kept["rules"] is None and kept["stages"]["contrast"]["batch_size"] == 16
     assert "both towers new" in (tmp_path / "run/report/index.html").read_text(encoding="utf-8")
-    monkeypatch.setattr("cnclip_ft.recipe_rules.batch_of_device", lambda facts: 8)
+    monkeypatch.setattr("cnclip_ft.recipe_sizes.batch_of_device", lambda facts: 8)
     assert read_recipe("own-data", places(data)).stages["align"].batch_size == 8
     more = places(data, f"output={tmp_path / 'run'}", "stages.contrast.steps=6")
     capsys.readouterr()

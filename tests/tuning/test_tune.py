@@ -1,4 +1,4 @@
-"""The search: a trial of the recipe's own values is the recipe, trials fall behind, a search stops, goes on and gives up in words."""
+"""The search: trials fall behind, a search stops, goes on and gives up in words."""
 
 from __future__ import annotations
 
@@ -16,173 +16,18 @@ import torch
 import cnclip_ft.cli
 from cnclip_ft.evaluation.scores.comparison import hit_table
 from cnclip_ft.recipe import dump_recipe
-from cnclip_ft.recipe_files import checked_recipe, load_recipe
+from cnclip_ft.recipe_files import load_recipe
 from cnclip_ft.retrieval.recall import split_ranks
-from cnclip_ft.training.context import make_context
-from cnclip_ft.training.optimizer import rules_for, training_table
-from cnclip_ft.training.stage_plan import plan_stages
 from cnclip_ft.tuning import outcome
 from cnclip_ft.tuning.search import KEPT, Search, seconds_of
-from cnclip_ft.tuning.space import axes_of, given_axes
+from cnclip_ft.tuning.space import given_axes
 from cnclip_ft.tuning.trials import Trial, TrialFile, behind
 from data_tools.errors import RequestError, UserError
 from data_tools.words import said_in
-from tests.evaluation.tiny import make_store, random_split
+from tests.evaluation.tiny import random_split
+from tests.tuning.searches import Fake, recipe, searched, space_of
 
 pytest.importorskip("optuna")
-
-
-@pytest.fixture(scope="module")
-def stores(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tune")
-    make_store(folder / "train", images=40)
-    make_store(folder / "valid", images=12)
-    return folder
-
-
-def recipe(stores, *overrides, train="train"):
-    short = [
-        f"stages.{stage}.{key}={value}"
-        for stage in ("align", "contrast")
-        for key, value in (("steps", 12), ("batch_size", 16), ("warmup_steps", 3), ("validate_every", "null"))
-    ]
-    return load_recipe(
-        "demo",
-        [
-            f"data.train={stores / train}",
-            f"data.valid={stores / 'valid'}",
-            "model.start={architecture: tiny}",
-            "data.captions=all",  # a store of this test has fewer pictures than a batch
-            *short,
-            *overrides,
-        ],
-    )
-
-
-class Fake:
-    """Stands for the process of a trial: six validations, and a score by the trial's stage alone."""
-
-    def __init__(self, score=lambda stage: 10.0, left=0.0, stop_at=None, fails=lambda number: False, at_start=0.0):
-        self.score, self.left, self.stop_at, self.fails, self.runs = score, left, stop_at, fails, []
-        self.at_start = at_start
-
-    def __call__(self, runner, follow):
-        number = int(runner.folder.name)
-        settings = load_recipe(runner.file).stages[runner.stage]
-        self.runs.append((runner.stage, number, settings))
-        if self.fails(number):
-            raise UserError("out of paper")
-        if len(self.runs) == self.stop_at:
-            raise KeyboardInterrupt
-        score = self.score(settings)
-        follow({"kind": "validation", "stage": "start", "step": 0, "score": self.at_start})
-        for step in range(1, 7):
-            at = step * (settings.validate_every or 2)
-            for record in (
-                {"kind": "train", "stage": runner.stage, "step": at, "seconds_left": self.left},
-                {"kind": "validation", "stage": runner.stage, "step": at, "mean_recall": score, "score": score},
-            ):
-                reason = follow(record)
-                if reason:
-                    return "stopped", reason
-        best = runner.folder / runner.stage / "best"
-        best.mkdir(parents=True)
-        said = {"format": 1, "model": {}, "score": max(score, self.at_start)}
-        (best / "cnclip_ft.json").write_text(json.dumps(said), encoding="utf-8")
-        return "complete", ""
-
-
-def searched(stores, folder, fake, *, trials=8, proceed=False, **more):
-    lines: list[str] = []
-    settings = more.pop("settings", None) or recipe(stores)
-    search = Search(settings, folder, trials=trials, say=lines.append, run=fake, stages=["align"], **more)
-    return search.execute(proceed=proceed), lines
-
-
-# ---- the space ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["align", "contrast"])
-def test_a_trial_of_the_own_values_is_the_recipe(stores, name):
-    context, model = make_context(recipe(stores, "stages.align.ema=0.9"), write=False)
-    plan = next(plan for plan in plan_stages(context, model) if plan.name == name)
-    space = axes_of(plan, context.new_parts, 1000, 1, patches=True, captions=5.0)
-    content = recipe(stores, "stages.align.ema=0.9").model_dump(mode="json")
-    content["stages"] = {name: space.stage(space.own())}
-    trial = checked_recipe(content).stages[name]
-    same = {"train", "validate_every"}
-    assert trial.model_dump(exclude=same) == plan.setting.model_dump(exclude=same)
-    ours, theirs = (
-        {entry.name: (entry.rate, entry.lora) for entry in table}
-        for table in (training_table(model, plan.objective, rules_for(trial, context.new_parts)), plan.entries)
-    )
-    assert ours == theirs
-    assert {"rate", "batch size", "length", "averaged over"} <= {axis.name for axis in space.axes}
-    assert ("image rate" in space.own()) == (name == "contrast") and ("crop" in space.own()) == (name == "contrast")
-    assert ("captions at once" in space.own()) == (name == "contrast")
-
-
-def space_of(stores, name="contrast"):
-    context, model = make_context(recipe(stores), write=False)
-    plan = next(plan for plan in plan_stages(context, model) if plan.name == name)
-    return axes_of(plan, context.new_parts, 1000, 1, patches=True, captions=5.0)
-
-
-def test_values_reach_the_stage(stores):
-    stage = space_of(stores).stage(
-        {
-            "rate": 2.0,
-            "batch size": 64,
-            "length": 1.5,
-            "captions at once": 3,
-            "image rate": 0.25,
-            "heads rate": 4.0,
-            "lora": "8",
-            "averaged over": 0.5,
-        }
-    )
-    assert stage["learning_rate"] == 3.4e-3 and stage["batch_size"] == 64 and stage["micro_batch_size"] == 16
-    assert stage["steps"] == round(12 * 16 * 1.5 / 64) and stage["warmup_steps"] == round(3 * stage["steps"] / 12)
-    assert stage["ema"] == pytest.approx(1 - 1 / (0.5 * stage["steps"]))
-    rates = {(rule["tower"], rule["part"]): rule["rate"] for rule in stage["train"]}
-    assert (
-        rates[("image", "trunk")] == 10 * 0.25 and rates[("text", "trunk")] == 10 and rates[("text", "projection")] == 4
-    )
-    assert rates[("temperature", "all")] == 40 and stage["captions_at_once"] == 3
-    assert {rule["lora"]["rank"] for rule in stage["train"] if rule["part"] == "trunk"} == {8}
-
-
-@pytest.mark.parametrize(
-    ("given", "says"),
-    [
-        ("stages.contrast.nothing=1,2", "no such key"),
-        ("stages.contrast.objective=1,2", "is a section"),
-        ("stages.contrast.learning_rate=1e-2..1e-4", "not below"),
-        ("stages.contrast.learning_rate=0..1e-4", "above 0"),
-        ("stages.contrast.learning_rate=1e-9..1e-8", "lies outside"),
-        ("stages.contrast.ema=0.98", "two values or more"),
-    ],
-)
-def test_an_axis_of_ones_own_that_cannot_be_is_refused(stores, given, says):
-    with pytest.raises(RequestError, match=says):
-        given_axes(space_of(stores), [given])
-
-
-def test_axes_of_ones_own(stores):
-    space = given_axes(
-        space_of(stores),
-        [
-            "stages.contrast.learning_rate=1e-4..1e-2",
-            "stages.contrast.ema=null,0.9",
-            "stages.contrast.objective.positives=soft",
-        ],
-    )
-    assert space.own() == {"learning_rate": 1.7e-3, "ema": 0.98, "objective.positives": "exclude"}
-    stage = space.stage({"learning_rate": 1e-3, "ema": None, "objective.positives": "soft"})
-    assert (stage["learning_rate"], stage["ema"], stage["objective"]["positives"]) == (1e-3, None, "soft")
-
-
-# ---- the search -----------------------------------------------------------------------------------------------------
 
 
 def test_the_first_trial_is_the_recipe_and_the_best_is_found(stores, tmp_path):
@@ -413,14 +258,6 @@ def test_a_trial_ends_with_its_search_and_the_next_attempt_waits_for_it(stores, 
     assert TrialFile(tmp_path / "s").trials["align", 0].state != "failed"
 
 
-def test_a_range_of_whole_numbers_is_drawn_in_whole_numbers(stores, tmp_path):
-    given = ("stages.align.batch_size=4..32",)
-    found, _ = searched(stores, tmp_path / "s", Fake(), trials=6, given=given)
-    values = [trial.values["batch_size"] for trial in found.trials["align"]]
-    assert all(isinstance(value, int) and 4 <= value <= 32 for value in values) and len(set(values)) > 1
-    assert [trial.state for trial in found.trials["align"]] == ["complete"] * 6
-
-
 def test_what_a_search_did_not_reach_is_told(stores, tmp_path):
     for place, trials, at_start in (("one", 1, 5.0), ("two", 2, 90.0), ("fine", 2, 5.0)):
         fake = Fake(score=lambda stage: 20 + 1e3 * stage.learning_rate, at_start=at_start)
@@ -442,14 +279,3 @@ def test_failures_without_end_end_the_search(stores, tmp_path):
     found, lines = searched(stores, tmp_path / "s", Fake(fails=lambda number: number > 0), trials=None, budget=3600.0)
     assert [t.state for t in found.trials["align"]] == ["complete"] + ["failed"] * 10
     assert any("10 trials in a row failed" in line for line in lines)
-
-
-@pytest.mark.parametrize(
-    "values", ["optimizer.nothing=1,2", "batch_size=16,0", "batch_size=8.5..32", "weight_decay=0.001..wide"]
-)
-def test_values_that_cannot_be_are_refused_before_the_first_trial(stores, tmp_path, values):
-    runs = Fake()
-    with pytest.raises(RequestError, match="--search"):
-        searched(stores, tmp_path / "s", runs, trials=4, given=(f"stages.align.{values}",))
-    assert not runs.runs
-    searched(stores, tmp_path / "s", runs, trials=1)  # the folder holds no search that would have to be continued

@@ -19,7 +19,7 @@ _CLIP_TEXTS = ("clip_text", "metaclip_2_text")
 _POOLERS = {pooling: name for name, pooling in POOLINGS.items()}
 # timm's names of SigLIP's image towers: width → word and layers.
 _SIGLIP = {768: ("base", 12), 1024: ("large", 24), 1152: ("so400m", 27), 1536: ("giantopt", 40)}
-_SIGLIP_SIDES = {
+SIGLIP_SIDES = {
     "base_patch16": (224, 256, 384, 512), "base_patch32": (256,), "large_patch16": (256, 384, 512),
     "so400m_patch14": (224, 378, 384), "so400m_patch16": (256, 384, 512), "giantopt_patch16": (256, 384),
 }  # fmt: skip
@@ -94,7 +94,7 @@ def _siglip_vision(image: dict[str, Any]) -> dict[str, Any]:
     if image["num_hidden_layers"] != layers or image["hidden_act"] != "gelu" or image["layer_norm_eps"] != 1e-6:
         raise ValueError("its image tower is none of timm's SigLIP towers (sizes, gelu, eps 1e-6)")
     kind, side = f"{word}_patch{image['patch_size']}", image["image_size"]
-    if side not in _SIGLIP_SIDES.get(kind, ()):  # open_clip makes the tower by its name alone
+    if side not in SIGLIP_SIDES.get(kind, ()):  # open_clip makes the tower by its name alone
         raise ValueError(f"timm has no SigLIP tower {kind} for pictures of {side} × {side}")
     name = f"vit_{kind}_siglip_{side}"
     return {
