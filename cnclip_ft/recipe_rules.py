@@ -255,14 +255,17 @@ class _Stage:
         return self._choice(settings, why)
 
     def _smoothing(self) -> Choice:
-        wanted = self._pairs_alone and self._meeting  # the loss is a softmax where none is given
-        return self._choice(
-            {"objective": {"label_smoothing": 0.05} if wanted else None},
-            Said(
-                "the second stage begins with less certain towers and ends higher",
-                "第二阶段从不那么自信的塔开始，终点更高",
-            ),
+        why = Said(
+            "the second stage begins with less certain towers and ends higher",
+            "第二阶段从不那么自信的塔开始，终点更高",
         )
+        given = self.given.get("objective") or {}
+        softmax = (
+            isinstance(given, Mapping) and given.get("kind") != "sigmoid"
+        )  # that of new towers, where none is given
+        if not (softmax and self._pairs_alone and self._meeting) or "label_smoothing" in given:
+            return Choice(self.name, {}, why)
+        return Choice(self.name, {"objective": {**given, "label_smoothing": 0.05}}, why)
 
     def _pictures(self) -> Choice:
         known_by_heart = self.facts.start != "whole" and self.facts.images < 1_000_000

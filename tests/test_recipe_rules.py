@@ -98,9 +98,14 @@ def test_what_was_measured_comes_out():
         "contrast"
     ].objective.label_smoothing == 0
     assert first.ema == pytest.approx(0.947, abs=0.001) and at(40_000)["align"].objective.label_smoothing == 0
-    # A loss of one's own has what it says alone: a sigmoid knows no smoothing.
-    own = stages(Facts(40_000, 8_000, start="new"), {"align": {"objective": {"kind": "sigmoid"}}})[0]["align"]
-    assert own.objective.label_smoothing == 0
+    # A sigmoid knows no smoothing; what else is given of a loss stays beside it.
+    for given, smoothing in (
+        ({"kind": "sigmoid"}, 0),
+        ({"label_smoothing": 0.1}, 0.1),
+        ({"tile": 16, "positives": "soft"}, 0.05),
+    ):
+        own = stages(Facts(40_000, 8_000, start="new"), {"align": {"objective": given}})[0]["align"].objective
+        assert own.model_dump() | given == own.model_dump() and own.label_smoothing == smoothing
 
 
 def test_more_of_something_never_makes_the_batch_smaller_and_fewer_pairs_are_passed_more_often():

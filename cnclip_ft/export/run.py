@@ -11,7 +11,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from cnclip_ft.evaluation.results import provenance
 from cnclip_ft.export.card import CARD, card_of_file, hub_metadata, is_card, write_card
 from cnclip_ft.export.parity import difference, require
 from cnclip_ft.export.settings import ExportSettings
@@ -41,7 +40,8 @@ FORMATS = {
 @dataclass(frozen=True)
 class Exported:
     """What was written: the largest difference of unit features to the source, how to use it, and where a split was
-    given recall on it of source and export; `at_size` is `provenance.image_size` of the source."""
+    given recall on it of source and export; `at_size` says the image size as the card does, where it is not
+    the one that the checkpoint was judged at."""
 
     output: Path
     difference: float
@@ -102,7 +102,9 @@ def export_checkpoint(
         load, checkpoint, source=source, trust_import=trust_import, image_size=image_size, dimensions=dimensions
     )
     model = open_source()
-    order = ExportSettings(_history(checkpoint, model), dtype, calibration)
+    history = _history(checkpoint, model)
+    at_size = {key: history[key] for key in ("image_size",) if key in history}
+    order = ExportSettings(history, dtype, calibration)
     exports = family_of(model.text_tower).exports
     if to not in exports:
         raise RequestError(
@@ -153,7 +155,7 @@ def export_checkpoint(
     finally:
         bar.close()
         scratch.remove()
-    return Exported(output, found, writer.advice(model, output), scores, provenance.image_size(model))
+    return Exported(output, found, writer.advice(model, output), scores, at_size)
 
 
 def _split(path: str | Path) -> Source:

@@ -107,10 +107,11 @@ def test_the_command_and_the_card_name_a_size_that_is_not_the_checkpoint_s(place
     card = (tmp_path / "a" / "README.md").read_text(encoding="utf-8")
     assert words in card and "Recall on its validation split (pictures of 32 × 32)" in card
     # Written once more as it is, or at a third size: it was judged at the first one all the same.
-    for size, used in ((None, 48), (64, 64)):
-        export_checkpoint(tmp_path / "a", "huggingface", tmp_path / str(used), image_size=size)
+    for size, used in (((), 48), (("--image-size", 64), 64)):
+        said = told(tmp_path / "a", *size, "--output", tmp_path / str(used))
+        assert f"pictures of {used} × {used}, the checkpoint's own are 32 × 32" in " ".join(said.split())
         assert read_info(tmp_path / str(used))["image_size"] == {"used": used, "own": 32}
-    export_checkpoint(tmp_path / "a", "huggingface", tmp_path / "back", image_size=32)
+    assert "pictures of" not in told(tmp_path / "a", "--image-size", 32, "--output", tmp_path / "back")
     assert "image_size" not in read_info(tmp_path / "back")
     for size in ((), ("--image-size", 32)):
         said = told(place / "vit", *size, "--output", tmp_path / "own", "--overwrite")
