@@ -67,9 +67,9 @@ class NewVit(NewTower):
     """Number of layers."""
     heads: Annotated[int, Field(ge=1, le=1024)]
     """Heads of the attention; they share the width evenly."""
-    patch: Annotated[int, Field(ge=1, le=16384)]
+    patch: Annotated[int, Field(ge=1, le=8192)]
     """Side of a patch in pixels."""
-    image_size: Annotated[int, Field(ge=8, le=16384)] | None = None
+    image_size: Annotated[int, Field(ge=8, le=8192)] | None = None
     """Side of the pictures in pixels."""
 
     @model_validator(mode="after")
@@ -82,7 +82,7 @@ class NewResNet(NewTower):
     """Blocks of the four stages."""
     width: Annotated[int, Field(ge=2, le=4096)] = 64
     """Channels of the first stage."""
-    image_size: Annotated[int, Field(ge=8, le=16384)] | None = None
+    image_size: Annotated[int, Field(ge=8, le=8192)] | None = None
     """Side of the pictures in pixels."""
 
 

@@ -27,7 +27,7 @@ class ModelSection(Section):
 
     start: Place | dict[str, Any]
     """A published name, a checkpoint of any kind, or towers: `{image: …, text: …}`."""
-    image_size: int | None = Field(None, ge=8, le=16384)
+    image_size: int | None = Field(None, ge=8, le=8192)
     """Side of the pictures in pixels; null: the start's own."""
     max_patches: int | None = Field(None, ge=1, le=16384)
     """Most patches of a picture, for towers that take it in its own shape (NaFlex); null: the start's own."""

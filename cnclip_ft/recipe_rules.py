@@ -120,8 +120,9 @@ class _Stage:
             )
         else:
             why = Said(
-                "a new tower: 1.7e-3 at batch 128 and width 128, by the square root of the batch {batch:,} and one over the width {width:,}",
-                "新建的塔：批量 128、宽度 128 时 1.7e-3，按批量 {batch:,} 的平方根与宽度 {width:,} 的倒数缩放",
+                "a new tower: 1.7e-3 at batch 128 and width 128, by the square root of the batch {batch:,} and one over the width {width:,}, "
+                "at most 1.7e-3",
+                "新建的塔：批量 128、宽度 128 时 1.7e-3，按批量 {batch:,} 的平方根与宽度 {width:,} 的倒数缩放，最多 1.7e-3",
                 batch=batch,
                 width=self.facts.width,
             )

@@ -105,7 +105,7 @@ class Augmentation(Section):
 
     crop: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Smallest share of the area that a random crop keeps; 1: no crop."""
-    size: int | None = Field(None, ge=8, le=16384)
+    size: int | None = Field(None, ge=8, le=8192)
     """Side of these crops in pixels, smaller than the model's for quicker steps of a tower that takes any; null: the model's."""
     colour: float = Field(0.0, ge=0, le=1)
     """Strength of random changes of brightness, contrast and saturation."""

@@ -21,7 +21,7 @@ from cnclip_ft.models.families.chinese_clip.catalog import Architecture
 from cnclip_ft.models.formats.files import Tensors
 from cnclip_ft.models.heads import GroundingHeads, completed
 from cnclip_ft.models.registry import image_kinds, text_kind, tokenizer_kind
-from cnclip_ft.models.schema import TextPart
+from cnclip_ft.models.schema import MOST_PIXELS, TextPart
 from data_tools.errors import RequestError
 from data_tools.words import Said
 
@@ -293,8 +293,8 @@ def resized(numbers: dict[str, Any], tensors: Tensors, image_size: int) -> tuple
     Raises:
         RequestError: the tower has no such resolution.
     """
-    if not 8 <= image_size <= 1 << 14:
-        raise RequestError(f"image_size is {image_size}, expected 8 to 16,384")
+    if not 8 <= image_size <= MOST_PIXELS:
+        raise RequestError(f"image_size is {image_size}, expected 8 to {MOST_PIXELS:,}")
     kind = image_kinds()[numbers["kind"]]
     if kind.imports(numbers) is None:
         with torch.device("meta"):

@@ -13,7 +13,8 @@ from data_tools.errors import RequestError
 
 Width = Annotated[int, Field(ge=1, le=1 << 16)]
 Layers = Annotated[int, Field(ge=1, le=1000)]
-Pixels = Annotated[int, Field(ge=1, le=1 << 13)]
+MOST_PIXELS = 1 << 13  # of a side
+Pixels = Annotated[int, Field(ge=1, le=MOST_PIXELS)]
 Vocabulary = Annotated[int, Field(ge=5, le=10_000_000)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Small = Annotated[float, Field(gt=0, lt=1)]

@@ -35,6 +35,7 @@ from cnclip_ft.models.formats.image_half import check_activation, has_image_half
 from cnclip_ft.models.halves import own_half, text_half_of_whole
 from cnclip_ft.models.hub import find
 from cnclip_ft.models.registry import UNNAMED, family_of, image_kinds, text_kinds
+from cnclip_ft.models.schema import MOST_PIXELS
 from data_tools.errors import RequestError
 from data_tools.words import Said, labelled
 
@@ -42,8 +43,8 @@ PROJECTION = 512  # where nothing says otherwise
 _IMAGE_TOWER = Said("image tower", "图像塔")
 
 
-# Positions are bounded by what a description may say of a tower, the others as in a recipe.
-BOUNDS = {"context_length": (3, 1 << 16), "image_size": (8, 1 << 14), "max_patches": (1, 1 << 14)}
+# What a description may say of a tower: what is trained has to be written, and read again.
+BOUNDS = {"context_length": (3, 1 << 16), "image_size": (8, MOST_PIXELS), "max_patches": (1, 1 << 14)}
 
 
 @dataclass

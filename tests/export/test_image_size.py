@@ -21,6 +21,10 @@ from cnclip_ft.features.folder import read_split
 from cnclip_ft.features.sources import store_source
 from cnclip_ft.models.checkpoints import load, read_info, save_checkpoint
 from cnclip_ft.models.formats.open_clip_writing import SIGLIP_SIDES, model_config
+from cnclip_ft.models.schema import MOST_PIXELS
+from cnclip_ft.models.start import BOUNDS
+from cnclip_ft.new_towers import NewResNet, NewVit
+from cnclip_ft.recipe import ModelSection
 from data_tools.errors import RequestError
 from tests.evaluation.tiny import make_store
 from tests.models.helpers import small
@@ -89,6 +93,18 @@ def test_a_size_that_the_model_cannot_take_is_refused(place, tmp_path):
     with pytest.raises(RequestError, match="image_size 48: .* takes 24"):
         export_checkpoint(tmp_path / "fixed", "onnx", tmp_path / "x", image_size=48, trust_import=True)
     assert os.listdir(tmp_path) == ["fixed"]
+
+
+def test_no_size_is_taken_that_a_checkpoint_could_not_say(place, tmp_path):
+    """It would be trained, and its checkpoint refused."""
+    largest = load(place / "any", image_size=MOST_PIXELS, trust_import=True)
+    save_checkpoint(largest, tmp_path / "largest", info={})
+    assert load(tmp_path / "largest", trust_import=True).image_size == MOST_PIXELS
+    with pytest.raises(RequestError, match="image_size is 8193, expected 8 to 8,192"):
+        load(place / "any", image_size=MOST_PIXELS + 1, trust_import=True)
+    for given in (ModelSection, NewVit, NewResNet):
+        limits = given.model_json_schema()["properties"]["image_size"]["anyOf"][0]
+        assert (limits["minimum"], limits["maximum"]) == BOUNDS["image_size"]
 
 
 def test_half_precision_has_the_size_too(place, tmp_path):

@@ -1,3 +1,5 @@
+"""Stores for searches: forty pictures to train on, twelve to judge by."""
+
 from __future__ import annotations
 
 import pytest
